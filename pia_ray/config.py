@@ -1,0 +1,249 @@
+"""Frozen configuration models, built once at the edge and passed whole; named models; `load` for files.
+
+Reads YAML files and nothing else: no environment variables, no network. `ServeConfig` arrives with the endpoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from pia_ray.errors import BadParameter, ConfigError
+from pia_ray.params import VideoFormat, parse_defaults, suggest
+
+USER_MODELS = Path("~/.config/pia-ray/models.yaml")
+"""Where users add named models of their own, in the form of the packaged `models.yaml`."""
+
+_Config = TypeVar("_Config", "ModelConfig", "CatalogConfig")
+
+
+def _defaults(value: object) -> object:
+    if not isinstance(value, Mapping):
+        raise ValueError("must be a mapping of knobs to values")
+    try:
+        return parse_defaults(value)
+    except BadParameter as error:
+        raise ValueError(error.message) from None
+
+
+_Defaults = Annotated[dict[str, Any], BeforeValidator(_defaults)]
+
+
+class ModelConfig(BaseModel):
+    """Where a model's parts come from and how it likes to be run.
+
+    `base`, `motion_adapter` and `vae` take a Hugging Face hub id, a local folder or an s3:// prefix, each in diffusers
+    layout. A `base` whose UNet already is a `UNetMotionModel` needs no motion adapter.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    name: str = Field("custom", description="What results call this model.")
+    base: str = Field(description="Stable Diffusion 1.5 checkpoint, or a whole PIA pipeline.")
+    revision: str | None = Field(None, description="Commit, tag or branch of a hub id; pin a commit for runs that last.")
+    motion_adapter: str | None = Field(None, description="PIA's motion adapter, with its 9-channel conv_in.")
+    motion_adapter_revision: str | None = Field(None, description="As revision, for the motion adapter.")
+    vae: str | None = Field(None, description="VAE to use in place of the base's own.")
+    vae_revision: str | None = Field(None, description="As revision, for the VAE.")
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
+        "auto", description="Precision of the weights: auto is float16 on a GPU and float32 on a CPU."
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes the GPU if there is one.")
+    long_edge: int = Field(512, ge=16, le=2048, description="Longer side of the model's size buckets, in px.")
+    size_step: int = Field(64, ge=8, le=256, description="Bucket sides are multiples of this, in px.")
+    allow_pickle: bool = Field(
+        False, description="Also load .bin checkpoints (weights only). safetensors alone is the safe default."
+    )
+    defaults: _Defaults = Field(default_factory=dict, description="The model's own values of knobs.")
+    description: str = Field("", description="One line for `pia-ray models`.")
+
+    @field_validator("long_edge", "size_step")
+    @classmethod
+    def _eights(cls, value: int) -> int:
+        if value % 8:
+            raise ValueError("must be a multiple of 8")
+        return value
+
+    @model_validator(mode="after")
+    def _buckets(self) -> ModelConfig:
+        if self.long_edge % self.size_step:
+            raise ValueError("long_edge must be a multiple of size_step")
+        return self
+
+    @staticmethod
+    def named(name: str) -> ModelConfig:
+        """The model of that name, from the user's `models.yaml` or the packaged one.
+
+        Raises:
+            ConfigError: no such name; lists those there are.
+        """
+        models = named_models()
+        if name not in models:
+            raise ConfigError(
+                f'there is no model "{name}".{suggest(name, models)} Known: {", ".join(models)}; '
+                f"or give a YAML file. Add your own in {USER_MODELS}."
+            )
+        return models[name]
+
+
+class CatalogConfig(BaseModel):
+    """One catalogue run: what to animate, where to put it, on how many workers."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    manifest: str = Field(description="File, folder, glob or folder of images; local or s3://.")
+    output: str = Field(description="Folder or s3:// prefix for videos, results and gallery.")
+    model: ModelConfig = Field(description="Name of a model, or its settings.")
+    defaults: _Defaults = Field(default_factory=dict, description="Knobs for rows that leave them out.")
+    format: VideoFormat = Field("mp4", description="Format of the videos.")
+    id_col: str | None = Field(None, description="Column that holds the id.")
+    image_col: str | None = Field(None, description="Column that holds the image.")
+    prompt_col: str | None = Field(None, description="Column that holds the prompt.")
+    limit: int | None = Field(None, ge=1, description="Only the first so many rows of the manifest.")
+    retry: tuple[str, ...] = Field((), description='"failed", or error codes of failed rows to try again.')
+    detect_changes: bool = Field(
+        False, description="Let a picture's ETag, or size and time of change, count towards its work key."
+    )
+    actors: tuple[int, int] | None = Field(
+        None, description="Least and most workers. Left out: one per GPU, or one on a machine without."
+    )
+    gpus_per_actor: float | None = Field(
+        None, ge=0, le=8, description="GPUs (or a share of one) per worker. Left out: 1 where there are GPUs, else 0."
+    )
+    cpus_per_actor: float = Field(1.0, ge=0, le=64, description="CPU cores reserved per worker.")
+    batch_size: int | Literal["auto"] = Field("auto", description="Rows that denoise together in one worker.")
+    prefetch: int = Field(2, ge=0, le=64, description="Rows fetched or encoded beside those that denoise, per worker.")
+    max_attempts: int = Field(3, ge=1, le=100, description="Tries of a row whose worker dies, or that may be retried.")
+    deadline_s: float | None = Field(None, gt=0, description="Seconds after which the run stops, resumable.")
+    row_timeout_s: float = Field(3600.0, gt=0, description="Seconds after which a row in the engine fails.")
+    background: str = Field("#ffffff", pattern=r"^#[0-9a-fA-F]{6}$", description="Colour under transparent pictures.")
+    max_image_bytes: int = Field(50_000_000, ge=1, description="Larger image files are refused, unread.")
+    max_image_pixels: int = Field(64_000_000, ge=1, description="Larger images are refused, undecoded.")
+    address: str | None = Field(None, description="Ray cluster to join. Left out: a cluster of this run's own.")
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _named(cls, value: object) -> object:
+        return ModelConfig.named(value) if isinstance(value, str) else value
+
+    @field_validator("actors", mode="before")
+    @classmethod
+    def _range(cls, value: object) -> object:
+        if isinstance(value, str):
+            low, _, high = value.partition(":")
+            if not low.isdigit() or (high and not high.isdigit()):
+                raise ValueError('must be a number or MIN:MAX, such as "4" or "1:8"')
+            value = (int(low), int(high or low))
+        elif isinstance(value, int):
+            value = (value, value)
+        if isinstance(value, tuple | list) and len(value) == 2 and not 1 <= value[0] <= value[1]:
+            raise ValueError("must be at least 1, and the least not above the most")
+        return value
+
+    @field_validator("batch_size", mode="before")
+    @classmethod
+    def _batch(cls, value: object) -> object:
+        if isinstance(value, str) and value.isdigit():
+            value = int(value)
+        if isinstance(value, int) and not 1 <= value <= 64:
+            raise ValueError('must be "auto" or 1 to 64')
+        return value
+
+    @field_validator("retry", mode="before")
+    @classmethod
+    def _codes(cls, value: object) -> object:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+
+def build(kind: type[_Config], values: Mapping[str, Any], *, source: str = "") -> _Config:
+    """A config of that kind from plain values.
+
+    Raises:
+        ConfigError: names the key, with the nearest known one where it is misspelt, and `source` (a file) if given.
+    """
+    prefix = f"{source}: " if source else ""
+    for key in values:
+        if key not in kind.model_fields:
+            raise ConfigError(f'{prefix}there is no setting "{key}".{suggest(key, kind.model_fields)}')
+    try:
+        return kind.model_validate(dict(values))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        text = str(first["msg"]).removeprefix("Value error, ")
+        if first["type"] == "extra_forbidden":
+            text = f"there is no such setting.{suggest(str(first['loc'][-1]), ModelConfig.model_fields)}"
+        raise ConfigError(f"{prefix}{where}: {text}" if where else f"{prefix}{text}") from None
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """The mapping in a YAML file.
+
+    Raises:
+        ConfigError: no such file, not YAML, or not a mapping.
+    """
+    try:
+        value = yaml.safe_load(Path(path).read_text("utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror or error}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not YAML: {error}") from None
+    if value is None:
+        return {}
+    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+        raise ConfigError(f"{path} must be a mapping of settings to values")
+    return value
+
+
+def load(path: str | Path | None, overrides: Mapping[str, Any]) -> CatalogConfig:
+    """The catalogue config of a YAML file with `overrides` on top; knobs in `defaults` are merged one by one.
+
+    Raises:
+        ConfigError: the file or a value is wrong.
+    """
+    values = read_yaml(path) if path is not None else {}
+    defaults = {**(values.get("defaults") or {}), **(overrides.get("defaults") or {})}
+    merged = {**values, **overrides}
+    if defaults:
+        merged["defaults"] = defaults
+    merged.setdefault("model", "realistic-vision")
+    for key in ("manifest", "output"):
+        if key not in merged:
+            raise ConfigError(f"{key} is missing: give it on the command line or in the config file")
+    return build(CatalogConfig, merged, source=str(path) if path is not None else "")
+
+
+def load_model(name_or_file: str) -> ModelConfig:
+    """A named model, or the one a YAML file describes (told by its extension).
+
+    Raises:
+        ConfigError: no such name or file, or a wrong setting in it.
+    """
+    if name_or_file.endswith((".yaml", ".yml")):
+        values = read_yaml(name_or_file)
+        values.setdefault("name", Path(name_or_file).stem)
+        return build(ModelConfig, values, source=name_or_file)
+    return ModelConfig.named(name_or_file)
+
+
+def named_models(user_file: Path = USER_MODELS) -> dict[str, ModelConfig]:
+    """Every model by name; the user's file wins over the packaged one.
+
+    Raises:
+        ConfigError: the user's file is wrong.
+    """
+    tables = {"the packaged models.yaml": yaml.safe_load(files("pia_ray").joinpath("models.yaml").read_text("utf-8"))}
+    if (own := user_file.expanduser()).exists():
+        tables[str(own)] = read_yaml(own)
+    models: dict[str, ModelConfig] = {}
+    for source, table in tables.items():
+        for name, values in table.items():
+            if not isinstance(values, dict):
+                raise ConfigError(f"{source}: {name} must be a mapping of settings to values")
+            models[name] = build(ModelConfig, {"name": name, **values}, source=f"{source}: {name}")
+    return models
