@@ -11,12 +11,13 @@ again can help (`retryable`), and names the HTTP status that fits.
     │   ├── OutputError           the output cannot be written
     │   ├── WeightsError          a model's weights are missing or unusable
     │   ├── LeaseHeld             another run is at work on this output
-    │   └── LedgerError           the ledger is damaged beyond what a rerun mends
+    │   ├── LedgerError           the ledger is damaged beyond what a rerun mends
+    │   └── DeviceLost            the GPU is unusable for this process; a new one may work
     └── RowError
         ├── BadParameter          a knob of this row has no valid value
         ├── ImageError            ImageNotFound, UnsupportedImage, ImageTruncated, ImageTooLarge, ImageTooSmall
         ├── FetchError            AddressRefused, FetchDenied, FetchUnavailable
-        ├── StorageError          StorageNotFound, StorageDenied, StorageThrottled, StorageUnavailable
+        ├── StorageError          StorageNotFound, StorageDenied, StorageThrottled, StorageUnavailable, StorageTooLarge
         ├── OutOfMemory           the row does not fit, alone, on this device
         ├── NonFiniteFrames       the model produced NaN or infinite values
         ├── VideoError            frames could not be encoded, or the finished file did not verify
@@ -86,6 +87,12 @@ class LedgerError(JobError):
     """The ledger is damaged beyond what a rerun mends."""
 
     code = "bad_ledger"
+
+
+class DeviceLost(JobError):
+    """The GPU is in a state that only a new process mends."""
+
+    code = "device_lost"
 
 
 class RowError(PiaRayError):
@@ -207,6 +214,13 @@ class StorageUnavailable(StorageError):
     code = "storage_unavailable"
     retryable = True
     http_status = 503
+
+
+class StorageTooLarge(StorageError):
+    """The file or object is larger than the reader accepts."""
+
+    code = "storage_too_large"
+    http_status = 413
 
 
 class OutOfMemory(RowError):
