@@ -12,8 +12,8 @@ import json
 import os
 import threading
 import time
-from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
@@ -124,8 +124,8 @@ def make_split_checkpoint(
             tokenizer=tokenizer,
             unet=_unet(seed, sample_size=sample_size),
             scheduler=_scheduler(prediction_type, zero_snr=zero_snr),
-            safety_checker=None,  # type: ignore[arg-type]  # optional, but not annotated so
-            feature_extractor=None,  # type: ignore[arg-type]
+            safety_checker=None,
+            feature_extractor=None,
             requires_safety_checker=False,
         )
         adapter = _adapter(seed, motion_mid_block=motion_mid_block)
@@ -183,7 +183,7 @@ class FakeAnimator:
         nan       the row fails with `NonFiniteFrames`
         die       the process ends at once with exit status 137, each time
         die-once  the same, but only the first time for that row's id; needs `marks`, a folder that outlives the process
-        hang      the row ends only by its deadline (`Timeout`) or by `close` (`Cancelled`)
+        hang      the row ends only by its deadline (`Timeout`), by `future.cancel()` or by `close` (`Cancelled`)
     """
 
     def __init__(
@@ -191,15 +191,17 @@ class FakeAnimator:
         model: ModelConfig,
         *,
         batch_size: int | Literal["auto"] = "auto",
+        cpu_threads: int | None = None,
         seconds_per_step: float = 0.0,
         marks: Path | None = None,
     ) -> None:
+        self.model = model
+        self.batch_size = 1 if batch_size == "auto" else batch_size
         self.model_version = f"{model.name}@fake"
-        self._model = model
         self._seconds_per_step = seconds_per_step
         self._marks = marks
         self._closed = threading.Event()
-        self._pool = ThreadPoolExecutor(1 if batch_size == "auto" else batch_size, thread_name_prefix="fake-animator")
+        self._pool = ThreadPoolExecutor(self.batch_size, thread_name_prefix="fake-animator")
 
     def animate(self, requests: Sequence[AnimationRequest]) -> list[Animation | RowError]:
         """One animation or that row's error per request, in order."""
@@ -209,15 +211,23 @@ class FakeAnimator:
                 outcomes.append(future.result())
             except RowError as error:
                 outcomes.append(error)
+            except CancelledError:
+                outcomes.append(Cancelled("the request was taken back"))
         return outcomes
 
-    def submit(self, request: AnimationRequest) -> Future[Animation]:
-        """The future animation; its exception is a `RowError`."""
+    def submit(
+        self, request: AnimationRequest, *, alone: bool = False, on_step: Callable[[int, int], None] | None = None
+    ) -> Future[Animation]:
+        """The future animation; its exception is a `RowError`. `future.cancel()` works until the end.
+
+        `alone` changes nothing: rows share nothing here. `on_step` is called with steps done and steps in all.
+        """
+        future: Future[Animation] = Future()
         if self._closed.is_set():
-            refused: Future[Animation] = Future()
-            refused.set_exception(Cancelled("the animator is closed"))
-            return refused
-        return self._pool.submit(self._run, request, time.monotonic())
+            future.set_exception(Cancelled("the animator is closed"))
+        else:
+            self._pool.submit(self._settle, future, request, time.monotonic(), on_step)
+        return future
 
     def close(self) -> None:
         """Ends rows that are waiting or hanging with `Cancelled`, then the threads."""
@@ -230,16 +240,40 @@ class FakeAnimator:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _run(self, request: AnimationRequest, submitted: float) -> Animation:
+    def _settle(
+        self,
+        future: Future[Animation],
+        request: AnimationRequest,
+        submitted: float,
+        on_step: Callable[[int, int], None] | None,
+    ) -> None:
+        try:
+            animation = self._run(future, request, submitted, on_step)
+        except Exception as error:  # noqa: BLE001  # the row boundary: whatever it is belongs into the future
+            if future.set_running_or_notify_cancel():
+                future.set_exception(error)
+        else:
+            if future.set_running_or_notify_cancel():
+                future.set_result(animation)
+
+    def _run(
+        self,
+        future: Future[Animation],
+        request: AnimationRequest,
+        submitted: float,
+        on_step: Callable[[int, int], None] | None,
+    ) -> Animation:
         started = time.monotonic()
-        params = resolve(request.params, {}, model_defaults=self._model.defaults)
-        self._fail(request, submitted)
-        deadline = submitted + request.deadline_s if request.deadline_s is not None else None
-        for _ in range(params.num_inference_steps):
-            _check(self._closed, request, deadline)
+        params = resolve(request.params, {}, model_defaults=self.model.defaults)
+        self._check(future, request, submitted)
+        self._fail(future, request, submitted)
+        for step in range(params.num_inference_steps):
+            self._check(future, request, submitted)
             if self._seconds_per_step:
                 self._closed.wait(self._seconds_per_step)
-        _check(self._closed, request, deadline)
+            if on_step is not None:
+                on_step(step + 1, params.num_inference_steps)
+        self._check(future, request, submitted)
         seed = params.seed if params.seed is not None else seed_from_id(request.id)
         picture = _picture(request.image, params.width, params.height)  # [H, W, 3], uint8
         noise = np.random.default_rng(seed).integers(-4, 5, picture.shape, dtype=np.int16)
@@ -257,7 +291,15 @@ class FakeAnimator:
             motion=float(np.abs(frames.astype(np.int16) - frames[0].astype(np.int16)).mean() / 255),
         )
 
-    def _fail(self, request: AnimationRequest, submitted: float) -> None:
+    def _check(self, future: Future[Animation], request: AnimationRequest, submitted: float) -> None:
+        if self._closed.is_set():
+            raise Cancelled("the animator is closed")
+        if future.cancelled():
+            raise Cancelled("the request was taken back")
+        if request.deadline_s is not None and time.monotonic() - submitted > request.deadline_s:
+            raise Timeout(f"not finished within its deadline of {request.deadline_s:g} s")
+
+    def _fail(self, future: Future[Animation], request: AnimationRequest, submitted: float) -> None:
         words = set(request.params.prompt.lower().split())
         if "oom" in words:
             raise OutOfMemory("fault by prompt: the row does not fit on this device")
@@ -265,11 +307,9 @@ class FakeAnimator:
             raise NonFiniteFrames("fault by prompt: the model produced NaN")
         if "die" in words or ("die-once" in words and self._first_time(request.id)):
             os._exit(137)  # what a shell reports after kill -9
-        if "hang" in words:
-            left = None if request.deadline_s is None else submitted + request.deadline_s - time.monotonic()
-            if self._closed.wait(None if left is None else max(0.0, left)):
-                raise Cancelled("the animator was closed while the row hung")
-            raise Timeout(f"fault by prompt: the row passed its deadline of {request.deadline_s:g} s")
+        while "hang" in words:
+            self._closed.wait(0.02)
+            self._check(future, request, submitted)
 
     def _first_time(self, row_id: str) -> bool:
         if self._marks is None:
@@ -340,13 +380,6 @@ def draw_picture(size: tuple[int, int], *, seed: int, extension: Literal["jpg", 
     stream = io.BytesIO()
     Image.fromarray(pixels.astype(np.uint8)).save(stream, {"jpg": "JPEG", "png": "PNG", "webp": "WEBP"}[extension])
     return stream.getvalue()
-
-
-def _check(closed: threading.Event, request: AnimationRequest, deadline: float | None) -> None:
-    if closed.is_set():
-        raise Cancelled("the animator was closed before the row was finished")
-    if deadline is not None and time.monotonic() >= deadline:
-        raise Timeout(f"the row passed its deadline of {request.deadline_s:g} s")
 
 
 def _picture(image: Any, width: int | None, height: int | None) -> np.ndarray[Any, Any]:
@@ -457,7 +490,7 @@ def _text_encoder(seed: int, *, tokenizer: CLIPTokenizer) -> Any:
 def _scheduler(prediction_type: str, *, zero_snr: bool) -> Any:
     from diffusers import DDIMScheduler
 
-    return DDIMScheduler(  # type: ignore[no-untyped-call]
+    return DDIMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
         beta_schedule="scaled_linear",
