@@ -1,0 +1,180 @@
+"""A folder in diffusers layout: which of its files count, whether they are whole, and their digest.
+
+Reads configs, headers and lengths only, so that a damaged or refused checkpoint is told before anything is loaded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from pia_ray.errors import WeightsError
+
+Role = Literal["base", "motion_adapter", "vae"]
+
+PICKLED_SUFFIXES: Final = (".ckpt", ".bin", ".pt", ".pth", ".pkl")
+"""Endings of checkpoint files that can run code when they are opened."""
+
+_digests: dict[tuple[str, int, int], str] = {}
+"""Digests of files by path, size and time of change: one process asks more than once."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One of the up to three places a model comes from."""
+
+    role: Role
+    reference: str
+    revision: str | None
+    own_vae: bool
+    """Of the base: whether its VAE is used."""
+    allow_pickle: bool
+
+    @property
+    def components(self) -> tuple[str, ...]:
+        """Subfolders that hold weights; "" is the folder itself."""
+        if self.role != "base":
+            return ("",)
+        return ("unet", "text_encoder", "vae") if self.own_vae else ("unet", "text_encoder")
+
+    def patterns(self, *, pickled: bool) -> list[str]:
+        """Names of the files that count: no other precisions, no single-file checkpoints beside them, no pictures."""
+        names = ["model_index.json", "scheduler/scheduler_config.json"] if self.role == "base" else []
+        if self.role == "base":
+            names += [f"tokenizer/{name}" for name in ("*.json", "merges.txt")]
+        for component in self.components:
+            prefix = f"{component}/" if component else ""
+            names.append(f"{prefix}config.json")
+            for stem, extension in _stems(component, pickled=pickled):
+                whole = f"{prefix}{stem}.{extension}"
+                names += [whole, f"{prefix}{stem}-*.{extension}", f"{whole}.index.json"]
+        return names
+
+
+def verify(part: Part, folder: Path) -> list[Path]:
+    """The files that count, sorted; layout, configs, headers and lengths are checked.
+
+    Raises:
+        WeightsError: something is missing, damaged, or a pickled checkpoint that is refused.
+    """
+    if not any((folder / component / "config.json").is_file() for component in part.components):
+        raise _not_diffusers(part, folder)
+    used = []
+    for component in part.components:
+        used.append(_json_file(folder / component / "config.json"))
+        used += _weight_files(folder / component, component, part)
+    if part.role == "base":
+        used.append(_json_file(folder / "scheduler" / "scheduler_config.json"))
+        tokenizer = folder / "tokenizer"
+        if not (tokenizer / "tokenizer.json").is_file() and not (
+            (tokenizer / "vocab.json").is_file() and (tokenizer / "merges.txt").is_file()
+        ):
+            raise WeightsError(f"no tokenizer.json, nor vocab.json and merges.txt, in {tokenizer}")
+        used += [path for path in tokenizer.iterdir() if path.suffix in (".json", ".txt")]
+    return sorted(used)
+
+
+def digest(folder: Path, paths: Iterable[Path]) -> str:
+    """The sha256, in hex, of the names and contents of these files of the folder."""
+    whole = hashlib.sha256()
+    for path in paths:
+        facts = path.stat()
+        key = (str(path.resolve()), facts.st_size, facts.st_mtime_ns)
+        if key not in _digests:
+            with path.open("rb") as stream:
+                _digests[key] = hashlib.file_digest(stream, "sha256").hexdigest()
+        whole.update(f"{path.relative_to(folder).as_posix()}\0{_digests[key]}\n".encode())
+    return whole.hexdigest()
+
+
+def _stems(component: str, *, pickled: bool) -> Iterator[tuple[str, str]]:
+    """File names of weights, without and with extension, in the order of diffusers' and transformers' loaders."""
+    is_text = component == "text_encoder"
+    yield ("model" if is_text else "diffusion_pytorch_model"), "safetensors"
+    if pickled:
+        yield ("pytorch_model" if is_text else "diffusion_pytorch_model"), "bin"
+
+
+def _weight_files(folder: Path, component: str, part: Part) -> list[Path]:
+    for stem, extension in _stems(component, pickled=part.allow_pickle):
+        whole = folder / f"{stem}.{extension}"
+        index = folder / f"{stem}.{extension}.index.json"
+        if whole.is_file():
+            shards = [whole]
+        elif index.is_file():
+            mapping = _read_json(index).get("weight_map")
+            if not isinstance(mapping, Mapping) or not mapping:
+                raise WeightsError(f"{index} names no files: fetch it again")
+            shards = [folder / Path(str(name)).name for name in sorted(set(mapping.values()))]
+        else:
+            continue
+        for shard in shards:
+            if extension == "safetensors":
+                _check_safetensors(shard)
+            elif not shard.is_file():
+                raise WeightsError(f"{shard} is missing: fetch the model again")
+        return [index, *shards] if shards != [whole] else shards
+    stem = next(_stems(component, pickled=False))[0]
+    found = sorted(path.name for path in folder.iterdir() if path.suffix in (*PICKLED_SUFFIXES, ".safetensors"))
+    text = f"there is no {stem}.safetensors in {folder}"
+    if any(name.endswith(".safetensors") for name in found):
+        raise WeightsError(f"{text}, only {', '.join(found)}: rename the one to use")
+    raise WeightsError(
+        f"{text}{', only ' + ', '.join(found) if found else ''}. Pickled checkpoints (.bin) are refused, since opening "
+        "one can run code: convert it to safetensors, or set allow_pickle: true if you trust its author."
+    )
+
+
+def _not_diffusers(part: Part, folder: Path) -> WeightsError:
+    singles = sorted(path.name for path in folder.iterdir() if path.suffix in (*PICKLED_SUFFIXES, ".safetensors"))
+    wanted = f"{part.components[0]}/config.json" if part.components[0] else "config.json"
+    hint = f" It holds {', '.join(singles[:3])}: a single-file checkpoint must be converted first." if singles else ""
+    return WeightsError(f"{folder}, the {part.role}, is not in diffusers layout: it has no {wanted}.{hint}")
+
+
+def _check_safetensors(path: Path) -> None:
+    """Compares the length with what the header promises. Source: the format's description, huggingface/safetensors."""
+    try:
+        size_bytes = path.stat().st_size
+        with path.open("rb") as stream:
+            start = stream.read(8)
+            header_bytes = int.from_bytes(start, "little")
+            if start == b"version ":
+                raise WeightsError(f"{path} is a Git LFS pointer, not the weights: run git lfs pull")
+            if len(start) < 8 or header_bytes > min(size_bytes - 8, 100_000_000):
+                raise WeightsError(f"{path} is truncated or no safetensors file ({size_bytes} bytes): fetch it again")
+            header = json.loads(stream.read(header_bytes))
+        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+    except FileNotFoundError:
+        raise WeightsError(f"{path} is missing: fetch the model again") from None
+    except OSError as error:
+        raise WeightsError(f"cannot read {path}: {error.strerror or error}") from None
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError):
+        raise WeightsError(f"{path} has a damaged header: fetch it again") from None
+    if size_bytes != (whole := 8 + header_bytes + max(ends, default=0)):
+        raise WeightsError(f"{path} is truncated or damaged: {size_bytes} bytes of {whole}. Fetch it again.")
+
+
+def _json_file(path: Path) -> Path:
+    _read_json(path)
+    return path
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise WeightsError(
+            f"{path} is missing: the model is not in diffusers layout, or its copy is incomplete"
+        ) from None
+    except OSError as error:
+        raise WeightsError(f"cannot read {path}: {error.strerror or error}") from None
+    except ValueError:
+        raise WeightsError(f"{path} is damaged: it is not JSON") from None
+    if not isinstance(value, dict):
+        raise WeightsError(f"{path} is damaged: it must hold a JSON object")
+    return value
