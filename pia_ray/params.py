@@ -176,12 +176,8 @@ class AnimationParams(BaseModel):
         description="How much moves: 0-2 small to large, 3-5 the same as loops, 6-8 with a change of style; "
         "or by name (" + ", ".join(MOTION_NAMES) + ").",
     )
-    num_frames: _Int = Field(
-        16, ge=1, le=32, description="Length of the video.", json_schema_extra={"unit": "frames"}
-    )
-    fps: _Int = Field(
-        8, ge=1, le=60, description="Playing speed of the video.", json_schema_extra={"unit": "frames/s"}
-    )
+    num_frames: _Int = Field(16, ge=1, le=32, description="Length of the video.", json_schema_extra={"unit": "frames"})
+    fps: _Int = Field(8, ge=1, le=60, description="Playing speed of the video.", json_schema_extra={"unit": "frames/s"})
     num_inference_steps: _Int = Field(
         25, ge=1, le=1000, description="Denoising steps: more is slower.", json_schema_extra={"unit": "steps"}
     )
@@ -271,7 +267,7 @@ def _knob(name: str) -> Knob:
     extra = field.json_schema_extra
     return Knob(
         name=name,
-        type=str if choices else (kind if kind in (int, float) else str),
+        type={int: int, float: float}.get(kind, str),  # type: ignore[call-overload]
         choices=choices,
         default=None if field.is_required() else field.default,
         bounds=f"{low} to {high}" if low and high else "",

@@ -1,0 +1,201 @@
+"""Weights on disk -> components ready to run: UNet with motion modules, VAE, text encoder, tokenizer, scheduler config.
+
+Loads by diffusers' and transformers' own loaders, safetensors only unless the model says otherwise.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from diffusers import AutoencoderKL, MotionAdapter, UNet2DConditionModel, UNetMotionModel
+from diffusers.schedulers import (
+    DDIMScheduler,
+    DEISMultistepScheduler,
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    LCMScheduler,
+    PNDMScheduler,
+    UniPCMultistepScheduler,
+)
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from pia_ray.config import ModelConfig
+from pia_ray.errors import BadParameter, WeightsError
+from pia_ray.params import AnimationParams
+from pia_ray.pia.speed import device_of, dtype_of, memory_format
+from pia_ray.weights import LocalWeights
+
+LINEAR_BETAS: Final[Mapping[str, Any]] = {
+    "beta_schedule": "linear",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "trained_betas": None,
+    "clip_sample": False,
+}
+"""What PIA was trained with; a Stable Diffusion checkpoint's own file says scaled_linear. Source: PIA's config."""
+
+SCHEDULERS: Final[Mapping[str, tuple[Any, Mapping[str, Any]]]] = {
+    "ddim": (DDIMScheduler, {}),
+    "euler": (EulerDiscreteScheduler, {}),
+    "euler-a": (EulerAncestralDiscreteScheduler, {}),
+    "dpm++2m": (DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++", "solver_order": 2}),
+    "dpm++2m-karras": (
+        DPMSolverMultistepScheduler,
+        {"algorithm_type": "dpmsolver++", "solver_order": 2, "use_karras_sigmas": True},
+    ),
+    "dpm++2m-sde": (DPMSolverMultistepScheduler, {"algorithm_type": "sde-dpmsolver++", "solver_order": 2}),
+    "unipc": (UniPCMultistepScheduler, {}),
+    # Without skip_prk_steps the Runge-Kutta warm-up explodes at strength below 1.
+    "pndm": (PNDMScheduler, {"skip_prk_steps": True}),
+    "deis": (DEISMultistepScheduler, {"algorithm_type": "deis"}),
+    "heun": (HeunDiscreteScheduler, {}),
+    "lcm": (LCMScheduler, {}),
+}
+"""Each scheduler name with its class and what it sets beyond the model's own scheduler config."""
+
+
+@dataclass(frozen=True)
+class Components:
+    """A model in memory, on its device and in its precision."""
+
+    unet: UNetMotionModel
+    vae: AutoencoderKL
+    text_encoder: CLIPTextModel
+    tokenizer: CLIPTokenizer
+    scheduler_config: Mapping[str, Any]
+    device: torch.device
+    dtype: torch.dtype
+    version: str
+    """Name and revision or digest of the weights."""
+
+    @property
+    def spatial_factor(self) -> int:
+        """Pixels per latent pixel: from the VAE's own blocks, 8 for Stable Diffusion 1.5."""
+        return int(2 ** (len(self.vae.config["block_out_channels"]) - 1))
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of a latent: 4 for Stable Diffusion 1.5."""
+        return int(self.vae.config["latent_channels"])
+
+    @property
+    def latent_scale(self) -> float:
+        """Factor between the VAE's latents and those of the UNet: 0.18215 for Stable Diffusion 1.5."""
+        return float(self.vae.config["scaling_factor"])
+
+    @property
+    def max_frames(self) -> int:
+        """Frames the motion modules have positions for."""
+        return int(self.unet.config["motion_max_seq_length"])
+
+
+def assemble(weights: LocalWeights, model: ModelConfig) -> Components:
+    """The model of these weights, on its device.
+
+    Raises:
+        WeightsError: a part is missing, damaged, or not a PIA model (no 9-channel input).
+        ConfigError: the device is not there.
+    """
+    device = device_of(model)
+    dtype = dtype_of(model, device)
+    kwargs: dict[str, Any] = {"torch_dtype": dtype, "use_safetensors": None if model.allow_pickle else True}
+    unet = _unet(weights, kwargs)
+    if (channels := unet.config["in_channels"]) != 9:
+        raise WeightsError(
+            f"the UNet of model {model.name} takes {channels} channels, PIA's takes 9: "
+            "motion_adapter must be PIA's condition adapter, which brings its own conv_in"
+        )
+    vae = _load(AutoencoderKL, weights.vae or weights.base / "vae", kwargs)
+    text_encoder = _load(
+        CLIPTextModel,
+        weights.base / "text_encoder",
+        {"dtype": dtype, "use_safetensors": kwargs["use_safetensors"]},
+    )
+    tokenizer = _load(CLIPTokenizer, weights.base / "tokenizer", {})
+    layout = memory_format(device)
+    for part in (unet, vae, text_encoder):
+        part.requires_grad_(False).eval().to(device)
+    unet.to(memory_format=layout)
+    vae.to(memory_format=layout)
+    return Components(
+        unet=unet,
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        scheduler_config=_read_config(weights.base / "scheduler" / "scheduler_config.json"),
+        device=device,
+        dtype=dtype,
+        version=weights.version,
+    )
+
+
+def make_scheduler(components: Components, params: AnimationParams) -> Any:
+    """A fresh scheduler for one row, its timesteps set: the model's own settings, linear betas, no clipping.
+
+    Raises:
+        BadParameter: the scheduler cannot do that number of steps.
+    """
+    kind, settings = SCHEDULERS[params.scheduler]
+    own = {key: value for key, value in components.scheduler_config.items() if not key.startswith("_")}
+    scheduler = kind.from_config({**own, **LINEAR_BETAS, **settings})
+    steps = params.num_inference_steps
+    try:
+        # On the CPU, so that reading a timestep never waits for the GPU.
+        scheduler.set_timesteps(steps, device="cpu")
+    except ValueError as error:
+        raise BadParameter(
+            f"num_inference_steps: scheduler {params.scheduler} cannot do {steps} steps ({error})",
+            "num_inference_steps",
+        ) from None
+    trained = scheduler.config["num_train_timesteps"]
+    if float(scheduler.timesteps.max()) > trained - 1:
+        raise BadParameter(
+            f"num_inference_steps must be below {trained} for scheduler {params.scheduler} (got {steps})",
+            "num_inference_steps",
+        )
+    return scheduler
+
+
+def _unet(weights: LocalWeights, kwargs: dict[str, Any]) -> UNetMotionModel:
+    folder = weights.base / "unet"
+    kind = _read_config(folder / "config.json").get("_class_name")
+    if kind == "UNetMotionModel":
+        if weights.motion_adapter is not None:
+            raise WeightsError(
+                f"{folder} already holds motion modules: leave motion_adapter out, or give a plain SD 1.5 base"
+            )
+        return _load(UNetMotionModel, folder, kwargs)
+    if weights.motion_adapter is None:
+        raise WeightsError(f"{folder} is a plain {kind}: the model needs a motion_adapter to animate")
+    adapter = _load(MotionAdapter, weights.motion_adapter, kwargs)
+    if adapter.conv_in is None:
+        raise WeightsError(f"the motion adapter in {weights.motion_adapter} has no conv_in: it is not PIA's")
+    base = _load(UNet2DConditionModel, folder, kwargs)
+    # The new UNet shares conv_in with the adapter object. Both sources are dropped here, so nothing can alias it.
+    return UNetMotionModel.from_unet2d(base, adapter)
+
+
+def _load(kind: Any, folder: Path, kwargs: dict[str, Any]) -> Any:
+    try:
+        loaded = kind.from_pretrained(folder, local_files_only=True, **kwargs)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise WeightsError(f"cannot load {kind.__name__} from {folder}: {reason}") from error
+    return loaded
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"cannot read {path}: {error}") from None
+    if not isinstance(value, dict):
+        raise WeightsError(f"{path} is not a configuration: it must hold a JSON object")
+    return value

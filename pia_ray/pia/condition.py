@@ -1,0 +1,97 @@
+"""What a row's denoising is conditioned on: text embeddings, the picture's latent, the affinity mask; with caches."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from typing import Any, Final
+
+import numpy as np
+import torch
+from PIL import Image
+
+from pia_ray.errors import BadParameter
+from pia_ray.params import AnimationParams
+from pia_ray.pia.affinity import affinity
+from pia_ray.pia.assemble import Components
+
+CACHED_PROMPTS: Final = 256
+CACHED_PICTURES: Final = 64
+
+
+def affinity_mask(params: AnimationParams, *, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """The row's affinity coefficients as [1, T, 1, 1], to be spread over the latent's height and width."""
+    coefficients = affinity(params.motion_scale, params.num_frames)
+    return torch.tensor(coefficients, dtype=dtype, device=device).view(1, -1, 1, 1)
+
+
+class Conditions:
+    """Encodes prompts and pictures for one model and remembers the latest ones."""
+
+    def __init__(self, components: Components) -> None:
+        self._components = components
+        self._prompts: OrderedDict[tuple[str, int | None], torch.Tensor] = OrderedDict()
+        self._pictures: OrderedDict[str, tuple[torch.Tensor, torch.Tensor]] = OrderedDict()
+
+    @torch.inference_mode()
+    def prompt(self, text: str, *, clip_skip: int | None) -> torch.Tensor:
+        """Embedding of a prompt, [L, C] with L the tokenizer's length; longer prompts are cut there.
+
+        Raises:
+            BadParameter: clip_skip leaves no layer of this text encoder.
+        """
+        key = (text, clip_skip)
+        if (found := _recall(self._prompts, key)) is not None:
+            return found
+        parts = self._components
+        layers = parts.text_encoder.config.num_hidden_layers
+        if clip_skip is not None and clip_skip >= layers:
+            raise BadParameter(f"clip_skip must be 0 to {layers - 1} for this model (got {clip_skip})", "clip_skip")
+        tokens = parts.tokenizer(
+            text,
+            padding="max_length",
+            max_length=parts.tokenizer.model_max_length,
+            truncation=True,
+            return_tensors="pt",
+        ).input_ids.to(parts.device)
+        if clip_skip is None:
+            embedding = parts.text_encoder(tokens).last_hidden_state[0]
+        else:
+            output = parts.text_encoder(tokens, output_hidden_states=True)
+            embedding = parts.text_encoder.final_layer_norm(output.hidden_states[-(clip_skip + 1)])[0]
+        return _remember(self._prompts, key, embedding.to(parts.dtype), CACHED_PROMPTS)
+
+    @torch.inference_mode()
+    def picture(self, image: Image.Image, generator: torch.Generator) -> torch.Tensor:
+        """The picture's condition latent, [4, h, w] in float32, scaled for the UNet; one draw from `generator`.
+
+        The posterior's moments are remembered by content; the sample is the row's own.
+        """
+        pixels = np.asarray(image)
+        key = hashlib.sha256(pixels.tobytes() + str(pixels.shape).encode()).hexdigest()
+        moments = _recall(self._pictures, key)
+        if moments is None:
+            moments = _remember(self._pictures, key, self._encode(pixels), CACHED_PICTURES)
+        mean, std = moments
+        noise = torch.randn(mean.shape, generator=generator, dtype=torch.float32).to(mean.device)
+        return (mean + std * noise) * self._components.latent_scale
+
+    def _encode(self, pixels: np.ndarray[Any, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        parts = self._components
+        values = torch.from_numpy(pixels.copy()).to(parts.device, torch.float32) / 127.5 - 1
+        values = values.permute(2, 0, 1)[None].to(parts.dtype)  # [1, 3, H, W]
+        posterior = parts.vae.encode(values).latent_dist
+        return posterior.mean[0].float(), posterior.std[0].float()
+
+
+def _recall(cache: OrderedDict[Any, Any], key: Any) -> Any:
+    if key in cache:
+        cache.move_to_end(key)
+    return cache.get(key)
+
+
+def _remember(cache: OrderedDict[Any, Any], key: Any, value: Any, most: int) -> Any:
+    cache[key] = value
+    while len(cache) > most:
+        cache.popitem(last=False)
+    return value

@@ -1,0 +1,94 @@
+"""Latents -> uint8 frames, in chunks that fit in memory, with a guard against NaN; and how much a video moves."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+import torch
+
+from pia_ray.errors import NonFiniteFrames
+from pia_ray.pia.assemble import Components
+
+CHUNK_PIXELS: Final = 16 * 512 * 512
+"""Pixels decoded at once: 16 frames of 512 x 512, some 6 GiB of activations in float16."""
+
+
+@torch.inference_mode()
+def decode(components: Components, latents: torch.Tensor) -> torch.Tensor:
+    """Frames of latents [4, T, h, w]: uint8 [T, H, W, 3] on the model's device.
+
+    Raises:
+        NonFiniteFrames: the latents or the decoded values hold NaN or infinity.
+        torch.OutOfMemoryError: not even one frame fits.
+    """
+    if not bool(torch.isfinite(latents).all()):
+        raise NonFiniteFrames(_NOT_FINITE)
+    scaled = (latents / components.latent_scale).permute(1, 0, 2, 3).to(components.dtype)  # [T, 4, h, w]
+    pixels = scaled.shape[-1] * scaled.shape[-2] * components.spatial_factor**2
+    chunk = max(1, CHUNK_PIXELS // pixels)
+    while True:
+        try:
+            return torch.cat([_decode_chunk(components, part) for part in scaled.split(chunk)])
+        except torch.OutOfMemoryError:
+            if chunk == 1:
+                raise
+        chunk //= 2
+        torch.cuda.empty_cache()
+
+
+@torch.inference_mode()
+def measure_motion(frames: torch.Tensor) -> float:
+    """Mean L1 distance of each frame from the first over hue, saturation, value and an edge channel, 0 to 1.
+
+    `frames` is uint8 [T, H, W, 3]. Source: the motion score of PIA's training, arXiv 2312.13964, section 4; the edge
+    channel here is the gradient of the value, which needs no threshold.
+    """
+    if len(frames) < 2:
+        return 0.0
+    channels = [_motion_channels(frame) for frame in frames]  # each [4, H, W]; one frame at a time bounds memory
+    first = channels[0]
+    total = 0.0
+    for other in channels[1:]:
+        distance = (other - first).abs()
+        # Hue is a circle: 0.95 and 0.05 are near.
+        distance[0] = torch.minimum(distance[0], 1 - distance[0]) * 2 * torch.minimum(other[1], first[1])
+        total += float(distance.mean())
+    return total / (len(channels) - 1)
+
+
+def to_numpy(frames: torch.Tensor) -> np.ndarray[Any, Any]:
+    """The same frames in host memory."""
+    return np.ascontiguousarray(frames.cpu().numpy())
+
+
+_NOT_FINITE: Final = (
+    "the model produced NaN or infinite values for this row: try another seed, or dtype float32 or bfloat16"
+)
+
+
+def _decode_chunk(components: Components, latents: torch.Tensor) -> torch.Tensor:
+    values = components.vae.decode(latents, return_dict=False)[0].float()  # [t, 3, H, W]
+    if not bool(torch.isfinite(values).all()):
+        raise NonFiniteFrames(_NOT_FINITE)
+    values = (values / 2 + 0.5).clamp(0, 1) * 255
+    return values.round().to(torch.uint8).permute(0, 2, 3, 1)
+
+
+def _motion_channels(frame: torch.Tensor) -> torch.Tensor:
+    values = frame.permute(2, 0, 1).float() / 255
+    red, green, blue = values
+    value, _ = values.max(0)
+    spread = value - values.min(0).values
+    safe = spread.clamp_min(1e-6)
+    hue = torch.where(
+        value == red,
+        (green - blue) / safe,
+        torch.where(value == green, 2 + (blue - red) / safe, 4 + (red - green) / safe),
+    )
+    hue = (hue / 6) % 1
+    saturation = spread / value.clamp_min(1e-6)
+    edge = torch.zeros_like(value)
+    edge[:-1] += (value[1:] - value[:-1]).abs()
+    edge[:, :-1] += (value[:, 1:] - value[:, :-1]).abs()
+    return torch.stack([hue, saturation, value, edge.clamp_max(1)])

@@ -1,0 +1,250 @@
+"""The stepper: packs the UNet evaluations of many rows into forwards; rows join and leave at any step.
+
+Single-threaded and without a queue; `animator.Animator` puts it on a thread. Rows present together may differ in
+everything, since only what one forward must share (latent shape, frames, prompt length) decides what is packed.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from PIL import Image
+
+from pia_ray.errors import BadParameter, DeviceLost, OutOfMemory, RowError, UnexpectedError
+from pia_ray.params import Animation, AnimationRequest
+from pia_ray.pia.assemble import Components, make_scheduler
+from pia_ray.pia.condition import Conditions, affinity_mask
+from pia_ray.pia.decode import decode, measure_motion, to_numpy
+from pia_ray.pia.program import Branch, Evaluation, Program, denoise, draw
+from pia_ray.pia.speed import forward_sizes, most_evaluations
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(eq=False)
+class Row:
+    """One request's place in the engine."""
+
+    request: AnimationRequest
+    """Its params are resolved and its image has the size to make."""
+    program: Program
+    evaluation: Evaluation
+    """What the program waits for."""
+    joined_at: float
+    engine_s: float = 0.0
+    latents: torch.Tensor | None = None
+    """Set when the program has returned."""
+    error: RowError | None = field(default=None)
+
+
+class Engine:
+    """Rows in flight on one model. Not thread-safe: one thread joins, steps and leaves."""
+
+    def __init__(self, components: Components, *, batch_size: int) -> None:
+        self._components = components
+        self._batch_size = batch_size
+        self._conditions = Conditions(components)
+        self._limits: dict[tuple[int, ...], int] = {}
+        """Evaluations per forward by shape, where memory has been found to bind."""
+        self.rows: list[Row] = []
+
+    def join(self, request: AnimationRequest) -> Row:
+        """Takes a row in; it takes part from the next step on.
+
+        Raises:
+            RowError: the request cannot be run by this model; other rows are not touched.
+        """
+        started = time.perf_counter()
+        try:
+            program = self._program(request)
+            evaluation = next(program)
+        except RowError:
+            raise
+        except Exception as error:  # noqa: BLE001 - the row boundary
+            raise self._row_error(error, request) from error
+        row = Row(request, program, evaluation, joined_at=started)
+        row.engine_s = time.perf_counter() - started
+        self.rows.append(row)
+        return row
+
+    def leave(self, row: Row) -> None:
+        """Lets a row go before its end; the others do not notice."""
+        if row in self.rows:
+            self.rows.remove(row)
+        row.program.close()
+
+    def step(self) -> list[tuple[Row, Animation | RowError]]:
+        """Moves every row by one evaluation; returns those that ended, with what became of them.
+
+        Raises:
+            DeviceLost: the GPU is beyond repair for this process.
+        """
+        groups: dict[tuple[int, ...], list[Row]] = {}
+        for row in self.rows:
+            groups.setdefault(row.evaluation.shape, []).append(row)
+        for shape, rows in groups.items():
+            self._advance(shape, rows)
+        ended: list[tuple[Row, Animation | RowError]] = []
+        for row in [row for row in self.rows if row.latents is not None or row.error is not None]:
+            self.rows.remove(row)
+            ended.append((row, row.error or self._finish(row)))
+        return ended
+
+    def _program(self, request: AnimationRequest) -> Program:
+        parts, params, image = self._components, request.params, request.image
+        device, factor = parts.device, parts.spatial_factor
+        if params.seed is None or params.width is None or params.height is None or not isinstance(image, Image.Image):
+            raise TypeError("the engine takes resolved requests: see Animator.submit")
+        if params.num_frames > parts.max_frames:
+            raise BadParameter(
+                f"num_frames must be 1 to {parts.max_frames} for this model (got {params.num_frames})", "num_frames"
+            )
+        for side in ("width", "height"):
+            if (value := getattr(params, side)) % factor:
+                raise BadParameter(f"{side} must be a multiple of {factor} for this model (got {value})", side)
+        scheduler = make_scheduler(parts, params)
+        generator = torch.Generator("cpu").manual_seed(params.seed)
+        shape = (parts.latent_channels, params.num_frames, params.height // factor, params.width // factor)
+        noise = draw(shape, generator, device)
+        condition = self._conditions.picture(image, generator)  # [4, h, w]
+        mask = affinity_mask(params, dtype=torch.float32, device=device)
+        texts = [params.negative_prompt, params.prompt] if params.has_guidance else [params.prompt]
+        branches = tuple(
+            Branch(self._conditions.prompt(text, clip_skip=params.clip_skip), mask, condition[:, None])
+            for text in texts
+        )
+        return denoise(
+            params, scheduler=scheduler, noise=noise, condition=condition, branches=branches, generator=generator
+        )
+
+    def _advance(self, shape: tuple[int, ...], rows: list[Row]) -> None:
+        started = time.perf_counter()
+        pieces = [(row, branch) for row in rows for branch in row.evaluation.branches]
+        try:
+            predictions = self._predict(shape, pieces)
+        except torch.OutOfMemoryError:
+            for row in rows:
+                row.error = OutOfMemory(_TOO_LARGE.format(**_size(row.request)))
+            return
+        except Exception as error:  # noqa: BLE001 - the row boundary: find out whose fault it is
+            if _device_is_lost(error):
+                raise DeviceLost(f"the GPU failed and needs a new process: {error}") from error
+            if len(rows) == 1:
+                rows[0].error = self._row_error(error, rows[0].request)
+                return
+            log.warning("a forward of %d rows failed (%s): running each alone", len(rows), error)
+            for row in rows:
+                self._advance(shape, [row])
+            return
+        share = (time.perf_counter() - started) / len(pieces)
+        start = 0
+        for row in rows:
+            num = len(row.evaluation.branches)
+            row.engine_s += share * num
+            self._feed(row, predictions[start : start + num])
+            start += num
+
+    def _feed(self, row: Row, predictions: torch.Tensor) -> None:
+        try:
+            with torch.inference_mode():
+                row.evaluation = row.program.send(predictions)
+        except StopIteration as end:
+            row.latents = end.value
+        except RowError as error:
+            row.error = error
+        except Exception as error:  # noqa: BLE001 - the row boundary
+            row.error = self._row_error(error, row.request)
+
+    @torch.inference_mode()
+    def _predict(self, shape: tuple[int, ...], pieces: Sequence[tuple[Row, Branch]]) -> torch.Tensor:
+        """Predictions [N, 4, T, h, w], float32, of N evaluations of one shape; out of memory halves and remembers."""
+        device = self._components.device
+        limit = self._limits.get(shape, most_evaluations(self._batch_size, shape[1], shape[2], device=device))
+        while True:
+            try:
+                predictions, start = [], 0
+                for size in forward_sizes(len(pieces), limit, device=device):
+                    predictions.append(self._forward(pieces[start : start + size]))
+                    start += size
+                return torch.cat(predictions)
+            except (torch.OutOfMemoryError, MemoryError) as error:
+                if limit == 1 or len(pieces) == 1:
+                    raise torch.OutOfMemoryError(str(error)) from error
+            limit = self._limits[shape] = min(limit, len(pieces)) // 2
+            log.warning("out of memory: from now on at most %d evaluations of shape %s a forward", limit, shape)
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    def _forward(self, pieces: Sequence[tuple[Row, Branch]]) -> torch.Tensor:
+        parts = self._components
+        inputs = []
+        for row, branch in pieces:
+            latents = row.evaluation.latents
+            spread = latents.shape[1:]
+            mask, condition = branch.mask.expand(1, *spread), branch.condition.expand(-1, *spread)
+            inputs.append(torch.cat([latents, mask, condition]))  # [9, T, h, w]
+        sample = torch.stack(inputs).to(parts.dtype)  # [N, 9, T, h, w]
+        timesteps = torch.tensor([row.evaluation.timestep for row, _ in pieces], dtype=torch.float32)
+        prompts = torch.stack([branch.prompt for _, branch in pieces])  # [N, L, C]
+        prediction = parts.unet(
+            sample,
+            timesteps.to(parts.device, non_blocking=True),
+            encoder_hidden_states=prompts.repeat_interleave(sample.shape[2], dim=0),
+            return_dict=False,
+        )[0]
+        return prediction.float()
+
+    def _finish(self, row: Row) -> Animation | RowError:
+        started = time.perf_counter()
+        latents, request = row.latents, row.request
+        assert latents is not None
+        try:
+            frames = decode(self._components, latents)
+            motion = measure_motion(frames)
+            pixels = to_numpy(frames)
+        except RowError as error:
+            return error
+        except Exception as error:  # noqa: BLE001 - the row boundary
+            return self._row_error(error, request)
+        ended = time.perf_counter()
+        return Animation(
+            frames=pixels,
+            params=request.params,
+            model=self._components.version,
+            id=request.id,
+            gpu_s=row.engine_s + ended - started,
+            animate_s=ended - row.joined_at,
+            motion=motion,
+        )
+
+    def _row_error(self, error: Exception, request: AnimationRequest) -> RowError:
+        if isinstance(error, torch.OutOfMemoryError | MemoryError):
+            return OutOfMemory(_TOO_LARGE.format(**_size(request)))
+        if _device_is_lost(error):
+            raise DeviceLost(f"the GPU failed and needs a new process: {error}") from error
+        text = "".join(traceback.format_exception(error)).strip()
+        return UnexpectedError(f"{type(error).__name__}: {error}\n{text}")
+
+
+_TOO_LARGE = (
+    "{width} x {height} px x {num_frames} frames does not fit in memory even alone: "
+    "choose a smaller size, fewer frames, or a larger device"
+)
+
+
+def _size(request: AnimationRequest) -> dict[str, object]:
+    params = request.params
+    return {"width": params.width, "height": params.height, "num_frames": params.num_frames}
+
+
+def _device_is_lost(error: Exception) -> bool:
+    """CUDA errors after which every later call fails too."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return False
+    text = str(error)
+    return "CUDA error" in text or "device-side assert" in text or "CUBLAS_STATUS_EXECUTION_FAILED" in text

@@ -1,0 +1,117 @@
+"""One row's denoising as a generator: it yields the UNet evaluations it needs next and receives their predictions.
+
+A program owns its scheduler, its random numbers and its latents, and knows nothing of the rows beside it. Whatever
+PIA can do to a row is a program or part of one; the stepper in `engine` only ever sees evaluations.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from pia_ray.params import AnimationParams
+
+
+@dataclass(frozen=True)
+class Branch:
+    """One side of guidance: what the UNet is told beside the noisy latents."""
+
+    prompt: torch.Tensor
+    """[L, C]"""
+    mask: torch.Tensor
+    """Affinity, [1, T, 1, 1] or [1, T, h, w]."""
+    condition: torch.Tensor
+    """Condition latent, [4, 1, h, w] or [4, T, h, w]."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a program asks of the UNet: the same noisy latents under one or more branches."""
+
+    latents: torch.Tensor
+    """[4, T, h, w], float32, scaled as the scheduler wants its model input."""
+    timestep: float
+    branches: tuple[Branch, ...]
+    step: int
+    """Denoising steps finished before this evaluation."""
+    num_steps: int
+    """Denoising steps the row runs in all."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """What must be equal within one forward: (T, h, w) and the length of the prompt embedding."""
+        return (*self.latents.shape[1:], self.branches[0].prompt.shape[0])
+
+
+Program = Generator[Evaluation, torch.Tensor, torch.Tensor]
+"""Yields evaluations, receives predictions [branches, 4, T, h, w] in float32, returns latents [4, T, h, w]."""
+
+
+def draw(shape: tuple[int, ...], generator: torch.Generator, device: torch.device) -> torch.Tensor:
+    """Normal noise from the row's own CPU generator, so that a seed means the same on every device and precision."""
+    return torch.randn(shape, generator=generator, dtype=torch.float32).to(device)
+
+
+def denoise(
+    params: AnimationParams,
+    *,
+    scheduler: Any,
+    noise: torch.Tensor,
+    condition: torch.Tensor,
+    branches: tuple[Branch, ...],
+    generator: torch.Generator,
+) -> Program:
+    """PIA's denoising of one row, from noise or, below strength 1, from the noised picture.
+
+    `noise` is [4, T, h, w] and was drawn before `condition` [4, h, w] was sampled; every later draw is made here. The
+    order of draws is that of diffusers' PIAPipeline, so equal seeds give equal frames. Source: arXiv 2312.13964;
+    guidance: arXiv 2207.12598.
+    """
+    steps = params.num_inference_steps
+    # At least one step is left, however small the strength.
+    first = steps - max(1, min(int(steps * params.strength), steps))
+    order = scheduler.order
+    timesteps = scheduler.timesteps[first * order :]
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(first * order)
+    if params.strength < 1:
+        still = condition[:, None].expand_as(noise)
+        fresh = draw(tuple(noise.shape), generator, noise.device)
+        latents = scheduler.add_noise(still[None], fresh[None], timesteps[:1])[0]
+    else:
+        latents = noise * float(scheduler.init_noise_sigma)
+    extras = _step_extras(scheduler, params, generator)
+    for index, timestep in enumerate(timesteps):
+        scaled = scheduler.scale_model_input(latents[None], timestep)[0]
+        predictions = yield Evaluation(
+            latents=scaled,
+            timestep=float(timestep),
+            branches=branches,
+            step=index * (steps - first) // len(timesteps),
+            num_steps=steps - first,
+        )
+        prediction = guide(predictions, params.guidance_scale)
+        latents = scheduler.step(prediction[None], timestep, latents[None], **extras).prev_sample[0]
+    return latents
+
+
+def guide(predictions: torch.Tensor, guidance_scale: float) -> torch.Tensor:
+    """Classifier-free guidance: negative plus scale times the difference; a lone branch passes as it is."""
+    if len(predictions) == 1:
+        return predictions[0]
+    negative, positive = predictions
+    return negative + guidance_scale * (positive - negative)
+
+
+def _step_extras(scheduler: Any, params: AnimationParams, generator: torch.Generator) -> dict[str, Any]:
+    accepted = inspect.signature(scheduler.step).parameters
+    extras: dict[str, Any] = {}
+    if "eta" in accepted:
+        extras["eta"] = params.eta
+    if "generator" in accepted:
+        extras["generator"] = generator
+    return extras

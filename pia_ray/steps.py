@@ -1,0 +1,211 @@
+"""One picture's way: fetch it, animate it, publish the video. Plain code that both wings use; knows no Ray.
+
+`Fetch` and `Publish` are functions; the Animate step between them is `Animator.submit`.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import os
+import platform
+import re
+import time
+import urllib.parse
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Final
+
+from PIL.Image import Image
+
+from pia_ray import image as pictures
+from pia_ray import ledger, manifest, storage, video
+from pia_ray.config import CatalogConfig
+from pia_ray.errors import (
+    ImageNotFound,
+    ImageTooLarge,
+    StorageError,
+    StorageNotFound,
+    UnsupportedImage,
+    VideoError,
+)
+from pia_ray.fetch import fetch as fetch_url
+from pia_ray.params import Animation, AnimationRequest, ManifestRow, ResultRow
+
+_CELL: Final = re.compile(r"#row=\d+&column=.")
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """A row's picture, decoded, and what is to be told about it."""
+
+    image: Image
+    """RGB, upright, of its own size."""
+    original_width: int
+    original_height: int
+    sha256: str
+    fetch_s: float
+
+
+def fetch(row: ManifestRow, config: CatalogConfig) -> Fetched:
+    """Reads and decodes the row's picture, wherever it is.
+
+    Raises:
+        ImageError: there is none, or it cannot be used.
+        FetchError, StorageError: it could not be read.
+    """
+    started = time.perf_counter()
+    content = read_image(row.image, max_bytes=config.max_image_bytes)
+    decoded = pictures.decode(
+        content,
+        background=config.background,
+        max_bytes=config.max_image_bytes,
+        max_pixels=config.max_image_pixels,
+    )
+    return Fetched(
+        image=decoded.rgb,
+        original_width=decoded.original_width,
+        original_height=decoded.original_height,
+        sha256=decoded.sha256,
+        fetch_s=time.perf_counter() - started,
+    )
+
+
+def read_image(reference: str, *, max_bytes: int) -> bytes:
+    """The bytes behind an image reference: a path, s3://, https:// or data: URL, or a cell of a Parquet manifest.
+
+    Raises:
+        ImageError, FetchError, StorageError: as `fetch`.
+    """
+    if reference.startswith("https://"):
+        return fetch_url(reference, max_bytes=max_bytes)
+    if reference.startswith("data:"):
+        return _data_url(reference, max_bytes=max_bytes)
+    if _CELL.search(reference):
+        return manifest.read_image_cell(reference)
+    try:
+        facts = storage.head(reference)
+        if facts is not None and facts.size > max_bytes:
+            raise ImageTooLarge(f"the file has {facts.size:,} bytes, the cap is {max_bytes:,}")
+        return storage.read_bytes(reference)
+    except StorageNotFound as error:
+        raise ImageNotFound(f"there is no image at {reference}: {error}") from None
+
+
+def request_of(row: ManifestRow, fetched: Fetched, *, deadline_s: float | None) -> AnimationRequest:
+    """What the Animate step is asked for this row."""
+    return AnimationRequest(image=fetched.image, params=row.params, id=row.id, deadline_s=deadline_s)
+
+
+def publish(
+    animation: Animation,
+    row: ManifestRow,
+    *,
+    fetched: Fetched,
+    config: CatalogConfig,
+    run_id: str,
+    attempts: int,
+) -> ResultRow:
+    """Encodes, verifies and commits the video; the put of the video is the commit, thumbnails go before it.
+
+    If an object with this row's work key is there already (a lost answer, or another run's twin), it is adopted.
+
+    Raises:
+        VideoError: the frames could not be encoded, or the file did not verify.
+        StorageError: the store refused or failed.
+    """
+    started = time.perf_counter()
+    params = animation.params
+    uri = ledger.video_uri(config.output, row.id, row.work_key, config.format)
+    input_uri, thumbnail_uri = ledger.thumbnail_uris(config.output, row.id, row.work_key)
+    result = ResultRow(
+        id=row.id,
+        video_index=row.video_index,
+        status="succeeded",
+        error_code=None,
+        error_message=None,
+        retryable=None,
+        attempts=attempts,
+        video_uri=uri,
+        thumbnail_uri=thumbnail_uri,
+        input_thumbnail_uri=input_uri,
+        image_uri=row.image,
+        prompt=params.prompt,
+        seed=params.seed or 0,
+        width=params.width,
+        height=params.height,
+        num_frames=params.num_frames,
+        fps=params.fps,
+        duration_s=params.num_frames / params.fps,
+        size_bytes=None,
+        sha256=None,
+        input_sha256=fetched.sha256,
+        original_width=fetched.original_width,
+        original_height=fetched.original_height,
+        params=manifest.canonical_params(params),
+        work_key=row.work_key,
+        model=animation.model,
+        run_id=run_id,
+        worker=worker_name(),
+        fetch_s=fetched.fetch_s,
+        animate_s=animation.animate_s,
+        publish_s=None,
+        gpu_s=animation.gpu_s,
+        motion=animation.motion,
+        finished_at=datetime.now(UTC),
+    )
+    encoded = video.encode(animation.frames, fps=params.fps, format=config.format, provenance=ledger.provenance(result))
+    video.verify(encoded)
+    storage.write_bytes(input_uri, pictures.thumbnail(fetched.image), content_type="image/webp")
+    storage.write_bytes(thumbnail_uri, video.thumbnail(animation.frames, fps=params.fps), content_type="image/webp")
+    mime, metadata = video.MIME[config.format], {"work-key": row.work_key, "sha256": encoded.sha256}
+    if not storage.create_bytes(uri, encoded.content, content_type=mime, metadata=metadata):
+        if (twin := committed(row, config)) is not None:
+            return replace(twin, publish_s=time.perf_counter() - started)
+        # What is there does not open: it is no commit, and this is.
+        storage.write_bytes(uri, encoded.content, content_type=mime, metadata=metadata)
+    return replace(
+        result,
+        size_bytes=encoded.size_bytes,
+        sha256=encoded.sha256,
+        publish_s=time.perf_counter() - started,
+    )
+
+
+def committed(row: ManifestRow, config: CatalogConfig) -> ResultRow | None:
+    """The result of this row if its video is there already, read from the video itself; None if it is not.
+
+    Raises:
+        StorageError: the store failed, or the object at that place belongs to another row.
+    """
+    uri = ledger.video_uri(config.output, row.id, row.work_key, config.format)
+    if not storage.exists(uri):
+        return None
+    content = storage.read_bytes(uri)
+    try:
+        facts = video.probe(content)
+    except VideoError:
+        return None
+    key = facts.provenance.get("work_key")
+    if key != row.work_key:
+        raise StorageError(f"{uri} is taken by another work item ({key}): move it away, or use another output")
+    return ledger.row_from_provenance(facts.provenance, output=config.output, video_uri=uri, content=content)
+
+
+def worker_name() -> str:
+    """This process as results name it: host and process id."""
+    return f"{platform.node()}:{os.getpid()}"
+
+
+def _data_url(reference: str, *, max_bytes: int) -> bytes:
+    head, comma, payload = reference.partition(",")
+    if not comma:
+        raise UnsupportedImage("the data: URL has no comma, so no content")
+    if len(payload) > max_bytes * 4 // 3 + 4:
+        raise ImageTooLarge(f"the data: URL holds more than the cap of {max_bytes:,} bytes")
+    try:
+        if head.endswith(";base64"):
+            return base64.b64decode(urllib.parse.unquote(payload), validate=True)
+        return urllib.parse.unquote_to_bytes(payload)
+    except (binascii.Error, ValueError):
+        raise UnsupportedImage("the data: URL is not valid base64") from None
