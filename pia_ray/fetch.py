@@ -1,0 +1,337 @@
+"""https:// inputs, fetched so that a URL in a manifest or request reaches public servers only.
+
+Every hop's name is resolved once, refused if any answer is not public, and connected at just those addresses. Bytes and
+time are capped in all. Trying again belongs to the caller: errors say whether it can help.
+"""
+
+from __future__ import annotations
+
+import functools
+import ipaddress
+import queue
+import re
+import socket
+import ssl
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final
+
+import httpcore
+import httpx
+
+from pia_ray.errors import AddressRefused, FetchDenied, FetchError, FetchUnavailable, ImageNotFound, ImageTooLarge
+
+Resolver = Callable[[str, int], Sequence[str]]
+"""All addresses of a host name, as text. Raises OSError where there are none."""
+
+
+def resolve_by_system(host: str, port: int) -> Sequence[str]:
+    """The addresses the operating system gives for a host name."""
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys(str(entry[4][0]) for entry in found))
+
+
+def fetch(
+    url: str,
+    *,
+    max_bytes: int = 50_000_000,
+    timeout_s: float = 30.0,
+    max_redirects: int = 5,
+    allowed_networks: Sequence[str] = (),
+    resolve: Resolver = resolve_by_system,
+    ssl_context: ssl.SSLContext | None = None,
+) -> bytes:
+    """The bytes at an https:// URL. Takes no proxy, cookie or credential from anywhere; safe in threads.
+
+    `timeout_s` covers everything from the first name lookup to the last byte, over all redirects. `allowed_networks`
+    such as "10.1.0.0/16" may be reached although they are not public; `resolve` and `ssl_context` take the place of the
+    system's resolver and of the known certificate authorities.
+
+    Raises:
+        AddressRefused: not https, credentials in the URL, a port that is refused, or an address that is not public;
+            also where a redirect leads there.
+        ImageNotFound: 404 or 410.
+        FetchDenied: 401 or 403.
+        FetchUnavailable: 429, 5xx, too slow, broken off, or no connection; trying again can help.
+        ImageTooLarge: more than `max_bytes`.
+        FetchError: not a URL, or any other answer.
+    """
+    deadline = time.monotonic() + timeout_s
+    backend = _GuardedBackend(resolve, [ipaddress.ip_network(network) for network in allowed_networks], deadline)
+    target = _checked(url)
+    for _ in range(max_redirects + 1):
+        answer = _get(target, backend, ssl_context or _known_authorities(), max_bytes)
+        if isinstance(answer, bytes):
+            return answer
+        try:
+            target = _checked(target.join(answer))
+        except AddressRefused as error:
+            raise AddressRefused(f"{_shown(target)} redirects to where it must not: {error}") from None
+        except (httpx.InvalidURL, ValueError, FetchError):
+            raise FetchError(f"{_shown(target)} redirects to something that is not a URL.") from None
+    raise FetchError(f"{_shown(_checked(url))} redirects more than {max_redirects} times.")
+
+
+_DENIED: Final = tuple(
+    ipaddress.ip_network(network)
+    for network in (
+        # Written out, since Python's own tables differ from version to version (3.11.7 calls 192.0.0.192 global).
+        # Source: the IANA registries of special-purpose addresses, and what clouds put on public-looking ones.
+        "0.0.0.0/8",
+        "10.0.0.0/8",
+        "100.64.0.0/10",  # shared address space; Alibaba's metadata server is 100.100.100.200
+        "127.0.0.0/8",
+        "169.254.0.0/16",  # link-local; metadata servers of most clouds
+        "172.16.0.0/12",
+        "192.0.0.0/24",  # protocol assignments; Oracle's metadata server is 192.0.0.192
+        "192.0.2.0/24",
+        "192.88.99.0/24",  # relays of 6to4
+        "192.168.0.0/16",
+        "198.18.0.0/15",
+        "198.51.100.0/24",
+        "203.0.113.0/24",
+        "224.0.0.0/4",
+        "240.0.0.0/4",
+        "168.63.129.16/32",  # Azure's host server
+        "2001::/23",  # protocol assignments, Teredo among them
+        "2001:db8::/32",
+        "2002::/16",  # 6to4: leads to the IPv4 address inside it
+        "3fff::/20",
+    )
+)
+_GLOBAL_UNICAST: Final = ipaddress.IPv6Network("2000::/3")
+_NAT64: Final = ipaddress.IPv6Network("64:ff9b::/96")
+
+_Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+_Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+def is_public(address: _Address) -> bool:
+    """Whether the address belongs to the public internet; IPv4 inside IPv6 is judged by the IPv4 address."""
+    if isinstance(address, ipaddress.IPv6Address):
+        if address.ipv4_mapped is not None:
+            return is_public(address.ipv4_mapped)
+        if address in _NAT64:  # how hosts without IPv4 reach the public IPv4 internet
+            return is_public(ipaddress.IPv4Address(int(address) & 0xFFFF_FFFF))
+        if address.scope_id is not None or address not in _GLOBAL_UNICAST:
+            return False
+    return address.is_global and not any(address in network for network in _DENIED)
+
+
+_LABEL: Final = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
+_FIRST_FREE_PORT: Final = 1024  # below it, but for 443, stand mail and shells, where no picture is
+
+
+def _checked(url: str | httpx.URL) -> httpx.URL:
+    """The URL, parsed once, after all checks that need no lookup."""
+    try:
+        parsed = httpx.URL(url)
+    except (httpx.InvalidURL, ValueError):
+        raise FetchError("The image reference is not a valid URL.") from None
+    if parsed.scheme != "https":
+        what = f"{parsed.scheme}://" if parsed.scheme else "a URL without a scheme"
+        raise AddressRefused(f"{what} is refused; only https:// is fetched.")
+    if parsed.userinfo:
+        raise AddressRefused(f"{_shown(parsed)} carries credentials; use a presigned URL or s3:// instead.")
+    if parsed.port is not None and parsed.port != 443 and parsed.port < _FIRST_FREE_PORT:
+        raise AddressRefused(f"{_shown(parsed)} uses port {parsed.port}; allowed are 443 and {_FIRST_FREE_PORT} up.")
+    if not _is_host(_host(parsed)):
+        raise FetchError("The image reference is not a valid URL: its host name cannot be one.")
+    return parsed
+
+
+def _is_host(host: str) -> bool:
+    if ":" in host:
+        try:
+            ipaddress.IPv6Address(host)
+        except ValueError:
+            return False
+        return True
+    return len(host) <= 253 and all(_LABEL.fullmatch(label) for label in host.split("."))
+
+
+def _host(url: httpx.URL) -> str:
+    """The host as it is looked up and certified: ASCII, lower case, without the dot that marks a full name."""
+    return url.raw_host.decode("ascii").removesuffix(".")
+
+
+def _shown(url: httpx.URL) -> str:
+    """The URL for messages: without query and credentials, which may be signatures and secrets."""
+    path = url.raw_path.partition(b"?")[0]  # still percent-encoded, so that no line break gets into a log
+    shown = f"https://{(url.netloc + path).decode('ascii')}"
+    return shown if len(shown) <= 200 else f"{shown[:197]}..."
+
+
+@functools.cache
+def _known_authorities() -> ssl.SSLContext:
+    return httpcore.default_ssl_context()
+
+
+class _GuardedBackend(httpcore.NetworkBackend):
+    """Connects to public addresses only, and not beyond the deadline.
+
+    The lookup, the check and the connection stand in one place, so that nothing can be looked up a second time between
+    them (DNS rebinding).
+    """
+
+    def __init__(self, resolve: Resolver, allowed: Sequence[_Network], deadline: float) -> None:
+        self._resolve = resolve
+        self._allowed = allowed
+        self._deadline = deadline
+        self._sockets = httpcore.SyncBackend()
+
+    def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
+    ) -> httpcore.NetworkStream:
+        addresses = self._addresses(host, port)
+        for index, address in enumerate(addresses):
+            share = _left(self._deadline) / (len(addresses) - index)  # so that one dead address leaves time for others
+            try:
+                stream = self._sockets.connect_tcp(address, port, timeout=share)
+            except (httpcore.ConnectError, httpcore.ConnectTimeout):
+                if index + 1 == len(addresses):
+                    raise
+            else:
+                return _DeadlineStream(stream, self._deadline)
+        raise httpcore.ConnectError("the name has no addresses")
+
+    def _addresses(self, host: str, port: int) -> list[str]:
+        addresses = []
+        for text in _within(self._deadline, lambda: self._resolve(host, port)):
+            address = ipaddress.ip_address(text)
+            if not (is_public(address) or any(address in network for network in self._allowed)):
+                raise AddressRefused(f"{host} leads to an address that is not public ({address}).")
+            addresses.append(str(address))
+        return addresses
+
+
+class _DeadlineStream(httpcore.NetworkStream):
+    """A stream whose reads and writes share one deadline, so that a server cannot stretch time by single bytes."""
+
+    def __init__(self, stream: httpcore.NetworkStream, deadline: float) -> None:
+        self._stream = stream
+        self._deadline = deadline
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        return self._stream.read(max_bytes, timeout=_left(self._deadline))
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        self._stream.write(buffer, timeout=_left(self._deadline))
+
+    def close(self) -> None:
+        self._stream.close()
+
+    def start_tls(
+        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
+    ) -> httpcore.NetworkStream:
+        secured = self._stream.start_tls(ssl_context, server_hostname, timeout=_left(self._deadline))
+        return _DeadlineStream(secured, self._deadline)
+
+    def get_extra_info(self, info: str) -> object:
+        return self._stream.get_extra_info(info)
+
+
+def _left(deadline: float) -> float:
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise httpcore.ReadTimeout("out of time")
+    return left
+
+
+def _within(deadline: float, lookup: Callable[[], Sequence[str]]) -> Sequence[str]:
+    """What `lookup` gives before the deadline. System lookups take no timeout, and a name server may stay silent."""
+    answers: queue.SimpleQueue[Sequence[str] | OSError | UnicodeError] = queue.SimpleQueue()
+
+    def look_up() -> None:
+        try:
+            answers.put(lookup())
+        except (OSError, UnicodeError) as error:  # handed over to the waiting thread
+            answers.put(error)
+
+    threading.Thread(target=look_up, name="pia-ray-lookup", daemon=True).start()
+    try:
+        answer = answers.get(timeout=_left(deadline))
+    except queue.Empty:
+        raise httpcore.ConnectTimeout("the name lookup took too long") from None
+    if isinstance(answer, (OSError, UnicodeError)):
+        raise httpcore.ConnectError(f"the name does not resolve: {answer}") from answer
+    return answer
+
+
+_REDIRECTS: Final = (301, 302, 303, 307, 308)
+_HEADERS: Final = ((b"User-Agent", b"pia-ray"), (b"Accept", b"image/*,*/*;q=0.5"), (b"Accept-Encoding", b"identity"))
+
+
+def _get(url: httpx.URL, backend: httpcore.NetworkBackend, ssl_context: ssl.SSLContext, max_bytes: int) -> bytes | str:
+    """The bytes at the URL, or the Location of a redirect."""
+    target = httpcore.URL(scheme="https", host=_host(url), port=url.port or 443, target=url.raw_path)
+    headers = [(b"Host", url.netloc), *_HEADERS]
+    try:
+        with (
+            httpcore.ConnectionPool(ssl_context=ssl_context, max_connections=1, network_backend=backend) as pool,
+            pool.stream("GET", target, headers=headers) as response,
+        ):
+            fields = {name.lower(): value for name, value in response.headers}
+            if response.status in _REDIRECTS and b"location" in fields:
+                return fields[b"location"].decode("latin-1")
+            _check_status(response.status, url)
+            return _body(response.iter_stream(), fields, url, max_bytes)
+    except httpcore.TimeoutException as error:
+        raise FetchUnavailable(f"{_shown(url)} took too long ({error}).") from None
+    except (httpcore.NetworkError, httpcore.ProtocolError) as error:
+        if _is_certificate_fault(error):
+            raise FetchError(f"{_shown(url)} has no valid certificate for its name.") from None
+        raise FetchUnavailable(f"{_shown(url)} could not be read ({error or type(error).__name__}).") from None
+
+
+def _check_status(status: int, url: httpx.URL) -> None:
+    shown = _shown(url)
+    if status in (404, 410):
+        raise ImageNotFound(f"{shown} answered {status}: there is no such picture.")
+    if status in (401, 403):
+        raise FetchDenied(f"{shown} answered {status}: the URL is not open, or its signature has expired.")
+    if status == 429 or status >= 500:
+        raise FetchUnavailable(f"{shown} answered {status}.")
+    if status != 200:
+        raise FetchError(f"{shown} answered {status}, which is not a picture.")
+
+
+def _body(chunks: Iterable[bytes], fields: dict[bytes, bytes], url: httpx.URL, max_bytes: int) -> bytes:
+    """The body, decompressed if need be, and given up as soon as it passes `max_bytes`."""
+    declared = fields.get(b"content-length", b"")
+    if declared.isdigit() and int(declared) > max_bytes:
+        raise ImageTooLarge(f"{_shown(url)} has {int(declared):,} bytes; the limit is {max_bytes:,}.")
+    encoding = fields.get(b"content-encoding", b"identity").strip().lower()
+    # Some stores send gzip although identity was asked for. 32 takes both zlib and gzip headers.
+    inflate = zlib.decompressobj(zlib.MAX_WBITS | 32) if encoding in (b"gzip", b"x-gzip", b"deflate") else None
+    if inflate is None and encoding not in (b"identity", b""):
+        raise FetchError(f"{_shown(url)} is sent in an encoding that was not asked for.")
+    body = bytearray()
+    try:
+        for chunk in chunks:
+            # One byte over the limit is enough to know; more is never unpacked.
+            body += chunk if inflate is None else inflate.decompress(chunk, max_bytes + 1 - len(body))
+            if len(body) > max_bytes:
+                raise ImageTooLarge(f"{_shown(url)} has more than {max_bytes:,} bytes.")
+            if inflate is not None and inflate.eof:
+                break  # what follows would pile up unread
+    except zlib.error:
+        raise FetchError(f"{_shown(url)} says that it is compressed and is not.") from None
+    if inflate is not None and not inflate.eof:
+        raise FetchUnavailable(f"{_shown(url)} broke off in the middle.")
+    return bytes(body)
+
+
+def _is_certificate_fault(error: BaseException | None) -> bool:
+    while error is not None:
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
