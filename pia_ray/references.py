@@ -1,0 +1,193 @@
+"""Image references as written -> where the picture lies, and what a work key says of it.
+
+A picture is identified by its reference without a URL's signature, bytes by their sha256; no request per row. Listings
+tell the version of a picture where a run asks for it.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import posixpath
+import re
+from collections import OrderedDict
+from typing import Final
+from urllib.parse import unquote, unquote_to_bytes, urlsplit
+
+from pia_ray import storage
+from pia_ray.errors import BadParameter, ManifestError, StorageError
+
+_SCHEME: Final = re.compile(r"\s*([a-zA-Z][a-zA-Z0-9+.-]*):")
+_SIGNATURES: Final = ("x-amz-", "x-goog-")
+_SIGNED_BY: Final = {
+    "signature": {"signature", "expires", "awsaccesskeyid", "googleaccessid", "key-pair-id", "policy"},
+    "sig": {
+        "sig",
+        "se",
+        "sp",
+        "sv",
+        "sr",
+        "st",
+        "spr",
+        "sip",
+        "ss",
+        "srt",
+        "sks",
+        "skt",
+        "ske",
+        "skv",
+        "skoid",
+        "sktid",
+    },
+}
+"""Query parameters that renew with every signing, by the one that gives a signature away (S3, CloudFront; Azure)."""
+_LISTED_FOLDERS: Final = 8
+
+
+def locate(reference: str, folder: str, prefix: str = "") -> tuple[str, str]:
+    """Where the picture lies and its identity, for a reference in a manifest that lies in `folder`.
+
+    `folder` ends with a slash. `prefix` goes before the identity of a relative reference: the folder of its manifest
+    below the root of all, so that two folders' `1.png` stay two pictures.
+
+    Raises:
+        BadParameter: the reference names nothing that can be read; says why.
+    """
+    if not _UNUSUAL.search(reference):
+        return folder + reference, prefix + reference
+    reference = reference.strip()
+    if not reference:
+        raise BadParameter("image is missing or null: give each row a path, URL or bytes", "image")
+    if "\0" in reference:
+        raise BadParameter("image holds a NUL character", "image")
+    match = _SCHEME.match(reference)
+    scheme = match[1].lower() if match else ""
+    if scheme == "https":
+        reference = "https" + reference[5:]
+        return reference, unsigned(reference)
+    if scheme == "data":
+        return "data" + reference[4:], identity_of_bytes(decode_data_url(reference))
+    if scheme == "s3" and reference[3:].startswith("//"):
+        bucket, _, key = reference[5:].partition("/")
+        if not bucket or not key:
+            raise BadParameter(f"image {reference} names no object: s3://bucket/key is needed", "image")
+        return f"s3://{bucket}/{key}", f"s3://{bucket}/{key}"
+    if scheme == "http":
+        raise BadParameter(f"image {_short(reference)}: http:// is not fetched; use https:// or s3://", "image")
+    if reference.startswith("/") or scheme == "file":
+        if storage.is_s3(folder):
+            raise BadParameter(f"image {reference}: a manifest in S3 cannot name files of one machine", "image")
+        if scheme != "file":
+            return reference, reference
+        parts = urlsplit(reference)
+        if parts.netloc not in ("", "localhost") or not parts.path.startswith("/"):
+            raise BadParameter(f"image {reference}: a file:// URL needs three slashes and an absolute path", "image")
+        return unquote(parts.path), reference
+    if match and "//" in reference:
+        raise BadParameter(
+            f"image {_short(reference)}: {scheme}:// is not read; use a path, s3://, https:// or data:", "image"
+        )
+    return _below(folder, reference), prefix + reference
+
+
+# Anything but a plain relative path: a scheme, dots, an absolute or empty path, whitespace at an end, NUL.
+_UNUSUAL: Final = re.compile(r"[:\0]|//|\./|^[\s/]|\s$|^$")
+
+
+def identity_of_bytes(content: bytes) -> str:
+    """`sha256:<hex>`."""
+    return "sha256:" + hashlib.sha256(content).hexdigest()
+
+
+def stem(reference: str) -> str:
+    """The file's name without folders, query and extension, for people; "image" where there is none."""
+    if reference[:5].lower() == "data:":
+        return "image"
+    path = urlsplit(reference).path if reference[:6].lower() == "https:" else reference
+    return posixpath.splitext(posixpath.basename(path.rstrip("/")))[0][:64].replace("\0", "") or "image"
+
+
+def unsigned(url: str) -> str:
+    """The URL without its signature's query parameters; all others keep their text and order."""
+    head, question, query = url.partition("?")
+    if not question:
+        return url
+    query, hash_sign, fragment = query.partition("#")
+    names = {part.partition("=")[0].lower() for part in query.split("&")}
+    dropped = {name for name in names if name.startswith(_SIGNATURES)}
+    for sign, others in _SIGNED_BY.items():
+        if sign in names:
+            dropped |= others
+    kept = "&".join(part for part in query.split("&") if part.partition("=")[0].lower() not in dropped)
+    return head + (question + kept if kept else "") + hash_sign + fragment
+
+
+def decode_data_url(url: str) -> bytes:
+    """The content of a `data:` URL.
+
+    Raises:
+        BadParameter: it is none, or its base64 is damaged.
+    """
+    head, comma, text = url.partition(",")
+    if not comma or not head.lower().startswith("data:"):
+        raise BadParameter("image is no whole data: URL: data:[<type>][;base64],<content>", "image")
+    if not head.lower().endswith(";base64"):
+        return unquote_to_bytes(text)
+    try:
+        return base64.b64decode("".join(unquote(text).split()), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise BadParameter(f"image is a data: URL with damaged base64: {error}", "image") from None
+
+
+class Versions:
+    """Tells the version of pictures: one listing per S3 prefix, size and time of change of local files."""
+
+    def __init__(self) -> None:
+        self._listed: OrderedDict[str, dict[str, str]] = OrderedDict()
+
+    def of(self, uri: str) -> str:
+        """`#etag=...` or `#size=...&mtime=...`; empty for what is not there, and for https:// and data: URLs.
+
+        Raises:
+            ManifestError: the store does not allow listing.
+        """
+        if uri.startswith("/"):
+            return self._of_file(uri)
+        return self._of_object(uri) if storage.is_s3(uri) else ""
+
+    def _of_file(self, path: str) -> str:
+        try:
+            found = storage.head(path)
+        except StorageError:  # unreadable: the row will tell when its picture is fetched
+            return ""
+        return "" if found is None else f"#size={found.size_bytes}&mtime={found.last_modified.timestamp():.6f}"
+
+    def _of_object(self, uri: str) -> str:
+        prefix = uri.rpartition("/")[0]
+        if prefix not in self._listed:
+            try:
+                self._listed[prefix] = {found.uri: found.etag for found in storage.list_objects(prefix)}
+            except StorageError as error:  # keys without versions would differ from those of the next run
+                raise ManifestError(f"changes cannot be detected, {prefix} cannot be listed: {error.message}") from None
+            while len(self._listed) > _LISTED_FOLDERS:
+                self._listed.popitem(last=False)
+        self._listed.move_to_end(prefix)
+        etag = self._listed[prefix].get(uri)
+        return f"#etag={etag.strip(chr(34))}" if etag else ""
+
+
+def _below(folder: str, reference: str) -> str:
+    if not storage.is_s3(folder):
+        return posixpath.normpath(folder + reference)
+    bucket, _, key = folder[5:].partition("/")
+    path = key + reference
+    if {".", ".."} & set(path.split("/")):
+        path = posixpath.normpath(path)
+    if path.startswith("../") or path in ("..", "."):
+        raise BadParameter(f"image {reference} leads out of the bucket", "image")
+    return f"s3://{bucket}/{path}"
+
+
+def _short(reference: str) -> str:
+    return reference if len(reference) <= 120 else reference[:117] + "..."
