@@ -60,18 +60,20 @@ def fetch(
     """
     deadline = time.monotonic() + timeout_s
     backend = _GuardedBackend(resolve, [ipaddress.ip_network(network) for network in allowed_networks], deadline)
-    target = _checked(url)
-    for _ in range(max_redirects + 1):
-        answer = _get(target, backend, ssl_context or _known_authorities(), max_bytes)
+    first = target = _checked(url)
+    location = ""
+    for hop in range(max_redirects + 1):
+        try:
+            target = _checked(_joined(target, location)) if hop else first
+            answer = _get(target, backend, ssl_context or _known_authorities(), max_bytes)
+        except AddressRefused as error:
+            if hop:
+                raise AddressRefused(f"{_shown(first)} redirects to where it must not: {error}") from None
+            raise
         if isinstance(answer, bytes):
             return answer
-        try:
-            target = _checked(target.join(answer))
-        except AddressRefused as error:
-            raise AddressRefused(f"{_shown(target)} redirects to where it must not: {error}") from None
-        except (httpx.InvalidURL, ValueError, FetchError):
-            raise FetchError(f"{_shown(target)} redirects to something that is not a URL.") from None
-    raise FetchError(f"{_shown(_checked(url))} redirects more than {max_redirects} times.")
+        location = answer
+    raise FetchError(f"{_shown(first)} redirects more than {max_redirects} times.")
 
 
 _DENIED: Final = tuple(
@@ -135,20 +137,29 @@ def _checked(url: str | httpx.URL) -> httpx.URL:
         raise AddressRefused(f"{what} is refused; only https:// is fetched.")
     if parsed.userinfo:
         raise AddressRefused(f"{_shown(parsed)} carries credentials; use a presigned URL or s3:// instead.")
-    if parsed.port is not None and parsed.port != 443 and parsed.port < _FIRST_FREE_PORT:
-        raise AddressRefused(f"{_shown(parsed)} uses port {parsed.port}; allowed are 443 and {_FIRST_FREE_PORT} up.")
+    if parsed.port not in (None, 443) and not _FIRST_FREE_PORT <= parsed.port <= 65_535:
+        allowed = f"443 and {_FIRST_FREE_PORT} to 65535"
+        raise AddressRefused(f"{_shown(parsed)} uses port {parsed.port}; allowed are {allowed}.")
+            f"{_shown(parsed)} uses port {parsed.port}; allowed are 443 and {_FIRST_FREE_PORT} to 65535."
+        )
     if not _is_host(_host(parsed)):
         raise FetchError("The image reference is not a valid URL: its host name cannot be one.")
     return parsed
 
 
+def _joined(url: httpx.URL, location: str) -> httpx.URL:
+    try:
+        return url.join(location)
+    except (httpx.InvalidURL, ValueError):
+        raise FetchError(f"{_shown(url)} redirects to something that is not a URL.") from None
+
+
 def _is_host(host: str) -> bool:
     if ":" in host:
         try:
-            ipaddress.IPv6Address(host)
+            return ipaddress.IPv6Address(host).scope_id is None
         except ValueError:
             return False
-        return True
     return len(host) <= 253 and all(_LABEL.fullmatch(label) for label in host.split("."))
 
 
