@@ -1,0 +1,76 @@
+# Each target makes the environment first if it is missing or out of date; nothing needs root.
+#   make demo              animate the bundled catalogue on this machine
+#   make test              everything: format, lint, types, all tests
+#   make check             format, lint, types and the quick tests
+#   make test-heavy        only the tests with Ray clusters, S3 servers and browsers
+#   make bench             the benchmarks
+#   make env               only the environment, .venv
+#   make TORCH=cpu ...     on first use: the torch build without CUDA, some 3 GB less to download
+#   make PYTHON=... ...    on first use: the Python to build on
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+PYTHON ?=
+CANDIDATES := $(or $(PYTHON),python3 python3.12 python3.11)
+TORCH ?=
+TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
+
+.DEFAULT_GOAL := help
+.PHONY: help env demo test check test-heavy lint bench
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+env: $(READY)
+
+demo: $(READY)
+	@$(BIN)/pia-ray demo --output out/demo
+
+test: check test-heavy
+
+check: lint
+	$(BIN)/pytest -m "not heavy"
+
+test-heavy: $(READY)
+	$(BIN)/pytest -m heavy
+
+lint: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: $(READY)
+	@set -e; for program in benchmarks/*.py; do echo "== $$program"; $(BIN)/python "$$program"; done
+
+$(READY): pyproject.toml constraints.txt
+	@set -e; \
+	say() { printf '%s\n' "$$*" >&2; }; \
+	if ! $(BIN)/python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null; then \
+	    python=; \
+	    for candidate in $(CANDIDATES); do \
+	        if "$$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null; \
+	        then python=$$candidate; break; fi; \
+	    done; \
+	    if [ -z "$$python" ]; then \
+	        say "pia-ray needs Python 3.11 or 3.12; none of these is one: $(CANDIDATES)."; \
+	        say "Install one, or name it: make PYTHON=/path/to/python3.12 ..."; exit 1; \
+	    fi; \
+	    if ! "$$python" -c 'import ensurepip, venv' 2>/dev/null; then \
+	        say "$$python cannot make virtual environments. On Debian and Ubuntu: apt-get install python3-venv"; exit 1; \
+	    fi; \
+	    say "Making the environment in $(VENV) with $$("$$python" -V)."; \
+	    "$$python" -m venv --clear $(VENV); \
+	fi; \
+	say "Installing the pinned packages; the first time this downloads a lot and takes some minutes."; \
+	if [ "$(TORCH)" = cpu ]; then \
+	    $(BIN)/python -m pip install --quiet --disable-pip-version-check --index-url $(TORCH_CPU_INDEX) \
+	        "$$(grep '^torch==' constraints.txt)"; \
+	elif ! command -v nvidia-smi >/dev/null && ! $(BIN)/python -c 'import torch' 2>/dev/null; then \
+	    say "There is no NVIDIA GPU here: \`make TORCH=cpu ...\` would download some 3 GB less."; \
+	fi; \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r constraints.txt; \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .; \
+	$(BIN)/python -m pip check >/dev/null || { $(BIN)/python -m pip check; exit 1; }; \
+	touch $@; \
+	say "The environment is ready."

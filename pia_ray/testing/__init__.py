@@ -1,0 +1,25 @@
+"""Parts for tests, shipped so that users can test their own pipelines without weights, a GPU or a network.
+
+Tiny checkpoints in genuine diffusers layout, an animator that needs no torch, and catalogues with as many damaged
+pictures as asked for. Heavy packages are loaded by the functions that need them only.
+"""
+
+from pia_ray.testing.catalogs import draw_picture, make_catalog
+from pia_ray.testing.checkpoints import (
+    make_pipeline_folder,
+    make_split_checkpoint,
+    make_tokenizer,
+    write_slow_tokenizer,
+)
+from pia_ray.testing.fake_animator import FAULTS, FakeAnimator
+
+__all__ = [
+    "FAULTS",
+    "FakeAnimator",
+    "draw_picture",
+    "make_catalog",
+    "make_pipeline_folder",
+    "make_split_checkpoint",
+    "make_tokenizer",
+    "write_slow_tokenizer",
+]

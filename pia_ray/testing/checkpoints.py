@@ -1,0 +1,237 @@
+"""Tiny checkpoints with random weights in genuine diffusers layout. torch and diffusers are loaded when one is made."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from pia_ray.params import seed_from_id
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import CLIPTokenizer
+
+_WORDS: Final = ("a", "the", "of", "in", "left", "right", "up", "down", "zoom", "pan", "sea", "waves", "cat", "red")
+_WIDTHS: Final = (16, 32)
+_CROSS_WIDTH: Final = 32
+_GROUPS: Final = 8
+
+
+def make_pipeline_folder(
+    folder: Path,
+    *,
+    seed: int = 0,
+    prediction_type: Literal["epsilon", "v_prediction"] = "epsilon",
+    zero_snr: bool = False,
+    vae_factor: Literal[2, 4, 8] = 8,
+    motion_mid_block: bool = False,
+    sample_size: int = 8,
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32",
+) -> Path:
+    """Writes a whole PIA pipeline (a few hundred thousand random weights) and returns its folder.
+
+    `PIAPipeline.from_pretrained(folder)` runs it. Its UNet is the `UNetMotionModel` that the parts of
+    `make_split_checkpoint` give with the same arguments, so both make the same frames. No weight is zero and no layer
+    an identity: leaving any part out changes the frames. Equal arguments give equal files. `sample_size` is the side
+    of the latents that the config states. As with Stable Diffusion, the scheduler file says scaled_linear.
+    """
+    import torch
+    from diffusers import PIAPipeline, UNetMotionModel
+
+    with torch.random.fork_rng(devices=[]):
+        unet = UNetMotionModel.from_unet2d(
+            _unet(seed, sample_size=sample_size), _adapter(seed, motion_mid_block=motion_mid_block)
+        )
+        tokenizer = make_tokenizer()
+        pipeline = PIAPipeline(
+            vae=_vae(seed, factor=vae_factor, sample_size=sample_size),
+            text_encoder=_text_encoder(seed, tokenizer=tokenizer),
+            tokenizer=tokenizer,
+            unet=unet,
+            motion_adapter=None,
+            scheduler=_scheduler(prediction_type, zero_snr=zero_snr),
+        )
+    if dtype != "float32":
+        pipeline.to(getattr(torch, dtype))
+    pipeline.save_pretrained(folder)
+    write_slow_tokenizer(Path(folder) / "tokenizer")
+    return Path(folder)
+
+
+def make_split_checkpoint(
+    folder: Path,
+    *,
+    seed: int = 0,
+    prediction_type: Literal["epsilon", "v_prediction"] = "epsilon",
+    zero_snr: bool = False,
+    vae_factor: Literal[2, 4, 8] = 8,
+    motion_mid_block: bool = False,
+    sample_size: int = 8,
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32",
+) -> tuple[Path, Path, Path]:
+    """Writes a Stable Diffusion 1.5 checkpoint, PIA's motion adapter and a VAE; returns the three folders.
+
+    This is the layout of Realistic Vision with openmmlab/PIA-condition-adapter. The base holds a 4-channel
+    `UNet2DConditionModel` and a VAE of its own whose weights differ from the separate one's; the adapter brings the
+    9-channel conv_in.
+    """
+    import torch
+    from diffusers import StableDiffusionPipeline
+
+    base, adapter_folder, vae_folder = (Path(folder) / name for name in ("base", "motion-adapter", "vae"))
+    with torch.random.fork_rng(devices=[]):
+        tokenizer = make_tokenizer()
+        pipeline = StableDiffusionPipeline(
+            vae=_vae(seed + 1, factor=vae_factor, sample_size=sample_size),
+            text_encoder=_text_encoder(seed, tokenizer=tokenizer),
+            tokenizer=tokenizer,
+            unet=_unet(seed, sample_size=sample_size),
+            scheduler=_scheduler(prediction_type, zero_snr=zero_snr),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+        adapter = _adapter(seed, motion_mid_block=motion_mid_block)
+        vae = _vae(seed, factor=vae_factor, sample_size=sample_size)
+    if dtype != "float32":
+        for part in (pipeline, adapter, vae):
+            part.to(getattr(torch, dtype))
+    pipeline.save_pretrained(base)
+    write_slow_tokenizer(base / "tokenizer")
+    adapter.save_pretrained(adapter_folder)
+    vae.save_pretrained(vae_folder)
+    return base, adapter_folder, vae_folder
+
+
+def make_tokenizer(words: Sequence[str] = _WORDS, *, max_length: int = 77) -> CLIPTokenizer:
+    """A CLIP tokenizer that spells every text in bytes and knows the prefixes of a few words."""
+    from transformers import CLIPTokenizer
+
+    # Bytes that do not print are shown as characters from 256 on: GPT-2's byte-level alphabet, which CLIP shares.
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    hidden = [byte for byte in range(256) if byte not in plain]
+    alphabet = [chr(byte) for byte in plain] + [chr(256 + index) for index in range(len(hidden))]
+    merges: list[tuple[str, str]] = []
+    for word in words:
+        head = word[0]
+        for place, letter in enumerate(word[1:], start=2):
+            tail = letter if place < len(word) else letter + "</w>"
+            if (head, tail) not in merges:
+                merges.append((head, tail))
+            head += letter
+    tokens = [*alphabet, *(char + "</w>" for char in alphabet), *(left + right for left, right in merges)]
+    tokens = [*dict.fromkeys(tokens), "<|startoftext|>", "<|endoftext|>"]
+    vocab = {token: index for index, token in enumerate(tokens)}
+    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=max_length)
+
+
+def write_slow_tokenizer(folder: Path) -> None:
+    """Adds vocab.json and merges.txt, which transformers 4 reads, beside the tokenizer.json of transformers 5."""
+    model = json.loads((folder / "tokenizer.json").read_text("utf-8"))["model"]
+    vocab = json.dumps(model["vocab"], ensure_ascii=False)
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
+    (folder / "vocab.json").write_text(vocab + "\n", "utf-8")
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n", "utf-8")
+
+
+def _unet(seed: int, *, sample_size: int) -> Any:
+    from diffusers import UNet2DConditionModel
+
+    unet = UNet2DConditionModel(
+        sample_size=sample_size,
+        in_channels=4,
+        out_channels=4,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        block_out_channels=_WIDTHS,
+        layers_per_block=1,
+        norm_num_groups=_GROUPS,
+        cross_attention_dim=_CROSS_WIDTH,
+        attention_head_dim=4,  # Stable Diffusion 1.5's misnomer: the number of heads
+    )
+    return _randomise(unet, seed, "unet")
+
+
+def _adapter(seed: int, *, motion_mid_block: bool) -> Any:
+    from diffusers import MotionAdapter
+
+    adapter = MotionAdapter(
+        block_out_channels=_WIDTHS,
+        motion_layers_per_block=1,
+        motion_num_attention_heads=4,
+        motion_norm_num_groups=_GROUPS,
+        motion_max_seq_length=32,
+        use_motion_mid_block=motion_mid_block,
+        conv_in_channels=9,
+    )
+    return _randomise(adapter, seed, "motion-adapter")
+
+
+def _vae(seed: int, *, factor: int, sample_size: int) -> Any:
+    from diffusers import AutoencoderKL
+
+    widths = {2: (8, 16), 4: (8, 8, 16), 8: (8, 8, 16, 16)}[factor]
+    vae = AutoencoderKL(
+        in_channels=3,
+        out_channels=3,
+        latent_channels=4,
+        down_block_types=("DownEncoderBlock2D",) * len(widths),
+        up_block_types=("UpDecoderBlock2D",) * len(widths),
+        block_out_channels=widths,
+        layers_per_block=1,
+        norm_num_groups=_GROUPS,
+        sample_size=sample_size * factor,
+        scaling_factor=0.18215,
+    )
+    return _randomise(vae, seed, "vae")
+
+
+def _text_encoder(seed: int, *, tokenizer: CLIPTokenizer) -> Any:
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=_CROSS_WIDTH,
+        intermediate_size=2 * _CROSS_WIDTH,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        max_position_embeddings=tokenizer.model_max_length,
+        projection_dim=_CROSS_WIDTH,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return _randomise(CLIPTextModel(config), seed, "text-encoder")
+
+
+def _scheduler(prediction_type: str, *, zero_snr: bool) -> Any:
+    from diffusers import DDIMScheduler
+
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=0 if zero_snr else 1,
+        prediction_type=prediction_type,
+        rescale_betas_zero_snr=zero_snr,
+        timestep_spacing="trailing" if zero_snr else "leading",
+    )
+
+
+def _randomise(model: Any, seed: int, part: str) -> Any:
+    """Draws every weight anew, so that no layer is zero or an identity; scales keep activations near one."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed_from_id(f"{part}/{seed}") % 2**63)
+    for name, weight in model.named_parameters():
+        noise: torch.Tensor = torch.randn(weight.shape, generator=generator)
+        if weight.ndim > 1:
+            value = noise / weight[0].numel() ** 0.5
+        else:
+            value = noise * 0.1 + (1.0 if name.endswith("weight") else 0.0)
+        weight.data.copy_(value)
+    return model.eval()

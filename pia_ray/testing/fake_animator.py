@@ -1,0 +1,184 @@
+"""An animator without a model: the interface of `pia_ray.animator.Animator`, faults on demand, no torch."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Final, Literal, Self
+
+import numpy as np
+
+from pia_ray.config import ModelConfig
+from pia_ray.errors import Cancelled, NonFiniteFrames, OutOfMemory, RowError, Timeout
+from pia_ray.params import Animation, AnimationParams, AnimationRequest, resolve, seed_from_id
+
+FAULTS: Final = ("oom", "nan", "die", "die-once", "hang")
+"""Words that make `FakeAnimator` fail a row when they stand alone in its prompt."""
+
+
+class FakeAnimator:
+    """An `Animator` without a model: same methods, no torch, frames that depend on image, params and seed alone.
+
+    Frame f shows the picture moved right by f times (motion_scale + 1) pixels, wrapped round, under faint noise from
+    the row's seed; the first frame is the picture and its noise. A row takes `seconds_per_step` for each inference
+    step; `batch_size` rows ("auto": 1) are at work side by side.
+
+    Faults for tests of failure, each a word that stands alone in a row's prompt:
+        oom       the row fails with `OutOfMemory`
+        nan       the row fails with `NonFiniteFrames`
+        die       the process ends at once with exit status 137, each time
+        die-once  the same, but only the first time for that row's id; needs `marks`, a folder that outlives the process
+        hang      the row ends only by its deadline (`Timeout`), by `future.cancel()` or by `close` (`Cancelled`)
+    """
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        *,
+        batch_size: int | Literal["auto"] = "auto",
+        cpu_threads: int | None = None,
+        seconds_per_step: float = 0.0,
+        marks: Path | None = None,
+    ) -> None:
+        self.model = model
+        self.batch_size = 1 if batch_size == "auto" else batch_size
+        self.model_version = f"{model.name}@fake"
+        self._seconds_per_step = seconds_per_step
+        self._marks = marks
+        self._closed = threading.Event()
+        self._pool = ThreadPoolExecutor(self.batch_size, thread_name_prefix="fake-animator")
+
+    def animate(self, requests: Sequence[AnimationRequest]) -> list[Animation | RowError]:
+        """One animation or that row's error per request, in order."""
+        outcomes: list[Animation | RowError] = []
+        for future in [self.submit(request) for request in requests]:
+            try:
+                outcomes.append(future.result())
+            except RowError as error:
+                outcomes.append(error)
+            except CancelledError:
+                outcomes.append(Cancelled("the request was taken back"))
+        return outcomes
+
+    def submit(
+        self, request: AnimationRequest, *, alone: bool = False, on_step: Callable[[int, int], None] | None = None
+    ) -> Future[Animation]:
+        """The future animation; its exception is a `RowError`. `future.cancel()` works until the end.
+
+        `alone` changes nothing: rows share nothing here. `on_step` is called with steps done and steps in all.
+        """
+        future: Future[Animation] = Future()
+        if self._closed.is_set():
+            future.set_exception(Cancelled("the animator is closed"))
+        else:
+            self._pool.submit(self._settle, future, request, time.monotonic(), on_step)
+        return future
+
+    def close(self) -> None:
+        """Ends rows that are waiting or hanging with `Cancelled`, then the threads."""
+        self._closed.set()
+        self._pool.shutdown()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _settle(
+        self,
+        future: Future[Animation],
+        request: AnimationRequest,
+        submitted: float,
+        on_step: Callable[[int, int], None] | None,
+    ) -> None:
+        try:
+            animation = self._run(future, request, submitted, on_step)
+        except Exception as error:  # noqa: BLE001  # the row boundary: whatever it is belongs into the future
+            if future.set_running_or_notify_cancel():
+                future.set_exception(error)
+        else:
+            if future.set_running_or_notify_cancel():
+                future.set_result(animation)
+
+    def _run(
+        self,
+        future: Future[Animation],
+        request: AnimationRequest,
+        submitted: float,
+        on_step: Callable[[int, int], None] | None,
+    ) -> Animation:
+        started = time.monotonic()
+        params, picture = self._prepare(request)  # [H, W, 3], uint8
+        self._check(future, request, submitted)
+        self._fail(future, request, submitted)
+        for step in range(params.num_inference_steps):
+            self._check(future, request, submitted)
+            if self._seconds_per_step:
+                self._closed.wait(self._seconds_per_step)
+            if on_step is not None:
+                on_step(step + 1, params.num_inference_steps)
+        self._check(future, request, submitted)
+        noise = np.random.default_rng(params.seed).integers(-4, 5, picture.shape, dtype=np.int16)
+        noisy = (picture.astype(np.int16) + noise).clip(0, 255).astype(np.uint8)
+        shift = params.motion_scale + 1
+        frames = np.stack([np.roll(noisy, index * shift, axis=1) for index in range(params.num_frames)])  # [T, H, W, 3]
+        ended = time.monotonic()
+        return Animation(
+            frames=frames,
+            params=params,
+            model=self.model_version,
+            id=request.id,
+            gpu_s=ended - started,
+            animate_s=ended - submitted,
+            motion=float(np.abs(frames.astype(np.int16) - frames[0].astype(np.int16)).mean() / 255),
+        )
+
+    def _prepare(self, request: AnimationRequest) -> tuple[AnimationParams, np.ndarray[Any, Any]]:
+        from pia_ray import image as pictures  # brings Pillow, which a program that only draws checkpoints needs not
+
+        params = resolve(request.params, {}, model_defaults=self.model.defaults)
+        picture = pictures.as_rgb(request.image)
+        width, height = pictures.choose_size(
+            picture.size,
+            long_edge=self.model.long_edge,
+            size_step=self.model.size_step,
+            width=params.width,
+            height=params.height,
+        )
+        seed = seed_from_id(request.id) if params.seed is None else params.seed
+        params = params.model_copy(update={"width": width, "height": height, "seed": seed})
+        return params, np.asarray(pictures.fit(picture, (width, height)))
+
+    def _check(self, future: Future[Animation], request: AnimationRequest, submitted: float) -> None:
+        if self._closed.is_set():
+            raise Cancelled("the animator is closed")
+        if future.cancelled():
+            raise Cancelled("the request was taken back")
+        if request.deadline_s is not None and time.monotonic() - submitted > request.deadline_s:
+            raise Timeout(f"not finished within its deadline of {request.deadline_s:g} s")
+
+    def _fail(self, future: Future[Animation], request: AnimationRequest, submitted: float) -> None:
+        words = set(request.params.prompt.lower().split())
+        if "oom" in words:
+            raise OutOfMemory("fault by prompt: the row does not fit on this device")
+        if "nan" in words:
+            raise NonFiniteFrames("fault by prompt: the model produced NaN")
+        if "die" in words or ("die-once" in words and self._first_time(request.id)):
+            os._exit(137)  # what a shell reports after kill -9
+        while "hang" in words:
+            self._closed.wait(0.02)
+            self._check(future, request, submitted)
+
+    def _first_time(self, row_id: str) -> bool:
+        if self._marks is None:
+            raise ValueError("die-once needs FakeAnimator(marks=FOLDER)")
+        try:
+            (self._marks / row_id.encode("utf-8").hex()).touch(exist_ok=False)
+        except FileExistsError:
+            return False
+        return True
