@@ -140,8 +140,6 @@ def _checked(url: str | httpx.URL) -> httpx.URL:
     if parsed.port not in (None, 443) and not _FIRST_FREE_PORT <= parsed.port <= 65_535:
         allowed = f"443 and {_FIRST_FREE_PORT} to 65535"
         raise AddressRefused(f"{_shown(parsed)} uses port {parsed.port}; allowed are {allowed}.")
-            f"{_shown(parsed)} uses port {parsed.port}; allowed are 443 and {_FIRST_FREE_PORT} to 65535."
-        )
     if not _is_host(_host(parsed)):
         raise FetchError("The image reference is not a valid URL: its host name cannot be one.")
     return parsed
