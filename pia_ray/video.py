@@ -13,6 +13,7 @@ import itertools
 import json
 import os
 import re
+import struct
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -44,7 +45,16 @@ MIME: Final[Mapping[VideoFormat, str]] = MappingProxyType(
 THUMBNAIL_BYTES: Final = 150_000
 """What `thumbnail` lowers its quality for."""
 
-_DAMAGE = (av.FFmpegError, OSError, SyntaxError, ValueError, IndexError, TypeError)
+_DAMAGE = (
+    av.FFmpegError,
+    Image.DecompressionBombError,
+    OSError,
+    SyntaxError,
+    ValueError,
+    IndexError,
+    TypeError,
+    struct.error,
+)
 """What the readers raise for a damaged file."""
 
 _TICK_S: Final[Mapping[VideoFormat, float]] = {"mp4": 1e-3, "gif": 1e-2, "webp": 1e-3, "webm": 1e-3}
@@ -136,14 +146,15 @@ def probe(video: bytes | str | Path) -> VideoFacts:
     """
     content = _read(video)
     video_format = _format_of(content)
+    look = _probe_image if video_format in ("gif", "webp") else _probe_libav
     try:
-        return (
-            _probe_image(content, video_format)
-            if video_format in ("gif", "webp")
-            else _probe_libav(content, video_format)
-        )
+        facts = look(content, video_format)
+        whole = _ends(content, video_format)
     except _DAMAGE as error:
         raise VideoError(f"the {video_format} is damaged: {error}") from error
+    if not whole:
+        raise VideoError(f"the {video_format} is cut off after {facts.num_frames} frames")
+    return facts
 
 
 def verify(video: EncodedVideo) -> None:
@@ -170,15 +181,12 @@ def decode_frames(video: bytes | Path) -> Frames:
         VideoError: as `probe`.
     """
     content = _read(video)
-    video_format = _format_of(content)
-    plugin, mode = ("pillow", {"mode": "RGB"}) if video_format in ("gif", "webp") else ("pyav", {})
+    facts = probe(content)
+    plugin, mode = ("pillow", {"mode": "RGB"}) if facts.format in ("gif", "webp") else ("pyav", {})
     try:
-        frames = list(iio.imiter(content, plugin=plugin, extension=f".{video_format}", **mode))
+        return np.stack(list(iio.imiter(content, plugin=plugin, extension=f".{facts.format}", **mode)))
     except _DAMAGE as error:
-        raise VideoError(f"the {video_format} is damaged: {error}") from error
-    if not frames:
-        raise VideoError(f"the {video_format} holds no frames")
-    return np.stack(frames)
+        raise VideoError(f"the {facts.format} is damaged: {error}") from error
 
 
 def thumbnail(frames: Frames, *, fps: int, max_edge: int = 256) -> bytes:
@@ -286,6 +294,25 @@ def _format_of(content: bytes) -> VideoFormat:
     raise VideoError("the file is empty or not an mp4, gif, webp or webm")
 
 
+def _ends(content: bytes, video_format: VideoFormat) -> bool:
+    """Whether the last byte that the file promises is there; readers show what they can of a file that is cut off."""
+    if video_format == "gif":
+        return content.endswith(b"\x3b")
+    if video_format == "webp":
+        return len(content) >= 8 + int.from_bytes(content[4:8], "little")
+    if video_format == "webm":
+        at, size = _ebml(content, 4)  # the header
+        at, size = _ebml(content, at + size + 4)  # the segment, which is the rest
+        return len(content) >= at + size
+    return True  # the index of an mp4 counts its frames
+
+
+def _ebml(content: bytes, at: int) -> tuple[int, int]:
+    """A length in Matroska, as (where it ends, its value). Source: EBML, RFC 8794, section 4."""
+    width = 9 - content[at].bit_length()
+    return at + width, int.from_bytes(content[at : at + width], "big") & ((1 << 7 * width) - 1)
+
+
 # --- mp4 and webm, by libav -------------------------------------------------------------------------------------------
 
 
@@ -356,20 +383,11 @@ def _probe_image(content: bytes, video_format: VideoFormat) -> VideoFacts:
             image.seek(i)
             image.load()
             duration_ms += image.info.get("duration", 0)
-        if not _ends(content, video_format):
-            raise VideoError(f"the {video_format} is cut off after {num_frames} frames")
         if not duration_ms:
             raise VideoError(f"the {video_format} does not say how long it lasts")
         return VideoFacts(
             video_format, num_frames, image.width, image.height, num_frames * 1000 / duration_ms, _provenance(note)
         )
-
-
-def _ends(content: bytes, video_format: VideoFormat) -> bool:
-    """Whether the last byte that the format promises is there; Pillow shows what it can of a cut file."""
-    if video_format == "gif":
-        return content.endswith(b"\x3b")
-    return len(content) >= 8 + int.from_bytes(content[4:8], "little")
 
 
 def _gif(frames: Frames, delays: Sequence[int], note: str) -> bytes:
