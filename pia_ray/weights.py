@@ -19,6 +19,7 @@ from typing import Any, Final
 
 import huggingface_hub
 from filelock import FileLock
+from huggingface_hub.constants import HF_HOME
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -299,7 +300,7 @@ def _list_s3(part: Part) -> tuple[str, dict[str, str]]:
 
 
 def _cache_folder(identity: str) -> Path:
-    return Path(huggingface_hub.constants.HF_HOME) / "pia-ray" / "weights" / identity[:32]
+    return Path(HF_HOME) / "pia-ray" / "weights" / identity[:32]
 
 
 def _fetch_s3(part: Part) -> tuple[Path, str]:
