@@ -54,8 +54,14 @@ def locate(reference: str, folder: str, prefix: str = "") -> tuple[str, str]:
     Raises:
         BadParameter: the reference names nothing that can be read; says why.
     """
+    if not reference.isascii() and any("\ud800" <= ch <= "\udfff" for ch in reference):
+        raise BadParameter("image must be valid Unicode text (it holds a lone surrogate)", "image")
     if not _UNUSUAL.search(reference):
         return folder + reference, prefix + reference
+    if reference.startswith("s3://") and not _UNUSUAL.search(reference, 5):  # the other common case
+        slash = reference.find("/", 6)
+        if 0 < slash < len(reference) - 1:
+            return reference, reference
     reference = reference.strip()
     if not reference:
         raise BadParameter("image is missing or null: give each row a path, URL or bytes", "image")

@@ -1,0 +1,27 @@
+"""Manifests -> work items: formats, columns, ids, validation and work keys.
+
+The names below are what other modules use. A manifest is planned in one streaming pass with bounded memory; rows that
+cannot be animated become rejected items, and only what spoils the manifest as a whole raises.
+"""
+
+from pia_ray.manifest.columns import Columns, Manifest, open_manifest
+from pia_ray.manifest.items import ITEMS_SCHEMA, canonical_params, row_from_item, work_key
+from pia_ray.manifest.parquet import read_image_cell
+from pia_ray.manifest.planning import plan
+from pia_ray.manifest.references import decode_data_url
+from pia_ray.manifest.rows import BAD_MANIFEST_ROW, plan_row
+
+__all__ = [
+    "BAD_MANIFEST_ROW",
+    "ITEMS_SCHEMA",
+    "Columns",
+    "Manifest",
+    "canonical_params",
+    "decode_data_url",
+    "open_manifest",
+    "plan",
+    "plan_row",
+    "read_image_cell",
+    "row_from_item",
+    "work_key",
+]

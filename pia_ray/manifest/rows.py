@@ -1,0 +1,129 @@
+"""One manifest row -> its picture and knobs, its work items, or a rejected item that says what is wrong with it.
+
+The plain way: `planning` has the fast one for whole manifests, and comes here for every row that is not plainly right.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from base64 import b64encode
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from pia_ray.config import CatalogConfig
+from pia_ray.errors import BadParameter
+from pia_ray.manifest import files, references
+from pia_ray.manifest.columns import IMAGE_COLUMNS, Columns, columns_of
+from pia_ray.manifest.items import KEY_VERSION, MAX_ID_LENGTH, Picture, canonical, id_text, items_of
+from pia_ray.manifest.parquet import cell_reference
+from pia_ray.manifest.tables import TableFile, is_gzip
+from pia_ray.params import ManifestRow, seed_from_id
+
+BAD_MANIFEST_ROW: Final = "bad_manifest_row"
+"""Error code of a row that could not be read at all."""
+
+_SHOWN_CHARS: Final = 1000
+
+
+def plan_row(cells: Mapping[str, Any], config: CatalogConfig, *, model_version: str) -> ManifestRow:
+    """The work item of one row as `plan` makes it, for rows that come from elsewhere; other columns are not looked at.
+
+    Relative references start from the folder of `config.manifest`. Image bytes travel inside the row, as a data: URL.
+
+    Raises:
+        BadParameter: a cell has no valid value, or `num_videos` asks for more than one item.
+    """
+    columns = columns_of(tuple(cells), config.id_col, config.image_col, config.prompt_col)
+    cell = cells.get(columns.image)
+    if cell is None:
+        raise BadParameter(f"image is missing or null: give each row one of {', '.join(IMAGE_COLUMNS)}", "image")
+    if isinstance(cell, bytes):
+        picture = Picture("data:;base64," + b64encode(cell).decode(), references.identity_of_bytes(cell), "data:")
+    else:
+        picture = _picture_at(cell, files.root_of(config.manifest), "")
+    if config.detect_changes:
+        picture = picture._replace(version=references.Versions().of(picture.uri))
+    items = items_of(
+        cells.get(columns.id) if columns.id is not None else None,
+        picture,
+        knobs_of(columns, cells.get),
+        config,
+        model_version=model_version,
+        has_id=columns.id is not None,
+    )
+    if len(items) > 1:
+        raise BadParameter("num_videos is more than 1: repeat the row with other seeds instead", "num_videos")
+    return items[0]
+
+
+def picture_of(
+    file: TableFile, column: str, cell: Any, *, row: int, prefix: str, versions: references.Versions | None
+) -> Picture:
+    """The picture that a row's image cell names or holds; `prefix` as in `references.locate`.
+
+    Raises:
+        BadParameter: no picture can be there.
+    """
+    name = "data:"
+    if isinstance(cell, dict) and file.kind == "parquet":
+        name = cell.get("path") or name
+        cell = cell["path"] if cell.get("bytes") is None and "path" in cell else cell.get("bytes")
+    if isinstance(cell, bytes):
+        if not cell:
+            raise BadParameter("image holds no bytes", "image")
+        return Picture(cell_reference(file, row, column), references.identity_of_bytes(cell), name)
+    picture = _picture_at(cell, file.folder, prefix)
+    if picture.uri.startswith("data:") and file.kind == "parquet" and not is_gzip(file.uri):
+        return picture._replace(uri=cell_reference(file, row, column))
+    return picture if versions is None else picture._replace(version=versions.of(picture.uri))
+
+
+def knobs_of(columns: Columns, cell: Callable[[str], Any]) -> dict[str, Any]:
+    """The row's own knobs: the cells that are not null, by the knob's name."""
+    names = {knob: knob for knob in columns.knobs} | ({"prompt": columns.prompt} if columns.prompt else {})
+    return {knob: value for knob, column in names.items() if (value := cell(column)) is not None}
+
+
+def rejected(
+    file: TableFile, row: int, columns: Columns, cells: Mapping[str, Any], *, code: str, what: str
+) -> tuple[Any, ...]:
+    """The item, in the order of ITEMS_SCHEMA, of a row that cannot be animated; `what` goes on from "row 7 of file"."""
+    place = f"row {row} of {file.name}"
+    try:
+        row_id = id_text(cells.get(columns.id)) if columns.id is not None else place[-MAX_ID_LENGTH:]
+    except BadParameter:
+        row_id = place[-MAX_ID_LENGTH:]
+    row_id = _valid(row_id)
+    written = {name: _written(cell) for name, cell in cells.items() if cell is not None}
+    spec = canonical({"v": KEY_VERSION, "id": row_id, "rejected": _valid(what), "cells": written})
+    image, prompt = cells.get(columns.image), cells.get(columns.prompt) if columns.prompt is not None else None
+    return (
+        hashlib.sha256(spec.encode()).hexdigest(),
+        row_id,
+        0,
+        _valid(image[:_SHOWN_CHARS]) if isinstance(image, str) else "",
+        "",
+        _valid(prompt) if isinstance(prompt, str) else None,
+        seed_from_id(row_id),
+        canonical({knob: written[knob][:_SHOWN_CHARS] for knob in columns.knobs if knob in written}),
+        code,
+        _valid(place + what),
+    )
+
+
+def _picture_at(cell: object, folder: str, prefix: str) -> Picture:
+    if isinstance(cell, str):
+        uri, identity = references.locate(cell, folder, prefix)
+        return Picture(uri, identity, cell)
+    if cell is None:
+        raise BadParameter("image is missing or null: give each row a path, URL or bytes", "image")
+    raise BadParameter(f"image must be a path or URL, not {type(cell).__name__}", "image")
+
+
+def _written(cell: object) -> str:
+    return references.identity_of_bytes(cell) if isinstance(cell, bytes) else _valid(str(cell))
+
+
+def _valid(text: str) -> str:
+    """The text with question marks for what is no valid Unicode."""
+    return text.encode("utf-8", "replace").decode()

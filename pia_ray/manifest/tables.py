@@ -1,0 +1,135 @@
+"""One file of a manifest, a chunk of its rows, and the types their columns share over all files.
+
+What every format's reader needs: it knows Arrow types, not formats nor what columns mean.
+"""
+
+from __future__ import annotations
+
+import gzip
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import IO, Any, Final, Literal
+
+import pyarrow as pa
+
+from pia_ray import storage
+from pia_ray.errors import ManifestError
+
+Kind = Literal["parquet", "csv", "tsv", "jsonl", "pictures"]
+CHUNK_ROWS: Final = 50_000
+CHUNK_BYTES: Final = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class TableFile:
+    """One file of a manifest, opened once to learn its columns."""
+
+    uri: str
+    """Absolute path or s3:// URI; of a folder of images, the folder."""
+    name: str
+    """What messages call it: its path below the manifest's root."""
+    folder: str
+    """What its relative references start from, with a slash at the end."""
+    kind: Kind
+    schema: pa.Schema
+    """Columns with their types: text for CSV, over all JSON lines files for JSON lines."""
+    num_rows: int | None = None
+    """None where counting would mean another pass (CSV)."""
+    json_columns: frozenset[str] = frozenset()
+    """Columns of JSON lines with values of several kinds, which pass through as JSON text."""
+    pictures: tuple[str, ...] = field(default=(), repr=False)
+    """Paths below a folder of images."""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Some consecutive rows of one file."""
+
+    first_row: int
+    """Number of the first row; a file's rows count from 1, without the header."""
+    num_rows: int
+    cells: Mapping[str, Sequence[Any]]
+    """The asked columns as Python values; None for null, and in bad rows."""
+    passed: pa.Table
+    """The columns that pass through; null in bad rows."""
+    bad_rows: Mapping[int, str]
+    """What is wrong, by position in the chunk."""
+
+    def head(self, num_rows: int) -> Chunk:
+        """Its first rows."""
+        if num_rows >= self.num_rows:
+            return self
+        cells = {name: values[:num_rows] for name, values in self.cells.items()}
+        return replace(self, num_rows=num_rows, cells=cells, passed=self.passed.slice(0, num_rows))
+
+
+def unify(files: Sequence[TableFile], columns: Sequence[Iterable[str]]) -> pa.Schema:
+    """One schema for the given columns of each file: every column of any file, numbers widened where files differ.
+
+    Raises:
+        ManifestError: a column has types that do not go together; names the column and the files.
+    """
+    types: dict[str, tuple[pa.DataType, str]] = {}
+    for file, names in zip(files, columns, strict=True):
+        for name in names:
+            kind = plain_type(file.schema.field(name).type)
+            if name not in types:
+                types[name] = (kind, file.name)
+                continue
+            before, where = types[name]
+            try:
+                pair = [pa.schema([(name, before)]), pa.schema([(name, kind)])]
+                widened = pa.unify_schemas(pair, promote_options="permissive").field(0).type
+            except (pa.ArrowTypeError, pa.ArrowInvalid):
+                raise ManifestError(
+                    f'column "{name}" is {before} in {where} and {kind} in {file.name}: give it one type, or rename it'
+                ) from None
+            types[name] = (widened, where)
+    return pa.schema([(name, pa.string() if pa.types.is_null(kind) else kind) for name, (kind, _) in types.items()])
+
+
+def cast(column: pa.Array, to: pa.Field, file: TableFile) -> pa.Array:
+    if column.type == to.type:
+        return column
+    try:
+        return column.cast(plain_type(column.type)).cast(to.type)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise ManifestError(
+            f'column "{to.name}" of {file.name} is {column.type}, which does not fit {to.type}, its type over all '
+            f"files of the manifest: {error}"
+        ) from None
+
+
+def plain_type(kind: pa.DataType) -> pa.DataType:
+    """The type without an encoding or extension, which not every reader of the results knows."""
+    if isinstance(kind, pa.BaseExtensionType):
+        return plain_type(kind.storage_type)
+    if pa.types.is_dictionary(kind):
+        return plain_type(kind.value_type)
+    if pa.types.is_string_view(kind):
+        return pa.string()
+    return pa.binary() if pa.types.is_binary_view(kind) else kind
+
+
+def nulls(column: pa.Field, num_rows: int) -> pa.Array:
+    return pa.nulls(num_rows, column.type)
+
+
+def is_gzip(uri: str) -> bool:
+    return uri.lower().endswith(".gz")
+
+
+@contextmanager
+def bytes_of(uri: str) -> Iterator[IO[bytes]]:
+    """The unpacked bytes. Objects of S3 are copied to a temporary file first, with the store's own retries."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(uri)
+        if storage.is_s3(uri):
+            path = Path(folder) / "manifest"
+            storage.copy_to_file(uri, path)
+        stream: Any
+        with gzip.open(path, "rb") if is_gzip(uri) else path.open("rb") as stream:
+            yield stream
