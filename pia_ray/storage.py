@@ -685,7 +685,7 @@ def _list_local(uri: str, suffix: str) -> Iterator[ObjectStat]:
         below = join(uri, entry.name)
         if entry.is_dir():
             yield from _list_local(below, suffix)
-        elif entry.name.endswith(suffix) and not entry.name.startswith(_TEMPORARY_PREFIX):
+        elif below.endswith(suffix) and not entry.name.startswith(_TEMPORARY_PREFIX):
             with _local_errors("list", below):
                 try:
                     facts = entry.stat()

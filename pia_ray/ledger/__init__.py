@@ -1,0 +1,55 @@
+"""The row ledger of an output: RESULTS_SCHEMA, parts, what is pending, `results.parquet`, lease, attempts, upkeep.
+
+The parts are `names` (where things lie), `results` (rows and the table people read), `parts` (files of rows and who
+wins), `runs`, `attempts`, `lease`, `book` (the ledger itself) and `upkeep` (summary, verify, rebuild).
+"""
+
+from pia_ray.ledger.attempts import AttemptRecord, begin_attempt, count_attempts, end_attempt, withdraw_attempt
+from pia_ray.ledger.book import Ledger, Planned
+from pia_ray.ledger.lease import Lease
+from pia_ray.ledger.names import items_uri, results_uri, slug, thumbnail_uris, video_uri
+from pia_ray.ledger.results import (
+    RESULTS_SCHEMA,
+    from_record,
+    from_table,
+    provenance,
+    read_results,
+    row_from_provenance,
+    to_table,
+)
+from pia_ray.ledger.runs import COLUMN_PREFIX, RunRecord, latest_run, new_run, read_items
+from pia_ray.ledger.upkeep import Rebuilt, Summary, Verified, rebuild, summary, verify
+
+__all__ = [
+    "COLUMN_PREFIX",
+    "RESULTS_SCHEMA",
+    "AttemptRecord",
+    "Lease",
+    "Ledger",
+    "Planned",
+    "Rebuilt",
+    "RunRecord",
+    "Summary",
+    "Verified",
+    "begin_attempt",
+    "count_attempts",
+    "end_attempt",
+    "from_record",
+    "from_table",
+    "items_uri",
+    "latest_run",
+    "new_run",
+    "provenance",
+    "read_items",
+    "read_results",
+    "rebuild",
+    "results_uri",
+    "row_from_provenance",
+    "slug",
+    "summary",
+    "thumbnail_uris",
+    "to_table",
+    "verify",
+    "video_uri",
+    "withdraw_attempt",
+]

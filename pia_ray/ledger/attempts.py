@@ -1,0 +1,91 @@
+"""Attempt records: one small object per row in an engine, so that a row that keeps killing its worker is found out.
+
+A record is written before the row enters the engine. Only a death leaves it behind, so those that are there when a row
+begins are the deaths it has seen.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import uuid
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from pia_ray import storage
+from pia_ray.errors import StorageError
+from pia_ray.ledger import names
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class AttemptRecord:
+    """One row's stay in an engine."""
+
+    uri: str
+    work_key: str
+    earlier: tuple[str, ...]
+    """Records that were there before: each is a worker that died, or another run's worker at work."""
+
+    @property
+    def num_earlier(self) -> int:
+        """How many attempts have not ended properly."""
+        return len(self.earlier)
+
+
+def begin_attempt(output: str, work_key: str, *, worker: str) -> AttemptRecord:
+    """Writes the record of a row that is about to enter an engine.
+
+    Raises:
+        StorageError: the store refused or did not answer.
+    """
+    folder = storage.join(names.attempts_uri(output), work_key[:2])
+    uri = storage.join(folder, f"{work_key}.{uuid.uuid4().hex}.json")
+    earlier = tuple(record.uri for record in storage.list_objects(folder) if _key(record.uri) == work_key)
+    content = json.dumps({"work_key": work_key, "worker": worker})
+    storage.write_bytes(uri, content.encode(), content_type="application/json")
+    return AttemptRecord(uri=uri, work_key=work_key, earlier=earlier)
+
+
+def end_attempt(record: AttemptRecord) -> None:
+    """Removes the record and the earlier ones: the row has its result row, or a caller who saw that it has none.
+
+    A record that cannot be removed now is removed when the next run is planned.
+    """
+    _remove((record.uri, *record.earlier))
+
+
+def withdraw_attempt(record: AttemptRecord) -> None:
+    """Removes this record alone: the row leaves the engine without a result (a drain), its earlier deaths stand."""
+    _remove((record.uri,))
+
+
+def count_attempts(output: str) -> Counter[str]:
+    """Records per work key, in one listing."""
+    return Counter(_key(record.uri) for record in storage.list_objects(names.attempts_uri(output), suffix=".json"))
+
+
+def end_stale_attempts(output: str, work_keys: Iterable[str]) -> int:
+    """Removes the records of rows that have their result: a worker died between result and removal. How many."""
+    ended = set(work_keys)
+    uris = [
+        record.uri
+        for record in storage.list_objects(names.attempts_uri(output), suffix=".json")
+        if _key(record.uri) in ended
+    ]
+    _remove(uris)
+    return len(uris)
+
+
+def _key(uri: str) -> str:
+    return uri.rpartition("/")[2].partition(".")[0]
+
+
+def _remove(uris: Iterable[str]) -> None:
+    for uri in uris:
+        try:
+            storage.delete(uri)
+        except StorageError as error:
+            _log.warning("an attempt record stays for now: %s", error.message)

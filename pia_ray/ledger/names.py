@@ -1,0 +1,90 @@
+"""Where everything of an output lies: videos, thumbnails and the ledger's own files, as URIs below the output.
+
+Pure functions. Of a row's id only its slug enters a path; the work key alone keeps names apart.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+import uuid
+from typing import Final
+
+from pia_ray import storage
+
+SLUG_LENGTH: Final = 64
+KEY_DIGITS: Final = 16
+"""Hex digits of the work key in file names."""
+
+
+def slug(row_id: str) -> str:
+    """A file name's worth of the id: ASCII letters, digits, `-` and `_`, at most 64, never empty."""
+    ascii_id = unicodedata.normalize("NFKD", row_id).encode("ascii", "ignore").decode("ascii")
+    return re.sub(r"[^A-Za-z0-9_]+", "-", ascii_id)[:SLUG_LENGTH].strip("-") or "row"
+
+
+def video_uri(output: str, row_id: str, *, work_key: str, ext: str) -> str:
+    """Where the row's video is committed."""
+    return storage.join(output, "videos", work_key[:2], f"{_stem(row_id, work_key)}.{ext.removeprefix('.')}")
+
+
+def thumbnail_uris(output: str, row_id: str, *, work_key: str) -> tuple[str, str]:
+    """Where the small pictures of the row's input and of its video are."""
+    folder = storage.join(output, "thumbnails", work_key[:2])
+    stem = _stem(row_id, work_key)
+    return storage.join(folder, f"{stem}-input.webp"), storage.join(folder, f"{stem}-video.webp")
+
+
+def key_prefix(uri: str) -> int | None:
+    """The first 64 bits of the work key in the URI of a video or thumbnail, or None where the name is not ours."""
+    match = re.search(r"-([0-9a-f]{16})(?:-input|-video)?\.[a-z0-9]+$", uri)
+    return int(match[1], 16) if match else None
+
+
+def results_uri(output: str) -> str:
+    """The results table."""
+    return storage.join(output, "results.parquet")
+
+
+def parts_uri(output: str) -> str:
+    """Folder of the ledger's parts."""
+    return storage.join(output, "_ledger", "parts")
+
+
+def new_part_uri(output: str) -> str:
+    """A name for a part that no other writer picks."""
+    return storage.join(parts_uri(output), f"{uuid.uuid4().hex}.parquet")
+
+
+def quarantine_uri(output: str, part_uri: str) -> str:
+    """Where a damaged part is moved."""
+    return storage.join(output, "_ledger", "quarantine", part_uri.rpartition("/")[2])
+
+
+def attempts_uri(output: str) -> str:
+    """Folder of the attempt records."""
+    return storage.join(output, "_ledger", "attempts")
+
+
+def runs_uri(output: str) -> str:
+    """Folder of the runs."""
+    return storage.join(output, "_ledger", "runs")
+
+
+def run_uri(output: str, run_id: str) -> str:
+    """The record of one run."""
+    return storage.join(runs_uri(output), run_id, "run.json")
+
+
+def items_uri(output: str, run_id: str) -> str:
+    """Folder of the work items that a run has planned, in manifest order."""
+    return storage.join(runs_uri(output), run_id, "items")
+
+
+def lease_uri(output: str) -> str:
+    """The lease of the run at work."""
+    return storage.join(output, "_ledger", "lease.json")
+
+
+def _stem(row_id: str, work_key: str) -> str:
+    return f"{slug(row_id)}-{work_key[:KEY_DIGITS]}"

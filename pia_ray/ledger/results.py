@@ -1,0 +1,161 @@
+"""The results table: its schema, rows to Arrow and back, and the provenance that travels inside each video.
+
+Reads `results.parquet`; writing it is the ledger's part.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, Final, get_args, get_type_hints
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pia_ray import storage
+from pia_ray.errors import LedgerError, OutputError, StorageError, StorageNotFound, VideoError
+from pia_ray.ledger import names
+from pia_ray.params import ResultRow
+
+_WIDE: Final = {"seed": pa.uint64(), "size_bytes": pa.int64()}
+_ARROW: Final = {
+    str: pa.string(),
+    int: pa.int32(),
+    float: pa.float64(),
+    bool: pa.bool_(),
+    datetime: pa.timestamp("us", tz="UTC"),
+}
+
+
+def _arrow_field(name: str, hint: Any) -> pa.Field:
+    kinds = [kind for kind in get_args(hint) if kind is not type(None)]
+    nullable = len(kinds) < len(get_args(hint))
+    kind = kinds[0] if kinds else hint
+    return pa.field(name, _WIDE.get(name) or _ARROW.get(kind, pa.string()), nullable=nullable)
+
+
+RESULTS_SCHEMA: Final = pa.schema([_arrow_field(name, hint) for name, hint in get_type_hints(ResultRow).items()])
+"""The columns of `ResultRow`, in its order; a manifest's pass-through columns follow in `results.parquet`."""
+
+NOT_IN_PROVENANCE: Final = frozenset(
+    {"video_uri", "thumbnail_uri", "input_thumbnail_uri", "size_bytes", "sha256", "publish_s"}
+)
+"""What a file cannot say of itself: where it lies, its own length and hash, and how long its upload took."""
+
+
+def to_table(rows: Iterable[ResultRow]) -> pa.Table:
+    """The rows as an Arrow table with RESULTS_SCHEMA."""
+    records = [dict(vars(row)) for row in rows]
+    try:
+        return pa.Table.from_pylist(records, schema=RESULTS_SCHEMA)
+    except UnicodeEncodeError:  # names of files may hold bytes that are no text; a row is never lost for that
+        return pa.Table.from_pylist([{k: _as_text(v) for k, v in r.items()} for r in records], schema=RESULTS_SCHEMA)
+
+
+def from_table(table: pa.Table) -> list[ResultRow]:
+    """The rows of a table that has the columns of RESULTS_SCHEMA, in any order and among others."""
+    return [from_record(record) for record in table.select(RESULTS_SCHEMA.names).to_pylist()]
+
+
+def from_record(record: Mapping[str, Any]) -> ResultRow:
+    """The row whose columns are in `record`; other keys are ignored.
+
+    Raises:
+        LedgerError: a column is missing, or null though it may not be.
+    """
+    wrong = [f.name for f in RESULTS_SCHEMA if (record.get(f.name) is None if not f.nullable else f.name not in record)]
+    if wrong:
+        raise LedgerError(f"a results row has no {', '.join(wrong)}")
+    return ResultRow(**{name: record[name] for name in RESULTS_SCHEMA.names})
+
+
+def provenance(row: ResultRow) -> dict[str, Any]:
+    """What is written inside the row's video: plain JSON values, the seed as text."""
+    values = {f.name: getattr(row, f.name) for f in dataclasses.fields(row) if f.name not in NOT_IN_PROVENANCE}
+    return {**values, "seed": str(row.seed), "finished_at": row.finished_at.astimezone(UTC).isoformat()}
+
+
+def row_from_provenance(
+    values: Mapping[str, Any],
+    *,
+    video_uri: str,
+    thumbnail_uri: str | None,
+    input_thumbnail_uri: str | None,
+    size_bytes: int,
+    sha256: str,
+    publish_s: float | None = None,
+) -> ResultRow:
+    """The result row of a video that is already there, from what is written inside it.
+
+    Raises:
+        VideoError: the provenance is not one of ours.
+    """
+    record: dict[str, Any] = dict.fromkeys(RESULTS_SCHEMA.names) | {
+        name: values[name] for name in RESULTS_SCHEMA.names if name in values
+    }
+    record |= {
+        "video_uri": video_uri,
+        "thumbnail_uri": thumbnail_uri,
+        "input_thumbnail_uri": input_thumbnail_uri,
+        "size_bytes": size_bytes,
+        "sha256": sha256,
+        "publish_s": publish_s,
+    }
+    try:
+        record["seed"] = int(record["seed"])
+        record["finished_at"] = datetime.fromisoformat(record["finished_at"])
+        row = from_record(record)
+        to_table([row])  # values of the wrong type are found here, not when a part of many rows is written
+    except (LedgerError, TypeError, ValueError, pa.ArrowException) as error:
+        raise VideoError(f"{video_uri} has no provenance of pia-ray: {error}") from None
+    return row
+
+
+def read_results(output: str) -> pa.Table:
+    """The results table of an output: one row per work item that has ended, in manifest order.
+
+    Raises:
+        OutputError: there is none yet, or it cannot be read.
+    """
+    uri = names.results_uri(output)
+    try:
+        return pq.read_table(pa.BufferReader(storage.read_bytes(uri)))
+    except StorageNotFound:
+        raise OutputError(
+            f"there are no results in {output} yet: run `pia-ray animate ... --output {output}`, or, after a run that "
+            "was killed, the same command again"
+        ) from None
+    except StorageError as error:
+        raise OutputError(f"the results of {output} cannot be read: {error.message}") from None
+    except (pa.ArrowException, OSError) as error:
+        raise OutputError(f"{uri} is damaged ({error}): `pia-ray ledger rebuild {output}` writes it anew") from None
+
+
+def read_parquet(content: bytes, *, columns: Sequence[str] | None = None) -> pa.Table:
+    """The table in a Parquet file's bytes, its checksums verified.
+
+    Raises:
+        LedgerError: it is empty, cut off or damaged.
+    """
+    try:
+        with pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True) as file:
+            return file.read(columns=list(columns) if columns is not None else None, use_threads=False)
+    except (pa.ArrowException, OSError) as error:
+        raise LedgerError(f"not a whole Parquet file: {error}") from None
+
+
+def conform(table: pa.Table) -> pa.Table:
+    """The columns of RESULTS_SCHEMA, in its order.
+
+    Raises:
+        LedgerError: one is missing or of another type.
+    """
+    try:
+        return table.select(RESULTS_SCHEMA.names).cast(RESULTS_SCHEMA)
+    except (KeyError, ValueError, pa.ArrowException) as error:
+        raise LedgerError(f"not a table of results: {error}") from None
+
+
+def _as_text(value: object) -> object:
+    return value.encode("utf-8", "replace").decode("utf-8") if isinstance(value, str) else value

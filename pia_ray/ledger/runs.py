@@ -1,0 +1,114 @@
+"""What a run was asked to do and which work items it planned: `_ledger/runs/<run id>/{run.json, items/}`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import pyarrow as pa
+
+from pia_ray import storage
+from pia_ray.errors import LedgerError, StorageNotFound
+from pia_ray.ledger import names
+from pia_ray.ledger.results import read_parquet
+
+KEPT_ITEMS: Final = 3
+"""Runs whose work items are kept; of older ones the record alone stays."""
+
+COLUMN_PREFIX: Final = "manifest:"
+"""Before the names of pass-through columns in items files, where they could clash with the items' own."""
+
+
+_CONSIDERED: Final = 20
+"""Run ids begin with the time of the driver's clock, so the latest by the store's clock is among the last few."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """One run, as written in its `run.json`."""
+
+    run_id: str
+    manifest: str
+    model: str
+    started_at: datetime
+    config: Mapping[str, Any] = field(default_factory=dict)
+    """The run's configuration as plain JSON values."""
+    planned_at: datetime | None = None
+    """By the store's clock; None until the items are durable."""
+    finished_at: datetime | None = None
+    counts: Mapping[str, int] = field(default_factory=dict)
+
+
+def new_run(*, manifest: str, model: str, config: Mapping[str, Any] | None = None) -> RunRecord:
+    """A run that starts now, with an id that no other has."""
+    now = datetime.now(UTC)
+    run_id = f"{now:%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:8]}"
+    return RunRecord(run_id=run_id, manifest=manifest, model=model, started_at=now, config=config or {})
+
+
+def write_run(output: str, run: RunRecord) -> None:
+    """Writes the run's record, in place of an earlier state of it."""
+    values = dataclasses.asdict(run)
+    times = {name: values[name].isoformat() for name in ("started_at", "planned_at", "finished_at") if values[name]}
+    content = json.dumps({**values, **times}, indent=2, default=str)
+    storage.write_bytes(names.run_uri(output, run.run_id), content.encode(), content_type="application/json")
+
+
+def read_run(output: str, run_id: str) -> RunRecord:
+    """The record of a run.
+
+    Raises:
+        LedgerError: there is none, or it is damaged.
+    """
+    uri = names.run_uri(output, run_id)
+    try:
+        values = json.loads(storage.read_bytes(uri))
+        for name in ("started_at", "planned_at", "finished_at"):
+            values[name] = datetime.fromisoformat(values[name]) if values.get(name) else None
+        return RunRecord(**{f.name: values[f.name] for f in dataclasses.fields(RunRecord)})
+    except StorageNotFound:
+        raise LedgerError(f"there is no run {run_id} in {output}") from None
+    except (ValueError, KeyError, TypeError):
+        raise LedgerError(f"{uri} is damaged: run `pia-ray animate` again, which plans anew") from None
+
+
+def latest_run(output: str) -> RunRecord | None:
+    """The run that planned last, by the store's clock; None where none has planned to the end."""
+    ids = {_run_id(found.uri) for found in storage.list_objects(names.runs_uri(output), suffix="/run.json")}
+    runs = []
+    for run_id in sorted(ids)[-_CONSIDERED:]:
+        try:
+            run = read_run(output, run_id)
+        except LedgerError as error:
+            _log.warning("%s", error.message)
+            continue
+        if run.planned_at is not None:
+            runs.append(run)
+    return max(runs, key=lambda run: (run.planned_at, run.run_id), default=None)
+
+
+def read_items(output: str, run_id: str, *, columns: list[str] | None = None) -> Iterator[pa.Table]:
+    """The run's work items, file by file, in manifest order."""
+    for record in sorted(storage.list_objects(names.items_uri(output, run_id)), key=lambda found: found.uri):
+        yield read_parquet(storage.read_bytes(record.uri), columns=columns)
+
+
+def prune_items(output: str) -> None:
+    """Drops the items of all but the latest runs."""
+    items = [found.uri for found in storage.list_objects(names.runs_uri(output), suffix=".parquet")]
+    kept = sorted({_run_id(uri) for uri in items})[-KEPT_ITEMS:]
+    for uri in items:
+        if _run_id(uri) not in kept:
+            storage.delete(uri)
+
+
+def _run_id(uri: str) -> str:
+    return uri.rpartition("/runs/")[2].partition("/")[0]

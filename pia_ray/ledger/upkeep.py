@@ -1,0 +1,283 @@
+"""Looking at an output and mending it: `summary` for reports, `verify`, and `rebuild` from the videos alone."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pia_ray import storage
+from pia_ray.errors import StorageNotFound, VideoError
+from pia_ray.ledger import names, runs
+from pia_ray.ledger.book import Ledger, output_errors
+from pia_ray.ledger.parts import read_winners
+from pia_ray.ledger.results import row_from_provenance
+from pia_ray.ledger.runs import RunRecord
+from pia_ray.params import ResultRow
+
+PERCENTILES: Final = (50, 90, 99)
+TIMINGS: Final = ("fetch_s", "animate_s", "publish_s", "gpu_s")
+SHOWN: Final = 1000
+"""Names that a report of `verify` or `rebuild` holds of each kind; the counts are complete."""
+
+_SUMMARY_COLUMNS: Final = ("status", "error_code", "retryable", "run_id", "finished_at", "size_bytes", *TIMINGS)
+_READERS: Final = 16
+
+_log = logging.getLogger(__name__)
+_Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What happened to the work items of the latest manifest, over all runs."""
+
+    run: RunRecord | None
+    """The latest run; None for a ledger without one."""
+    num_items: int
+    num_succeeded: int
+    num_failed: int
+    num_left: int
+    num_retryable: int
+    """Failed rows for which trying again can help."""
+    errors: Mapping[str, int]
+    """Failed rows by error code, the most frequent first."""
+    last_finished_at: datetime | None
+    num_in_run: int
+    """Succeeded rows that the latest run itself made."""
+    run_s: float | None
+    """Seconds from the start of the latest run to its last row; None if it made none."""
+    videos_per_minute: float | None
+    """Of the latest run."""
+    gpu_s: float
+    size_bytes: int
+    percentiles_s: Mapping[str, Mapping[int, float]]
+    """Seconds by timing column and percentile, over succeeded rows; timings that no row has are left out."""
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What `verify` found. Lists hold at most 1000 names each."""
+
+    num_succeeded: int
+    num_failed: int
+    num_missing: int = 0
+    missing: list[str] = field(default_factory=list)
+    """Videos of succeeded rows that are not there."""
+    num_wrong_size: int = 0
+    wrong_size: list[str] = field(default_factory=list)
+    num_missing_thumbnails: int = 0
+    num_orphans: int = 0
+    orphans: list[str] = field(default_factory=list)
+    """Videos without a row: a crash between commit and record. The next run, or `rebuild`, finds them."""
+    damaged_parts: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def ok(self) -> bool:
+        """Whether every succeeded row has its video and no part is damaged."""
+        return not (self.num_missing or self.num_wrong_size or self.damaged_parts)
+
+
+@dataclass(frozen=True)
+class Rebuilt:
+    """What `rebuild` did."""
+
+    num_videos: int
+    num_restored: int
+    num_foreign: int
+    foreign: list[str]
+    """Files below videos/ that are damaged or not of pia-ray; at most 1000."""
+    num_results: int
+
+
+def summary(ledger: Ledger) -> Summary:
+    """Counts, throughput and percentiles for reports."""
+    with output_errors(ledger.output):
+        run = runs.latest_run(ledger.output)
+        places, _ = ledger.winners_of(run.run_id if run is not None else None)
+        pieces = [
+            table
+            for _, table, _ in read_winners(ledger.index, places[places >= 0], columns=_SUMMARY_COLUMNS)
+            if isinstance(table, pa.Table)
+        ]
+    rows = pa.concat_tables(pieces) if pieces else pa.table({name: [] for name in _SUMMARY_COLUMNS})
+    if not len(rows):
+        return Summary(run, len(places), 0, 0, len(places), 0, {}, None, 0, None, None, 0.0, 0, {})
+    succeeded = rows.filter(pc.equal(rows["status"], "succeeded"))
+    failed = rows.filter(pc.equal(rows["status"], "failed"))
+    codes = Counter({entry["values"]: entry["counts"] for entry in pc.value_counts(failed["error_code"]).to_pylist()})
+    run_s = per_minute = None
+    num_in_run = 0
+    if run is not None:
+        own = succeeded.filter(pc.equal(succeeded["run_id"], run.run_id))
+        num_in_run = len(own)
+        if num_in_run:
+            run_s = max((pc.max(own["finished_at"]).as_py() - run.started_at).total_seconds(), 1e-6)
+            per_minute = 60 * num_in_run / run_s
+    return Summary(
+        run=run,
+        num_items=len(places),
+        num_succeeded=len(succeeded),
+        num_failed=len(failed),
+        num_left=len(places) - len(succeeded) - len(failed),
+        num_retryable=pc.sum(failed["retryable"]).as_py() or 0,
+        errors={code or "unknown": count for code, count in codes.most_common()},
+        last_finished_at=pc.max(rows["finished_at"]).as_py(),
+        num_in_run=num_in_run,
+        run_s=run_s,
+        videos_per_minute=per_minute,
+        gpu_s=pc.sum(succeeded["gpu_s"]).as_py() or 0.0,
+        size_bytes=pc.sum(succeeded["size_bytes"]).as_py() or 0,
+        percentiles_s=_percentiles(succeeded),
+    )
+
+
+def verify(output: str) -> Verified:
+    """Holds every succeeded row against the object that it names, and every object against the rows.
+
+    Videos are looked for below `output`, also where it was moved since.
+    """
+    ledger = Ledger.open(output)
+    winners = ledger.index.winners
+    chosen = np.flatnonzero(winners.succeeded)
+    num_failed = len(winners) - len(chosen)
+    sizes, wanted = np.full(len(chosen), -1, np.int64), np.zeros(len(chosen), np.int8)
+    with output_errors(output):
+        columns = ("size_bytes", "thumbnail_uri", "input_thumbnail_uri", "video_uri")
+        for uri, table, which in read_winners(ledger.index, chosen, columns=columns):
+            if isinstance(table, pa.Table):
+                sizes[which] = table["size_bytes"].fill_null(-1).to_numpy()
+                thumbnails = [pc.is_valid(table[name]).cast(pa.int8()) for name in columns[1:3]]
+                wanted[which] = pc.add(*thumbnails).to_numpy()
+            elif table is not None:
+                ledger.index.damaged[uri] = table.message
+        high = winners.high[chosen]  # in order, as all winners are
+        seen, wrong = np.zeros(len(chosen), np.bool_), np.zeros(len(chosen), np.bool_)
+        orphans: list[str] = []
+        num_orphans = 0
+        for found in storage.list_objects(storage.join(output, "videos")):
+            place = _place_of(found.uri, high)
+            if place is None:
+                num_orphans += 1
+                orphans += [found.uri] if len(orphans) < SHOWN else []
+                continue
+            seen[place] = True
+            wrong[place] = sizes[place] not in (-1, found.size_bytes)
+        pictures = np.zeros(len(chosen), np.int8)
+        for found in storage.list_objects(storage.join(output, "thumbnails")):
+            place = _place_of(found.uri, high)
+            if place is not None:
+                pictures[place] += 1
+        missing, wrong_size = np.flatnonzero(~seen), np.flatnonzero(wrong)
+        return Verified(
+            num_succeeded=len(chosen),
+            num_failed=num_failed,
+            num_missing=len(missing),
+            missing=list(_video_uris(ledger, chosen[missing[:SHOWN]])),
+            num_wrong_size=len(wrong_size),
+            wrong_size=list(_video_uris(ledger, chosen[wrong_size[:SHOWN]])),
+            num_missing_thumbnails=int(np.maximum(wanted - pictures, 0).sum()),
+            num_orphans=num_orphans,
+            orphans=orphans,
+            damaged_parts=dict(ledger.index.damaged),
+        )
+
+
+def rebuild(output: str) -> Rebuilt:
+    """Adds a row for every video that has none, from what is written inside it, and writes the results table.
+
+    Pass-through columns come back where the latest run's work items are still there. Failed rows and attempts leave
+    no video and are lost with the parts; a rerun makes them again.
+    """
+    num_videos = num_restored = num_foreign = 0
+    foreign: list[str] = []
+    with Ledger.open(output) as ledger, output_errors(output):
+        ledger.quarantine_damaged()
+        winners = ledger.index.winners
+        high = winners.high[winners.succeeded]
+        pictures = {found.uri for found in storage.list_objects(storage.join(output, "thumbnails"))}
+
+        def restore(found: storage.ObjectStat) -> ResultRow | str | None:
+            try:
+                return _restore(output, found.uri, pictures)
+            except VideoError as error:
+                _log.warning("%s: %s", found.uri, error.message)
+                return found.uri
+            except StorageNotFound:
+                return None
+
+        with ThreadPoolExecutor(_READERS, thread_name_prefix="rebuild") as pool:
+            for batch in _batches(storage.list_objects(storage.join(output, "videos"))):
+                num_videos += len(batch)
+                for row in pool.map(restore, [found for found in batch if _place_of(found.uri, high) is None]):
+                    if isinstance(row, ResultRow):
+                        ledger.append([row])
+                        num_restored += 1
+                    elif row is not None:
+                        num_foreign += 1
+                        foreign += [row] if len(foreign) < SHOWN else []
+        num_results = ledger.write_results()
+    return Rebuilt(num_videos, num_restored, num_foreign, foreign, num_results)
+
+
+def _restore(output: str, uri: str, pictures: set[str]) -> ResultRow:
+    from pia_ray.video import probe  # decoding is heavy to import, and only this needs it
+
+    content = storage.read_bytes(uri)
+    values = probe(content).provenance
+    thumbnails = names.thumbnail_uris(output, str(values.get("id", "")), work_key=str(values.get("work_key", "")))
+    input_uri, video_uri = (picture if picture in pictures else None for picture in thumbnails)
+    row = row_from_provenance(
+        values,
+        video_uri=uri,
+        thumbnail_uri=video_uri,
+        input_thumbnail_uri=input_uri,
+        size_bytes=len(content),
+        sha256=hashlib.sha256(content).hexdigest(),
+    )
+    if names.key_prefix(uri) != int(row.work_key[: names.KEY_DIGITS], 16):
+        raise VideoError("the file's name is not that of the work item inside it")
+    return row
+
+
+def _place_of(uri: str, high: _Array) -> int | None:
+    """Where in the ordered first halves of keys the file's own is."""
+    prefix = names.key_prefix(uri)
+    if prefix is None:
+        return None
+    place = int(np.searchsorted(high, np.uint64(prefix)))
+    return place if place < len(high) and int(high[place]) == prefix else None
+
+
+def _video_uris(ledger: Ledger, chosen: _Array) -> Iterator[str]:
+    for _, table, _ in read_winners(ledger.index, chosen, columns=["video_uri", "work_key"]):
+        if isinstance(table, pa.Table):
+            yield from (row["video_uri"] or row["work_key"] for row in table.to_pylist())
+
+
+def _batches(found: Iterator[storage.ObjectStat]) -> Iterator[list[storage.ObjectStat]]:
+    batch: list[storage.ObjectStat] = []
+    for each in found:
+        batch.append(each)
+        if len(batch) == 4 * _READERS:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _percentiles(rows: pa.Table) -> dict[str, dict[int, float]]:
+    found = {}
+    for name in TIMINGS:
+        values = pc.quantile(rows[name], q=[percent / 100 for percent in PERCENTILES]).to_pylist()
+        if values and values[0] is not None:
+            found[name] = dict(zip(PERCENTILES, values, strict=True))
+    return found
