@@ -5,34 +5,27 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
+import hashlib
 import os
 import platform
 import re
 import time
-import urllib.parse
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Final
-
-from PIL.Image import Image
+from typing import TYPE_CHECKING
 
 from pia_ray import image as pictures
 from pia_ray import ledger, manifest, storage, video
 from pia_ray.config import CatalogConfig
-from pia_ray.errors import (
-    ImageNotFound,
-    ImageTooLarge,
-    StorageError,
-    StorageNotFound,
-    UnsupportedImage,
-    VideoError,
-)
+from pia_ray.errors import ImageNotFound, ImageTooLarge, StorageError, StorageNotFound, StorageTooLarge, VideoError
 from pia_ray.fetch import fetch as fetch_url
 from pia_ray.params import Animation, AnimationRequest, ManifestRow, ResultRow
 
-_CELL: Final = re.compile(r"#row=\d+&column=.")
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+_CELL = re.compile(r".+#row=[1-9][0-9]*&column=.+", re.DOTALL)
+"""References that `manifest.read_image_cell` reads."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +46,11 @@ def fetch(row: ManifestRow, config: CatalogConfig) -> Fetched:
     Raises:
         ImageError: there is none, or it cannot be used.
         FetchError, StorageError: it could not be read.
+        VideoError: the run's format cannot hold what the row asks for; found here, before the GPU.
     """
     started = time.perf_counter()
+    params = row.params
+    video.require_encodable(config.format, width=params.width or 8, height=params.height or 8, fps=params.fps)
     content = read_image(row.image, max_bytes=config.max_image_bytes)
     decoded = pictures.decode(
         content,
@@ -80,16 +76,15 @@ def read_image(reference: str, *, max_bytes: int) -> bytes:
     if reference.startswith("https://"):
         return fetch_url(reference, max_bytes=max_bytes)
     if reference.startswith("data:"):
-        return _data_url(reference, max_bytes=max_bytes)
-    if _CELL.search(reference):
-        return manifest.read_image_cell(reference)
+        return _capped(manifest.decode_data_url(reference), max_bytes)
+    if _CELL.fullmatch(reference):
+        return _capped(manifest.read_image_cell(reference), max_bytes)
     try:
-        facts = storage.head(reference)
-        if facts is not None and facts.size > max_bytes:
-            raise ImageTooLarge(f"the file has {facts.size:,} bytes, the cap is {max_bytes:,}")
-        return storage.read_bytes(reference)
+        return storage.read_bytes(reference, max_bytes=max_bytes)
     except StorageNotFound as error:
-        raise ImageNotFound(f"there is no image at {reference}: {error}") from None
+        raise ImageNotFound(f"there is no image: {error.message}") from None
+    except StorageTooLarge as error:
+        raise ImageTooLarge(error.message) from None
 
 
 def request_of(row: ManifestRow, fetched: Fetched, *, deadline_s: float | None) -> AnimationRequest:
@@ -116,8 +111,8 @@ def publish(
     """
     started = time.perf_counter()
     params = animation.params
-    uri = ledger.video_uri(config.output, row.id, row.work_key, config.format)
-    input_uri, thumbnail_uri = ledger.thumbnail_uris(config.output, row.id, row.work_key)
+    uri = ledger.video_uri(config.output, row.id, work_key=row.work_key, ext=config.format)
+    input_uri, thumbnail_uri = ledger.thumbnail_uris(config.output, row.id, work_key=row.work_key)
     result = ResultRow(
         id=row.id,
         video_index=row.video_index,
@@ -178,7 +173,7 @@ def committed(row: ManifestRow, config: CatalogConfig) -> ResultRow | None:
     Raises:
         StorageError: the store failed, or the object at that place belongs to another row.
     """
-    uri = ledger.video_uri(config.output, row.id, row.work_key, config.format)
+    uri = ledger.video_uri(config.output, row.id, work_key=row.work_key, ext=config.format)
     if not storage.exists(uri):
         return None
     content = storage.read_bytes(uri)
@@ -189,7 +184,15 @@ def committed(row: ManifestRow, config: CatalogConfig) -> ResultRow | None:
     key = facts.provenance.get("work_key")
     if key != row.work_key:
         raise StorageError(f"{uri} is taken by another work item ({key}): move it away, or use another output")
-    return ledger.row_from_provenance(facts.provenance, output=config.output, video_uri=uri, content=content)
+    input_uri, thumbnail_uri = ledger.thumbnail_uris(config.output, row.id, work_key=row.work_key)
+    return ledger.row_from_provenance(
+        facts.provenance,
+        video_uri=uri,
+        thumbnail_uri=thumbnail_uri,
+        input_thumbnail_uri=input_uri,
+        size_bytes=len(content),
+        sha256=hashlib.sha256(content).hexdigest(),
+    )
 
 
 def worker_name() -> str:
@@ -197,15 +200,7 @@ def worker_name() -> str:
     return f"{platform.node()}:{os.getpid()}"
 
 
-def _data_url(reference: str, *, max_bytes: int) -> bytes:
-    head, comma, payload = reference.partition(",")
-    if not comma:
-        raise UnsupportedImage("the data: URL has no comma, so no content")
-    if len(payload) > max_bytes * 4 // 3 + 4:
-        raise ImageTooLarge(f"the data: URL holds more than the cap of {max_bytes:,} bytes")
-    try:
-        if head.endswith(";base64"):
-            return base64.b64decode(urllib.parse.unquote(payload), validate=True)
-        return urllib.parse.unquote_to_bytes(payload)
-    except (binascii.Error, ValueError):
-        raise UnsupportedImage("the data: URL is not valid base64") from None
+def _capped(content: bytes, max_bytes: int) -> bytes:
+    if len(content) > max_bytes:
+        raise ImageTooLarge(f"the image has {len(content):,} bytes, the cap is {max_bytes:,}")
+    return content

@@ -1,0 +1,1 @@
+"""The Ray Data wing: a catalogue in, videos and a results table out."""

@@ -4,7 +4,14 @@ The parts are `names` (where things lie), `results` (rows and the table people r
 wins), `runs`, `attempts`, `lease`, `book` (the ledger itself) and `upkeep` (summary, verify, rebuild).
 """
 
-from pia_ray.ledger.attempts import AttemptRecord, begin_attempt, count_attempts, end_attempt, withdraw_attempt
+from pia_ray.ledger.attempts import (
+    AttemptRecord,
+    begin_attempt,
+    count_attempts,
+    end_attempt,
+    withdraw_attempt,
+    withdraw_latest_attempts,
+)
 from pia_ray.ledger.book import Ledger, Planned
 from pia_ray.ledger.lease import Lease
 from pia_ray.ledger.names import items_uri, results_uri, slug, thumbnail_uris, video_uri
@@ -52,4 +59,5 @@ __all__ = [
     "verify",
     "video_uri",
     "withdraw_attempt",
+    "withdraw_latest_attempts",
 ]

@@ -62,6 +62,17 @@ def withdraw_attempt(record: AttemptRecord) -> None:
     _remove((record.uri,))
 
 
+def withdraw_latest_attempts(output: str) -> int:
+    """Removes the newest record of every row: its run stopped its own workers, no row killed them. How many."""
+    newest: dict[str, storage.ObjectStat] = {}
+    for record in storage.list_objects(names.attempts_uri(output), suffix=".json"):
+        other = newest.setdefault(_key(record.uri), record)
+        if record.last_modified > other.last_modified:
+            newest[_key(record.uri)] = record
+    _remove(record.uri for record in newest.values())
+    return len(newest)
+
+
 def count_attempts(output: str) -> Counter[str]:
     """Records per work key, in one listing."""
     return Counter(_key(record.uri) for record in storage.list_objects(names.attempts_uri(output), suffix=".json"))

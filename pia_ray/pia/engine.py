@@ -65,7 +65,7 @@ class Engine:
             evaluation = next(program)
         except RowError:
             raise
-        except Exception as error:  # noqa: BLE001 - the row boundary
+        except Exception as error:
             raise self._row_error(error, request) from error
         row = Row(request, program, evaluation, joined_at=started)
         row.engine_s = time.perf_counter() - started
@@ -131,7 +131,7 @@ class Engine:
             for row in rows:
                 row.error = OutOfMemory(_TOO_LARGE.format(**_size(row.request)))
             return
-        except Exception as error:  # noqa: BLE001 - the row boundary: find out whose fault it is
+        except Exception as error:
             if _device_is_lost(error):
                 raise DeviceLost(f"the GPU failed and needs a new process: {error}") from error
             if len(rows) == 1:

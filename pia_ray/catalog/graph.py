@@ -1,0 +1,318 @@
+"""The Ray Data graph: planned items -> one-row blocks -> one pool of actors -> thin result rows.
+
+Rows carry no pictures and no frames: an actor does a row's whole work and commits its video before it returns, so a
+lost worker costs only what it had in flight. Blocks are one row, calls overlap inside an actor.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+import pyarrow as pa
+import ray
+import ray.data
+from ray.data import ActorPoolStrategy, Dataset
+
+from pia_ray import ledger, storage, weights
+from pia_ray.animator import DEFAULT_BATCH_SIZE, Animator
+from pia_ray.catalog.run import Execute, Job, Observer, Summary, run
+from pia_ray.catalog.worker import CatalogWorker, RowAnimator, failed_row
+from pia_ray.config import CatalogConfig
+from pia_ray.errors import ConfigError, JobError, RowError
+from pia_ray.manifest import ITEMS_SCHEMA, plan_row, row_from_item
+from pia_ray.params import ResultRow
+
+log = logging.getLogger(__name__)
+
+NO_PROGRESS_S: Final = 2 * 3600.0
+"""Ray Data ends a run that moves nothing for so long. Its own 30 minutes are short for spot GPUs and cold weights."""
+
+OBJECT_STORE_BYTES: Final = 200 * 2**20
+"""Shared memory of a cluster of this run's own; blocks of one thin row need little."""
+
+MakeAnimator = Callable[[CatalogConfig, int], RowAnimator]
+"""Makes one actor's animator from the config and the CPU threads it may use. Sent to the actors, so it must pickle."""
+
+Cells = Mapping[str, Any]
+"""One row as Ray Data's `map` sees it: values by column."""
+
+
+@dataclass(frozen=True)
+class Pool:
+    """How many actors there may be and what each reserves."""
+
+    least: int
+    most: int
+    num_cpus: float
+    num_gpus: float
+    cpu_threads: int
+    calls: int
+    """Rows in one actor at once: those that denoise together and those being fetched or published beside them."""
+
+    def strategy(self) -> ActorPoolStrategy:
+        """As Ray Data wants it."""
+        # One task more than calls, with an upscaling threshold of 1.0: with none waiting a pool never grows.
+        return ActorPoolStrategy(
+            min_size=self.least,
+            max_size=self.most,
+            max_tasks_in_flight_per_actor=self.calls + 1,
+            max_concurrent_calls_per_actor=self.calls,
+            enable_true_multi_threading=True,
+        )
+
+
+def make_animator(config: CatalogConfig, cpu_threads: int) -> RowAnimator:
+    """The configured model, as each actor holds it."""
+    return Animator(config.model, batch_size=config.batch_size, cpu_threads=cpu_threads)
+
+
+def run_catalog(
+    config: CatalogConfig,
+    *,
+    observe: Observer = lambda progress: None,
+    make_animator: MakeAnimator = make_animator,
+) -> Summary:
+    """Animates a catalogue over a pool of Ray actors; resumes where an earlier run on this output stopped.
+
+    Uses the Ray this process is connected to; otherwise joins `config.address`, or starts a cluster of its own on
+    this machine for the time of the run.
+
+    Raises:
+        JobError: the run cannot start or go on. Rows that fail are in the results, not raised.
+    """
+    return run(config, _execute(make_animator), observe=observe)
+
+
+def build_processor(
+    config: CatalogConfig,
+    preprocess: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+    postprocess: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+    *,
+    make_animator: MakeAnimator = make_animator,
+) -> Callable[[Dataset], Dataset]:
+    """A callable Dataset -> Dataset that animates each row, for pipelines of one's own; lazy, as in ray.data.llm.
+
+    What `preprocess` returns is merged over the row, which then needs an image and a prompt and may hold any knob.
+    The results columns are added to the row; `postprocess` decides what survives. A row that fails has status
+    "failed" and says why; nothing is raised. Videos are committed under `config.output` and found there when a row
+    comes again, but planning, results.parquet and the lease are `run_catalog`'s.
+
+    Raises:
+        WeightsError: when called, before anything runs: the model cannot be found.
+    """
+
+    def process(dataset: Dataset) -> Dataset:
+        pinned = config.model_copy(update={"model": weights.pin(config.model)})
+        stage = {
+            "config": pinned,
+            "run_id": ledger.new_run(manifest=config.manifest, model=config.model.name).run_id,
+            "make_animator": make_animator,
+            "model_version": weights.version(pinned.model),
+        }
+        pool = size_pool(pinned)
+        if preprocess is not None:
+            dataset = dataset.map(_Merge(preprocess))
+        dataset = _pooled(dataset, ProcessRow, pool, stage)
+        if postprocess is not None:
+            dataset = dataset.map(postprocess)
+        return dataset
+
+    return process
+
+
+def size_pool(config: CatalogConfig, *, own_cluster: bool = False) -> Pool:
+    """The pool for this config on the connected cluster.
+
+    Raises:
+        ConfigError: actors ask for GPUs of a cluster without any, now or by its autoscaler's own account.
+    """
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    gpus = int(resources.get("GPU", 0))
+    wants = config.gpus_per_actor if config.gpus_per_actor is not None else (1.0 if gpus else 0.0)
+    if wants and not gpus and own_cluster:
+        raise ConfigError(f"--gpus-per-actor {wants:g}: this machine has no GPU that Ray can see; leave it out for CPU")
+    if config.actors is not None:
+        least, most = config.actors
+    else:
+        least, most = 1, max(1, int(gpus / wants)) if wants else 1
+    cores = os.cpu_count() or 1
+    threads = max(1, cores // most) if own_cluster else max(1, int(config.cpus_per_actor))
+    batch_size = DEFAULT_BATCH_SIZE if config.batch_size == "auto" else config.batch_size
+    return Pool(
+        least=least,
+        most=most,
+        num_cpus=config.cpus_per_actor,
+        num_gpus=wants,
+        cpu_threads=threads,
+        calls=batch_size + config.prefetch,
+    )
+
+
+class AnimateRow:
+    """One actor of the pool: a warm model, called by several threads with one planned item each."""
+
+    def __init__(self, config: CatalogConfig, run_id: str, make_animator: MakeAnimator, *, cpu_threads: int) -> None:
+        self._worker = CatalogWorker(config, run_id=run_id, animator=make_animator(config, cpu_threads))
+
+    def __call__(self, items: pa.Table) -> pa.Table:
+        """One result row per item."""
+        try:
+            return ledger.to_table([self._worker.work(row_from_item(item)) for item in items.to_pylist()])
+        except JobError:
+            _die()
+
+
+class ProcessRow:
+    """As `AnimateRow`, for rows of a user's own dataset: plans each row, and keeps its columns beside the result's."""
+
+    def __init__(
+        self,
+        config: CatalogConfig,
+        run_id: str,
+        make_animator: MakeAnimator,
+        model_version: str,
+        *,
+        cpu_threads: int,
+    ) -> None:
+        self._config = config
+        self._run_id = run_id
+        self._model_version = model_version
+        self._worker = CatalogWorker(config, run_id=run_id, animator=make_animator(config, cpu_threads))
+
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        """The same rows with the results columns added or replaced."""
+        try:
+            results = ledger.to_table([self._result(cells) for cells in rows.to_pylist()])
+        except JobError:
+            _die()
+        kept = rows.drop_columns([name for name in rows.column_names if name in results.column_names])
+        for field in results.schema:
+            kept = kept.append_column(field, results[field.name])
+        return kept
+
+    def _result(self, cells: Cells) -> ResultRow:
+        try:
+            row = plan_row(cells, self._config, model_version=self._model_version)
+        except RowError as error:
+            raw = json.dumps(dict(cells), sort_keys=True, default=repr)
+            return failed_row(
+                error,
+                row_id=str(cells.get(self._config.id_col or "id") or ""),
+                image=str(cells.get(self._config.image_col or "image") or "")[:256],
+                work_key=hashlib.sha256(raw.encode()).hexdigest(),
+                params=None,
+                model=self._model_version,
+                run_id=self._run_id,
+            )
+        return self._worker.work(row)
+
+
+class _Merge:
+    """The row with what `preprocess` returns on top."""
+
+    def __init__(self, preprocess: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+        self._preprocess = preprocess
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        return {**row, **self._preprocess(row)}
+
+
+def _execute(make_animator: MakeAnimator) -> Execute:
+    @contextmanager
+    def open_rows(job: Job) -> Iterator[Iterator[Sequence[ResultRow]]]:
+        with _connected(job.config) as own_cluster:
+            pool = size_pool(job.config, own_cluster=own_cluster)
+            stage = {"config": job.config, "run_id": job.run_id, "make_animator": make_animator}
+            dataset = _pooled(_items(job), AnimateRow, pool, stage)
+            yield _results(dataset)
+
+    return open_rows
+
+
+def _items(job: Job) -> Dataset:
+    """The run's pending items, read where they were planned to, thin: no pass-through columns."""
+    filesystem, path = storage.arrow_filesystem(job.items_uri)
+    items = ray.data.read_parquet(path, filesystem=filesystem).select_columns([*ITEMS_SCHEMA.names, "pending"])
+    return items.map_batches(_pending, batch_format="pyarrow", batch_size=None)
+
+
+def _pending(items: pa.Table) -> pa.Table:
+    return items.filter(items["pending"]).select(ITEMS_SCHEMA.names)
+
+
+def _pooled(dataset: Dataset, stage: type, pool: Pool, arguments: Mapping[str, Any]) -> Dataset:
+    dataset = dataset.repartition(target_num_rows_per_block=1).map_batches(
+        stage,
+        batch_size=1,
+        batch_format="pyarrow",
+        compute=pool.strategy(),
+        num_cpus=pool.num_cpus,
+        num_gpus=pool.num_gpus,
+        fn_constructor_kwargs={**arguments, "cpu_threads": pool.cpu_threads},
+    )
+    context = dataset.context
+    context.execution_no_progress_timeout_s = NO_PROGRESS_S
+    context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0
+    context.max_consecutive_actor_init_deaths = 3
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    return dataset
+
+
+def _results(dataset: Dataset) -> Iterator[Sequence[ResultRow]]:
+    try:
+        for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+            yield ledger.from_table(table)
+    except (ray.exceptions.RayError, RuntimeError) as error:
+        raise JobError(f"the workers could not go on: {_first_cause(error)}") from error
+
+
+def _first_cause(error: BaseException) -> str:
+    """The innermost error, which is where a worker says what went wrong."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {error}".strip()
+
+
+@contextmanager
+def _connected(config: CatalogConfig) -> Iterator[bool]:
+    """A Ray to run on; True if it is a cluster of this run's own, which ends with it."""
+    if ray.is_initialized():
+        yield False
+        return
+    own = config.address is None
+    main = threading.current_thread() is threading.main_thread()
+    on_term = signal.getsignal(signal.SIGTERM) if main else None
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
+    if own:
+        # CPUs are counted, not bound: one more than there are, so that reading never waits for an actor's core.
+        cpus = int((os.cpu_count() or 1) + (config.actors or (1, 1))[1] * config.cpus_per_actor + 1)
+        options |= {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
+    try:
+        ray.init(address="local" if own else config.address, **options)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise ConfigError(f"cannot use Ray at {config.address or 'this machine'}: {error}") from error
+    if main:
+        signal.signal(signal.SIGTERM, on_term)  # ray.init puts its own handler there
+    try:
+        yield own
+    finally:
+        ray.shutdown()
+
+
+def _die() -> None:
+    """Ends this actor's process the way that makes Ray start a new one and send its rows again.
+
+    Raising would count as an answer of the row, and exiting the actor by Ray's own call would not be retried.
+    """
+    log.exception("this worker process is spoiled: ending it, its rows go to a new one")
+    os._exit(1)

@@ -1,0 +1,72 @@
+"""`run_local`: the same run in this process, without Ray. Same plan, same steps, same ledger, same table."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+
+from pia_ray import ledger
+from pia_ray.animator import DEFAULT_BATCH_SIZE, Animator
+from pia_ray.catalog.run import Execute, Job, Observer, Summary, run
+from pia_ray.catalog.worker import CatalogWorker, RowAnimator
+from pia_ray.config import CatalogConfig
+from pia_ray.manifest import ITEMS_SCHEMA, row_from_item
+from pia_ray.params import ResultRow
+
+
+def run_local(
+    config: CatalogConfig,
+    *,
+    animator: RowAnimator | None = None,
+    observe: Observer = lambda progress: None,
+) -> Summary:
+    """Animates the catalogue in this process, with threads in place of actors; `config.actors` plays no part.
+
+    Gives the same results table as `run_catalog` but for timings, run ids and worker names. `animator` stands in for
+    the configured model, for tests; it stays open.
+
+    Raises:
+        JobError: as `run_catalog`.
+    """
+    return run(config, _execute(animator), observe=observe)
+
+
+def _execute(animator: RowAnimator | None) -> Execute:
+    @contextmanager
+    def open_rows(job: Job) -> Iterator[Iterator[Sequence[ResultRow]]]:
+        config = job.config
+        used = animator or Animator(config.model, batch_size=config.batch_size)
+        batch_size = DEFAULT_BATCH_SIZE if config.batch_size == "auto" else config.batch_size
+        calls = batch_size + config.prefetch
+        pool = ThreadPoolExecutor(calls, thread_name_prefix="row")
+        try:
+            yield _rows(CatalogWorker(config, run_id=job.run_id, animator=used), job, pool, calls)
+        finally:
+            # Rows that wait are not begun; those in the engine fail as cancelled when it closes.
+            pool.shutdown(wait=False, cancel_futures=True)
+            if animator is None:
+                used.close()
+            pool.shutdown(wait=True)
+
+    return open_rows
+
+
+def _rows(worker: CatalogWorker, job: Job, pool: ThreadPoolExecutor, calls: int) -> Iterator[Sequence[ResultRow]]:
+    running: deque[Future[ResultRow]] = deque()
+    for table in ledger.read_items(job.config.output, job.run_id, columns=[*ITEMS_SCHEMA.names, "pending"]):
+        for item in table.filter(table["pending"]).select(ITEMS_SCHEMA.names).to_pylist():
+            running.append(pool.submit(worker.work, row_from_item(item)))
+            # As many waiting as running, so that no thread is ever idle for want of a row.
+            while len(running) >= 2 * calls:
+                yield _ended(running)
+    while running:
+        yield _ended(running)
+
+
+def _ended(running: deque[Future[ResultRow]]) -> list[ResultRow]:
+    done = wait(running, return_when=FIRST_COMPLETED).done
+    for future in done:
+        running.remove(future)
+    return [future.result() for future in done]

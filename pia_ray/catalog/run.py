@@ -1,0 +1,238 @@
+"""One catalogue run from plan to summary, whoever executes its rows: probe, lease, plan, execute, record, report.
+
+The process that runs this is the only writer of ledger parts. It keeps hashes and counts, never the rows.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import queue
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from typing import Final, Literal
+
+from pia_ray import gallery, ledger, manifest, storage, weights
+from pia_ray.config import CatalogConfig
+from pia_ray.errors import JobError, PiaRayError
+from pia_ray.params import ResultRow
+
+log = logging.getLogger(__name__)
+
+REFRESH_S: Final = 300.0
+"""Least time between two writings of results.parquet and the gallery while a run goes on."""
+
+Phase = Literal["planning", "starting", "animating", "writing", "ended"]
+Ending = Literal["finished", "deadline", "interrupted"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What an executor of rows is given."""
+
+    config: CatalogConfig
+    run_id: str
+    items_uri: str
+    num_pending: int
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run has come."""
+
+    phase: Phase
+    num_items: int = 0
+    num_before: int = 0
+    """Work items that had succeeded before this run."""
+    num_failed_before: int = 0
+    """Work items that failed before this run and are not tried again."""
+    num_rejected: int = 0
+    """Bad rows of the manifest; they failed when it was read."""
+    num_pending: int = 0
+    num_succeeded: int = 0
+    num_failed: int = 0
+    errors: Counter[str] = field(default_factory=Counter)
+    """Failed rows of this run by error code."""
+    first_row_s: float = 0.0
+    """Seconds from the start of the run to its first result."""
+    animating_s: float = 0.0
+    """Seconds from the first result to the latest."""
+
+    @property
+    def num_left(self) -> int:
+        """Work items that this run has still to do."""
+        return self.num_pending - self.num_succeeded - self.num_failed
+
+    @property
+    def num_failed_in_all(self) -> int:
+        """Work items that have failed, in this run, before it, or when the manifest was read."""
+        return self.num_failed + self.num_failed_before + self.num_rejected
+
+    @property
+    def rows_per_s(self) -> float:
+        """Results per second since the first one; 0 before the second."""
+        done = self.num_succeeded + self.num_failed
+        return (done - 1) / self.animating_s if done > 1 and self.animating_s > 0 else 0.0
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a run came to."""
+
+    run_id: str
+    output: str
+    ending: Ending
+    progress: Progress
+    seconds: float
+    results_uri: str
+    gallery_uri: str
+
+    @property
+    def exit_code(self) -> int:
+        """0 every item has succeeded; 1 some failed; 4 deadline; 130 interrupted."""
+        if self.ending != "finished":
+            return 4 if self.ending == "deadline" else 130
+        return 1 if self.progress.num_failed_in_all else 0
+
+
+Observer = Callable[[Progress], None]
+Execute = Callable[[Job], AbstractContextManager[Iterator[Sequence[ResultRow]]]]
+"""Opens workers and yields results as they come; closing it stops the workers."""
+
+
+def run(config: CatalogConfig, execute: Execute, *, observe: Observer = lambda progress: None) -> Summary:
+    """Animates the catalogue's pending rows and leaves results, gallery and ledger in the output.
+
+    Raises:
+        JobError: the run cannot start, or its workers cannot; what is committed stays committed.
+    """
+    started = time.monotonic()
+    observe(Progress("planning"))
+    opened = manifest.open_manifest(
+        config.manifest,
+        id_col=config.id_col,
+        image_col=config.image_col,
+        prompt_col=config.prompt_col,
+        has_default_prompt="prompt" in config.defaults,
+    )
+    # Every worker must load the weights that the work keys name, also when a branch moves while the run goes on.
+    config = config.model_copy(update={"model": weights.pin(config.model)})
+    model_version = weights.version(config.model)
+    storage.probe(config.output)
+    record = ledger.new_run(manifest=config.manifest, model=model_version, config=config.model_dump(mode="json"))
+    with ledger.Lease(config.output, run_id=record.run_id), ledger.Ledger.open(config.output) as book:
+        storage.sweep(config.output)
+        items = manifest.plan(opened, config, model_version=model_version)
+        planned = book.plan(items, run=record, retry=config.retry)
+        progress = Progress(
+            "starting",
+            num_items=planned.num_items,
+            num_before=planned.num_succeeded_before,
+            num_failed_before=planned.num_failed_before,
+            num_rejected=planned.num_rejected,
+            num_pending=planned.num_pending,
+        )
+        job = Job(config, record.run_id, planned.items_uri, planned.num_pending)
+        ending: Ending = "finished"
+        try:
+            if planned.num_pending:
+                observe(progress)
+                deadline = started + config.deadline_s if config.deadline_s is not None else math.inf
+                for state, reason in _follow(job, execute, book, progress, started=started, deadline=deadline):
+                    progress, ending = state, reason
+                    observe(progress)
+                if ending != "finished":
+                    # We stopped the workers: what they had in flight did not kill them.
+                    ledger.withdraw_latest_attempts(config.output)
+        finally:
+            # Also when the workers could not go on: what they did is to be seen.
+            observe(replace(progress, phase="writing"))
+            book.finish(planned.run)
+            gallery_uri = gallery.write_gallery(config.output)
+    progress = replace(progress, phase="ended")
+    observe(progress)
+    return Summary(
+        run_id=record.run_id,
+        output=config.output,
+        ending=ending,
+        progress=progress,
+        seconds=time.monotonic() - started,
+        results_uri=ledger.results_uri(config.output),
+        gallery_uri=gallery_uri,
+    )
+
+
+def _follow(
+    job: Job, execute: Execute, book: ledger.Ledger, progress: Progress, *, started: float, deadline: float
+) -> Iterator[tuple[Progress, Ending]]:
+    """Takes results as they come until all are there, the deadline passes, or somebody interrupts."""
+    refresh_at = time.monotonic() + REFRESH_S
+    try:
+        with execute(job) as results:
+            pump = _Pump(results)
+            while (rows := pump.take(timeout_s=0.5)) is not None:
+                now = time.monotonic()
+                if rows:
+                    book.append(rows)
+                    progress = _count(progress, rows, now - started)
+                else:
+                    book.flush_if_due()
+                yield progress, "finished"
+                if now > deadline:
+                    yield progress, "deadline"
+                    return
+                if now > refresh_at:
+                    book.write_results()
+                    gallery.write_gallery(job.config.output)
+                    refresh_at = time.monotonic() + max(REFRESH_S, 20 * (time.monotonic() - now))
+    except KeyboardInterrupt:
+        yield progress, "interrupted"
+
+
+def _count(progress: Progress, rows: Sequence[ResultRow], since_start_s: float) -> Progress:
+    errors = progress.errors + Counter(row.error_code for row in rows if row.error_code is not None)
+    failed = sum(row.status == "failed" for row in rows)
+    first_s = progress.first_row_s or since_start_s
+    return replace(
+        progress,
+        phase="animating",
+        num_succeeded=progress.num_succeeded + len(rows) - failed,
+        num_failed=progress.num_failed + failed,
+        errors=errors,
+        first_row_s=first_s,
+        animating_s=since_start_s - first_s,
+    )
+
+
+class _Pump:
+    """Reads a blocking iterator on a thread, so that the run can look at the clock and be interrupted meanwhile."""
+
+    def __init__(self, results: Iterator[Sequence[ResultRow]]) -> None:
+        self._results = results
+        self._queue: queue.SimpleQueue[Sequence[ResultRow] | BaseException | None] = queue.SimpleQueue()
+        # A daemon: it may be blocked inside the executor, which is closed while this thread still reads.
+        threading.Thread(target=self._read, name="results", daemon=True).start()
+
+    def take(self, *, timeout_s: float) -> Sequence[ResultRow] | None:
+        """The next results; nothing within the time gives an empty list, the end gives None."""
+        try:
+            item = self._queue.get(timeout=timeout_s)
+        except queue.Empty:
+            return []
+        if isinstance(item, PiaRayError):
+            raise item
+        if isinstance(item, BaseException):
+            raise JobError(f"the workers stopped: {type(item).__name__}: {item}") from item
+        return item
+
+    def _read(self) -> None:
+        try:
+            for rows in self._results:
+                self._queue.put(rows)
+            self._queue.put(None)
+        except BaseException as error:  # noqa: BLE001 - carried to the thread that asks
+            self._queue.put(error)

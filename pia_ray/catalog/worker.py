@@ -1,0 +1,176 @@
+"""The three steps chained for one row, with its attempt record, its retries and its result. Knows no Ray.
+
+A row's work never raises: whatever goes wrong with it becomes a failed row. Only what spoils the process gets out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+import traceback
+from collections.abc import Callable
+from concurrent.futures import CancelledError, Future
+from datetime import UTC, datetime
+from typing import Any, Final, Protocol
+
+from pia_ray import ledger, steps
+from pia_ray.config import CatalogConfig
+from pia_ray.errors import (
+    Cancelled,
+    FetchUnavailable,
+    JobError,
+    OutOfMemory,
+    RowError,
+    StorageThrottled,
+    StorageUnavailable,
+    UnexpectedError,
+    WorkerDied,
+)
+from pia_ray.manifest import canonical_params
+from pia_ray.params import Animation, AnimationParams, AnimationRequest, ManifestRow, ResultRow, seed_from_id
+
+log = logging.getLogger(__name__)
+
+TRANSIENT: Final = (FetchUnavailable, StorageThrottled, StorageUnavailable, OutOfMemory)
+"""Errors after which the same worker tries the row again at once; the others wait for `--retry`."""
+
+BACKOFF_S: Final = 1.0
+"""Pause before the second try of a row; doubles with each one."""
+
+_FROM_PARAMS: Final = ("prompt", "width", "height", "num_frames", "fps")
+
+
+class RowAnimator(Protocol):
+    """What the Animate step needs: `Animator`, or a fake of it."""
+
+    @property
+    def model_version(self) -> str:
+        """Identity of the model, as results name it."""
+
+    def submit(
+        self, request: AnimationRequest, *, alone: bool = ..., on_step: Callable[[int, int], None] | None = ...
+    ) -> Future[Animation]:
+        """As `Animator.submit`."""
+
+    def close(self) -> None:
+        """As `Animator.close`."""
+
+
+class CatalogWorker:
+    """Animates rows of one run with one warm animator; `work` may be called by several threads at once."""
+
+    def __init__(self, config: CatalogConfig, *, run_id: str, animator: RowAnimator) -> None:
+        self._config = config
+        self._run_id = run_id
+        self._animator = animator
+
+    def work(self, row: ManifestRow) -> ResultRow:
+        """What became of the row; its video is committed before this returns.
+
+        Raises:
+            JobError: the process is spoiled and needs a new one; the row's attempt record stays behind.
+        """
+        config, tries = self._config, 0
+        try:
+            if (found := steps.committed(row, config)) is not None:
+                return found
+            attempt = ledger.begin_attempt(config.output, row.work_key, worker=steps.worker_name())
+        except RowError as error:
+            return self._failed(row, error, attempts=1)
+        if attempt.num_earlier >= config.max_attempts:
+            died = WorkerDied(
+                f"the worker died each of the {attempt.num_earlier} times that this row was tried: look at its picture "
+                "and size, then run again with --retry worker_died"
+            )
+            ledger.end_attempt(attempt)
+            return self._failed(row, died, attempts=attempt.num_earlier)
+        while True:
+            tries += 1
+            attempts = attempt.num_earlier + tries
+            try:
+                result = self._once(row, attempts, alone=attempts > 1)
+                break
+            except JobError:
+                raise  # the process is spoiled: the record stays, and counts against the row
+            except Exception as error:  # noqa: BLE001 - the row boundary
+                result = self._failed(row, _row_error(error), attempts=attempts)
+                if not isinstance(error, TRANSIENT) or attempts >= config.max_attempts:
+                    break
+                log.warning("row %s, try %d: %s", row.id, attempts, error)
+            time.sleep(BACKOFF_S * 2 ** (tries - 1))
+        ledger.end_attempt(attempt)
+        return result
+
+    def close(self) -> None:
+        """Lets the model go."""
+        self._animator.close()
+
+    def _once(self, row: ManifestRow, attempts: int, *, alone: bool) -> ResultRow:
+        config = self._config
+        fetched = steps.fetch(row, config)
+        request = steps.request_of(row, fetched, deadline_s=config.row_timeout_s)
+        try:
+            animation = self._animator.submit(request, alone=alone).result()
+        except CancelledError:
+            raise Cancelled("the row was taken back") from None
+        return steps.publish(animation, row, fetched=fetched, config=config, run_id=self._run_id, attempts=attempts)
+
+    def _failed(self, row: ManifestRow, error: RowError, *, attempts: int) -> ResultRow:
+        log.warning("row %s failed: %s: %s", row.id, error.code, error.message.splitlines()[0])
+        return failed_row(
+            error,
+            row_id=row.id,
+            image=row.image,
+            work_key=row.work_key,
+            params=row.params,
+            model=self._animator.model_version,
+            run_id=self._run_id,
+            video_index=row.video_index,
+            attempts=attempts,
+        )
+
+
+def failed_row(
+    error: RowError,
+    *,
+    row_id: str,
+    image: str,
+    work_key: str,
+    params: AnimationParams | None,
+    model: str,
+    run_id: str,
+    video_index: int = 0,
+    attempts: int = 1,
+) -> ResultRow:
+    """The result of a row that failed; `params` is None where it got no further than its bad cells."""
+    nothing = dict.fromkeys(field.name for field in dataclasses.fields(ResultRow))
+    known = {} if params is None else {name: getattr(params, name) for name in _FROM_PARAMS}
+    seed = params.seed if params is not None and params.seed is not None else seed_from_id(row_id)
+    values: dict[str, Any] = {
+        **nothing,
+        **known,
+        "id": row_id,
+        "video_index": video_index,
+        "status": "failed",
+        "error_code": error.code,
+        "error_message": error.message,
+        "retryable": error.retryable,
+        "attempts": attempts,
+        "image_uri": image,
+        "seed": seed,
+        "params": "{}" if params is None else canonical_params(params),
+        "work_key": work_key,
+        "model": model,
+        "run_id": run_id,
+        "worker": steps.worker_name(),
+        "finished_at": datetime.now(UTC),
+    }
+    return ResultRow(**values)
+
+
+def _row_error(error: Exception) -> RowError:
+    if isinstance(error, RowError):
+        return error
+    text = "".join(traceback.format_exception(error)).strip()
+    return UnexpectedError(f"{type(error).__name__}: {error}\n{text}")

@@ -1,0 +1,401 @@
+"""The command line. Every knob of `AnimationParams` is a flag; heavy imports stand inside the commands.
+
+Exit codes: 0 all rows succeeded, 1 some failed, 2 could not run, 4 deadline, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import logging
+import os
+import re
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NoReturn, get_args
+
+from pia_ray import __version__
+from pia_ray.config import CatalogConfig, ModelConfig, load, load_model, named_models
+from pia_ray.errors import ConfigError, JobError, OutputError, PiaRayError
+from pia_ray.params import KNOBS, Knob, VideoFormat, parse_params, suggest
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from pia_ray.ledger import Lease, Ledger
+
+Command = Callable[[argparse.Namespace], int]
+
+_FORMATS: Final = get_args(VideoFormat)
+_DURATION: Final = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; the exit code. Installed as `pia-ray`."""
+    args = _parser().parse_args(argv)
+    args.argv = list(sys.argv[1:] if argv is None else argv)
+    _set_up(args)
+    command: Command = args.command
+    try:
+        return command(args)
+    except PiaRayError as error:
+        # A row's error can get here only where there is one row, as in `pia-ray image`.
+        print(f"pia-ray: {error.message}", file=sys.stderr)
+        return 2 if isinstance(error, JobError) else 1
+    except KeyboardInterrupt:
+        print("pia-ray: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # Whoever read our output has gone; Python would complain once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse that suggests the nearest flag."""
+
+    def error(self, message: str) -> NoReturn:
+        if message.startswith("unrecognized arguments: "):
+            flag = message.removeprefix("unrecognized arguments: ").split()[0].partition("=")[0]
+            message += "." + suggest(flag, self.flags()) if flag.startswith("-") else ""
+        self.print_usage(sys.stderr)
+        self.exit(2, f"{self.prog}: {message}\n")
+
+    def flags(self) -> set[str]:
+        """Every flag of this parser and its commands."""
+        known = set(self._option_string_actions)
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                for parser in action.choices.values():
+                    known |= parser.flags()
+        return known
+
+
+def _parser() -> _Parser:
+    parser = _Parser(prog="pia-ray", description="Animates catalogues of images with PIA on Ray.", allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"pia-ray {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def add(name: str, command: Command, text: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", allow_abbrev=False)
+        added.set_defaults(command=command)
+        added.add_argument("-v", "--verbose", action="store_true", help="log what is done, with ids and seconds")
+        return added
+
+    demo = add("demo", _demo, "animate the bundled catalogue with the bundled model on this machine")
+    demo.add_argument("--output", default="pia-ray-demo", metavar="DIR", help="where to (default: %(default)s)")
+
+    animate = add("animate", _animate, "animate a catalogue: videos, results table and gallery")
+    animate.add_argument("manifest", metavar="MANIFEST", nargs="?", help=_MANIFEST_HELP)
+    animate.add_argument("--output", metavar="URI", help="folder or s3:// prefix for videos, results and gallery")
+    _add_catalog_flags(animate)
+    _add_knob_flags(animate)
+
+    image = add("image", _image, "animate one picture, without Ray")
+    image.add_argument("image", metavar="IMAGE", help="path, s3://, https:// or data: URL")
+    image.add_argument("-o", "--output", required=True, metavar="FILE", help=f"the video: .{', .'.join(_FORMATS)}")
+    image.add_argument("--model", default="realistic-vision", metavar="NAME|FILE", help="default: %(default)s")
+    _add_knob_flags(image)
+
+    validate = add("validate", _validate, "check every row of a manifest, without a GPU")
+    validate.add_argument("manifest", metavar="MANIFEST", help=_MANIFEST_HELP)
+    validate.add_argument("--fetch", action="store_true", help="also open the images")
+    validate.add_argument("--json", action="store_true", help="print one JSON line per bad row, and one of counts")
+    _add_catalog_flags(validate)
+    _add_knob_flags(validate)
+
+    report = add("report", _report, "what happened in an output: counts, errors, throughput, percentiles")
+    report.add_argument("output", metavar="OUTPUT")
+    report.add_argument("--json", action="store_true", help="print JSON")
+    report.add_argument("--follow", action="store_true", help="again every few seconds, until interrupted")
+
+    gallery = add("gallery", _gallery, "write OUTPUT/index.html")
+    gallery.add_argument("output", metavar="OUTPUT")
+
+    ledger = add("ledger", _ledger, "care of the ledger")
+    ledger.add_argument("action", choices=("verify", "compact", "rebuild"))
+    ledger.add_argument("output", metavar="OUTPUT")
+
+    models = add("models", _models, "named models; `models pull NAME` fetches and verifies weights")
+    models.add_argument("action", nargs="?", choices=("pull",))
+    models.add_argument("name", nargs="?", metavar="NAME|FILE")
+    return parser
+
+
+_MANIFEST_HELP: Final = (
+    "a .parquet, .csv, .tsv or .jsonl file (also .gz), a folder or glob of these, or a folder of images; local or s3://"
+)
+
+
+def _add_catalog_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("the run")
+
+    def add(name: str, metavar: str, **how: Any) -> None:
+        field = CatalogConfig.model_fields[name]
+        default = "" if field.default in (None, (), False) else f" (default: {field.default})"
+        text = (field.description or "").rstrip(".") + default
+        how = {"metavar": metavar, **how} if metavar else how
+        group.add_argument(f"--{name.removesuffix('_s').replace('_', '-')}", dest=name, help=text, **how)
+
+    group.add_argument("--config", metavar="FILE", help="YAML file with any of these settings; flags go first")
+    group.add_argument("--model", metavar="NAME|FILE", help="named model, or YAML file of one")
+    add("limit", "N", type=int)
+    add("retry", "WHAT")
+    add("actors", "N|MIN:MAX")
+    add("gpus_per_actor", "X", type=float)
+    add("cpus_per_actor", "X", type=float)
+    add("batch_size", "N|auto")
+    add("prefetch", "N", type=int)
+    add("format", "", choices=_FORMATS)
+    add("max_attempts", "N", type=int)
+    add("deadline_s", "T", type=_seconds)
+    add("row_timeout_s", "T", type=_seconds)
+    add("detect_changes", "", action="store_true", default=None)
+    add("background", "#RRGGBB")
+    add("max_image_bytes", "N", type=int)
+    add("max_image_pixels", "N", type=int)
+    add("address", "ADDR")
+    add("id_col", "NAME")
+    add("image_col", "NAME")
+    add("prompt_col", "NAME")
+
+
+def _add_knob_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("knobs", "for rows that leave them out; a row's own value goes first")
+    for knob in KNOBS.values():
+        group.add_argument(f"--{knob.name.replace('_', '-')}", dest=knob.name, metavar="X", help=_knob_help(knob))
+
+
+def _knob_help(knob: Knob) -> str:
+    facts = [", ".join(knob.choices)] if knob.choices else [" ".join(filter(None, [knob.bounds, knob.unit]))]
+    if knob.default not in (None, ""):
+        shown = str(knob.default)
+        facts.append(f"default {shown if len(shown) < 40 else shown[:37] + '...'}")
+    inside = "; ".join(filter(None, facts))
+    return (f"{knob.meaning} ({inside})" if inside else knob.meaning).replace("%", "%%")
+
+
+def _knobs_of(args: argparse.Namespace) -> dict[str, Any]:
+    return {name: value for name in KNOBS if (value := getattr(args, name)) is not None}
+
+
+def _catalog_config(args: argparse.Namespace, **fixed: Any) -> CatalogConfig:
+    overrides: dict[str, Any] = {
+        name: value
+        for name in CatalogConfig.model_fields
+        if name not in ("model", "defaults") and (value := getattr(args, name, None)) is not None
+    }
+    overrides |= fixed
+    if knobs := _knobs_of(args):
+        overrides["defaults"] = knobs
+    if args.model is not None:
+        overrides["model"] = load_model(args.model)
+    return load(args.config, overrides)
+
+
+def _demo(args: argparse.Namespace) -> int:
+    manifest = str(files("pia_ray").joinpath("demo", "catalog", "catalog.parquet"))
+    config = CatalogConfig(manifest=manifest, output=args.output, model=ModelConfig.named("demo"))
+    return _run(config, args, retry=["pia-ray", *args.argv])
+
+
+def _animate(args: argparse.Namespace) -> int:
+    config = _catalog_config(args)
+    given = list(args.argv)
+    if "--retry" in given:
+        del given[given.index("--retry") : given.index("--retry") + 2]
+    given = [word for word in given if not word.startswith("--retry=")]
+    return _run(config, args, retry=["pia-ray", *given, "--retry", "failed"])
+
+
+def _run(config: CatalogConfig, args: argparse.Namespace, *, retry: Sequence[str]) -> int:
+    from pia_ray.catalog.graph import run_catalog
+    from pia_ray.console import RunDisplay, show_summary
+
+    console = _console()
+    # A scheduler's stop is a person's Ctrl-C: what is done is recorded, the rest can be resumed.
+    signal.signal(signal.SIGTERM, _interrupt)
+    with RunDisplay(console) as display:
+        summary = run_catalog(config, observe=display.show)
+    show_summary(console, summary, retry_command=shlex.join(retry), open_path=_shown)
+    return summary.exit_code
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _image(args: argparse.Namespace) -> int:
+    from rich.progress import Progress as Bar
+
+    from pia_ray import image as pictures
+    from pia_ray import steps
+    from pia_ray.animator import Animator
+    from pia_ray.params import AnimationRequest
+    from pia_ray.video import MIME
+
+    if (extension := Path(args.output).suffix.lower().removeprefix(".")) not in MIME:
+        raise ConfigError(f'-o {args.output}: "{extension}" is no video format; end it in .{", .".join(MIME)}')
+    if not Path(args.output).resolve().parent.is_dir():
+        raise ConfigError(f"there is no folder {Path(args.output).resolve().parent} to write {args.output} to")
+    model = load_model(args.model)
+    params = parse_params(_knobs_of(args))
+    if params.num_videos > 1:
+        raise ConfigError("--num-videos makes several files: use `pia-ray animate` on a manifest of one row")
+    content = steps.read_image(args.image, max_bytes=CatalogConfig.model_fields["max_image_bytes"].default)
+    picture = pictures.decode(content).rgb
+    console = _console()
+    with Animator(model) as animator, Bar(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("animating", total=None)
+        request = AnimationRequest(picture, params, id=Path(args.image).stem)
+        future = animator.submit(request, on_step=lambda done, steps: bar.update(task, completed=done, total=steps))
+        animation = future.result()
+    animation.save(args.output)
+    made = animation.params
+    console.print(
+        f"{args.output}: {made.width} x {made.height} px, {made.num_frames} frames, seed {made.seed}, "
+        f"motion {animation.motion:.3f}, {animation.animate_s:.1f} s",
+        highlight=False,
+        soft_wrap=True,
+    )
+    return 0
+
+
+def _validate(args: argparse.Namespace) -> int:
+    from pia_ray.catalog.validate import validate
+
+    config = _catalog_config(args, output="unused")
+    console, counts = _console(), {"rows": 0, "bad": 0}
+    for finding in validate(config, fetch=args.fetch):
+        counts["rows"] = finding.num_items
+        if finding.error is None:
+            continue
+        counts["bad"] += 1
+        if args.json:
+            print(json.dumps({"id": finding.id, "code": finding.error.code, "message": finding.error.message}))
+        else:
+            console.print(f"{finding.id}: {finding.error.message}", highlight=False, soft_wrap=True, markup=False)
+    if args.json:
+        print(json.dumps(counts))
+    else:
+        console.print(f"{counts['rows']} work items, {counts['bad']} bad", highlight=False)
+    return 1 if counts["bad"] else 0
+
+
+def _report(args: argparse.Namespace) -> int:
+    from pia_ray import ledger
+    from pia_ray.console import show_report
+
+    console = _console()
+    while True:
+        facts = dataclasses.asdict(ledger.summary(_open_ledger(args.output)))
+        facts["run"] = facts["run"] and facts["run"]["run_id"]
+        if args.json:
+            print(json.dumps(facts, default=str), flush=True)
+        else:
+            if args.follow and console.is_terminal:
+                console.clear()
+            show_report(console, facts)
+        if not args.follow:
+            return 0
+        time.sleep(5)
+
+
+def _open_ledger(output: str) -> Ledger:
+    from pia_ray import ledger
+
+    book = ledger.Ledger.open(output)
+    if not len(book.index.winners) and ledger.latest_run(output) is None:
+        raise OutputError(f"there is nothing of pia-ray in {output}: give the --output of an earlier run")
+    return book
+
+
+def _gallery(args: argparse.Namespace) -> int:
+    from pia_ray.gallery import write_gallery
+
+    print(_shown(write_gallery(args.output)))
+    return 0
+
+
+def _ledger(args: argparse.Namespace) -> int:
+    from pia_ray import ledger
+    from pia_ray.console import show_report
+
+    if args.action == "compact":
+        with _lease(args.output), _open_ledger(args.output) as book:
+            before, after = book.compact()
+        print(f"{before} parts are now {after}")
+        return 0
+    if args.action == "rebuild":
+        with _lease(args.output):
+            show_report(_console(), dataclasses.asdict(ledger.rebuild(args.output)))
+        return 0
+    found = ledger.verify(_open_ledger(args.output).output)
+    show_report(_console(), dataclasses.asdict(found))
+    return 0 if found.ok else 1
+
+
+def _lease(output: str) -> Lease:
+    """No run may be at work while parts are rewritten."""
+    from pia_ray import ledger
+
+    return ledger.Lease(output, run_id=f"ledger-{os.getpid()}")
+
+
+def _models(args: argparse.Namespace) -> int:
+    from pia_ray import weights
+    from pia_ray.console import show_table
+
+    if args.action == "pull":
+        if args.name is None:
+            raise ConfigError("models pull needs the name of a model, or a YAML file of one")
+        local = weights.pull(load_model(args.name))
+        print(f"{args.name}: {local.version} in {local.base}")
+        return 0
+    rows = [
+        [name, "yes" if weights.is_pulled(model) else "no", model.base, model.description]
+        for name, model in named_models().items()
+    ]
+    show_table(_console(), ["name", "here", "base", "description"], rows)
+    return 0
+
+
+def _set_up(args: argparse.Namespace) -> None:
+    level = logging.INFO if args.verbose else logging.WARNING
+    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    for name in ("httpx", "httpcore", "botocore", "ray", "diffusers", "transformers"):
+        # httpx logs whole URLs at INFO, signatures of presigned ones included.
+        logging.getLogger(name).setLevel(logging.WARNING)
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console()
+
+
+def _shown(uri: str) -> str:
+    """A path that can be clicked or pasted: absolute where it is local."""
+    return uri if "://" in uri else str(Path(uri).resolve())
+
+
+def _seconds(text: str) -> float:
+    """`90`, `90s`, `15m`, `1.5h` or `1h30m` in seconds."""
+    match = _DURATION.fullmatch(text.strip().lower())
+    if match is None or not any(match.groups()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a time: write 90s, 15m or 1h30m")
+    hours, minutes, seconds = (float(part or 0) for part in match.groups())
+    return 3600 * hours + 60 * minutes + seconds
+
+
+if __name__ == "__main__":
+    sys.exit(main())

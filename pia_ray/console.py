@@ -1,0 +1,179 @@
+"""What a person sees of a run: one live display on a terminal, plain lines elsewhere, and the closing summary.
+
+Owns rich. Writes to the console it is given; the command line decides which.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final
+
+from rich.console import Console
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn
+from rich.progress import Progress as Bar
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from pia_ray.catalog.run import Progress, Summary
+
+PLAIN_S: Final = 10.0
+"""Seconds between lines where there is no terminal."""
+
+_PHASES: Final = {
+    "planning": "reading the manifest",
+    "starting": "starting workers and loading the model",
+    "animating": "animating",
+    "writing": "writing results and gallery",
+    "ended": "done",
+}
+
+
+class RunDisplay:
+    """Shows the progress of one run; give its `show` to the run as observer. A context manager."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._live = console.is_terminal
+        self._phase = ""
+        self._last_line = 0.0
+        self._bar = Bar(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[facts]}"),
+            console=console,
+            transient=True,
+        )
+        self._task = self._bar.add_task("", total=None, facts="")
+        self._display = Live(self._bar, console=console, transient=True, refresh_per_second=8)
+
+    def show(self, progress: Progress) -> None:
+        """Takes the run's progress, as often as it comes."""
+        if self._live:
+            # Before there are rows to count the bar pulses.
+            self._bar.update(
+                self._task,
+                description=_PHASES[progress.phase],
+                total=progress.num_pending or None,
+                completed=progress.num_succeeded + progress.num_failed,
+                facts=_facts(progress),
+            )
+            return
+        now = time.monotonic()
+        if progress.phase != self._phase or (progress.phase == "animating" and now - self._last_line >= PLAIN_S):
+            self._phase, self._last_line = progress.phase, now
+            self._console.print(_line(progress), highlight=False, soft_wrap=True)
+
+    def __enter__(self) -> RunDisplay:
+        if self._live:
+            self._display.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live:
+            self._display.stop()
+
+
+def show_summary(console: Console, summary: Summary, *, retry_command: str, open_path: Callable[[str], str]) -> None:
+    """The closing lines of a run: counts, errors by code, where things are, and how to go on."""
+    progress = summary.progress
+    if not progress.num_pending and summary.ending == "finished":
+        console.print("Nothing to animate: every work item is done.", highlight=False)
+    succeeded, failed = progress.num_before + progress.num_succeeded, progress.num_failed_in_all
+    text = Text()
+    text.append(f"{succeeded} of {progress.num_items} work items succeeded", style="bold green" if succeeded else "")
+    text.append(f" ({progress.num_succeeded} now, {progress.num_before} before)")
+    if failed:
+        text.append(f", {failed} failed", style="bold red")
+        when = {"now": progress.num_failed, "before": progress.num_failed_before, "bad rows": progress.num_rejected}
+        text.append(f" ({', '.join(f'{count} {word}' for word, count in when.items() if count)})")
+    if progress.num_left:
+        text.append(f", {progress.num_left} left", style="bold yellow")
+    console.print(text, highlight=False)
+    if progress.num_succeeded + progress.num_failed:
+        parts = [f"{_duration(summary.seconds)} in all", f"{_duration(progress.first_row_s)} to the first video"]
+        if progress.rows_per_s:
+            parts.append(f"then {60 * progress.rows_per_s:.1f} videos/min")
+        console.print("time      " + ", ".join(parts), highlight=False)
+    for code, count in progress.errors.most_common():
+        console.print(f"  {count:>6} x {code}", highlight=False)
+    console.print(f"results   {open_path(summary.results_uri)}", highlight=False, soft_wrap=True)
+    console.print(f"gallery   {open_path(summary.gallery_uri)}", highlight=False, soft_wrap=True)
+    if summary.ending != "finished":
+        word = "Interrupted" if summary.ending == "interrupted" else "The deadline has passed"
+        console.print(f"{word}. The same command goes on where this run stopped.", highlight=False)
+    elif failed:
+        console.print(f"retry     {retry_command}", highlight=False, soft_wrap=True)
+
+
+def show_report(console: Console, facts: Mapping[str, Any]) -> None:
+    """A report as a table of two columns; mappings inside are shown as indented lines."""
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for name, value in facts.items():
+        if isinstance(value, Mapping):
+            table.add_row(name.replace("_", " "), "")
+            for inner, number in value.items():
+                shown = (
+                    ", ".join(f"p{q} {_number(v)}" for q, v in number.items()) if isinstance(number, Mapping) else None
+                )
+                table.add_row(f"  {inner}", shown or _number(number))
+        elif isinstance(value, list | tuple):
+            for entry in value:
+                table.add_row(name.replace("_", " "), str(entry))
+        else:
+            table.add_row(name.replace("_", " "), _number(value))
+    console.print(table, highlight=False)
+
+
+def show_table(console: Console, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Rows under headings."""
+    table = Table(*columns, box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(*row)
+    console.print(table, highlight=False)
+
+
+def _facts(progress: Progress) -> str:
+    if progress.phase != "animating":
+        return ""
+    parts = [f"[red]{progress.num_failed} failed[/red]"] if progress.num_failed else []
+    if progress.rows_per_s:
+        parts.append(f"{60 * progress.rows_per_s:.1f} videos/min")
+        parts.append(f"{_duration(progress.num_left / progress.rows_per_s)} left")
+    return " · ".join(parts)
+
+
+def _line(progress: Progress) -> str:
+    if progress.phase != "animating":
+        if progress.phase == "starting":
+            return f"{progress.num_pending} of {progress.num_items} work items to do: {_PHASES['starting']}"
+        return _PHASES[progress.phase]
+    done = progress.num_succeeded + progress.num_failed
+    line = f"{done} of {progress.num_pending} done, {progress.num_failed} failed, {progress.num_left} left"
+    if progress.rows_per_s:
+        rate = progress.rows_per_s
+        line += f", {60 * rate:.1f} videos/min, {_duration(progress.num_left / rate)} to go"
+    return line
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+
+
+def _number(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:,.3f}" if abs(value) < 100 else f"{value:,.0f}"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return "-" if value is None else str(value)
