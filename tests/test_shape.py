@@ -1,0 +1,395 @@
+"""The shape of the package: who may import whom, who owns which dependency, what a bare import costs."""
+
+from __future__ import annotations
+
+import ast
+import json
+import pickle
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+import pia_ray
+from pia_ray import errors
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "pia_ray"
+
+ORDER = (
+    "errors",
+    "params",
+    "config",
+    "image",
+    "video",
+    "storage",
+    "fetch",
+    "manifest",
+    "ledger",
+    "checkpoint",
+    "weights",
+    "pia",
+    "animator",
+    "steps",
+    "testing",
+    "gallery",  # a run ends by writing its gallery, so it stands above the wings
+    "catalog",
+    "online",
+    "console",
+    "demo",
+    "cli",
+)
+"""A module or package imports only those that stand before it."""
+
+UPWARD_IMPORTS = {
+    ("pia_ray.params", "video"): "Animation.save, a method people expect, encodes; it is loaded when called",
+}
+"""Imports against the order, each with its reason."""
+
+NEVER = {
+    "catalog": {"online": "the wings are siblings"},
+    "online": {"catalog": "the wings are siblings"},
+    "pia": dict.fromkeys(
+        ("storage", "fetch", "manifest", "ledger", "video", "steps"), "the model knows no manifest, URI or file format"
+    ),
+    "testing": dict.fromkeys(("pia", "animator"), "the fake animator must start without torch"),
+}
+
+OWNERS = {
+    "torch": {"pia_ray.pia": "the model", "pia_ray.testing.checkpoints": "makes tiny checkpoints, when called"},
+    "diffusers": {"pia_ray.pia": "the model", "pia_ray.testing.checkpoints": "makes tiny checkpoints, when called"},
+    "transformers": {"pia_ray.pia": "the model", "pia_ray.testing.checkpoints": "makes tiny checkpoints, when called"},
+    "huggingface_hub": {"pia_ray.weights": "fetches from the hub"},
+    "filelock": {"pia_ray.weights": "one process per node fetches"},
+    "PIL": {
+        "pia_ray.image": "decodes pictures",
+        "pia_ray.video": "writes gif and webp",
+        "pia_ray.steps": "hands pictures from fetch to animate",
+        "pia_ray.pia": "takes pictures, knows no files",
+        "pia_ray.testing": "draws pictures, when called",
+        "pia_ray.demo": "draws the bundled pictures",
+    },
+    "av": {"pia_ray.video": "encodes and decodes videos"},
+    "imageio": {"pia_ray.video": "encodes and decodes videos"},
+    "boto3": {"pia_ray.storage": "speaks to S3"},
+    "botocore": {"pia_ray.storage": "speaks to S3"},
+    "httpx": {"pia_ray.fetch": "guarded https:// inputs"},
+    "httpcore": {"pia_ray.fetch": "guarded https:// inputs"},
+    "pyarrow": {
+        "pia_ray.manifest": "reads manifests",
+        "pia_ray.ledger": "reads and writes the ledger",
+        "pia_ray.storage": "hands out the file system that boto3's settings describe",
+        "pia_ray.gallery": "reads results",
+        "pia_ray.catalog": "work items travel as Arrow batches",
+        "pia_ray.testing": "writes manifests, when called",
+        "pia_ray.demo": "writes the bundled manifest",
+    },
+    "ray": {"pia_ray.catalog.graph": "Ray Data", "pia_ray.online.serve": "Ray Serve"},
+    "fastapi": {"pia_ray.online": "the HTTP interface"},
+    "starlette": {"pia_ray.online": "the HTTP interface"},
+    "uvicorn": {"pia_ray.online": "the HTTP interface", "pia_ray.cli": "pia-ray serve"},
+    "rich": {"pia_ray.console": "the live display", "pia_ray.cli": "tables on the terminal"},
+    "yaml": {"pia_ray.config": "configuration files"},
+}
+"""Each heavy dependency with the modules (and what is below them) that may import it, and why."""
+
+ENVIRONMENT_READERS = ("pia_ray.cli", "pia_ray.console", "pia_ray.online.serve")
+"""Entry points: the only modules that may look at environment variables."""
+
+HEAVY = ("torch", "diffusers", "transformers", "ray", "PIL", "boto3", "pyarrow", "av", "imageio", "httpx", "fastapi")
+
+
+@dataclass(frozen=True)
+class Import:
+    """One import statement's target: a module's dotted name, as far as it is a module."""
+
+    importer: str
+    target: str
+    line: int
+
+
+def unit_of(module: str) -> str:
+    return module.split(".")[1] if "." in module else ""
+
+
+def name_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+@cache
+def modules() -> dict[str, ast.Module]:
+    """Every module of the package by dotted name, parsed."""
+    return {name_of(path): ast.parse(path.read_text("utf-8")) for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def _statements(node: ast.AST) -> Iterator[ast.Import | ast.ImportFrom]:
+    """Imports at any depth but those under TYPE_CHECKING, which never run."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.Import | ast.ImportFrom):
+            yield child
+        elif isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+            for part in child.orelse:
+                yield from _statements(part)
+        else:
+            yield from _statements(child)
+
+
+@cache
+def imports() -> tuple[Import, ...]:
+    """Every import of the package that can run."""
+    found = []
+    for importer, tree in modules().items():
+        for statement in _statements(tree):
+            if isinstance(statement, ast.Import):
+                found += [Import(importer, alias.name, statement.lineno) for alias in statement.names]
+                continue
+            assert statement.level == 0, f"{importer}:{statement.lineno} imports relatively"
+            assert statement.module
+            for alias in statement.names:
+                inner = f"{statement.module}.{alias.name}"
+                found.append(Import(importer, inner if inner in modules() else statement.module, statement.lineno))
+    return tuple(found)
+
+
+def within(module: str, owner: str) -> bool:
+    return module == owner or module.startswith(f"{owner}.")
+
+
+def test_every_module_has_a_place_in_the_order():
+    units = {unit_of(name) for name in modules()} - {""}
+    assert units <= set(ORDER)
+
+
+def test_a_module_imports_only_what_stands_above_it():
+    wrong = []
+    for found in imports():
+        importer, target = unit_of(found.importer), unit_of(found.target)
+        if not within(found.target, "pia_ray") or "" in (importer, target) or importer == target:
+            continue
+        if ORDER.index(target) > ORDER.index(importer) and (found.importer, target) not in UPWARD_IMPORTS:
+            wrong.append(f"{found.importer}:{found.line} imports {found.target}")
+    assert not wrong
+
+
+def test_every_exception_to_the_order_is_still_needed():
+    made = {(found.importer, unit_of(found.target)) for found in imports()}
+    assert set(UPWARD_IMPORTS) <= made
+
+
+def test_wings_and_model_keep_to_themselves():
+    wrong = [
+        f"{found.importer}:{found.line} imports {found.target}: {NEVER[unit_of(found.importer)][unit_of(found.target)]}"
+        for found in imports()
+        if within(found.target, "pia_ray") and unit_of(found.target) in NEVER.get(unit_of(found.importer), {})
+    ]
+    assert not wrong
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    below: dict[str, set[str]] = {}
+    for found in imports():
+        if found.target in modules() and (found.importer, unit_of(found.target)) not in UPWARD_IMPORTS:
+            below.setdefault(found.importer, set()).add(found.target)
+    done: set[str] = set()
+
+    def visit(module: str, path: tuple[str, ...]) -> None:
+        assert module not in path, " -> ".join([*path[path.index(module) :], module])
+        if module not in done:
+            for target in sorted(below.get(module, ())):
+                visit(target, (*path, module))
+            done.add(module)
+
+    for module in modules():
+        visit(module, ())
+
+
+def test_a_heavy_dependency_is_imported_by_its_owner_alone():
+    wrong = []
+    for found in imports():
+        owners = OWNERS.get(found.target.partition(".")[0])
+        if owners is not None and not any(within(found.importer, owner) for owner in owners):
+            wrong.append(f"{found.importer}:{found.line} imports {found.target}, which belongs to {', '.join(owners)}")
+    assert not wrong
+
+
+def test_every_third_party_import_is_declared_and_owned():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = {canonicalize_name(Requirement(line).name) for line in project["dependencies"]}
+    # What is imported under another name than it is installed by, or comes as the stated part of another package.
+    aliases = {"pil": "pillow", "yaml": "pyyaml", "botocore": "boto3", "fastapi": "ray", "starlette": "ray"}
+    aliases["uvicorn"] = "ray"
+    wrong = []
+    for found in imports():
+        top = found.target.partition(".")[0]
+        if top in sys.stdlib_module_names or top == "pia_ray":
+            continue
+        name = canonicalize_name(top)
+        if aliases.get(name, name) not in declared:
+            wrong.append(f"{found.importer}:{found.line} imports {top}")
+    assert not wrong
+
+
+def test_only_entry_points_read_environment_variables():
+    wrong = []
+    for name, tree in modules().items():
+        for node in ast.walk(tree):
+            reads = isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv")
+            if reads and not any(within(name, reader) for reader in ENVIRONMENT_READERS):
+                wrong.append(f"{name}:{node.lineno}")
+    assert not wrong
+
+
+def loaded_after(code: str) -> set[str]:
+    """Heavy packages that a fresh interpreter has loaded after the code."""
+    program = f"{code}\nimport json, sys\nprint(json.dumps(sorted(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    return set(json.loads(done.stdout)) & {*HEAVY, "huggingface_hub", "rich", "moto"}
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import pia_ray",
+        "import pia_ray.params",
+        "import pia_ray.config",
+        "from pia_ray import AnimationParams, AnimationRequest, CatalogConfig, ModelConfig",
+        "from pia_ray.testing import FakeAnimator",
+    ],
+)
+def test_a_light_import_loads_nothing_heavy(code: str):
+    assert loaded_after(code) == set()
+
+
+def test_the_fake_animator_runs_without_torch():
+    code = """
+import numpy as np
+from pia_ray import AnimationParams, AnimationRequest, ModelConfig
+from pia_ray.testing import FakeAnimator
+
+with FakeAnimator(ModelConfig(base="embedded")) as animator:
+    request = AnimationRequest(np.zeros((64, 64, 3), np.uint8), AnimationParams(prompt="a"))
+    assert len(animator.animate([request])[0].frames) == 16
+"""
+    assert loaded_after(code) == {"PIL"}
+
+
+def test_the_help_of_the_command_loads_neither_torch_nor_ray():
+    command = Path(sys.executable).parent / "pia-ray"
+    done = subprocess.run([sys.executable, "-X", "importtime", command, "--help"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if "|" in line}
+    assert "pia_ray.cli" in loaded
+    assert not loaded & {"torch", "ray", "diffusers", "transformers", "pyarrow", "boto3", "PIL", "av"}
+
+
+def test_every_public_name_can_be_imported():
+    for name in pia_ray.__all__:
+        assert getattr(pia_ray, name).__name__ == name
+
+
+def test_the_public_names_are_those_that_type_checkers_see():
+    tree = modules()["pia_ray"]
+    typed = {
+        alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        for part in node.body
+        if isinstance(part, ast.ImportFrom) and (part.module or "").startswith("pia_ray")
+        for alias in part.names
+    }
+    assert typed == set(pia_ray.__all__)
+    assert list(pia_ray.__all__) == sorted(pia_ray.__all__)
+
+
+def error_classes(kind: type[errors.PiaRayError] = errors.PiaRayError) -> list[type[errors.PiaRayError]]:
+    return [kind, *(one for child in kind.__subclasses__() for one in error_classes(child))]
+
+
+@pytest.mark.parametrize("kind", error_classes(), ids=lambda kind: kind.__name__)
+def test_every_error_survives_pickling_with_its_message(kind: type[errors.PiaRayError]):
+    error = kind("what happened, and what to do")
+    again = pickle.loads(pickle.dumps(error))
+    assert type(again) is kind
+    assert again.args == error.args
+    assert str(again) == again.message == "what happened, and what to do"
+    assert (again.code, again.retryable, again.http_status) == (kind.code, kind.retryable, kind.http_status)
+
+
+def test_every_error_has_a_code_of_its_own_and_a_place_in_the_drawing():
+    kinds = error_classes()
+    assert len({kind.code for kind in kinds}) == len(kinds)
+    for kind in kinds:
+        assert re.search(rf"\b{kind.__name__}\b", errors.__doc__ or ""), kind.__name__
+        assert re.fullmatch(r"[a-z0-9]+(_[a-z0-9]+)*", kind.code)
+        assert 400 <= kind.http_status < 600
+
+
+def test_errors_live_in_the_tree_alone():
+    wrong = []
+    for name, tree in modules().items():
+        if name == "pia_ray.errors":
+            continue
+        wrong += [
+            f"{name}:{node.lineno} {node.name}"
+            for node in ast.walk(tree)
+            if isinstance(node, ast.ClassDef)
+            and any(re.search(r"(Error|Exception)$", ast.unparse(base)) for base in node.bases)
+        ]
+    assert not wrong
+
+
+def own_files() -> list[Path]:
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=False)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    return [ROOT / name for name in listed.stdout.decode().split("\0") if name and (ROOT / name).is_file()]
+
+
+def test_no_file_names_a_folder_of_somebodys_machine():
+    private = [str(path) + "/" for path in (ROOT, Path.home()) if len(path.parts) > 1]
+    pattern = re.compile("|".join([*map(re.escape, private), "/home" + r"/\w+/", "/Users" + r"/\w+/"]).encode())
+    wrong = [str(path.relative_to(ROOT)) for path in own_files() if pattern.search(path.read_bytes())]
+    assert not wrong
+
+
+def test_every_module_says_what_it_owns():
+    assert [name for name, tree in modules().items() if tree.body and not ast.get_docstring(tree)] == []
+
+
+def pins() -> dict[str, str]:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    return dict(line.split("==") for line in lines if line and not line.startswith("#"))
+
+
+def test_every_dependency_is_pinned_within_its_range():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    lines = [*project["project"]["dependencies"], *project["dependency-groups"]["dev"]]
+    for requirement in map(Requirement, lines):
+        pinned = pins().get(canonicalize_name(requirement.name))
+        assert pinned is not None, f"{requirement.name} is not in constraints.txt"
+        assert requirement.specifier.contains(pinned), f"{requirement} is pinned to {pinned}"
+
+
+def test_every_dependency_states_its_reason():
+    text = (ROOT / "pyproject.toml").read_text()
+    block = text[text.index("\ndependencies = [") : text.index("[project.scripts]")]
+    entries = [line for line in block.splitlines() if line.strip().startswith('"')]
+    assert entries
+    assert [line for line in entries if not re.search(r",\s*# \w", line)] == []
+
+
+def test_the_readme_names_only_targets_that_make_knows():
+    targets = set(re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = set(re.findall(r"\bmake (?:[A-Z]+=\S+ )*([a-z][a-z-]+)", (ROOT / "README.md").read_text()))
+    assert {"demo", "test", "check", "bench"} <= targets
+    words = {"sure", "it", "the", "of", "them", "an", "up"}  # what follows "make" in a sentence
+    assert named - words <= targets
