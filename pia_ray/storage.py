@@ -777,7 +777,7 @@ def _local_error(error: OSError, verb: str, uri: str) -> StorageError:
             return StorageDenied(f"{start}{text}. Check the owner and permissions.")
         case errno.ENOSPC | errno.EDQUOT:
             return StorageUnavailable(f"{start}{text}. Free some space and run again.")
-        case errno.ENAMETOOLONG | errno.ELOOP | errno.EINVAL:
+        case errno.ENAMETOOLONG | errno.ELOOP | errno.EINVAL | errno.EEXIST:
             return StorageError(f"{start}{text}.")
         case _:
             return StorageUnavailable(f"{start}{text}.")

@@ -100,6 +100,7 @@ class Rebuilt:
 
 def summary(ledger: Ledger) -> Summary:
     """Counts, throughput and percentiles for reports."""
+    ledger.flush()
     with output_errors(ledger.output):
         run = runs.latest_run(ledger.output)
         places, _ = ledger.winners_of(run.run_id if run is not None else None)

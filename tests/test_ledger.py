@@ -1,0 +1,801 @@
+"""The row ledger: every claim is read back from the files of an output."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pia_ray import ledger, storage
+from pia_ray.errors import LeaseHeld, LedgerError, OutputError, VideoError
+from pia_ray.ledger import Lease, Ledger, names, new_run, runs
+from pia_ray.ledger.parts import find_keys, split_keys, write_part
+from pia_ray.manifest import ITEMS_SCHEMA
+from pia_ray.params import MAX_SEED, ResultRow
+from pia_ray.video import encode
+
+BEGIN = datetime(2026, 5, 1, 12, tzinfo=UTC)
+
+
+def key_of(number: int, spec: str = "") -> str:
+    return hashlib.sha256(f"{number}{spec}".encode()).hexdigest()
+
+
+def row_of(number: int, *, output: str = "out", **changes: Any) -> ResultRow:
+    key = changes.pop("work_key", key_of(number))
+    input_uri, video_thumbnail = names.thumbnail_uris(output, f"row {number}", work_key=key)
+    row = ResultRow(
+        id=f"row {number}",
+        video_index=0,
+        status="succeeded",
+        error_code=None,
+        error_message=None,
+        retryable=None,
+        attempts=1,
+        video_uri=names.video_uri(output, f"row {number}", work_key=key, ext="mp4"),
+        thumbnail_uri=video_thumbnail,
+        input_thumbnail_uri=input_uri,
+        image_uri=f"pictures/{number}.png",
+        prompt="a boat",
+        seed=MAX_SEED - number,
+        width=64,
+        height=48,
+        num_frames=4,
+        fps=8,
+        duration_s=0.5,
+        size_bytes=4,
+        sha256="00" * 32,
+        input_sha256="11" * 32,
+        original_width=640,
+        original_height=480,
+        params=json.dumps({"seed": str(MAX_SEED - number)}),
+        work_key=key,
+        model="demo",
+        run_id="r",
+        worker="here:1",
+        fetch_s=0.1,
+        animate_s=float(number),
+        publish_s=0.2,
+        gpu_s=0.5,
+        motion=0.01,
+        finished_at=BEGIN + timedelta(seconds=number),
+    )
+    return dataclasses.replace(row, **changes)
+
+
+def failed(number: int, code: str = "image_not_found", **changes: Any) -> ResultRow:
+    empty = dict.fromkeys(("video_uri", "thumbnail_uri", "input_thumbnail_uri", "size_bytes", "sha256", "gpu_s"))
+    given = {"status": "failed", "error_code": code, "error_message": "gone", "retryable": False}
+    return row_of(number, **{**empty, **given, **changes})
+
+
+def items_of(numbers: Iterable[int], *, rejected: Iterable[int] = (), passed: dict[str, Any] | None = None) -> pa.Table:
+    numbers, rejected = list(numbers), set(rejected)
+    table = pa.Table.from_pylist(
+        [
+            {
+                "work_key": key_of(number),
+                "id": f"row {number}",
+                "video_index": 0,
+                "image": f"pictures/{number}.png",
+                "image_identity": f"pictures/{number}.png",
+                "prompt": "a boat",
+                "seed": MAX_SEED - number,
+                "params": "{}",
+                "error_code": "bad_parameter" if number in rejected else None,
+                "error_message": "motion_scale must be 0 to 8" if number in rejected else None,
+            }
+            for number in numbers
+        ],
+        schema=ITEMS_SCHEMA,
+    )
+    for name, values in (passed or {}).items():
+        table = table.append_column(name, values)
+    return table
+
+
+def plan(output: str, numbers: Iterable[int], *, retry: tuple[str, ...] = (), **kinds: Any) -> ledger.Planned:
+    with Ledger.open(output) as book:
+        return book.plan([items_of(numbers, **kinds)], run=new_run(manifest="m.csv", model="demo"), retry=retry)
+
+
+def record(output: str, rows: Iterable[ResultRow]) -> None:
+    with Ledger.open(output) as book:
+        book.append(rows)
+
+
+def pending(planned: ledger.Planned, output: str) -> list[str]:
+    items = pa.concat_tables(ledger.read_items(output, planned.run.run_id))
+    return items.filter(items["pending"])["id"].to_pylist()
+
+
+def results(output: str) -> dict[str, str]:
+    with Ledger.open(output) as book:
+        book.write_results()
+    table = ledger.read_results(output)
+    return dict(zip(table["id"].to_pylist(), table["status"].to_pylist(), strict=True))
+
+
+def parts(output: str) -> list[Path]:
+    return sorted((Path(output) / "_ledger" / "parts").glob("*.parquet"))
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> str:
+    return str(tmp_path / "out")
+
+
+# Names
+
+
+@pytest.mark.parametrize(
+    ("row_id", "expected"),
+    [
+        ("shoes-12_b", "shoes-12_b"),
+        ("../../etc/passwd", "etc-passwd"),
+        (".", "row"),
+        ("..", "row"),
+        ("", "row"),
+        ("日本", "row"),
+        ("Café au lait", "Cafe-au-lait"),
+        ("a/b\\c:d\x00e\nf", "a-b-c-d-e-f"),
+        ("x" * 300, "x" * 64),
+    ],
+)
+def test_a_slug_is_a_harmless_file_name(row_id: str, expected: str) -> None:
+    assert names.slug(row_id) == expected
+
+
+def test_ids_with_the_same_slug_have_different_videos() -> None:
+    one = ledger.video_uri("out", "a/b", work_key=key_of(1), ext="mp4")
+    other = ledger.video_uri("out", "a b", work_key=key_of(2), ext=".mp4")
+    assert one != other
+    assert one == f"out/videos/{key_of(1)[:2]}/a-b-{key_of(1)[:16]}.mp4"
+    assert names.key_prefix(one) == int(key_of(1)[:16], 16)
+
+
+def test_thumbnails_lie_beside_each_other_under_the_work_key() -> None:
+    first, second = ledger.thumbnail_uris("s3://b/out/", "a", work_key=key_of(1))
+    assert first == f"s3://b/out/thumbnails/{key_of(1)[:2]}/a-{key_of(1)[:16]}-input.webp"
+    assert second.endswith("-video.webp")
+    assert names.key_prefix(first) == names.key_prefix(second) == int(key_of(1)[:16], 16)
+
+
+# Rows and the table
+
+
+def test_the_schema_is_the_result_rows_fields_in_order() -> None:
+    assert ledger.RESULTS_SCHEMA.names == [field.name for field in dataclasses.fields(ResultRow)]
+    assert ledger.RESULTS_SCHEMA.field("seed") == pa.field("seed", pa.uint64(), nullable=False)
+    assert ledger.RESULTS_SCHEMA.field("finished_at").type == pa.timestamp("us", tz="UTC")
+
+
+def test_rows_come_back_from_a_table_as_they_were() -> None:
+    rows = [row_of(0), failed(1)]
+    assert ledger.from_table(ledger.to_table(rows)) == rows
+
+
+def test_a_message_with_bytes_that_are_no_text_does_not_lose_its_row() -> None:
+    table = ledger.to_table([failed(1, error_message="no file a\udcffb")])
+    assert table["error_message"].to_pylist() == ["no file a?b"]
+
+
+def test_a_record_without_a_needed_column_is_refused_by_name() -> None:
+    with pytest.raises(LedgerError, match="seed"):
+        ledger.from_record({**vars(row_of(1)), "seed": None})
+
+
+def test_provenance_restores_the_row_but_for_what_a_file_cannot_say() -> None:
+    row = row_of(3)
+    values = json.loads(json.dumps(ledger.provenance(row)))
+    assert values["seed"] == str(row.seed)
+    restored = ledger.row_from_provenance(
+        values,
+        video_uri=str(row.video_uri),
+        thumbnail_uri=row.thumbnail_uri,
+        input_thumbnail_uri=row.input_thumbnail_uri,
+        size_bytes=4,
+        sha256="00" * 32,
+    )
+    assert restored == dataclasses.replace(row, publish_s=None)
+
+
+@pytest.mark.parametrize(
+    "values", [{}, {"id": "a"}, {"seed": "x"}, {**ledger.provenance(row_of(1)), "width": "wide"}, {"finished_at": 3}]
+)
+def test_a_video_without_our_provenance_is_no_result(values: dict[str, Any]) -> None:
+    with pytest.raises(VideoError, match="provenance"):
+        ledger.row_from_provenance(
+            values, video_uri="v", thumbnail_uri=None, input_thumbnail_uri=None, size_bytes=1, sha256=""
+        )
+
+
+def test_results_of_an_output_without_any_say_what_to_do(output: str) -> None:
+    with pytest.raises(OutputError, match="pia-ray animate"):
+        ledger.read_results(output)
+
+
+# Planning and winners
+
+
+def test_a_fresh_output_has_everything_pending(output: str) -> None:
+    planned = plan(output, range(5))
+    assert (planned.num_items, planned.num_pending) == (5, 5)
+    assert pending(planned, output) == [f"row {number}" for number in range(5)]
+
+
+def test_succeeded_items_are_not_pending_again(output: str) -> None:
+    record(output, [row_of(0), row_of(3)])
+    planned = plan(output, range(5))
+    assert pending(planned, output) == ["row 1", "row 2", "row 4"]
+    assert (planned.num_succeeded_before, planned.num_pending) == (2, 3)
+
+
+def test_failed_items_stay_failed_until_asked(output: str) -> None:
+    record(output, [failed(0, "timeout"), failed(1, "image_not_found")])
+    assert plan(output, range(3)).num_failed_before == 2
+    assert pending(plan(output, range(3)), output) == ["row 2"]
+    assert pending(plan(output, range(3), retry=("timeout",)), output) == ["row 0", "row 2"]
+    assert pending(plan(output, range(3), retry=("failed",)), output) == ["row 0", "row 1", "row 2"]
+    assert pending(plan(output, range(3), retry=("out_of_memory",)), output) == ["row 2"]
+
+
+def test_success_wins_over_a_later_failure_and_the_newest_failure_over_older_ones(output: str) -> None:
+    record(output, [failed(0, "timeout", finished_at=BEGIN + timedelta(days=1)), failed(1, "timeout")])
+    record(output, [row_of(0), failed(1, "bad_image", finished_at=BEGIN + timedelta(days=1))])
+    plan(output, range(2))
+    assert results(output) == {"row 0": "succeeded", "row 1": "failed"}
+    assert ledger.read_results(output)["error_code"].to_pylist() == [None, "bad_image"]
+
+
+def test_changed_params_are_new_items_and_old_results_stay(output: str) -> None:
+    record(output, [row_of(0)])
+    record(output, [row_of(0, work_key=key_of(0, "other seed"))])
+    assert len(Ledger.open(output).index.winners) == 2
+
+
+def test_rejected_items_become_failed_rows_once(output: str) -> None:
+    planned = plan(output, range(4), rejected=[1, 2])
+    assert (planned.num_rejected, planned.num_pending) == (2, 2)
+    again = plan(output, range(4), rejected=[1, 2], retry=("failed",))
+    assert (again.num_rejected, again.num_pending) == (2, 2)
+    assert results(output) == {"row 1": "failed", "row 2": "failed"}
+    assert sum(pq.read_metadata(part).num_rows for part in parts(output)) == 2
+    row = ledger.from_table(ledger.read_results(output))[0]
+    assert (row.error_code, row.error_message) == ("bad_parameter", "motion_scale must be 0 to 8")
+    assert (row.seed, row.image_uri, row.retryable, row.model) == (MAX_SEED - 1, "pictures/1.png", False, "demo")
+
+
+def test_counts_of_a_plan_add_up(output: str) -> None:
+    record(output, [row_of(0), failed(1), failed(2, "timeout")])
+    planned = plan(output, range(8), rejected=[6, 7], retry=("timeout",))
+    parts_of_it = (planned.num_succeeded_before, planned.num_failed_before, planned.num_rejected, planned.num_pending)
+    assert parts_of_it == (1, 1, 2, 4)
+    assert sum(parts_of_it) == planned.num_items
+
+
+def test_a_manifest_that_turns_out_bad_at_its_end_leaves_nothing(output: str) -> None:
+    def tables() -> Iterator[pa.Table]:
+        yield items_of(range(60_000), rejected=[3])
+        raise LedgerError("duplicate ids")
+
+    with Ledger.open(output) as book, pytest.raises(LedgerError):
+        book.plan(tables(), run=new_run(manifest="m.csv", model="demo"))
+    assert list(storage.list_objects(output)) == []
+
+
+def test_a_long_manifest_is_written_in_files_of_bounded_size(output: str) -> None:
+    with Ledger.open(output) as book:
+        tables = (items_of(range(begin, begin + 30_000)) for begin in range(0, 120_000, 30_000))
+        planned = book.plan(tables, run=new_run(manifest="m.csv", model="demo"))
+    files = [len(table) for table in ledger.read_items(output, planned.run.run_id)]
+    assert files == [50_000, 50_000, 20_000]
+    ids = [row for table in ledger.read_items(output, planned.run.run_id) for row in table["id"].to_pylist()]
+    assert ids == [f"row {number}" for number in range(120_000)]
+
+
+def test_items_of_old_runs_are_dropped_but_for_a_few(output: str) -> None:
+    planned = [plan(output, range(2)) for _ in range(runs.KEPT_ITEMS + 2)]
+    kept = {uri.uri.split("/")[-3] for uri in storage.list_objects(names.runs_uri(output), suffix=".parquet")}
+    assert len(kept) == runs.KEPT_ITEMS
+    latest = ledger.latest_run(output)
+    assert latest is not None
+    assert latest.run_id == planned[-1].run.run_id
+
+
+def test_keys_that_share_their_first_half_are_told_apart() -> None:
+    high = np.array([1, 5, 5, 5, 9], np.uint64)
+    low = np.array([0, 1, 2, 7, 3], np.uint64)
+    asked_high = np.array([5, 5, 5, 9, 10, 1, 5], np.uint64)
+    asked_low = np.array([7, 1, 3, 3, 3, 1, 8], np.uint64)
+    assert find_keys(high, low, high=asked_high, low=asked_low).tolist() == [3, 1, -1, 4, -1, -1, -1]
+
+
+def test_keys_are_split_also_in_slices_and_chunks_of_a_column() -> None:
+    keys = [key_of(number) for number in range(10)]
+    column = pa.chunked_array([pa.array(keys[:4]).slice(1), pa.array([], pa.string()), pa.array(keys[4:])])
+    high, low = split_keys(column)
+    assert [f"{h:016x}{lo:016x}" for h, lo in zip(high.tolist(), low.tolist(), strict=True)] == [
+        key[:32] for key in keys[1:]
+    ]
+    for bad in ("g" * 64, "a" * 63, "A" * 64):
+        with pytest.raises(LedgerError):
+            split_keys(pa.array([bad]))
+
+
+# The results table
+
+
+def test_results_follow_the_manifest_and_carry_its_columns(output: str) -> None:
+    sku = pa.array([7, None, 9], pa.int16())
+    tags = pa.array([["a"], [], None], pa.list_(pa.string()))
+    plan(output, [2, 0, 1], passed={"sku": sku, "tags": tags, "pending": pa.array(["x", "y", "z"])})
+    record(output, [row_of(0)])
+    record(output, [row_of(1), row_of(2)])
+    results(output)
+    table = ledger.read_results(output)
+    assert table.schema.names == [*ledger.RESULTS_SCHEMA.names, "sku", "tags", "pending"]
+    assert table["id"].to_pylist() == ["row 2", "row 0", "row 1"]
+    assert (table["sku"].type, table["sku"].to_pylist()) == (pa.int16(), [7, None, 9])
+    assert table["tags"].to_pylist() == [["a"], [], None]
+    assert table["pending"].to_pylist() == ["x", "y", "z"]
+    assert ledger.from_table(table) == [row_of(2), row_of(0), row_of(1)]
+
+
+def test_unfinished_items_are_left_out_of_results_until_they_end(output: str) -> None:
+    plan(output, range(3), passed={"sku": pa.array([0, 1, 2])})
+    record(output, [row_of(2)])
+    assert list(results(output)) == ["row 2"]
+    assert ledger.read_results(output)["sku"].to_pylist() == [2]
+    record(output, [row_of(0), row_of(1)])
+    assert list(results(output)) == ["row 0", "row 1", "row 2"]
+
+
+def test_results_hold_the_latest_manifest_only(output: str) -> None:
+    record(output, [row_of(number) for number in range(5)])
+    plan(output, range(5))
+    plan(output, [4, 1])
+    assert list(results(output)) == ["row 4", "row 1"]
+
+
+def test_results_before_any_row_are_an_empty_table_with_all_columns(output: str) -> None:
+    plan(output, range(2), passed={"sku": pa.array([0, 1])})
+    assert results(output) == {}
+    assert ledger.read_results(output).schema.names == [*ledger.RESULTS_SCHEMA.names, "sku"]
+
+
+@pytest.mark.heavy
+def test_rows_that_finished_in_any_order_come_out_in_manifest_order(output: str) -> None:
+    count = 120_000
+    with Ledger.open(output) as book:
+        tables = [
+            items_of(range(begin, begin + 40_000)).append_column("place", pa.array(range(begin, begin + 40_000)))
+            for begin in range(0, count, 40_000)
+        ]
+        book.plan(tables, run=new_run(manifest="m.csv", model="demo"))
+    shuffled = np.random.default_rng(0).permutation(count)[: count - 10]
+    template = ledger.to_table([row_of(0)])
+    for numbers in np.array_split(shuffled, 15):
+        table = template.take(pa.array(np.zeros(len(numbers), np.int64)))
+        for name, values in (("work_key", [key_of(n) for n in numbers]), ("id", [f"row {n}" for n in numbers])):
+            table = table.set_column(table.schema.get_field_index(name), table.schema.field(name), pa.array(values))
+        write_part(output, table)
+    with Ledger.open(output) as book:
+        assert book.write_results() == count - 10
+    table = ledger.read_results(output)
+    assert table["id"].to_pylist() == [f"row {n}" for n in sorted(shuffled.tolist())]
+    assert table["place"].to_pylist() == sorted(shuffled.tolist())
+
+
+# Parts, damage, compaction
+
+
+def test_rows_are_written_in_parts_of_64_and_the_rest_at_the_end(output: str) -> None:
+    with Ledger.open(output) as book:
+        book.append(row_of(number) for number in range(64))
+        assert [pq.read_metadata(part).num_rows for part in parts(output)] == [64]
+        book.append([row_of(64)])
+        assert len(parts(output)) == 1
+    assert sum(pq.read_metadata(part).num_rows for part in parts(output)) == 65
+
+
+def test_a_long_run_leaves_few_parts(output: str) -> None:
+    with Ledger.open(output) as book:
+        for begin in range(0, 10_000, 64):
+            book.append(row_of(number) for number in range(begin, begin + 64))
+    assert len(parts(output)) < 32
+    index = Ledger.open(output).index
+    assert len(index.winners) == 10_048
+    assert sum(index.part_sizes) == 10_048
+
+
+def flip_a_bit(part: Path, column: str) -> None:
+    """Damages the values of one column, leaving the file's structure as it is."""
+    chunk = pq.read_metadata(part).row_group(0).column(ledger.RESULTS_SCHEMA.names.index(column))
+    content = bytearray(part.read_bytes())
+    content[chunk.dictionary_page_offset + chunk.total_compressed_size // 2] ^= 1
+    part.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "garbage", "bit flip", "other columns"])
+def test_a_damaged_part_is_named_moved_aside_and_its_rows_are_redone(
+    output: str, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    record(output, [row_of(number) for number in range(10)])
+    (part,) = parts(output)
+    record(output, [row_of(10)])
+    if damage == "bit flip":
+        flip_a_bit(part, "work_key")
+    elif damage == "other columns":
+        pq.write_table(pa.table({"x": [1]}), part)
+    else:
+        part.write_bytes({"truncated": part.read_bytes()[:100], "empty": b"", "garbage": b"x" * 500}[damage])
+    with caplog.at_level(logging.WARNING):
+        planned = plan(output, range(11))
+    assert part.name in caplog.text
+    assert planned.num_pending == 10
+    assert not part.exists()
+    assert (Path(output) / "_ledger" / "quarantine" / part.name).exists()
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        Ledger.open(output)
+    assert not caplog.records
+
+
+def test_damage_in_a_column_that_planning_does_not_read_is_found_when_results_are_written(output: str) -> None:
+    record(output, [row_of(number) for number in range(10)])
+    (part,) = parts(output)
+    record(output, [row_of(10)])
+    plan(output, range(11))
+    flip_a_bit(part, "animate_s")
+    assert list(results(output)) == ["row 10"]
+    assert plan(output, range(11)).num_pending == 10
+
+
+def test_compaction_keeps_every_winner_and_drops_the_rest(output: str) -> None:
+    for number in range(20):
+        record(output, [row_of(number), failed(number + 1, finished_at=BEGIN)])
+    plan(output, range(21))
+    before = results(output)
+    with Ledger.open(output) as book:
+        assert book.compact() == (20, 1)
+        assert book.write_results() == 21
+    assert results(output) == before
+    assert sum(pq.read_metadata(part).num_rows for part in parts(output)) == 21
+    with Ledger.open(output) as book:
+        assert book.compact() == (1, 1)
+
+
+def test_a_crash_between_write_and_drop_of_a_compaction_changes_nothing(output: str) -> None:
+    for number in range(5):
+        record(output, [row_of(number), failed(9)])
+    plan(output, range(10))
+    before = results(output)
+    kept = {part: part.read_bytes() for part in parts(output)}
+    with Ledger.open(output) as book:
+        book.compact()
+    for part, content in kept.items():  # as if the process had died before it dropped them
+        part.write_bytes(content)
+    assert len(parts(output)) == 6
+    assert results(output) == before
+    assert plan(output, range(10)).num_pending == 4
+    with Ledger.open(output) as book:
+        assert book.compact() == (6, 1)
+    assert results(output) == before
+
+
+def test_results_are_right_though_another_process_compacts_meanwhile(output: str) -> None:
+    plan(output, range(6))
+    for number in range(3):
+        record(output, [row_of(number)])
+    with Ledger.open(output) as book:
+        with Ledger.open(output) as other:
+            other.compact()
+        book.append([row_of(3)])
+        assert book.write_results() == 4
+
+
+def test_two_writers_on_one_output_lose_nothing(output: str) -> None:
+    script = """
+import sys
+sys.path.insert(0, sys.argv[3])
+from test_ledger import row_of
+from pia_ray.ledger import Ledger
+begin = int(sys.argv[2])
+with Ledger.open(sys.argv[1]) as book:
+    for number in range(begin, begin + 300):
+        book.append([row_of(number)])
+"""
+    writers = [
+        subprocess.Popen([sys.executable, "-c", script, output, str(begin), str(Path(__file__).parent)])
+        for begin in (0, 150)
+    ]
+    assert [writer.wait(60) for writer in writers] == [0, 0]
+    plan(output, range(450))
+    assert list(results(output)) == [f"row {number}" for number in range(450)]
+
+
+@pytest.mark.heavy
+def test_a_driver_killed_anywhere_loses_no_written_row(output: str) -> None:
+    script = """
+import sys
+sys.path.insert(0, sys.argv[2])
+from test_ledger import items_of, row_of
+from pia_ray.ledger import Ledger, new_run, read_items
+with Ledger.open(sys.argv[1]) as book:
+    planned = book.plan([items_of(range(3000))], run=new_run(manifest="m", model="demo"))
+    print("left", planned.num_pending, flush=True)
+    for items in read_items(sys.argv[1], planned.run.run_id):
+        for number, pending in enumerate(items["pending"].to_pylist()):
+            if pending:
+                book.append([row_of(number)])
+                if number % 500 == 499:
+                    book.compact()
+                if number % 64 == 63:
+                    print("done", number, flush=True)
+    book.finish(planned.run)
+"""
+    command = [sys.executable, "-c", script, output, str(Path(__file__).parent)]
+    for kill_after in range(2, 40, 3):
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            lines = [line for _, line in zip(range(kill_after), process.stdout, strict=False)]
+            process.kill()
+        done = [int(line.split()[1]) for line in lines if line.startswith("done")]
+        index = Ledger.open(output).index
+        keys = split_keys(pa.array([key_of(number) for number in range(max(done, default=-1) // 64 * 64)], pa.string()))
+        assert (index.find(*keys) >= 0).all()
+        assert not index.damaged
+    assert subprocess.run(command, check=True, stdout=subprocess.PIPE).returncode == 0
+    assert list(results(output)) == [f"row {number}" for number in range(3000)]
+    assert subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.split()[:2] == ["left", "0"]
+
+
+def test_rows_wait_in_memory_while_the_store_does_not_answer(output: str) -> None:
+    folder = Path(output) / "_ledger" / "parts"
+    folder.parent.mkdir(parents=True)
+    with Ledger.open(output) as book:
+        folder.write_text("in the way")  # a file where the folder should be: no part can be written
+        with pytest.raises(OutputError):
+            book.append(row_of(number) for number in range(64))
+        folder.unlink()
+        book.flush()
+    assert len(Ledger.open(output).index.winners) == 64
+
+
+# Attempts
+
+
+def test_an_attempt_that_ends_leaves_no_record(output: str) -> None:
+    record_ = ledger.begin_attempt(output, key_of(1), worker="a")
+    assert record_.num_earlier == 0
+    ledger.end_attempt(record_)
+    assert ledger.count_attempts(output) == {}
+
+
+def test_a_row_whose_worker_died_knows_how_often(output: str) -> None:
+    ledger.begin_attempt(output, key_of(1), worker="a")
+    ledger.begin_attempt(output, key_of(1), worker="b")
+    ledger.begin_attempt(output, key_of(2), worker="b")
+    assert ledger.count_attempts(output) == {key_of(1): 2, key_of(2): 1}
+    third = ledger.begin_attempt(output, key_of(1), worker="c")
+    assert third.num_earlier == 2
+    ledger.end_attempt(third)
+    assert ledger.count_attempts(output) == {key_of(2): 1}
+
+
+def test_a_drained_row_keeps_the_deaths_it_has_seen(output: str) -> None:
+    ledger.begin_attempt(output, key_of(1), worker="a")
+    ledger.withdraw_attempt(ledger.begin_attempt(output, key_of(1), worker="b"))
+    assert ledger.count_attempts(output) == {key_of(1): 1}
+
+
+def test_planning_removes_the_attempts_of_rows_that_have_their_result(output: str) -> None:
+    for number in range(3):
+        ledger.begin_attempt(output, key_of(number), worker="a")
+    record(output, [row_of(0), failed(1, "worker_died")])
+    plan(output, range(3), retry=("failed",))
+    assert ledger.count_attempts(output) == {key_of(2): 1}
+
+
+# The lease
+
+
+def test_a_second_run_is_refused_and_told_who_holds_the_output(output: str) -> None:
+    with (
+        Lease(output, run_id="first") as lease,
+        pytest.raises(LeaseHeld, match=rf"first \(process {os.getpid()} on .*started.*expires \d+ s"),
+        Lease(output, run_id="second"),
+    ):
+        pass
+    assert not lease.held
+    with Lease(output, run_id="third") as lease:
+        assert lease.held
+
+
+def test_a_killed_run_on_this_machine_is_followed_at_once(output: str) -> None:
+    script = f"""
+import time
+from pia_ray.ledger import Lease
+with Lease({output!r}, run_id="first", ttl_s=3600):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"held\n"
+        with pytest.raises(LeaseHeld, match=str(process.pid)), Lease(output, run_id="second"):
+            pass
+        process.kill()
+    with Lease(output, run_id="second") as lease:
+        assert lease.held
+
+
+def write_foreign_lease(output: str, *, ttl_s: float, age_s: float = 0.0) -> Path:
+    path = Path(output) / "_ledger" / "lease.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    holder = {"run_id": "far", "host": "elsewhere", "pid": 1, "started_at": "2026", "process": "x/y/1:2"}
+    path.write_text(json.dumps({**holder, "ttl_s": ttl_s}))
+    os.utime(path, (time.time() - age_s,) * 2)
+    return path
+
+
+def test_an_expired_lease_of_another_machine_is_taken_over(output: str) -> None:
+    write_foreign_lease(output, ttl_s=60, age_s=61)
+    with Lease(output, run_id="mine") as lease:
+        assert lease.held
+        assert "mine" in (Path(output) / "_ledger" / "lease.json").read_text()
+
+
+def test_a_lease_that_is_not_renewed_is_taken_over_when_it_expires(output: str) -> None:
+    write_foreign_lease(output, ttl_s=1)
+    with Lease(output, run_id="mine") as lease:
+        assert lease.held
+
+
+def test_a_lease_that_is_renewed_while_we_watch_is_respected(output: str) -> None:
+    path = write_foreign_lease(output, ttl_s=3600)
+    script = f"import os, time; time.sleep(1.5); os.utime({str(path)!r})"
+    renewer = subprocess.Popen([sys.executable, "-c", script])
+    with pytest.raises(LeaseHeld, match="elsewhere"), Lease(output, run_id="mine"):
+        pass
+    renewer.wait()
+    assert "far" in path.read_text()
+
+
+def test_a_holder_renews_its_lease_and_notices_a_takeover(output: str) -> None:
+    path = Path(output) / "_ledger" / "lease.json"
+    with Lease(output, run_id="mine", ttl_s=0.3) as lease:
+        first = path.stat().st_mtime_ns
+        deadline = time.monotonic() + 30
+        while path.stat().st_mtime_ns == first and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert path.stat().st_mtime_ns != first
+        assert lease.held
+        storage.write_bytes(str(path), b'{"run_id": "thief"}')
+        while lease.held and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert not lease.held
+    assert path.exists()
+
+
+def test_a_lease_file_that_is_no_lease_expires_like_one(output: str) -> None:
+    path = write_foreign_lease(output, ttl_s=60, age_s=100)
+    path.write_text("{")
+    os.utime(path, (time.time() - 100,) * 2)
+    with Lease(output, run_id="mine") as lease:
+        assert lease.held
+
+
+# Upkeep
+
+
+def commit(output: str, number: int) -> ResultRow:
+    """A real video with its provenance at its place, and its thumbnails."""
+    row = row_of(number, output=output)
+    frames = np.full((4, 48, 64, 3), 40 * number % 255, np.uint8)
+    video = encode(frames, fps=8, format="mp4", provenance=ledger.provenance(row))
+    storage.create_bytes(str(row.video_uri), video.content)
+    storage.write_bytes(str(row.thumbnail_uri), b"x")
+    storage.write_bytes(str(row.input_thumbnail_uri), b"x")
+    return dataclasses.replace(row, size_bytes=video.size_bytes, sha256=video.sha256)
+
+
+def test_verify_of_a_whole_output_finds_nothing(output: str) -> None:
+    record(output, [*(commit(output, number) for number in range(3)), failed(9)])
+    found = ledger.verify(output)
+    assert found.ok
+    assert (found.num_succeeded, found.num_failed) == (3, 1)
+    assert (found.num_orphans, found.num_missing_thumbnails) == (0, 0)
+
+
+def test_verify_names_what_is_missing_cut_off_without_a_row_or_damaged(output: str) -> None:
+    rows = [commit(output, number) for number in range(4)]
+    record(output, rows[:3])
+    storage.delete(str(rows[0].video_uri))
+    storage.write_bytes(str(rows[1].video_uri), b"short")
+    storage.delete(str(rows[2].thumbnail_uri))
+    (Path(output) / "_ledger" / "parts" / "bad.parquet").write_bytes(b"")
+    found = ledger.verify(output)
+    assert not found.ok
+    assert found.missing == [rows[0].video_uri]
+    assert found.wrong_size == [rows[1].video_uri]
+    assert found.num_missing_thumbnails == 1
+    assert found.orphans == [rows[3].video_uri]
+    assert [uri.rpartition("/")[2] for uri in found.damaged_parts] == ["bad.parquet"]
+
+
+def test_rebuild_restores_the_rows_from_the_videos_alone(output: str) -> None:
+    rows = [commit(output, number) for number in range(3)]
+    storage.delete(str(rows[2].thumbnail_uri))
+    storage.write_bytes(f"{output}/videos/aa/holiday.mp4", b"not ours")
+    rebuilt = ledger.rebuild(output)
+    assert (rebuilt.num_videos, rebuilt.num_restored, rebuilt.num_foreign) == (4, 3, 1)
+    found = {row.id: row for row in ledger.from_table(ledger.read_results(output))}
+    expected = [dataclasses.replace(row, publish_s=None) for row in rows]
+    expected[2] = dataclasses.replace(expected[2], thumbnail_uri=None)
+    assert [found[row.id] for row in rows] == expected
+    assert ledger.rebuild(output).num_restored == 0
+
+
+def test_rebuild_rejoins_the_columns_of_the_manifest(output: str) -> None:
+    plan(output, range(3), passed={"sku": pa.array(["a", "b", "c"])})
+    record(output, [commit(output, number) for number in range(2)])
+    for part in parts(output):
+        part.unlink()
+    assert ledger.rebuild(output).num_results == 2
+    assert ledger.read_results(output)["sku"].to_pylist() == ["a", "b"]
+
+
+def test_a_summary_counts_the_latest_manifest(output: str) -> None:
+    record(output, [row_of(50)])
+    planned = plan(output, range(12), rejected=[11])
+    with Ledger.open(output) as book:
+        later = planned.run.started_at
+        book.append(
+            row_of(n, run_id=planned.run.run_id, finished_at=later + timedelta(seconds=6 * (n + 1))) for n in range(5)
+        )
+        book.append([failed(5, "timeout", retryable=True), failed(6, "timeout", retryable=True), failed(7)])
+        found = ledger.summary(book)
+    assert (found.num_items, found.num_succeeded, found.num_failed, found.num_left) == (12, 5, 4, 3)
+    assert next(iter(found.errors.items())) == ("timeout", 2)
+    assert found.errors == {"timeout": 2, "image_not_found": 1, "bad_parameter": 1}
+    assert found.num_retryable == 2
+    assert found.run_s == pytest.approx(30)
+    assert found.videos_per_minute == pytest.approx(10)
+    assert found.gpu_s == pytest.approx(2.5)
+    assert found.size_bytes == 20
+    assert found.percentiles_s["animate_s"][50] == 2.0
+
+
+def test_a_summary_of_nothing_is_all_zero(output: str) -> None:
+    found = ledger.summary(Ledger.open(output))
+    assert (found.num_items, found.num_succeeded, found.videos_per_minute) == (0, 0, None)
+
+
+def test_a_finished_run_is_on_record(output: str) -> None:
+    with Ledger.open(output) as book:
+        run = new_run(manifest="m.csv", model="demo", config={"limit": 3, "actors": [1, 2]})
+        planned = book.plan([items_of(range(2))], run=run)
+        book.append([row_of(0), row_of(1)])
+        book.finish(planned.run)
+    latest = ledger.latest_run(output)
+    assert latest is not None
+    assert latest.finished_at is not None
+    assert latest.config == {"limit": 3, "actors": [1, 2]}
+    assert latest.counts["num_pending"] == 2
+    assert len(ledger.read_results(output)) == 2
