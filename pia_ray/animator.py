@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Literal
 
 from pia_ray import image as pictures
-from pia_ray.config import ModelConfig
+from pia_ray.config import DEFAULT_BATCH_SIZE, ModelConfig
 from pia_ray.errors import Cancelled, DeviceLost, PiaRayError, RowError, Timeout
 from pia_ray.params import Animation, AnimationRequest, resolve, seed_from_id
 from pia_ray.pia.assemble import assemble
@@ -26,9 +26,6 @@ from pia_ray.pia.speed import set_cpu_threads
 from pia_ray.weights import resolve as resolve_weights
 
 log = logging.getLogger(__name__)
-
-DEFAULT_BATCH_SIZE = 4
-"""Rows that denoise together where `batch_size` is "auto"."""
 
 OnStep = Callable[[int, int], None]
 """Called after each denoising step with steps done and steps in all, on the engine's thread: return at once."""

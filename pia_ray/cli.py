@@ -218,6 +218,8 @@ def _run(config: CatalogConfig, args: argparse.Namespace, *, retry: Sequence[str
     from pia_ray.catalog.graph import run_catalog
     from pia_ray.console import RunDisplay, show_summary
 
+    if not args.verbose:
+        logging.getLogger("ray").setLevel(logging.ERROR)  # only now: importing ray sets its own level
     console = _console()
     # A scheduler's stop is a person's Ctrl-C: what is done is recorded, the rest can be resumed.
     signal.signal(signal.SIGTERM, _interrupt)
@@ -369,9 +371,11 @@ def _models(args: argparse.Namespace) -> int:
 def _set_up(args: argparse.Namespace) -> None:
     level = logging.INFO if args.verbose else logging.WARNING
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    for name in ("httpx", "httpcore", "botocore", "ray", "diffusers", "transformers"):
+    for name in ("httpx", "httpcore", "botocore", "diffusers", "transformers"):
         # httpx logs whole URLs at INFO, signatures of presigned ones included.
         logging.getLogger(name).setLevel(logging.WARNING)
+    if not args.verbose:
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")

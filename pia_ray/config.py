@@ -19,6 +19,9 @@ from pia_ray.params import VideoFormat, parse_defaults, suggest
 USER_MODELS = Path("~/.config/pia-ray/models.yaml")
 """Where users add named models of their own, in the form of the packaged `models.yaml`."""
 
+DEFAULT_BATCH_SIZE = 4
+"""Rows that denoise together where `batch_size` is "auto"."""
+
 _Config = TypeVar("_Config", "ModelConfig", "CatalogConfig")
 
 
@@ -45,7 +48,7 @@ class ModelConfig(BaseModel):
 
     name: str = Field("custom", description="What results call this model.")
     base: str = Field(description="Stable Diffusion 1.5 checkpoint, or a whole PIA pipeline.")
-    revision: str | None = Field(None, description="Commit, tag or branch of a hub id; pin a commit for runs that last.")
+    revision: str | None = Field(None, description="Commit, tag or branch of a hub id; a commit lasts.")
     motion_adapter: str | None = Field(None, description="PIA's motion adapter, with its 9-channel conv_in.")
     motion_adapter_revision: str | None = Field(None, description="As revision, for the motion adapter.")
     vae: str | None = Field(None, description="VAE to use in place of the base's own.")
@@ -125,6 +128,11 @@ class CatalogConfig(BaseModel):
     max_image_bytes: int = Field(50_000_000, ge=1, description="Larger image files are refused, unread.")
     max_image_pixels: int = Field(64_000_000, ge=1, description="Larger images are refused, undecoded.")
     address: str | None = Field(None, description="Ray cluster to join. Left out: a cluster of this run's own.")
+
+    @property
+    def rows_at_once(self) -> int:
+        """Rows that one worker has in hand: those that denoise and those fetched or published beside them."""
+        return (DEFAULT_BATCH_SIZE if self.batch_size == "auto" else self.batch_size) + self.prefetch
 
     @field_validator("model", mode="before")
     @classmethod

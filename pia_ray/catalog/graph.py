@@ -23,7 +23,6 @@ import ray.data
 from ray.data import ActorPoolStrategy, Dataset
 
 from pia_ray import ledger, storage, weights
-from pia_ray.animator import DEFAULT_BATCH_SIZE, Animator
 from pia_ray.catalog.run import Execute, Job, Observer, Summary, run
 from pia_ray.catalog.worker import CatalogWorker, RowAnimator, failed_row
 from pia_ray.config import CatalogConfig
@@ -72,6 +71,8 @@ class Pool:
 
 def make_animator(config: CatalogConfig, cpu_threads: int) -> RowAnimator:
     """The configured model, as each actor holds it."""
+    from pia_ray.animator import Animator  # torch is for the actors: the driver starts seconds sooner without
+
     return Animator(config.model, batch_size=config.batch_size, cpu_threads=cpu_threads)
 
 
@@ -146,14 +147,13 @@ def size_pool(config: CatalogConfig, *, own_cluster: bool = False) -> Pool:
         least, most = 1, max(1, int(gpus / wants)) if wants else 1
     cores = os.cpu_count() or 1
     threads = max(1, cores // most) if own_cluster else max(1, int(config.cpus_per_actor))
-    batch_size = DEFAULT_BATCH_SIZE if config.batch_size == "auto" else config.batch_size
     return Pool(
         least=least,
         most=most,
         num_cpus=config.cpus_per_actor,
         num_gpus=wants,
         cpu_threads=threads,
-        calls=batch_size + config.prefetch,
+        calls=config.rows_at_once,
     )
 
 
@@ -292,7 +292,8 @@ def _connected(config: CatalogConfig) -> Iterator[bool]:
     own = config.address is None
     main = threading.current_thread() is threading.main_thread()
     on_term = signal.getsignal(signal.SIGTERM) if main else None
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
+    level = logging.getLogger("ray").getEffectiveLevel()
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": level}
     if own:
         # CPUs are counted, not bound: one more than there are, so that reading never waits for an actor's core.
         cpus = int((os.cpu_count() or 1) + (config.actors or (1, 1))[1] * config.cpus_per_actor + 1)
@@ -303,6 +304,9 @@ def _connected(config: CatalogConfig) -> Iterator[bool]:
         raise ConfigError(f"cannot use Ray at {config.address or 'this machine'}: {error}") from error
     if main:
         signal.signal(signal.SIGTERM, on_term)  # ray.init puts its own handler there
+    for handler in logging.getLogger("ray.data").handlers:
+        if not isinstance(handler, logging.FileHandler):
+            handler.setLevel(level)  # its console handler is set apart from the others'; the file keeps all
     try:
         yield own
     finally:

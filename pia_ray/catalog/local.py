@@ -8,7 +8,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 
 from pia_ray import ledger
-from pia_ray.animator import DEFAULT_BATCH_SIZE, Animator
+from pia_ray.animator import Animator
 from pia_ray.catalog.run import Execute, Job, Observer, Summary, run
 from pia_ray.catalog.worker import CatalogWorker, RowAnimator
 from pia_ray.config import CatalogConfig
@@ -38,8 +38,7 @@ def _execute(animator: RowAnimator | None) -> Execute:
     def open_rows(job: Job) -> Iterator[Iterator[Sequence[ResultRow]]]:
         config = job.config
         used = animator or Animator(config.model, batch_size=config.batch_size)
-        batch_size = DEFAULT_BATCH_SIZE if config.batch_size == "auto" else config.batch_size
-        calls = batch_size + config.prefetch
+        calls = config.rows_at_once
         pool = ThreadPoolExecutor(calls, thread_name_prefix="row")
         try:
             yield _rows(CatalogWorker(config, run_id=job.run_id, animator=used), job, pool, calls)

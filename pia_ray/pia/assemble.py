@@ -24,7 +24,9 @@ from diffusers.schedulers import (
     PNDMScheduler,
     UniPCMultistepScheduler,
 )
+from diffusers.utils import logging as diffusers_logging
 from transformers import CLIPTextModel, CLIPTokenizer
+from transformers.utils import logging as transformers_logging
 
 from pia_ray.config import ModelConfig
 from pia_ray.errors import BadParameter, WeightsError
@@ -59,6 +61,11 @@ SCHEDULERS: Final[Mapping[str, tuple[Any, Mapping[str, Any]]]] = {
     "lcm": (LCMScheduler, {}),
 }
 """Each scheduler name with its class and what it sets beyond the model's own scheduler config."""
+
+
+# Their loading bars are for notebooks; a worker's standard error is for what goes wrong.
+diffusers_logging.disable_progress_bar()
+transformers_logging.disable_progress_bar()
 
 
 @dataclass(frozen=True)
