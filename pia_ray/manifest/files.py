@@ -54,7 +54,11 @@ def find(uri: str) -> tuple[TableFile, ...]:
             return tuple(one_type_per_json_column(list(pool.map(lambda name: _open(root, name), tables))))
     if pictures:
         schema = pa.schema([("image", pa.string())])
-        return (TableFile(root, uri, root, "pictures", schema, len(pictures), pictures=tuple(pictures)),)
+        return (
+            TableFile(
+                root, PurePosixPath(root).name, root, "pictures", schema, len(pictures), pictures=tuple(pictures)
+            ),
+        )
     known = ", ".join(KINDS)
     raise ManifestError(f"{uri}: no manifest there. A manifest is a {known} (also .gz), or a folder or glob of these")
 

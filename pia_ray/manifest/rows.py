@@ -34,9 +34,9 @@ def plan_row(cells: Mapping[str, Any], config: CatalogConfig, *, model_version: 
         BadParameter: a cell has no valid value, or `num_videos` asks for more than one item.
     """
     columns = columns_of(tuple(cells), config.id_col, config.image_col, config.prompt_col)
-    cell = cells.get(columns.image)
-    if cell is None:
-        raise BadParameter(f"image is missing or null: give each row one of {', '.join(IMAGE_COLUMNS)}", "image")
+    if columns.image not in cells:
+        raise BadParameter(f"image is missing: give each row one of {', '.join(IMAGE_COLUMNS)}", "image")
+    cell = cells[columns.image]
     if isinstance(cell, bytes):
         picture = Picture("data:;base64," + b64encode(cell).decode(), references.identity_of_bytes(cell), "data:")
     else:
@@ -73,6 +73,8 @@ def picture_of(
             raise BadParameter("image holds no bytes", "image")
         return Picture(cell_reference(file, row, column), references.identity_of_bytes(cell), name)
     picture = _picture_at(cell, file.folder, prefix)
+    if file.kind == "pictures":  # a file's own name is no reference: it may start with a space
+        picture = picture._replace(uri=file.folder + cell, identity=cell)
     if picture.uri.startswith("data:") and file.kind == "parquet" and not is_gzip(file.uri):
         return picture._replace(uri=cell_reference(file, row, column))
     return picture if versions is None else picture._replace(version=versions.of(picture.uri))
