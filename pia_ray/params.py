@@ -267,7 +267,7 @@ def _knob(name: str) -> Knob:
     extra = field.json_schema_extra
     return Knob(
         name=name,
-        type={int: int, float: float}.get(kind, str),  # type: ignore[call-overload]
+        type=int if kind is int else float if kind is float else str,
         choices=choices,
         default=None if field.is_required() else field.default,
         bounds=f"{low} to {high}" if low and high else "",
