@@ -142,7 +142,7 @@
   // --- filter, chips, sort ---------------------------------------------------------------------------------------
 
   const hay = new Array(count);
-  const text = (i) => hay[i] || (hay[i] = ["id", "prompt", "error_code", "error_message", "motion_name", "seed", "model", "image"].map((name) => cell(name, i) ?? "")
+  const text = (i) => hay[i] || (hay[i] = ["id", "prompt", "error_code", "error_message", "motion_name", "image"].map((name) => cell(name, i) ?? "")
     .concat(Object.values(extra).map((column) => at(column, i) ?? "")).join("\n").toLowerCase());
   const orders = {
     "Manifest order": null,
@@ -178,9 +178,8 @@
     for (let i = 0; i < count; i++) {
       if (status === "succeeded" && failed(i)) continue;
       if (status === "failed" && !failed(i)) continue;
-      if (status.startsWith("code:") && (cell("error_code", i) || "failed") !== status.slice(5)) continue;
-      if (failed(i) === false && status.startsWith("code:")) continue;
-      if (words.length) { const t = text(i); if (!words.every((word) => t.includes(word))) continue; }
+      if (status.startsWith("code:") && !(failed(i) && (cell("error_code", i) || "failed") === status.slice(5))) continue;
+      if (words.length) { const t = text(i); if (!words.every((word) => t.includes(word) || word === cell("seed", i))) continue; }
       rows.push(i);
     }
     const order = orders[$("sort").value];

@@ -79,7 +79,7 @@ def _title(output: str) -> str:
 
 
 def _rows_json(rows: Sequence[_Row]) -> str:
-    columns = {name: [_plain(row.get(name)) for row in rows] for name in _SHOWN}
+    columns = {name: [_plain(_known(row.get(name))) for row in rows] for name in _SHOWN}
     columns["seed"] = [None if row.get("seed") is None else str(row["seed"]) for row in rows]
     columns["video"] = [_link(row.get("video_uri")) for row in rows]
     columns["poster"] = [_link(row.get("input_thumbnail_uri")) for row in rows]
@@ -126,6 +126,11 @@ def _plain(value: Any) -> str | int | float | bool | None:
         value = json.dumps(value, ensure_ascii=False, default=str)
     text = value.isoformat(" ") if isinstance(value, datetime) else str(value)
     return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
+
+
+def _known(value: Any) -> Any:
+    """The value, or None where it is a float that is no number."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _link(uri: str | None) -> str | None:
@@ -184,7 +189,7 @@ def _time(row: _Row) -> datetime | None:
 
 
 def _sum(rows: Iterable[_Row], name: str) -> float:
-    return math.fsum(row.get(name) or 0.0 for row in rows)
+    return math.fsum(_known(row.get(name)) or 0.0 for row in rows)
 
 
 def _busy_s(rows: Sequence[_Row]) -> float:
@@ -219,7 +224,7 @@ def _summary(rows: Sequence[_Row]) -> str:
             tiles.append(("On disk", f"{size_bytes / 1e6:,.1f} <small>MB</small>"))
         tiles.append(("Engine time", _duration(_sum(rows, "gpu_s"))))
         if (busy_s := _busy_s(rows)) > 0:
-            tiles.append(("Throughput", f"{60 * len(done) / busy_s:,.1f} <small>videos/min</small>"))
+            tiles.append(("Videos per minute", f"{60 * len(done) / busy_s:,.1f}"))
     stats = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in tiles)
     share = "".join(
         f'<i style="flex:{len(part)} 0 {4 if part is failed else 0}px"></i>' for part in (done, failed) if part
