@@ -321,8 +321,9 @@ def _libav(frames: Frames, fps: int, video_format: VideoFormat, note: str) -> by
     if video_format == "mp4":
         codec, options = "libx264", {"crf": "18", "preset": "medium"}
         # The index goes before the frames, so that players start before the whole file is there. libav writes it
-        # into room kept for it; a second pass over the file (faststart) would need a file on disk. Without the
-        # note the index took 0.8 KB for 1 frame, 1.5 KB for 60 and 3.1 KB for 200. Times in 1/(1000 fps) s make durations exact for every fps.
+        # into room kept for it; a second pass over the file (faststart) would need a file on disk. Without the note
+        # the index took 0.8 KB for 1 frame, 1.5 KB for 60 and 3.1 KB for 200. Times in 1/(1000 fps) s make durations
+        # exact for every fps.
         room = len(note.encode()) + 2048 + 32 * num_frames
         timescale = str(1000 * fps)
         container = {"moov_size": str(room), "movie_timescale": timescale, "video_track_timescale": timescale}
