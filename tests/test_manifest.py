@@ -8,6 +8,7 @@ import os
 import random
 import re
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from pathlib import Path
 
@@ -313,6 +314,29 @@ def test_ids_of_any_plain_type_become_the_same_text(tmp_path, ids):
     assert [item["id"] for item in items_of(path)] == ["1", "2"]
 
 
+def test_uuids_are_ids_as_they_are_written(tmp_path):
+    value = uuid.uuid4()
+    ids = pa.array([value.bytes], pa.uuid())
+    path = write_parquet(tmp_path / "m.parquet", {"id": ids, "image": ["x.png"], "prompt": ["p"]})
+    assert items_of(path)[0]["id"] == str(value)
+
+
+def test_parquet_text_that_is_not_utf8_rejects_its_row_but_not_its_neighbours(tmp_path):
+    prompts = pa.array([b"caf\xe9", b"tea"]).view(pa.string())
+    path = write_parquet(tmp_path / "m.parquet", {"id": ["a", "b"], "image": ["x.png"] * 2, "prompt": prompts})
+    bad, good = items_of(path)
+    assert bad["error_message"].startswith("row 1 of m.parquet: prompt must be valid Unicode text")
+    assert (good["prompt"], good["error_message"]) == ("tea", None)
+
+
+def test_pass_through_text_that_is_not_utf8_is_refused_with_column_and_file(tmp_path):
+    titles = pa.array([b"caf\xe9"]).view(pa.string())
+    path = write_parquet(tmp_path / "m.parquet", {"id": ["a"], "image": ["x.png"], "prompt": ["p"], "title": titles})
+    message = refusal(path)
+    assert 'column "title" of m.parquet' in message
+    assert "UTF8" in message
+
+
 def test_knob_columns_of_any_type_mean_the_same(tmp_path):
     keys = set()
     for number, values in enumerate(
@@ -444,6 +468,15 @@ def test_an_unknown_extension_is_refused_with_the_known_ones(tmp_path):
 )
 def test_a_manifest_without_rows_is_refused(tmp_path, name, content):
     assert refusal(write(tmp_path / name, content)).endswith("has no rows")
+
+
+def test_a_file_name_with_brackets_is_no_glob(tmp_path):
+    path = write(tmp_path / "m[1].csv", "id,image,prompt\na,x.png,p\n")
+    assert [item["id"] for item in items_of(path)] == ["a"]
+
+
+def test_a_path_that_the_system_refuses_is_refused_with_its_reason(tmp_path):
+    assert "too long" in refusal(tmp_path / ("y" * 300 + ".csv"))
 
 
 def test_an_empty_csv_is_refused_by_name(tmp_path):
@@ -673,6 +706,24 @@ def test_large_row_groups_of_images_are_planned_and_read_in_pieces(tmp_path):
     items = [item for table in tables for item in table.to_pylist()]
     assert read_image_cell(items[59]["image"]) == contents[59]
     assert read_image_cell(items[0]["image"]) == contents[0]
+
+
+def test_a_picture_shared_by_many_rows_is_read_from_each(tmp_path):
+    contents = [os.urandom(100_000) for _ in range(3)]
+    images = [contents[n % 3] for n in range(900)]  # Parquet stores each once: 0.3 MB in the file, 90 MB as rows
+    columns = {"id": [str(n) for n in range(900)], "image": images, "prompt": ["p"] * 900}
+    path = write_parquet(tmp_path / "m.parquet", columns)
+    assert path.stat().st_size < 2_000_000
+    items = items_of(path)
+    assert [read_image_cell(items[n]["image"]) for n in (0, 899, 400)] == [contents[0], contents[2], contents[1]]
+
+
+def test_threads_may_read_image_cells_together(tmp_path):
+    contents = [bytes([n]) * 100 for n in range(200)]
+    path = write_parquet(tmp_path / "m.parquet", {"image": contents}, row_group_size=7)
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda n: read_image_cell(f"{path}#row={n + 1}&column=image"), range(200)))
+    assert found == contents
 
 
 # Ids and duplicates

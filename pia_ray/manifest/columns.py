@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from logging import getLogger
-from typing import Any, Final
+from typing import Final
 
 import pyarrow as pa
 
@@ -24,6 +24,7 @@ from pia_ray.params import (
 IMAGE_COLUMNS: Final = ("image", "url", "image_url", "image_path", "file_name")
 PROMPT_COLUMNS: Final = ("prompt", "caption", "text")
 """Names of the image and prompt columns; the first that is there counts."""
+
 _RESULT_COLUMNS: Final = frozenset({field.name for field in fields(ResultRow)} | set(ITEMS_SCHEMA.names))
 _log = getLogger(__name__)
 
@@ -121,9 +122,8 @@ def _columns(
     return found
 
 
-def columns_of(
-    names: Sequence[str] | Any, id_col: str | None, image_col: str | None, prompt_col: str | None
-) -> Columns:
+def columns_of(names: Sequence[str], id_col: str | None, image_col: str | None, prompt_col: str | None) -> Columns:
+    """What columns of these names mean. There need not be one of the image's name."""
     image = image_col or next((name for name in IMAGE_COLUMNS if name in names), IMAGE_COLUMNS[0])
     prompt = prompt_col or next((name for name in PROMPT_COLUMNS if name in names), None)
     row_id = id_col or ("id" if "id" in names else None)

@@ -19,6 +19,7 @@ import pyarrow as pa
 from pia_ray import storage
 from pia_ray.errors import ManifestError, StorageError
 from pia_ray.manifest.parquet import open_parquet, read_parquet
+from pia_ray.manifest.references import is_unicode
 from pia_ray.manifest.tables import CHUNK_ROWS, Chunk, Kind, TableFile
 from pia_ray.manifest.text import csv_reader, one_type_per_json_column, read_csv, read_jsonl, scan_jsonl
 
@@ -30,8 +31,10 @@ KINDS: Final[Mapping[str, Kind]] = {
     ".ndjson": "jsonl",
 }
 """Manifest formats by extension; each may be followed by .gz."""
+
 PICTURES: Final = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".apng", ".tif", ".tiff", ".bmp")
 """Extensions that count as pictures in a folder of images."""
+
 _log = getLogger(__name__)
 
 
@@ -44,7 +47,10 @@ def find(uri: str) -> tuple[TableFile, ...]:
     Raises:
         ManifestError: nothing there, an unknown extension, or a file that cannot be read.
     """
-    root, names = _names(uri)
+    try:
+        root, names = _names(uri)
+    except OSError as error:
+        raise ManifestError(f"cannot read {uri}: {error.strerror or error}") from None
     tables = [name for name in names if _kind(name) is not None]
     pictures = [name for name in names if PurePosixPath(name).suffix.lower() in PICTURES]
     if tables:
@@ -54,11 +60,8 @@ def find(uri: str) -> tuple[TableFile, ...]:
             return tuple(one_type_per_json_column(list(pool.map(lambda name: _open(root, name), tables))))
     if pictures:
         schema = pa.schema([("image", pa.string())])
-        return (
-            TableFile(
-                root, PurePosixPath(root).name, root, "pictures", schema, len(pictures), pictures=tuple(pictures)
-            ),
-        )
+        name = PurePosixPath(root).name
+        return (TableFile(root, name, root, "pictures", schema, len(pictures), pictures=tuple(pictures)),)
     known = ", ".join(KINDS)
     raise ManifestError(f"{uri}: no manifest there. A manifest is a {known} (also .gz), or a folder or glob of these")
 
@@ -88,7 +91,7 @@ def root_of(uri: str) -> str:
     """The folder from which the references of a manifest start, told by its URI alone; with a slash at the end."""
     if not storage.is_s3(uri):
         uri = str(storage.local_path(uri).expanduser().absolute())
-    if glob.has_magic(uri):
+    if glob.has_magic(uri) and (storage.is_s3(uri) or not Path(uri).exists()):
         return _split_glob(uri)[0]
     return (uri.rpartition("/")[0] if _kind(uri) is not None else uri.rstrip("/")) + "/"
 
@@ -105,7 +108,7 @@ def _names(uri: str) -> tuple[str, list[str]]:
         path = storage.local_path(uri).expanduser().absolute()
     except StorageError as error:
         raise ManifestError(f"{uri}: a manifest is a local path or an s3:// URI. {error.message}") from None
-    if not _is_unicode(str(path)):
+    if not is_unicode(str(path)):
         raise ManifestError(f"{uri!r}: the path is not UTF-8; rename the folder")
     if path.is_file():
         return _one_file(uri, f"{path.parent}/", path.name)
@@ -122,12 +125,11 @@ def _names(uri: str) -> tuple[str, list[str]]:
     return root, names
 
 
-def _is_unicode(text: str) -> bool:
-    return not any("\ud800" <= ch <= "\udfff" for ch in text)
-
-
 def _s3_names(uri: str) -> tuple[str, list[str]]:
     try:
+        if _kind(uri) is not None and storage.exists(uri):
+            root, _, name = uri.rpartition("/")
+            return f"{root}/", [name]
         if glob.has_magic(uri):
             root, pattern = _split_glob(uri)
             matches = _glob_pattern(pattern).fullmatch
@@ -135,9 +137,6 @@ def _s3_names(uri: str) -> tuple[str, list[str]]:
             if not names:
                 raise ManifestError(f"{uri} matches no object")
             return root, names
-        if _kind(uri) is not None and storage.exists(uri):
-            root, _, name = uri.rpartition("/")
-            return f"{root}/", [name]
         root = uri.rstrip("/") + "/"
         names = list(_below(root))
     except StorageError as error:

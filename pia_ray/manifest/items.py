@@ -42,17 +42,22 @@ ITEMS_SCHEMA: Final = pa.schema(
 )
 """One planned work item, in manifest order; a manifest's pass-through columns follow, with their own types. An
 `error_message` marks a rejected row: it becomes a failed row without reaching a worker."""
+
 MAX_ID_LENGTH: Final = 256
 KEY_VERSION: Final = 1
+"""Raised when the same cells shall mean another video: every earlier row is then made again."""
 
 
 class Picture(NamedTuple):
+    """The picture of one row."""
+
     uri: str
     identity: str
     """Without its version, so that an id does not change with the picture's content."""
     name: str
     """Reference to make an id from."""
     version: str = ""
+    """What a listing says of its content, or an empty string."""
 
 
 def row_from_item(item: Mapping[str, Any]) -> ManifestRow:
@@ -163,6 +168,11 @@ def canonical(value: object) -> str:
 
 
 def id_text(cell: object) -> str:
+    """The id that an id cell holds; whole numbers as digits, also where a column of floats holds them.
+
+    Raises:
+        BadParameter: it is null, too long, or no text.
+    """
     if isinstance(cell, float) and cell.is_integer() and abs(cell) < 2**53:
         cell = int(cell)
     if isinstance(cell, bytes):
@@ -179,7 +189,7 @@ def id_text(cell: object) -> str:
         raise BadParameter(f"id has {len(text)} characters, at most {MAX_ID_LENGTH} are allowed", "id")
     if "\0" in text:
         raise BadParameter("id holds a NUL character", "id")
-    if any("\ud800" <= ch <= "\udfff" for ch in text):
+    if not references.is_unicode(text):
         raise BadParameter("id must be valid Unicode text (it holds a lone surrogate)", "id")
     return text
 

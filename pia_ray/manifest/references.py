@@ -54,7 +54,7 @@ def locate(reference: str, folder: str, prefix: str = "") -> tuple[str, str]:
     Raises:
         BadParameter: the reference names nothing that can be read; says why.
     """
-    if not reference.isascii() and any("\ud800" <= ch <= "\udfff" for ch in reference):
+    if not is_unicode(reference):
         raise BadParameter("image must be valid Unicode text (it holds a lone surrogate)", "image")
     if not _UNUSUAL.search(reference):
         return folder + reference, prefix + reference
@@ -99,6 +99,17 @@ def locate(reference: str, folder: str, prefix: str = "") -> tuple[str, str]:
 
 # Anything but a plain relative path: a scheme, dots, an absolute or empty path, whitespace at an end, NUL.
 _UNUSUAL: Final = re.compile(r"[:\0]|//|\./|^[\s/]|\s$|^$")
+
+
+def is_unicode(text: str) -> bool:
+    """Whether the text has no lone surrogates, which no file can hold: what JSON escapes and odd file names leave."""
+    if text.isascii():
+        return True
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def identity_of_bytes(content: bytes) -> str:

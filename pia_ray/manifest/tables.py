@@ -19,6 +19,7 @@ from pia_ray import storage
 from pia_ray.errors import ManifestError
 
 Kind = Literal["parquet", "csv", "tsv", "jsonl", "pictures"]
+
 CHUNK_ROWS: Final = 50_000
 CHUNK_BYTES: Final = 64 * 2**20
 
@@ -92,9 +93,15 @@ def unify(files: Sequence[TableFile], columns: Sequence[Iterable[str]]) -> pa.Sc
 
 
 def cast(column: pa.Array, to: pa.Field, file: TableFile) -> pa.Array:
-    if column.type == to.type:
-        return column
+    """A pass-through column of a file in the type it has over all files.
+
+    Raises:
+        ManifestError: a value does not fit, or is no valid text.
+    """
     try:
+        column.validate(full=True)  # Parquet readers do not check that text is UTF-8
+        if column.type == to.type:
+            return column
         return column.cast(plain_type(column.type)).cast(to.type)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise ManifestError(
@@ -115,21 +122,30 @@ def plain_type(kind: pa.DataType) -> pa.DataType:
 
 
 def nulls(column: pa.Field, num_rows: int) -> pa.Array:
+    """A pass-through column for a file that does not have it."""
     return pa.nulls(num_rows, column.type)
 
 
 def is_gzip(uri: str) -> bool:
+    """Whether a file is packed, by its name."""
     return uri.lower().endswith(".gz")
 
 
 @contextmanager
 def bytes_of(uri: str) -> Iterator[IO[bytes]]:
     """The unpacked bytes. Objects of S3 are copied to a temporary file first, with the store's own retries."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(uri)
-        if storage.is_s3(uri):
-            path = Path(folder) / "manifest"
-            storage.copy_to_file(uri, path)
+    with _local_copy(uri) as path:
         stream: Any
         with gzip.open(path, "rb") if is_gzip(uri) else path.open("rb") as stream:
             yield stream
+
+
+@contextmanager
+def _local_copy(uri: str) -> Iterator[Path]:
+    if not storage.is_s3(uri):
+        yield Path(uri)
+        return
+    with tempfile.TemporaryDirectory(prefix="pia-ray-") as folder:
+        path = Path(folder) / "manifest"
+        storage.copy_to_file(uri, path)
+        yield path

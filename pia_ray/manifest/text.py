@@ -16,6 +16,7 @@ from typing import IO, Any, Final
 import pyarrow as pa
 
 from pia_ray.errors import ManifestError
+from pia_ray.manifest.references import is_unicode
 from pia_ray.manifest.tables import CHUNK_BYTES, CHUNK_ROWS, Chunk, TableFile, bytes_of, cast, nulls
 
 _FIELD_CHARS: Final = 128 * 2**20  # of one CSV cell: room for a data: URL of a picture at the cap of 50 MB
@@ -32,7 +33,7 @@ def csv_reader(file: TableFile) -> Iterator[tuple[list[str], Iterator[tuple[list
         nonlocal chars
         for number, line in enumerate(text, 1):
             chars += len(line)
-            if not line.isascii() and _has_surrogate(line):
+            if not is_unicode(line):
                 undecodable.append(number)
             yield line
 
@@ -76,6 +77,7 @@ def csv_reader(file: TableFile) -> Iterator[tuple[list[str], Iterator[tuple[list
 
 
 def read_csv(file: TableFile, cells: Sequence[str], passed: pa.Schema) -> Iterator[Chunk]:
+    """As `files.read`; an empty cell is a null one, but stays empty text where it passes through."""
     with csv_reader(file) as (header, rows):
         nothing = [None] * len(header)
         first = 1
@@ -133,6 +135,7 @@ def one_type_per_json_column(files: list[TableFile]) -> list[TableFile]:
 
 
 def read_jsonl(file: TableFile, cells: Sequence[str], passed: pa.Schema) -> Iterator[Chunk]:
+    """As `files.read`."""
     first = 1
     for chunk in _bounded(_json_rows(file)):
         bad = {index: row for index, row in enumerate(chunk) if isinstance(row, str)}
@@ -165,14 +168,6 @@ def _lines(start: int, end: int) -> str:
     return f"line {start}" if end <= start else f"lines {start} to {end}"
 
 
-def _has_surrogate(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return True
-    return False
-
-
 def _refuse_utf16(stream: IO[bytes], name: str) -> None:
     if stream.read(2) in (b"\xff\xfe", b"\xfe\xff"):
         raise ManifestError(f"{name} is UTF-16: save the file as UTF-8")
@@ -194,7 +189,7 @@ def _json_rows(file: TableFile) -> Iterator[tuple[dict[str, Any] | str, int]]:
                 row = _JSON.decode(text)
                 if not isinstance(row, dict):
                     row = f"(line {number}) is no JSON object"
-                elif "\\u" in text and _has_surrogate(json.dumps(row, ensure_ascii=False)):
+                elif "\\u" in text and not is_unicode(json.dumps(row, ensure_ascii=False)):
                     row = f"(line {number}) holds a lone surrogate, which is no valid Unicode"
             except UnicodeDecodeError:
                 row = f"(line {number}) is not UTF-8: save the file as UTF-8"
