@@ -402,6 +402,8 @@ def probe(output_uri: str) -> None:
     uri = join(output_uri, "_ledger", f"probe-{uuid.uuid4().hex}")
     content = b"pia-ray was here to see whether it can write"
     try:
+        if is_s3(uri):
+            _greet(uri)
         create_bytes(uri, content)
         if is_s3(uri):
             works = conditional_writes(uri) and not create_bytes(uri, content)
@@ -538,6 +540,22 @@ def _remember_conditional_writes(uri: str, *, works: bool) -> None:
     _conditional[_split(uri)[0]] = works
 
 
+def _greet(uri: str) -> None:
+    """Asks for the bucket with few tries: at the start, a wrong endpoint is likelier than a store that is down."""
+    bucket, _ = _split(uri)
+
+    def ask() -> None:
+        try:
+            _client().head_bucket(Bucket=bucket)
+        except aws.ClientError as error:
+            if _status(error) == 404:
+                raise StorageNotFound(f"there is no bucket {bucket}.") from None
+            if _status(error) not in (301, 400, 403):  # these say that it is there, or nothing for want of a body
+                raise
+
+    _retried(ask, "reach", f"s3://{bucket}", attempts=2)
+
+
 def _region(bucket: str) -> str:
     def look() -> str:
         try:
@@ -567,10 +585,10 @@ def _sweep_uploads(uri: str, older_than_s: float) -> int:
     return removed
 
 
-def _retried(call: Callable[[], _T], verb: str, uri: str) -> _T:
+def _retried(call: Callable[[], _T], verb: str, uri: str, *, attempts: int = RETRY_ATTEMPTS) -> _T:
     """Runs `call` until it succeeds, the fault is one that stays, or attempts or time are spent."""
     begin = time.monotonic()
-    for attempt in range(1, RETRY_ATTEMPTS + 1):
+    for attempt in range(1, attempts + 1):
         try:
             return call()
         except (aws.BotoCoreError, aws.ClientError, boto3.exceptions.Boto3Error, OSError) as error:
@@ -579,7 +597,7 @@ def _retried(call: Callable[[], _T], verb: str, uri: str) -> _T:
             failure = error
         wait_s = random.uniform(0.5, 1) * min(RETRY_LONGEST_WAIT_S, RETRY_FIRST_WAIT_S * 2 ** (attempt - 1))  # noqa: S311
         late = time.monotonic() - begin + wait_s > RETRY_BUDGET_S
-        if not failure.retryable or attempt == RETRY_ATTEMPTS or late:
+        if not failure.retryable or attempt == attempts or late:
             raise failure from None
         _log.debug("%s; try %d follows in %.1f s", failure.message, attempt + 1, wait_s)
         time.sleep(wait_s)

@@ -27,6 +27,10 @@ from pia_ray.ledger.parts import find_keys, split_keys, write_part
 from pia_ray.manifest import ITEMS_SCHEMA
 from pia_ray.params import MAX_SEED, ResultRow
 from pia_ray.video import encode
+from tests.chaos_proxy import CUT_BODY, LOSE_ANSWER, RESET, ChaosProxy
+from tests.s3_server import S3Server, point_at, s3, s3_server
+
+__all__ = ["s3", "s3_server"]  # fixtures
 
 BEGIN = datetime(2026, 5, 1, 12, tzinfo=UTC)
 
@@ -513,7 +517,7 @@ def test_two_writers_on_one_output_lose_nothing(output: str) -> None:
     script = """
 import sys
 sys.path.insert(0, sys.argv[3])
-from test_ledger import row_of
+from tests.test_ledger import row_of
 from pia_ray.ledger import Ledger
 begin = int(sys.argv[2])
 with Ledger.open(sys.argv[1]) as book:
@@ -521,7 +525,7 @@ with Ledger.open(sys.argv[1]) as book:
         book.append([row_of(number)])
 """
     writers = [
-        subprocess.Popen([sys.executable, "-c", script, output, str(begin), str(Path(__file__).parent)])
+        subprocess.Popen([sys.executable, "-c", script, output, str(begin), str(Path(__file__).parent.parent)])
         for begin in (0, 150)
     ]
     assert [writer.wait(60) for writer in writers] == [0, 0]
@@ -534,7 +538,7 @@ def test_a_driver_killed_anywhere_loses_no_written_row(output: str) -> None:
     script = """
 import sys
 sys.path.insert(0, sys.argv[2])
-from test_ledger import items_of, row_of
+from tests.test_ledger import items_of, row_of
 from pia_ray.ledger import Ledger, new_run, read_items
 with Ledger.open(sys.argv[1]) as book:
     planned = book.plan([items_of(range(3000))], run=new_run(manifest="m", model="demo"))
@@ -549,7 +553,7 @@ with Ledger.open(sys.argv[1]) as book:
                     print("done", number, flush=True)
     book.finish(planned.run)
 """
-    command = [sys.executable, "-c", script, output, str(Path(__file__).parent)]
+    command = [sys.executable, "-c", script, output, str(Path(__file__).parent.parent)]
     for kill_after in range(2, 40, 3):
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None
@@ -799,3 +803,95 @@ def test_a_finished_run_is_on_record(output: str) -> None:
     assert latest.config == {"limit": 3, "actors": [1, 2]}
     assert latest.counts["num_pending"] == 2
     assert len(ledger.read_results(output)) == 2
+
+
+# On S3
+
+
+@pytest.fixture
+def chaos(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[ChaosProxy]:
+    """A proxy before the S3 server, which this process uses; `chaos.bucket` is the URI of a new bucket."""
+    with ChaosProxy(s3_server.url) as proxy:
+        point_at(monkeypatch, {**s3_server.environment, "AWS_ENDPOINT_URL": proxy.url}, tmp_path)
+        proxy.bucket = f"s3://{s3_server.new_bucket()}"
+        yield proxy
+        storage.forget_clients()
+
+
+def test_on_s3_a_run_is_planned_recorded_repeated_and_compacted(s3: str) -> None:
+    output = f"{s3}/some/output"
+    storage.probe(output)
+    with Lease(output, run_id="one") as lease, pytest.raises(LeaseHeld), Lease(output, run_id="two"):
+        pass
+    assert not lease.held
+    assert plan(output, range(70), passed={"sku": pa.array(range(70))}).num_pending == 70
+    record(output, [*(row_of(number) for number in range(64)), failed(64)])
+    again = plan(output, range(70), rejected=[65], passed={"sku": pa.array(range(70))}, retry=("failed",))
+    assert (again.num_succeeded_before, again.num_pending, again.num_rejected) == (64, 5, 1)
+    before = results(output)
+    assert len(before) == 66
+    with Ledger.open(output) as book:
+        assert book.compact()[1] == 1
+        assert ledger.summary(book).num_left == 4
+    assert results(output) == before
+    assert ledger.read_results(output)["sku"].to_pylist() == list(range(66))
+    ledger.begin_attempt(output, key_of(1), worker="a")
+    assert ledger.begin_attempt(output, key_of(1), worker="b").num_earlier == 1
+    row = commit(output, 1)
+    record(output, [row])
+    assert ledger.verify(output).num_missing == 63
+    assert ledger.rebuild(output).num_restored == 0
+
+
+def test_on_s3_a_damaged_part_is_moved_aside(s3: str) -> None:
+    record(s3, [row_of(0)])
+    record(s3, [row_of(1)])
+    first = next(storage.list_objects(names.parts_uri(s3)))
+    storage.write_bytes(first.uri, b"")
+    assert plan(s3, range(2)).num_pending == 1
+    assert storage.exists(names.quarantine_uri(s3, first.uri))
+    assert not storage.exists(first.uri)
+
+
+@pytest.mark.heavy
+def test_rows_survive_a_store_that_fails_cuts_and_loses_answers(chaos: ChaosProxy) -> None:
+    faults = [503, LOSE_ANSWER, "", CUT_BODY, RESET, "", 500, "", ""]
+    chaos.faults.extend(faults * 30)
+    plan(chaos.bucket, range(200))
+    for begin in range(0, 200, 20):
+        record(chaos.bucket, [row_of(number) for number in range(begin, begin + 20)])
+    assert list(results(chaos.bucket)) == [f"row {number}" for number in range(200)]
+    assert plan(chaos.bucket, range(200)).num_pending == 0
+    index = Ledger.open(chaos.bucket).index
+    assert not index.damaged
+
+
+def test_a_run_goes_on_without_a_lease_where_the_store_has_no_conditional_writes(
+    chaos: ChaosProxy, caplog: pytest.LogCaptureFixture
+) -> None:
+    chaos.matches = lambda method, path: method == "PUT"
+    chaos.faults.append(501)
+    storage.probe(chaos.bucket)
+    with Lease(chaos.bucket, run_id="one") as one, Lease(chaos.bucket, run_id="two") as two:
+        assert not one.held
+        assert not two.held
+    assert "no lease" in caplog.text
+
+
+def test_a_lease_whose_answers_are_lost_is_held_all_the_same(chaos: ChaosProxy) -> None:
+    chaos.matches = lambda method, path: method == "PUT"
+    chaos.faults.append(LOSE_ANSWER)
+    with Lease(chaos.bucket, run_id="one") as lease:
+        assert lease.held
+
+
+@pytest.mark.parametrize("hours", [-2, 2])
+def test_a_wrong_clock_neither_steals_nor_keeps_a_lease_of_another_machine(s3: str, hours: int) -> None:
+    """Times that a holder with a wrong clock writes are for people; the store's own count."""
+    started_at = (datetime.now(UTC) + timedelta(hours=hours)).isoformat()
+    holder = {"run_id": "far", "host": "elsewhere", "pid": 1, "started_at": started_at, "process": "x/y/1:2"}
+    storage.write_bytes(names.lease_uri(s3), json.dumps({**holder, "ttl_s": 4}).encode())
+    begin = time.monotonic()
+    with Lease(s3, run_id="mine") as lease:
+        assert lease.held
+        assert time.monotonic() - begin > 1  # it waited for the lease to expire by the store's clock
