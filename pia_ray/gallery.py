@@ -224,7 +224,7 @@ def _summary(rows: Sequence[_Row]) -> str:
             tiles.append(("On disk", f"{size_bytes / 1e6:,.1f} <small>MB</small>"))
         tiles.append(("Engine time", _duration(_sum(rows, "gpu_s"))))
         if (busy_s := _busy_s(rows)) > 0:
-            tiles.append(("Videos per minute", f"{60 * len(done) / busy_s:,.1f}"))
+            tiles.append(("Videos/min", f"{60 * len(done) / busy_s:,.1f}"))
     stats = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in tiles)
     share = "".join(
         f'<i style="flex:{len(part)} 0 {4 if part is failed else 0}px"></i>' for part in (done, failed) if part

@@ -203,14 +203,14 @@ def test_the_header_says_what_came_of_the_run():
     assert "Failed 3" in text
     assert "Video 60.0 s" in text
     assert "Engine time 22.5 s" in text
-    assert "Videos per minute 27.3" in text  # 30 videos in 2 s to the first end and 64 s to the last
+    assert "Videos/min 27.3" in text  # 30 videos in 2 s to the first end and 64 s to the last
     assert "Made with demo@1, 4 May 2026" in text
 
 
 def test_a_pause_between_two_runs_does_not_slow_the_throughput():
     later = datetime(2026, 5, 9, tzinfo=UTC)
     text = Page(page_of(result(0), result(1, run_id="second", finished_at=later))).text
-    assert "Videos per minute 30.0" in text
+    assert "Videos/min 30.0" in text
 
 
 def test_failures_are_listed_by_code_with_what_to_do():
