@@ -315,10 +315,24 @@ def test_a_long_manifest_is_written_in_files_of_bounded_size(output: str) -> Non
 def test_items_of_old_runs_are_dropped_but_for_a_few(output: str) -> None:
     planned = [plan(output, range(2)) for _ in range(runs.KEPT_ITEMS + 2)]
     kept = {uri.uri.split("/")[-3] for uri in storage.list_objects(names.runs_uri(output), suffix=".parquet")}
-    assert len(kept) == runs.KEPT_ITEMS
+    assert kept == {each.run.run_id for each in planned[-runs.KEPT_ITEMS :]}
     latest = ledger.latest_run(output)
     assert latest is not None
     assert latest.run_id == planned[-1].run.run_id
+
+
+def test_a_driver_whose_clock_is_behind_keeps_its_items_and_counts_as_the_latest(output: str) -> None:
+    for _ in range(25):
+        plan(output, range(2))
+    with Ledger.open(output) as book:
+        run = dataclasses.replace(
+            new_run(manifest="m", model="demo"), run_id="20000101T000000-00", started_at=BEGIN - timedelta(days=9999)
+        )
+        planned = book.plan([items_of([1])], run=run)
+    assert pending(planned, output) == ["row 1"]
+    latest = ledger.latest_run(output)
+    assert latest is not None
+    assert latest.run_id == run.run_id
 
 
 def test_keys_that_share_their_first_half_are_told_apart() -> None:
@@ -467,6 +481,17 @@ def test_damage_in_a_column_that_planning_does_not_read_is_found_when_results_ar
     plan(output, range(11))
     flip_a_bit(part, "animate_s")
     assert list(results(output)) == ["row 10"]
+    assert plan(output, range(11)).num_pending == 10
+
+
+def test_compaction_moves_a_part_with_a_damaged_column_aside(output: str) -> None:
+    record(output, [row_of(number) for number in range(10)])
+    (part,) = parts(output)
+    record(output, [row_of(10)])
+    flip_a_bit(part, "animate_s")
+    with Ledger.open(output) as book:
+        book.compact()
+    assert (Path(output) / "_ledger" / "quarantine" / part.name).exists()
     assert plan(output, range(11)).num_pending == 10
 
 

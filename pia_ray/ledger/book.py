@@ -27,6 +27,7 @@ from pia_ray.ledger import attempts, names, runs
 from pia_ray.ledger.parts import (
     Index,
     PartWriter,
+    drop_parts,
     quarantine,
     read_index,
     read_winners,
@@ -102,23 +103,24 @@ class Ledger:
         failed ones are if `retry` holds "failed" or their error code. Rejected items become failed rows at once. If
         `tables` raises, nothing is kept.
         """
-        with output_errors(self.output), tempfile.TemporaryDirectory(prefix="pia-ray-") as folder:
-            self.quarantine_damaged()
+        with tempfile.TemporaryDirectory(prefix="pia-ray-") as folder:
             planner = _Planner(self.index, frozenset(retry), Path(folder))
             for table in tables:
                 planner.add(table)
             paths = planner.close()
-            items_uri = names.items_uri(self.output, run.run_id)
-            for path in paths:
-                storage.upload_file(path, storage.join(items_uri, path.name))
-            for rejected in _rejected_rows(paths, run) if planner.num_newly_rejected else ():
-                self.index.add(write_part(self.output, rejected), rejected)
-            self._end_stale_attempts()
-            run = dataclasses.replace(run, planned_at=storage.clock(self.output), counts=planner.counts)
-            runs.write_run(self.output, run)
-            runs.prune_items(self.output)
-            if len(self.index.part_uris) > MANY_PARTS:
-                self.compact()
+            with output_errors(self.output):
+                self.quarantine_damaged()
+                items_uri = names.items_uri(self.output, run.run_id)
+                for path in paths:
+                    storage.upload_file(path, storage.join(items_uri, path.name))
+                for rejected in _rejected_rows(paths, run) if planner.num_newly_rejected else ():
+                    self.index.add(write_part(self.output, rejected), rejected)
+                self._end_stale_attempts()
+                run = dataclasses.replace(run, planned_at=storage.clock(self.output), counts=planner.counts)
+                runs.write_run(self.output, run)
+                runs.prune_items(self.output, current=run.run_id)
+        if len(self.index.part_uris) > MANY_PARTS:
+            self.compact()
         return Planned(run=run, items_uri=items_uri, **planner.counts)
 
     def quarantine_damaged(self) -> None:
@@ -206,20 +208,19 @@ class Ledger:
 
     def _rewrite(self, index: Index, chosen: _Array, dropped: list[str]) -> None:
         waiting: list[pa.Table] = []
-        kept: set[str] = set()
+        aside: set[str] = set()
         for uri, table, _ in read_winners(index, chosen):
             if isinstance(table, pa.Table):
                 waiting.append(conform(table))
-            else:
-                kept.add(uri)  # gone, or damaged where the index does not look
+            elif table is not None:  # damaged where the index does not look
+                quarantine(self.output, uri)
+                aside.add(uri)
             if sum(map(len, waiting)) >= FULL_PART_ROWS:
                 write_part(self.output, pa.concat_tables(waiting))
                 waiting = []
         if waiting:
             write_part(self.output, pa.concat_tables(waiting))
-        for uri in dropped:
-            if uri not in kept:
-                storage.delete(uri)
+        drop_parts([uri for uri in dropped if uri not in aside])
 
     def _end_stale_attempts(self) -> None:
         keys = [key for key in attempts.count_attempts(self.output) if len(key) == 64]
@@ -347,7 +348,7 @@ class _ResultsWriter:
         stretches = files[ended] // max(1, -(-num_files // _SPILLS))
         spills = self._spill(places[ended], ended, stretches)
         num_rows = 0
-        passed = self._passed()
+        passed = iter(()) if self._run_id is None else runs.read_passed(self._ledger.output, self._run_id)
         first = next(passed, None)
         schema = pa.schema([*RESULTS_SCHEMA, *(first.schema if first is not None else ())])
         items = _Rows(first, passed)
@@ -387,14 +388,6 @@ class _ResultsWriter:
         else:
             _log.warning("%s is damaged (%s): the next run looks for its %d rows anew", uri, error.message, num_rows)
             quarantine(self._ledger.output, uri)
-
-    def _passed(self) -> Iterator[pa.Table]:
-        """The pass-through columns, under their own names, file by file."""
-        if self._run_id is None:
-            return
-        for items in runs.read_items(self._ledger.output, self._run_id):
-            names_ = [name for name in items.column_names if name.startswith(COLUMN_PREFIX)]
-            yield items.select(names_).rename_columns([name.removeprefix(COLUMN_PREFIX) for name in names_])
 
 
 class _Rows:

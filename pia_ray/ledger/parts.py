@@ -300,6 +300,12 @@ def quarantine(output: str, part_uri: str) -> str:
     return target
 
 
+def drop_parts(uris: Iterable[str]) -> None:
+    """Removes parts whose rows are durable elsewhere."""
+    with ThreadPoolExecutor(_READERS, thread_name_prefix="ledger-drop") as pool:
+        list(pool.map(storage.delete, uris))
+
+
 class PartWriter:
     """Collects result rows and writes a part for every 64 of them, or after 30 s. One thread uses it.
 
@@ -372,7 +378,6 @@ class PartWriter:
         merged = pa.concat_tables([table for _, table in small])
         try:
             self._index.add(write_part(self._output, merged), merged)
-            for uri, _ in small:
-                storage.delete(uri)
+            drop_parts([uri for uri, _ in small])
         except StorageError as error:
             _log.warning("small parts stay: %s", error.message)

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from pia_ray import storage
 from pia_ray.errors import LedgerError, StorageNotFound
@@ -26,7 +27,7 @@ COLUMN_PREFIX: Final = "manifest:"
 
 
 _CONSIDERED: Final = 20
-"""Run ids begin with the time of the driver's clock, so the latest by the store's clock is among the last few."""
+"""Records of runs that are read to find the latest: those that were written last."""
 
 _log = logging.getLogger(__name__)
 
@@ -50,7 +51,7 @@ class RunRecord:
 def new_run(*, manifest: str, model: str, config: Mapping[str, Any] | None = None) -> RunRecord:
     """A run that starts now, with an id that no other has."""
     now = datetime.now(UTC)
-    run_id = f"{now:%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:8]}"
+    run_id = f"{now:%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}"
     return RunRecord(run_id=run_id, manifest=manifest, model=model, started_at=now, config=config or {})
 
 
@@ -82,17 +83,18 @@ def read_run(output: str, run_id: str) -> RunRecord:
 
 def latest_run(output: str) -> RunRecord | None:
     """The run that planned last, by the store's clock; None where none has planned to the end."""
-    ids = {_run_id(found.uri) for found in storage.list_objects(names.runs_uri(output), suffix="/run.json")}
-    runs = []
-    for run_id in sorted(ids)[-_CONSIDERED:]:
+    records = list(storage.list_objects(names.runs_uri(output), suffix="/run.json"))
+    records.sort(key=lambda record: record.last_modified)
+    found = []
+    for record in records[-_CONSIDERED:]:
         try:
-            run = read_run(output, run_id)
+            run = read_run(output, _run_id(record.uri))
         except LedgerError as error:
             _log.warning("%s", error.message)
             continue
         if run.planned_at is not None:
-            runs.append(run)
-    return max(runs, key=lambda run: (run.planned_at, run.run_id), default=None)
+            found.append(run)
+    return max(found, key=lambda run: (run.planned_at, run.started_at), default=None)
 
 
 def read_items(output: str, run_id: str, *, columns: list[str] | None = None) -> Iterator[pa.Table]:
@@ -101,13 +103,26 @@ def read_items(output: str, run_id: str, *, columns: list[str] | None = None) ->
         yield read_parquet(storage.read_bytes(record.uri), columns=columns)
 
 
-def prune_items(output: str) -> None:
-    """Drops the items of all but the latest runs."""
-    items = [found.uri for found in storage.list_objects(names.runs_uri(output), suffix=".parquet")]
-    kept = sorted({_run_id(uri) for uri in items})[-KEPT_ITEMS:]
-    for uri in items:
-        if _run_id(uri) not in kept:
-            storage.delete(uri)
+def read_passed(output: str, run_id: str) -> Iterator[pa.Table]:
+    """The pass-through columns of the run's work items, under their own names, file by file."""
+    for record in sorted(storage.list_objects(names.items_uri(output, run_id)), key=lambda found: found.uri):
+        content = storage.read_bytes(record.uri)
+        schema = pq.read_schema(pa.BufferReader(content))
+        passed = [name for name in schema.names if name.startswith(COLUMN_PREFIX)]
+        table = read_parquet(content, columns=passed)
+        yield table.rename_columns([name.removeprefix(COLUMN_PREFIX) for name in passed])
+
+
+def prune_items(output: str, *, current: str) -> None:
+    """Drops the items of all but the latest runs, by the store's clock, and of the run `current`."""
+    items = sorted(
+        storage.list_objects(names.runs_uri(output), suffix=".parquet"), key=lambda found: found.last_modified
+    )
+    latest = list(dict.fromkeys(_run_id(found.uri) for found in reversed(items)))
+    kept = {current, *latest[:KEPT_ITEMS]}
+    for found in items:
+        if _run_id(found.uri) not in kept:
+            storage.delete(found.uri)
 
 
 def _run_id(uri: str) -> str:
