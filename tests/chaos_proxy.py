@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -42,7 +43,7 @@ class ChaosProxy:
         """For tests to note what they use through this proxy."""
         self.requests: list[tuple[str, str, str | int | None]] = []
         """Method, path and fault of each request so far."""
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self, urlsplit(server_url)))
+        self._server = _Server(("127.0.0.1", 0), _handler(self, urlsplit(server_url)))
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05})
@@ -63,6 +64,13 @@ class ChaosProxy:
         fault = self.faults.popleft() if self.faults and self.matches(method, path) else None
         self.requests.append((method, path, fault))
         return fault
+
+
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Clients that went away are part of the game; everything else is printed."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
 
 def _handler(proxy: ChaosProxy, upstream: object) -> type[BaseHTTPRequestHandler]:
