@@ -16,39 +16,19 @@ from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Literal
 
-from pia_ray import image as pictures
 from pia_ray.config import DEFAULT_BATCH_SIZE, ModelConfig
 from pia_ray.errors import Cancelled, DeviceLost, PiaRayError, RowError, Timeout
-from pia_ray.params import Animation, AnimationRequest, resolve, seed_from_id
+from pia_ray.params import Animation, AnimationRequest
 from pia_ray.pia.assemble import assemble
 from pia_ray.pia.engine import Engine, Row
 from pia_ray.pia.speed import set_cpu_threads
+from pia_ray.request import prepare
 from pia_ray.weights import resolve as resolve_weights
 
 log = logging.getLogger(__name__)
 
 OnStep = Callable[[int, int], None]
 """Called after each denoising step with steps done and steps in all, on the engine's thread: return at once."""
-
-
-def prepare(request: AnimationRequest, model: ModelConfig) -> AnimationRequest:
-    """The same request with every knob resolved, a seed, and the picture fitted to the size to make.
-
-    Raises:
-        RowError: a knob or the picture cannot be used.
-    """
-    params = resolve(request.params, {}, model_defaults=model.defaults)
-    picture = pictures.as_rgb(request.image)
-    width, height = pictures.choose_size(
-        picture.size,
-        long_edge=model.long_edge,
-        size_step=model.size_step,
-        width=params.width,
-        height=params.height,
-    )
-    seed = seed_from_id(request.id) if params.seed is None else params.seed
-    params = params.model_copy(update={"width": width, "height": height, "seed": seed})
-    return replace(request, image=pictures.fit(picture, (width, height)), params=params)
 
 
 @dataclass(eq=False)

@@ -96,9 +96,10 @@ def _motion_scale(value: object) -> object:
         name = value.strip().lower().replace("_", "-").replace(" ", "-")
         if name in MOTION_NAMES:
             return MOTION_NAMES.index(name)
-        if not name.lstrip("+-").isdigit():
-            raise ValueError(f"must be 0 to 8 or one of {', '.join(MOTION_NAMES)}")
-    return _no_bool(value)
+    number = _int_cell(value)
+    if isinstance(number, str):
+        raise ValueError(f"must be 0 to 8 or one of {', '.join(MOTION_NAMES)}")
+    return number
 
 
 def _name(value: object) -> object:
@@ -135,7 +136,8 @@ def _int_cell(value: object) -> object:
         except ValueError:
             return text
         return int(number) if math.isfinite(number) and number.is_integer() and abs(number) < 2**53 else text
-    return value
+    # pandas writes a column of integers with gaps as floats.
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 2**53 else value
 
 
 def _side(value: object) -> object:

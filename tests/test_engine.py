@@ -13,12 +13,12 @@ import pytest
 import torch
 from PIL import Image
 
-from pia_ray.animator import prepare
 from pia_ray.config import ModelConfig
 from pia_ray.errors import BadParameter, NonFiniteFrames, OutOfMemory, RowError, UnexpectedError, WeightsError
 from pia_ray.params import Animation, AnimationParams, AnimationRequest
 from pia_ray.pia.assemble import SCHEDULERS, Components, assemble
 from pia_ray.pia.engine import Engine
+from pia_ray.request import prepare
 from pia_ray.testing import make_pipeline_folder, make_split_checkpoint
 from pia_ray.weights import resolve
 

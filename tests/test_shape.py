@@ -29,6 +29,7 @@ ORDER = (
     "params",
     "config",
     "image",
+    "request",
     "video",
     "storage",
     "fetch",

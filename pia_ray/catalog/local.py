@@ -39,15 +39,15 @@ def _execute(animator: RowAnimator | None) -> Execute:
         config = job.config
         used = animator or Animator(config.model, batch_size=config.batch_size)
         calls = config.rows_at_once
+        worker = CatalogWorker(config, run_id=job.run_id, animator=used)
         pool = ThreadPoolExecutor(calls, thread_name_prefix="row")
         try:
-            yield _rows(CatalogWorker(config, run_id=job.run_id, animator=used), job, pool, calls)
+            yield _rows(worker, job, pool, calls)
         finally:
-            # Rows that wait are not begun; those in the engine fail as cancelled when it closes.
-            pool.shutdown(wait=False, cancel_futures=True)
+            worker.stop()
+            pool.shutdown(wait=True, cancel_futures=True)
             if animator is None:
                 used.close()
-            pool.shutdown(wait=True)
 
     return open_rows
 

@@ -11,8 +11,8 @@ import queue
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field, replace
 from typing import Final, Literal
 
@@ -142,9 +142,14 @@ def run(config: CatalogConfig, execute: Execute, *, observe: Observer = lambda p
             if planned.num_pending:
                 observe(progress)
                 deadline = started + config.deadline_s if config.deadline_s is not None else math.inf
-                for state, reason in _follow(job, execute, book, progress, started=started, deadline=deadline):
-                    progress, ending = state, reason
-                    observe(progress)
+                states = _follow(job, execute, book, progress, started=started, deadline=deadline)
+                try:
+                    with closing(states):
+                        for state, reason in states:
+                            progress, ending = state, reason
+                            observe(progress)
+                except KeyboardInterrupt:
+                    ending = "interrupted"
                 if ending != "finished":
                     # We stopped the workers: what they had in flight did not kill them.
                     ledger.withdraw_latest_attempts(config.output)
@@ -168,29 +173,26 @@ def run(config: CatalogConfig, execute: Execute, *, observe: Observer = lambda p
 
 def _follow(
     job: Job, execute: Execute, book: ledger.Ledger, progress: Progress, *, started: float, deadline: float
-) -> Iterator[tuple[Progress, Ending]]:
-    """Takes results as they come until all are there, the deadline passes, or somebody interrupts."""
+) -> Generator[tuple[Progress, Ending], None, None]:
+    """Takes results as they come until all are there or the deadline passes."""
     refresh_at = time.monotonic() + REFRESH_S
-    try:
-        with execute(job) as results:
-            pump = _Pump(results)
-            while (rows := pump.take(timeout_s=0.5)) is not None:
-                now = time.monotonic()
-                if rows:
-                    book.append(rows)
-                    progress = _count(progress, rows, now - started)
-                else:
-                    book.flush_if_due()
-                yield progress, "finished"
-                if now > deadline:
-                    yield progress, "deadline"
-                    return
-                if now > refresh_at:
-                    book.write_results()
-                    gallery.write_gallery(job.config.output)
-                    refresh_at = time.monotonic() + max(REFRESH_S, 20 * (time.monotonic() - now))
-    except KeyboardInterrupt:
-        yield progress, "interrupted"
+    with execute(job) as results:
+        pump = _Pump(results)
+        while (rows := pump.take(timeout_s=0.5)) is not None:
+            now = time.monotonic()
+            if rows:
+                book.append(rows)
+                progress = _count(progress, rows, now - started)
+            else:
+                book.flush_if_due()
+            yield progress, "finished"
+            if now > deadline:
+                yield progress, "deadline"
+                return
+            if now > refresh_at:
+                book.write_results()
+                gallery.write_gallery(job.config.output)
+                refresh_at = time.monotonic() + max(REFRESH_S, 20 * (time.monotonic() - now))
 
 
 def _count(progress: Progress, rows: Sequence[ResultRow], since_start_s: float) -> Progress:

@@ -64,6 +64,8 @@ class CatalogWorker:
         self._config = config
         self._run_id = run_id
         self._animator = animator
+        self._running: set[Future[Animation]] = set()
+        self._stopped = False
 
     def work(self, row: ManifestRow) -> ResultRow:
         """What became of the row; its video is committed before this returns.
@@ -102,18 +104,26 @@ class CatalogWorker:
         ledger.end_attempt(attempt)
         return result
 
-    def close(self) -> None:
-        """Lets the model go."""
-        self._animator.close()
+    def stop(self) -> None:
+        """Takes back the rows in the engine, which fail as cancelled at its next step, and begins no others."""
+        self._stopped = True
+        for future in tuple(self._running):
+            future.cancel()
 
     def _once(self, row: ManifestRow, attempts: int, *, alone: bool) -> ResultRow:
         config = self._config
         fetched = steps.fetch(row, config)
         request = steps.request_of(row, fetched, deadline_s=config.row_timeout_s)
+        future = self._animator.submit(request, alone=alone)
+        self._running.add(future)
         try:
-            animation = self._animator.submit(request, alone=alone).result()
+            if self._stopped:
+                future.cancel()
+            animation = future.result()
         except CancelledError:
-            raise Cancelled("the row was taken back") from None
+            raise Cancelled("the run was stopped") from None
+        finally:
+            self._running.discard(future)
         return steps.publish(animation, row, fetched=fetched, config=config, run_id=self._run_id, attempts=attempts)
 
     def _failed(self, row: ManifestRow, error: RowError, *, attempts: int) -> ResultRow:

@@ -8,13 +8,13 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Final, Literal, Self
+from typing import Final, Literal, Self
 
 import numpy as np
 
 from pia_ray.config import ModelConfig
 from pia_ray.errors import Cancelled, NonFiniteFrames, OutOfMemory, RowError, Timeout
-from pia_ray.params import Animation, AnimationParams, AnimationRequest, resolve, seed_from_id
+from pia_ray.params import Animation, AnimationRequest
 
 FAULTS: Final = ("oom", "nan", "die", "die-once", "hang")
 """Words that make `FakeAnimator` fail a row when they stand alone in its prompt."""
@@ -113,7 +113,10 @@ class FakeAnimator:
         on_step: Callable[[int, int], None] | None,
     ) -> Animation:
         started = time.monotonic()
-        params, picture = self._prepare(request)  # [H, W, 3], uint8
+        from pia_ray.request import prepare  # brings Pillow, which a program that only draws checkpoints needs not
+
+        ready = prepare(request, self.model)
+        params, picture = ready.params, np.asarray(ready.image)  # [H, W, 3], uint8
         self._check(future, request, submitted)
         self._fail(future, request, submitted)
         for step in range(params.num_inference_steps):
@@ -137,22 +140,6 @@ class FakeAnimator:
             animate_s=ended - submitted,
             motion=float(np.abs(frames.astype(np.int16) - frames[0].astype(np.int16)).mean() / 255),
         )
-
-    def _prepare(self, request: AnimationRequest) -> tuple[AnimationParams, np.ndarray[Any, Any]]:
-        from pia_ray import image as pictures  # brings Pillow, which a program that only draws checkpoints needs not
-
-        params = resolve(request.params, {}, model_defaults=self.model.defaults)
-        picture = pictures.as_rgb(request.image)
-        width, height = pictures.choose_size(
-            picture.size,
-            long_edge=self.model.long_edge,
-            size_step=self.model.size_step,
-            width=params.width,
-            height=params.height,
-        )
-        seed = seed_from_id(request.id) if params.seed is None else params.seed
-        params = params.model_copy(update={"width": width, "height": height, "seed": seed})
-        return params, np.asarray(pictures.fit(picture, (width, height)))
 
     def _check(self, future: Future[Animation], request: AnimationRequest, submitted: float) -> None:
         if self._closed.is_set():

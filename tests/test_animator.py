@@ -1,0 +1,180 @@
+"""The Animator through its public door: lists in order, futures, cancel, deadlines, rows alone, its end."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import CancelledError
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pia_ray import Animation, AnimationParams, AnimationRequest, Animator, ModelConfig
+from pia_ray.errors import BadParameter, Cancelled, RowError, Timeout, WeightsError
+from pia_ray.params import seed_from_id
+from pia_ray.testing import make_pipeline_folder
+from pia_ray.video import probe
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> ModelConfig:
+    folder = make_pipeline_folder(tmp_path_factory.mktemp("model"), vae_factor=4)
+    defaults = {"num_inference_steps": 3, "num_frames": 4, "motion_scale": 1}
+    return ModelConfig(name="tiny", base=str(folder), device="cpu", long_edge=32, size_step=16, defaults=defaults)
+
+
+@pytest.fixture(scope="module")
+def animator(model: ModelConfig) -> Iterator[Animator]:
+    with Animator(model, batch_size=2) as animator:
+        yield animator
+
+
+def picture(width: int = 40, height: int = 40) -> Image.Image:
+    return Image.effect_noise((width, height), 60).convert("RGB")
+
+
+def ask(prompt: str = "a cat", row_id: str = "", deadline_s: float | None = None, **knobs: object) -> AnimationRequest:
+    return AnimationRequest(picture(), AnimationParams(prompt=prompt, **knobs), id=row_id, deadline_s=deadline_s)
+
+
+def long_request(**how: object) -> AnimationRequest:
+    return ask(num_inference_steps=900, **how)
+
+
+def test_results_come_in_the_order_of_the_requests_with_errors_in_their_places(animator: Animator) -> None:
+    outcomes = animator.animate([ask(seed=1), ask(clip_skip=11), ask(seed=2), ask(seed=1)])
+    assert isinstance(outcomes[1], BadParameter)
+    first, third, again = (outcomes[n] for n in (0, 2, 3))
+    assert isinstance(first, Animation)
+    assert isinstance(third, Animation)
+    assert isinstance(again, Animation)
+    assert first.frames.shape == (4, 32, 32, 3)
+    assert first.frames.dtype == np.uint8
+    assert np.abs(first.frames.astype(int) - again.frames).max() > 1, "another picture of noise"
+    assert np.abs(first.frames.astype(int) - third.frames).max() > 1
+
+
+def test_knobs_that_are_not_given_come_from_the_model_and_the_result_says_what_was_used(animator: Animator) -> None:
+    (animation,) = animator.animate([ask(row_id="cat-7")])
+    assert isinstance(animation, Animation)
+    assert animation.params.num_inference_steps == 3
+    assert animation.params.motion_scale == 1
+    assert animation.params.seed == seed_from_id("cat-7")
+    assert (animation.params.width, animation.params.height) == (32, 32)
+    assert animation.model.startswith("tiny@")
+    assert animation.gpu_s > 0
+
+
+def test_a_picture_takes_the_nearest_bucket_and_given_sizes_are_honoured(animator: Animator) -> None:
+    wide = AnimationRequest(picture(90, 45), AnimationParams(prompt="x"))
+    given = AnimationRequest(np.zeros((50, 60, 3), np.uint8), AnimationParams(prompt="x", width=40, height=24))
+    sizes = [animation.frames.shape[1:3] for animation in animator.animate([wide, given])]
+    assert sizes == [(16, 32), (24, 40)]
+
+
+def test_a_saved_animation_plays_and_says_how_it_was_made(animator: Animator, tmp_path: Path) -> None:
+    (animation,) = animator.animate([ask(row_id="one", seed=2**64 - 1)])
+    assert isinstance(animation, Animation)
+    animation.save(tmp_path / "one.mp4")
+    facts = probe(tmp_path / "one.mp4")
+    assert (facts.num_frames, facts.width, facts.height) == (4, 32, 32)
+    assert facts.provenance["seed"] == str(2**64 - 1)
+
+
+def test_a_request_joins_rows_that_are_already_running_and_ends_before_them(animator: Animator) -> None:
+    started = threading.Event()
+    slow = animator.submit(long_request(), on_step=lambda done, total: started.set())
+    assert started.wait(30)
+    quick = animator.submit(ask())
+    assert isinstance(quick.result(timeout=30), Animation)
+    assert not slow.done()
+    assert slow.cancel()
+
+
+def test_a_cancelled_row_leaves_at_the_next_step_and_frees_its_place(animator: Animator) -> None:
+    started = threading.Event()
+    running = [animator.submit(long_request(), on_step=lambda done, total: started.set()) for _ in range(2)]
+    assert started.wait(30)
+    waiting = animator.submit(ask())
+    for future in running:
+        assert future.cancel()
+    assert isinstance(waiting.result(timeout=30), Animation)
+    with pytest.raises(CancelledError):
+        running[0].result()
+
+
+def test_a_row_past_its_deadline_fails_as_timeout_and_others_go_on(animator: Animator) -> None:
+    late = animator.submit(long_request(deadline_s=0.2))
+    fine = animator.submit(ask())
+    with pytest.raises(Timeout, match=r"deadline of 0.2 s"):
+        late.result(timeout=30)
+    assert isinstance(fine.result(timeout=30), Animation)
+
+
+def test_a_row_that_must_be_alone_waits_for_the_others_and_keeps_them_out(animator: Animator) -> None:
+    order: list[str] = []
+    began = threading.Event()
+
+    def note(name: str) -> object:
+        return lambda done, total: (order.append(name), began.set())
+
+    first = animator.submit(ask(num_inference_steps=6), on_step=note("first"))
+    assert began.wait(30)
+    alone = animator.submit(ask(num_inference_steps=6), alone=True, on_step=note("alone"))
+    last = animator.submit(ask(num_inference_steps=6), on_step=note("last"))
+    for future in (first, alone, last):
+        future.result(timeout=30)
+    assert order == ["first"] * 6 + ["alone"] * 6 + ["last"] * 6
+
+
+def test_steps_are_reported_one_by_one_up_to_the_last(animator: Animator) -> None:
+    seen: list[tuple[int, int]] = []
+    animator.submit(
+        ask(num_inference_steps=5, scheduler="heun"), on_step=lambda done, total: seen.append((done, total))
+    ).result()
+    assert seen == [(n, 5) for n in range(1, 6)]
+
+
+def test_many_threads_may_submit_at_once_and_each_gets_its_own_answer(animator: Animator) -> None:
+    answers: dict[int, Animation] = {}
+    image = picture()
+
+    def call(seed: int) -> None:
+        request = AnimationRequest(image, AnimationParams(prompt="a cat", seed=seed))
+        answers[seed] = animator.submit(request).result()
+
+    threads = [threading.Thread(target=call, args=(seed,)) for seed in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for seed in range(6):
+        (alone,) = animator.animate([AnimationRequest(image, AnimationParams(prompt="a cat", seed=seed))])
+        assert isinstance(alone, Animation)
+        assert answers[seed].params.seed == seed
+        assert np.abs(answers[seed].frames.astype(int) - alone.frames).max() <= 1
+
+
+def test_closing_fails_what_waits_and_what_runs_as_cancelled(model: ModelConfig) -> None:
+    animator = Animator(model, batch_size=1)
+    futures = [animator.submit(long_request()) for _ in range(3)]
+    time.sleep(0.2)
+    animator.close()
+    for future in [*futures, animator.submit(ask())]:
+        with pytest.raises(Cancelled, match="closed"):
+            future.result(timeout=5)
+
+
+def test_a_picture_that_is_none_fails_its_request_only(animator: Animator) -> None:
+    bad = AnimationRequest(np.zeros((4, 4, 7), np.uint8), AnimationParams(prompt="x"))
+    outcomes = animator.animate([bad, ask()])
+    assert isinstance(outcomes[0], RowError)
+    assert isinstance(outcomes[1], Animation)
+
+
+def test_a_model_that_is_not_there_is_a_weights_error_that_says_where_it_looked(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match="nowhere"):
+        Animator(ModelConfig(name="none", base=str(tmp_path / "nowhere"), device="cpu"))
