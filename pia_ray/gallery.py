@@ -17,6 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from datetime import datetime
 from importlib.resources import files
+from itertools import islice
 from typing import Any, Final
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
@@ -37,6 +38,9 @@ _KNOWN: Final = frozenset(field.name for field in fields(ResultRow))
 _ELSEWHERE: Final = frozenset({"prompt", "seed", "width", "height", "num_frames", "fps", "motion_scale"})
 """Knobs that the page shows in a place of their own."""
 
+MOST_ROWS: Final = 20_000
+"""Rows of one page, some 4 MB; of a larger catalogue it shows the first ones and says so."""
+
 _LONGEST: Final = 2000
 """Characters of a cell that the page shows; results.parquet has all of it."""
 
@@ -48,28 +52,51 @@ def write_gallery(output: str, *, title: str | None = None) -> str:
         OutputError: there are no results yet.
         StorageError: the page could not be written.
     """
-    rows = ledger.read_results(output).to_pylist()
+    table = ledger.read_results(output)
+    chosen = _chosen(table["status"].to_pylist())
+    rows = table.take(chosen).to_pylist() if len(chosen) < len(table) else table.to_pylist()
     uri = storage.join(output, "index.html")
-    page = gallery_html(rows, title=title or _title(output))
+    page = gallery_html(rows, title=title or _title(output), num_left_out=len(table) - len(rows))
     storage.write_bytes(uri, page.encode("utf-8", "replace"), content_type="text/html; charset=utf-8")
     return uri
 
 
-def gallery_html(rows: Sequence[_Row], *, title: str) -> str:
-    """The page for rows of the results table, in their order. All text in them is shown as text, whatever it holds."""
+def gallery_html(rows: Sequence[_Row], *, title: str, num_left_out: int = 0) -> str:
+    """The page for rows of the results table, in their order. All text in them is shown as text, whatever it holds.
+
+    `num_left_out` rows are not among them; the page says so.
+    """
     folder = files("pia_ray")
     script = folder.joinpath("gallery.js").read_text("utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     parts = {
         "TITLE": html.escape(title),
         "SCRIPT_HASH": f"sha256-{digest}",
-        "SUMMARY": _summary(rows),
+        "SUMMARY": _left_out(len(rows), num_left_out) + _summary(rows),
         "FOOTER": _footer(rows),
         "ROWS": _rows_json(rows),
         "SCRIPT": script,
     }
     # One pass: what is filled in is never looked at again.
     return re.sub(r"@@([A-Z_]+)@@", lambda match: parts[match[1]], folder.joinpath("gallery.html").read_text("utf-8"))
+
+
+def _chosen(statuses: Sequence[str]) -> list[int]:
+    """Places of the rows to show: of too many at most a quarter failed ones, then the first that succeeded."""
+    if len(statuses) <= MOST_ROWS:
+        return list(range(len(statuses)))
+    failed = [place for place, status in enumerate(statuses) if status == "failed"][: MOST_ROWS // 4]
+    others = (place for place, status in enumerate(statuses) if status != "failed")
+    return sorted([*failed, *islice(others, MOST_ROWS - len(failed))])
+
+
+def _left_out(num_rows: int, num_left_out: int) -> str:
+    if not num_left_out:
+        return ""
+    return (
+        f"<p>This page shows {num_rows:,} of {num_rows + num_left_out:,} rows, and its numbers are of these: "
+        "results.parquet has all.</p>"
+    )
 
 
 def _title(output: str) -> str:

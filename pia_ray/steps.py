@@ -124,7 +124,7 @@ def publish(
         video_uri=uri,
         thumbnail_uri=thumbnail_uri,
         input_thumbnail_uri=input_uri,
-        image_uri=row.image,
+        image_uri=manifest.shown(row.image),
         prompt=params.prompt,
         seed=params.seed or 0,
         width=params.width,

@@ -367,3 +367,33 @@ def test_an_interrupt_records_what_is_done_and_the_next_run_does_the_rest(tmp_pa
         assert run_local(config, animator=animator).exit_code == 0
     assert len(rows_of(config)) == 8
     assert all(animator.asked[name] == 1 for name in done)
+
+
+def test_signatures_and_embedded_pictures_stay_out_of_the_results(tmp_path: Path) -> None:
+    import base64
+
+    inline = "data:image/png;base64," + base64.b64encode(draw_picture((48, 48), seed=1)).decode()
+    signed = "https://192.0.2.1/cat.jpg?size=large&X-Amz-Signature=0123abcd"
+    rows = [{"id": "in", "image": inline, "prompt": "sea"}, {"id": "signed", "image": signed, "prompt": "sea"}]
+    path = tmp_path / "manifest.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = configure(path, tmp_path / "out")
+    go(config)
+    found = by_id(config)
+    assert found["in"]["status"] == "succeeded"
+    assert len(found["in"]["image_uri"]) < 200
+    assert found["in"]["image_uri"].startswith("data:image/png;base64,sha256:")
+    assert found["signed"]["error_code"] == "address_refused"
+    assert found["signed"]["image_uri"] == "https://192.0.2.1/cat.jpg?size=large"
+    everything = b"".join(f.read_bytes() for f in (tmp_path / "out").rglob("*.parquet") if "items" not in f.parts)
+    assert b"0123abcd" not in everything
+
+
+def test_a_gallery_of_a_huge_catalogue_shows_part_and_says_so() -> None:
+    from pia_ray import gallery
+
+    statuses = ["succeeded"] * 30_000 + ["failed"] * 8_000
+    chosen = gallery._chosen(statuses)
+    assert len(chosen) == gallery.MOST_ROWS
+    assert sum(statuses[place] == "failed" for place in chosen) == gallery.MOST_ROWS // 4
+    assert "20,000 of 38,000 rows" in gallery._left_out(len(chosen), 18_000)

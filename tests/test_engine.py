@@ -384,3 +384,10 @@ def test_measured_motion_is_zero_for_a_still_and_grows_with_change() -> None:
             frames[index, row, : 2 + shift * index] = torch.tensor([250, 20, 20], dtype=torch.uint8)
         scores.append(measure_motion(frames))
     assert 0 < scores[0] < scores[1] < 1
+
+
+def test_the_hosts_own_lack_of_memory_counts_as_out_of_memory_too(components: Components, model: ModelConfig) -> None:
+    text = "[enforce fail at alloc_cpu.cpp:119] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 GiB"
+    unet = FaultyUNet(components.unet, fault=RuntimeError(text))
+    (outcome,) = run(Engine(with_unet(components, unet), batch_size=2), [ask(model, motion_scale=8)])
+    assert isinstance(outcome, OutOfMemory)

@@ -125,7 +125,6 @@ def run(config: CatalogConfig, execute: Execute, *, observe: Observer = lambda p
     storage.probe(config.output)
     record = ledger.new_run(manifest=config.manifest, model=model_version, config=config.model_dump(mode="json"))
     with ledger.Lease(config.output, run_id=record.run_id), ledger.Ledger.open(config.output) as book:
-        storage.sweep(config.output)
         items = manifest.plan(opened, config, model_version=model_version)
         planned = book.plan(items, run=record, retry=config.retry)
         progress = Progress(

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any, Final, Protocol
 
@@ -27,7 +29,7 @@ from pia_ray.errors import (
     UnexpectedError,
     WorkerDied,
 )
-from pia_ray.manifest import canonical_params
+from pia_ray.manifest import canonical_params, shown
 from pia_ray.params import Animation, AnimationParams, AnimationRequest, ManifestRow, ResultRow, seed_from_id
 
 log = logging.getLogger(__name__)
@@ -64,6 +66,7 @@ class CatalogWorker:
         self._config = config
         self._run_id = run_id
         self._animator = animator
+        self._presence = _Presence()
         self._running: set[Future[Animation]] = set()
         self._stopped = False
 
@@ -73,14 +76,31 @@ class CatalogWorker:
         Raises:
             JobError: the process is spoiled and needs a new one; the row's attempt record stays behind.
         """
-        config, tries = self._config, 0
+        config = self._config
         try:
             if (found := steps.committed(row, config)) is not None:
                 return found
-            attempt = ledger.begin_attempt(config.output, row.work_key, worker=steps.worker_name())
+            earlier = ledger.earlier_attempts(config.output, row.work_key)
         except RowError as error:
             return self._failed(row, error, attempts=1)
-        if attempt.num_earlier >= config.max_attempts:
+        # The record is written once the row is let in: a row that only waits must not be charged with a death.
+        with self._presence.enter(alone=bool(earlier)):
+            return self._attempt(row, earlier)
+
+    def stop(self) -> None:
+        """Takes back the rows in the engine, which fail as cancelled at its next step, and begins no others."""
+        self._stopped = True
+        for future in tuple(self._running):
+            future.cancel()
+
+    def _attempt(self, row: ManifestRow, earlier: tuple[str, ...]) -> ResultRow:
+        config, tries = self._config, 0
+        try:
+            attempt = ledger.begin_attempt(config.output, row.work_key, worker=steps.worker_name(), earlier=earlier)
+        except RowError as error:
+            return self._failed(row, error, attempts=1)
+        # The first death may have been a neighbour's doing; since then the row was alone, and each one was its own.
+        if attempt.num_earlier >= max(config.max_attempts, 2):
             died = WorkerDied(
                 f"the worker died each of the {attempt.num_earlier} times that this row was tried: look at its picture "
                 "and size, then run again with --retry worker_died"
@@ -103,12 +123,6 @@ class CatalogWorker:
             time.sleep(BACKOFF_S * 2 ** (tries - 1))
         ledger.end_attempt(attempt)
         return result
-
-    def stop(self) -> None:
-        """Takes back the rows in the engine, which fail as cancelled at its next step, and begins no others."""
-        self._stopped = True
-        for future in tuple(self._running):
-            future.cancel()
 
     def _once(self, row: ManifestRow, attempts: int, *, alone: bool) -> ResultRow:
         config = self._config
@@ -141,6 +155,40 @@ class CatalogWorker:
         )
 
 
+class _Presence:
+    """Lets the rows of one process be at work together, or a single one alone.
+
+    A row that was in hand when its worker died is a suspect; alone, it can neither take neighbours with it nor be
+    blamed for what they do. Suspects go first, so that a stream of other rows does not keep them waiting.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._present = 0
+        self._alone = False
+        self._suspects = 0
+
+    @contextmanager
+    def enter(self, *, alone: bool) -> Iterator[None]:
+        """Waits until the row may be present; it is until the block ends."""
+        with self._changed:
+            if alone:
+                self._suspects += 1
+                self._changed.wait_for(lambda: not self._present)
+                self._suspects -= 1
+                self._alone = True
+            else:
+                self._changed.wait_for(lambda: not self._alone and not self._suspects)
+            self._present += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._present -= 1
+                self._alone = False
+                self._changed.notify_all()
+
+
 def failed_row(
     error: RowError,
     *,
@@ -167,7 +215,7 @@ def failed_row(
         "error_message": error.message,
         "retryable": error.retryable,
         "attempts": attempts,
-        "image_uri": image,
+        "image_uri": shown(image),
         "seed": seed,
         "params": "{}" if params is None else canonical_params(params),
         "work_key": work_key,

@@ -8,7 +8,7 @@ from pia_ray.manifest.columns import Columns, Manifest, open_manifest
 from pia_ray.manifest.items import ITEMS_SCHEMA, canonical_params, row_from_item, work_key
 from pia_ray.manifest.parquet import read_image_cell
 from pia_ray.manifest.planning import plan
-from pia_ray.manifest.references import decode_data_url
+from pia_ray.manifest.references import decode_data_url, shown
 from pia_ray.manifest.rows import BAD_MANIFEST_ROW, plan_row
 
 __all__ = [
@@ -23,5 +23,6 @@ __all__ = [
     "plan_row",
     "read_image_cell",
     "row_from_item",
+    "shown",
     "work_key",
 ]

@@ -125,6 +125,14 @@ def stem(reference: str) -> str:
     return posixpath.splitext(posixpath.basename(path.rstrip("/")))[0][:64].replace("\0", "") or "image"
 
 
+def shown(reference: str) -> str:
+    """The reference as results may hold it: no signature of a URL, and of a data: URL its kind and hash alone."""
+    if reference.startswith("data:"):
+        head = reference.partition(",")[0]
+        return f"{head[:64]},{identity_of_bytes(reference.encode())}"
+    return unsigned(reference) if "://" in reference else reference
+
+
 def unsigned(url: str) -> str:
     """The URL without its signature's query parameters; all others keep their text and order."""
     head, question, query = url.partition("?")

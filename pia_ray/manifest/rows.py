@@ -103,7 +103,7 @@ def rejected(
         hashlib.sha256(spec.encode()).hexdigest(),
         row_id,
         0,
-        _valid(image[:_SHOWN_CHARS]) if isinstance(image, str) else "",
+        _valid(references.shown(image)[:_SHOWN_CHARS]) if isinstance(image, str) else "",
         "",
         _valid(prompt) if isinstance(prompt, str) else None,
         seed_from_id(row_id),

@@ -127,7 +127,7 @@ class Engine:
         pieces = [(row, branch) for row in rows for branch in row.evaluation.branches]
         try:
             predictions = self._predict(shape, pieces)
-        except torch.OutOfMemoryError:
+        except MemoryError:
             for row in rows:
                 row.error = OutOfMemory(_TOO_LARGE.format(**_size(row.request)))
             return
@@ -172,9 +172,11 @@ class Engine:
                     predictions.append(self._forward(pieces[start : start + size]))
                     start += size
                 return torch.cat(predictions)
-            except (torch.OutOfMemoryError, MemoryError) as error:
+            except (RuntimeError, MemoryError) as error:
+                if not _is_out_of_memory(error):
+                    raise
                 if limit == 1 or len(pieces) == 1:
-                    raise torch.OutOfMemoryError(str(error)) from error
+                    raise MemoryError(str(error)) from error
             limit = self._limits[shape] = min(limit, len(pieces)) // 2
             log.warning("out of memory: from now on at most %d evaluations of shape %s a forward", limit, shape)
             if device.type == "cuda":
@@ -223,7 +225,7 @@ class Engine:
         )
 
     def _row_error(self, error: Exception, request: AnimationRequest) -> RowError:
-        if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        if _is_out_of_memory(error):
             return OutOfMemory(_TOO_LARGE.format(**_size(request)))
         if _device_is_lost(error):
             raise DeviceLost(f"the GPU failed and needs a new process: {error}") from error
@@ -242,9 +244,14 @@ def _size(request: AnimationRequest) -> dict[str, object]:
     return {"width": params.width, "height": params.height, "num_frames": params.num_frames}
 
 
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether a device or the host ran out; torch's CPU allocator says so by a plain RuntimeError."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
+
+
 def _device_is_lost(error: Exception) -> bool:
     """CUDA errors after which every later call fails too."""
-    if isinstance(error, torch.OutOfMemoryError):
+    if _is_out_of_memory(error):
         return False
     text = str(error)
     return "CUDA error" in text or "device-side assert" in text or "CUBLAS_STATUS_EXECUTION_FAILED" in text
