@@ -31,7 +31,7 @@ from transformers.utils import logging as transformers_logging
 from pia_ray.config import ModelConfig
 from pia_ray.errors import BadParameter, WeightsError
 from pia_ray.params import AnimationParams
-from pia_ray.pia.speed import device_of, dtype_of, memory_format
+from pia_ray.pia.speed import MEMORY_FORMAT, device_of, dtype_of
 from pia_ray.weights import LocalWeights
 
 LINEAR_BETAS: Final[Mapping[str, Any]] = {
@@ -126,11 +126,10 @@ def assemble(weights: LocalWeights, model: ModelConfig) -> Components:
         {"dtype": dtype, "use_safetensors": kwargs["use_safetensors"]},
     )
     tokenizer = _load(CLIPTokenizer, weights.base / "tokenizer", {})
-    layout = memory_format(device)
     for part in (unet, vae, text_encoder):
         part.requires_grad_(False).eval().to(device)
-    unet.to(memory_format=layout)
-    vae.to(memory_format=layout)
+    unet.to(memory_format=MEMORY_FORMAT)
+    vae.to(memory_format=MEMORY_FORMAT)
     return Components(
         unet=unet,
         vae=vae,

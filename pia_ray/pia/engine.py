@@ -164,7 +164,7 @@ class Engine:
     def _predict(self, shape: tuple[int, ...], pieces: Sequence[tuple[Row, Branch]]) -> torch.Tensor:
         """Predictions [N, 4, T, h, w], float32, of N evaluations of one shape; out of memory halves and remembers."""
         device = self._components.device
-        limit = self._limits.get(shape, most_evaluations(self._batch_size, shape[1], shape[2], device=device))
+        limit = self._limits.get(shape, most_evaluations(self._batch_size, *shape[:3], device=device))
         while True:
             try:
                 predictions, start = [], 0

@@ -14,6 +14,20 @@ DTYPES: Final = {"float32": torch.float32, "float16": torch.float16, "bfloat16":
 SDPA_ROWS: Final = 65_535
 """Most rows of one scaled-dot-product attention call on CUDA; the motion modules make one row per latent pixel."""
 
+MEMORY_FORMAT: Final = torch.channels_last
+"""Layout of the weights of UNet and VAE: what cuDNN's convolutions want.
+
+On a 2-core CPU (benchmarks/engine_cpu.py, commit 8d18d8b) the UNet took the same time in both layouts, and the demo
+model's decoder 25 to 40 % less than with contiguous weights.
+"""
+
+CPU_FORWARD_PIXELS: Final = 16_384
+"""Latent pixels of all frames in one forward on a CPU, where larger forwards only leave the caches.
+
+On a 2-core CPU (benchmarks/engine_cpu.py, commit 8d18d8b) an evaluation of 4,096 in the demo model took 67 ms in a
+forward of 2, 64 in one of 4, 76 in one of 8 and 94 in one of 16.
+"""
+
 
 def device_of(model: ModelConfig) -> torch.device:
     """The device the model asks for.
@@ -37,14 +51,6 @@ def dtype_of(model: ModelConfig, device: torch.device) -> torch.dtype:
     return DTYPES[model.dtype]
 
 
-def memory_format(device: torch.device) -> torch.memory_format:
-    """Channels last on GPUs, where cuDNN's convolutions want it.
-
-    On the CPU it was measured and lost: see README, Decisions.
-    """
-    return torch.channels_last if device.type == "cuda" else torch.contiguous_format
-
-
 def set_cpu_threads(threads: int) -> None:
     """Bounds the threads of this process's CPU operators, so that workers on one machine do not crowd each other."""
     torch.set_num_threads(max(1, threads))
@@ -65,9 +71,9 @@ def forward_sizes(num: int, limit: int, *, device: torch.device) -> list[int]:
     return sizes
 
 
-def most_evaluations(batch_size: int, height: int, width: int, *, device: torch.device) -> int:
-    """Most evaluations of one latent size in a forward: two branches per row, within the attention kernels' limit."""
+def most_evaluations(batch_size: int, num_frames: int, height: int, width: int, *, device: torch.device) -> int:
+    """Most evaluations of one latent size in a forward: two branches per row, within what the device runs well."""
     most = 2 * batch_size
     if device.type == "cuda":
-        most = min(most, max(1, SDPA_ROWS // (height * width)))
-    return most
+        return min(most, max(1, SDPA_ROWS // (height * width)))
+    return min(most, max(1, CPU_FORWARD_PIXELS // (num_frames * height * width)))
