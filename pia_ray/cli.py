@@ -12,6 +12,7 @@ import logging
 import os
 import re
 import shlex
+import shutil
 import signal
 import sys
 import time
@@ -22,8 +23,8 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, get_args
 
 from pia_ray import __version__
 from pia_ray.config import CatalogConfig, ModelConfig, load, load_model, named_models
-from pia_ray.errors import ConfigError, JobError, OutputError, PiaRayError
-from pia_ray.params import KNOBS, Knob, VideoFormat, parse_params, suggest
+from pia_ray.errors import BadParameter, ConfigError, OutputError, PiaRayError, RowError, StorageError
+from pia_ray.params import KNOBS, Knob, VideoFormat, parse_defaults, parse_params, suggest
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -33,21 +34,26 @@ if TYPE_CHECKING:
 Command = Callable[[argparse.Namespace], int]
 
 _FORMATS: Final = get_args(VideoFormat)
+_WRONG_CHOICE: Final = re.compile(r"argument (\S+): invalid choice: '(.*)' \(choose from (.*)\)")
 _DURATION: Final = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; the exit code. Installed as `pia-ray`."""
-    args = _parser().parse_args(argv)
-    args.argv = list(sys.argv[1:] if argv is None else argv)
+    given = list(sys.argv[1:] if argv is None else argv)
+    parser = _parser()
+    args, unknown = parser.parse_known_args(given)
+    if unknown:
+        args.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    args.argv = given
     _set_up(args)
     command: Command = args.command
     try:
         return command(args)
     except PiaRayError as error:
-        # A row's error can get here only where there is one row, as in `pia-ray image`.
         print(f"pia-ray: {error.message}", file=sys.stderr)
-        return 2 if isinstance(error, JobError) else 1
+        # `pia-ray image` is a run of one row. Anywhere else a store's or a knob's error means that nothing could run.
+        return 1 if isinstance(error, RowError) and args.command is _image else 2
     except KeyboardInterrupt:
         print("pia-ray: interrupted", file=sys.stderr)
         return 130
@@ -58,23 +64,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse that suggests the nearest flag."""
+    """argparse that suggests the nearest flag or command, and points at the help where argparse prints all flags."""
 
     def error(self, message: str) -> NoReturn:
         if message.startswith("unrecognized arguments: "):
             flag = message.removeprefix("unrecognized arguments: ").split()[0].partition("=")[0]
-            message += "." + suggest(flag, self.flags()) if flag.startswith("-") else ""
-        self.print_usage(sys.stderr)
-        self.exit(2, f"{self.prog}: {message}\n")
-
-    def flags(self) -> set[str]:
-        """Every flag of this parser and its commands."""
-        known = set(self._option_string_actions)
-        for action in self._actions:
-            if isinstance(action, argparse._SubParsersAction):
-                for parser in action.choices.values():
-                    known |= parser.flags()
-        return known
+            if flag.startswith("-"):
+                message += "." + suggest(flag, (name for name in self._option_string_actions if name[:2] == "--"))
+        elif (wrong := _WRONG_CHOICE.fullmatch(message)) is not None:
+            name, value, choices = wrong.groups()
+            known = [choice.strip(" '") for choice in choices.split(",")]
+            message = f'{name} "{value}" is none of {", ".join(known)}.{suggest(value, known)}'
+        self.exit(2, f"{self.prog}: {message}\nSee `{self.prog} --help`.\n")
 
 
 def _parser() -> _Parser:
@@ -84,7 +85,7 @@ def _parser() -> _Parser:
 
     def add(name: str, command: Command, text: str) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", allow_abbrev=False)
-        added.set_defaults(command=command)
+        added.set_defaults(command=command, parser=added)
         added.add_argument("-v", "--verbose", action="store_true", help="log what is done, with ids and seconds")
         return added
 
@@ -182,7 +183,16 @@ def _knob_help(knob: Knob) -> str:
 
 
 def _knobs_of(args: argparse.Namespace) -> dict[str, Any]:
-    return {name: value for name in KNOBS if (value := getattr(args, name)) is not None}
+    """The knobs that were given as flags.
+
+    Raises:
+        ConfigError: one has no valid value; names the flag.
+    """
+    given = {name: value for name in KNOBS if (value := getattr(args, name)) is not None}
+    try:
+        return parse_defaults(given)
+    except BadParameter as error:
+        raise ConfigError(f"--{error.field.replace('_', '-')}: {error.message}") from None
 
 
 def _catalog_config(args: argparse.Namespace, **fixed: Any) -> CatalogConfig:
@@ -202,19 +212,19 @@ def _catalog_config(args: argparse.Namespace, **fixed: Any) -> CatalogConfig:
 def _demo(args: argparse.Namespace) -> int:
     manifest = str(files("pia_ray").joinpath("demo", "catalog", "catalog.parquet"))
     config = CatalogConfig(manifest=manifest, output=args.output, model=ModelConfig.named("demo"))
-    return _run(config, args, retry=["pia-ray", *args.argv])
+    return _run(config, args, again=["animate", manifest, "--output", args.output, "--model", "demo"])
 
 
 def _animate(args: argparse.Namespace) -> int:
     config = _catalog_config(args)
-    given = list(args.argv)
-    if "--retry" in given:
-        del given[given.index("--retry") : given.index("--retry") + 2]
-    given = [word for word in given if not word.startswith("--retry=")]
-    return _run(config, args, retry=["pia-ray", *given, "--retry", "failed"])
+    again = list(args.argv)
+    while "--retry" in again:
+        del again[again.index("--retry") : again.index("--retry") + 2]
+    return _run(config, args, again=[word for word in again if not word.startswith("--retry=")])
 
 
-def _run(config: CatalogConfig, args: argparse.Namespace, *, retry: Sequence[str]) -> int:
+def _run(config: CatalogConfig, args: argparse.Namespace, *, again: Sequence[str]) -> int:
+    """Runs the catalogue; `again` are the arguments that repeat the run, the command first."""
     from pia_ray.catalog.graph import run_catalog
     from pia_ray.console import RunDisplay, show_summary
 
@@ -225,8 +235,21 @@ def _run(config: CatalogConfig, args: argparse.Namespace, *, retry: Sequence[str
     signal.signal(signal.SIGTERM, _interrupt)
     with RunDisplay(console) as display:
         summary = run_catalog(config, observe=display.show)
+    # Right after the command, so that it stays a flag also where the arguments end in `-- MANIFEST`.
+    retry = [*_program(), again[0], "--retry", "failed", *again[1:]]
     show_summary(console, summary, retry_command=shlex.join(retry), open_path=_shown)
     return summary.exit_code
+
+
+def _program() -> list[str]:
+    """This program as a shell finds it: `pia-ray` where that is on the PATH, else as it was called."""
+    called = Path(sys.argv[0])
+    if called.name == "cli.py":
+        return [sys.executable, "-m", "pia_ray.cli"]
+    found = shutil.which("pia-ray")
+    if called.name != "pia-ray" or (found is not None and Path(found).resolve() == called.resolve()):
+        return ["pia-ray"]
+    return [sys.argv[0]]
 
 
 def _interrupt(number: int, frame: object) -> None:
@@ -246,8 +269,10 @@ def _image(args: argparse.Namespace) -> int:
         raise ConfigError(f'-o {args.output}: "{extension}" is no video format; end it in .{", .".join(MIME)}')
     if not Path(args.output).resolve().parent.is_dir():
         raise ConfigError(f"there is no folder {Path(args.output).resolve().parent} to write {args.output} to")
-    model = load_model(args.model)
-    params = parse_params(_knobs_of(args))
+    model, knobs = load_model(args.model), _knobs_of(args)
+    if "prompt" not in knobs and "prompt" not in model.defaults:
+        raise ConfigError("there is no prompt: say with --prompt what the picture shows and how it moves")
+    params = parse_params({"prompt": model.defaults.get("prompt"), **knobs})
     if params.num_videos > 1:
         raise ConfigError("--num-videos makes several files: use `pia-ray animate` on a manifest of one row")
     content = steps.read_image(args.image, max_bytes=CatalogConfig.model_fields["max_image_bytes"].default)
@@ -276,13 +301,13 @@ def _validate(args: argparse.Namespace) -> int:
     console, counts = _console(), {"rows": 0, "bad": 0}
     for finding in validate(config, fetch=args.fetch):
         counts["rows"] = finding.num_items
-        if finding.error is None:
+        if finding.code is None:
             continue
         counts["bad"] += 1
         if args.json:
-            print(json.dumps({"id": finding.id, "code": finding.error.code, "message": finding.error.message}))
+            print(json.dumps({"id": finding.id, "code": finding.code, "message": finding.message}))
         else:
-            console.print(f"{finding.id}: {finding.error.message}", highlight=False, soft_wrap=True, markup=False)
+            console.print(f"{finding.id}: {finding.message}", highlight=False, soft_wrap=True, markup=False)
     if args.json:
         print(json.dumps(counts))
     else:
@@ -312,10 +337,25 @@ def _report(args: argparse.Namespace) -> int:
 def _open_ledger(output: str) -> Ledger:
     from pia_ray import ledger
 
-    book = ledger.Ledger.open(output)
-    if not len(book.index.winners) and ledger.latest_run(output) is None:
-        raise OutputError(f"there is nothing of pia-ray in {output}: give the --output of an earlier run")
-    return book
+    _require_run(output)
+    return ledger.Ledger.open(output)
+
+
+def _require_run(output: str, *places: str) -> None:
+    """Refuses an output that no run has written to, before a command leaves traces in it.
+
+    Raises:
+        OutputError: there is nothing below `_ledger` nor in the other `places`.
+    """
+    from pia_ray import storage
+
+    for place in ("_ledger/parts", "_ledger/runs", *places):
+        try:
+            if next(iter(storage.list_objects(storage.join(output, place))), None) is not None:
+                return
+        except StorageError as error:
+            raise OutputError(f"the output {output} cannot be used: {error.message}") from None
+    raise OutputError(f"there is nothing of pia-ray in {output}: give the --output of an earlier run")
 
 
 def _gallery(args: argparse.Namespace) -> int:
@@ -329,6 +369,7 @@ def _ledger(args: argparse.Namespace) -> int:
     from pia_ray import ledger
     from pia_ray.console import show_report
 
+    _require_run(args.output, "videos")
     if args.action == "compact":
         with _lease(args.output), _open_ledger(args.output) as book:
             before, after = book.compact()
@@ -338,7 +379,7 @@ def _ledger(args: argparse.Namespace) -> int:
         with _lease(args.output):
             show_report(_console(), dataclasses.asdict(ledger.rebuild(args.output)))
         return 0
-    found = ledger.verify(_open_ledger(args.output).output)
+    found = ledger.verify(args.output)
     show_report(_console(), dataclasses.asdict(found))
     return 0 if found.ok else 1
 
@@ -384,7 +425,8 @@ def _set_up(args: argparse.Namespace) -> None:
 def _console() -> Console:
     from rich.console import Console
 
-    return Console()
+    # Where there is no terminal rich assumes 80 columns, and would cut the tables of a pipe or a log file.
+    return Console() if sys.stdout.isatty() else Console(width=200)
 
 
 def _shown(uri: str) -> str:

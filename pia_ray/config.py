@@ -5,7 +5,8 @@ Reads YAML files and nothing else: no environment variables, no network. `ServeC
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -13,7 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from pia_ray.errors import BadParameter, ConfigError
+from pia_ray.errors import BadParameter, ConfigError, RowError
 from pia_ray.params import VideoFormat, parse_defaults, suggest
 
 USER_MODELS = Path("~/.config/pia-ray/models.yaml")
@@ -101,7 +102,7 @@ class CatalogConfig(BaseModel):
 
     manifest: str = Field(description="File, folder, glob or folder of images; local or s3://.")
     output: str = Field(description="Folder or s3:// prefix for videos, results and gallery.")
-    model: ModelConfig = Field(description="Name of a model, or its settings.")
+    model: ModelConfig = Field(description="Name of a model, YAML file of one, or its settings.")
     defaults: _Defaults = Field(default_factory=dict, description="Knobs for rows that leave them out.")
     format: VideoFormat = Field("mp4", description="Format of the videos.")
     id_col: str | None = Field(None, description="Column that holds the id.")
@@ -124,7 +125,7 @@ class CatalogConfig(BaseModel):
     max_attempts: int = Field(3, ge=1, le=100, description="Tries of a row whose worker dies, or that may be retried.")
     deadline_s: float | None = Field(None, gt=0, description="Seconds after which the run stops, resumable.")
     row_timeout_s: float = Field(3600.0, gt=0, description="Seconds after which a row in the engine fails.")
-    background: str = Field("#ffffff", pattern=r"^#[0-9a-fA-F]{6}$", description="Colour under transparent pictures.")
+    background: str = Field("#ffffff", description="Colour under transparent pictures.")
     max_image_bytes: int = Field(50_000_000, ge=1, description="Larger image files are refused, unread.")
     max_image_pixels: int = Field(64_000_000, ge=1, description="Larger images are refused, undecoded.")
     address: str | None = Field(None, description="Ray cluster to join. Left out: a cluster of this run's own.")
@@ -137,7 +138,7 @@ class CatalogConfig(BaseModel):
     @field_validator("model", mode="before")
     @classmethod
     def _named(cls, value: object) -> object:
-        return ModelConfig.named(value) if isinstance(value, str) else value
+        return load_model(value) if isinstance(value, str) else value
 
     @field_validator("actors", mode="before")
     @classmethod
@@ -156,16 +157,37 @@ class CatalogConfig(BaseModel):
     @field_validator("batch_size", mode="before")
     @classmethod
     def _batch(cls, value: object) -> object:
-        if isinstance(value, str) and value.isdigit():
+        if isinstance(value, str) and value.isdecimal():
             value = int(value)
-        if isinstance(value, int) and not 1 <= value <= 64:
+        if value != "auto" and (not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= 64):
             raise ValueError('must be "auto" or 1 to 64')
+        return value
+
+    @field_validator("background")
+    @classmethod
+    def _colour(cls, value: str) -> str:
+        if re.fullmatch("#[0-9a-fA-F]{6}", value) is None:
+            raise ValueError("must be a colour such as #ffffff")
         return value
 
     @field_validator("retry", mode="before")
     @classmethod
     def _codes(cls, value: object) -> object:
-        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+        if isinstance(value, str):
+            value = tuple(part.strip() for part in value.split(",") if part.strip())
+        if isinstance(value, tuple | list):
+            known = {"failed", "bad_manifest_row", *_codes_below(RowError)}
+            for code in value:
+                if code not in known:
+                    # It would match no row, and the run would end as if there was nothing to do.
+                    raise ValueError(f'must be "failed" or error codes.{suggest(str(code), known)}'.rstrip("."))
+        return value
+
+
+def _codes_below(kind: type[RowError]) -> Iterator[str]:
+    yield kind.code
+    for below in kind.__subclasses__():
+        yield from _codes_below(below)
 
 
 def build(kind: type[_Config], values: Mapping[str, Any], *, source: str = "") -> _Config:
@@ -183,7 +205,9 @@ def build(kind: type[_Config], values: Mapping[str, Any], *, source: str = "") -
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"])
-        text = str(first["msg"]).removeprefix("Value error, ")
+        text = str(first["msg"]).removeprefix("Value error, ").replace("Input should", "must", 1)
+        if text.startswith("must"):
+            text += f" (got {first['input']!r})"
         if first["type"] == "extra_forbidden":
             text = f"there is no such setting.{suggest(str(first['loc'][-1]), ModelConfig.model_fields)}"
         raise ConfigError(f"{prefix}{where}: {text}" if where else f"{prefix}{text}") from None
@@ -215,10 +239,9 @@ def load(path: str | Path | None, overrides: Mapping[str, Any]) -> CatalogConfig
         ConfigError: the file or a value is wrong.
     """
     values = read_yaml(path) if path is not None else {}
-    defaults = {**(values.get("defaults") or {}), **(overrides.get("defaults") or {})}
     merged = {**values, **overrides}
-    if defaults:
-        merged["defaults"] = defaults
+    if isinstance(values.get("defaults"), dict) and "defaults" in overrides:
+        merged["defaults"] = {**values["defaults"], **overrides["defaults"]}
     merged.setdefault("model", "realistic-vision")
     for key in ("manifest", "output"):
         if key not in merged:

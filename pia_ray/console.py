@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 PLAIN_S: Final = 10.0
 """Seconds between lines where there is no terminal."""
 
+RATE_S: Final = 5.0
+"""No rate is told over a shorter time: rows that denoised together end together."""
+
 _PHASES: Final = {
     "planning": "reading the manifest",
     "starting": "starting workers and loading the model",
@@ -99,18 +102,23 @@ def show_summary(console: Console, summary: Summary, *, retry_command: str, open
     console.print(text, highlight=False)
     if progress.num_succeeded + progress.num_failed:
         parts = [f"{_duration(summary.seconds)} in all", f"{_duration(progress.first_row_s)} to the first video"]
-        if progress.rows_per_s:
+        if progress.animating_s >= RATE_S:
             parts.append(f"then {60 * progress.rows_per_s:.1f} videos/min")
         console.print("time      " + ", ".join(parts), highlight=False)
-    for code, count in progress.errors.most_common():
+    for code, count in sorted(summary.errors.items(), key=lambda entry: (-entry[1], entry[0])):
         console.print(f"  {count:>6} x {code}", highlight=False)
-    console.print(f"results   {open_path(summary.results_uri)}", highlight=False, soft_wrap=True)
-    console.print(f"gallery   {open_path(summary.gallery_uri)}", highlight=False, soft_wrap=True)
+    console.print(f"results   {open_path(summary.results_uri)}", highlight=False, soft_wrap=True, markup=False)
+    console.print(f"gallery   {open_path(summary.gallery_uri)}", highlight=False, soft_wrap=True, markup=False)
     if summary.ending != "finished":
         word = "Interrupted" if summary.ending == "interrupted" else "The deadline has passed"
         console.print(f"{word}. The same command goes on where this run stopped.", highlight=False)
-    elif failed:
-        console.print(f"retry     {retry_command}", highlight=False, soft_wrap=True)
+        return
+    if progress.num_rejected:
+        console.print(
+            "bad rows  are named, with row and field, in the results and by `pia-ray validate`", highlight=False
+        )
+    if failed > progress.num_rejected:
+        console.print(f"retry     {retry_command}", highlight=False, soft_wrap=True, markup=False)
 
 
 def show_report(console: Console, facts: Mapping[str, Any]) -> None:
@@ -144,7 +152,7 @@ def _facts(progress: Progress) -> str:
     if progress.phase != "animating":
         return ""
     parts = [f"[red]{progress.num_failed} failed[/red]"] if progress.num_failed else []
-    if progress.rows_per_s:
+    if progress.animating_s >= RATE_S and progress.rows_per_s:
         parts.append(f"{60 * progress.rows_per_s:.1f} videos/min")
         parts.append(f"{_duration(progress.num_left / progress.rows_per_s)} left")
     return " · ".join(parts)
@@ -157,7 +165,7 @@ def _line(progress: Progress) -> str:
         return _PHASES[progress.phase]
     done = progress.num_succeeded + progress.num_failed
     line = f"{done} of {progress.num_pending} done, {progress.num_failed} failed, {progress.num_left} left"
-    if progress.rows_per_s:
+    if progress.animating_s >= RATE_S and progress.rows_per_s:
         rate = progress.rows_per_s
         line += f", {60 * rate:.1f} videos/min, {_duration(progress.num_left / rate)} to go"
     return line

@@ -11,7 +11,7 @@ import queue
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field, replace
 from typing import Final, Literal
@@ -88,6 +88,8 @@ class Summary:
     ending: Ending
     progress: Progress
     seconds: float
+    errors: Mapping[str, int]
+    """Failed work items by error code: of this run, of earlier ones, and bad rows of the manifest."""
     results_uri: str
     gallery_uri: str
 
@@ -157,6 +159,8 @@ def run(config: CatalogConfig, execute: Execute, *, observe: Observer = lambda p
             observe(replace(progress, phase="writing"))
             book.finish(planned.run)
             gallery_uri = gallery.write_gallery(config.output)
+        only_now = progress.num_failed_in_all == progress.num_failed
+        errors = progress.errors if only_now else ledger.summary(book).errors
     progress = replace(progress, phase="ended")
     observe(progress)
     return Summary(
@@ -165,6 +169,7 @@ def run(config: CatalogConfig, execute: Execute, *, observe: Observer = lambda p
         ending=ending,
         progress=progress,
         seconds=time.monotonic() - started,
+        errors=errors,
         results_uri=ledger.results_uri(config.output),
         gallery_uri=gallery_uri,
     )

@@ -7,9 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final
 
-from pia_ray import manifest, steps
+from pia_ray import manifest, steps, video
 from pia_ray.config import CatalogConfig
-from pia_ray.errors import BadParameter, PiaRayError, RowError
+from pia_ray.errors import RowError
 
 FETCHES: Final = 8
 """Images opened at once."""
@@ -22,7 +22,10 @@ class Finding:
     id: str
     num_items: int
     """Work items looked at so far."""
-    error: PiaRayError | None
+    code: str | None
+    """Error code as a run would record it; None where nothing is wrong."""
+    message: str | None
+    """Names row and field where the manifest is wrong."""
 
 
 def validate(config: CatalogConfig, *, fetch: bool) -> Iterator[Finding]:
@@ -40,21 +43,31 @@ def validate(config: CatalogConfig, *, fetch: bool) -> Iterator[Finding]:
     )
     num_items = 0
     with ThreadPoolExecutor(FETCHES, thread_name_prefix="fetch") as pool:
+
+        def check(item: dict[str, Any]) -> tuple[str | None, str | None]:
+            return _check(item, config, fetch=fetch)
+
         for table in manifest.plan(opened, config, model_version=config.model.name):
             names = manifest.ITEMS_SCHEMA.names
             for batch in table.select(names).to_batches(max_chunksize=256):
                 items = batch.to_pylist()
-                for item, error in zip(items, pool.map(lambda item: _check(item, config, fetch), items), strict=True):
+                found = pool.map(check, items) if fetch else map(check, items)
+                for item, (code, message) in zip(items, found, strict=True):
                     num_items += 1
-                    yield Finding(item["id"], num_items, error)
+                    yield Finding(item["id"], num_items, code, message)
 
 
-def _check(item: dict[str, Any], config: CatalogConfig, fetch: bool) -> RowError | None:
+def _check(item: dict[str, Any], config: CatalogConfig, *, fetch: bool) -> tuple[str | None, str | None]:
+    """Error code and message of one planned item, or None for both."""
     if item["error_code"] is not None:
-        return BadParameter(item["error_message"])
-    if fetch:
-        try:
-            steps.fetch(manifest.row_from_item(item), config)
-        except RowError as error:
-            return error
-    return None
+        return item["error_code"], item["error_message"]
+    row = manifest.row_from_item(item)
+    try:
+        if fetch:
+            steps.fetch(row, config)
+        else:
+            params = row.params
+            video.require_encodable(config.format, width=params.width or 8, height=params.height or 8, fps=params.fps)
+    except RowError as error:
+        return error.code, error.message
+    return None, None
