@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,7 +27,7 @@ from pia_ray import ledger, storage, weights
 from pia_ray.catalog.run import Execute, Job, Observer, Summary, run
 from pia_ray.catalog.worker import CatalogWorker, RowAnimator, failed_row
 from pia_ray.config import CatalogConfig
-from pia_ray.errors import ConfigError, JobError, RowError
+from pia_ray.errors import ConfigError, JobError, PiaRayError, RowError
 from pia_ray.manifest import ITEMS_SCHEMA, plan_row, row_from_item
 from pia_ray.params import ResultRow
 
@@ -233,7 +234,13 @@ def _execute(make_animator: MakeAnimator) -> Execute:
             pool = size_pool(job.config, own_cluster=own_cluster)
             stage = {"config": job.config, "run_id": job.run_id, "make_animator": make_animator}
             dataset = _pooled(_items(job), AnimateRow, pool, stage)
-            yield _results(dataset)
+            dataset.context.enable_progress_bars = False
+            dataset.context.print_on_execution_start = False
+            results = _Results(dataset)
+            try:
+                yield iter(results)
+            finally:
+                results.stop()
 
     return open_rows
 
@@ -263,24 +270,93 @@ def _pooled(dataset: Dataset, stage: type, pool: Pool, arguments: Mapping[str, A
     context.execution_no_progress_timeout_s = NO_PROGRESS_S
     context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0
     context.max_consecutive_actor_init_deaths = 3
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
     return dataset
 
 
-def _results(dataset: Dataset) -> Iterator[Sequence[ResultRow]]:
-    try:
-        for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-            yield ledger.from_table(table)
-    except (ray.exceptions.RayError, RuntimeError) as error:
-        raise JobError(f"the workers could not go on: {_first_cause(error)}") from error
+class _Results:
+    """Result rows as the actors return them. `stop` ends the actors at once, also while another thread waits here."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self._dataset = dataset
+        self._executor: Any = None
+        self._stopped = False
+        dataset.context.custom_execution_callback_classes.append(KeepExecutor)  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[Sequence[ResultRow]]:
+        _this_thread.results = self
+        try:
+            for table in self._dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+                yield ledger.from_table(table)
+        except (ray.exceptions.RayError, RuntimeError) as error:
+            raise JobError(f"the workers could not go on: {_first_cause(error)}") from error
+        finally:
+            _this_thread.results = None
+
+    def keep(self, executor: Any) -> None:
+        """Called when the execution of this thread's dataset is about to start."""
+        if self._stopped:
+            raise JobError("stopped before the workers were there")
+        self._executor = executor
+
+    def stop(self) -> None:
+        """Ends the execution and its actors; without effect where all results are there."""
+        self._stopped = True
+        if self._executor is not None:
+            self._executor.shutdown(force=True)
+
+
+_this_thread = threading.local()
+"""`results`: the `_Results` that this thread is reading."""
+
+
+class KeepExecutor:
+    """Tells `_Results` its executor, as a Ray Data execution callback; Ray Data makes it and sends it to workers.
+
+    Closing the iterator is the public way to stop, but only between two results, and a Dataset has no executor before
+    its first one: on a cluster that outlives the run the actors would animate on. May go when Dataset can be cancelled.
+    """
+
+    def before_execution_starts(self, executor: Any) -> None:
+        """Called by the thread that asks for the first result."""
+        if (results := getattr(_this_thread, "results", None)) is not None:
+            results.keep(executor)
+
+    def on_execution_step(self, executor: Any) -> None:
+        """Nothing."""
+
+    def after_execution_succeeds(self, executor: Any) -> None:
+        """Nothing."""
+
+    def after_execution_fails(self, executor: Any, error: Exception) -> None:
+        """Nothing."""
 
 
 def _first_cause(error: BaseException) -> str:
-    """The innermost error, which is where a worker says what went wrong."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return f"{type(error).__name__}: {error}".strip()
+    """What a worker had to say, without Ray's wrapping, colours and remote tracebacks."""
+    chain = [error]
+    while (cause := chain[-1].__cause__) is not None:
+        chain.append(cause)
+    for link in reversed(chain):
+        if isinstance(link, ray.exceptions.RayTaskError) and isinstance(link.cause, Exception):
+            innermost = link.cause
+            while isinstance(innermost.__cause__, Exception):
+                innermost = innermost.__cause__
+            return _described(innermost)
+        if isinstance(link, ray.exceptions.RayActorError):
+            # An actor that dies while it is made leaves text only: a traceback, then the error.
+            last = _FRAMES.split(_COLOURS.sub("", str(link)))[-1].strip()
+            return _OUR_ERROR.sub("", last)
+    return _described(error)
+
+
+def _described(error: BaseException) -> str:
+    text = _COLOURS.sub("", str(error)).strip()
+    return text if isinstance(error, PiaRayError) else f"{type(error).__name__}: {text}"
+
+
+_COLOURS: Final = re.compile(r"\x1b\[[0-9;]*m")
+_FRAMES: Final = re.compile(r'^  File "[^\n]*\n(?:    [^\n]*\n)*', re.MULTILINE)
+_OUR_ERROR: Final = re.compile(r"^pia_ray\.errors\.\w+: ")
 
 
 @contextmanager

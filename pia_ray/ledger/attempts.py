@@ -35,15 +35,27 @@ class AttemptRecord:
         return len(self.earlier)
 
 
-def begin_attempt(output: str, work_key: str, *, worker: str) -> AttemptRecord:
-    """Writes the record of a row that is about to enter an engine.
+def earlier_attempts(output: str, work_key: str) -> tuple[str, ...]:
+    """The records that a row has now, before an attempt of one's own.
 
     Raises:
         StorageError: the store refused or did not answer.
     """
-    folder = storage.join(names.attempts_uri(output), work_key[:2])
-    uri = storage.join(folder, f"{work_key}.{uuid.uuid4().hex}.json")
-    earlier = tuple(record.uri for record in storage.list_objects(folder) if _key(record.uri) == work_key)
+    found = storage.list_objects(_folder(output, work_key))
+    return tuple(record.uri for record in found if _key(record.uri) == work_key)
+
+
+def begin_attempt(output: str, work_key: str, *, worker: str, earlier: tuple[str, ...] | None = None) -> AttemptRecord:
+    """Writes the record of a row that is about to enter an engine.
+
+    `earlier` is what `earlier_attempts` gave a caller who asked before; left out, it is asked here.
+
+    Raises:
+        StorageError: the store refused or did not answer.
+    """
+    if earlier is None:
+        earlier = earlier_attempts(output, work_key)
+    uri = storage.join(_folder(output, work_key), f"{work_key}.{uuid.uuid4().hex}.json")
     content = json.dumps({"work_key": work_key, "worker": worker})
     storage.write_bytes(uri, content.encode(), content_type="application/json")
     return AttemptRecord(uri=uri, work_key=work_key, earlier=earlier)
@@ -88,6 +100,10 @@ def end_stale_attempts(output: str, work_keys: Iterable[str]) -> int:
     ]
     _remove(uris)
     return len(uris)
+
+
+def _folder(output: str, work_key: str) -> str:
+    return storage.join(names.attempts_uri(output), work_key[:2])
 
 
 def _key(uri: str) -> str:

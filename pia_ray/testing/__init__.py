@@ -11,13 +11,14 @@ from pia_ray.testing.checkpoints import (
     make_tokenizer,
     write_slow_tokenizer,
 )
-from pia_ray.testing.fake_animator import FAULTS, FakeAnimator
+from pia_ray.testing.fake_animator import FAULTS, FakeAnimator, make_fake
 
 __all__ = [
     "FAULTS",
     "FakeAnimator",
     "draw_picture",
     "make_catalog",
+    "make_fake",
     "make_pipeline_folder",
     "make_split_checkpoint",
     "make_tokenizer",

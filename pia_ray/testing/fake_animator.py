@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 import time
@@ -12,7 +13,7 @@ from typing import Final, Literal, Self
 
 import numpy as np
 
-from pia_ray.config import ModelConfig
+from pia_ray.config import CatalogConfig, ModelConfig
 from pia_ray.errors import Cancelled, NonFiniteFrames, OutOfMemory, RowError, Timeout
 from pia_ray.params import Animation, AnimationRequest
 
@@ -25,7 +26,8 @@ class FakeAnimator:
 
     Frame f shows the picture moved right by f times (motion_scale + 1) pixels, wrapped round, under faint noise from
     the row's seed; the first frame is the picture and its noise. A row takes `seconds_per_step` for each inference
-    step; `batch_size` rows ("auto": 1) are at work side by side.
+    step; `batch_size` rows ("auto": 1) are at work side by side. `log` is a file to which each row that begins adds
+    its id and this process's id, a line of JSON, for all processes that animate.
 
     Faults for tests of failure, each a word that stands alone in a row's prompt:
         oom       the row fails with `OutOfMemory`
@@ -43,12 +45,14 @@ class FakeAnimator:
         cpu_threads: int | None = None,
         seconds_per_step: float = 0.0,
         marks: Path | None = None,
+        log: Path | None = None,
     ) -> None:
         self.model = model
         self.batch_size = 1 if batch_size == "auto" else batch_size
         self.model_version = f"{model.name}@fake"
         self._seconds_per_step = seconds_per_step
         self._marks = marks
+        self._log = log
         self._closed = threading.Event()
         self._pool = ThreadPoolExecutor(self.batch_size, thread_name_prefix="fake-animator")
 
@@ -118,6 +122,10 @@ class FakeAnimator:
         ready = prepare(request, self.model)
         params, picture = ready.params, np.asarray(ready.image)  # [H, W, 3], uint8
         self._check(future, request, submitted)
+        if self._log is not None:
+            line = json.dumps({"id": request.id, "pid": os.getpid()}) + "\n"
+            with self._log.open("ab", buffering=0) as stream:  # one write to its end: lines of processes do not mix
+                stream.write(line.encode())
         self._fail(future, request, submitted)
         for step in range(params.num_inference_steps):
             self._check(future, request, submitted)
@@ -169,3 +177,25 @@ class FakeAnimator:
         except FileExistsError:
             return False
         return True
+
+
+def make_fake(
+    config: CatalogConfig,
+    cpu_threads: int,
+    *,
+    seconds_per_step: float = 0.0,
+    marks: Path | None = None,
+    log: Path | None = None,
+) -> FakeAnimator:
+    """A `FakeAnimator` for this config, as `run_catalog(make_animator=...)` and `build_processor` take it.
+
+    It is importable by Ray's workers: `functools.partial(make_fake, marks=FOLDER)` pickles.
+    """
+    return FakeAnimator(
+        config.model,
+        batch_size=config.batch_size,
+        cpu_threads=cpu_threads,
+        seconds_per_step=seconds_per_step,
+        marks=marks,
+        log=log,
+    )
