@@ -30,6 +30,7 @@ from pia_ray.errors import (
     StorageTooLarge,
     StorageUnavailable,
 )
+from pia_ray.storage.faults import local_error
 from tests.chaos_proxy import CUT_BODY, LOSE_ANSWER, RESET, ChaosProxy
 from tests.s3_server import S3Server, point_at, s3, s3_server
 
@@ -303,20 +304,34 @@ except StorageError as error:
     assert (tmp_path / "a").read_bytes() == b"old"
 
 
+def test_what_the_system_refuses_to_read_has_its_kind(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"x")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    refused: dict[str, type[StorageError]] = {
+        str(tmp_path): StorageNotFound,  # a folder is no object
+        str(tmp_path / "file" / "below"): StorageNotFound,
+        str(tmp_path / "loop"): StorageError,
+        str(tmp_path / ("x" * 300)): StorageError,
+        "/proc/self/mem": StorageUnavailable,  # its first page answers as a broken disk does: EIO
+    }
+    for uri, kind in refused.items():
+        with pytest.raises(StorageError) as caught:
+            storage.read_bytes(uri)
+        assert (uri, type(caught.value)) == (uri, kind)
+        assert caught.value.message.startswith(f"cannot read {uri}: ")
+
+
 @pytest.mark.parametrize(
     ("code", "kind"),
     [
         (errno.ENOSPC, StorageUnavailable),
         (errno.EDQUOT, StorageUnavailable),
-        (errno.EIO, StorageUnavailable),
         (errno.EACCES, StorageDenied),
         (errno.EROFS, StorageDenied),
-        (errno.ENOENT, StorageNotFound),
-        (errno.ENAMETOOLONG, StorageError),
     ],
 )
-def test_errors_of_the_system_have_their_kind(code: int, kind: type[StorageError]) -> None:
-    error = storage._local_error(OSError(code, os.strerror(code)), "write", "a")
+def test_refusals_that_need_a_machine_of_their_own_have_their_kind(code: int, kind: type[StorageError]) -> None:
+    error = local_error(OSError(code, os.strerror(code)), "write", "a")
     assert type(error) is kind
     assert os.strerror(code) in error.message
     assert pickle.loads(pickle.dumps(error)).message == error.message

@@ -1,0 +1,51 @@
+"""Reads, writes and lists objects by URI: a local path, `file://`, or `s3://bucket/key` on any S3-compatible store.
+
+Every write is atomic and every call is retried within bounds; failures are the `StorageError`s of the error tree. The
+parts are `uris`, `client` (boto3), `faults` (what becomes which error, and retries), `local`, `s3` and `objects` (what
+each call promises). Owns boto3, whose own configuration decides: `AWS_*` variables, profiles, roles.
+"""
+
+from pia_ray.storage.client import forget_clients
+from pia_ray.storage.objects import (
+    arrow_filesystem,
+    clock,
+    conditional_writes,
+    copy_to_file,
+    create_bytes,
+    delete,
+    exists,
+    head,
+    list_objects,
+    presign,
+    probe,
+    read_bytes,
+    replace_bytes,
+    sweep,
+    upload_file,
+    write_bytes,
+)
+from pia_ray.storage.uris import ObjectStat, is_s3, join, local_path
+
+__all__ = [
+    "ObjectStat",
+    "arrow_filesystem",
+    "clock",
+    "conditional_writes",
+    "copy_to_file",
+    "create_bytes",
+    "delete",
+    "exists",
+    "forget_clients",
+    "head",
+    "is_s3",
+    "join",
+    "list_objects",
+    "local_path",
+    "presign",
+    "probe",
+    "read_bytes",
+    "replace_bytes",
+    "sweep",
+    "upload_file",
+    "write_bytes",
+]

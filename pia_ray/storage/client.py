@@ -1,0 +1,91 @@
+"""The S3 clients of this process and what they have learnt of the stores; boto3's own configuration decides.
+
+Module state, so that whatever is pickled to another process finds or makes a client there.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import boto3
+from botocore.config import Config
+
+CLIENT_ATTEMPTS: Final = 3
+CONNECT_TIMEOUT_S: Final = 10.0
+READ_TIMEOUT_S: Final = 60.0
+POOL_CONNECTIONS: Final = 64
+"""Connections kept open: as many as an actor may have threads."""
+
+conditional_writes: Final[dict[str, bool]] = {}
+"""By bucket, whether the store refuses to overwrite when asked to, as far as it has been found out."""
+
+_lock = threading.Lock()
+_sessions: list[Any] = []
+_clients: dict[str, Any] = {}
+
+
+def s3_client(signature_version: str | None = None) -> Any:
+    """The boto3 client of this process, made at the first call; threads share it."""
+    name = signature_version or ""
+    client = _clients.get(name)
+    if client is not None:
+        return client
+    session = aws_session()
+    with _lock:
+        if name not in _clients:
+            _clients[name] = session.client(
+                "s3",
+                config=Config(
+                    # Not adaptive: its rate limit is per client and holds back every thread of a worker for one
+                    # throttled prefix, while the jittered waits outside already spread the load.
+                    retries={"mode": "standard", "total_max_attempts": CLIENT_ATTEMPTS},
+                    connect_timeout=CONNECT_TIMEOUT_S,
+                    read_timeout=READ_TIMEOUT_S,
+                    max_pool_connections=POOL_CONNECTIONS,
+                    tcp_keepalive=True,
+                    # Other makers' stores refuse the trailing checksums that are boto3's default since 1.36.
+                    request_checksum_calculation="when_required",
+                    response_checksum_validation="when_required",
+                    signature_version=signature_version,
+                ),
+            )
+        return _clients[name]
+
+
+def aws_session() -> Any:
+    """The boto3 session of this process."""
+    with _lock:
+        if not _sessions:
+            _sessions.append(boto3.Session())
+        return _sessions[0]
+
+
+def endpoint() -> str:
+    """The address that this process's clients ask, without what may be secret in it; empty before there is one."""
+    if not _clients:
+        return ""
+    parts = urlsplit(next(iter(_clients.values())).meta.endpoint_url)
+    return f"{parts.scheme}://{parts.hostname}{f':{parts.port}' if parts.port else ''}"
+
+
+def forget_clients() -> None:
+    """Drops this process's connections; the next call reads boto3's configuration anew."""
+    with _lock:
+        for client in _clients.values():
+            client.close()
+        _clients.clear()
+        _sessions.clear()
+        conditional_writes.clear()
+
+
+def _after_fork() -> None:
+    global _lock
+    _lock = threading.Lock()  # the parent may have held it at the fork
+    _clients.clear()  # sockets are not shared between processes
+    _sessions.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,193 @@
+"""Objects on local disks: every write goes through a synced temporary file, which is then renamed or linked."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import shutil
+import stat
+import uuid
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+from pia_ray.storage.faults import local_errors, too_large
+from pia_ray.storage.uris import ObjectStat, join, local_path
+
+_TEMPORARY_PREFIX: Final = ".tmp-"
+
+
+def read_bytes(uri: str, *, max_bytes: int | None) -> bytes:
+    with local_errors("read", uri), local_path(uri).open("rb") as file:
+        if max_bytes is None:
+            return file.read()
+        content = file.read(max_bytes + 1)
+        if len(content) > max_bytes:
+            raise too_large(uri, max(os.fstat(file.fileno()).st_size, len(content)), max_bytes)
+        return content
+
+
+def write_bytes(uri: str, content: bytes) -> None:
+    with local_errors("write", uri), temporary_beside(local_path(uri), content) as temporary:
+        temporary.replace(local_path(uri))
+
+
+def create_bytes(uri: str, content: bytes) -> bool:
+    with local_errors("write", uri), temporary_beside(local_path(uri), content) as temporary:
+        return _link(temporary, local_path(uri))
+
+
+def replace_bytes(uri: str, content: bytes, *, etag: str) -> str | None:
+    with local_errors("write", uri), _folder_lock(local_path(uri).parent):
+        now = head(uri)
+        if now is None or now.etag != etag:
+            return None
+        write_bytes(uri, content)
+        now = head(uri)
+        return now.etag if now is not None else None
+
+
+def head(uri: str) -> ObjectStat | None:
+    with local_errors("look at", uri):
+        try:
+            facts = local_path(uri).stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return None if stat.S_ISDIR(facts.st_mode) else _object_stat(uri, facts)
+
+
+def clock(uri: str) -> datetime:
+    """The time by the file system of the folder `uri`, which may be another machine's."""
+    with local_errors("write", uri), temporary_beside(local_path(uri) / "clock", b"") as temporary:
+        return datetime.fromtimestamp(temporary.stat().st_mtime, UTC)
+
+
+def list_objects(uri: str, *, suffix: str) -> Iterator[ObjectStat]:
+    folder = local_path(uri)
+    with local_errors("list", uri):
+        try:
+            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        except (FileNotFoundError, NotADirectoryError):
+            return
+    for entry in entries:
+        below = join(uri, entry.name)
+        if entry.is_dir():
+            yield from list_objects(below, suffix=suffix)
+        elif below.endswith(suffix) and not entry.name.startswith(_TEMPORARY_PREFIX):
+            with local_errors("list", below):
+                try:
+                    facts = entry.stat()
+                except FileNotFoundError:  # deleted since the listing
+                    continue
+            yield _object_stat(below, facts)
+
+
+def delete(uri: str) -> None:
+    with local_errors("delete", uri), contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        local_path(uri).unlink()
+
+
+def copy_file(uri: str, path: Path) -> None:
+    """Copies the object over the file at `path`, which may stay half written."""
+    with local_errors("read", uri):
+        shutil.copyfile(local_path(uri), path)
+
+
+def upload_file(path: Path, uri: str) -> None:
+    with local_errors("write", uri), temporary_beside(local_path(uri), b"") as temporary:
+        shutil.copyfile(path, temporary)
+        _sync(temporary)
+        temporary.replace(local_path(uri))
+
+
+def sweep(uri: str, *, older_than_s: float) -> int:
+    """Removes temporary files of dead writers; how many."""
+    folder = local_path(uri)
+    removed = 0
+    with local_errors("sweep", uri):
+        if not folder.is_dir():
+            return 0
+        oldest = clock(uri).timestamp() - older_than_s
+        for path in folder.rglob(f"{_TEMPORARY_PREFIX}*"):
+            with contextlib.suppress(FileNotFoundError):
+                if path.is_file() and path.stat().st_mtime < oldest:
+                    path.unlink()
+                    removed += 1
+    return removed
+
+
+@contextlib.contextmanager
+def temporary_beside(target: Path, content: bytes) -> Iterator[Path]:
+    """A synced temporary file beside `target` for the body to link or rename; afterwards the folder is synced."""
+    _make_folder(target.parent)
+    # A fixed name would let two writers take each other's file.
+    temporary = target.parent / f"{_TEMPORARY_PREFIX}{uuid.uuid4().hex}"
+    try:
+        with temporary.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        yield temporary
+        _sync(target.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _link(temporary: Path, target: Path) -> bool:
+    try:
+        os.link(temporary, target)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV):
+            raise
+        with _folder_lock(target.parent):  # file systems without links: vfat, some network mounts
+            if target.exists():
+                return False
+            temporary.replace(target)
+    return True
+
+
+def _make_folder(folder: Path) -> None:
+    missing = []
+    while not folder.is_dir():
+        missing.append(folder)
+        folder = folder.parent
+    for path in reversed(missing):
+        path.mkdir(exist_ok=True)
+        _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network mounts cannot sync folders
+            raise
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def _folder_lock(folder: Path) -> Iterator[None]:
+    _make_folder(folder)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # a mount without locks: the comparison is then not atomic
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _object_stat(uri: str, facts: os.stat_result) -> ObjectStat:
+    return ObjectStat(
+        uri=uri,
+        size_bytes=facts.st_size,
+        etag=f"{facts.st_ino:x}-{facts.st_mtime_ns:x}-{facts.st_size:x}",
+        last_modified=datetime.fromtimestamp(facts.st_mtime, UTC),
+    )

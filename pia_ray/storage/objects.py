@@ -1,0 +1,181 @@
+"""Reads, writes and lists objects by URI, wherever they are; what each call promises stands here for every store."""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import Iterator, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from pia_ray.errors import OutputError, StorageError, StorageNotFound
+from pia_ray.storage import local, s3
+from pia_ray.storage.faults import local_errors
+from pia_ray.storage.uris import ObjectStat, is_s3, join, local_path
+
+if TYPE_CHECKING:
+    from pyarrow.fs import FileSystem
+
+STALE_TEMPORARY_S: Final = 24 * 3600.0
+"""Temporary files and unfinished uploads older than this belong to nobody."""
+
+_log = logging.getLogger(__name__)
+
+
+def read_bytes(uri: str, *, max_bytes: int | None = None) -> bytes:
+    """The whole content; a body that is cut off on the way is read again.
+
+    Raises:
+        StorageTooLarge: it is longer than `max_bytes`; nothing beyond that was read.
+        StorageError: as everywhere in this module, the kind that fits.
+    """
+    return s3.read_bytes(uri, max_bytes=max_bytes) if is_s3(uri) else local.read_bytes(uri, max_bytes=max_bytes)
+
+
+def write_bytes(
+    uri: str,
+    content: bytes,
+    *,
+    content_type: str = "application/octet-stream",
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Puts `content` there in one atomic step, in place of what may be there."""
+    if is_s3(uri):
+        s3.write_bytes(uri, content, content_type=content_type, metadata=metadata or {})
+    else:
+        local.write_bytes(uri, content)
+
+
+def create_bytes(
+    uri: str,
+    content: bytes,
+    *,
+    content_type: str = "application/octet-stream",
+    metadata: Mapping[str, str] | None = None,
+) -> bool:
+    """Puts `content` there if nothing is there; False if something was, which is left alone.
+
+    A put whose answer was lost is recognised as this call's own. On a store without conditional writes it is a plain
+    put after a look.
+    """
+    if is_s3(uri):
+        return s3.create_bytes(uri, content, content_type=content_type, metadata=metadata or {})
+    return local.create_bytes(uri, content)
+
+
+def replace_bytes(uri: str, content: bytes, *, etag: str, content_type: str = "application/json") -> str | None:
+    """Replaces the object whose ETag is `etag` and gives the new ETag; None if it has changed or gone.
+
+    On a store without conditional writes, and on local file systems without locks, the comparison is not atomic.
+    """
+    if is_s3(uri):
+        return s3.replace_bytes(uri, content, etag=etag, content_type=content_type)
+    return local.replace_bytes(uri, content, etag=etag)
+
+
+def head(uri: str) -> ObjectStat | None:
+    """What is there, or None if nothing is."""
+    return s3.head(uri) if is_s3(uri) else local.head(uri)
+
+
+def exists(uri: str) -> bool:
+    """Whether an object (not a mere folder) is there."""
+    return head(uri) is not None
+
+
+def clock(uri: str) -> datetime:
+    """The time at the store that holds `uri`, in UTC: two machines that ask agree, whatever their own clocks say."""
+    return s3.clock(uri) if is_s3(uri) else local.clock(uri)
+
+
+def list_objects(uri: str, *, suffix: str = "") -> Iterator[ObjectStat]:
+    """Every object below the folder or prefix `uri`, at any depth, in the order of their names.
+
+    A folder that is not there has no objects; temporary files of writers at work are left out.
+    """
+    return s3.list_objects(uri, suffix=suffix) if is_s3(uri) else local.list_objects(uri, suffix=suffix)
+
+
+def delete(uri: str) -> None:
+    """Removes the object; that it is not there is fine."""
+    if is_s3(uri):
+        s3.delete(uri)
+    else:
+        local.delete(uri)
+
+
+def presign(uri: str, *, expires_s: int) -> str:
+    """An https:// link by which anybody can read the object for so long; for a local file its file:// URI."""
+    return s3.presign(uri, expires_s=expires_s) if is_s3(uri) else local_path(uri).resolve().as_uri()
+
+
+def copy_to_file(uri: str, path: str | Path) -> None:
+    """Streams the object into a local file, in parts where it is large; the file appears whole or not at all."""
+    path = Path(path)
+    with local_errors("write", str(path)), local.temporary_beside(path, b"") as temporary:
+        if is_s3(uri):
+            s3.download_file(uri, temporary)
+        else:
+            local.copy_file(uri, temporary)
+        temporary.replace(path)
+
+
+def upload_file(path: str | Path, uri: str, *, content_type: str = "application/octet-stream") -> None:
+    """Streams a local file to `uri`, in parts where it is large; it appears whole or not at all."""
+    if is_s3(uri):
+        s3.upload_file(Path(path), uri, content_type=content_type)
+    else:
+        local.upload_file(Path(path), uri)
+
+
+def arrow_filesystem(uri: str) -> tuple[FileSystem, str]:
+    """A pyarrow file system and the path in it, for reading Parquet in columns and by Ray Data.
+
+    It asks the endpoint, with the credentials and in the region, that boto3 would use. Not for writing: it cannot
+    write conditionally.
+    """
+    if is_s3(uri):
+        return s3.arrow_filesystem(uri)
+    from pyarrow import fs
+
+    return fs.LocalFileSystem(), str(local_path(uri))
+
+
+def conditional_writes(uri: str) -> bool:
+    """Whether the store refuses to overwrite when asked to; true until `probe` or a write has found otherwise."""
+    return not is_s3(uri) or s3.conditional_writes(uri)
+
+
+def probe(output_uri: str) -> None:
+    """Writes, reads and deletes a small object, and learns whether the store has conditional writes.
+
+    Raises:
+        OutputError: says what is refused and what to do about it.
+    """
+    uri = join(output_uri, "_ledger", f"probe-{uuid.uuid4().hex}")
+    content = b"pia-ray was here to see whether it can write"
+    try:
+        if is_s3(uri):
+            s3.greet(uri)
+        create_bytes(uri, content)
+        if is_s3(uri):
+            works = conditional_writes(uri) and not create_bytes(uri, content)
+            s3.remember_conditional_writes(uri, works=works)
+            if not works:
+                _log.warning(
+                    "%s has no conditional writes: results stay right, but two runs at once are not kept apart",
+                    output_uri,
+                )
+        if read_bytes(uri) != content:
+            raise OutputError(f"{output_uri}: what was written is not what is read back")
+        delete(uri)
+    except StorageNotFound as error:
+        raise OutputError(f"{error.message} Create it, or choose another --output.") from None
+    except StorageError as error:
+        raise OutputError(f"the output {output_uri} cannot be used: {error.message}") from None
+
+
+def sweep(uri: str, *, older_than_s: float = STALE_TEMPORARY_S) -> int:
+    """Removes temporary files, and unfinished multipart uploads, that dead writers left below `uri`; how many."""
+    return s3.sweep(uri, older_than_s=older_than_s) if is_s3(uri) else local.sweep(uri, older_than_s=older_than_s)

@@ -1,0 +1,268 @@
+"""Objects in S3-compatible stores: every call is retried within bounds, conditional where the store knows how."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import logging
+import uuid
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
+
+from botocore import exceptions as aws
+
+from pia_ray.errors import StorageError, StorageNotFound, StorageUnavailable
+from pia_ray.storage import client
+from pia_ray.storage.client import s3_client
+from pia_ray.storage.faults import retried, status_of, too_large
+from pia_ray.storage.uris import ObjectStat, bucket_and_key, join, object_address
+
+if TYPE_CHECKING:
+    from pyarrow.fs import FileSystem
+
+_WRITE_ID: Final = "write-id"
+"""Metadata by which a writer knows its own object again after the answer to its put was lost."""
+
+_log = logging.getLogger(__name__)
+
+
+def read_bytes(uri: str, *, max_bytes: int | None) -> bytes:
+    def read() -> bytes:
+        answer = s3_client().get_object(**object_address(uri))
+        with contextlib.closing(answer["Body"]) as body:
+            size_bytes = answer["ContentLength"]
+            if max_bytes is not None and size_bytes > max_bytes:
+                raise too_large(uri, size_bytes, max_bytes)
+            content: bytes = body.read()
+        if len(content) != size_bytes:
+            raise StorageUnavailable(f"{uri}: {len(content)} of {size_bytes} bytes arrived")
+        return content
+
+    return retried(read, "read", uri)
+
+
+def write_bytes(uri: str, content: bytes, *, content_type: str, metadata: Mapping[str, str]) -> None:
+    arguments = _put_arguments(uri, content, content_type, metadata)
+    retried(lambda: s3_client().put_object(**arguments), "write", uri)
+
+
+def create_bytes(uri: str, content: bytes, *, content_type: str, metadata: Mapping[str, str]) -> bool:
+    write_id = uuid.uuid4().hex
+    arguments = _put_arguments(uri, content, content_type, {**metadata, _WRITE_ID: write_id})
+
+    def create() -> bool:
+        if not conditional_writes(uri):
+            return _create_after_look(uri, arguments)
+        try:
+            s3_client().put_object(**arguments, IfNoneMatch="*")
+        except aws.ClientError as error:
+            if status_of(error) == 412:
+                found = head(uri)
+                if found is None:  # deleted since: the next try creates it
+                    raise StorageUnavailable(f"{uri} was there and went away") from None
+                return found.metadata.get(_WRITE_ID) == write_id
+            if status_of(error) != 501:
+                raise
+            remember_conditional_writes(uri, works=False)
+            return _create_after_look(uri, arguments)
+        return True
+
+    return retried(create, "write", uri)
+
+
+def replace_bytes(uri: str, content: bytes, *, etag: str, content_type: str) -> str | None:
+    write_id = uuid.uuid4().hex
+    arguments = _put_arguments(uri, content, content_type, {_WRITE_ID: write_id})
+
+    def replace() -> str | None:
+        condition = {"IfMatch": etag} if conditional_writes(uri) else {}
+        try:
+            return str(s3_client().put_object(**arguments, **condition)["ETag"])
+        except aws.ClientError as error:
+            if status_of(error) == 404:
+                return None
+            if status_of(error) != 412:
+                raise
+            found = head(uri)
+            return found.etag if found is not None and found.metadata.get(_WRITE_ID) == write_id else None
+
+    return retried(replace, "write", uri)
+
+
+def head(uri: str) -> ObjectStat | None:
+    def look() -> ObjectStat | None:
+        try:
+            answer = s3_client().head_object(**object_address(uri))
+        except aws.ClientError as error:
+            if status_of(error) == 404:
+                return None
+            raise
+        return ObjectStat(
+            uri=uri,
+            size_bytes=answer["ContentLength"],
+            etag=answer.get("ETag", ""),
+            last_modified=answer["LastModified"],
+            metadata=answer.get("Metadata", {}),
+        )
+
+    return retried(look, "look at", uri)
+
+
+def clock(uri: str) -> datetime:
+    def look() -> datetime:
+        try:
+            headers = s3_client().head_object(**object_address(join(uri, "clock")))["ResponseMetadata"]["HTTPHeaders"]
+        except aws.ClientError as error:
+            if status_of(error) not in (403, 404):
+                raise
+            headers = error.response["ResponseMetadata"]["HTTPHeaders"]
+        return datetime.strptime(headers["date"], "%a, %d %b %Y %H:%M:%S %Z").replace(tzinfo=UTC)
+
+    return retried(look, "look at", uri)
+
+
+def list_objects(uri: str, *, suffix: str) -> Iterator[ObjectStat]:
+    bucket, prefix = _bucket_and_folder(uri)
+    token: dict[str, str] = {}
+    while True:
+        arguments: dict[str, Any] = {"Bucket": bucket, "Prefix": prefix, **token}
+        page = retried(partial(s3_client().list_objects_v2, **arguments), "list", uri)
+        for entry in page.get("Contents", ()):
+            if entry["Key"].endswith(suffix) and not entry["Key"].endswith("/"):
+                yield ObjectStat(
+                    uri=f"s3://{bucket}/{entry['Key']}",
+                    size_bytes=entry["Size"],
+                    etag=entry.get("ETag", ""),
+                    last_modified=entry["LastModified"],
+                )
+        if not page.get("IsTruncated"):
+            return
+        token = {"ContinuationToken": page["NextContinuationToken"]}
+
+
+def delete(uri: str) -> None:
+    retried(lambda: s3_client().delete_object(**object_address(uri)), "delete", uri)
+
+
+def presign(uri: str, *, expires_s: int) -> str:
+    def sign() -> str:
+        # Without this, some regions still get the old signature, which stores and newer regions refuse.
+        signer = s3_client(signature_version="s3v4")
+        return str(signer.generate_presigned_url("get_object", Params=object_address(uri), ExpiresIn=expires_s))
+
+    return retried(sign, "sign", uri)
+
+
+def download_file(uri: str, path: Path) -> None:
+    """Streams the object over the file at `path`, which may stay half written."""
+    address = object_address(uri)
+    retried(lambda: s3_client().download_file(address["Bucket"], address["Key"], str(path)), "read", uri)
+
+
+def upload_file(path: Path, uri: str, *, content_type: str) -> None:
+    address = object_address(uri)
+    settings = {"ContentType": content_type}
+    retried(
+        lambda: s3_client().upload_file(str(path), address["Bucket"], address["Key"], ExtraArgs=settings), "write", uri
+    )
+
+
+def arrow_filesystem(uri: str) -> tuple[FileSystem, str]:
+    from pyarrow import fs
+
+    bucket, key = bucket_and_key(uri)
+    arguments: dict[str, Any] = {"region": _region(bucket)}
+    endpoint = urlsplit(s3_client().meta.endpoint_url)
+    if not (endpoint.hostname or "").endswith((".amazonaws.com", ".amazonaws.com.cn")):
+        arguments |= {"endpoint_override": endpoint.netloc, "scheme": endpoint.scheme}
+    credentials = client.aws_session().get_credentials()
+    # Credentials that a machine's role hands out expire: there Arrow's own provider renews them, as boto3 does.
+    if credentials is not None and credentials.method not in ("iam-role", "container-role"):
+        frozen = credentials.get_frozen_credentials()
+        arguments |= {"access_key": frozen.access_key, "secret_key": frozen.secret_key}
+        if frozen.token:
+            arguments["session_token"] = frozen.token
+    return fs.S3FileSystem(**arguments), f"{bucket}/{key}".rstrip("/")
+
+
+def conditional_writes(uri: str) -> bool:
+    return client.conditional_writes.get(bucket_and_key(uri)[0], True)
+
+
+def remember_conditional_writes(uri: str, *, works: bool) -> None:
+    client.conditional_writes[bucket_and_key(uri)[0]] = works
+
+
+def greet(uri: str) -> None:
+    """Asks for the bucket with few tries: at the start, a wrong endpoint is likelier than a store that is down."""
+    bucket, _ = bucket_and_key(uri)
+
+    def ask() -> None:
+        try:
+            s3_client().head_bucket(Bucket=bucket)
+        except aws.ClientError as error:
+            if status_of(error) == 404:
+                raise StorageNotFound(f"there is no bucket {bucket}.") from None
+            if status_of(error) not in (301, 400, 403):  # these say that it is there, or nothing for want of a body
+                raise
+
+    retried(ask, "reach", f"s3://{bucket}", attempts=2)
+
+
+def sweep(uri: str, *, older_than_s: float) -> int:
+    """Aborts unfinished multipart uploads of dead writers; how many."""
+    bucket, prefix = _bucket_and_folder(uri)
+    removed = 0
+    try:
+        oldest = clock(uri).timestamp() - older_than_s
+        page = retried(lambda: s3_client().list_multipart_uploads(Bucket=bucket, Prefix=prefix), "list", uri)
+        for upload in page.get("Uploads", ()):
+            if upload["Initiated"].timestamp() < oldest:
+                arguments = {"Bucket": bucket, "Key": upload["Key"], "UploadId": upload["UploadId"]}
+                retried(partial(s3_client().abort_multipart_upload, **arguments), "sweep", uri)
+                removed += 1
+    except StorageError as error:  # tidying needs permissions that a run does not
+        _log.info("unfinished uploads below %s were not swept: %s", uri, error.message)
+    return removed
+
+
+def _bucket_and_folder(uri: str) -> tuple[str, str]:
+    bucket, prefix = bucket_and_key(uri)
+    return bucket, f"{prefix.rstrip('/')}/" if prefix else ""
+
+
+def _put_arguments(uri: str, content: bytes, content_type: str, metadata: Mapping[str, str]) -> dict[str, Any]:
+    # Content-MD5 is the one checksum that every S3-compatible store verifies.
+    digest = hashlib.md5(content, usedforsecurity=False).digest()
+    return {
+        **object_address(uri),
+        "Body": content,
+        "ContentMD5": base64.b64encode(digest).decode("ascii"),
+        "ContentType": content_type,
+        "Metadata": dict(metadata),
+    }
+
+
+def _create_after_look(uri: str, arguments: dict[str, Any]) -> bool:
+    found = head(uri)
+    if found is not None:
+        return bool(found.metadata.get(_WRITE_ID) == arguments["Metadata"][_WRITE_ID])
+    s3_client().put_object(**arguments)
+    return True
+
+
+def _region(bucket: str) -> str:
+    def look() -> str:
+        try:
+            answer = s3_client().head_bucket(Bucket=bucket)
+        except aws.ClientError as error:
+            answer = error.response
+        headers = answer["ResponseMetadata"]["HTTPHeaders"]
+        return str(headers.get("x-amz-bucket-region") or s3_client().meta.region_name or "us-east-1")
+
+    return retried(look, "look at", f"s3://{bucket}")

@@ -1,0 +1,75 @@
+"""URIs of objects, what is in them, and what a store says of the object that one names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from urllib.parse import quote, unquote, urlsplit
+
+from pia_ray.errors import StorageError, StorageNotFound
+
+
+@dataclass(frozen=True)
+class ObjectStat:
+    """What a store says of one object without reading it."""
+
+    uri: str
+    size_bytes: int
+    etag: str
+    """Changes whenever the content is replaced."""
+    last_modified: datetime
+    """By the store's clock, in UTC."""
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    """Empty for local files and in listings."""
+
+
+def is_s3(uri: str) -> bool:
+    """Whether the URI names an object or prefix in S3."""
+    return uri[:5].lower() == "s3://"
+
+
+def join(uri: str, *parts: str) -> str:
+    """The URI of something below `uri`; slashes at the seams do not matter."""
+    tail = "/".join(part.strip("/") for part in parts if part.strip("/"))
+    if uri[:7].lower() == "file://":
+        tail = quote(tail)
+    if not tail:
+        return uri
+    return f"{uri}{tail}" if uri.endswith("/") or not uri else f"{uri}/{tail}"
+
+
+def local_path(uri: str) -> Path:
+    """The path of a local URI.
+
+    Raises:
+        StorageError: the URI is of another kind.
+    """
+    scheme, separator, _ = uri.partition("://")
+    if separator and scheme.lower() == "file":
+        parts = urlsplit(uri)
+        if parts.netloc not in ("", "localhost"):
+            raise StorageError(f"{uri} names another machine: a file:// URI has three slashes")
+        uri = unquote(parts.path)
+    elif separator and scheme.isalnum():
+        raise StorageError(f"{scheme}:// is not read or written here: use a local path, file:// or s3://")
+    if not uri or "\0" in uri:
+        raise StorageError("the path is empty or holds a NUL character")
+    return Path(uri)
+
+
+def bucket_and_key(uri: str) -> tuple[str, str]:
+    """The bucket of an S3 URI, and the key or prefix in it, which may be empty."""
+    bucket, _, key = uri[5:].partition("/")
+    if not bucket:
+        raise StorageError(f'"{uri}" names no bucket: write s3://bucket/prefix')
+    return bucket, key
+
+
+def object_address(uri: str) -> dict[str, str]:
+    """The bucket and key of an S3 object, as boto3's calls name them."""
+    bucket, key = bucket_and_key(uri)
+    if not key:
+        raise StorageNotFound(f'"{uri}" is a bucket, not an object.')
+    return {"Bucket": bucket, "Key": key}
