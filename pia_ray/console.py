@@ -88,7 +88,9 @@ def show_summary(console: Console, summary: Summary, *, retry_command: str, open
     """The closing lines of a run: counts, errors by code, where things are, and how to go on."""
     progress = summary.progress
     if not progress.num_pending and summary.ending == "finished":
-        console.print("Nothing to animate: every work item is done.", highlight=False)
+        rest = "has failed, and waits for --retry" if progress.num_failed_before else "is a bad row of the manifest"
+        rest = f" or {rest}" if progress.num_failed_in_all else ""
+        console.print(f"Nothing to animate: every work item is done{rest}.", highlight=False, soft_wrap=True)
     succeeded, failed = progress.num_before + progress.num_succeeded, progress.num_failed_in_all
     text = Text()
     text.append(f"{succeeded} of {progress.num_items} work items succeeded", style="bold green" if succeeded else "")
@@ -99,23 +101,25 @@ def show_summary(console: Console, summary: Summary, *, retry_command: str, open
         text.append(f" ({', '.join(f'{count} {word}' for word, count in when.items() if count)})")
     if progress.num_left:
         text.append(f", {progress.num_left} left", style="bold yellow")
-    console.print(text, highlight=False)
+    console.print(text, highlight=False, soft_wrap=True)
     if progress.num_succeeded + progress.num_failed:
         parts = [f"{_duration(summary.seconds)} in all", f"{_duration(progress.first_row_s)} to the first video"]
         if progress.animating_s >= RATE_S:
             parts.append(f"then {60 * progress.rows_per_s:.1f} videos/min")
-        console.print("time      " + ", ".join(parts), highlight=False)
+        console.print("time      " + ", ".join(parts), highlight=False, soft_wrap=True)
     for code, count in sorted(summary.errors.items(), key=lambda entry: (-entry[1], entry[0])):
         console.print(f"  {count:>6} x {code}", highlight=False)
     console.print(f"results   {open_path(summary.results_uri)}", highlight=False, soft_wrap=True, markup=False)
     console.print(f"gallery   {open_path(summary.gallery_uri)}", highlight=False, soft_wrap=True, markup=False)
     if summary.ending != "finished":
         word = "Interrupted" if summary.ending == "interrupted" else "The deadline has passed"
-        console.print(f"{word}. The same command goes on where this run stopped.", highlight=False)
+        console.print(f"{word}. The same command goes on where this run stopped.", highlight=False, soft_wrap=True)
         return
     if progress.num_rejected:
         console.print(
-            "bad rows  are named, with row and field, in the results and by `pia-ray validate`", highlight=False
+            "bad rows  are named, with row and field, in the results and by `pia-ray validate`",
+            highlight=False,
+            soft_wrap=True,
         )
     if failed > progress.num_rejected:
         console.print(f"retry     {retry_command}", highlight=False, soft_wrap=True, markup=False)
