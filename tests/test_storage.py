@@ -559,6 +559,24 @@ def test_an_endpoint_that_does_not_answer_is_named_soon(
     storage.forget_clients()
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("AWS_ENDPOINT_URL", "localhost:9000", "AWS_ENDPOINT_URL"),
+        ("AWS_ENDPOINT_URL", "http://[::1", "AWS_ENDPOINT_URL"),
+        ("AWS_DEFAULT_REGION", "not a region!", "AWS_DEFAULT_REGION"),
+    ],
+)
+def test_a_wrong_setting_of_the_store_is_named(
+    s3: str, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, value: str, told: str
+) -> None:
+    point_at(monkeypatch, {**s3_server.environment, name: value}, tmp_path)
+    with pytest.raises(StorageError, match=told):
+        storage.read_bytes(f"{s3}/a")
+    with pytest.raises(OutputError, match=told):
+        storage.probe(f"{s3}/out")
+
+
 def test_the_proxy_passes_plain_requests_on(chaos: ChaosProxy) -> None:
     connection = http.client.HTTPConnection("127.0.0.1", int(chaos.url.rpartition(":")[2]))
     connection.request("GET", "/moto-api/")

@@ -11,7 +11,10 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 import boto3
+from botocore import exceptions as aws
 from botocore.config import Config
+
+from pia_ray.errors import StorageError
 
 CLIENT_ATTEMPTS: Final = 3
 CONNECT_TIMEOUT_S: Final = 10.0
@@ -36,22 +39,7 @@ def s3_client(signature_version: str | None = None) -> Any:
     session = aws_session()
     with _lock:
         if name not in _clients:
-            _clients[name] = session.client(
-                "s3",
-                config=Config(
-                    # Not adaptive: its rate limit is per client and holds back every thread of a worker for one
-                    # throttled prefix, while the jittered waits outside already spread the load.
-                    retries={"mode": "standard", "total_max_attempts": CLIENT_ATTEMPTS},
-                    connect_timeout=CONNECT_TIMEOUT_S,
-                    read_timeout=READ_TIMEOUT_S,
-                    max_pool_connections=POOL_CONNECTIONS,
-                    tcp_keepalive=True,
-                    # Other makers' stores refuse the trailing checksums that are boto3's default since 1.36.
-                    request_checksum_calculation="when_required",
-                    response_checksum_validation="when_required",
-                    signature_version=signature_version,
-                ),
-            )
+            _clients[name] = _new_client(session, signature_version)
         return _clients[name]
 
 
@@ -79,6 +67,33 @@ def forget_clients() -> None:
         _clients.clear()
         _sessions.clear()
         conditional_writes.clear()
+
+
+def _new_client(session: Any, signature_version: str | None) -> Any:
+    try:
+        return session.client(
+            "s3",
+            config=Config(
+                # Not adaptive: its rate limit is per client and holds back every thread of a worker for one
+                # throttled prefix, while the jittered waits outside already spread the load.
+                retries={"mode": "standard", "total_max_attempts": CLIENT_ATTEMPTS},
+                connect_timeout=CONNECT_TIMEOUT_S,
+                read_timeout=READ_TIMEOUT_S,
+                max_pool_connections=POOL_CONNECTIONS,
+                tcp_keepalive=True,
+                # Other makers' stores refuse the trailing checksums that are boto3's default since 1.36.
+                request_checksum_calculation="when_required",
+                response_checksum_validation="when_required",
+                signature_version=signature_version,
+            ),
+        )
+    except ValueError as error:
+        if isinstance(error, aws.BotoCoreError):
+            raise
+        raise StorageError(
+            "the S3 endpoint is not a URL: AWS_ENDPOINT_URL, or endpoint_url of the profile, begins with http:// or "
+            "https://."
+        ) from None
 
 
 def _after_fork() -> None:

@@ -113,8 +113,8 @@ def _s3_error(error: Exception, verb: str, uri: str) -> StorageError:
         return StorageDenied(f"{start}the AWS profile or its login does not work ({kind}): run `aws sso login`.")
     if isinstance(error, aws.ParamValidationError | aws.InvalidEndpointConfigurationError):
         return StorageError(f"{start}the bucket name, key or endpoint is not valid ({kind}).")
-    if isinstance(error, ValueError):
-        return StorageError(f"{start}the endpoint is not a URL (AWS_ENDPOINT_URL).")
+    if isinstance(error, aws.InvalidRegionError):
+        return StorageError(f"{start}the region is not a valid name (AWS_DEFAULT_REGION, or region of the profile).")
     if isinstance(error, OSError) and not isinstance(error, ConnectionError | TimeoutError):
         return local_error(error, verb, uri)
     place = ""
