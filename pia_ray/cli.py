@@ -14,6 +14,7 @@ import re
 import shlex
 import shutil
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -110,6 +111,17 @@ def _parser() -> _Parser:
     validate.add_argument("--json", action="store_true", help="print one JSON line per bad row, and one of counts")
     _add_catalog_flags(validate)
     _add_knob_flags(validate)
+
+    estimate = add("estimate", _estimate, "what a run takes, before it runs: rows, time, GPU-hours, cost, storage")
+    estimate.add_argument("manifest", metavar="MANIFEST", help=_MANIFEST_HELP)
+    estimate.add_argument("--output", metavar="URI", help="of an earlier run: what it has done is left out")
+    speeds = estimate.add_mutually_exclusive_group()
+    speeds.add_argument("--calibrate", metavar="OUTPUT", help="speeds from an earlier run on such hardware")
+    speeds.add_argument("--measure", metavar="N", type=int, default=0, help="speeds from N rows, animated here and now")
+    estimate.add_argument("--price-per-hour", metavar="X", type=float, help="of one worker, in any currency")
+    estimate.add_argument("--json", action="store_true", help="print JSON")
+    _add_catalog_flags(estimate)
+    _add_knob_flags(estimate)
 
     report = add("report", _report, "what happened in an output: counts, errors, throughput, percentiles")
     report.add_argument("output", metavar="OUTPUT")
@@ -230,6 +242,7 @@ def _run(config: CatalogConfig, args: argparse.Namespace, *, again: Sequence[str
 
     if not args.verbose:
         logging.getLogger("ray").setLevel(logging.ERROR)  # only now: importing ray sets its own level
+    _require_cluster(config.address)
     console = _console()
     # A scheduler's stop is a person's Ctrl-C: what is done is recorded, the rest can be resumed.
     signal.signal(signal.SIGTERM, _interrupt)
@@ -239,6 +252,21 @@ def _run(config: CatalogConfig, args: argparse.Namespace, *, again: Sequence[str
     retry = [*_program(), again[0], "--retry", "failed", *again[1:]]
     show_summary(console, summary, retry_command=shlex.join(retry), open_path=_shown)
     return summary.exit_code
+
+
+def _require_cluster(address: str | None) -> None:
+    """Asks HOST:PORT whether anybody is there: Ray itself tries for two minutes and cannot be interrupted.
+
+    Raises:
+        ConfigError: nobody is.
+    """
+    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():
+        return  # none, "auto", or what Ray alone understands
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except (OSError, OverflowError) as error:
+        raise ConfigError(f"--address {address}: no Ray cluster answers there ({error})") from None
 
 
 def _program() -> list[str]:
@@ -313,6 +341,24 @@ def _validate(args: argparse.Namespace) -> int:
     else:
         console.print(f"{counts['rows']} work items, {counts['bad']} bad", highlight=False)
     return 1 if counts["bad"] else 0
+
+
+def _estimate(args: argparse.Namespace) -> int:
+    from pia_ray.catalog import estimate
+
+    for flag, value in (("--measure", args.measure), ("--price-per-hour", args.price_per_hour or 0)):
+        if value < 0:
+            raise ConfigError(f"{flag} must not be negative (got {value})")
+    config = _catalog_config(args, output=args.output or "unused")
+    estimated = estimate.estimate(
+        config,
+        calibrate=args.calibrate,
+        measure=args.measure,
+        price_per_hour=args.price_per_hour,
+        resume=args.output is not None,
+    )
+    print(json.dumps(estimate.facts_of(estimated)) if args.json else estimate.text_of(estimated))
+    return 0
 
 
 def _report(args: argparse.Namespace) -> int:

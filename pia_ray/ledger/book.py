@@ -9,12 +9,12 @@ import contextlib
 import dataclasses
 import logging
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
@@ -229,6 +229,31 @@ class Ledger:
             attempts.end_stale_attempts(self.output, [keys[place] for place in np.flatnonzero(found >= 0)])
 
 
+class Sorted(NamedTuple):
+    """Masks over planned items."""
+
+    known: _Array
+    """Those that have ended in an earlier run."""
+    succeeded: _Array
+    rejected: _Array
+    pending: _Array
+
+
+def sort_items(index: Index, table: pa.Table, *, retry: Collection[str]) -> Sorted:
+    """Which items of a table with the columns of ITEMS_SCHEMA are done, bad, or to do, as `Ledger.plan` says."""
+    places = index.find(*split_keys(table["work_key"]))
+    known = places >= 0
+    winners = index.winners
+    succeeded = np.zeros(len(places), np.bool_)
+    succeeded[known] = winners.succeeded[places[known]]
+    again = np.zeros(len(places), np.bool_)
+    if retry:
+        named = [code for code, text in enumerate(index.codes) if text in retry]
+        again[known] = "failed" in retry or np.isin(winners.code[places[known]], named)
+    rejected = pc.is_valid(table["error_message"]).to_numpy() & ~succeeded
+    return Sorted(known, succeeded, rejected, pending=~succeeded & ~rejected & (~known | again))
+
+
 class _Planner:
     """Sorts items into done and pending, and writes them to local files."""
 
@@ -246,21 +271,10 @@ class _Planner:
         )
 
     def add(self, table: pa.Table) -> None:
-        high, low = split_keys(table["work_key"])
-        places = self._index.find(high, low)
-        known = places >= 0
-        winners = self._index.winners
-        succeeded = np.zeros(len(places), np.bool_)
-        succeeded[known] = winners.succeeded[places[known]]
-        again = np.zeros(len(places), np.bool_)
-        if self._retry:
-            named = [code for code, text in enumerate(self._index.codes) if text in self._retry]
-            again[known] = "failed" in self._retry or np.isin(winners.code[places[known]], named)
-        rejected = pc.is_valid(table["error_message"]).to_numpy() & ~succeeded
-        pending = ~succeeded & ~rejected & (~known | again)
+        known, succeeded, rejected, pending = sort_items(self._index, table, retry=self._retry)
         self.num_newly_rejected += int((rejected & ~known).sum())
         counts = self.counts
-        counts["num_items"] += len(places)
+        counts["num_items"] += len(table)
         counts["num_pending"] += int(pending.sum())
         counts["num_succeeded_before"] += int(succeeded.sum())
         counts["num_rejected"] += int(rejected.sum())
