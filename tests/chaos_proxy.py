@@ -1,4 +1,7 @@
-"""An HTTP proxy that stands between a client and a server and injects the faults of real networks and stores."""
+"""An HTTP proxy that stands between a client and a server and injects the faults of real networks and stores.
+
+`chaos` is a fixture to import, beside `s3_server`: the proxy before the S3 server, with the environment pointed at it.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,18 @@ import http.client
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 from urllib.parse import urlsplit
+
+import pytest
+
+from pia_ray import storage
+from tests.s3_server import S3Server, point_at
 
 ERRORS = {
     503: "SlowDown",
@@ -127,3 +136,13 @@ def _handler(proxy: ChaosProxy, upstream: object) -> type[BaseHTTPRequestHandler
             pass
 
     return Handler
+
+
+@pytest.fixture
+def chaos(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[ChaosProxy]:
+    """A proxy before the S3 server, which this process uses; `chaos.bucket` is the URI of a new bucket."""
+    with ChaosProxy(s3_server.url) as proxy:
+        point_at(monkeypatch, {**s3_server.environment, "AWS_ENDPOINT_URL": proxy.url}, tmp_path)
+        proxy.bucket = f"s3://{s3_server.new_bucket()}"
+        yield proxy
+        storage.forget_clients()

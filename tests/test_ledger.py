@@ -6,10 +6,8 @@ import dataclasses
 import hashlib
 import json
 import logging
-import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -27,10 +25,10 @@ from pia_ray.ledger.parts import find_keys, split_keys, write_part
 from pia_ray.manifest import ITEMS_SCHEMA
 from pia_ray.params import MAX_SEED, ResultRow
 from pia_ray.video import encode
-from tests.chaos_proxy import CUT_BODY, LOSE_ANSWER, RESET, ChaosProxy
-from tests.s3_server import S3Server, point_at, s3, s3_server
+from tests.chaos_proxy import CUT_BODY, LOSE_ANSWER, RESET, ChaosProxy, chaos
+from tests.s3_server import s3, s3_server
 
-__all__ = ["s3", "s3_server"]  # fixtures
+__all__ = ["chaos", "s3", "s3_server"]  # fixtures
 
 BEGIN = datetime(2026, 5, 1, 12, tzinfo=UTC)
 
@@ -641,95 +639,6 @@ def test_planning_removes_the_attempts_of_rows_that_have_their_result(output: st
     assert ledger.count_attempts(output) == {key_of(2): 1}
 
 
-# The lease
-
-
-def test_a_second_run_is_refused_and_told_who_holds_the_output(output: str) -> None:
-    with (
-        Lease(output, run_id="first") as lease,
-        pytest.raises(LeaseHeld, match=rf"first \(process {os.getpid()} on .*started.*expires \d+ s"),
-        Lease(output, run_id="second"),
-    ):
-        pass
-    assert not lease.held
-    with Lease(output, run_id="third") as lease:
-        assert lease.held
-
-
-def test_a_killed_run_on_this_machine_is_followed_at_once(output: str) -> None:
-    script = f"""
-import time
-from pia_ray.ledger import Lease
-with Lease({output!r}, run_id="first", ttl_s=3600):
-    print("held", flush=True)
-    time.sleep(600)
-"""
-    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"held\n"
-        with pytest.raises(LeaseHeld, match=str(process.pid)), Lease(output, run_id="second"):
-            pass
-        process.kill()
-    with Lease(output, run_id="second") as lease:
-        assert lease.held
-
-
-def write_foreign_lease(output: str, *, ttl_s: float, age_s: float = 0.0) -> Path:
-    path = Path(output) / "_ledger" / "lease.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    holder = {"run_id": "far", "host": "elsewhere", "pid": 1, "started_at": "2026", "process": "x/y/1:2"}
-    path.write_text(json.dumps({**holder, "ttl_s": ttl_s}))
-    os.utime(path, (time.time() - age_s,) * 2)
-    return path
-
-
-def test_an_expired_lease_of_another_machine_is_taken_over(output: str) -> None:
-    write_foreign_lease(output, ttl_s=60, age_s=61)
-    with Lease(output, run_id="mine") as lease:
-        assert lease.held
-        assert "mine" in (Path(output) / "_ledger" / "lease.json").read_text()
-
-
-def test_a_lease_that_is_not_renewed_is_taken_over_when_it_expires(output: str) -> None:
-    write_foreign_lease(output, ttl_s=1)
-    with Lease(output, run_id="mine") as lease:
-        assert lease.held
-
-
-def test_a_lease_that_is_renewed_while_we_watch_is_respected(output: str) -> None:
-    path = write_foreign_lease(output, ttl_s=3600)
-    script = f"import os, time; time.sleep(1.5); os.utime({str(path)!r})"
-    renewer = subprocess.Popen([sys.executable, "-c", script])
-    with pytest.raises(LeaseHeld, match="elsewhere"), Lease(output, run_id="mine"):
-        pass
-    renewer.wait()
-    assert "far" in path.read_text()
-
-
-def test_a_holder_renews_its_lease_and_notices_a_takeover(output: str) -> None:
-    path = Path(output) / "_ledger" / "lease.json"
-    with Lease(output, run_id="mine", ttl_s=0.3) as lease:
-        first = path.stat().st_mtime_ns
-        deadline = time.monotonic() + 30
-        while path.stat().st_mtime_ns == first and time.monotonic() < deadline:
-            time.sleep(0.02)
-        assert path.stat().st_mtime_ns != first
-        assert lease.held
-        storage.write_bytes(str(path), b'{"run_id": "thief"}')
-        while lease.held and time.monotonic() < deadline:
-            time.sleep(0.02)
-        assert not lease.held
-    assert path.exists()
-
-
-def test_a_lease_file_that_is_no_lease_expires_like_one(output: str) -> None:
-    path = write_foreign_lease(output, ttl_s=60, age_s=100)
-    path.write_text("{")
-    os.utime(path, (time.time() - 100,) * 2)
-    with Lease(output, run_id="mine") as lease:
-        assert lease.held
-
-
 # Upkeep
 
 
@@ -833,16 +742,6 @@ def test_a_finished_run_is_on_record(output: str) -> None:
 # On S3
 
 
-@pytest.fixture
-def chaos(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[ChaosProxy]:
-    """A proxy before the S3 server, which this process uses; `chaos.bucket` is the URI of a new bucket."""
-    with ChaosProxy(s3_server.url) as proxy:
-        point_at(monkeypatch, {**s3_server.environment, "AWS_ENDPOINT_URL": proxy.url}, tmp_path)
-        proxy.bucket = f"s3://{s3_server.new_bucket()}"
-        yield proxy
-        storage.forget_clients()
-
-
 def test_on_s3_a_run_is_planned_recorded_repeated_and_compacted(s3: str) -> None:
     output = f"{s3}/some/output"
     storage.probe(output)
@@ -889,34 +788,3 @@ def test_rows_survive_a_store_that_fails_cuts_and_loses_answers(chaos: ChaosProx
     assert plan(chaos.bucket, range(200)).num_pending == 0
     index = Ledger.open(chaos.bucket).index
     assert not index.damaged
-
-
-def test_a_run_goes_on_without_a_lease_where_the_store_has_no_conditional_writes(
-    chaos: ChaosProxy, caplog: pytest.LogCaptureFixture
-) -> None:
-    chaos.matches = lambda method, path: method == "PUT"
-    chaos.faults.append(501)
-    storage.probe(chaos.bucket)
-    with Lease(chaos.bucket, run_id="one") as one, Lease(chaos.bucket, run_id="two") as two:
-        assert not one.held
-        assert not two.held
-    assert "no lease" in caplog.text
-
-
-def test_a_lease_whose_answers_are_lost_is_held_all_the_same(chaos: ChaosProxy) -> None:
-    chaos.matches = lambda method, path: method == "PUT"
-    chaos.faults.append(LOSE_ANSWER)
-    with Lease(chaos.bucket, run_id="one") as lease:
-        assert lease.held
-
-
-@pytest.mark.parametrize("hours", [-2, 2])
-def test_a_wrong_clock_neither_steals_nor_keeps_a_lease_of_another_machine(s3: str, hours: int) -> None:
-    """Times that a holder with a wrong clock writes are for people; the store's own count."""
-    started_at = (datetime.now(UTC) + timedelta(hours=hours)).isoformat()
-    holder = {"run_id": "far", "host": "elsewhere", "pid": 1, "started_at": started_at, "process": "x/y/1:2"}
-    storage.write_bytes(names.lease_uri(s3), json.dumps({**holder, "ttl_s": 4}).encode())
-    begin = time.monotonic()
-    with Lease(s3, run_id="mine") as lease:
-        assert lease.held
-        assert time.monotonic() - begin > 1  # it waited for the lease to expire by the store's clock

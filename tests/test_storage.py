@@ -13,7 +13,6 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -31,10 +30,10 @@ from pia_ray.errors import (
     StorageUnavailable,
 )
 from pia_ray.storage.faults import local_error
-from tests.chaos_proxy import CUT_BODY, LOSE_ANSWER, RESET, ChaosProxy
+from tests.chaos_proxy import CUT_BODY, LOSE_ANSWER, RESET, ChaosProxy, chaos
 from tests.s3_server import S3Server, point_at, s3, s3_server
 
-__all__ = ["s3", "s3_server"]  # fixtures
+__all__ = ["chaos", "s3", "s3_server"]  # fixtures
 
 
 @pytest.fixture(params=["local", "file", "s3"])
@@ -44,16 +43,6 @@ def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         return f"{request.getfixturevalue('s3')}/some prefix"
     folder = tmp_path / "some folder"
     return str(folder) if request.param == "local" else folder.as_uri()
-
-
-@pytest.fixture
-def chaos(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[ChaosProxy]:
-    """A proxy before the server, which this process uses; `chaos.bucket` is the URI of a new bucket."""
-    with ChaosProxy(s3_server.url) as proxy:
-        point_at(monkeypatch, {**s3_server.environment, "AWS_ENDPOINT_URL": proxy.url}, tmp_path)
-        proxy.bucket = f"s3://{s3_server.new_bucket()}"
-        yield proxy
-        storage.forget_clients()
 
 
 # Names
