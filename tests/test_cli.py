@@ -8,6 +8,7 @@ import os
 import re
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -290,6 +291,16 @@ def test_a_model_that_cannot_be_had_exits_2_before_anything_is_written(
     ended = pia("animate", good(tmp_path), "--output", "out", "--model", "model.yaml")
     assert ended.code == 2
     assert told in ended.err
+    assert not Path("out").exists()
+
+
+def test_a_cluster_that_does_not_answer_exits_2_at_once(pia: Pia, tmp_path: Path) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # and does not listen
+        address = f"127.0.0.1:{closed.getsockname()[1]}"
+        ended = pia("animate", good(tmp_path), "--output", "out", "--model", "demo", "--address", address)
+    assert ended.code == 2
+    assert f"--address {address}" in ended.err
     assert not Path("out").exists()
 
 
@@ -744,7 +755,7 @@ def test_a_run_with_bad_rows_exits_1_and_every_row_has_a_result(ran: Ran) -> Non
     assert ran.ended.code == 1, ran.ended.err
     assert len(ran.rows) == 20 + 2 + len(BAD_ROWS) + 2
     assert "20 of 37 work items succeeded (20 now, 0 before), 17 failed" in ran.ended.out
-    assert f"{len(BAD_ROWS)} bad rows" in ran.ended.out
+    assert f"{len(BAD_ROWS) + 1} bad rows" in ran.ended.out, "with the one of a kind of URI that is not read"
 
 
 @pytest.mark.heavy
@@ -812,7 +823,7 @@ def test_a_signal_ends_a_run_with_130_and_the_same_command_does_the_rest(
     words += ["--num-inference-steps", "60", "--guidance-scale", "4", "--batch-size", "1", "--prefetch", "0"]
     process = start(*words)
     deadline = time.monotonic() + 120
-    while len(list(videos.rglob("*.mp4"))) < 2 and time.monotonic() < deadline and process.poll() is None:
+    while len(list(videos.rglob("*.mp4"))) < 3 and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.05)
     # A terminal's Ctrl-C goes to the whole group, Ray's processes and workers included; a scheduler's stop to one.
     if number == signal.SIGINT:
@@ -825,9 +836,9 @@ def test_a_signal_ends_a_run_with_130_and_the_same_command_does_the_rest(
     assert "Traceback" not in ended.err
     rows = read_results(str(output)).to_pylist()
     done = {path: path.stat().st_mtime_ns for path in videos.rglob("*.mp4")}
-    assert 2 <= len(done) < 10
+    assert 3 <= len(done) < 10
     assert {row["status"] for row in rows} == {"succeeded"}
-    assert 2 <= len(rows) <= len(done)
+    assert 1 <= len(rows) <= len(done), "a row that ended with the signal may have its video and no record yet"
     assert not ledger.count_attempts(str(output)), "rows that were stopped have not killed their worker"
     ended = finish(start(*words))
     assert ended.code == 0, ended.err
