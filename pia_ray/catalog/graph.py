@@ -269,7 +269,7 @@ def _pooled(dataset: Dataset, stage: type, pool: Pool, arguments: Mapping[str, A
     context = dataset.context
     context.execution_no_progress_timeout_s = NO_PROGRESS_S
     context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0
-    context.max_consecutive_actor_init_deaths = 3
+    context.max_consecutive_actor_init_deaths = 2
     return dataset
 
 
@@ -382,7 +382,9 @@ def _connected(config: CatalogConfig) -> Iterator[bool]:
         signal.signal(signal.SIGTERM, on_term)  # ray.init puts its own handler there
     for handler in logging.getLogger("ray.data").handlers:
         if not isinstance(handler, logging.FileHandler):
-            handler.setLevel(level)  # its console handler is set apart from the others'; the file keeps all
+            # Its console handler is set apart from the others'. What ends a run is raised, and said once; the file in
+            # Ray's session folder keeps the tracebacks.
+            handler.setLevel(logging.CRITICAL if level >= logging.ERROR else level)
     try:
         yield own
     finally:

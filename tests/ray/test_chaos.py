@@ -1,0 +1,161 @@
+"""Clusters of a run's own, drivers that are killed, the command line, and S3: each run here starts its own Ray."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from pia_ray import read_results, storage
+from pia_ray.catalog.graph import run_catalog
+from pia_ray.catalog.local import run_local
+from pia_ray.config import CatalogConfig, ModelConfig, build
+from pia_ray.errors import ConfigError
+from pia_ray.testing import FakeAnimator, make_catalog, make_fake, make_pipeline_folder
+from tests.s3_server import s3, s3_server
+
+__all__ = ["s3", "s3_server"]  # fixtures
+
+pytestmark = [
+    pytest.mark.heavy,
+    # Ray Data sets its own deprecated settings whenever it makes a context.
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context"),
+    # Ray leaves pipes and log files of the processes it started to the garbage collector.
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+]
+
+DRIVER = """
+import json, sys
+from functools import partial
+from pathlib import Path
+from pia_ray.catalog.graph import run_catalog
+from pia_ray.config import CatalogConfig, build
+from pia_ray.testing import make_fake
+
+values = json.loads(sys.argv[1])
+fake = partial(make_fake, seconds_per_step=0.02, log=Path(sys.argv[2]))
+summary = run_catalog(build(CatalogConfig, values), make_animator=fake)
+print(json.dumps({"pending": summary.progress.num_pending, "exit_code": summary.exit_code}))
+"""
+
+
+def begun(log: Path) -> list[dict[str, Any]]:
+    """What the fake animators began, in order: id and pid."""
+    return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+
+
+def children() -> dict[int, str]:
+    """Living processes under this one, with their command lines."""
+    parents, commands = {}, {}
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            try:
+                stat = (folder / "stat").read_text().rpartition(")")[2].split()
+                commands[int(folder.name)] = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            except OSError:
+                continue
+            if stat[0] != "Z":
+                parents[int(folder.name)] = int(stat[1])
+    found, frontier = dict[int, str](), {os.getpid()}
+    while frontier := {pid for pid, parent in parents.items() if parent in frontier}:
+        found |= {pid: commands[pid] for pid in frontier}
+    return found
+
+
+def ray_processes() -> list[str]:
+    return [command for command in children().values() if "raylet" in command or "gcs_server" in command]
+
+
+def until(condition: Any) -> bool:
+    """Whether it comes true within the patience of a test."""
+    for _ in range(600):
+        if condition():
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def test_a_run_on_s3_with_a_cluster_of_its_own_gives_the_local_table_and_leaves_no_ray(s3: str, tmp_path: Path) -> None:
+    manifest = make_catalog(tmp_path, rows=6, broken=0.34)
+    values = {"manifest": str(manifest), "model": "demo", "max_attempts": 1}
+    here = build(CatalogConfig, {**values, "output": str(tmp_path / "out")})
+    there = build(CatalogConfig, {**values, "output": f"{s3}/out"})
+    with FakeAnimator(ModelConfig.named("demo")) as animator:
+        run_local(here, animator=animator)
+    handler = signal.getsignal(signal.SIGTERM)
+    summary = run_catalog(there, make_animator=make_fake)
+    assert not ray.is_initialized()
+    assert until(lambda: not ray_processes()), ray_processes()
+    assert signal.getsignal(signal.SIGTERM) is handler
+    assert summary.exit_code == 1
+    tables = [read_results(config.output).to_pylist() for config in (here, there)]
+    for one, other in zip(*tables, strict=True):
+        for name in ("id", "status", "error_code", "work_key", "input_sha256", "seed", "params", "sku"):
+            assert one[name] == other[name]
+        if other["video_uri"]:
+            assert other["video_uri"] == f"{s3}/out" + one["video_uri"].removeprefix(here.output)
+            assert storage.exists(other["video_uri"])
+    with pytest.raises(ConfigError, match="gpus-per-actor"):
+        again = there.model_copy(update={"gpus_per_actor": 1.0, "retry": ("failed",)})
+        run_catalog(again, make_animator=make_fake)
+    assert not ray.is_initialized()
+
+
+def test_after_a_kill_of_the_driver_the_next_run_does_the_rest_and_the_third_nothing(tmp_path: Path) -> None:
+    manifest, log = make_catalog(tmp_path, rows=30), tmp_path / "log"
+    values = {"manifest": str(manifest), "output": str(tmp_path / "out"), "model": "demo", "batch_size": 2}
+    command = [sys.executable, "-c", DRIVER, json.dumps(values), str(log)]
+    driver = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    videos = tmp_path / "out" / "videos"
+    assert until(lambda: len(list(videos.glob("*/*.mp4"))) >= 8 or driver.poll() is not None)
+    assert driver.poll() is None
+    driver.kill()
+    driver.communicate()
+    pids = {line["pid"] for line in begun(log)}
+    assert until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids)), "no actor outlives its driver"
+    committed = {path: path.stat().st_mtime_ns for path in videos.glob("*/*.mp4")}
+    assert 8 <= len(committed) < 30
+
+    second = subprocess.run(command, capture_output=True, text=True, timeout=200, check=True)
+    # What was committed and not yet recorded counts as pending, and is found, not animated.
+    assert json.loads(second.stdout)["exit_code"] == 0
+    rows = read_results(values["output"]).to_pylist()
+    assert Counter(row["status"] for row in rows) == {"succeeded": 30}
+    assert len({row["video_uri"] for row in rows}) == 30
+    assert {path: path.stat().st_mtime_ns for path in committed} == committed
+    times = Counter(line["id"] for line in begun(log))
+    assert len(times) == 30
+    assert sum(times.values()) <= 30 + 4, "only what was in flight begins again"
+
+    before = len(begun(log))
+    third = subprocess.run(command, capture_output=True, text=True, timeout=200, check=True)
+    assert json.loads(third.stdout) == {"pending": 0, "exit_code": 0}
+    assert len(begun(log)) == before
+
+
+def test_a_model_that_its_actors_cannot_load_ends_the_command_with_2_and_one_clean_line(tmp_path: Path) -> None:
+    folder = make_pipeline_folder(tmp_path / "model")
+    unet = folder / "unet" / "config.json"
+    settings = json.loads(unet.read_text())
+    unet.write_text(json.dumps({**settings, "cross_attention_dim": 24}))
+    (tmp_path / "tiny.yaml").write_text(f"base: {folder}\nlong_edge: 64\ndevice: cpu\n")
+    manifest = make_catalog(tmp_path, rows=2)
+    command = [sys.executable, "-m", "pia_ray.cli", "animate", str(manifest), "--output", str(tmp_path / "out")]
+    ended = subprocess.run(
+        [*command, "--model", str(tmp_path / "tiny.yaml")], capture_output=True, text=True, timeout=200, check=False
+    )
+    assert ended.returncode == 2
+    last = ended.stderr.strip().splitlines()[-1]
+    assert last.startswith("pia-ray: the workers could not go on: ")
+    assert "unet" in last.lower() or "shape" in last.lower() or "size" in last.lower()
+    assert "Traceback" not in ended.stderr
+    assert "\x1b[" not in ended.stderr

@@ -1,0 +1,353 @@
+"""Catalogues on a real local Ray cluster, one for this file: every item ends once, whoever dies, as without Ray."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections import Counter
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import ray
+import ray.data
+import torch
+
+from pia_ray import Animator, build_processor, ledger, read_results
+from pia_ray.catalog.graph import run_catalog, size_pool
+from pia_ray.catalog.local import run_local
+from pia_ray.catalog.run import Progress
+from pia_ray.config import CatalogConfig, ModelConfig, build
+from pia_ray.errors import JobError, WeightsError
+from pia_ray.testing import FakeAnimator, draw_picture, make_catalog, make_fake, make_pipeline_folder
+from pia_ray.video import decode_frames
+
+pytestmark = [
+    pytest.mark.heavy,
+    # Ray Data sets its own deprecated settings whenever it makes a context.
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context"),
+]
+
+DEMO = ModelConfig.named("demo")
+# The record inside a video holds the timings, so its bytes differ as they do.
+TIMINGS = {"fetch_s", "animate_s", "publish_s", "gpu_s", "finished_at", "run_id", "worker", "sha256", "size_bytes"}
+URIS = ("video_uri", "thumbnail_uri", "input_thumbnail_uri")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[None]:
+    """A cluster with more CPUs than there are and two GPUs that are none: both are counted, not touched."""
+    ray.init(
+        address="local",
+        num_cpus=8,
+        num_gpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        object_store_memory=200 * 2**20,
+        logging_level="ERROR",
+    )
+    yield
+    ray.shutdown()
+
+
+def configure(manifest: Path | str, output: Path, **settings: Any) -> CatalogConfig:
+    values = {"manifest": str(manifest), "output": str(output), "model": "demo", "gpus_per_actor": 0, **settings}
+    return build(CatalogConfig, values)
+
+
+def write(folder: Path, prompts: dict[str, str]) -> Path:
+    """A manifest with a row of that id and prompt for each, and its picture."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for number, (name, prompt) in enumerate(prompts.items()):
+        (folder / f"{name}.png").write_bytes(draw_picture((64, 48), seed=number))
+        rows.append({"id": name, "image": f"{name}.png", "prompt": prompt})
+    path = folder / "manifest.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    return path
+
+
+def by_id(config: CatalogConfig) -> dict[str, dict[str, Any]]:
+    return {row["id"]: row for row in read_results(config.output).to_pylist()}
+
+
+def begun(log: Path) -> list[dict[str, Any]]:
+    """What the fake animators began, in order: id and pid."""
+    return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+
+
+def comparable(config: CatalogConfig) -> list[dict[str, Any]]:
+    """The results but for timings, with URIs from the output's root."""
+    rows = read_results(config.output).to_pylist()
+    for row in rows:
+        for name in URIS:
+            row[name] = row[name] and str(row[name]).removeprefix(config.output)
+    return [{name: value for name, value in row.items() if name not in TIMINGS} for row in rows]
+
+
+def videos(config: CatalogConfig) -> dict[str, np.ndarray[Any, Any]]:
+    """Decoded frames by id, of the rows that succeeded."""
+    return {
+        name: decode_frames(Path(row["video_uri"])).astype(np.int16)
+        for name, row in by_id(config).items()
+        if row["status"] == "succeeded"
+    }
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def gone(pids: set[int]) -> bool:
+    """Whether all of them end within the patience of a test."""
+    for _ in range(300):
+        if not any(alive(pid) for pid in pids):
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def test_run_local_and_ray_give_the_same_table_of_good_broken_and_bad_rows(tmp_path: Path) -> None:
+    manifest = make_catalog(tmp_path, rows=12, broken=0.25)
+    table = pq.read_table(manifest)
+    scales = pa.array([9 if row == 4 else row % 3 for row in range(12)], pa.int8())
+    prompts = pa.array(["oom" if row == 5 else f"picture {row}" for row in range(12)])
+    table = table.set_column(3, "motion_scale", scales).set_column(2, "prompt", prompts)
+    pq.write_table(table, manifest)
+    here, there = (configure(manifest, tmp_path / name, max_attempts=1) for name in ("local", "ray"))
+    with FakeAnimator(DEMO) as animator:
+        local = run_local(here, animator=animator)
+    summary = run_catalog(there, make_animator=make_fake)
+    assert Counter(row["status"] for row in comparable(here))["failed"] == 5
+    assert comparable(there) == comparable(here)
+    expected, made = videos(here), videos(there)
+    assert expected.keys() == made.keys()
+    assert all(np.array_equal(expected[name], made[name]) for name in made)
+    assert read_results(there.output).schema == read_results(here.output).schema
+    assert (summary.exit_code, summary.progress.errors) == (local.exit_code, local.progress.errors)
+    assert ray.is_initialized(), "a cluster that was there before the run stays"
+
+
+def test_the_genuine_engine_makes_the_same_frames_on_ray_as_without(tmp_path: Path) -> None:
+    folder = make_pipeline_folder(tmp_path / "model")
+    defaults = {"num_inference_steps": 2, "num_frames": 4}
+    model = {"base": str(folder), "name": "tiny", "device": "cpu", "long_edge": 64, "defaults": defaults}
+    manifest = make_catalog(tmp_path, rows=4)
+    # One row at a time: the encoder makes much of the last bit, in which rows that are packed otherwise may differ.
+    here, there = (configure(manifest, tmp_path / name, model=model, batch_size=1) for name in ("local", "ray"))
+    threads = torch.get_num_threads()
+    with Animator(here.model, batch_size=1, cpu_threads=1) as animator:
+        assert run_local(here, animator=animator).exit_code == 0
+    torch.set_num_threads(threads)
+    assert run_catalog(there).exit_code == 0
+    tables = comparable(here), comparable(there)
+    motions = [[row.pop("motion") for row in table] for table in tables]
+    assert tables[0] == tables[1]
+    assert motions[0] == pytest.approx(motions[1], rel=1e-3)
+    expected, made = videos(here), videos(there)
+    assert expected.keys() == made.keys()
+    assert max(np.abs(expected[name] - made[name]).mean() for name in made) < 0.5
+
+
+def test_rows_that_finished_before_their_worker_is_killed_are_not_animated_again(tmp_path: Path) -> None:
+    config = configure(make_catalog(tmp_path, rows=24), tmp_path / "out", batch_size=2, prefetch=1)
+    log, killed = tmp_path / "log", dict[str, Any]()
+
+    def kill_once(progress: Progress) -> None:
+        if progress.num_succeeded >= 6 and not killed:
+            killed["pid"] = begun(log)[-1]["pid"]
+            os.kill(killed["pid"], signal.SIGKILL)
+
+    slow = partial(make_fake, log=log, seconds_per_step=0.02)
+    summary = run_catalog(config, make_animator=slow, observe=kill_once)
+    assert summary.progress.num_succeeded == 24
+    assert {row["status"] for row in by_id(config).values()} == {"succeeded"}
+    times = Counter(line["id"] for line in begun(log))
+    assert len(times) == 24
+    again = {name for name, number in times.items() if number > 1}
+    assert len(again) <= config.rows_at_once, "only what was in flight begins again"
+    # A row may have been in the engine, then finished, but not committed when the kill came: twice, never more.
+    assert max(times.values()) <= 2
+    # A row that died in flight runs alone the second time, and says so.
+    assert {row["attempts"] for name, row in by_id(config).items() if name in again} <= {2}
+    assert not ledger.count_attempts(config.output) or ledger.count_attempts(config.output).total() <= 3
+
+
+@pytest.mark.parametrize("max_attempts", [1, 3])
+def test_a_row_that_kills_its_worker_fails_alone_and_its_neighbours_succeed(tmp_path: Path, max_attempts: int) -> None:
+    prompts = {f"n{number}": "sea" for number in range(9)}
+    # With one attempt in all, a row that dies of itself alone has had it.
+    prompts |= {"poison": "die", "unlucky": "die-once" if max_attempts > 1 else "sea", "other-poison": "die now"}
+    # In the first handful of the run, so that they have neighbours when they die.
+    order = ["n0", "poison", "n1", "unlucky", "n2", "other-poison", *(f"n{number}" for number in range(3, 9))]
+    manifest = write(tmp_path, {name: prompts[name] for name in order})
+    config = configure(manifest, tmp_path / "out", batch_size=4, max_attempts=max_attempts)
+    log, marks = tmp_path / "log", tmp_path / "marks"
+    marks.mkdir()
+    summary = run_catalog(config, make_animator=partial(make_fake, log=log, marks=marks, seconds_per_step=0.01))
+    found = by_id(config)
+    failed = {name: row["error_code"] for name, row in found.items() if row["status"] == "failed"}
+    assert failed == {"poison": "worker_died", "other-poison": "worker_died"}
+    assert len(found) == 12
+    assert summary.progress.errors == {"worker_died": 2}
+    times = Counter(line["id"] for line in begun(log))
+    for name in failed:
+        # Once in company, whoever killed the worker then, and alone from the second time on.
+        assert found[name]["attempts"] == max(max_attempts, 2)
+        assert times[name] <= max(max_attempts, 2)
+        assert "--retry worker_died" in found[name]["error_message"]
+    # A bystander can be in hand at one death in company; after that it is alone.
+    assert max(times[name] for name in found if name not in failed and name != "unlucky") <= 2
+    assert found["unlucky"]["status"] == "succeeded"
+    assert run_catalog(config, make_animator=make_fake).progress.num_pending == 0
+
+
+def test_two_actors_share_the_rows(tmp_path: Path) -> None:
+    config = configure(make_catalog(tmp_path, rows=24), tmp_path / "out", actors=2, batch_size=1, prefetch=1)
+    assert run_catalog(config, make_animator=partial(make_fake, seconds_per_step=0.05)).exit_code == 0
+    shares = Counter(row["worker"] for row in by_id(config).values())
+    assert len(shares) == 2
+    assert min(shares.values()) >= 4
+
+
+def test_a_pool_grows_from_its_least_to_its_most_while_rows_wait(tmp_path: Path) -> None:
+    config = configure(make_catalog(tmp_path, rows=40), tmp_path / "out", actors="1:2", batch_size=1, prefetch=1)
+    assert run_catalog(config, make_animator=partial(make_fake, seconds_per_step=0.1)).exit_code == 0
+    assert len({row["worker"] for row in by_id(config).values()}) == 2
+
+
+def test_more_actors_than_there_are_gpus_wait_and_the_run_completes(tmp_path: Path) -> None:
+    manifest = make_catalog(tmp_path, rows=8)
+    config = configure(manifest, tmp_path / "out", actors=4, gpus_per_actor=1, batch_size=1)
+    assert run_catalog(config, make_animator=partial(make_fake, seconds_per_step=0.02)).exit_code == 0
+    assert len({row["worker"] for row in by_id(config).values()}) <= 2
+
+
+def test_the_pool_is_one_actor_per_gpu_unless_said_otherwise(tmp_path: Path) -> None:
+    config = configure("m.parquet", tmp_path, gpus_per_actor=None)
+    pool = size_pool(config)
+    assert (pool.least, pool.most, pool.num_gpus) == (1, 2, 1.0)
+    shared = size_pool(configure("m.parquet", tmp_path, gpus_per_actor=0.5))
+    assert (shared.most, shared.num_gpus) == (4, 0.5)
+    assert size_pool(configure("m.parquet", tmp_path)).most == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (
+            WeightsError("the weights in /models/x have gone;\nfetch them again"),
+            "the weights in /models/x have gone;\nf",
+        ),
+        (RuntimeError("the driver is too old"), "RuntimeError: the driver is too old"),
+    ],
+)
+def test_a_model_that_no_actor_can_load_ends_the_run_in_its_own_words(
+    tmp_path: Path, error: Exception, words: str
+) -> None:
+    def fail(config: CatalogConfig, cpu_threads: int) -> FakeAnimator:
+        raise error from KeyError("an earlier cause")
+
+    config = configure(make_catalog(tmp_path, rows=2), tmp_path / "out")
+    with pytest.raises(JobError) as caught:
+        run_catalog(config, make_animator=fail)
+    assert caught.value.message.startswith(f"the workers could not go on: {words}")
+    assert "File" not in caught.value.message
+    assert (tmp_path / "out" / "results.parquet").exists()
+
+
+def test_a_deadline_stops_the_actors_of_a_cluster_that_lives_on(tmp_path: Path) -> None:
+    manifest = write(tmp_path, {**{f"n{number}": "sea" for number in range(3)}, "h": "hang", "i": "hang"})
+    config = configure(manifest, tmp_path / "out", batch_size=4, deadline_s=25)
+    log = tmp_path / "log"
+    summary = run_catalog(config, make_animator=partial(make_fake, log=log))
+    assert summary.exit_code == 4
+    assert summary.progress.num_succeeded == 3
+    assert gone({line["pid"] for line in begun(log)})
+    assert not ledger.count_attempts(config.output), "a row that was stopped has not killed its worker"
+
+
+def test_results_come_one_by_one_and_rows_stay_thin_however_many(tmp_path: Path) -> None:
+    config = configure(make_catalog(tmp_path, rows=300, sizes=((32, 32),)), tmp_path / "out", actors=2)
+    seen = [0]
+    summary = run_catalog(config, make_animator=make_fake, observe=lambda p: seen.append(p.num_succeeded))
+    assert summary.progress.num_succeeded == 300
+    assert max(np.diff(seen)) == 1, "one row per block, and none held back for a batch"
+
+
+def rows_for(folder: Path, names: list[str]) -> list[dict[str, Any]]:
+    return [
+        {"key": name, "picture": draw_picture((64, 48), seed=number), "note": {"n": number}}
+        for number, name in enumerate(names)
+    ]
+
+
+def test_a_processor_animates_rows_of_a_dataset_lazily_and_only_once(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    config = configure("", tmp_path / "out")
+    (tmp_path / "there.png").write_bytes(draw_picture((64, 48), seed=9))
+    rows = rows_for(tmp_path, ["a", "b", "c", "d"])
+    rows[1]["picture"] = b"no picture"
+    process = build_processor(
+        config,
+        preprocess=lambda row: {
+            "id": row["key"],
+            "image": row["picture"],
+            "prompt": "sea",
+            "motion_scale": 9 if row["key"] == "d" else 1,
+        },
+        postprocess=lambda row: {
+            "key": row["key"],
+            "n": row["note"]["n"],
+            **{name: row[name] for name in ("status", "error_code", "video_uri", "seed", "worker")},
+        },
+        make_animator=partial(make_fake, log=log),
+    )
+    before = ray.data.DataContext.get_current().copy()
+    dataset = process(ray.data.from_items(rows))
+    assert not begun(log)
+    assert ray.data.DataContext.get_current() == before
+    made = {row["key"]: row for row in dataset.take_all()}
+    codes = {name: (row["status"], row["error_code"]) for name, row in made.items()}
+    assert codes == {
+        "a": ("succeeded", None),
+        "b": ("failed", "unsupported_image"),
+        "c": ("succeeded", None),
+        "d": ("failed", "bad_parameter"),
+    }
+    assert [made[name]["n"] for name in "abcd"] == [0, 1, 2, 3]
+    assert Path(made["a"]["video_uri"]).stat().st_size > 0
+    again = {row["key"]: row for row in process(ray.data.from_items(rows)).take_all()}
+    assert again["a"]["video_uri"] == made["a"]["video_uri"]
+    assert Counter(line["id"] for line in begun(log)) == {"a": 1, "c": 1}
+
+
+def test_a_processor_keeps_the_columns_of_rows_with_paths_and_their_blocks_thin(tmp_path: Path) -> None:
+    names = [f"p{number}" for number in range(6)]
+    for number, name in enumerate(names):
+        (tmp_path / f"{name}.png").write_bytes(draw_picture((320, 240), seed=number))
+    rows = [{"id": name, "image": str(tmp_path / f"{name}.png"), "prompt": "sea", "sku": 2**63 + 1} for name in names]
+    dataset = build_processor(configure(tmp_path, tmp_path / "out"), make_animator=make_fake)(
+        ray.data.from_arrow(
+            pa.Table.from_pylist(
+                rows, pa.schema({**dict.fromkeys(("id", "image", "prompt"), pa.string()), "sku": pa.uint64()})
+            )
+        )
+    ).materialize()
+    table = pa.concat_tables(ray.get(dataset.to_arrow_refs()))
+    assert table["sku"].to_pylist() == [2**63 + 1] * 6
+    assert table.schema.field("seed").type == pa.uint64()
+    assert table["error_message"].to_pylist() == [None] * 6
+    assert dataset.num_blocks() == 6
+    assert dataset.size_bytes() / 6 < 4096
