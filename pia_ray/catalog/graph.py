@@ -12,6 +12,7 @@ import logging
 import os
 import re
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -375,7 +376,8 @@ def _connected(config: CatalogConfig) -> Iterator[bool]:
         cpus = int((os.cpu_count() or 1) + (config.actors or (1, 1))[1] * config.cpus_per_actor + 1)
         options |= {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
     try:
-        ray.init(address="local" if own else config.address, **options)
+        with _native_lines_hidden(level >= logging.ERROR):
+            ray.init(address="local" if own else config.address, **options)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise ConfigError(f"cannot use Ray at {config.address or 'this machine'}: {error}") from error
     if main:
@@ -389,6 +391,27 @@ def _connected(config: CatalogConfig) -> Iterator[bool]:
         yield own
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _native_lines_hidden(hidden: bool) -> Iterator[None]:
+    """Keeps Ray's native code from writing to standard error while it starts: it tells its log level there.
+
+    What goes wrong in the meantime comes as an exception. There is no setting for it (ray 2.60).
+    """
+    if not hidden:
+        yield
+        return
+    sys.stderr.flush()
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(nowhere)
+        os.close(kept)
 
 
 def _die() -> None:
