@@ -81,8 +81,8 @@ class CatalogWorker:
             if (found := steps.committed(row, config)) is not None:
                 return found
             earlier = ledger.earlier_attempts(config.output, row.work_key)
-        except RowError as error:
-            return self._failed(row, error, attempts=1)
+        except Exception as error:  # noqa: BLE001 - the row boundary
+            return self._failed(row, _row_error(error), attempts=1)
         # The record is written once the row is let in: a row that only waits must not be charged with a death.
         with self._presence.enter(alone=bool(earlier)):
             return self._attempt(row, earlier)
@@ -97,8 +97,8 @@ class CatalogWorker:
         config, tries = self._config, 0
         try:
             attempt = ledger.begin_attempt(config.output, row.work_key, worker=steps.worker_name(), earlier=earlier)
-        except RowError as error:
-            return self._failed(row, error, attempts=1)
+        except Exception as error:  # noqa: BLE001 - the row boundary
+            return self._failed(row, _row_error(error), attempts=1)
         # The first death may have been a neighbour's doing; since then the row was alone, and each one was its own.
         if attempt.num_earlier >= max(config.max_attempts, 2):
             died = WorkerDied(
