@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Literal
 
 from pia_ray.config import DEFAULT_BATCH_SIZE, ModelConfig
-from pia_ray.errors import Cancelled, DeviceLost, PiaRayError, RowError, Timeout
+from pia_ray.errors import Cancelled, ConfigError, DeviceLost, PiaRayError, RowError, Timeout
 from pia_ray.params import Animation, AnimationRequest
 from pia_ray.pia.assemble import assemble
 from pia_ray.pia.engine import Engine, Row
@@ -65,6 +65,8 @@ class Animator:
         batch_size: int | Literal["auto"] = "auto",
         cpu_threads: int | None = None,
     ) -> None:
+        if batch_size != "auto" and batch_size < 1:
+            raise ConfigError(f'batch_size must be "auto" or at least 1 (got {batch_size})')
         if cpu_threads is not None:
             set_cpu_threads(cpu_threads)
         self.model = model
@@ -174,15 +176,16 @@ class Animator:
             if crowded and self._present:
                 return
             self._waiting.popleft()
-            if ticket.future.cancelled():
-                continue
-            if ticket.expired:
+            if ticket.future.cancelled() or ticket.expired:
                 _settle(ticket, _late(ticket))
                 continue
             try:
                 ticket.row = self._engine.join(ticket.request)
-            except RowError as error:
+            except PiaRayError as error:
+                # Settled before anything else: this ticket is in no list any more.
                 _settle(ticket, error)
+                if not isinstance(error, RowError):
+                    raise
                 continue
             self._present[ticket.row] = ticket
 
@@ -192,22 +195,20 @@ class Animator:
             if ticket.future.cancelled() or ticket.expired:
                 self._engine.leave(row)
                 del self._present[row]
-                if ticket.expired:
-                    _settle(ticket, _late(ticket))
+                _settle(ticket, _late(ticket))
 
     def _step(self) -> None:
         ended = self._engine.step()
         for row, ticket in self._present.items():
             done = row.evaluation.step
-            if ticket.on_step is not None and done != ticket.reported:
+            if done != ticket.reported:
                 ticket.reported = done
-                ticket.on_step(done, row.evaluation.num_steps)
+                _report(ticket, done, row.evaluation.num_steps)
         for row, outcome in ended:
             ticket = self._present.pop(row)
             if isinstance(outcome, Animation):
                 outcome = replace(outcome, animate_s=time.monotonic() - ticket.submitted_at)
-                if ticket.on_step is not None:
-                    ticket.on_step(row.evaluation.num_steps, row.evaluation.num_steps)
+                _report(ticket, row.evaluation.num_steps, row.evaluation.num_steps)
             _settle(ticket, outcome)
 
     def _fail_all(self, error: PiaRayError) -> None:
@@ -225,11 +226,23 @@ class Animator:
         self._engine.rows.clear()
 
 
+def _report(ticket: _Ticket, done: int, total: int) -> None:
+    if ticket.on_step is None:
+        return
+    try:
+        ticket.on_step(done, total)
+    except Exception:  # a caller's code, on the thread of all callers
+        log.exception("on_step of %s failed; it is not called again", ticket.request.id)
+        ticket.on_step = None
+
+
 def _late(ticket: _Ticket) -> Timeout:
-    return Timeout(f"not finished within its deadline of {ticket.request.deadline_s:g} s")
+    limit = ticket.request.deadline_s
+    return Timeout(f"not finished within its deadline of {limit:g} s" if limit is not None else "taken back")
 
 
 def _settle(ticket: _Ticket, outcome: Animation | PiaRayError) -> None:
+    """Gives the caller the outcome, or tells a caller who took the request back that it is gone."""
     if not ticket.future.set_running_or_notify_cancel():
         return
     if isinstance(outcome, Animation):

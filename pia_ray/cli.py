@@ -17,6 +17,7 @@ import signal
 import socket
 import sys
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -30,6 +31,7 @@ from pia_ray.params import KNOBS, Knob, VideoFormat, parse_defaults, parse_param
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from pia_ray.catalog.run import Progress
     from pia_ray.ledger import Lease, Ledger
 
 Command = Callable[[argparse.Namespace], int]
@@ -62,6 +64,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Whoever read our output has gone; Python would complain once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except Exception:  # noqa: BLE001 - exit 1 means failed rows, which a bug does not
+        traceback.print_exc()
+        return 2
 
 
 class _Parser(argparse.ArgumentParser):
@@ -244,10 +249,25 @@ def _run(config: CatalogConfig, args: argparse.Namespace, *, again: Sequence[str
         logging.getLogger("ray").setLevel(logging.ERROR)  # only now: importing ray sets its own level
     _require_cluster(config.address)
     console = _console()
+    interrupted = False
+
+    def interrupt(number: int, frame: object) -> None:
+        nonlocal interrupted
+        interrupted = True
+        raise KeyboardInterrupt
+
     # A scheduler's stop is a person's Ctrl-C: what is done is recorded, the rest can be resumed.
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, interrupt)
     with RunDisplay(console) as display:
-        summary = run_catalog(config, observe=display.show)
+
+        def observe(progress: Progress) -> None:
+            display.show(progress)
+            # Raised in a callback of foreign code the interrupt may have been swallowed.
+            if interrupted and progress.phase == "animating":
+                raise KeyboardInterrupt
+
+        summary = run_catalog(config, observe=observe)
     # Right after the command, so that it stays a flag also where the arguments end in `-- MANIFEST`.
     retry = [*_program(), again[0], "--retry", "failed", *again[1:]]
     show_summary(console, summary, retry_command=shlex.join(retry), open_path=_shown)
@@ -278,10 +298,6 @@ def _program() -> list[str]:
     if called.name != "pia-ray" or (found is not None and Path(found).resolve() == called.resolve()):
         return ["pia-ray"]
     return [sys.argv[0]]
-
-
-def _interrupt(number: int, frame: object) -> None:
-    raise KeyboardInterrupt
 
 
 def _image(args: argparse.Namespace) -> int:
@@ -469,10 +485,10 @@ def _set_up(args: argparse.Namespace) -> None:
 
 
 def _console() -> Console:
-    from rich.console import Console
+    from pia_ray.console import Screen
 
     # Where there is no terminal rich assumes 80 columns, and would cut the tables of a pipe or a log file.
-    return Console() if sys.stdout.isatty() else Console(width=200)
+    return Screen() if sys.stdout.isatty() else Screen(width=200)
 
 
 def _shown(uri: str) -> str:

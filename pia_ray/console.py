@@ -5,13 +5,17 @@ Owns rich. Writes to the console it is given; the command line decides which.
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
 from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
@@ -33,6 +37,16 @@ _PHASES: Final = {
     "writing": "writing results and gallery",
     "ended": "done",
 }
+
+
+class Screen(Console):
+    """A console whose reader may go away: what is shown is lost then, the work goes on."""
+
+    def on_broken_pipe(self) -> None:
+        """Called by rich where it would end the process."""
+        self.quiet = True
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class RunDisplay:
@@ -130,17 +144,17 @@ def show_report(console: Console, facts: Mapping[str, Any]) -> None:
     table = Table(show_header=False, box=None, pad_edge=False)
     for name, value in facts.items():
         if isinstance(value, Mapping):
-            table.add_row(name.replace("_", " "), "")
+            table.add_row(escape(name.replace("_", " ")), "")
             for inner, number in value.items():
                 shown = (
                     ", ".join(f"p{q} {_number(v)}" for q, v in number.items()) if isinstance(number, Mapping) else None
                 )
-                table.add_row(f"  {inner}", shown or _number(number))
+                table.add_row(escape(f"  {inner}"), escape(shown or _number(number)))
         elif isinstance(value, list | tuple):
             for entry in value:
-                table.add_row(name.replace("_", " "), str(entry))
+                table.add_row(escape(name.replace("_", " ")), escape(str(entry)))
         else:
-            table.add_row(name.replace("_", " "), _number(value))
+            table.add_row(escape(name.replace("_", " ")), escape(_number(value)))
     console.print(table, highlight=False)
 
 
@@ -148,7 +162,7 @@ def show_table(console: Console, columns: Sequence[str], rows: Sequence[Sequence
     """Rows under headings."""
     table = Table(*columns, box=None, pad_edge=False)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(escape, row))
     console.print(table, highlight=False)
 
 

@@ -38,6 +38,8 @@ _KNOWN: Final = frozenset(field.name for field in fields(ResultRow))
 _ELSEWHERE: Final = frozenset({"prompt", "seed", "width", "height", "num_frames", "fps", "motion_scale"})
 """Knobs that the page shows in a place of their own."""
 
+NAME: Final = "index.html"
+
 MOST_ROWS: Final = 20_000
 """Rows of one page, some 4 MB; of a larger catalogue it shows the first ones and says so."""
 
@@ -55,7 +57,7 @@ def write_gallery(output: str, *, title: str | None = None) -> str:
     table = ledger.read_results(output)
     chosen = _chosen(table["status"].to_pylist())
     rows = table.take(chosen).to_pylist() if len(chosen) < len(table) else table.to_pylist()
-    uri = storage.join(output, "index.html")
+    uri = storage.join(output, NAME)
     page = gallery_html(rows, title=title or _title(output), num_left_out=len(table) - len(rows))
     storage.write_bytes(uri, page.encode("utf-8", "replace"), content_type="text/html; charset=utf-8")
     return uri

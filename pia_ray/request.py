@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from pia_ray import image as pictures
 from pia_ray.config import ModelConfig
+from pia_ray.errors import BadParameter
 from pia_ray.params import AnimationRequest, resolve, seed_from_id
 
 
@@ -15,6 +16,8 @@ def prepare(request: AnimationRequest, model: ModelConfig) -> AnimationRequest:
     Raises:
         RowError: a knob or the picture cannot be used.
     """
+    if request.params.num_videos > 1:
+        raise BadParameter("num_videos is more than 1: ask once per video, with seeds of their own", "num_videos")
     params = resolve(request.params, {}, model_defaults=model.defaults)
     picture = pictures.as_rgb(request.image)
     width, height = pictures.choose_size(

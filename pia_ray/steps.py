@@ -58,6 +58,9 @@ def fetch(row: ManifestRow, config: CatalogConfig) -> Fetched:
         max_bytes=config.max_image_bytes,
         max_pixels=config.max_image_pixels,
     )
+    planned = row.image_identity.partition("#")[0]
+    if planned.startswith("sha256:") and planned != f"sha256:{decoded.sha256}":
+        raise ImageNotFound("the manifest has changed since it was planned: run again, which plans it anew")
     return Fetched(
         image=decoded.rgb,
         original_width=decoded.original_width,

@@ -108,7 +108,7 @@ def version(model: ModelConfig) -> str:
 
 
 def pin(model: ModelConfig) -> ModelConfig:
-    """The same model with every hub revision replaced by the commit it means now, so that all nodes load the same.
+    """The same model as all nodes must load it: hub revisions become the commits they mean now, folders absolute.
 
     Raises:
         WeightsError: a hub id cannot be looked up.
@@ -117,6 +117,9 @@ def pin(model: ModelConfig) -> ModelConfig:
     for part in _parts(model):
         if _is_hub(part):
             commits["revision" if part.role == "base" else f"{part.role}_revision"] = _identity(part)
+        elif part.reference != EMBEDDED and not storage.is_s3(part.reference):
+            # Elsewhere a relative folder may not be there, and would then count as a hub id.
+            commits[part.role] = str(_local_folder(part).absolute())
     return model.model_copy(update=commits)
 
 

@@ -5,16 +5,19 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, wait
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from pia_ray import Animation, AnimationParams, AnimationRequest, Animator, ModelConfig
-from pia_ray.errors import BadParameter, Cancelled, RowError, Timeout, WeightsError
+from pia_ray.errors import BadParameter, Cancelled, ConfigError, DeviceLost, RowError, Timeout, WeightsError
 from pia_ray.params import seed_from_id
+from pia_ray.pia.assemble import Components
+from pia_ray.pia.engine import Engine
 from pia_ray.testing import make_pipeline_folder
 from pia_ray.video import probe
 
@@ -178,3 +181,48 @@ def test_a_picture_that_is_none_fails_its_request_only(animator: Animator) -> No
 def test_a_model_that_is_not_there_is_a_weights_error_that_says_where_it_looked(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="nowhere"):
         Animator(ModelConfig(name="none", base=str(tmp_path / "nowhere"), device="cpu"))
+
+
+def test_a_gpu_lost_while_a_row_joins_fails_that_row_and_all_later_ones_and_no_caller_waits(model: ModelConfig) -> None:
+    class Lost(torch.nn.Module):
+        def encode(self, values: torch.Tensor) -> object:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    with Animator(model) as animator:
+        parts = animator._engine._components
+        broken = Components(**{**parts.__dict__, "vae": _with_config(Lost(), parts.vae.config)})
+        animator._engine = Engine(broken, batch_size=2)
+        with pytest.raises(DeviceLost, match="illegal memory access"):
+            animator.submit(ask()).result(timeout=30)
+        with pytest.raises(DeviceLost):
+            animator.submit(ask()).result(timeout=30)
+
+
+def _with_config(module: torch.nn.Module, config: object) -> torch.nn.Module:
+    module.config = config  # type: ignore[assignment]
+    return module
+
+
+def test_a_callers_failing_callback_harms_nobody(animator: Animator) -> None:
+    def fail(done: int, total: int) -> None:
+        raise ValueError("a bug of the caller")
+
+    careless = animator.submit(ask(seed=1), on_step=fail)
+    other = animator.submit(ask(seed=2))
+    assert isinstance(careless.result(timeout=30), Animation)
+    assert isinstance(other.result(timeout=30), Animation)
+
+
+def test_a_cancelled_future_counts_as_done_for_those_who_wait_on_it(animator: Animator) -> None:
+    started = threading.Event()
+    future = animator.submit(long_request(), on_step=lambda done, total: started.set())
+    assert started.wait(30)
+    future.cancel()
+    assert wait([future], timeout=30).done == {future}
+
+
+def test_what_one_request_cannot_be_is_refused(model: ModelConfig, animator: Animator) -> None:
+    (outcome,) = animator.animate([ask(num_videos=3)])
+    assert isinstance(outcome, BadParameter)
+    with pytest.raises(ConfigError, match="batch_size"):
+        Animator(model, batch_size=0)

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import resource
+import signal
+import subprocess
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -397,3 +401,79 @@ def test_a_gallery_of_a_huge_catalogue_shows_part_and_says_so() -> None:
     assert len(chosen) == gallery.MOST_ROWS
     assert sum(statuses[place] == "failed" for place in chosen) == gallery.MOST_ROWS // 4
     assert "20,000 of 38,000 rows" in gallery._left_out(len(chosen), 18_000)
+
+
+def test_pictures_inside_a_manifest_that_was_rewritten_meanwhile_are_not_taken_for_those_planned(
+    tmp_path: Path,
+) -> None:
+    rows = [{"id": str(n), "image": draw_picture((48, 48), seed=n), "prompt": "sea"} for n in range(3)]
+    manifest = write(tmp_path, rows)
+    config = configure(manifest, tmp_path / "out")
+
+    def rewrite(progress: Progress) -> None:
+        if progress.phase == "starting":
+            swapped = [{**row, "image": rows[2 - n]["image"]} for n, row in enumerate(rows)]
+            write(tmp_path, swapped)
+
+    with FakeAnimator(DEMO) as animator:
+        run_local(config, animator=animator, observe=rewrite)
+    found = by_id(config)
+    assert found["1"]["status"] == "succeeded"
+    for name in ("0", "2"):
+        assert found[name]["error_code"] == "image_not_found"
+        assert "changed since it was planned" in found[name]["error_message"]
+
+
+@pytest.mark.parametrize("place", ["out", "."])
+def test_an_output_beside_the_pictures_is_not_taken_for_part_of_the_catalogue(tmp_path: Path, place: str) -> None:
+    for n in range(2):
+        (tmp_path / "shots" / f"{n}").mkdir(parents=True)
+        (tmp_path / "shots" / f"{n}" / "a.png").write_bytes(draw_picture((48, 48), seed=n))
+    config = configure(tmp_path / "shots", tmp_path / "shots" / place, defaults={"prompt": "sea"})
+    assert go(config).progress.num_items == 2
+    again = go(config)
+    assert again.progress.num_items == again.progress.num_before == 2
+
+
+def test_a_malformed_url_is_a_bad_row_and_no_end_of_the_run(tmp_path: Path) -> None:
+    path = tmp_path / "m.csv"
+    (tmp_path / "a.png").write_bytes(draw_picture((48, 48), seed=1))
+    path.write_text("image,prompt\nhttps://[bad/1.jpg,sea\nfile://[bad/1.jpg,sea\na.png,sea\n")
+    config = configure(path, tmp_path / "out")
+    summary = go(config)
+    assert summary.progress.num_succeeded == 1
+    assert summary.progress.num_failed_in_all == 2
+
+
+def test_a_store_that_is_away_for_a_moment_costs_no_second_animation(tmp_path: Path) -> None:
+    config = configure(make_catalog(tmp_path, rows=1), tmp_path / "out")
+    (item,) = rows_planned(config)
+    place = Path(ledger.video_uri(config.output, item["id"], work_key=item["work_key"], ext="mp4")).parent
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    class FullDisk(CountingAnimator):
+        def submit(self, request: AnimationRequest, **how: Any) -> Future[Animation]:
+            future = super().submit(request, **how)
+            future.result()
+            # From now on files may not grow, as on a full disk, until a moment later.
+            resource.setrlimit(resource.RLIMIT_FSIZE, (64, limit[1]))
+            threading.Timer(0.5, resource.setrlimit, (resource.RLIMIT_FSIZE, limit)).start()
+            return future
+
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        with FullDisk() as animator:
+            summary = run_local(config, animator=animator)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        signal.signal(signal.SIGXFSZ, before)
+    assert summary.exit_code == 0
+    assert animator.asked == {item["id"]: 1}
+    assert rows_of(config)[0]["attempts"] == 2
+    assert len(list(place.glob("*.mp4"))) == 1
+
+
+def test_a_reader_that_goes_away_does_not_end_the_work() -> None:
+    code = "from pia_ray.console import Screen; s = Screen(); [s.print('x' * 70) for _ in range(20000)]; raise SystemExit(7)"
+    script = f'"{sys.executable}" -c "{code}" | head -1 >/dev/null; exit ${{PIPESTATUS[0]}}'
+    assert subprocess.run(["bash", "-c", script], capture_output=True, timeout=60).returncode == 7

@@ -60,6 +60,9 @@ def results() -> str:
 
 def codes() -> str:
     lines = ["| error code | retryable | what it means |", "|---|---|---|"]
+    lines.append(
+        "| `bad_manifest_row` | no | A line of the manifest that is no row: too many cells, not JSON, not text. |"
+    )
     for kind in every_row_error():
         meaning = (kind.__doc__ or "").split("Arguments:")[0].strip()
         lines.append(f"| `{kind.code}` | {'yes' if kind.retryable else 'no'} | {meaning} |")

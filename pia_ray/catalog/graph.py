@@ -25,7 +25,7 @@ import ray.data
 from ray.data import ActorPoolStrategy, Dataset
 
 from pia_ray import ledger, storage, weights
-from pia_ray.catalog.run import Execute, Job, Observer, Summary, run
+from pia_ray.catalog.run import Execute, Job, Observer, Summary, run, settled
 from pia_ray.catalog.worker import CatalogWorker, RowAnimator, failed_row
 from pia_ray.config import CatalogConfig
 from pia_ray.errors import ConfigError, JobError, PiaRayError, RowError
@@ -114,7 +114,7 @@ def build_processor(
     """
 
     def process(dataset: Dataset) -> Dataset:
-        pinned = config.model_copy(update={"model": weights.pin(config.model)})
+        pinned = settled(config)
         stage = {
             "config": pinned,
             "run_id": ledger.new_run(manifest=config.manifest, model=config.model.name).run_id,
@@ -136,11 +136,19 @@ def size_pool(config: CatalogConfig, *, own_cluster: bool = False) -> Pool:
     """The pool for this config on the connected cluster.
 
     Raises:
-        ConfigError: actors ask for GPUs of a cluster without any, now or by its autoscaler's own account.
+        ConfigError: actors of a cluster of this run's own ask for GPUs that this machine has not. A cluster that was
+            joined may still add some.
     """
     resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     gpus = int(resources.get("GPU", 0))
     wants = config.gpus_per_actor if config.gpus_per_actor is not None else (1.0 if gpus else 0.0)
+    if not gpus and not own_cluster and config.model.device != "cpu":
+        log.warning(
+            "the cluster has no GPU now%s",
+            "; waiting for some"
+            if wants
+            else ": running on its CPUs; where it adds GPU nodes on demand give --gpus-per-actor 1",
+        )
     if wants and not gpus and own_cluster:
         raise ConfigError(f"--gpus-per-actor {wants:g}: this machine has no GPU that Ray can see; leave it out for CPU")
     if config.actors is not None:

@@ -12,13 +12,13 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing
+from contextlib import AbstractContextManager, closing, suppress
 from dataclasses import dataclass, field, replace
 from typing import Final, Literal
 
 from pia_ray import gallery, ledger, manifest, storage, weights
 from pia_ray.config import CatalogConfig
-from pia_ray.errors import JobError, PiaRayError
+from pia_ray.errors import JobError, OutputError, PiaRayError, StorageError
 from pia_ray.params import ResultRow
 
 log = logging.getLogger(__name__)
@@ -98,7 +98,7 @@ class Summary:
         """0 every item has succeeded; 1 some failed; 4 deadline; 130 interrupted."""
         if self.ending != "finished":
             return 4 if self.ending == "deadline" else 130
-        return 1 if self.progress.num_failed_in_all else 0
+        return 1 if self.progress.num_failed_in_all or self.progress.num_left else 0
 
 
 Observer = Callable[[Progress], None]
@@ -114,6 +114,7 @@ def run(config: CatalogConfig, execute: Execute, *, observe: Observer = lambda p
     """
     started = time.monotonic()
     observe(Progress("planning"))
+    config = _with_absolute_places(config)
     opened = manifest.open_manifest(
         config.manifest,
         id_col=config.id_col,
@@ -121,8 +122,7 @@ def run(config: CatalogConfig, execute: Execute, *, observe: Observer = lambda p
         prompt_col=config.prompt_col,
         has_default_prompt="prompt" in config.defaults,
     )
-    # Every worker must load the weights that the work keys name, also when a branch moves while the run goes on.
-    config = config.model_copy(update={"model": weights.pin(config.model)})
+    config = settled(config)
     model_version = weights.version(config.model)
     storage.probe(config.output)
     record = ledger.new_run(manifest=config.manifest, model=model_version, config=config.model_dump(mode="json"))
@@ -151,6 +151,11 @@ def run(config: CatalogConfig, execute: Execute, *, observe: Observer = lambda p
                             observe(progress)
                 except KeyboardInterrupt:
                     ending = "interrupted"
+                except (OutputError, SystemExit):
+                    # Our own trouble, not a worker's: rows in flight are not to be charged with it.
+                    with suppress(StorageError):
+                        ledger.withdraw_latest_attempts(config.output)
+                    raise
                 if ending != "finished":
                     # We stopped the workers: what they had in flight did not kill them.
                     ledger.withdraw_latest_attempts(config.output)
@@ -158,7 +163,7 @@ def run(config: CatalogConfig, execute: Execute, *, observe: Observer = lambda p
             # Also when the workers could not go on: what they did is to be seen.
             observe(replace(progress, phase="writing"))
             book.finish(planned.run)
-            gallery_uri = gallery.write_gallery(config.output)
+            _write_gallery(config.output)
         only_now = progress.num_failed_in_all == progress.num_failed
         errors = progress.errors if only_now else ledger.summary(book).errors
     progress = replace(progress, phase="ended")
@@ -171,8 +176,25 @@ def run(config: CatalogConfig, execute: Execute, *, observe: Observer = lambda p
         seconds=time.monotonic() - started,
         errors=errors,
         results_uri=ledger.results_uri(config.output),
-        gallery_uri=gallery_uri,
+        gallery_uri=storage.join(config.output, gallery.NAME),
     )
+
+
+def settled(config: CatalogConfig) -> CatalogConfig:
+    """The same config as every worker must read it, wherever it runs: local places absolute, hub revisions pinned.
+
+    Raises:
+        WeightsError: the model cannot be found.
+    """
+    config = _with_absolute_places(config)
+    return config.model_copy(update={"model": weights.pin(config.model)})
+
+
+def _with_absolute_places(config: CatalogConfig) -> CatalogConfig:
+    def absolute(place: str) -> str:
+        return place if storage.is_s3(place) else str(storage.local_path(place).absolute())
+
+    return config.model_copy(update={"output": absolute(config.output), "manifest": absolute(config.manifest)})
 
 
 def _follow(
@@ -190,13 +212,23 @@ def _follow(
             else:
                 book.flush_if_due()
             yield progress, "finished"
-            if now > deadline:
+            if now > deadline and progress.num_left:
                 yield progress, "deadline"
                 return
             if now > refresh_at:
-                book.write_results()
-                gallery.write_gallery(job.config.output)
+                try:
+                    book.write_results()
+                    _write_gallery(job.config.output)
+                except OutputError as error:
+                    log.warning("results.parquet is left as it was for now: %s", error)
                 refresh_at = time.monotonic() + max(REFRESH_S, 20 * (time.monotonic() - now))
+
+
+def _write_gallery(output: str) -> None:
+    try:
+        gallery.write_gallery(output)
+    except (OutputError, StorageError) as error:
+        log.warning("the gallery could not be written (`pia-ray gallery %s` tries again): %s", output, error)
 
 
 def _count(progress: Progress, rows: Sequence[ResultRow], since_start_s: float) -> Progress:

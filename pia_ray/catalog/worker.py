@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 import threading
-import time
 import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future
@@ -40,6 +39,8 @@ TRANSIENT: Final = (FetchUnavailable, StorageThrottled, StorageUnavailable, OutO
 BACKOFF_S: Final = 1.0
 """Pause before the second try of a row; doubles with each one."""
 
+MOST_BACKOFF_S: Final = 30.0
+
 _FROM_PARAMS: Final = ("prompt", "width", "height", "num_frames", "fps")
 
 
@@ -68,7 +69,7 @@ class CatalogWorker:
         self._animator = animator
         self._presence = _Presence()
         self._running: set[Future[Animation]] = set()
-        self._stopped = False
+        self._stopped = threading.Event()
 
     def work(self, row: ManifestRow) -> ResultRow:
         """What became of the row; its video is committed before this returns.
@@ -89,29 +90,36 @@ class CatalogWorker:
 
     def stop(self) -> None:
         """Takes back the rows in the engine, which fail as cancelled at its next step, and begins no others."""
-        self._stopped = True
+        self._stopped.set()
         for future in tuple(self._running):
             future.cancel()
 
     def _attempt(self, row: ManifestRow, earlier: tuple[str, ...]) -> ResultRow:
         config, tries = self._config, 0
+        # The first death may have been a neighbour's doing; since then the row was alone, and each one was its own.
+        if len(earlier) >= max(config.max_attempts, 2):
+            died = WorkerDied(
+                f"the worker died each of the {len(earlier)} times that this row was tried: look at its picture "
+                "and size, then run again with --retry worker_died"
+            )
+            # The records stay until the failure is in the ledger: should this worker die of another row before its
+            # answer is out, this row must not be tried all over again.
+            return self._failed(row, died, attempts=len(earlier))
         try:
             attempt = ledger.begin_attempt(config.output, row.work_key, worker=steps.worker_name(), earlier=earlier)
         except Exception as error:  # noqa: BLE001 - the row boundary
             return self._failed(row, _row_error(error), attempts=1)
-        # The first death may have been a neighbour's doing; since then the row was alone, and each one was its own.
-        if attempt.num_earlier >= max(config.max_attempts, 2):
-            died = WorkerDied(
-                f"the worker died each of the {attempt.num_earlier} times that this row was tried: look at its picture "
-                "and size, then run again with --retry worker_died"
-            )
-            ledger.end_attempt(attempt)
-            return self._failed(row, died, attempts=attempt.num_earlier)
+        alone = attempt.num_earlier > 0
+        done: tuple[steps.Fetched, Animation] | None = None
         while True:
             tries += 1
             attempts = attempt.num_earlier + tries
             try:
-                result = self._once(row, attempts, alone=attempts > 1)
+                # What has been animated is not animated again because the store is away.
+                done = done or self._animate(row, alone=alone)
+                result = steps.publish(
+                    done[1], row, fetched=done[0], config=config, run_id=self._run_id, attempts=attempts
+                )
                 break
             except JobError:
                 raise  # the process is spoiled: the record stays, and counts against the row
@@ -120,25 +128,26 @@ class CatalogWorker:
                 if not isinstance(error, TRANSIENT) or attempts >= config.max_attempts:
                     break
                 log.warning("row %s, try %d: %s", row.id, attempts, error)
-            time.sleep(BACKOFF_S * 2 ** (tries - 1))
+                alone = alone or isinstance(error, OutOfMemory)
+            if self._stopped.wait(min(MOST_BACKOFF_S, BACKOFF_S * 2 ** (tries - 1))):
+                break
         ledger.end_attempt(attempt)
         return result
 
-    def _once(self, row: ManifestRow, attempts: int, *, alone: bool) -> ResultRow:
+    def _animate(self, row: ManifestRow, *, alone: bool) -> tuple[steps.Fetched, Animation]:
         config = self._config
         fetched = steps.fetch(row, config)
         request = steps.request_of(row, fetched, deadline_s=config.row_timeout_s)
         future = self._animator.submit(request, alone=alone)
         self._running.add(future)
         try:
-            if self._stopped:
+            if self._stopped.is_set():
                 future.cancel()
-            animation = future.result()
+            return fetched, future.result()
         except CancelledError:
             raise Cancelled("the run was stopped") from None
         finally:
             self._running.discard(future)
-        return steps.publish(animation, row, fetched=fetched, config=config, run_id=self._run_id, attempts=attempts)
 
     def _failed(self, row: ManifestRow, error: RowError, *, attempts: int) -> ResultRow:
         log.warning("row %s failed: %s: %s", row.id, error.code, error.message.splitlines()[0])

@@ -41,6 +41,9 @@ from pia_ray.params import ResultRow
 
 ITEMS_ROWS: Final = 50_000
 """Rows of one items file, and of one row group of `results.parquet`."""
+ITEMS_BYTES: Final = 128 * 2**20
+"""Rows that wait for an items file take no more memory: pictures may be inside them, as data: URLs."""
+
 FULL_PART_ROWS: Final = 8192
 MANY_PARTS: Final = 1000
 """Planning compacts a ledger that has more: what many killed runs leave behind."""
@@ -144,6 +147,7 @@ class Ledger:
     def finish(self, run: RunRecord) -> RunRecord:
         """Writes what waits, the results table and the end of the run."""
         self.flush()
+        self._end_stale_attempts()
         self.write_results()
         run = dataclasses.replace(run, finished_at=datetime.now(UTC))
         with output_errors(self.output):
@@ -290,6 +294,8 @@ class _Planner:
         self._num_waiting += len(table)
         while self._num_waiting >= ITEMS_ROWS:
             self._write(ITEMS_ROWS)
+        if sum(waiting.nbytes for waiting in self._waiting) > ITEMS_BYTES:
+            self._write(self._num_waiting)
 
     def close(self) -> list[Path]:
         if self._num_waiting or not self._paths:

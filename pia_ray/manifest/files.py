@@ -161,7 +161,13 @@ def _one_file(uri: str, root: str, name: str) -> tuple[str, list[str]]:
 
 
 def _of_folder(uri: str, names: Iterable[str]) -> list[str]:
-    visible = sorted(name for name in names if not any(part[0] in "._" for part in name.split("/") if part))
+    names = list(names)
+    made = tuple(_made_by_runs(names))
+    visible = sorted(
+        name
+        for name in names
+        if not any(part[0] in "._" for part in name.split("/") if part) and not name.startswith(made)
+    )
     if not visible:
         raise ManifestError(f"{uri} is an empty folder: there is no manifest and no image in it")
     usable = [name for name in visible if _kind(name) or PurePosixPath(name).suffix.lower() in PICTURES]
@@ -170,6 +176,18 @@ def _of_folder(uri: str, names: Iterable[str]) -> list[str]:
         deeper = len(usable) - len(direct)
         _log.warning("%s: %d files in its subfolders are left out; a glob with ** takes them too", uri, deeper)
     return direct or usable or visible
+
+
+def _made_by_runs(names: Iterable[str]) -> set[str]:
+    """How the names begin of what earlier runs left in this folder: an output may lie beside or below its manifest."""
+    starts: set[str] = set()
+    for name in names:
+        head, ledger, _ = f"/{name}".partition("/_ledger/")
+        if ledger and head:
+            starts.add(f"{head[1:]}/")
+        elif ledger:
+            starts |= {"videos/", "thumbnails/", "results.parquet"}
+    return starts
 
 
 def _split_glob(pattern: str) -> tuple[str, str]:

@@ -86,7 +86,10 @@ def locate(reference: str, folder: str, prefix: str = "") -> tuple[str, str]:
             raise BadParameter(f"image {reference}: a manifest in S3 cannot name files of one machine", "image")
         if scheme != "file":
             return reference, reference
-        parts = urlsplit(reference)
+        try:
+            parts = urlsplit(reference)
+        except ValueError as error:
+            raise BadParameter(f"image {_short(reference)} is no file:// URL: {error}", "image") from None
         if parts.netloc not in ("", "localhost") or not parts.path.startswith("/"):
             raise BadParameter(f"image {reference}: a file:// URL needs three slashes and an absolute path", "image")
         return unquote(parts.path), reference
@@ -121,7 +124,8 @@ def stem(reference: str) -> str:
     """The file's name without folders, query and extension, for people; "image" where there is none."""
     if reference[:5].lower() == "data:":
         return "image"
-    path = urlsplit(reference).path if reference[:6].lower() == "https:" else reference
+    # Not urlsplit, which raises for hosts that are none: those are for the fetch to refuse, row by row.
+    path = reference.partition("?")[0].partition("#")[0] if reference[:6].lower() == "https:" else reference
     return posixpath.splitext(posixpath.basename(path.rstrip("/")))[0][:64].replace("\0", "") or "image"
 
 

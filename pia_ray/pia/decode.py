@@ -46,15 +46,15 @@ def measure_motion(frames: torch.Tensor) -> float:
     """
     if len(frames) < 2:
         return 0.0
-    channels = [_motion_channels(frame) for frame in frames]  # each [4, H, W]; one frame at a time bounds memory
-    first = channels[0]
+    first = _motion_channels(frames[0])  # [4, H, W]
     total = 0.0
-    for other in channels[1:]:
+    for frame in frames[1:]:  # one at a time bounds memory
+        other = _motion_channels(frame)
         distance = (other - first).abs()
         # Hue is a circle: 0.95 and 0.05 are near.
         distance[0] = torch.minimum(distance[0], 1 - distance[0]) * 2 * torch.minimum(other[1], first[1])
         total += float(distance.mean())
-    return total / (len(channels) - 1)
+    return total / (len(frames) - 1)
 
 
 def to_numpy(frames: torch.Tensor) -> np.ndarray[Any, Any]:

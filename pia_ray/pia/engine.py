@@ -21,7 +21,7 @@ from pia_ray.pia.assemble import Components, make_scheduler
 from pia_ray.pia.condition import Conditions, affinity_mask
 from pia_ray.pia.decode import decode, measure_motion, to_numpy
 from pia_ray.pia.program import Branch, Evaluation, Program, denoise, draw
-from pia_ray.pia.speed import forward_sizes, most_evaluations
+from pia_ray.pia.speed import SDPA_ROWS, forward_sizes, most_evaluations
 
 log = logging.getLogger(__name__)
 
@@ -103,6 +103,12 @@ class Engine:
         if params.num_frames > parts.max_frames:
             raise BadParameter(
                 f"num_frames must be 1 to {parts.max_frames} for this model (got {params.num_frames})", "num_frames"
+            )
+        if device.type == "cuda" and (params.width // factor) * (params.height // factor) > SDPA_ROWS:
+            raise BadParameter(
+                f"width x height must be at most {SDPA_ROWS * factor**2:,} px on a GPU "
+                f"(got {params.width} x {params.height})",
+                "width",
             )
         for side in ("width", "height"):
             if (value := getattr(params, side)) % factor:
@@ -245,8 +251,10 @@ def _size(request: AnimationRequest) -> dict[str, object]:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """Whether a device or the host ran out; torch's CPU allocator says so by a plain RuntimeError."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
+    """Whether a device or the host ran out; CPU allocator and cuBLAS say so by a plain RuntimeError."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return any(text in str(error) for text in ("DefaultCPUAllocator", "CUDA error: out of memory", "_ALLOC_FAILED"))
 
 
 def _device_is_lost(error: Exception) -> bool:
