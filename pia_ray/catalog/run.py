@@ -192,7 +192,10 @@ def settled(config: CatalogConfig) -> CatalogConfig:
 
 def _with_absolute_places(config: CatalogConfig) -> CatalogConfig:
     def absolute(place: str) -> str:
-        return place if storage.is_s3(place) else str(storage.local_path(place).absolute())
+        if not place or storage.is_s3(place):
+            return place
+        slash = "/" if place.endswith("/") else ""  # says that it is a folder, also where none is yet
+        return str(storage.local_path(place).absolute()).rstrip("/") + slash
 
     return config.model_copy(update={"output": absolute(config.output), "manifest": absolute(config.manifest)})
 
