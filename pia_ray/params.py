@@ -387,6 +387,20 @@ class AnimationRequest:
     """Names the request in logs and errors; gives the seed where `params` has none."""
     deadline_s: float | None = None
     """Seconds from submission after which the request fails with `Timeout`."""
+    end_image: Image.Image | np.ndarray[Any, Any] | None = None
+    """Second keyframe: the picture that the last frame is to be. Fitted like `image`."""
+    mask_image: Image.Image | np.ndarray[Any, Any] | None = None
+    """Where the picture may move: white moves, black stays. Fitted like `image`."""
+    ip_adapter_image: Image.Image | np.ndarray[Any, Any] | None = None
+    """Picture whose look the video takes on."""
+    ip_adapter_image_embeds: np.ndarray[Any, Any] | None = None
+    """float32, in place of `ip_adapter_image`."""
+    latents: np.ndarray[Any, Any] | None = None
+    """float32 [4, T, h, w], normal noise to start from in place of the seed's own."""
+    prompt_embeds: np.ndarray[Any, Any] | None = None
+    """float32 [L, C], in place of the prompt's."""
+    negative_prompt_embeds: np.ndarray[Any, Any] | None = None
+    """float32 [L, C], in place of the negative prompt's."""
 
 
 @dataclass(frozen=True)

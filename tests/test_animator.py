@@ -189,7 +189,7 @@ def test_a_gpu_lost_while_a_row_joins_fails_that_row_and_all_later_ones_and_no_c
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
     with Animator(model) as animator:
-        parts = animator._engine._components
+        parts = animator._engine._model.components
         broken = Components(**{**parts.__dict__, "vae": _with_config(Lost(), parts.vae.config)})
         animator._engine = Engine(broken, batch_size=2)
         with pytest.raises(DeviceLost, match="illegal memory access"):

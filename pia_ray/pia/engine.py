@@ -13,17 +13,28 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
-from PIL import Image
 
-from pia_ray.errors import BadParameter, DeviceLost, OutOfMemory, RowError, UnexpectedError
+from pia_ray.errors import DeviceLost, OutOfMemory, RowError, UnexpectedError
 from pia_ray.params import Animation, AnimationRequest
-from pia_ray.pia.assemble import Components, make_scheduler
-from pia_ray.pia.condition import Conditions, affinity_mask
+from pia_ray.pia.assemble import Components
+from pia_ray.pia.condition import Conditions
 from pia_ray.pia.decode import decode, measure_motion, to_numpy
-from pia_ray.pia.program import Branch, Evaluation, Program, denoise, draw
-from pia_ray.pia.speed import SDPA_ROWS, forward_sizes, most_evaluations
+from pia_ray.pia.program import Branch, Evaluation, Program
+from pia_ray.pia.row import row_program
+from pia_ray.pia.speed import forward_sizes, most_evaluations
 
 log = logging.getLogger(__name__)
+
+Sharing = tuple[object, ...]
+"""What must be equal for rows to share a forward."""
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A model in memory with the caches of what it has encoded."""
+
+    components: Components
+    conditions: Conditions
 
 
 @dataclass(eq=False)
@@ -32,6 +43,7 @@ class Row:
 
     request: AnimationRequest
     """Its params are resolved and its image has the size to make."""
+    model: Model
     program: Program
     evaluation: Evaluation
     """What the program waits for."""
@@ -41,16 +53,20 @@ class Row:
     """Set when the program has returned."""
     error: RowError | None = field(default=None)
 
+    @property
+    def sharing(self) -> Sharing:
+        """The one place that says which rows may share a forward: same model, same shapes."""
+        return (id(self.model), *self.evaluation.shape)
+
 
 class Engine:
     """Rows in flight on one model. Not thread-safe: one thread joins, steps and leaves."""
 
     def __init__(self, components: Components, *, batch_size: int) -> None:
-        self._components = components
+        self._model = Model(components, Conditions(components))
         self._batch_size = batch_size
-        self._conditions = Conditions(components)
-        self._limits: dict[tuple[int, ...], int] = {}
-        """Evaluations per forward by shape, where memory has been found to bind."""
+        self._limits: dict[Sharing, int] = {}
+        """Evaluations per forward, where memory has been found to bind."""
         self.rows: list[Row] = []
 
     def join(self, request: AnimationRequest) -> Row:
@@ -61,13 +77,13 @@ class Engine:
         """
         started = time.perf_counter()
         try:
-            program = self._program(request)
+            program = row_program(request, self._model.components, self._model.conditions)
             evaluation = next(program)
         except RowError:
             raise
         except Exception as error:
             raise self._row_error(error, request) from error
-        row = Row(request, program, evaluation, joined_at=started)
+        row = Row(request, self._model, program, evaluation, joined_at=started)
         row.engine_s = time.perf_counter() - started
         self.rows.append(row)
         return row
@@ -84,55 +100,22 @@ class Engine:
         Raises:
             DeviceLost: the GPU is beyond repair for this process.
         """
-        groups: dict[tuple[int, ...], list[Row]] = {}
+        groups: dict[Sharing, list[Row]] = {}
         for row in self.rows:
-            groups.setdefault(row.evaluation.shape, []).append(row)
-        for shape, rows in groups.items():
-            self._advance(shape, rows)
+            groups.setdefault(row.sharing, []).append(row)
+        for rows in groups.values():
+            self._advance(rows)
         ended: list[tuple[Row, Animation | RowError]] = []
         for row in [row for row in self.rows if row.latents is not None or row.error is not None]:
             self.rows.remove(row)
             ended.append((row, row.error or self._finish(row)))
         return ended
 
-    def _program(self, request: AnimationRequest) -> Program:
-        parts, params, image = self._components, request.params, request.image
-        device, factor = parts.device, parts.spatial_factor
-        if params.seed is None or params.width is None or params.height is None or not isinstance(image, Image.Image):
-            raise TypeError("the engine takes resolved requests: see Animator.submit")
-        if params.num_frames > parts.max_frames:
-            raise BadParameter(
-                f"num_frames must be 1 to {parts.max_frames} for this model (got {params.num_frames})", "num_frames"
-            )
-        if device.type == "cuda" and (params.width // factor) * (params.height // factor) > SDPA_ROWS:
-            raise BadParameter(
-                f"width x height must be at most {SDPA_ROWS * factor**2:,} px on a GPU "
-                f"(got {params.width} x {params.height})",
-                "width",
-            )
-        for side in ("width", "height"):
-            if (value := getattr(params, side)) % factor:
-                raise BadParameter(f"{side} must be a multiple of {factor} for this model (got {value})", side)
-        scheduler = make_scheduler(parts, params)
-        generator = torch.Generator("cpu").manual_seed(params.seed)
-        shape = (parts.latent_channels, params.num_frames, params.height // factor, params.width // factor)
-        noise = draw(shape, generator, device)
-        condition = self._conditions.picture(image, generator)  # [4, h, w]
-        mask = affinity_mask(params, dtype=torch.float32, device=device)
-        texts = [params.negative_prompt, params.prompt] if params.has_guidance else [params.prompt]
-        branches = tuple(
-            Branch(self._conditions.prompt(text, clip_skip=params.clip_skip), mask, condition[:, None])
-            for text in texts
-        )
-        return denoise(
-            params, scheduler=scheduler, noise=noise, condition=condition, branches=branches, generator=generator
-        )
-
-    def _advance(self, shape: tuple[int, ...], rows: list[Row]) -> None:
+    def _advance(self, rows: list[Row]) -> None:
         started = time.perf_counter()
         pieces = [(row, branch) for row in rows for branch in row.evaluation.branches]
         try:
-            predictions = self._predict(shape, pieces)
+            predictions = self._predict(pieces)
         except MemoryError:
             for row in rows:
                 row.error = OutOfMemory(_TOO_LARGE.format(**_size(row.request)))
@@ -145,7 +128,7 @@ class Engine:
                 return
             log.warning("a forward of %d rows failed (%s): running each alone", len(rows), error)
             for row in rows:
-                self._advance(shape, [row])
+                self._advance([row])
             return
         share = (time.perf_counter() - started) / len(pieces)
         start = 0
@@ -167,10 +150,17 @@ class Engine:
             row.error = self._row_error(error, row.request)
 
     @torch.inference_mode()
-    def _predict(self, shape: tuple[int, ...], pieces: Sequence[tuple[Row, Branch]]) -> torch.Tensor:
-        """Predictions [N, 4, T, h, w], float32, of N evaluations of one shape; out of memory halves and remembers."""
-        device = self._components.device
-        limit = self._limits.get(shape, most_evaluations(self._batch_size, *shape[:3], device=device))
+    def _predict(self, pieces: Sequence[tuple[Row, Branch]]) -> torch.Tensor:
+        """Predictions [N, 4, T, h, w], float32, of N evaluations that share a forward.
+
+        Out of memory halves and remembers.
+        """
+        first = pieces[0][0]
+        sharing, device = first.sharing, first.model.components.device
+        num_frames, height, width = first.evaluation.shape[:3]
+        limit = self._limits.get(sharing) or most_evaluations(
+            self._batch_size, num_frames, height, width, device=device
+        )
         while True:
             try:
                 predictions, start = [], 0
@@ -183,16 +173,22 @@ class Engine:
                     raise
                 if limit == 1 or len(pieces) == 1:
                     raise MemoryError(str(error)) from error
-            limit = self._limits[shape] = min(limit, len(pieces)) // 2
-            log.warning("out of memory: from now on at most %d evaluations of shape %s a forward", limit, shape)
+            limit = self._limits[sharing] = min(limit, len(pieces)) // 2
+            log.warning(
+                "out of memory: from now on at most %d evaluations of %d x %d x %d a forward",
+                limit,
+                num_frames,
+                height,
+                width,
+            )
             if device.type == "cuda":
                 torch.cuda.empty_cache()
 
     def _forward(self, pieces: Sequence[tuple[Row, Branch]]) -> torch.Tensor:
-        parts = self._components
+        parts = pieces[0][0].model.components
         inputs = []
         for row, branch in pieces:
-            latents = row.evaluation.latents
+            latents = branch.view(row.evaluation.latents)
             spread = latents.shape[1:]
             mask, condition = branch.mask.expand(1, *spread), branch.condition.expand(-1, *spread)
             inputs.append(torch.cat([latents, mask, condition]))  # [9, T, h, w]
@@ -212,7 +208,7 @@ class Engine:
         latents, request = row.latents, row.request
         assert latents is not None
         try:
-            frames = decode(self._components, latents)
+            frames = decode(row.model.components, latents)
             motion = measure_motion(frames)
             pixels = to_numpy(frames)
         except RowError as error:
@@ -223,7 +219,7 @@ class Engine:
         return Animation(
             frames=pixels,
             params=request.params,
-            model=self._components.version,
+            model=row.model.components.version,
             id=request.id,
             gpu_s=row.engine_s + ended - started,
             animate_s=ended - row.joined_at,

@@ -26,6 +26,12 @@ class Branch:
     """Affinity, [1, T, 1, 1] or [1, T, h, w]."""
     condition: torch.Tensor
     """Condition latent, [4, 1, h, w] or [4, T, h, w]."""
+    frames: tuple[int, ...] | None = None
+    """Frames of the latents that this side looks at, T of them; None: all."""
+
+    def view(self, latents: torch.Tensor) -> torch.Tensor:
+        """What this side sees of latents [4, all frames, h, w]: [4, T, h, w]."""
+        return latents if self.frames is None else latents[:, list(self.frames)]
 
 
 @dataclass(frozen=True)
@@ -44,7 +50,9 @@ class Evaluation:
     @property
     def shape(self) -> tuple[int, ...]:
         """What must be equal within one forward: (T, h, w) and the length of the prompt embedding."""
-        return (*self.latents.shape[1:], self.branches[0].prompt.shape[0])
+        first = self.branches[0]
+        num_frames = self.latents.shape[1] if first.frames is None else len(first.frames)
+        return (num_frames, *self.latents.shape[2:], first.prompt.shape[0])
 
 
 Program = Generator[Evaluation, torch.Tensor, torch.Tensor]
