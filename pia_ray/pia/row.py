@@ -1,4 +1,4 @@
-"""A request -> its row's program: what the model is told of it, its noise, its scheduler; checked for this model first."""
+"""A request -> its row's program: what the model is told of it, its noise, its scheduler; checked for this model."""
 
 from __future__ import annotations
 
