@@ -57,6 +57,29 @@ class ModelConfig(BaseModel):
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
         "auto", description="Precision of the weights: auto is float16 on a GPU and float32 on a CPU."
     )
+    vae_dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
+        "auto",
+        description="Precision of the VAE: auto is that of the UNet, dtype; float32 where a VAE overflows float16.",
+    )
+    text_encoder_dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
+        "auto", description="Precision of the text encoder: auto is that of the UNet, dtype."
+    )
+    group_norm: Literal["diffusers", "original"] = Field(
+        "diffusers",
+        description="Over what GroupNorm takes statistics: as diffusers' UNetMotionModel does, or as PIA's own code.",
+    )
+    vae_tiling: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="Whether the VAE works in tiles of 512 px: auto above 1024 x 1024 px, on above 512 px a side.",
+    )
+    offload: Literal["none", "model", "sequential"] = Field(
+        "none",
+        description="Keep weights in host memory and only what runs on the GPU: model, one part at a time; "
+        "sequential, one layer at a time, the least memory and by far the slowest.",
+    )
+    memory_gib: float | None = Field(
+        None, gt=0, description="Most memory of the device that a worker may use, in GiB. Left out: what is free there."
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes the GPU if there is one.")
     long_edge: int = Field(512, ge=16, le=2048, description="Longer side of the model's size buckets, in px.")
     size_step: int = Field(64, ge=8, le=256, description="Bucket sides are multiples of this, in px.")
@@ -65,6 +88,12 @@ class ModelConfig(BaseModel):
     )
     defaults: _Defaults = Field(default_factory=dict, description="The model's own values of knobs.")
     description: str = Field("", description="One line for `pia-ray models`.")
+
+    @field_validator("vae_tiling", mode="before")
+    @classmethod
+    def _switch(cls, value: object) -> object:
+        # YAML reads a bare on or off as a truth value.
+        return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
 
     @field_validator("long_edge", "size_step")
     @classmethod

@@ -68,6 +68,7 @@ OWNERS = {
     "torch": {"pia_ray.pia": "the model", "pia_ray.testing.checkpoints": "makes tiny checkpoints, when called"},
     "diffusers": {"pia_ray.pia": "the model", "pia_ray.testing.checkpoints": "makes tiny checkpoints, when called"},
     "transformers": {"pia_ray.pia": "the model", "pia_ray.testing.checkpoints": "makes tiny checkpoints, when called"},
+    "accelerate": {"pia_ray.pia": "offloads the model's parts"},
     "huggingface_hub": {"pia_ray.weights": "fetches from the hub"},
     "filelock": {"pia_ray.weights": "one process per node fetches"},
     "PIL": {

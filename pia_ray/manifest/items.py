@@ -154,6 +154,10 @@ def run_spec(config: CatalogConfig, model_version: str) -> dict[str, Any]:
     model = {
         "version": model_version,
         "dtype": config.model.dtype,
+        "vae_dtype": config.model.vae_dtype,
+        "text_encoder_dtype": config.model.text_encoder_dtype,
+        "group_norm": config.model.group_norm,
+        "vae_tiling": config.model.vae_tiling,
         "long_edge": config.model.long_edge,
         "size_step": config.model.size_step,
     }

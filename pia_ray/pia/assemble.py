@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import torch
 from diffusers import AutoencoderKL, MotionAdapter, UNet2DConditionModel, UNetMotionModel
@@ -31,7 +31,10 @@ from transformers.utils import logging as transformers_logging
 from pia_ray.config import ModelConfig
 from pia_ray.errors import BadParameter, WeightsError
 from pia_ray.params import AnimationParams
-from pia_ray.pia.speed import MEMORY_FORMAT, device_of, dtype_of
+from pia_ray.pia.memory import limit_memory
+from pia_ray.pia.norm import normalise_as_original
+from pia_ray.pia.offload import offload
+from pia_ray.pia.speed import MEMORY_FORMAT, device_of, dtype_of, text_encoder_dtype_of, vae_dtype_of
 from pia_ray.weights import LocalWeights
 
 LINEAR_BETAS: Final[Mapping[str, Any]] = {
@@ -78,7 +81,13 @@ class Components:
     tokenizer: CLIPTokenizer
     scheduler_config: Mapping[str, Any]
     device: torch.device
+    """Where forwards run; with offload, weights wait in host memory."""
     dtype: torch.dtype
+    """Of the UNet."""
+    vae_dtype: torch.dtype
+    vae_tiling: Literal["auto", "on", "off"]
+    memory_bytes: int | None
+    """Most memory of the device to use; None: what is free."""
     version: str
     """Name and revision or digest of the weights."""
 
@@ -111,25 +120,28 @@ def assemble(weights: LocalWeights, model: ModelConfig) -> Components:
         ConfigError: the device is not there.
     """
     device = device_of(model)
-    dtype = dtype_of(model, device)
-    kwargs: dict[str, Any] = {"torch_dtype": dtype, "use_safetensors": None if model.allow_pickle else True}
-    unet = _unet(weights, kwargs)
+    dtype, vae_dtype = dtype_of(model, device), vae_dtype_of(model, device)
+    memory_bytes = limit_memory(model, device)
+    kwargs: dict[str, Any] = {"use_safetensors": None if model.allow_pickle else True}
+    unet = _unet(weights, {**kwargs, "torch_dtype": dtype})
     if (channels := unet.config["in_channels"]) != 9:
         raise WeightsError(
             f"the UNet of model {model.name} takes {channels} channels, PIA's takes 9: "
             "motion_adapter must be PIA's condition adapter, which brings its own conv_in"
         )
-    vae = _load(AutoencoderKL, weights.vae or weights.base / "vae", kwargs)
+    vae = _load(AutoencoderKL, weights.vae or weights.base / "vae", {**kwargs, "torch_dtype": vae_dtype})
     text_encoder = _load(
-        CLIPTextModel,
-        weights.base / "text_encoder",
-        {"dtype": dtype, "use_safetensors": kwargs["use_safetensors"]},
+        CLIPTextModel, weights.base / "text_encoder", {**kwargs, "dtype": text_encoder_dtype_of(model, device)}
     )
     tokenizer = _load(CLIPTokenizer, weights.base / "tokenizer", {})
-    for part in (unet, vae, text_encoder):
-        part.requires_grad_(False).eval().to(device)
+    if model.group_norm == "original":
+        normalise_as_original(unet)
+    parts = (text_encoder, unet, vae)
+    for part in parts:
+        part.requires_grad_(False).eval()
     unet.to(memory_format=MEMORY_FORMAT)
     vae.to(memory_format=MEMORY_FORMAT)
+    offload(parts, model.offload, device)
     return Components(
         unet=unet,
         vae=vae,
@@ -138,6 +150,9 @@ def assemble(weights: LocalWeights, model: ModelConfig) -> Components:
         scheduler_config=_read_config(weights.base / "scheduler" / "scheduler_config.json"),
         device=device,
         dtype=dtype,
+        vae_dtype=vae_dtype,
+        vae_tiling=model.vae_tiling,
+        memory_bytes=memory_bytes,
         version=weights.version,
     )
 

@@ -19,6 +19,7 @@ from pia_ray.params import Animation, AnimationRequest
 from pia_ray.pia.assemble import Components
 from pia_ray.pia.condition import Conditions
 from pia_ray.pia.decode import decode, measure_motion, to_numpy
+from pia_ray.pia.memory import evaluations_that_fit
 from pia_ray.pia.program import Branch, Evaluation, Program
 from pia_ray.pia.row import row_program
 from pia_ray.pia.speed import forward_sizes, most_evaluations
@@ -66,7 +67,7 @@ class Engine:
         self._model = Model(components, Conditions(components))
         self._batch_size = batch_size
         self._limits: dict[Sharing, int] = {}
-        """Evaluations per forward, where memory has been found to bind."""
+        """Evaluations per forward: what the device runs well and has room for, less where memory was found to bind."""
         self.rows: list[Row] = []
 
     def join(self, request: AnimationRequest) -> Row:
@@ -158,9 +159,11 @@ class Engine:
         first = pieces[0][0]
         sharing, device = first.sharing, first.model.components.device
         num_frames, height, width = first.evaluation.shape[:3]
-        limit = self._limits.get(sharing) or most_evaluations(
-            self._batch_size, num_frames, height, width, device=device
-        )
+        limit = self._limits.get(sharing)
+        if limit is None:
+            most = most_evaluations(self._batch_size, num_frames, height, width, device=device)
+            fit = evaluations_that_fit(first.model.components, num_frames=num_frames, height=height, width=width)
+            limit = self._limits[sharing] = most if fit is None else min(most, fit)
         while True:
             try:
                 predictions, start = [], 0

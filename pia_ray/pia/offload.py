@@ -1,0 +1,71 @@
+"""Weights that wait in host memory and come to the GPU when they are needed, through accelerate's hooks."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import weakref
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from accelerate import cpu_offload
+from accelerate.hooks import ModelHook, add_hook_to_module
+from accelerate.utils import send_to_device
+from torch import nn
+
+log = logging.getLogger(__name__)
+
+
+def offload(parts: Sequence[nn.Module], mode: Literal["none", "model", "sequential"], device: torch.device) -> None:
+    """Puts a model's parts, loaded in host memory, where they wait for their forwards on `device`.
+
+    none: on the device. model: in host memory; a part that runs moves to the device whole and stays until another of
+    this thread's parts runs. sequential: in host memory; each layer visits the device for its own forward.
+    """
+    if mode != "none" and device.type == "cpu":
+        log.warning("offload %s saves nothing on a CPU: the weights are in host memory anyway", mode)
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", torch.cuda.current_device())  # as accelerate compares devices
+    for part in parts:
+        if mode == "none":
+            part.to(device)
+        elif mode == "model":
+            add_hook_to_module(part, _OneAtATime(device))
+        else:
+            # As in diffusers: buffers go along where the part has parameters of its own beside those of its layers.
+            cpu_offload(part, device, offload_buffers=any(True for _ in part.parameters(recurse=False)))
+
+
+class _Visitor(threading.local):
+    """The part that is on the device now. An engine has one thread, and its models are no other engine's."""
+
+    part: weakref.ref[nn.Module] | None = None
+
+
+_visitor = _Visitor()
+
+
+class _OneAtATime(ModelHook):  # type: ignore[misc]  # accelerate has no annotations; its hooks are made by inheritance
+    """Before its part runs, the part that ran before goes back to host memory.
+
+    accelerate's own `CpuOffload` sends away one fixed predecessor. Here rows join and end at any step, so any part may
+    follow any other.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+
+    def init_hook(self, module: nn.Module) -> nn.Module:
+        return module.to("cpu")
+
+    def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        before = _visitor.part() if _visitor.part is not None else None
+        if before is not module:
+            if before is not None:
+                before.to("cpu")
+            if self._device.type == "cuda":
+                torch.cuda.empty_cache()
+            module.to(self._device)
+            _visitor.part = weakref.ref(module)
+        return send_to_device(args, self._device), send_to_device(kwargs, self._device)
