@@ -6,7 +6,7 @@ Loads by diffusers' and transformers' own loaders, safetensors only unless the m
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -31,7 +31,9 @@ from transformers.utils import logging as transformers_logging
 from pia_ray.config import ModelConfig
 from pia_ray.errors import BadParameter, WeightsError
 from pia_ray.params import AnimationParams
+from pia_ray.pia import single_file
 from pia_ray.pia.speed import MEMORY_FORMAT, device_of, dtype_of
+from pia_ray.pia.tensors import read_tensors
 from pia_ray.weights import LocalWeights
 
 LINEAR_BETAS: Final[Mapping[str, Any]] = {
@@ -113,19 +115,14 @@ def assemble(weights: LocalWeights, model: ModelConfig) -> Components:
     device = device_of(model)
     dtype = dtype_of(model, device)
     kwargs: dict[str, Any] = {"torch_dtype": dtype, "use_safetensors": None if model.allow_pickle else True}
-    unet = _unet(weights, kwargs)
+    unet, vae, text_encoder = _parts(weights, kwargs, dtype=dtype)
     if (channels := unet.config["in_channels"]) != 9:
         raise WeightsError(
             f"the UNet of model {model.name} takes {channels} channels, PIA's takes 9: "
             "motion_adapter must be PIA's condition adapter, which brings its own conv_in"
         )
-    vae = _load(AutoencoderKL, weights.vae or weights.base / "vae", kwargs)
-    text_encoder = _load(
-        CLIPTextModel,
-        weights.base / "text_encoder",
-        {"dtype": dtype, "use_safetensors": kwargs["use_safetensors"]},
-    )
-    tokenizer = _load(CLIPTokenizer, weights.base / "tokenizer", {})
+    configs = weights.base if weights.base.is_dir() or weights.config is None else weights.config
+    tokenizer = _load(CLIPTokenizer, configs / "tokenizer", {})
     for part in (unet, vae, text_encoder):
         part.requires_grad_(False).eval().to(device)
     unet.to(memory_format=MEMORY_FORMAT)
@@ -135,7 +132,7 @@ def assemble(weights: LocalWeights, model: ModelConfig) -> Components:
         vae=vae,
         text_encoder=text_encoder,
         tokenizer=tokenizer,
-        scheduler_config=_read_config(weights.base / "scheduler" / "scheduler_config.json"),
+        scheduler_config=_read_config(configs / "scheduler" / "scheduler_config.json"),
         device=device,
         dtype=dtype,
         version=weights.version,
@@ -169,23 +166,65 @@ def make_scheduler(components: Components, params: AnimationParams) -> Any:
     return scheduler
 
 
+def _parts(
+    weights: LocalWeights, kwargs: dict[str, Any], *, dtype: torch.dtype
+) -> tuple[UNetMotionModel, AutoencoderKL, CLIPTextModel]:
+    """UNet with motion modules, VAE and text encoder, each out of a folder or a single file."""
+    checkpoint: dict[str, torch.Tensor] = {}
+    if weights.base.is_file():
+        checkpoint = read_tensors(weights.base)
+        single_file.check_base(checkpoint, weights.base)
+        unet = _with_motion(_single(single_file.load_unet, weights, checkpoint, dtype=dtype), weights, kwargs)
+        text_encoder = _single(single_file.load_text_encoder, weights, checkpoint, dtype=dtype)
+    else:
+        unet = _unet(weights, kwargs)
+        text_kwargs = {"dtype": dtype, "use_safetensors": kwargs["use_safetensors"]}
+        text_encoder = _load(CLIPTextModel, weights.base / "text_encoder", text_kwargs)
+    if weights.vae is not None and weights.vae.is_file():
+        vae = _single(single_file.load_vae, weights, read_tensors(weights.vae), dtype=dtype, path=weights.vae)
+    elif weights.vae is None and weights.base.is_file():
+        vae = _single(single_file.load_vae, weights, checkpoint, dtype=dtype)
+    else:
+        vae = _load(AutoencoderKL, weights.vae or weights.base / "vae", kwargs)
+    return unet, vae, text_encoder
+
+
+def _single(
+    load: Callable[..., Any],
+    weights: LocalWeights,
+    tensors: dict[str, torch.Tensor],
+    *,
+    dtype: torch.dtype,
+    path: Path | None = None,
+) -> Any:
+    if weights.config is None:
+        raise WeightsError(f"{path or weights.base} is a single file: it needs a config folder in diffusers layout")
+    return load(tensors, path=path or weights.base, config=weights.config, dtype=dtype)
+
+
 def _unet(weights: LocalWeights, kwargs: dict[str, Any]) -> UNetMotionModel:
     folder = weights.base / "unet"
     kind = _read_config(folder / "config.json").get("_class_name")
-    if kind == "UNetMotionModel":
-        if weights.motion_adapter is not None:
-            raise WeightsError(
-                f"{folder} already holds motion modules: leave motion_adapter out, or give a plain SD 1.5 base"
-            )
-        return _load(UNetMotionModel, folder, kwargs)
+    if kind != "UNetMotionModel":
+        return _with_motion(None, weights, kwargs)
+    if weights.motion_adapter is not None:
+        raise WeightsError(
+            f"{folder} already holds motion modules: leave motion_adapter out, or give a plain SD 1.5 base"
+        )
+    return _load(UNetMotionModel, folder, kwargs)
+
+
+def _with_motion(plain: UNet2DConditionModel | None, weights: LocalWeights, kwargs: dict[str, Any]) -> UNetMotionModel:
+    """The plain UNet (None: the one in the base's folder) with PIA's motion modules."""
     if weights.motion_adapter is None:
-        raise WeightsError(f"{folder} is a plain {kind}: the model needs a motion_adapter to animate")
+        raise WeightsError(f"{weights.base} is a plain Stable Diffusion: the model needs a motion_adapter to animate")
     adapter = _load(MotionAdapter, weights.motion_adapter, kwargs)
     if adapter.conv_in is None:
         raise WeightsError(f"the motion adapter in {weights.motion_adapter} has no conv_in: it is not PIA's")
-    base = _load(UNet2DConditionModel, folder, kwargs)
+    if plain is None:
+        plain = _load(UNet2DConditionModel, weights.base / "unet", kwargs)
     # The new UNet shares conv_in with the adapter object. Both sources are dropped here, so nothing can alias it.
-    return UNetMotionModel.from_unet2d(base, adapter)
+    return UNetMotionModel.from_unet2d(plain, adapter)
 
 
 def _load(kind: Any, folder: Path, kwargs: dict[str, Any]) -> Any:
