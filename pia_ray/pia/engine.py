@@ -11,7 +11,9 @@ import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
+import numpy as np
 import torch
 
 from pia_ray.errors import DeviceLost, OutOfMemory, RowError, UnexpectedError
@@ -87,6 +89,22 @@ class Engine:
         row.engine_s = time.perf_counter() - started
         self.rows.append(row)
         return row
+
+    def encode_prompt(self, prompt: str, *, clip_skip: int | None) -> np.ndarray[Any, Any]:
+        """The embedding of a text, float32 [L, C].
+
+        Raises:
+            RowError: clip_skip leaves no layer of this text encoder, or the encoder failed.
+        """
+        try:
+            embedding = self._model.conditions.prompt(prompt, clip_skip=clip_skip)
+            return np.ascontiguousarray(embedding.float().cpu().numpy())
+        except RowError:
+            raise
+        except Exception as error:
+            if _device_is_lost(error):
+                raise DeviceLost(f"the GPU failed and needs a new process: {error}") from error
+            raise UnexpectedError(f"{type(error).__name__}: {error}") from error
 
     def leave(self, row: Row) -> None:
         """Lets a row go before its end; the others do not notice."""
