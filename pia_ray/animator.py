@@ -14,7 +14,9 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import Literal
+from typing import Any, Literal
+
+import numpy as np
 
 from pia_ray.config import DEFAULT_BATCH_SIZE, ModelConfig
 from pia_ray.errors import Cancelled, ConfigError, DeviceLost, PiaRayError, RowError, Timeout
@@ -47,6 +49,15 @@ class _Ticket:
         return limit is not None and time.monotonic() - self.submitted_at > limit
 
 
+@dataclass(eq=False)
+class _Encoding:
+    """A prompt to encode between two steps."""
+
+    prompt: str
+    clip_skip: int | None
+    future: Future[np.ndarray[Any, Any]]
+
+
 class Animator:
     """A PIA model held warm. Use as a context manager, or call `close`.
 
@@ -74,7 +85,7 @@ class Animator:
         components = assemble(resolve_weights(model), model)
         self.model_version = components.version
         self._engine = Engine(components, batch_size=self.batch_size)
-        self._arrivals: queue.SimpleQueue[_Ticket | None] = queue.SimpleQueue()
+        self._arrivals: queue.SimpleQueue[_Ticket | _Encoding | None] = queue.SimpleQueue()
         self._waiting: deque[_Ticket] = deque()
         self._present: dict[Row, _Ticket] = {}
         self._closed = False
@@ -124,6 +135,27 @@ class Animator:
                 self._arrivals.put(ticket)
         return future
 
+    def encode_prompt(self, prompt: str, *, clip_skip: int | None = None) -> np.ndarray[Any, Any]:
+        """The model's embedding of a text, float32 [L, C]: given as a request's `prompt_embeds` or
+        `negative_prompt_embeds` it makes the same video as the text.
+
+        Waits for the running step, as the model has one thread.
+
+        Raises:
+            BadParameter: clip_skip leaves no layer of this text encoder.
+            Cancelled: the animator is closed.
+        """
+        if threading.current_thread() is self._thread:  # called by a request's on_step_end
+            return self._engine.encode_prompt(prompt, clip_skip=clip_skip)
+        encoding = _Encoding(prompt, clip_skip, Future())
+        with self._lock:
+            if self._spoiled is not None:
+                raise self._spoiled
+            if self._closed:
+                raise Cancelled("the animator is closed")
+            self._arrivals.put(encoding)
+        return encoding.future.result()
+
     def close(self) -> None:
         """Ends the thread; requests still waiting or running fail with `Cancelled`."""
         with self._lock:
@@ -166,8 +198,19 @@ class Animator:
                 return True
             if ticket is None:
                 return False
+            if isinstance(ticket, _Encoding):
+                self._encode(ticket)
+                continue
             self._waiting.append(ticket)
             idle = False
+
+    def _encode(self, encoding: _Encoding) -> None:
+        try:
+            encoding.future.set_result(self._engine.encode_prompt(encoding.prompt, clip_skip=encoding.clip_skip))
+        except PiaRayError as error:
+            encoding.future.set_exception(error)
+            if not isinstance(error, RowError):
+                raise
 
     def _admit(self) -> None:
         while self._waiting and len(self._present) < self.batch_size:
@@ -217,7 +260,10 @@ class Animator:
             if not isinstance(error, Cancelled):
                 self._spoiled = error
         while not self._arrivals.empty():
-            if (late := self._arrivals.get()) is not None:
+            late = self._arrivals.get()
+            if isinstance(late, _Encoding):
+                late.future.set_exception(error)
+            elif late is not None:
                 self._waiting.append(late)
         for ticket in [*self._present.values(), *self._waiting]:
             _settle(ticket, error)

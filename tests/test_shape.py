@@ -65,7 +65,11 @@ NEVER = {
 }
 
 OWNERS = {
-    "torch": {"pia_ray.pia": "the model", "pia_ray.testing.checkpoints": "makes tiny checkpoints, when called"},
+    "torch": {
+        "pia_ray.pia": "the model",
+        "pia_ray.testing.checkpoints": "makes tiny checkpoints, when called",
+        "pia_ray.testing.memory": "counts tensors, when called",
+    },
     "diffusers": {"pia_ray.pia": "the model", "pia_ray.testing.checkpoints": "makes tiny checkpoints, when called"},
     "transformers": {"pia_ray.pia": "the model", "pia_ray.testing.checkpoints": "makes tiny checkpoints, when called"},
     "accelerate": {"pia_ray.pia": "offloads the model's parts"},

@@ -6,10 +6,10 @@ Loads by diffusers' and transformers' own loaders, safetensors only unless the m
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 import torch
 from diffusers import AutoencoderKL, MotionAdapter, UNet2DConditionModel, UNetMotionModel
@@ -31,10 +31,12 @@ from transformers.utils import logging as transformers_logging
 from pia_ray.config import ModelConfig
 from pia_ray.errors import BadParameter, WeightsError
 from pia_ray.params import AnimationParams
+from pia_ray.pia import single_file
 from pia_ray.pia.memory import limit_memory
 from pia_ray.pia.norm import normalise_as_original
 from pia_ray.pia.offload import offload
 from pia_ray.pia.speed import MEMORY_FORMAT, device_of, dtype_of, text_encoder_dtype_of, vae_dtype_of
+from pia_ray.pia.tensors import read_tensors
 from pia_ray.weights import LocalWeights
 
 LINEAR_BETAS: Final[Mapping[str, Any]] = {
@@ -120,20 +122,17 @@ def assemble(weights: LocalWeights, model: ModelConfig) -> Components:
         ConfigError: the device is not there.
     """
     device = device_of(model)
-    dtype, vae_dtype = dtype_of(model, device), vae_dtype_of(model, device)
+    dtypes = _Dtypes(dtype_of(model, device), vae_dtype_of(model, device), text_encoder_dtype_of(model, device))
     memory_bytes = limit_memory(model, device)
-    kwargs: dict[str, Any] = {"use_safetensors": None if model.allow_pickle else True}
-    unet = _unet(weights, {**kwargs, "torch_dtype": dtype})
+    kwargs = {"use_safetensors": None if model.allow_pickle else True}
+    unet, vae, text_encoder = _parts(weights, kwargs, dtypes)
     if (channels := unet.config["in_channels"]) != 9:
         raise WeightsError(
             f"the UNet of model {model.name} takes {channels} channels, PIA's takes 9: "
             "motion_adapter must be PIA's condition adapter, which brings its own conv_in"
         )
-    vae = _load(AutoencoderKL, weights.vae or weights.base / "vae", {**kwargs, "torch_dtype": vae_dtype})
-    text_encoder = _load(
-        CLIPTextModel, weights.base / "text_encoder", {**kwargs, "dtype": text_encoder_dtype_of(model, device)}
-    )
-    tokenizer = _load(CLIPTokenizer, weights.base / "tokenizer", {})
+    configs = weights.base if weights.base.is_dir() or weights.config is None else weights.config
+    tokenizer = _load(CLIPTokenizer, configs / "tokenizer", {})
     if model.group_norm == "original":
         normalise_as_original(unet)
     parts = (text_encoder, unet, vae)
@@ -147,10 +146,10 @@ def assemble(weights: LocalWeights, model: ModelConfig) -> Components:
         vae=vae,
         text_encoder=text_encoder,
         tokenizer=tokenizer,
-        scheduler_config=_read_config(weights.base / "scheduler" / "scheduler_config.json"),
+        scheduler_config=_read_config(configs / "scheduler" / "scheduler_config.json"),
         device=device,
-        dtype=dtype,
-        vae_dtype=vae_dtype,
+        dtype=dtypes.unet,
+        vae_dtype=dtypes.vae,
         vae_tiling=model.vae_tiling,
         memory_bytes=memory_bytes,
         version=weights.version,
@@ -184,23 +183,72 @@ def make_scheduler(components: Components, params: AnimationParams) -> Any:
     return scheduler
 
 
+class _Dtypes(NamedTuple):
+    unet: torch.dtype
+    vae: torch.dtype
+    text_encoder: torch.dtype
+
+
+def _parts(
+    weights: LocalWeights, kwargs: dict[str, Any], dtypes: _Dtypes
+) -> tuple[UNetMotionModel, AutoencoderKL, CLIPTextModel]:
+    """UNet with motion modules, VAE and text encoder, each out of a folder or a single file."""
+    checkpoint: dict[str, torch.Tensor] = {}
+    unet_kwargs = {**kwargs, "torch_dtype": dtypes.unet}
+    if weights.base.is_file():
+        checkpoint = read_tensors(weights.base)
+        single_file.check_base(checkpoint, weights.base)
+        plain = _single(single_file.load_unet, weights, checkpoint, dtype=dtypes.unet)
+        unet = _with_motion(plain, weights, unet_kwargs)
+        text_encoder = _single(single_file.load_text_encoder, weights, checkpoint, dtype=dtypes.text_encoder)
+    else:
+        unet = _unet(weights, unet_kwargs)
+        text_encoder = _load(CLIPTextModel, weights.base / "text_encoder", {**kwargs, "dtype": dtypes.text_encoder})
+    if weights.vae is not None and weights.vae.is_file():
+        vae = _single(single_file.load_vae, weights, read_tensors(weights.vae), dtype=dtypes.vae, path=weights.vae)
+    elif weights.vae is None and weights.base.is_file():
+        vae = _single(single_file.load_vae, weights, checkpoint, dtype=dtypes.vae)
+    else:
+        vae = _load(AutoencoderKL, weights.vae or weights.base / "vae", {**kwargs, "torch_dtype": dtypes.vae})
+    return unet, vae, text_encoder
+
+
+def _single(
+    load: Callable[..., Any],
+    weights: LocalWeights,
+    tensors: dict[str, torch.Tensor],
+    *,
+    dtype: torch.dtype,
+    path: Path | None = None,
+) -> Any:
+    if weights.config is None:
+        raise WeightsError(f"{path or weights.base} is a single file: it needs a config folder in diffusers layout")
+    return load(tensors, path=path or weights.base, config=weights.config, dtype=dtype)
+
+
 def _unet(weights: LocalWeights, kwargs: dict[str, Any]) -> UNetMotionModel:
     folder = weights.base / "unet"
     kind = _read_config(folder / "config.json").get("_class_name")
-    if kind == "UNetMotionModel":
-        if weights.motion_adapter is not None:
-            raise WeightsError(
-                f"{folder} already holds motion modules: leave motion_adapter out, or give a plain SD 1.5 base"
-            )
-        return _load(UNetMotionModel, folder, kwargs)
+    if kind != "UNetMotionModel":
+        return _with_motion(None, weights, kwargs)
+    if weights.motion_adapter is not None:
+        raise WeightsError(
+            f"{folder} already holds motion modules: leave motion_adapter out, or give a plain SD 1.5 base"
+        )
+    return _load(UNetMotionModel, folder, kwargs)
+
+
+def _with_motion(plain: UNet2DConditionModel | None, weights: LocalWeights, kwargs: dict[str, Any]) -> UNetMotionModel:
+    """The plain UNet (None: the one in the base's folder) with PIA's motion modules."""
     if weights.motion_adapter is None:
-        raise WeightsError(f"{folder} is a plain {kind}: the model needs a motion_adapter to animate")
+        raise WeightsError(f"{weights.base} is a plain Stable Diffusion: the model needs a motion_adapter to animate")
     adapter = _load(MotionAdapter, weights.motion_adapter, kwargs)
     if adapter.conv_in is None:
         raise WeightsError(f"the motion adapter in {weights.motion_adapter} has no conv_in: it is not PIA's")
-    base = _load(UNet2DConditionModel, folder, kwargs)
+    if plain is None:
+        plain = _load(UNet2DConditionModel, weights.base / "unet", kwargs)
     # The new UNet shares conv_in with the adapter object. Both sources are dropped here, so nothing can alias it.
-    return UNetMotionModel.from_unet2d(base, adapter)
+    return UNetMotionModel.from_unet2d(plain, adapter)
 
 
 def _load(kind: Any, folder: Path, kwargs: dict[str, Any]) -> Any:

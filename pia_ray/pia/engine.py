@@ -11,15 +11,17 @@ import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
+import numpy as np
 import torch
 
 from pia_ray.errors import DeviceLost, OutOfMemory, RowError, UnexpectedError
 from pia_ray.params import Animation, AnimationRequest
 from pia_ray.pia.assemble import Components
 from pia_ray.pia.condition import Conditions
-from pia_ray.pia.decode import decode, measure_motion, to_numpy
 from pia_ray.pia.memory import evaluations_that_fit
+from pia_ray.pia.output import finished
 from pia_ray.pia.program import Branch, Evaluation, Program
 from pia_ray.pia.row import row_program
 from pia_ray.pia.speed import forward_sizes, most_evaluations
@@ -88,6 +90,22 @@ class Engine:
         row.engine_s = time.perf_counter() - started
         self.rows.append(row)
         return row
+
+    def encode_prompt(self, prompt: str, *, clip_skip: int | None) -> np.ndarray[Any, Any]:
+        """The embedding of a text, float32 [L, C].
+
+        Raises:
+            RowError: clip_skip leaves no layer of this text encoder, or the encoder failed.
+        """
+        try:
+            embedding = self._model.conditions.prompt(prompt, clip_skip=clip_skip)
+            return np.ascontiguousarray(embedding.float().cpu().numpy())
+        except RowError:
+            raise
+        except Exception as error:
+            if _device_is_lost(error):
+                raise DeviceLost(f"the GPU failed and needs a new process: {error}") from error
+            raise UnexpectedError(f"{type(error).__name__}: {error}") from error
 
     def leave(self, row: Row) -> None:
         """Lets a row go before its end; the others do not notice."""
@@ -211,9 +229,7 @@ class Engine:
         latents, request = row.latents, row.request
         assert latents is not None
         try:
-            frames = decode(row.model.components, latents)
-            motion = measure_motion(frames)
-            pixels = to_numpy(frames)
+            pixels, motion, output = finished(row.model.components, latents, request)
         except RowError as error:
             return error
         except Exception as error:  # noqa: BLE001 - the row boundary
@@ -227,6 +243,7 @@ class Engine:
             gpu_s=row.engine_s + ended - started,
             animate_s=ended - row.joined_at,
             motion=motion,
+            output=output,
         )
 
     def _row_error(self, error: Exception, request: AnimationRequest) -> RowError:

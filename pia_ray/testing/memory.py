@@ -33,9 +33,9 @@ def peak_bytes(run: Callable[[], Any]) -> int:
     from torch.utils._python_dispatch import TorchDispatchMode
     from torch.utils._pytree import tree_leaves
 
-    class Living(TorchDispatchMode):
+    class Living(TorchDispatchMode):  # type: ignore[no-untyped-call]
         def __init__(self) -> None:
-            super().__init__()
+            super().__init__()  # type: ignore[no-untyped-call]
             self.sizes: dict[int, int] = {}
             self.now = self.peak = 0
 
@@ -60,4 +60,4 @@ def peak_bytes(run: Callable[[], Any]) -> int:
 
 
 def _storage(tensor: torch.Tensor) -> int:
-    return int(tensor.untyped_storage()._cdata)
+    return hash(tensor.untyped_storage()._cdata)
