@@ -56,8 +56,8 @@ def peak_bytes(run: Callable[[], Any]) -> int:
 
     with Living() as living:
         run()
-    return living.peak
+    return int(living.peak)
 
 
 def _storage(tensor: torch.Tensor) -> int:
-    return hash(tensor.untyped_storage()._cdata)
+    return int(tensor.untyped_storage()._cdata)
