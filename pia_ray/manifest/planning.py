@@ -164,9 +164,9 @@ class _Planner:
         given = {knob: value for knob in shared if (value := cells[knob][index]) is not None}
         try:
             params = parse_params({"prompt": "-", **given})
+            resolved = resolve(params, self.config.defaults, model_defaults=self.config.model.defaults)
         except BadParameter:
             return None
-        resolved = resolve(params, self.config.defaults, model_defaults=self.config.model.defaults)
         holes = {"negative_prompt": "\0negative", "prompt": "\0prompt", "seed": "\0seed"}
         rest = canonical_params(resolved.model_copy(update=holes))
         parts = []
@@ -311,11 +311,14 @@ def _given(template: _Template, prompt: str | None, negative_prompt: str | None,
 
 
 def _hashable(cells: Sequence[Any]) -> Sequence[Any]:
-    """Cells as part of a memo's key: true is not 1 there, and lists and mappings equal nothing."""
+    """Cells as part of a memo's key: true is not 1 there, and all but plain values and lists of them equal nothing."""
     easy = {str, int, float, Decimal, type(None)}
     if set(map(type, cells)) <= easy:
         return cells
-    return [cell if type(cell) in easy else object() for cell in cells]
+    return [
+        cell if type(cell) in easy else tuple(cell) if type(cell) is list and set(map(type, cell)) <= easy else object()
+        for cell in cells
+    ]
 
 
 def _folder_of(name: str) -> str:
