@@ -215,7 +215,7 @@ class AnimationParams(BaseModel):
         description="How much moves: 0-2 small to large, 3-5 the same as loops, 6-8 with a change of style; "
         "or by name (" + ", ".join(MOTION_NAMES) + ").",
     )
-    affinity: Annotated[tuple[float, ...] | None, BeforeValidator(_affinity)] = Field(
+    affinity: Annotated[tuple[float, ...], BeforeValidator(_affinity)] | None = Field(
         None,
         description="Coefficients of your own in place of motion_scale: the n-th says how much the frame n away from "
         "condition_frame is to be the picture (1: it is, 0: free); the last one goes on.",
