@@ -33,7 +33,7 @@ from pia_ray.manifest.items import (
 )
 from pia_ray.manifest.rows import BAD_MANIFEST_ROW, knobs_of, picture_of, rejected
 from pia_ray.manifest.tables import Chunk, TableFile
-from pia_ray.params import MAX_SEED, parse_params, resolve, seed_from_id, seed_of_video
+from pia_ray.params import MAX_SEED, lora_strengths, parse_params, resolve, seed_from_id, seed_of_video
 
 _EASY_CHARS: Final = 1000  # longer texts go the plain way, which knows the true limits
 _MEMO_SIZE: Final = 10_000
@@ -165,6 +165,7 @@ class _Planner:
         try:
             params = parse_params({"prompt": "-", **given})
             resolved = resolve(params, self.config.defaults, model_defaults=self.config.model.defaults)
+            lora_strengths(resolved, self.config.model.lora_weights)
         except BadParameter:
             return None
         holes = {"negative_prompt": "\0negative", "prompt": "\0prompt", "seed": "\0seed"}

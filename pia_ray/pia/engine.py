@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 import traceback
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,15 +18,19 @@ import numpy as np
 import torch
 
 from pia_ray.errors import DeviceLost, OutOfMemory, RowError, UnexpectedError
-from pia_ray.params import Animation, AnimationRequest
+from pia_ray.params import Animation, AnimationParams, AnimationRequest, lora_strengths
 from pia_ray.pia.assemble import Components
 from pia_ray.pia.condition import Conditions
+from pia_ray.pia.lora import Strengths, variant
 from pia_ray.pia.output import finished
 from pia_ray.pia.program import Branch, Evaluation, Program
 from pia_ray.pia.row import row_program
 from pia_ray.pia.speed import forward_sizes, most_evaluations
 
 log = logging.getLogger(__name__)
+
+KEPT_VARIANTS = 4
+"""Sets of LoRAs kept merged in memory beside the plain model, those wanted last."""
 
 Sharing = tuple[object, ...]
 """What must be equal for rows to share a forward."""
@@ -69,6 +74,7 @@ class Engine:
         self._batch_size = batch_size
         self._limits: dict[Sharing, int] = {}
         """Evaluations per forward, where memory has been found to bind."""
+        self._variants: OrderedDict[Strengths, Model] = OrderedDict()
         self.rows: list[Row] = []
 
     def join(self, request: AnimationRequest) -> Row:
@@ -79,25 +85,27 @@ class Engine:
         """
         started = time.perf_counter()
         try:
-            program = row_program(request, self._model.components, self._model.conditions)
+            model = self._model_for(request.params)
+            program = row_program(request, model.components, model.conditions)
             evaluation = next(program)
         except RowError:
             raise
         except Exception as error:
             raise self._row_error(error, request) from error
-        row = Row(request, self._model, program, evaluation, joined_at=started)
+        row = Row(request, model, program, evaluation, joined_at=started)
         row.engine_s = time.perf_counter() - started
         self.rows.append(row)
         return row
 
     def encode_prompt(self, prompt: str, *, clip_skip: int | None) -> np.ndarray[Any, Any]:
-        """The embedding of a text, float32 [L, C].
+        """The embedding of a text, float32 [L, C], under the model's own LoRAs.
 
         Raises:
             RowError: clip_skip leaves no layer of this text encoder, or the encoder failed.
         """
         try:
-            embedding = self._model.conditions.prompt(prompt, clip_skip=clip_skip)
+            conditions = self._model_for(AnimationParams(prompt="-")).conditions
+            embedding = conditions.prompt(prompt, clip_skip=clip_skip)
             return np.ascontiguousarray(embedding.float().cpu().numpy())
         except RowError:
             raise
@@ -105,6 +113,21 @@ class Engine:
             if _device_is_lost(error):
                 raise DeviceLost(f"the GPU failed and needs a new process: {error}") from error
             raise UnexpectedError(f"{type(error).__name__}: {error}") from error
+
+    def _model_for(self, params: AnimationParams) -> Model:
+        """The model with the row's LoRAs: one of those that were wanted last, or made now."""
+        weights = {name: lora.weight for name, lora in self._model.components.loras.items()}
+        loras = lora_strengths(params, weights)
+        if not loras:
+            return self._model
+        model = self._variants.pop(loras, None)
+        if model is None:
+            while len(self._variants) >= KEPT_VARIANTS:
+                self._variants.popitem(last=False)  # rows in flight keep theirs alive
+            components = variant(self._model.components, loras)
+            model = Model(components, Conditions(components))
+        self._variants[loras] = model
+        return model
 
     def leave(self, row: Row) -> None:
         """Lets a row go before its end; the others do not notice."""
