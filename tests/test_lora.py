@@ -135,7 +135,9 @@ def assert_other(ours: np.ndarray, theirs: np.ndarray) -> None:
     assert np.abs(ours.astype(int) - theirs.astype(int)).mean() > 0.5
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    "layout", [pytest.param(name, marks=[pytest.mark.heavy] if index else []) for index, name in enumerate(LAYOUTS)]
+)
 def test_frames_with_a_lora_equal_those_of_diffusers(layout: str, folder: Path, tmp_path: Path) -> None:
     file = make_lora(tmp_path / "lora.safetensors", folder, **LAYOUTS[layout])
     with Animator(model_of(folder, loras={"pixar": str(file)})) as animator:
