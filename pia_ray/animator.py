@@ -139,7 +139,7 @@ class Animator:
         """The model's embedding of a text, float32 [L, C]: given as a request's `prompt_embeds` or
         `negative_prompt_embeds` it makes the same video as the text.
 
-        Waits for the running step, as the model has one thread.
+        Waits for the running step, as the model has one thread. LoRAs act as on a request that names none.
 
         Raises:
             BadParameter: clip_skip leaves no layer of this text encoder.

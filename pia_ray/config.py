@@ -157,10 +157,21 @@ class ModelConfig(BaseModel):
         return value
 
     @model_validator(mode="after")
+    def _whole_weights(self) -> ModelConfig:
+        if self.offload == "sequential" and self.loras:
+            raise ValueError("offload sequential leaves no weights for loras to be merged into: take offload model")
+        return self
+
+    @model_validator(mode="after")
     def _buckets(self) -> ModelConfig:
         if self.long_edge % self.size_step:
             raise ValueError("long_edge must be a multiple of size_step")
         return self
+
+    @property
+    def lora_weights(self) -> dict[str, float]:
+        """The strength of each LoRA for rows that name none, by name."""
+        return {name: lora.weight for name, lora in self.loras.items()}
 
     @staticmethod
     def named(name: str) -> ModelConfig:

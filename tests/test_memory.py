@@ -12,8 +12,8 @@ from PIL import Image
 from torch import nn
 
 from pia_ray import Animation, AnimationParams, AnimationRequest, Animator, CatalogConfig, ModelConfig
-from pia_ray.config import load_model
-from pia_ray.errors import NonFiniteFrames
+from pia_ray.config import build, load_model
+from pia_ray.errors import ConfigError, NonFiniteFrames
 from pia_ray.manifest.items import run_spec
 from pia_ray.pia.assemble import Components, assemble
 from pia_ray.pia.condition import Conditions
@@ -30,7 +30,7 @@ from pia_ray.pia.memory import (
 from pia_ray.pia.norm import normalise_as_original
 from pia_ray.pia.offload import offload
 from pia_ray.pia.tiling import TILE_PIXELS, is_tiled, tiled
-from pia_ray.testing import make_pipeline_folder
+from pia_ray.testing import make_lora, make_pipeline_folder
 from pia_ray.testing.memory import peak_bytes, weightless
 from pia_ray.weights import resolve
 
@@ -235,6 +235,21 @@ def test_offloaded_models_make_the_same_videos(folder: Path, mode: str) -> None:
     ours = animate(model_of(folder, offload=mode), *requests)
     for first, second in zip(plain, ours, strict=True):
         assert np.array_equal(first, second)
+
+
+def test_loras_act_on_offloaded_models_and_beside_the_originals_group_norm(folder: Path, tmp_path: Path) -> None:
+    lora = {"loras": {"one": str(make_lora(tmp_path / "one.safetensors", folder))}, "group_norm": "original"}
+    requests = [ask(1), ask(1, lora="one"), ask(2, lora="one:0.5"), ask(3)]
+    plain = animate(model_of(folder, **lora), *requests)
+    ours = animate(model_of(folder, offload="model", **lora), *requests)
+    for first, second in zip(plain, ours, strict=True):
+        assert np.abs(first - second).max() <= 1
+    assert np.abs(plain[0] - plain[1]).max() > 1
+
+
+def test_sequential_offload_with_loras_is_refused_with_what_to_do() -> None:
+    with pytest.raises(ConfigError, match="take offload model"):
+        build(ModelConfig, {"base": "somewhere", "offload": "sequential", "loras": {"one": "one.safetensors"}})
 
 
 def test_sequential_offload_leaves_no_weight_behind_after_a_forward(folder: Path) -> None:

@@ -33,7 +33,7 @@ from pia_ray.manifest.items import (
 )
 from pia_ray.manifest.rows import BAD_MANIFEST_ROW, knobs_of, picture_of, rejected
 from pia_ray.manifest.tables import Chunk, TableFile
-from pia_ray.params import MAX_SEED, parse_params, resolve, seed_from_id, seed_of_video
+from pia_ray.params import MAX_SEED, lora_strengths, parse_params, resolve, seed_from_id, seed_of_video
 
 _EASY_CHARS: Final = 1000  # longer texts go the plain way, which knows the true limits
 _MEMO_SIZE: Final = 10_000
@@ -164,9 +164,10 @@ class _Planner:
         given = {knob: value for knob in shared if (value := cells[knob][index]) is not None}
         try:
             params = parse_params({"prompt": "-", **given})
+            resolved = resolve(params, self.config.defaults, model_defaults=self.config.model.defaults)
+            lora_strengths(resolved, self.config.model.lora_weights)
         except BadParameter:
             return None
-        resolved = resolve(params, self.config.defaults, model_defaults=self.config.model.defaults)
         holes = {"negative_prompt": "\0negative", "prompt": "\0prompt", "seed": "\0seed"}
         rest = canonical_params(resolved.model_copy(update=holes))
         parts = []
@@ -311,11 +312,14 @@ def _given(template: _Template, prompt: str | None, negative_prompt: str | None,
 
 
 def _hashable(cells: Sequence[Any]) -> Sequence[Any]:
-    """Cells as part of a memo's key: true is not 1 there, and lists and mappings equal nothing."""
+    """Cells as part of a memo's key: true is not 1 there, and all but plain values and lists of them equal nothing."""
     easy = {str, int, float, Decimal, type(None)}
     if set(map(type, cells)) <= easy:
         return cells
-    return [cell if type(cell) in easy else object() for cell in cells]
+    return [
+        cell if type(cell) in easy else tuple(cell) if type(cell) is list and set(map(type, cell)) <= easy else object()
+        for cell in cells
+    ]
 
 
 def _folder_of(name: str) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
@@ -32,6 +32,7 @@ from pia_ray.config import ModelConfig
 from pia_ray.errors import BadParameter, WeightsError
 from pia_ray.params import AnimationParams
 from pia_ray.pia import single_file
+from pia_ray.pia.lora import Lora, read_lora
 from pia_ray.pia.memory import limit_memory
 from pia_ray.pia.norm import normalise_as_original
 from pia_ray.pia.offload import offload
@@ -92,6 +93,8 @@ class Components:
     """Most memory of the device to use; None: what is free."""
     version: str
     """Name and revision or digest of the weights."""
+    loras: Mapping[str, Lora] = field(default_factory=dict)
+    """What rows may choose from, by name; none of them is merged into these parts."""
 
     @property
     def spatial_factor(self) -> int:
@@ -118,7 +121,7 @@ def assemble(weights: LocalWeights, model: ModelConfig) -> Components:
     """The model of these weights, on its device.
 
     Raises:
-        WeightsError: a part is missing, damaged, or not a PIA model (no 9-channel input).
+        WeightsError: a part is missing, damaged, or not a PIA model (no 9-channel input); a LoRA does not fit.
         ConfigError: the device is not there.
     """
     device = device_of(model)
@@ -140,8 +143,7 @@ def assemble(weights: LocalWeights, model: ModelConfig) -> Components:
         part.requires_grad_(False).eval()
     unet.to(memory_format=MEMORY_FORMAT)
     vae.to(memory_format=MEMORY_FORMAT)
-    offload(parts, model.offload, device)
-    return Components(
+    components = Components(
         unet=unet,
         vae=vae,
         text_encoder=text_encoder,
@@ -153,7 +155,12 @@ def assemble(weights: LocalWeights, model: ModelConfig) -> Components:
         vae_tiling=model.vae_tiling,
         memory_bytes=memory_bytes,
         version=weights.version,
+        loras={name: Lora(path, model.loras[name].weight) for name, path in weights.loras.items()},
     )
+    for lora in components.loras.values():
+        read_lora(lora.path, components)  # a LoRA for another model is told before any row asks for it
+    offload(parts, model.offload, device)
+    return components
 
 
 def make_scheduler(components: Components, params: AnimationParams) -> Any:

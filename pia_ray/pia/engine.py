@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 import traceback
+from collections import OrderedDict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,10 +17,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from pia_ray.errors import DeviceLost, OutOfMemory, RowError, UnexpectedError
-from pia_ray.params import Animation, AnimationRequest
+from pia_ray.errors import DeviceLost, NonFiniteFrames, OutOfMemory, RowError, UnexpectedError
+from pia_ray.params import Animation, AnimationParams, AnimationRequest, lora_strengths
 from pia_ray.pia.assemble import Components
 from pia_ray.pia.condition import Conditions
+from pia_ray.pia.finite import FiniteCheck
+from pia_ray.pia.lora import Strengths, variant
 from pia_ray.pia.memory import evaluations_that_fit
 from pia_ray.pia.output import finished
 from pia_ray.pia.program import Branch, Evaluation, Program
@@ -27,6 +30,9 @@ from pia_ray.pia.row import row_program
 from pia_ray.pia.speed import forward_sizes, most_evaluations
 
 log = logging.getLogger(__name__)
+
+KEPT_VARIANTS = 4
+"""Sets of LoRAs kept merged in memory beside the plain model, those wanted last."""
 
 Sharing = tuple[object, ...]
 """What must be equal for rows to share a forward."""
@@ -55,11 +61,22 @@ class Row:
     latents: torch.Tensor | None = None
     """Set when the program has returned."""
     error: RowError | None = field(default=None)
+    checks: deque[tuple[FiniteCheck, slice, int]] = field(default_factory=deque)
+    """Of its latest predictions: the check, where in it they are, and the steps that were done before."""
 
     @property
     def sharing(self) -> Sharing:
         """The one place that says which rows may share a forward: same model, same shapes."""
         return (id(self.model), *self.evaluation.shape)
+
+    def find_non_finite(self) -> None:
+        """Fails the row if one of its predictions is known to be NaN or infinite by now."""
+        while self.checks and self.checks[0][0].known:
+            check, part, steps_done = self.checks.popleft()
+            if check.fails(part):
+                at = f"at step {steps_done + 1} of {self.evaluation.num_steps}"
+                self.error = NonFiniteFrames(_NOT_FINITE.format(row=self.request.id or "this row", at=at))
+                self.checks.clear()
 
 
 class Engine:
@@ -70,6 +87,7 @@ class Engine:
         self._batch_size = batch_size
         self._limits: dict[Sharing, int] = {}
         """Evaluations per forward: what the device runs well and has room for, less where memory was found to bind."""
+        self._variants: OrderedDict[Strengths, Model] = OrderedDict()
         self.rows: list[Row] = []
 
     def join(self, request: AnimationRequest) -> Row:
@@ -80,25 +98,27 @@ class Engine:
         """
         started = time.perf_counter()
         try:
-            program = row_program(request, self._model.components, self._model.conditions)
+            model = self._model_for(request.params)
+            program = row_program(request, model.components, model.conditions)
             evaluation = next(program)
         except RowError:
             raise
         except Exception as error:
             raise self._row_error(error, request) from error
-        row = Row(request, self._model, program, evaluation, joined_at=started)
+        row = Row(request, model, program, evaluation, joined_at=started)
         row.engine_s = time.perf_counter() - started
         self.rows.append(row)
         return row
 
     def encode_prompt(self, prompt: str, *, clip_skip: int | None) -> np.ndarray[Any, Any]:
-        """The embedding of a text, float32 [L, C].
+        """The embedding of a text, float32 [L, C], under the model's own LoRAs.
 
         Raises:
             RowError: clip_skip leaves no layer of this text encoder, or the encoder failed.
         """
         try:
-            embedding = self._model.conditions.prompt(prompt, clip_skip=clip_skip)
+            conditions = self._model_for(AnimationParams(prompt="-")).conditions
+            embedding = conditions.prompt(prompt, clip_skip=clip_skip)
             return np.ascontiguousarray(embedding.float().cpu().numpy())
         except RowError:
             raise
@@ -106,6 +126,21 @@ class Engine:
             if _device_is_lost(error):
                 raise DeviceLost(f"the GPU failed and needs a new process: {error}") from error
             raise UnexpectedError(f"{type(error).__name__}: {error}") from error
+
+    def _model_for(self, params: AnimationParams) -> Model:
+        """The model with the row's LoRAs: one of those that were wanted last, or made now."""
+        weights = {name: lora.weight for name, lora in self._model.components.loras.items()}
+        loras = lora_strengths(params, weights)
+        if not loras:
+            return self._model
+        model = self._variants.pop(loras, None)
+        if model is None:
+            while len(self._variants) >= KEPT_VARIANTS:
+                self._variants.popitem(last=False)  # rows in flight keep theirs alive
+            components = variant(self._model.components, loras)
+            model = Model(components, Conditions(components))
+        self._variants[loras] = model
+        return model
 
     def leave(self, row: Row) -> None:
         """Lets a row go before its end; the others do not notice."""
@@ -124,6 +159,9 @@ class Engine:
             groups.setdefault(row.sharing, []).append(row)
         for rows in groups.values():
             self._advance(rows)
+        for row in self.rows:
+            if row.error is None:
+                row.find_non_finite()
         ended: list[tuple[Row, Animation | RowError]] = []
         for row in [row for row in self.rows if row.latents is not None or row.error is not None]:
             self.rows.remove(row)
@@ -150,10 +188,12 @@ class Engine:
                 self._advance([row])
             return
         share = (time.perf_counter() - started) / len(pieces)
+        check = FiniteCheck(predictions)
         start = 0
         for row in rows:
             num = len(row.evaluation.branches)
             row.engine_s += share * num
+            row.checks.append((check, slice(start, start + num), row.evaluation.step))
             self._feed(row, predictions[start : start + num])
             start += num
 
@@ -231,7 +271,8 @@ class Engine:
         try:
             pixels, motion, output = finished(row.model.components, latents, request)
         except RowError as error:
-            return error
+            row.find_non_finite()  # by now the device has answered
+            return row.error or error
         except Exception as error:  # noqa: BLE001 - the row boundary
             return self._row_error(error, request)
         ended = time.perf_counter()
@@ -255,6 +296,7 @@ class Engine:
         return UnexpectedError(f"{type(error).__name__}: {error}\n{text}")
 
 
+_NOT_FINITE = "the model produced NaN or infinite values for {row} {at}: try another seed, or dtype float32 or bfloat16"
 _TOO_LARGE = (
     "{width} x {height} px x {num_frames} frames does not fit in memory even alone: "
     "choose a smaller size, fewer frames, or a larger device"

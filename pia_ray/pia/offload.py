@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import weakref
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -40,7 +39,7 @@ def offload(parts: Sequence[nn.Module], mode: Literal["none", "model", "sequenti
 class _Visitor(threading.local):
     """The part that is on the device now. An engine has one thread, and its models are no other engine's."""
 
-    part: weakref.ref[nn.Module] | None = None
+    part: nn.Module | None = None
 
 
 _visitor = _Visitor()
@@ -60,12 +59,13 @@ class _OneAtATime(ModelHook):  # type: ignore[misc]  # accelerate has no annotat
         return module.to("cpu")
 
     def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        before = _visitor.part() if _visitor.part is not None else None
-        if before is not module:
-            if before is not None:
-                before.to("cpu")
-            if self._device.type == "cuda":
-                torch.cuda.empty_cache()
-            module.to(self._device)
-            _visitor.part = weakref.ref(module)
+        if (before := _visitor.part) is not module:
+            # Forwards run in inference mode; weights made there could not be moved again outside it.
+            with torch.inference_mode(False), torch.no_grad():
+                if before is not None:
+                    before.to("cpu")
+                if self._device.type == "cuda":
+                    torch.cuda.empty_cache()
+                module.to(self._device)
+            _visitor.part = module
         return send_to_device(args, self._device), send_to_device(kwargs, self._device)
