@@ -64,9 +64,11 @@ PRESETS: Final[Mapping[str, Mapping[str, Any]]] = {
 }
 """What each preset sets for knobs that neither the row nor the run names."""
 
+DEFAULT_STYLE: Final = "default"
+"""The style of rows that the run's own model animates."""
+
 RESERVED_KNOBS: Final = frozenset(
     {
-        "style",
         "ip_adapter_image",
         "ip_adapter_image_embeds",
         "ip_adapter_scale",
@@ -114,6 +116,11 @@ def _text(value: object) -> object:
     return value
 
 
+def _style(value: object) -> object:
+    value = _text(value)
+    return value.strip() if isinstance(value, str) else value
+
+
 def _multiple_of_8(value: object) -> object:
     value = _no_bool(value)
     if isinstance(value, int) and value % 8:
@@ -148,6 +155,7 @@ _Int = Annotated[int, BeforeValidator(_int_cell)]
 _Float = Annotated[float, BeforeValidator(_no_bool)]
 _Text = Annotated[str, BeforeValidator(_text)]
 _Side = Annotated[int, BeforeValidator(_side)]
+_Style = Annotated[str, BeforeValidator(_style)]
 
 
 class AnimationParams(BaseModel):
@@ -170,6 +178,13 @@ class AnimationParams(BaseModel):
         ge=0,
         le=MAX_SEED,
         description="Start of the row's own random numbers. Left out: derived from the row's id.",
+    )
+    style: _Style = Field(
+        DEFAULT_STYLE,
+        min_length=1,
+        max_length=64,
+        description=f"Which of the run's models animates the row, by its name among the styles; {DEFAULT_STYLE} is the "
+        "run's own model.",
     )
     motion_scale: Annotated[int, BeforeValidator(_motion_scale)] = Field(
         0,
@@ -348,6 +363,12 @@ def resolve(
     for name, knob in KNOBS.items():
         values.setdefault(name, knob.default)
     return AnimationParams.model_construct(_fields_set=set(values), **values)
+
+
+def style_of(params: AnimationParams, run_defaults: Mapping[str, Any]) -> str:
+    """The style that `resolve` will give these params; it decides which model's defaults to resolve them with."""
+    named = params.style if "style" in params.model_fields_set else run_defaults.get("style", DEFAULT_STYLE)
+    return str(named)
 
 
 def seed_from_id(row_id: str) -> int:

@@ -28,10 +28,12 @@ from diffusers.utils import logging as diffusers_logging
 from transformers import CLIPTextModel, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
+from pia_ray.checkpoint import PICKLED_SUFFIXES, digest
 from pia_ray.config import ModelConfig
 from pia_ray.errors import BadParameter, WeightsError
 from pia_ray.params import AnimationParams
-from pia_ray.pia.speed import MEMORY_FORMAT, device_of, dtype_of
+from pia_ray.pia.sharing import Held, Pool, SourceOf
+from pia_ray.pia.speed import device_of, dtype_of
 from pia_ray.weights import LocalWeights
 
 LINEAR_BETAS: Final[Mapping[str, Any]] = {
@@ -81,6 +83,8 @@ class Components:
     dtype: torch.dtype
     version: str
     """Name and revision or digest of the weights."""
+    held: tuple[Held, ...] = ()
+    """Keeps weights known to the pool they are shared through."""
 
     @property
     def spatial_factor(self) -> int:
@@ -103,8 +107,8 @@ class Components:
         return int(self.unet.config["motion_max_seq_length"])
 
 
-def assemble(weights: LocalWeights, model: ModelConfig) -> Components:
-    """The model of these weights, on its device.
+def assemble(weights: LocalWeights, model: ModelConfig, pool: Pool | None = None) -> Components:
+    """The model of these weights, on its device; what other models of the pool hold already is held once.
 
     Raises:
         WeightsError: a part is missing, damaged, or not a PIA model (no 9-channel input).
@@ -112,24 +116,32 @@ def assemble(weights: LocalWeights, model: ModelConfig) -> Components:
     """
     device = device_of(model)
     dtype = dtype_of(model, device)
-    kwargs: dict[str, Any] = {"torch_dtype": dtype, "use_safetensors": None if model.allow_pickle else True}
-    unet = _unet(weights, kwargs)
+    kwargs: dict[str, Any] = {"use_safetensors": None if model.allow_pickle else True}
+    unet = _unet(weights, dtype, kwargs)
     if (channels := unet.config["in_channels"]) != 9:
         raise WeightsError(
             f"the UNet of model {model.name} takes {channels} channels, PIA's takes 9: "
             "motion_adapter must be PIA's condition adapter, which brings its own conv_in"
         )
-    vae = _load(AutoencoderKL, weights.vae or weights.base / "vae", kwargs)
-    text_encoder = _load(
-        CLIPTextModel,
-        weights.base / "text_encoder",
-        {"dtype": dtype, "use_safetensors": kwargs["use_safetensors"]},
-    )
+    vae_folder, text_folder = weights.vae or weights.base / "vae", weights.base / "text_encoder"
+    vae = _load(AutoencoderKL, vae_folder, {"torch_dtype": torch.float32, **kwargs}).to(dtype)
+    text_encoder = _load(CLIPTextModel, text_folder, {"dtype": torch.float32, **kwargs}).to(dtype)
     tokenizer = _load(CLIPTokenizer, weights.base / "tokenizer", {})
-    for part in (unet, vae, text_encoder):
-        part.requires_grad_(False).eval().to(device)
-    unet.to(memory_format=MEMORY_FORMAT)
-    vae.to(memory_format=MEMORY_FORMAT)
+    # Digests take seconds where the files are large, and nothing is shared without a pool.
+    base_unet, vae_source, text_source, motion = (
+        "" if pool is None or folder is None else _source(folder)
+        for folder in (weights.base / "unet", vae_folder, text_folder, weights.motion_adapter)
+    )
+    sources: tuple[tuple[torch.nn.Module, SourceOf], ...] = (
+        (unet, lambda name: _unet_source(name, base_unet, motion)),
+        (vae, lambda name: vae_source),
+        (text_encoder, lambda name: text_source),
+    )
+    pool = pool or Pool()
+    held: list[Held] = []
+    for part, source_of in sources:
+        part.requires_grad_(False).eval()
+        held += pool.place(part, source_of, device=device)
     return Components(
         unet=unet,
         vae=vae,
@@ -139,6 +151,7 @@ def assemble(weights: LocalWeights, model: ModelConfig) -> Components:
         device=device,
         dtype=dtype,
         version=weights.version,
+        held=tuple(held),
     )
 
 
@@ -169,7 +182,23 @@ def make_scheduler(components: Components, params: AnimationParams) -> Any:
     return scheduler
 
 
-def _unet(weights: LocalWeights, kwargs: dict[str, Any]) -> UNetMotionModel:
+def _source(folder: Path) -> str:
+    """Digest of the weights in a folder; configs may name their makers and say the same."""
+    suffixes = (".safetensors", *PICKLED_SUFFIXES)
+    return digest(folder, sorted(path for path in folder.iterdir() if path.suffix in suffixes))
+
+
+def _unet_source(name: str, base: str, motion: str) -> str:
+    """Where a weight of the UNet comes from: the base's UNet, the motion adapter, or, for the input, both."""
+    if not motion:
+        return base
+    if name.startswith("conv_in."):
+        return f"{base}+{motion}"
+    return motion if "motion_modules" in name else base
+
+
+def _unet(weights: LocalWeights, dtype: torch.dtype, kwargs: dict[str, Any]) -> UNetMotionModel:
+    kwargs = {"torch_dtype": torch.float32, **kwargs}
     folder = weights.base / "unet"
     kind = _read_config(folder / "config.json").get("_class_name")
     if kind == "UNetMotionModel":
@@ -177,18 +206,20 @@ def _unet(weights: LocalWeights, kwargs: dict[str, Any]) -> UNetMotionModel:
             raise WeightsError(
                 f"{folder} already holds motion modules: leave motion_adapter out, or give a plain SD 1.5 base"
             )
-        return _load(UNetMotionModel, folder, kwargs)
+        return _load(UNetMotionModel, folder, kwargs).to(dtype)
     if weights.motion_adapter is None:
         raise WeightsError(f"{folder} is a plain {kind}: the model needs a motion_adapter to animate")
-    adapter = _load(MotionAdapter, weights.motion_adapter, kwargs)
+    adapter = _load(MotionAdapter, weights.motion_adapter, kwargs).to(dtype)
     if adapter.conv_in is None:
         raise WeightsError(f"the motion adapter in {weights.motion_adapter} has no conv_in: it is not PIA's")
-    base = _load(UNet2DConditionModel, folder, kwargs)
+    base = _load(UNet2DConditionModel, folder, kwargs).to(dtype)
     # The new UNet shares conv_in with the adapter object. Both sources are dropped here, so nothing can alias it.
     return UNetMotionModel.from_unet2d(base, adapter)
 
 
 def _load(kind: Any, folder: Path, kwargs: dict[str, Any]) -> Any:
+    # Models are loaded in float32 and cast after: for another precision both libraries set torch's default for a
+    # while, which is that of the whole process, and rows of another model may be denoising.
     try:
         loaded = kind.from_pretrained(folder, local_files_only=True, **kwargs)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
