@@ -124,8 +124,8 @@ def assemble(weights: LocalWeights, model: ModelConfig, pool: Pool | None = None
             "motion_adapter must be PIA's condition adapter, which brings its own conv_in"
         )
     vae_folder, text_folder = weights.vae or weights.base / "vae", weights.base / "text_encoder"
-    vae = _load(AutoencoderKL, vae_folder, {"torch_dtype": torch.float32, **kwargs}).to(dtype)
-    text_encoder = _load(CLIPTextModel, text_folder, {"dtype": torch.float32, **kwargs}).to(dtype)
+    vae = _cast(_load(AutoencoderKL, vae_folder, {"torch_dtype": torch.float32, **kwargs}), dtype)
+    text_encoder = _cast(_load(CLIPTextModel, text_folder, {"dtype": torch.float32, **kwargs}), dtype)
     tokenizer = _load(CLIPTokenizer, weights.base / "tokenizer", {})
     # Digests take seconds where the files are large, and nothing is shared without a pool.
     base_unet, vae_source, text_source, motion = (
@@ -206,13 +206,13 @@ def _unet(weights: LocalWeights, dtype: torch.dtype, kwargs: dict[str, Any]) -> 
             raise WeightsError(
                 f"{folder} already holds motion modules: leave motion_adapter out, or give a plain SD 1.5 base"
             )
-        return _load(UNetMotionModel, folder, kwargs).to(dtype)
+        return _cast(_load(UNetMotionModel, folder, kwargs), dtype)
     if weights.motion_adapter is None:
         raise WeightsError(f"{folder} is a plain {kind}: the model needs a motion_adapter to animate")
-    adapter = _load(MotionAdapter, weights.motion_adapter, kwargs).to(dtype)
+    adapter = _cast(_load(MotionAdapter, weights.motion_adapter, kwargs), dtype)
     if adapter.conv_in is None:
         raise WeightsError(f"the motion adapter in {weights.motion_adapter} has no conv_in: it is not PIA's")
-    base = _load(UNet2DConditionModel, folder, kwargs).to(dtype)
+    base = _cast(_load(UNet2DConditionModel, folder, kwargs), dtype)
     # The new UNet shares conv_in with the adapter object. Both sources are dropped here, so nothing can alias it.
     return UNetMotionModel.from_unet2d(base, adapter)
 
@@ -226,6 +226,11 @@ def _load(kind: Any, folder: Path, kwargs: dict[str, Any]) -> Any:
         reason = str(error).strip().split("\n")[0]
         raise WeightsError(f"cannot load {kind.__name__} from {folder}: {reason}") from error
     return loaded
+
+
+def _cast(module: Any, dtype: torch.dtype) -> Any:
+    # Not the module's own `to`: diffusers' warns of parts to be kept in float32, also where there are none.
+    return torch.nn.Module.to(module, dtype)
 
 
 def _read_config(path: Path) -> dict[str, Any]:
