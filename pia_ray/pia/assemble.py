@@ -137,11 +137,10 @@ def assemble(weights: LocalWeights, model: ModelConfig, pool: Pool | None = None
         (vae, lambda name: vae_source),
         (text_encoder, lambda name: text_source),
     )
-    pool = pool or Pool()
-    held: list[Held] = []
+    shared, held = Pool() if pool is None else pool, list[Held]()
     for part, source_of in sources:
         part.requires_grad_(False).eval()
-        held += pool.place(part, source_of, device=device)
+        held += shared.place(part, source_of, device=device)
     return Components(
         unet=unet,
         vae=vae,

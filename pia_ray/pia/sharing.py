@@ -30,6 +30,10 @@ class Pool:
     def __init__(self) -> None:
         self._held: WeakValueDictionary[tuple[object, ...], Held] = WeakValueDictionary()
 
+    def __len__(self) -> int:
+        """Sources that models in memory hold."""
+        return len(self._held)
+
     def place(self, module: torch.nn.Module, source_of: SourceOf, *, device: torch.device) -> tuple[Held, ...]:
         """Moves a module to its device, in torch's channels-last layout, and makes it use tensors that are there.
 
