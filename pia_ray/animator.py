@@ -14,19 +14,22 @@ from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, replace
 from functools import partial
 from types import TracebackType
-from typing import Literal
+from typing import Any, Literal
+
+import numpy as np
 
 from pia_ray.config import DEFAULT_BATCH_SIZE, DEFAULT_KEEP_MODELS, ModelConfig, check_style_name, model_for
 from pia_ray.errors import (
     Cancelled,
     ConfigError,
     DeviceLost,
+    ModelUnavailable,
     PiaRayError,
     RowError,
     Timeout,
     WeightsError,
 )
-from pia_ray.params import Animation, AnimationRequest
+from pia_ray.params import DEFAULT_STYLE, Animation, AnimationRequest
 from pia_ray.pia.assemble import Components, assemble
 from pia_ray.pia.engine import Engine, Row
 from pia_ray.pia.line import Line
@@ -59,6 +62,17 @@ class _Ticket:
     def expired(self) -> bool:
         limit = self.request.deadline_s
         return limit is not None and time.monotonic() - self.submitted_at > limit
+
+
+@dataclass(eq=False)
+class _Encoding:
+    """A prompt to encode between two steps."""
+
+    prompt: str
+    clip_skip: int | None
+    model: str
+    """Key of the model that encodes it."""
+    future: Future[np.ndarray[Any, Any]]
 
 
 class Animator:
@@ -104,10 +118,10 @@ class Animator:
         components = self._load(model)
         self.model_version = components.version
         self._engine = Engine(batch_size=self.batch_size)
-        self._arrivals: queue.SimpleQueue[_Ticket | Literal["loaded"] | None] = queue.SimpleQueue()
+        self._arrivals: queue.SimpleQueue[_Ticket | _Encoding | Literal["loaded"] | None] = queue.SimpleQueue()
         self._shelf = Shelf(keep=keep_models, when_loaded=lambda: self._arrivals.put("loaded"))
         self._shelf.put(_key(model), components)
-        self._line: Line[_Ticket] = Line()
+        self._line: Line[_Ticket | _Encoding] = Line()
         self._present: dict[Row, _Ticket] = {}
         self._closed = False
         self._spoiled: PiaRayError | None = None
@@ -176,6 +190,33 @@ class Animator:
                 self._arrivals.put(ticket)
         return future
 
+    def encode_prompt(
+        self, prompt: str, *, clip_skip: int | None = None, style: str = DEFAULT_STYLE
+    ) -> np.ndarray[Any, Any]:
+        """The embedding of a text by the model of a style, float32 [L, C]: given as a request's `prompt_embeds` or
+        `negative_prompt_embeds` it makes the same video as the text.
+
+        Waits for the running step, as the model has one thread.
+
+        Raises:
+            BadParameter: there is no such style, or clip_skip leaves no layer of this text encoder.
+            ModelUnavailable: the model cannot be loaded, or has been dropped and this is called by on_step_end.
+            Cancelled: the animator is closed.
+        """
+        model = _key(model_for(style, self.model, self.styles))
+        if threading.current_thread() is self._thread:  # called by a request's on_step_end
+            if model not in self._shelf:
+                raise ModelUnavailable(f"the model of style {style} is not in memory, and on_step_end cannot wait")
+            return self._engine.encode_prompt(prompt, self._shelf.use(model), clip_skip=clip_skip)
+        encoding = _Encoding(prompt, clip_skip, model, Future())
+        with self._lock:
+            if self._spoiled is not None:
+                raise self._spoiled
+            if self._closed:
+                raise Cancelled("the animator is closed")
+            self._arrivals.put(encoding)
+        return encoding.future.result()
+
     def close(self) -> None:
         """Ends the threads and drops the models; requests still waiting or running fail with `Cancelled`."""
         with self._lock:
@@ -226,9 +267,22 @@ class Animator:
                 return True
             if ticket is None:
                 return False
+            if isinstance(ticket, _Encoding) and ticket.model in self._shelf:
+                self._encode(ticket)  # without waiting for a place
+                continue
             if ticket != "loaded":
                 self._line.add(ticket.model, ticket)
             idle = False
+
+    def _encode(self, encoding: _Encoding) -> None:
+        try:
+            model = self._shelf.use(encoding.model)
+            embedding = self._engine.encode_prompt(encoding.prompt, model, clip_skip=encoding.clip_skip)
+            encoding.future.set_result(embedding)
+        except PiaRayError as error:
+            encoding.future.set_exception(error)
+            if not isinstance(error, RowError):
+                raise
 
     def _admit(self) -> None:
         shelf = self._shelf
@@ -236,6 +290,10 @@ class Animator:
             ticket = self._line.next(ready=shelf, coming=shelf.coming)
             if ticket is None:
                 return
+            if isinstance(ticket, _Encoding):
+                self._line.pop(ticket.model)
+                self._encode(ticket)
+                continue
             crowded = ticket.alone or any(other.alone for other in self._present.values())
             if crowded and self._present:
                 return
@@ -334,11 +392,12 @@ def _late(ticket: _Ticket) -> Timeout:
     return Timeout(f"not finished within its deadline of {limit:g} s" if limit is not None else "taken back")
 
 
-def _settle(ticket: _Ticket, outcome: Animation | PiaRayError) -> None:
+def _settle(ticket: _Ticket | _Encoding, outcome: Animation | PiaRayError) -> None:
     """Gives the caller the outcome, or tells a caller who took the request back that it is gone."""
     if not ticket.future.set_running_or_notify_cancel():
         return
     if isinstance(outcome, Animation):
+        assert isinstance(ticket, _Ticket)
         ticket.future.set_result(outcome)
     else:
         ticket.future.set_exception(outcome)

@@ -41,11 +41,34 @@ def _defaults(value: object) -> object:
 _Defaults = Annotated[dict[str, Any], BeforeValidator(_defaults)]
 
 
+class InversionConfig(BaseModel):
+    """Where a textual inversion comes from; the path alone will do."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    path: str = Field(description="A .safetensors file: local, s3://, or on the hub as OWNER/NAME/FILE.")
+    revision: str | None = Field(None, description="Commit, tag or branch, where it is on the hub.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _path_alone(cls, value: object) -> object:
+        return {"path": value} if isinstance(value, str) else value
+
+
+class LoraConfig(InversionConfig):
+    """Where a LoRA comes from and how strongly it acts on rows that do not choose; the path alone will do."""
+
+    weight: float = Field(
+        1.0, ge=-10, le=10, description="Its strength for rows that name none. 0: acts only on rows that name it."
+    )
+
+
 class ModelConfig(BaseModel):
     """Where a model's parts come from and how it likes to be run.
 
     `base`, `motion_adapter` and `vae` take a Hugging Face hub id, a local folder or an s3:// prefix, each in diffusers
-    layout. A `base` whose UNet already is a `UNetMotionModel` needs no motion adapter.
+    layout; `base` and `vae` also a single .safetensors file, local, s3:// or on the hub as OWNER/NAME/FILE. A `base`
+    whose UNet already is a `UNetMotionModel` needs no motion adapter.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
@@ -57,6 +80,18 @@ class ModelConfig(BaseModel):
     motion_adapter_revision: str | None = Field(None, description="As revision, for the motion adapter.")
     vae: str | None = Field(None, description="VAE to use in place of the base's own.")
     vae_revision: str | None = Field(None, description="As revision, for the VAE.")
+    config: str = Field(
+        "stable-diffusion-v1-5/stable-diffusion-v1-5",
+        description="Folder or hub id in diffusers layout that lends configs, tokenizer and scheduler to a base or "
+        "VAE given as a single file, which has none.",
+    )
+    config_revision: str | None = Field(None, description="As revision, for config.")
+    loras: dict[str, LoraConfig] = Field(
+        default_factory=dict, description="LoRAs by name: each a path, or its path, revision and weight."
+    )
+    textual_inversions: dict[str, InversionConfig] = Field(
+        default_factory=dict, description="Textual inversions by their token in prompts: each a path."
+    )
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
         "auto", description="Precision of the weights: auto is float16 on a GPU and float32 on a CPU."
     )
@@ -81,6 +116,25 @@ class ModelConfig(BaseModel):
     def _no_style(cls, value: dict[str, Any]) -> dict[str, Any]:
         if "style" in value:
             raise ValueError("style names a model, so no model can have one as its default")
+        return value
+
+    @field_validator("loras")
+    @classmethod
+    def _lora_names(cls, value: dict[str, LoraConfig]) -> dict[str, LoraConfig]:
+        for name in value:
+            if re.fullmatch(r"[a-z0-9][a-z0-9._-]*", name) is None or name in ("default", "none"):
+                raise ValueError(
+                    f'"{name}" cannot be the name of a LoRA: take lower-case letters, digits and . _ -, '
+                    "and neither default nor none"
+                )
+        return value
+
+    @field_validator("textual_inversions")
+    @classmethod
+    def _tokens(cls, value: dict[str, InversionConfig]) -> dict[str, InversionConfig]:
+        for token in value:
+            if re.fullmatch(r"\S+", token) is None:
+                raise ValueError(f'"{token}" cannot be the token of a textual inversion: it must be one word')
         return value
 
     @model_validator(mode="after")

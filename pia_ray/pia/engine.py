@@ -11,7 +11,9 @@ import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
+import numpy as np
 import torch
 
 from pia_ray.errors import DeviceLost, OutOfMemory, RowError, UnexpectedError
@@ -73,8 +75,7 @@ class Engine:
             RowError: the request cannot be run by this model; other rows are not touched.
         """
         started = time.perf_counter()
-        if (model := model or self._model) is None:
-            raise TypeError("an engine without a model of its own takes rows that bring theirs")
+        model = self._given(model)
         try:
             program = row_program(request, model.components, model.conditions)
             evaluation = next(program)
@@ -86,6 +87,22 @@ class Engine:
         row.engine_s = time.perf_counter() - started
         self.rows.append(row)
         return row
+
+    def encode_prompt(self, prompt: str, model: Model | None = None, *, clip_skip: int | None) -> np.ndarray[Any, Any]:
+        """The embedding of a text, float32 [L, C], by `model` or else the engine's own.
+
+        Raises:
+            RowError: clip_skip leaves no layer of this text encoder, or the encoder failed.
+        """
+        try:
+            embedding = self._given(model).conditions.prompt(prompt, clip_skip=clip_skip)
+            return np.ascontiguousarray(embedding.float().cpu().numpy())
+        except RowError:
+            raise
+        except Exception as error:
+            if device_is_lost(error):
+                raise DeviceLost(f"the GPU failed and needs a new process: {error}") from error
+            raise UnexpectedError(f"{type(error).__name__}: {error}") from error
 
     def leave(self, row: Row) -> None:
         """Lets a row go before its end; the others do not notice."""
@@ -223,6 +240,11 @@ class Engine:
             motion=motion,
             output=output,
         )
+
+    def _given(self, model: Model | None) -> Model:
+        if (model := model or self._model) is None:
+            raise TypeError("an engine without a model of its own must be given one")
+        return model
 
     def _row_error(self, error: Exception, request: AnimationRequest) -> RowError:
         if is_out_of_memory(error):
