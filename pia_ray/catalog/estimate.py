@@ -119,7 +119,7 @@ def evaluations(params: AnimationParams) -> int:
         count = 2 * count - 1  # every step but the last has a second evaluation
     elif params.scheduler == "pndm" and count > 1:
         count += 1  # its start-up takes one step twice
-    return count * (2 if params.has_guidance else 1)
+    return count * params.num_branches
 
 
 def estimate(
@@ -200,7 +200,7 @@ def plan_workload(config: CatalogConfig, *, resume: bool) -> Workload:
                 params = _params(item["params"])
                 count = evaluations(params)
                 total_evaluations += count
-                video_s += params.num_frames / params.fps
+                video_s += params.video_frames / params.fps
                 styles[item["style"]] += 1
                 sample.add(item)
                 if params.width is not None and params.height is not None:

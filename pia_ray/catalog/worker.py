@@ -41,7 +41,7 @@ BACKOFF_S: Final = 1.0
 
 MOST_BACKOFF_S: Final = 30.0
 
-_FROM_PARAMS: Final = ("prompt", "width", "height", "num_frames", "fps")
+_FROM_PARAMS: Final = ("prompt", "width", "height", "fps")
 
 
 class RowAnimator(Protocol):
@@ -211,7 +211,9 @@ def failed_row(
 ) -> ResultRow:
     """The result of a row that failed; `params` is None where it got no further than its bad cells."""
     nothing = dict.fromkeys(field.name for field in dataclasses.fields(ResultRow))
-    known = {} if params is None else {name: getattr(params, name) for name in _FROM_PARAMS}
+    known: dict[str, Any] = {}
+    if params is not None:
+        known = {name: getattr(params, name) for name in _FROM_PARAMS} | {"num_frames": params.video_frames}
     seed = params.seed if params is not None and params.seed is not None else seed_from_id(row_id)
     values: dict[str, Any] = {
         **nothing,

@@ -180,9 +180,9 @@ class _Planner:
             params = parse_params({"prompt": "-", **given})
             style = style_of(params, self.config.defaults)
             model = self.config.model_for(style)
+            resolved = resolve(params, self.config.defaults, model_defaults=model.defaults)
         except BadParameter:
             return None
-        resolved = resolve(params, self.config.defaults, model_defaults=model.defaults)
         version = self._model_version if style == DEFAULT_STYLE else self._style_versions[style]
         holes = {"negative_prompt": "\0negative", "prompt": "\0prompt", "seed": "\0seed"}
         rest = canonical_params(resolved.model_copy(update=holes))
@@ -334,11 +334,14 @@ def _given(template: _Template, prompt: str | None, negative_prompt: str | None,
 
 
 def _hashable(cells: Sequence[Any]) -> Sequence[Any]:
-    """Cells as part of a memo's key: true is not 1 there, and lists and mappings equal nothing."""
+    """Cells as part of a memo's key: true is not 1 there, and all but plain values and lists of them equal nothing."""
     easy = {str, int, float, Decimal, type(None)}
     if set(map(type, cells)) <= easy:
         return cells
-    return [cell if type(cell) in easy else object() for cell in cells]
+    return [
+        cell if type(cell) in easy else tuple(cell) if type(cell) is list and set(map(type, cell)) <= easy else object()
+        for cell in cells
+    ]
 
 
 def _folder_of(name: str) -> str:

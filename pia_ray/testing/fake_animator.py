@@ -152,7 +152,9 @@ class FakeAnimator:
         noise = np.random.default_rng(params.seed).integers(-4, 5, picture.shape, dtype=np.int16)
         noisy = (picture.astype(np.int16) + noise).clip(0, 255).astype(np.uint8)
         shift = params.motion_scale + 1
-        frames = np.stack([np.roll(noisy, index * shift, axis=1) for index in range(params.num_frames)])  # [T, H, W, 3]
+        frames = np.stack(
+            [np.roll(noisy, index * shift, axis=1) for index in range(params.video_frames)]
+        )  # [T, H, W, 3]
         ended = time.monotonic()
         return Animation(
             frames=frames,
