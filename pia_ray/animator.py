@@ -196,7 +196,7 @@ class Animator:
         """The embedding of a text by the model of a style, float32 [L, C]: given as a request's `prompt_embeds` or
         `negative_prompt_embeds` it makes the same video as the text.
 
-        Waits for the running step, as the model has one thread.
+        Waits for the running step, as the model has one thread. LoRAs act as on a request that names none.
 
         Raises:
             BadParameter: there is no such style, or clip_skip leaves no layer of this text encoder.

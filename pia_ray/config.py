@@ -143,6 +143,11 @@ class ModelConfig(BaseModel):
             raise ValueError("long_edge must be a multiple of size_step")
         return self
 
+    @property
+    def lora_weights(self) -> dict[str, float]:
+        """The strength of each LoRA for rows that name none, by name."""
+        return {name: lora.weight for name, lora in self.loras.items()}
+
     @staticmethod
     def named(name: str) -> ModelConfig:
         """The model of that name, from the user's `models.yaml` or the packaged one.

@@ -144,6 +144,26 @@ def _name(value: object) -> object:
     return value.strip().lower().replace("_", "-") if isinstance(value, str) else value
 
 
+def _loras(value: object) -> object:
+    """One spelling for each choice of LoRAs, since it is part of the work key."""
+    if not isinstance(value, str):
+        raise ValueError(f"must be text such as pixar:0.8+detail, not {type(value).__name__}")
+    text = value.strip().lower()
+    if text in ("default", "none"):
+        return text
+    chosen: dict[str, str] = {}
+    for part in text.split("+"):
+        name, colon, weight = (word.strip() for word in part.partition(":"))
+        try:
+            number = float(weight) if colon else 1.0
+        except ValueError:
+            number = math.nan
+        if not name or name in chosen or not -10 <= number <= 10:
+            raise ValueError("must be default, none, or names with weights from -10 to 10, such as pixar:0.8+detail")
+        chosen[name] = f"{name}:{number:g}" if colon else name
+    return "+".join(chosen[name] for name in sorted(chosen))
+
+
 def _text(value: object) -> object:
     if not isinstance(value, str):
         raise ValueError(f"must be text, not {type(value).__name__}")
@@ -329,6 +349,15 @@ class AnimationParams(BaseModel):
     )
     negative_prompt_embeds: _Reference | None = Field(
         None, min_length=1, description="Embedding in place of the negative prompt's, of the same length [L, C]."
+    )
+
+    lora: Annotated[str, BeforeValidator(_loras)] = Field(
+        "default",
+        description="LoRAs of the model with their weights, such as `pixar:0.8+detail`; none; or default, which is "
+        "each at the weight that the model states.",
+    )
+    lora_scale: _Float = Field(
+        1.0, ge=0, le=10, description="Factor on the weights of all LoRAs: 0 is the model without them."
     )
 
     @property
@@ -544,6 +573,27 @@ def style_of(params: AnimationParams, run_defaults: Mapping[str, Any]) -> str:
     """The style that `resolve` will give these params; it decides which model's defaults to resolve them with."""
     named = params.style if "style" in params.model_fields_set else run_defaults.get("style", DEFAULT_STYLE)
     return str(named)
+
+
+def lora_strengths(params: AnimationParams, weights: Mapping[str, float]) -> tuple[tuple[str, float], ...]:
+    """The LoRAs that act on a row with their strengths, by name; `weights` are the model's own.
+
+    Raises:
+        BadParameter: the row names a LoRA that the model has not.
+    """
+    chosen: dict[str, float] = {}
+    if params.lora == "default":
+        chosen = dict(weights)
+    elif params.lora != "none":
+        for part in params.lora.split("+"):
+            name, _, weight = part.partition(":")
+            if name not in weights:
+                known = f"this model has {', '.join(sorted(weights))}" if weights else "this model has none"
+                raise BadParameter(f'lora: there is no LoRA "{name}"; {known}.{suggest(name, weights)}', "lora")
+            # Named without a weight: as strong as the model has it, in full where the model leaves it off.
+            chosen[name] = float(weight) if weight else weights[name] or 1.0
+    scaled = {name: weight * params.lora_scale for name, weight in chosen.items()}
+    return tuple((name, strength) for name, strength in sorted(scaled.items()) if strength)
 
 
 def seed_from_id(row_id: str) -> int:

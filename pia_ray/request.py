@@ -17,6 +17,7 @@ from pia_ray.params import (
     AnimationRequest,
     OutputType,
     check_pictures,
+    lora_strengths,
     resolve,
     seed_from_id,
 )
@@ -41,6 +42,7 @@ def prepare(request: AnimationRequest, model: ModelConfig) -> AnimationRequest:
             f"output_type must be one of {', '.join(get_args(OutputType))} (got {request.output_type!r})", "output_type"
         )
     params = resolve(request.params, {}, model_defaults=model.defaults)
+    lora_strengths(params, model.lora_weights)
     picture = pictures.as_rgb(request.image)
     width, height = pictures.choose_size(
         picture.size,

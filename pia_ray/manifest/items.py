@@ -21,6 +21,7 @@ from pia_ray.params import (
     KNOBS,
     AnimationParams,
     ManifestRow,
+    lora_strengths,
     parse_defaults,
     parse_params,
     resolve,
@@ -137,6 +138,7 @@ def items_of(
         given = {name: getattr(params, name) for name in KNOBS if name in knobs}
         row_id = derived_id(picture, canonical(given))
     resolved = resolve(params, config.defaults, model_defaults=model.defaults)
+    lora_strengths(resolved, model.lora_weights)
     first_seed = seed_from_id(row_id) if resolved.seed is None else resolved.seed
     identity = picture.identity + picture.version
     items = []

@@ -34,7 +34,16 @@ from pia_ray.manifest.items import (
 )
 from pia_ray.manifest.rows import BAD_MANIFEST_ROW, knobs_of, picture_of, rejected
 from pia_ray.manifest.tables import Chunk, TableFile
-from pia_ray.params import DEFAULT_STYLE, MAX_SEED, parse_params, resolve, seed_from_id, seed_of_video, style_of
+from pia_ray.params import (
+    DEFAULT_STYLE,
+    MAX_SEED,
+    lora_strengths,
+    parse_params,
+    resolve,
+    seed_from_id,
+    seed_of_video,
+    style_of,
+)
 
 _EASY_CHARS: Final = 1000  # longer texts go the plain way, which knows the true limits
 _MEMO_SIZE: Final = 10_000
@@ -181,6 +190,7 @@ class _Planner:
             style = style_of(params, self.config.defaults)
             model = self.config.model_for(style)
             resolved = resolve(params, self.config.defaults, model_defaults=model.defaults)
+            lora_strengths(resolved, model.lora_weights)
         except BadParameter:
             return None
         version = self._model_version if style == DEFAULT_STYLE else self._style_versions[style]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -33,6 +33,7 @@ from pia_ray.config import ModelConfig
 from pia_ray.errors import BadParameter, WeightsError
 from pia_ray.params import AnimationParams
 from pia_ray.pia import single_file
+from pia_ray.pia.lora import Lora, read_lora
 from pia_ray.pia.sharing import Held, Pool, SourceOf
 from pia_ray.pia.speed import device_of, dtype_of
 from pia_ray.pia.tensors import read_tensors
@@ -85,6 +86,8 @@ class Components:
     dtype: torch.dtype
     version: str
     """Name and revision or digest of the weights."""
+    loras: Mapping[str, Lora] = field(default_factory=dict)
+    """What rows may choose from, by name; none of them is merged into these parts."""
     held: tuple[Held, ...] = ()
     """Keeps weights known to the pool they are shared through."""
 
@@ -113,7 +116,7 @@ def assemble(weights: LocalWeights, model: ModelConfig, pool: Pool | None = None
     """The model of these weights, on its device; what other models of the pool hold already is held once.
 
     Raises:
-        WeightsError: a part is missing, damaged, or not a PIA model (no 9-channel input).
+        WeightsError: a part is missing, damaged, or not a PIA model (no 9-channel input); a LoRA does not fit.
         ConfigError: the device is not there.
     """
     device = device_of(model)
@@ -128,7 +131,7 @@ def assemble(weights: LocalWeights, model: ModelConfig, pool: Pool | None = None
     configs = weights.base if weights.base.is_dir() or weights.config is None else weights.config
     tokenizer = _load(CLIPTokenizer, configs / "tokenizer", {})
     held = _place({"unet": unet, "vae": vae, "text_encoder": text_encoder}, weights, pool, device=device)
-    return Components(
+    components = Components(
         unet=unet,
         vae=vae,
         text_encoder=text_encoder,
@@ -137,8 +140,12 @@ def assemble(weights: LocalWeights, model: ModelConfig, pool: Pool | None = None
         device=device,
         dtype=dtype,
         version=weights.version,
+        loras={name: Lora(path, model.loras[name].weight) for name, path in weights.loras.items()},
         held=held,
     )
+    for lora in components.loras.values():
+        read_lora(lora.path, components)  # a LoRA for another model is told before any row asks for it
+    return components
 
 
 def make_scheduler(components: Components, params: AnimationParams) -> Any:

@@ -17,9 +17,8 @@ import numpy as np
 import torch
 
 from pia_ray.errors import DeviceLost, OutOfMemory, RowError, UnexpectedError
-from pia_ray.params import Animation, AnimationRequest
+from pia_ray.params import Animation, AnimationParams, AnimationRequest
 from pia_ray.pia.assemble import Components
-from pia_ray.pia.condition import Conditions
 from pia_ray.pia.faults import device_is_lost, is_out_of_memory
 from pia_ray.pia.output import finished
 from pia_ray.pia.program import Branch, Evaluation, Program
@@ -62,7 +61,7 @@ class Engine:
     """
 
     def __init__(self, components: Components | None = None, *, batch_size: int) -> None:
-        self._model = None if components is None else Model(components, Conditions(components))
+        self._model = None if components is None else Model(components)
         self._batch_size = batch_size
         self._limits: dict[tuple[object, ...], int] = {}
         """Evaluations per forward by model version and shape, where memory has been found to bind."""
@@ -77,6 +76,7 @@ class Engine:
         started = time.perf_counter()
         model = self._given(model)
         try:
+            model = model.with_loras(request.params)
             program = row_program(request, model.components, model.conditions)
             evaluation = next(program)
         except RowError:
@@ -89,13 +89,14 @@ class Engine:
         return row
 
     def encode_prompt(self, prompt: str, model: Model | None = None, *, clip_skip: int | None) -> np.ndarray[Any, Any]:
-        """The embedding of a text, float32 [L, C], by `model` or else the engine's own.
+        """The embedding of a text, float32 [L, C], by `model` or else the engine's own, under its own LoRAs.
 
         Raises:
             RowError: clip_skip leaves no layer of this text encoder, or the encoder failed.
         """
         try:
-            embedding = self._given(model).conditions.prompt(prompt, clip_skip=clip_skip)
+            conditions = self._given(model).with_loras(AnimationParams(prompt="-")).conditions
+            embedding = conditions.prompt(prompt, clip_skip=clip_skip)
             return np.ascontiguousarray(embedding.float().cpu().numpy())
         except RowError:
             raise

@@ -12,26 +12,50 @@ import traceback
 from collections import OrderedDict
 from collections.abc import Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from typing import Final
 
 import torch
 
 from pia_ray.errors import DeviceLost, ModelUnavailable, OutOfMemory, PiaRayError, RowError, UnexpectedError
+from pia_ray.params import AnimationParams, lora_strengths
 from pia_ray.pia.assemble import Components
 from pia_ray.pia.condition import Conditions
 from pia_ray.pia.faults import device_is_lost, is_out_of_memory
+from pia_ray.pia.lora import Strengths, variant
 
 log = logging.getLogger(__name__)
+
+KEPT_VARIANTS: Final = 4
+"""Sets of LoRAs kept merged in memory beside each plain model, those wanted last."""
 
 Load = Callable[[], Components]
 
 
-@dataclass(frozen=True, eq=False)
 class Model:
-    """A model in memory with the caches of what it has encoded."""
+    """A model in memory with the caches of what it has encoded, and its variants with LoRAs."""
 
-    components: Components
-    conditions: Conditions
+    def __init__(self, components: Components) -> None:
+        self.components = components
+        self.conditions = Conditions(components)
+        self._variants: OrderedDict[Strengths, Model] = OrderedDict()
+
+    def with_loras(self, params: AnimationParams) -> Model:
+        """The model with the row's LoRAs: one of those that were wanted last, or made now.
+
+        Raises:
+            BadParameter: the row names a LoRA that the model has not.
+        """
+        weights = {name: lora.weight for name, lora in self.components.loras.items()}
+        loras = lora_strengths(params, weights)
+        if not loras:
+            return self
+        model = self._variants.pop(loras, None)
+        if model is None:
+            while len(self._variants) >= KEPT_VARIANTS:
+                self._variants.popitem(last=False)  # rows in flight keep theirs alive
+            model = Model(variant(self.components, loras))
+        self._variants[loras] = model
+        return model
 
 
 class Shelf:
@@ -65,7 +89,7 @@ class Shelf:
     def put(self, key: str, components: Components) -> None:
         """Takes in a model that has been loaded elsewhere."""
         self.num_loads += 1
-        self._models[key] = Model(components, Conditions(components))
+        self._models[key] = Model(components)
 
     def use(self, key: str) -> Model:
         """The model of that key, which is in memory; it counts as the most recently used."""
