@@ -700,7 +700,7 @@ class Animation:
     animate_s: float
     """Seconds from submission to the finished frames."""
     motion: float
-    """Mean L1 over H, S, V and an edge channel against the first frame, 0 to 1. Source: PIA's training score."""
+    """Mean L1 over H, S, V and an edge channel against the condition frame, 0 to 1. Source: PIA's training score."""
     output: Any = None
     """As the request's `output_type` asks: "uint8": `frames`; "pil": a list of PIL images; "np": float32 [T, H, W, 3]
     and "pt": a torch tensor [T, 3, H, W], both 0 to 1 and not rounded to 8 bits; "latent": the denoised latents, a

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 import traceback
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,10 +17,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from pia_ray.errors import DeviceLost, OutOfMemory, RowError, UnexpectedError
+from pia_ray.errors import DeviceLost, NonFiniteFrames, OutOfMemory, RowError, UnexpectedError
 from pia_ray.params import Animation, AnimationParams, AnimationRequest
 from pia_ray.pia.assemble import Components
 from pia_ray.pia.faults import device_is_lost, is_out_of_memory
+from pia_ray.pia.finite import FiniteCheck
 from pia_ray.pia.output import finished
 from pia_ray.pia.program import Branch, Evaluation, Program
 from pia_ray.pia.row import row_program
@@ -47,11 +49,22 @@ class Row:
     latents: torch.Tensor | None = None
     """Set when the program has returned."""
     error: RowError | None = field(default=None)
+    checks: deque[tuple[FiniteCheck, slice, int]] = field(default_factory=deque)
+    """Of its latest predictions: the check, where in it they are, and the steps that were done before."""
 
     @property
     def sharing(self) -> Sharing:
         """The one place that says which rows may share a forward: same model, same shapes."""
         return (id(self.model), *self.evaluation.shape)
+
+    def find_non_finite(self) -> None:
+        """Fails the row if one of its predictions is known to be NaN or infinite by now."""
+        while self.checks and self.checks[0][0].known:
+            check, part, steps_done = self.checks.popleft()
+            if check.fails(part):
+                at = f"at step {steps_done + 1} of {self.evaluation.num_steps}"
+                self.error = NonFiniteFrames(_NOT_FINITE.format(row=self.request.id or "this row", at=at))
+                self.checks.clear()
 
 
 class Engine:
@@ -122,6 +135,9 @@ class Engine:
             groups.setdefault(row.sharing, []).append(row)
         for rows in groups.values():
             self._advance(rows)
+        for row in self.rows:
+            if row.error is None:
+                row.find_non_finite()
         ended: list[tuple[Row, Animation | RowError]] = []
         for row in [row for row in self.rows if row.latents is not None or row.error is not None]:
             self.rows.remove(row)
@@ -148,10 +164,12 @@ class Engine:
                 self._advance([row])
             return
         share = (time.perf_counter() - started) / len(pieces)
+        check = FiniteCheck(predictions)
         start = 0
         for row in rows:
             num = len(row.evaluation.branches)
             row.engine_s += share * num
+            row.checks.append((check, slice(start, start + num), row.evaluation.step))
             self._feed(row, predictions[start : start + num])
             start += num
 
@@ -227,7 +245,8 @@ class Engine:
         try:
             pixels, motion, output = finished(row.model.components, latents, request)
         except RowError as error:
-            return error
+            row.find_non_finite()  # by now the device has answered
+            return row.error or error
         except Exception as error:  # noqa: BLE001 - the row boundary
             return self._row_error(error, request)
         ended = time.perf_counter()
@@ -256,6 +275,7 @@ class Engine:
         return UnexpectedError(f"{type(error).__name__}: {error}\n{text}")
 
 
+_NOT_FINITE = "the model produced NaN or infinite values for {row} {at}: try another seed, or dtype float32 or bfloat16"
 _TOO_LARGE = (
     "{width} x {height} px x {num_frames} frames does not fit in memory even alone: "
     "choose a smaller size, fewer frames, or a larger device"
