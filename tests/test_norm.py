@@ -165,8 +165,6 @@ def test_a_copy_of_the_unet_counts_its_own_frames(folder: Path) -> None:
 
 
 def test_the_option_is_part_of_the_work_key(folder: Path) -> None:
-    specs = [
-        run_spec(CatalogConfig(manifest="m.csv", output="out", model=model_of(folder, group_norm=way)), "v")
-        for way in ("diffusers", "original")
-    ]
+    models = [model_of(folder, group_norm=way) for way in ("diffusers", "original")]
+    specs = [run_spec(CatalogConfig(manifest="m.csv", output="out", model=model), model, "v") for model in models]
     assert specs[0] != specs[1]

@@ -17,29 +17,28 @@ log = logging.getLogger(__name__)
 
 
 def offload(parts: Sequence[nn.Module], mode: Literal["none", "model", "sequential"], device: torch.device) -> None:
-    """Puts a model's parts, loaded in host memory, where they wait for their forwards on `device`.
+    """Lets a model's parts, which are in host memory, come to `device` for their forwards.
 
-    none: on the device. model: in host memory; a part that runs moves to the device whole and stays until another of
-    this thread's parts runs. sequential: in host memory; each layer visits the device for its own forward.
+    none: they stay as they are. model: a part that runs moves to the device whole and stays until another of this
+    thread's parts runs. sequential: each layer visits the device for its own forward.
     """
     if mode != "none" and device.type == "cpu":
         log.warning("offload %s saves nothing on a CPU: the weights are in host memory anyway", mode)
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", torch.cuda.current_device())  # as accelerate compares devices
     for part in parts:
-        if mode == "none":
-            part.to(device)
-        elif mode == "model":
+        if mode == "model":
             add_hook_to_module(part, _OneAtATime(device))
-        else:
+        elif mode == "sequential":
             # As in diffusers: buffers go along where the part has parameters of its own beside those of its layers.
             cpu_offload(part, device, offload_buffers=any(True for _ in part.parameters(recurse=False)))
 
 
 class _Visitor(threading.local):
-    """The part that is on the device now. An engine has one thread, and its models are no other engine's."""
+    """The part that is on the device now, and its weights at home. An engine has one thread and models of its own."""
 
     part: nn.Module | None = None
+    home: Sequence[tuple[nn.Parameter, torch.Tensor]] = ()
 
 
 _visitor = _Visitor()
@@ -49,23 +48,22 @@ class _OneAtATime(ModelHook):  # type: ignore[misc]  # accelerate has no annotat
     """Before its part runs, the part that ran before goes back to host memory.
 
     accelerate's own `CpuOffload` sends away one fixed predecessor. Here rows join and end at any step, so any part may
-    follow any other.
+    follow any other. Nothing is copied back: weights do not change, so those at home are taken up again, and stay
+    shared with the models that share them.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
 
-    def init_hook(self, module: nn.Module) -> nn.Module:
-        return module.to("cpu")
-
     def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        if (before := _visitor.part) is not module:
+        if _visitor.part is not module:
             # Forwards run in inference mode; weights made there could not be moved again outside it.
             with torch.inference_mode(False), torch.no_grad():
-                if before is not None:
-                    before.to("cpu")
+                for weight, at_home in _visitor.home:
+                    weight.data = at_home
                 if self._device.type == "cuda":
                     torch.cuda.empty_cache()
+                _visitor.home = [(weight, weight.data.cpu()) for weight in module.parameters()]
                 module.to(self._device)
             _visitor.part = module
         return send_to_device(args, self._device), send_to_device(kwargs, self._device)
