@@ -32,6 +32,7 @@ from pia_ray.config import ModelConfig
 from pia_ray.errors import BadParameter, WeightsError
 from pia_ray.params import AnimationParams
 from pia_ray.pia import single_file
+from pia_ray.pia.inversion import with_inversions
 from pia_ray.pia.lora import Lora, read_lora
 from pia_ray.pia.speed import MEMORY_FORMAT, device_of, dtype_of
 from pia_ray.pia.tensors import read_tensors
@@ -86,6 +87,8 @@ class Components:
     """Name and revision or digest of the weights."""
     loras: Mapping[str, Lora] = field(default_factory=dict)
     """What rows may choose from, by name; none of them is merged into these parts."""
+    inversions: Mapping[str, int] = field(default_factory=dict)
+    """Textual inversions in text encoder and tokenizer: the number of vectors of each token."""
 
     @property
     def spatial_factor(self) -> int:
@@ -112,7 +115,8 @@ def assemble(weights: LocalWeights, model: ModelConfig) -> Components:
     """The model of these weights, on its device.
 
     Raises:
-        WeightsError: a part is missing, damaged, or not a PIA model (no 9-channel input); a LoRA does not fit.
+        WeightsError: a part is missing, damaged, or not a PIA model (no 9-channel input); a LoRA or textual inversion
+            does not fit.
         ConfigError: the device is not there.
     """
     device = device_of(model)
@@ -141,6 +145,8 @@ def assemble(weights: LocalWeights, model: ModelConfig) -> Components:
         version=weights.version,
         loras={name: Lora(path, model.loras[name].weight) for name, path in weights.loras.items()},
     )
+    if weights.textual_inversions:
+        components = with_inversions(components, weights.textual_inversions)
     for lora in components.loras.values():
         read_lora(lora.path, components)  # a LoRA for another model is told before any row asks for it
     return components
