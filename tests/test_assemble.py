@@ -36,7 +36,9 @@ def test_building_a_second_model_from_one_motion_adapter_leaves_the_first_unchan
     second = load(other, adapter, config=str(config))
     assert torch.equal(predict(first), before)
     assert not torch.allclose(predict(second), before, atol=0.1)
-    assert torch.equal(first.unet.conv_in.weight, second.unet.conv_in.weight), "both have the adapter's nine channels"
+    ours, theirs = first.unet.conv_in.weight, second.unet.conv_in.weight
+    assert torch.equal(ours[:, 4:], theirs[:, 4:]), "mask and condition come from the adapter"
+    assert not torch.equal(ours[:, :4], theirs[:, :4]), "the noisy latents from each base"
 
 
 def test_no_copy_of_the_motion_adapter_stays_in_memory(tmp_path: Path) -> None:
