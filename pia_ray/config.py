@@ -6,7 +6,7 @@ Reads YAML files and nothing else: no environment variables, no network. `ServeC
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -15,13 +15,16 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from pia_ray.errors import BadParameter, ConfigError, RowError
-from pia_ray.params import VideoFormat, parse_defaults, suggest
+from pia_ray.params import DEFAULT_STYLE, VideoFormat, parse_defaults, suggest
 
 USER_MODELS = Path("~/.config/pia-ray/models.yaml")
 """Where users add named models of their own, in the form of the packaged `models.yaml`."""
 
 DEFAULT_BATCH_SIZE = 4
 """Rows that denoise together where `batch_size` is "auto"."""
+
+DEFAULT_KEEP_MODELS = 2
+"""Models that one animator keeps in memory: one at work, and the next one loading beside it."""
 
 _Config = TypeVar("_Config", "ModelConfig", "CatalogConfig")
 
@@ -108,6 +111,13 @@ class ModelConfig(BaseModel):
             raise ValueError("must be a multiple of 8")
         return value
 
+    @field_validator("defaults")
+    @classmethod
+    def _no_style(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if "style" in value:
+            raise ValueError("style names a model, so no model can have one as its default")
+        return value
+
     @field_validator("loras")
     @classmethod
     def _lora_names(cls, value: dict[str, LoraConfig]) -> dict[str, LoraConfig]:
@@ -162,6 +172,16 @@ class CatalogConfig(BaseModel):
     manifest: str = Field(description="File, folder, glob or folder of images; local or s3://.")
     output: str = Field(description="Folder or s3:// prefix for videos, results and gallery.")
     model: ModelConfig = Field(description="Name of a model, YAML file of one, or its settings.")
+    styles: dict[str, ModelConfig] = Field(
+        default_factory=dict,
+        description="More models by name, for rows that ask for one in style: each a name, a YAML file or settings.",
+    )
+    keep_models: int = Field(
+        DEFAULT_KEEP_MODELS,
+        ge=1,
+        le=64,
+        description="Models that a worker keeps in memory; the least recently used goes first.",
+    )
     defaults: _Defaults = Field(default_factory=dict, description="Knobs for rows that leave them out.")
     format: VideoFormat = Field("mp4", description="Format of the videos.")
     id_col: str | None = Field(None, description="Column that holds the id.")
@@ -196,10 +216,39 @@ class CatalogConfig(BaseModel):
         """Rows that one worker has in hand: those that denoise and those fetched or published beside them."""
         return (DEFAULT_BATCH_SIZE if self.batch_size == "auto" else self.batch_size) + self.prefetch
 
+    @model_validator(mode="after")
+    def _known_style(self) -> CatalogConfig:
+        try:
+            self.model_for(self.defaults.get("style", DEFAULT_STYLE))
+        except BadParameter as error:
+            raise ValueError(error.message) from None
+        return self
+
+    def model_for(self, style: str) -> ModelConfig:
+        """The model that animates rows of that style.
+
+        Raises:
+            BadParameter: there is no such style; lists those there are.
+        """
+        return model_for(style, self.model, self.styles)
+
     @field_validator("model", mode="before")
     @classmethod
     def _named(cls, value: object) -> object:
         return load_model(value) if isinstance(value, str) else value
+
+    @field_validator("styles", mode="before")
+    @classmethod
+    def _styles(cls, value: object) -> object:
+        if not isinstance(value, Mapping):
+            return value
+        models = {}
+        for name, model in value.items():
+            check_style_name(name)
+            if isinstance(model, Mapping):
+                model = {"name": name, **model}
+            models[name] = load_model(model) if isinstance(model, str) else model
+        return models
 
     @field_validator("actors", mode="before")
     @classmethod
@@ -243,6 +292,54 @@ class CatalogConfig(BaseModel):
                     # It would match no row, and the run would end as if there was nothing to do.
                     raise ValueError(f'must be "failed" or error codes.{suggest(str(code), known)}'.rstrip("."))
         return value
+
+
+def model_for(style: str, model: ModelConfig, styles: Mapping[str, ModelConfig]) -> ModelConfig:
+    """The model of that style, where `model` is the one of rows without a style.
+
+    Raises:
+        BadParameter: there is no such style; lists those there are.
+    """
+    if style == DEFAULT_STYLE:
+        return model
+    if style not in styles:
+        known = [DEFAULT_STYLE, *styles]
+        raise BadParameter(
+            f'style must be one of {", ".join(known)} (got "{style}").{suggest(style, known)} '
+            "Styles are named in the run's config file or by --styles NAME=MODEL.",
+            "style",
+        )
+    return styles[style]
+
+
+def check_style_name(name: object) -> None:
+    """Refuses names that a row could not ask for, or that mean something already.
+
+    Raises:
+        ValueError: says what is wrong with the name.
+    """
+    if not isinstance(name, str) or re.fullmatch(r"[^\s=,]([^=,\n]{0,62}[^\s=,])?", name) is None:
+        raise ValueError(f"{name!r} cannot be a style's name: use 1 to 64 characters without = and comma")
+    if name == DEFAULT_STYLE:
+        raise ValueError(f'"{DEFAULT_STYLE}" is the style of rows that `model` animates: choose another name')
+
+
+def parse_styles(texts: Iterable[str]) -> dict[str, str]:
+    """What flags say of styles: each `NAME=MODEL`, or `NAME` alone for the model of that name; several by commas.
+
+    Raises:
+        ConfigError: a name is missing or occurs twice.
+    """
+    models: dict[str, str] = {}
+    for text in texts:
+        for part in text.split(","):
+            name, _, model = (piece.strip() for piece in part.partition("="))
+            if not name or (not model and "=" in part):
+                raise ConfigError(f"--styles {text}: write NAME=MODEL, where MODEL is a named model or a YAML file")
+            if name in models:
+                raise ConfigError(f'--styles: there are two models for "{name}"')
+            models[name] = model or name
+    return models
 
 
 def _codes_below(kind: type[RowError]) -> Iterator[str]:
@@ -294,15 +391,16 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 
 def load(path: str | Path | None, overrides: Mapping[str, Any]) -> CatalogConfig:
-    """The catalogue config of a YAML file with `overrides` on top; knobs in `defaults` are merged one by one.
+    """The catalogue config of a YAML file with `overrides` on top; `defaults` and `styles` are merged one by one.
 
     Raises:
         ConfigError: the file or a value is wrong.
     """
     values = read_yaml(path) if path is not None else {}
     merged = {**values, **overrides}
-    if isinstance(values.get("defaults"), dict) and "defaults" in overrides:
-        merged["defaults"] = {**values["defaults"], **overrides["defaults"]}
+    for name in ("defaults", "styles"):
+        if isinstance(values.get(name), dict) and name in overrides:
+            merged[name] = {**values[name], **overrides[name]}
     merged.setdefault("model", "realistic-vision")
     for key in ("manifest", "output"):
         if key not in merged:

@@ -70,9 +70,11 @@ PRESETS: Final[Mapping[str, Mapping[str, Any]]] = {
 }
 """What each preset sets for knobs that neither the row nor the run names."""
 
+DEFAULT_STYLE: Final = "default"
+"""The style of rows that the run's own model animates."""
+
 RESERVED_KNOBS: Final = frozenset(
     {
-        "style",
         "ip_adapter_scale",
         "free_init",
         "cross_attention_kwargs",
@@ -170,6 +172,11 @@ def _text(value: object) -> object:
     return value
 
 
+def _style(value: object) -> object:
+    value = _text(value)
+    return value.strip() if isinstance(value, str) else value
+
+
 def _multiple_of_8(value: object) -> object:
     value = _no_bool(value)
     if isinstance(value, int) and value % 8:
@@ -204,6 +211,7 @@ _Int = Annotated[int, BeforeValidator(_int_cell)]
 _Float = Annotated[float, BeforeValidator(_no_bool)]
 _Text = Annotated[str, BeforeValidator(_text)]
 _Side = Annotated[int, BeforeValidator(_side)]
+_Style = Annotated[str, BeforeValidator(_style)]
 _Reference = Annotated[str, BeforeValidator(_text)]
 
 
@@ -227,6 +235,13 @@ class AnimationParams(BaseModel):
         ge=0,
         le=MAX_SEED,
         description="Start of the row's own random numbers. Left out: derived from the row's id.",
+    )
+    style: _Style = Field(
+        DEFAULT_STYLE,
+        min_length=1,
+        max_length=64,
+        description=f"Which of the run's models animates the row, by its name among the styles; {DEFAULT_STYLE} is the "
+        "run's own model.",
     )
     motion_scale: Annotated[int, BeforeValidator(_motion_scale)] = Field(
         0,
@@ -552,6 +567,12 @@ def _check_together(params: AnimationParams) -> None:
             "seam",
         )
     check_pictures(params, names=[name for name in PICTURE_KNOBS if getattr(params, name) is not None])
+
+
+def style_of(params: AnimationParams, run_defaults: Mapping[str, Any]) -> str:
+    """The style that `resolve` will give these params; it decides which model's defaults to resolve them with."""
+    named = params.style if "style" in params.model_fields_set else run_defaults.get("style", DEFAULT_STYLE)
+    return str(named)
 
 
 def lora_strengths(params: AnimationParams, weights: Mapping[str, float]) -> tuple[tuple[str, float], ...]:

@@ -22,8 +22,9 @@ from pia_ray.errors import BadParameter, WeightsError
 from pia_ray.manifest import open_manifest, plan
 from pia_ray.params import Animation, AnimationParams, AnimationRequest, parse_params
 from pia_ray.pia.assemble import Components, assemble
-from pia_ray.pia.engine import KEPT_VARIANTS, Engine
+from pia_ray.pia.engine import Engine
 from pia_ray.pia.lora import variant
+from pia_ray.pia.shelf import KEPT_VARIANTS
 from pia_ray.request import prepare
 from pia_ray.testing import make_lora, make_pipeline_folder
 from pia_ray.weights import resolve

@@ -47,9 +47,8 @@ _FROM_PARAMS: Final = ("prompt", "width", "height", "fps")
 class RowAnimator(Protocol):
     """What the Animate step needs: `Animator`, or a fake of it."""
 
-    @property
-    def model_version(self) -> str:
-        """Identity of the model, as results name it."""
+    def version_of(self, style: str) -> str:
+        """Identity of the model of that style, as results name it."""
 
     def submit(
         self, request: AnimationRequest, *, alone: bool = ..., on_step: Callable[[int, int], None] | None = ...
@@ -157,7 +156,7 @@ class CatalogWorker:
             image=row.image,
             work_key=row.work_key,
             params=row.params,
-            model=self._animator.model_version,
+            model=self._animator.version_of(row.params.style),
             run_id=self._run_id,
             video_index=row.video_index,
             attempts=attempts,

@@ -28,13 +28,15 @@ from diffusers.utils import logging as diffusers_logging
 from transformers import CLIPTextModel, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
+from pia_ray.checkpoint import PICKLED_SUFFIXES, digest
 from pia_ray.config import ModelConfig
 from pia_ray.errors import BadParameter, WeightsError
 from pia_ray.params import AnimationParams
 from pia_ray.pia import single_file
 from pia_ray.pia.inversion import with_inversions
 from pia_ray.pia.lora import Lora, read_lora
-from pia_ray.pia.speed import MEMORY_FORMAT, device_of, dtype_of
+from pia_ray.pia.sharing import Held, Pool, SourceOf
+from pia_ray.pia.speed import device_of, dtype_of
 from pia_ray.pia.tensors import read_tensors
 from pia_ray.weights import LocalWeights
 
@@ -89,6 +91,8 @@ class Components:
     """What rows may choose from, by name; none of them is merged into these parts."""
     inversions: Mapping[str, int] = field(default_factory=dict)
     """Textual inversions in text encoder and tokenizer: the number of vectors of each token."""
+    held: tuple[Held, ...] = ()
+    """Keeps weights known to the pool they are shared through."""
 
     @property
     def spatial_factor(self) -> int:
@@ -111,8 +115,8 @@ class Components:
         return int(self.unet.config["motion_max_seq_length"])
 
 
-def assemble(weights: LocalWeights, model: ModelConfig) -> Components:
-    """The model of these weights, on its device.
+def assemble(weights: LocalWeights, model: ModelConfig, pool: Pool | None = None) -> Components:
+    """The model of these weights, on its device; what other models of the pool hold already is held once.
 
     Raises:
         WeightsError: a part is missing, damaged, or not a PIA model (no 9-channel input); a LoRA or textual inversion
@@ -130,10 +134,7 @@ def assemble(weights: LocalWeights, model: ModelConfig) -> Components:
         )
     configs = weights.base if weights.base.is_dir() or weights.config is None else weights.config
     tokenizer = _load(CLIPTokenizer, configs / "tokenizer", {})
-    for part in (unet, vae, text_encoder):
-        part.requires_grad_(False).eval().to(device)
-    unet.to(memory_format=MEMORY_FORMAT)
-    vae.to(memory_format=MEMORY_FORMAT)
+    held = _place({"unet": unet, "vae": vae, "text_encoder": text_encoder}, weights, pool, device=device)
     components = Components(
         unet=unet,
         vae=vae,
@@ -144,6 +145,7 @@ def assemble(weights: LocalWeights, model: ModelConfig) -> Components:
         dtype=dtype,
         version=weights.version,
         loras={name: Lora(path, model.loras[name].weight) for name, path in weights.loras.items()},
+        held=held,
     )
     if weights.textual_inversions:
         components = with_inversions(components, weights.textual_inversions)
@@ -240,13 +242,59 @@ def _with_motion(plain: UNet2DConditionModel | None, weights: LocalWeights, kwar
     return UNetMotionModel.from_unet2d(plain, adapter)
 
 
+def _place(
+    parts: Mapping[str, torch.nn.Module], weights: LocalWeights, pool: Pool | None, *, device: torch.device
+) -> tuple[Held, ...]:
+    """Moves the parts to the device, through the pool."""
+
+    def source(place: Path | None, name: str) -> str:
+        # Digests take seconds where the files are large, and nothing is shared without a pool.
+        return "" if pool is None or place is None else _source(place, name)
+
+    base, motion = source(weights.base, "unet"), source(weights.motion_adapter, "")
+    vae = source(weights.base, "vae") if weights.vae is None else source(weights.vae, "")
+    text = source(weights.base, "text_encoder")
+    sources: dict[str, SourceOf] = {
+        "unet": lambda name: _unet_source(name, base, motion),
+        "vae": lambda _: vae,
+        "text_encoder": lambda _: text,
+    }
+    used, held = Pool() if pool is None else pool, list[Held]()
+    for name, part in parts.items():
+        held += used.place(part.requires_grad_(False).eval(), sources[name], device=device)
+    return tuple(held)
+
+
+def _source(place: Path, name: str) -> str:
+    """Digest of the weights in a file, or in that subfolder; configs may name their makers and say the same."""
+    if place.is_file():
+        return digest(place, [place])
+    folder = place / name
+    suffixes = (".safetensors", *PICKLED_SUFFIXES)
+    return digest(folder, sorted(path for path in folder.iterdir() if path.suffix in suffixes))
+
+
+def _unet_source(name: str, base: str, motion: str) -> str:
+    """Where a weight of the UNet comes from: the base's UNet, the motion adapter, or, for the input, both."""
+    if not motion:
+        return base
+    if name.startswith("conv_in."):
+        return f"{base}+{motion}"
+    return motion if "motion_modules" in name else base
+
+
 def _load(kind: Any, folder: Path, kwargs: dict[str, Any]) -> Any:
+    # In float32, and cast after: for another precision both libraries set torch's default for a while, which is that
+    # of the whole process, and rows of another model may be denoising.
+    given = [name for name in ("torch_dtype", "dtype") if name in kwargs]
+    wide: dict[str, Any] = {**kwargs, **dict.fromkeys(given, torch.float32)}
     try:
-        loaded = kind.from_pretrained(folder, local_files_only=True, **kwargs)
+        loaded = kind.from_pretrained(folder, local_files_only=True, **wide)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         reason = str(error).strip().split("\n")[0]
         raise WeightsError(f"cannot load {kind.__name__} from {folder}: {reason}") from error
-    return loaded
+    # Not the module's own `to`: diffusers' warns of parts to be kept in float32, also where there are none.
+    return torch.nn.Module.to(loaded, kwargs[given[0]]) if given else loaded
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 import traceback
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,31 +18,20 @@ import numpy as np
 import torch
 
 from pia_ray.errors import DeviceLost, NonFiniteFrames, OutOfMemory, RowError, UnexpectedError
-from pia_ray.params import Animation, AnimationParams, AnimationRequest, lora_strengths
+from pia_ray.params import Animation, AnimationParams, AnimationRequest
 from pia_ray.pia.assemble import Components
-from pia_ray.pia.condition import Conditions
+from pia_ray.pia.faults import device_is_lost, is_out_of_memory
 from pia_ray.pia.finite import FiniteCheck
-from pia_ray.pia.lora import Strengths, variant
 from pia_ray.pia.output import finished
 from pia_ray.pia.program import Branch, Evaluation, Program
 from pia_ray.pia.row import row_program
+from pia_ray.pia.shelf import Model
 from pia_ray.pia.speed import forward_sizes, most_evaluations
 
 log = logging.getLogger(__name__)
 
-KEPT_VARIANTS = 4
-"""Sets of LoRAs kept merged in memory beside the plain model, those wanted last."""
-
 Sharing = tuple[object, ...]
 """What must be equal for rows to share a forward."""
-
-
-@dataclass(frozen=True, eq=False)
-class Model:
-    """A model in memory with the caches of what it has encoded."""
-
-    components: Components
-    conditions: Conditions
 
 
 @dataclass(eq=False)
@@ -79,25 +68,28 @@ class Row:
 
 
 class Engine:
-    """Rows in flight on one model. Not thread-safe: one thread joins, steps and leaves."""
+    """Rows in flight. Not thread-safe: one thread joins, steps and leaves.
 
-    def __init__(self, components: Components, *, batch_size: int) -> None:
-        self._model = Model(components, Conditions(components))
+    `components` are those of rows that join without a model.
+    """
+
+    def __init__(self, components: Components | None = None, *, batch_size: int) -> None:
+        self._model = None if components is None else Model(components)
         self._batch_size = batch_size
-        self._limits: dict[Sharing, int] = {}
-        """Evaluations per forward, where memory has been found to bind."""
-        self._variants: OrderedDict[Strengths, Model] = OrderedDict()
+        self._limits: dict[tuple[object, ...], int] = {}
+        """Evaluations per forward by model version and shape, where memory has been found to bind."""
         self.rows: list[Row] = []
 
-    def join(self, request: AnimationRequest) -> Row:
-        """Takes a row in; it takes part from the next step on.
+    def join(self, request: AnimationRequest, model: Model | None = None) -> Row:
+        """Takes a row in; it takes part from the next step on. `model` animates it, else the engine's own.
 
         Raises:
             RowError: the request cannot be run by this model; other rows are not touched.
         """
         started = time.perf_counter()
+        model = self._given(model)
         try:
-            model = self._model_for(request.params)
+            model = model.with_loras(request.params)
             program = row_program(request, model.components, model.conditions)
             evaluation = next(program)
         except RowError:
@@ -109,37 +101,22 @@ class Engine:
         self.rows.append(row)
         return row
 
-    def encode_prompt(self, prompt: str, *, clip_skip: int | None) -> np.ndarray[Any, Any]:
-        """The embedding of a text, float32 [L, C], under the model's own LoRAs.
+    def encode_prompt(self, prompt: str, model: Model | None = None, *, clip_skip: int | None) -> np.ndarray[Any, Any]:
+        """The embedding of a text, float32 [L, C], by `model` or else the engine's own, under its own LoRAs.
 
         Raises:
             RowError: clip_skip leaves no layer of this text encoder, or the encoder failed.
         """
         try:
-            conditions = self._model_for(AnimationParams(prompt="-")).conditions
+            conditions = self._given(model).with_loras(AnimationParams(prompt="-")).conditions
             embedding = conditions.prompt(prompt, clip_skip=clip_skip)
             return np.ascontiguousarray(embedding.float().cpu().numpy())
         except RowError:
             raise
         except Exception as error:
-            if _device_is_lost(error):
+            if device_is_lost(error):
                 raise DeviceLost(f"the GPU failed and needs a new process: {error}") from error
             raise UnexpectedError(f"{type(error).__name__}: {error}") from error
-
-    def _model_for(self, params: AnimationParams) -> Model:
-        """The model with the row's LoRAs: one of those that were wanted last, or made now."""
-        weights = {name: lora.weight for name, lora in self._model.components.loras.items()}
-        loras = lora_strengths(params, weights)
-        if not loras:
-            return self._model
-        model = self._variants.pop(loras, None)
-        if model is None:
-            while len(self._variants) >= KEPT_VARIANTS:
-                self._variants.popitem(last=False)  # rows in flight keep theirs alive
-            components = variant(self._model.components, loras)
-            model = Model(components, Conditions(components))
-        self._variants[loras] = model
-        return model
 
     def leave(self, row: Row) -> None:
         """Lets a row go before its end; the others do not notice."""
@@ -177,7 +154,7 @@ class Engine:
                 row.error = OutOfMemory(_TOO_LARGE.format(**_size(row.request)))
             return
         except Exception as error:
-            if _device_is_lost(error):
+            if device_is_lost(error):
                 raise DeviceLost(f"the GPU failed and needs a new process: {error}") from error
             if len(rows) == 1:
                 rows[0].error = self._row_error(error, rows[0].request)
@@ -214,11 +191,11 @@ class Engine:
         Out of memory halves and remembers.
         """
         first = pieces[0][0]
-        sharing, device = first.sharing, first.model.components.device
+        device = first.model.components.device
+        # By version: an id may be that of a model that was dropped.
+        sized = (first.model.components.version, *first.evaluation.shape)
         num_frames, height, width = first.evaluation.shape[:3]
-        limit = self._limits.get(sharing) or most_evaluations(
-            self._batch_size, num_frames, height, width, device=device
-        )
+        limit = self._limits.get(sized) or most_evaluations(self._batch_size, num_frames, height, width, device=device)
         while True:
             try:
                 predictions, start = [], 0
@@ -227,11 +204,11 @@ class Engine:
                     start += size
                 return torch.cat(predictions)
             except (RuntimeError, MemoryError) as error:
-                if not _is_out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
                 if limit == 1 or len(pieces) == 1:
                     raise MemoryError(str(error)) from error
-            limit = self._limits[sharing] = min(limit, len(pieces)) // 2
+            limit = self._limits[sized] = min(limit, len(pieces)) // 2
             log.warning(
                 "out of memory: from now on at most %d evaluations of %d x %d x %d a forward",
                 limit,
@@ -284,10 +261,15 @@ class Engine:
             output=output,
         )
 
+    def _given(self, model: Model | None) -> Model:
+        if (model := model or self._model) is None:
+            raise TypeError("an engine without a model of its own must be given one")
+        return model
+
     def _row_error(self, error: Exception, request: AnimationRequest) -> RowError:
-        if _is_out_of_memory(error):
+        if is_out_of_memory(error):
             return OutOfMemory(_TOO_LARGE.format(**_size(request)))
-        if _device_is_lost(error):
+        if device_is_lost(error):
             raise DeviceLost(f"the GPU failed and needs a new process: {error}") from error
         text = "".join(traceback.format_exception(error)).strip()
         return UnexpectedError(f"{type(error).__name__}: {error}\n{text}")
@@ -303,18 +285,3 @@ _TOO_LARGE = (
 def _size(request: AnimationRequest) -> dict[str, object]:
     params = request.params
     return {"width": params.width, "height": params.height, "num_frames": params.num_frames}
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Whether a device or the host ran out; CPU allocator and cuBLAS say so by a plain RuntimeError."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return any(text in str(error) for text in ("DefaultCPUAllocator", "CUDA error: out of memory", "_ALLOC_FAILED"))
-
-
-def _device_is_lost(error: Exception) -> bool:
-    """CUDA errors after which every later call fails too."""
-    if _is_out_of_memory(error):
-        return False
-    text = str(error)
-    return "CUDA error" in text or "device-side assert" in text or "CUBLAS_STATUS_EXECUTION_FAILED" in text
