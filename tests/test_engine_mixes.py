@@ -18,8 +18,9 @@ from PIL import Image
 from pia_ray.config import ModelConfig
 from pia_ray.errors import BadParameter
 from pia_ray.params import KNOBS, Animation, AnimationParams, AnimationRequest, Scheduler
-from pia_ray.pia.assemble import Components, assemble
+from pia_ray.pia.assemble import assemble
 from pia_ray.pia.engine import Engine, Row
+from pia_ray.pia.shelf import Model
 from pia_ray.request import prepare
 from pia_ray.testing import make_lora, make_pipeline_folder
 from pia_ray.weights import resolve
@@ -53,6 +54,7 @@ KINDS: Final[dict[str, Kind]] = {
     "embeddings": lambda dice: {"prompt_embeds": normal(dice, 9, 32), "negative_prompt_embeds": normal(dice, 9, 32)},
     "text layers": lambda dice: {"clip_skip": dice.choice([0, 1, 2])},
     "output": lambda dice: {"output_type": dice.choice(["np", "pt", "pil", "latent"])},
+    "style": lambda dice: {"style": dice.choice(["other", "v-prediction"])},
     "lora": lambda dice: {"lora": dice.choice(["one", "one:0.5+two", "two:-0.7"])},
     "lora scale": lambda dice: {"lora": "two", "lora_scale": dice.choice([0.0, 0.4])},
 }
@@ -82,8 +84,16 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> ModelConfig:
 
 
 @pytest.fixture(scope="module")
-def components(model: ModelConfig) -> Components:
-    return assemble(resolve(model), model)
+def models(model: ModelConfig, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Model]:
+    """The model of each style: "other" has other weights, "v-prediction" also another kind of scheduler."""
+    root = tmp_path_factory.mktemp("styles")
+    folders = {
+        "other": make_pipeline_folder(root / "other", vae_factor=4, seed=1),
+        "v-prediction": make_pipeline_folder(root / "v", vae_factor=4, prediction_type="v_prediction", zero_snr=True),
+    }
+    configs = {style: model.model_copy(update={"base": str(folder)}) for style, folder in folders.items()}
+    configs[str(KNOBS["style"].default)] = model
+    return {style: Model(assemble(resolve(config), config)) for style, config in configs.items()}
 
 
 def draw_request(dice: random.Random, model: ModelConfig, kinds: list[str]) -> AnimationRequest:
@@ -126,10 +136,10 @@ def assert_same(together: Animation, alone: Animation, what: str) -> None:
     assert together.motion == pytest.approx(alone.motion, abs=0.02), what
 
 
-def single_run(components: Components, request: AnimationRequest) -> Animation | BadParameter:
-    engine = Engine(components, batch_size=1)
+def single_run(models: dict[str, Model], request: AnimationRequest) -> Animation | BadParameter:
+    engine = Engine(batch_size=1)
     try:
-        engine.join(request)
+        engine.join(request, models[request.params.style])
     except BadParameter as error:
         return error
     while True:
@@ -147,14 +157,14 @@ def test_every_knob_that_reaches_the_engine_is_in_some_kind_of_row() -> None:
 
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.heavy) for seed in range(1, 6))])
 def test_rows_of_all_kinds_that_join_and_leave_at_random_steps_equal_their_single_runs(
-    seed: int, components: Components, model: ModelConfig
+    seed: int, models: dict[str, Model], model: ModelConfig
 ) -> None:
     dice = random.Random(seed)
     kinds = dice.sample(sorted(KINDS), len(KINDS))
     requests = [draw_request(dice, model, [kind]) for kind in kinds]
-    expected = [single_run(components, request) for request in requests]
+    expected = [single_run(models, request) for request in requests]
     assert sum(isinstance(outcome, Animation) for outcome in expected) > 0.7 * len(KINDS)
-    engine, waiting = Engine(components, batch_size=6), list(range(len(requests)))
+    engine, waiting = Engine(batch_size=6), list(range(len(requests)))
     number: dict[Row, int] = {}
     ended: set[int] = set()
     while waiting or engine.rows:
@@ -162,10 +172,10 @@ def test_rows_of_all_kinds_that_join_and_leave_at_random_steps_equal_their_singl
             index = waiting.pop(0)
             if isinstance(expected[index], BadParameter):  # kinds that cannot go together
                 with pytest.raises(BadParameter):
-                    engine.join(requests[index])
+                    engine.join(requests[index], models[requests[index].params.style])
                 ended.add(index)
             else:
-                number[engine.join(requests[index])] = index
+                number[engine.join(requests[index], models[requests[index].params.style])] = index
         if engine.rows and dice.random() < 0.05:
             leaver = dice.choice(engine.rows)
             engine.leave(leaver)
