@@ -16,6 +16,7 @@ from pia_ray.errors import BadParameter
 from pia_ray.params import AnimationParams
 from pia_ray.pia.affinity import affinity, keyframe_affinity
 from pia_ray.pia.assemble import Components
+from pia_ray.pia.inversion import expand
 from pia_ray.pia.tiling import TILE_PIXELS, is_tiled, tiled
 
 CACHED_PROMPTS: Final = 256
@@ -75,7 +76,7 @@ class Conditions:
         if clip_skip is not None and clip_skip >= layers:
             raise BadParameter(f"clip_skip must be 0 to {layers - 1} for this model (got {clip_skip})", "clip_skip")
         tokens = parts.tokenizer(
-            text,
+            expand(text, parts.inversions),
             padding="max_length",
             max_length=parts.tokenizer.model_max_length,
             truncation=True,
