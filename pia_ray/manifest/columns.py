@@ -160,7 +160,7 @@ def _check_types(file: TableFile, columns: Columns) -> None:
         refuse(columns.image, "unpack the .gz, image bytes are read from the file in place")
     for name in columns.references:
         is_array = name in ARRAY_KNOBS
-        if not may_refer(name) and not (is_array and _is_list(kind(name))):
+        if not may_refer(name) and not (is_array and _holds_floats(kind(name))):
             lists = ", nested lists of floats" if is_array else ""
             refuse(name, f"{name} is a path or URL, bytes{lists}, or a struct of bytes and path")
         if _packs_bytes(file, name):
@@ -197,8 +197,8 @@ def _is_binary(kind: pa.DataType) -> bool:
     )
 
 
-def _is_list(kind: pa.DataType) -> bool:
-    while pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+def _holds_floats(kind: pa.DataType) -> bool:
+    while _is_list(kind):
         kind = kind.value_type
         if pa.types.is_floating(kind):
             return True
