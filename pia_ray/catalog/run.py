@@ -216,7 +216,8 @@ def _with_absolute_places(config: CatalogConfig) -> CatalogConfig:
 def _recorded(config: CatalogConfig) -> dict[str, Any]:
     """The config as a run's record holds it: without the signatures of URLs."""
     values = config.model_dump(mode="json")
-    for defaults in (values["defaults"], values["model"]["defaults"]):
+    models = (values["model"], *values["styles"].values())
+    for defaults in (values["defaults"], *(model["defaults"] for model in models)):
         defaults |= {knob: manifest.shown(defaults[knob]) for knob in REFERENCE_KNOBS if defaults.get(knob)}
     return values
 

@@ -269,7 +269,9 @@ class _Planner:
         negative_json = template.negative if negative_cell is None else quoted(negative_cell)
         start = f"{template.start}{negative_json}{template.after_negative}{quoted(prompt)}{template.after_prompt}"
         before = f'{self._before_id}{quoted(row_id)},"image":{quoted(identity)}{template.before_params}'
-        keys, ids, indices, images, identities, prompts, seeds, styles, all_params, uris, codes, messages = items.columns
+        keys, ids, indices, images, identities, prompts, seeds, styles, all_params, uris, codes, messages = (
+            items.columns
+        )
         for index in range(template.num_videos):
             own_seed = seed_of_video(seed, index)
             params = f'{start}"{own_seed}"{template.after_seed}'
