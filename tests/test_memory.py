@@ -30,7 +30,7 @@ from pia_ray.pia.memory import (
 from pia_ray.pia.norm import normalise_as_original
 from pia_ray.pia.offload import offload
 from pia_ray.pia.tiling import TILE_PIXELS, is_tiled, tiled
-from pia_ray.testing import make_lora, make_pipeline_folder
+from pia_ray.testing import make_lora, make_pipeline_folder, make_textual_inversion
 from pia_ray.testing.memory import peak_bytes, weightless
 from pia_ray.weights import resolve
 
@@ -254,8 +254,9 @@ def test_sequential_offload_with_loras_is_refused_with_what_to_do() -> None:
         build(ModelConfig, {"base": "somewhere", "offload": "sequential", "loras": {"one": "one.safetensors"}})
 
 
-def test_sequential_offload_leaves_no_weight_behind_after_a_forward(folder: Path) -> None:
-    parts = parts_of(folder, offload="sequential")
+def test_sequential_offload_leaves_no_weight_behind_after_a_forward(folder: Path, tmp_path: Path) -> None:
+    words = {"<thing>": str(make_textual_inversion(tmp_path / "thing.safetensors"))}
+    parts = parts_of(folder, offload="sequential", textual_inversions=words)
     decode(parts, torch.zeros(4, 1, 8, 8))
     Conditions(parts).prompt("the sea", clip_skip=None)
     modules = (parts.unet, parts.vae, parts.text_encoder)

@@ -168,7 +168,7 @@ def assemble(weights: LocalWeights, model: ModelConfig, pool: Pool | None = None
         components = with_inversions(components, weights.textual_inversions)
     for lora in components.loras.values():
         read_lora(lora.path, components)  # a LoRA for another model is told before any row asks for it
-    offload(list(parts.values()), model.offload, device)
+    offload((components.text_encoder, components.unet, components.vae), model.offload, device)
     return components
 
 
