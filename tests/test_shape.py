@@ -30,6 +30,7 @@ ORDER = (
     "config",
     "image",
     "arrays",
+    "flags",
     "request",
     "video",
     "storage",
@@ -74,6 +75,7 @@ OWNERS = {
     "filelock": {"pia_ray.weights": "one process per node fetches"},
     "PIL": {
         "pia_ray.image": "decodes pictures",
+        "pia_ray.flags": "looks at the picture of a video",
         "pia_ray.video": "writes gif and webp",
         "pia_ray.steps": "hands pictures from fetch to animate",
         "pia_ray.pia": "takes pictures, knows no files",
