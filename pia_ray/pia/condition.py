@@ -13,10 +13,12 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from PIL import Image
 
 from pia_ray.errors import BadParameter
-from pia_ray.params import AnimationParams
+from pia_ray.params import AnimationParams, AnimationRequest
 from pia_ray.pia.affinity import affinity, keyframe_affinity
 from pia_ray.pia.assemble import Components
 from pia_ray.pia.inversion import expand
+from pia_ray.pia.ip_adapter import encode_picture, image_tokens
+from pia_ray.pia.program import ImageTokens, Text
 from pia_ray.pia.tiling import TILE_PIXELS, is_tiled, tiled
 
 CACHED_PROMPTS: Final = 256
@@ -60,6 +62,7 @@ class Conditions:
         self._components = components
         self._prompts: OrderedDict[tuple[str, int | None], torch.Tensor] = OrderedDict()
         self._pictures: OrderedDict[str, tuple[torch.Tensor, torch.Tensor]] = OrderedDict()
+        self._looks: OrderedDict[str, torch.Tensor] = OrderedDict()
 
     @torch.inference_mode()
     def prompt(self, text: str, *, clip_skip: int | None) -> torch.Tensor:
@@ -108,13 +111,46 @@ class Conditions:
         The posterior's moments are remembered by content; the sample is the row's own.
         """
         pixels = np.asarray(image)
-        key = hashlib.sha256(pixels.tobytes() + str(pixels.shape).encode()).hexdigest()
+        key = _digest(pixels)
         moments = _recall(self._pictures, key)
         if moments is None:
             moments = _remember(self._pictures, key, self._encode(pixels), CACHED_PICTURES)
         mean, std = moments
         noise = torch.randn(mean.shape, generator=generator, dtype=torch.float32).to(mean.device)
         return (mean + std * noise) * self._components.latent_scale
+
+    @torch.inference_mode()
+    def looks(self, request: AnimationRequest) -> dict[Text, ImageTokens]:
+        """What an IP-Adapter says of the request's picture or embeddings, to the side of guidance with each text.
+
+        Empty where the request has neither, or gives them no weight. Embeddings of pictures are remembered by content.
+
+        Raises:
+            BadParameter: this model cannot take what the request has.
+        """
+        picture, embeds = request.ip_adapter_image, request.ip_adapter_image_embeds
+        if picture is None and embeds is None:
+            return {}
+        field = "ip_adapter_image" if picture is not None else "ip_adapter_image_embeds"
+        if picture is not None and embeds is not None:
+            raise BadParameter("give either ip_adapter_image or ip_adapter_image_embeds, not both", field)
+        adapter = self._components.ip_adapter
+        if adapter is None:
+            raise BadParameter(f"{field} needs a model with an ip_adapter, and this one has none", field)
+        if picture is not None and adapter.image_encoder is None:
+            raise BadParameter(
+                f"{field} needs a model with an image_encoder: give it one, or give ip_adapter_image_embeds", field
+            )
+        scale = request.params.ip_adapter_scale
+        if scale == 0:
+            return {}
+        if embeds is not None:
+            return image_tokens(adapter, torch.from_numpy(embeds.astype(np.float32)), scale=scale)
+        assert isinstance(picture, Image.Image)
+        key = _digest(np.asarray(picture))
+        if (embedding := _recall(self._looks, key)) is None:
+            embedding = _remember(self._looks, key, encode_picture(adapter, picture), CACHED_PICTURES)
+        return image_tokens(adapter, embedding, scale=scale)
 
     def _encode(self, pixels: np.ndarray[Any, Any]) -> tuple[torch.Tensor, torch.Tensor]:
         parts = self._components
@@ -134,6 +170,10 @@ def encode(components: Components, values: torch.Tensor) -> DiagonalGaussianDist
     return DiagonalGaussianDistribution(
         tiled(lambda tile: vae.encode(tile).latent_dist.parameters, values, tile=TILE_PIXELS, scale=1 / factor)
     )
+
+
+def _digest(pixels: np.ndarray[Any, Any]) -> str:
+    return hashlib.sha256(pixels.tobytes() + str(pixels.shape).encode()).hexdigest()
 
 
 def _recall(cache: OrderedDict[Any, Any], key: Any) -> Any:
