@@ -31,7 +31,7 @@ from pia_ray.animator import Animator
 from pia_ray.config import ModelConfig, load_model
 from pia_ray.image import decode
 from pia_ray.params import Animation, AnimationRequest, parse_params
-from pia_ray.pia.assemble import SCHEDULERS
+from pia_ray.pia.schedulers import SCHEDULERS
 from pia_ray.pia.speed import device_of, dtype_of
 from pia_ray.request import prepare
 from pia_ray.testing import draw_picture
