@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import hashlib
 import json
 import sys
 import time
@@ -90,6 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "device": str(device_of(model)),
         "dtype": str(dtype).removeprefix("torch."),
         **compare(ours.frames, theirs, least_psnr=LEAST_PSNR[dtype]),
+        "sha256": hashlib.sha256(ours.frames.tobytes()).hexdigest(),
         "pia_ray_s": round(ours_s, 1),
         "diffusers_s": round(theirs_s, 1),
         "params": json.loads(ours.params.model_dump_json()),
