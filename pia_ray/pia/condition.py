@@ -134,7 +134,7 @@ class Conditions:
         field = "ip_adapter_image" if picture is not None else "ip_adapter_image_embeds"
         if picture is not None and embeds is not None:
             raise BadParameter("give either ip_adapter_image or ip_adapter_image_embeds, not both", field)
-        adapter = self._components.ip_adapter
+        adapter = self.components.ip_adapter
         if adapter is None:
             raise BadParameter(f"{field} needs a model with an ip_adapter, and this one has none", field)
         if picture is not None and adapter.image_encoder is None:
