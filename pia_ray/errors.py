@@ -26,6 +26,8 @@ again can help (`retryable`), and names the HTTP status that fits.
         ├── Busy                  too many requests wait already; try again after its retry_after_s
         ├── NotFound              the endpoint has no such video, file or batch, or it is another key's
         ├── Conflict              what is asked for contradicts what is there
+        ├── JobNotFound           the caller has no video job of that id
+        ├── JobConflict           the video job has moved on, or its idempotency key was used for another
         ├── WorkerDied            the process died each time this row was tried
         └── UnexpectedError       a bug or an unknown fault; the traceback is in the message
 """
@@ -297,6 +299,20 @@ class Conflict(RowError):
     """What is asked for contradicts what is there: an Idempotency-Key used twice, a video not ready yet."""
 
     code = "conflict"
+    http_status = 409
+
+
+class JobNotFound(RowError):
+    """The caller has no video job of that id."""
+
+    code = "job_not_found"
+    http_status = 404
+
+
+class JobConflict(RowError):
+    """The video job has moved on, is in other hands, or its idempotency key was used for another request."""
+
+    code = "job_conflict"
     http_status = 409
 
 
