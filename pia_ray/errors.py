@@ -28,6 +28,8 @@ again can help (`retryable`), and names the HTTP status that fits.
         │                         an HTTP request that the endpoint refuses, whatever its knobs say
         ├── NotFound              the endpoint has no such video, file or batch, or it is another key's
         ├── Conflict              what is asked for contradicts what is there
+        ├── JobNotFound           the caller has no video job of that id
+        ├── JobConflict           the video job has moved on, or its idempotency key was used for another
         ├── WorkerDied            the process died each time this row was tried
         └── UnexpectedError       a bug or an unknown fault; the traceback is in the message
 """
@@ -356,6 +358,20 @@ class UnsupportedBody(RequestError):
 
     code = "unsupported_body"
     http_status = 415
+
+
+class JobNotFound(RowError):
+    """The caller has no video job of that id."""
+
+    code = "job_not_found"
+    http_status = 404
+
+
+class JobConflict(RowError):
+    """The video job has moved on, is in other hands, or its idempotency key was used for another request."""
+
+    code = "job_conflict"
+    http_status = 409
 
 
 class WorkerDied(RowError):

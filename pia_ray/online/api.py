@@ -34,7 +34,7 @@ _DESCRIPTION: Final = (
 def create_app(
     renderer: Renderer, config: ServeConfig, *, forms: FormReader | None = None, routers: Sequence[APIRouter] = ()
 ) -> FastAPI:
-    """The ASGI application. `forms` reads requests in place of the endpoint's own reader; `routers` go beside its routes.
+    """The ASGI application. `forms` takes the place of the endpoint's own reader; `routers` go beside its routes.
 
     Raises:
         ConfigError: the file of API keys cannot be read.

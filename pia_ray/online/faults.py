@@ -20,11 +20,10 @@ from pia_ray.errors import (
     Cancelled,
     JobError,
     PiaRayError,
-    RateLimited,
-    StorageError,
     Unauthorized,
     UnexpectedError,
 )
+from pia_ray.online.jobs import public_fault
 
 _UNAVAILABLE: Final = 503
 _RETRIED: Final = (408, 409, 429)
@@ -51,25 +50,12 @@ def body_of(error: PiaRayError) -> dict[str, Any]:
     """The JSON that tells of this error what its caller may know."""
     status = status_of(error)
     param = error.field or None if isinstance(error, BadParameter) else None
-    return body(public_message(error), code=error.code, kind=_kind(status), param=param)
+    return body(public_fault(error).message, code=error.code, kind=_kind(status), param=param)
 
 
 def status_of(error: PiaRayError) -> int:
     """The HTTP status of an answer that says so. A caller that still listens did not cancel: the engine ended."""
     return _UNAVAILABLE if isinstance(error, Cancelled | JobError) else error.http_status
-
-
-def public_message(error: PiaRayError) -> str:
-    """What the maker of a request may be told of an error."""
-    match error:
-        case UnexpectedError():
-            return "Something unexpected happened; the server's log says what, under this request's id."
-        case StorageError():
-            return "The server could not read or write its storage."
-        case JobError():
-            return "The server's engine cannot run at present; its log says why."
-        case _:
-            return error.message
 
 
 def answer(error: PiaRayError) -> JSONResponse:
@@ -169,7 +155,7 @@ def _headers(error: PiaRayError, status: int) -> dict[str, str]:
     headers = {}
     if status >= 500 or status in _RETRIED:
         headers["x-should-retry"] = "true" if error.retryable else "false"
-    if isinstance(error, Busy | RateLimited):
+    if isinstance(error, Busy):
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))
     if isinstance(error, Unauthorized):
         headers["www-authenticate"] = "Bearer"

@@ -134,9 +134,7 @@ class FormReader:
         if kind not in ("multipart/form-data", "application/x-www-form-urlencoded"):
             raise UnsupportedBody("Send multipart/form-data or application/json.")
         most = self._config.max_body_bytes
-        async with request.form(
-            max_files=limits.MAX_FILES, max_fields=limits.MAX_FIELDS, max_part_size=most
-        ) as form:
+        async with request.form(max_files=limits.MAX_FILES, max_fields=limits.MAX_FIELDS, max_part_size=most) as form:
             pairs: list[tuple[str, str | bytes]] = []
             for name, value in form.multi_items():
                 if isinstance(value, UploadFile):
@@ -394,9 +392,7 @@ def _format(value: object) -> VideoFormat | None:
 
 def _check_encodable(video_format: VideoFormat, resolved: AnimationParams) -> None:
     try:
-        video.require_encodable(
-            video_format, width=resolved.width or 8, height=resolved.height or 8, fps=resolved.fps
-        )
+        video.require_encodable(video_format, width=resolved.width or 8, height=resolved.height or 8, fps=resolved.fps)
     except VideoError as error:
         raise BadParameter(error.message, "format") from None
 
