@@ -169,9 +169,9 @@ async def _heard(
         while True:
             upcoming = upcoming or asyncio.ensure_future(_next(events))
             left = deadline - loop.time()
-            await asyncio.wait(
-                {gone, upcoming}, timeout=max(0.0, min(KEEP_ALIVE_S, left)), return_when=asyncio.FIRST_COMPLETED
-            )
+            either: set[asyncio.Future[Any]] = {gone, upcoming}
+            patience = max(0.0, min(KEEP_ALIVE_S, left))
+            await asyncio.wait(either, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
             if upcoming.done():
                 event, upcoming = upcoming.result(), None
                 if event is None:

@@ -23,7 +23,7 @@ from starlette.datastructures import UploadFile
 from pia_ray import arrays, video
 from pia_ray import image as pictures
 from pia_ray.config import ModelConfig, ServeConfig
-from pia_ray.errors import BadParameter, BodyTooLarge, ImageTooLarge, RowError, UnsupportedBody, VideoError
+from pia_ray.errors import BadParameter, ImageTooLarge, RowError, UnsupportedBody, VideoError
 from pia_ray.fetch import fetch
 from pia_ray.manifest import canonical_params, decode_data_url
 from pia_ray.online import limits

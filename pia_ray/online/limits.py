@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Final
 
-from starlette.types import Message, Receive, Scope
+from starlette.types import Message, Receive
 
 from pia_ray.config import ServeConfig
 from pia_ray.errors import BadParameter, BodyTooLarge, RateLimited, SlowBody
@@ -54,7 +54,7 @@ class RateLimit:
             )
 
 
-def limited(receive: Receive, scope: Scope, *, max_bytes: int, timeout_s: float = BODY_TIMEOUT_S) -> Receive:
+def limited(receive: Receive, *, max_bytes: int, timeout_s: float = BODY_TIMEOUT_S) -> Receive:
     """`receive` that gives up on a body that is too large or too slow while it arrives. `check_length` goes first.
 
     What it raises comes out where the body is read: `BodyTooLarge` or `SlowBody`.
