@@ -31,8 +31,8 @@ EVENT_STREAM: Final = "text/event-stream"
 KEEP_ALIVE_S: Final = 15.0
 """Seconds of silence after which a stream says that it lives, for proxies that cut what is still."""
 
-_GRACE_S: Final = 5.0
-"""Seconds beyond the engine's deadline, so that its own words about it arrive."""
+_GRACE: Final = 1.1
+"""Times the engine's deadline is when the call itself is given up, so that the engine's own words about it arrive."""
 
 
 def router(renderer: Renderer, forms: FormReader, config: ServeConfig, metrics: Metrics) -> APIRouter:
@@ -57,7 +57,7 @@ def router(renderer: Renderer, forms: FormReader, config: ServeConfig, metrics: 
             f"anim_{secrets.token_hex(16)}", deadline_s=config.sync_timeout_s, default_format=video_format
         )
         events = _counted(renderer.render(asked), form.model, metrics)
-        heard = _heard(events, request.receive, timeout_s=config.sync_timeout_s + _GRACE_S)
+        heard = _heard(events, request.receive, timeout_s=_GRACE * config.sync_timeout_s)
         if stream:
             first = await _first(heard)
             return _EventStream(heard, first, asked.id)
@@ -180,7 +180,7 @@ async def _heard(
             elif gone.done():
                 raise Cancelled("The caller has hung up.")
             elif left <= 0:
-                raise Timeout(f"The video was not finished within {timeout_s - _GRACE_S:g} seconds.")
+                raise Timeout(f"The video was not finished within {timeout_s / _GRACE:g} seconds.")
             else:
                 yield None
     finally:

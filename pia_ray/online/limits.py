@@ -33,6 +33,10 @@ class RateLimit:
         self._lock = threading.Lock()
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
+    def __len__(self) -> int:
+        """Callers that are remembered."""
+        return len(self._buckets)
+
     def take(self, caller: str) -> None:
         """Counts one call.
 

@@ -1,0 +1,106 @@
+"""Callers and bodies are held to their limits."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from pia_ray.errors import BodyTooLarge, RateLimited, SlowBody
+from pia_ray.online.limits import RateLimit, check_length, limited
+
+
+def test_a_caller_gets_a_minutes_calls_at_once_and_then_its_share_of_a_second():
+    now = 0.0
+    rate = RateLimit(60, clock=lambda: now)
+    for _ in range(60):
+        rate.take("a")
+    with pytest.raises(RateLimited) as raised:
+        rate.take("a")
+    assert raised.value.retry_after_s == pytest.approx(1)
+    rate.take("b")
+    now = 1.0
+    rate.take("a")
+    with pytest.raises(RateLimited):
+        rate.take("a")
+    now = 1000.0
+    for _ in range(60):
+        rate.take("a")
+    with pytest.raises(RateLimited):
+        rate.take("a")
+
+
+def test_any_number_of_callers_takes_bounded_memory():
+    rate = RateLimit(2, clock=lambda: 0.0)
+    rate.take("busy")
+    for number in range(30_000):
+        rate.take(f"caller {number}")
+        if number % 5_000 == 0 and number:
+            with pytest.raises(RateLimited):
+                for _ in range(3):
+                    rate.take("busy")
+    assert len(rate) <= 10_000
+
+
+@pytest.mark.parametrize(
+    ("length", "fits"), [("10", True), ("11", False), (None, True), ("9" * 400, False), ("x", True)]
+)
+def test_a_body_is_judged_by_its_announced_length(length: str | None, fits: bool):
+    if fits:
+        check_length(length, 10)
+    else:
+        with pytest.raises(BodyTooLarge):
+            check_length(length, 10)
+
+
+def read(messages: list[Any], **limit: Any) -> bytes:
+    async def receive() -> Any:
+        if not messages:
+            await asyncio.Event().wait()
+        return messages.pop(0)
+
+    async def read_all() -> bytes:
+        inner = limited(receive, **limit)
+        body = b""
+        while True:
+            message = await inner()
+            body += message.get("body", b"")
+            if not message.get("more_body"):
+                return body
+
+    return asyncio.run(read_all())
+
+
+def part(body: bytes, more: bool = True) -> dict[str, Any]:
+    return {"type": "http.request", "body": body, "more_body": more}
+
+
+def test_a_body_is_given_up_as_soon_as_it_is_too_large():
+    assert read([part(b"12345"), part(b"67890", False)], max_bytes=10) == b"1234567890"
+    rest = [part(b"12345"), part(b"678901"), part(b"never taken", False)]
+    with pytest.raises(BodyTooLarge):
+        read(rest, max_bytes=10)
+    assert len(rest) == 1
+
+
+def test_a_body_that_trickles_is_given_up():
+    with pytest.raises(SlowBody):
+        read([part(b"1")], max_bytes=10, timeout_s=0.05)
+
+
+def test_after_the_body_the_wait_for_a_hang_up_has_no_deadline():
+    async def call() -> str:
+        messages = [part(b"1", False)]
+
+        async def receive() -> Any:
+            if messages:
+                return messages.pop()
+            await asyncio.sleep(0.2)
+            return {"type": "http.disconnect"}
+
+        inner = limited(receive, max_bytes=10, timeout_s=0.05)
+        await inner()
+        return (await inner())["type"]
+
+    assert asyncio.run(call()) == "http.disconnect"
