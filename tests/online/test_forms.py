@@ -264,7 +264,7 @@ def test_urls_that_lead_inside_are_refused_for_every_picture(url: str, field: st
 )
 def test_a_picture_is_judged_by_its_content(content: bytes, error: type[ImageError]):
     for value in (content, data_url(content)):
-        with pytest.raises(error, match="^image"):
+        with pytest.raises(error, match=r"^image"):
             parse({"image": value})
 
 
@@ -276,7 +276,7 @@ def test_other_pictures_and_arrays_come_with_their_hashes_in_the_knobs():
     assert str(form.params.end_image).startswith("sha256:")
     nested = parse({"latents": noise.tolist()})
     assert nested.inputs["latents"]
-    with pytest.raises(UnsupportedImage, match="^end_image: "):
+    with pytest.raises(UnsupportedImage, match=r"^end_image: "):
         parse({"end_image": b"no picture"})
 
 
