@@ -54,19 +54,22 @@ class TemporalTransformer(AnimateDiffTransformer3D):
         return hidden.permute(0, 3, 1, 2) + hidden_states
 
 
-def attend_over_time(attention: Attention, hidden: torch.Tensor) -> torch.Tensor:
+def attend_over_time(
+    attention: Attention, hidden: torch.Tensor, *, most_heads: int | None = None
+) -> torch.Tensor:
     """Attention of each position over the frames. [N, T, S, C] -> [N, T, S, C].
 
-    Positions and heads are merged into one dimension, which in this order is a view.
+    Positions and heads are merged into one dimension, which in this order is a view. `most_heads` cuts it; None: where
+    the device needs it.
     """
     num, num_frames, positions, _ = hidden.shape
     heads = attention.heads
+    most = most_heads or (MOST_HEADS if hidden.is_cuda else positions * heads)
 
     def view(values: torch.Tensor) -> torch.Tensor:
         return values.view(num, num_frames, positions * heads, -1).transpose(1, 2)  # [N, S*H, T, d]
 
     query, key, value = (view(project(hidden)) for project in (attention.to_q, attention.to_k, attention.to_v))
-    most = MOST_HEADS if hidden.is_cuda else positions * heads
     if positions * heads <= most:
         mixed = F.scaled_dot_product_attention(query, key, value)
     else:
