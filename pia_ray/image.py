@@ -124,13 +124,30 @@ def fit(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     """The middle of the image at exactly `size` (width, height): scaled to cover it, never squashed."""
     if image.size == size:
         return image
-    width, height = size
-    scale = max(width / image.width, height / image.height)
-    crop_width, crop_height = min(image.width, width / scale), min(image.height, height / scale)
-    left, top = (image.width - crop_width) / 2, (image.height - crop_height) / 2
-    box = (left, top, left + crop_width, top + crop_height)
     # A gap of 3 first shrinks very large pictures by whole numbers, which the Lanczos filter cannot tell apart.
-    return image.resize(size, Image.Resampling.LANCZOS, box=box, reducing_gap=3.0)
+    return image.resize(size, Image.Resampling.LANCZOS, box=_middle(image.size, size), reducing_gap=3.0)
+
+
+def fit_mask(mask: Image.Image, original: tuple[int, int], size: tuple[int, int]) -> Image.Image:
+    """A mask, mode L, cropped and scaled as `fit` does with a picture of the size `original`.
+
+    A mask of another size than its picture is first stretched over it. Unlike `fit`, no filter overshoots: what is
+    black or white over the reach of the filter stays so.
+    """
+    grey = mask.convert("L")
+    if grey.size != original:
+        grey = grey.resize(original, Image.Resampling.BILINEAR)
+    if grey.size != size:
+        grey = grey.resize(size, Image.Resampling.BILINEAR, box=_middle(original, size))
+    return grey
+
+
+def _middle(original: tuple[int, int], size: tuple[int, int]) -> tuple[float, float, float, float]:
+    """The part (left, top, right, bottom) of a picture that a video of `size` shows."""
+    scale = max(size[0] / original[0], size[1] / original[1])
+    width, height = min(original[0], size[0] / scale), min(original[1], size[1] / scale)
+    left, top = (original[0] - width) / 2, (original[1] - height) / 2
+    return left, top, left + width, top + height
 
 
 def as_rgb(image: Image.Image | np.ndarray[Any, Any], *, background: str = "#ffffff") -> Image.Image:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import difflib
 import hashlib
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, get_args, get_origin
 
@@ -67,20 +67,29 @@ PRESETS: Final[Mapping[str, Mapping[str, Any]]] = {
 RESERVED_KNOBS: Final = frozenset(
     {
         "style",
-        "ip_adapter_image",
-        "ip_adapter_image_embeds",
         "ip_adapter_scale",
         "free_init",
-        "latents",
-        "prompt_embeds",
-        "negative_prompt_embeds",
         "cross_attention_kwargs",
         "image_guidance_scale",
-        "end_image",
-        "mask_image",
     }
 )
 """Knobs of PIA that this version does not read yet. A manifest that has one as a column is refused, not half obeyed."""
+
+PICTURE_KNOBS: Final = ("end_image", "mask_image", "ip_adapter_image")
+"""Knobs that refer to a picture, as `image` does."""
+
+ARRAY_KNOBS: Final[Mapping[str, str]] = {
+    "ip_adapter_image_embeds": "[images, tokens, C]",
+    "latents": "[4, T, h, w]",
+    "prompt_embeds": "[L, C]",
+    "negative_prompt_embeds": "[L, C]",
+}
+"""Knobs that refer to an array of floats, each with its layout."""
+
+REFERENCE_KNOBS: Final = (*PICTURE_KNOBS, *ARRAY_KNOBS)
+"""Knobs whose value names a file; what is in it is the field of that name of `AnimationRequest`."""
+
+OutputType = Literal["uint8", "pil", "np", "pt", "latent"]
 
 
 def _no_bool(value: object) -> object:
@@ -148,6 +157,7 @@ _Int = Annotated[int, BeforeValidator(_int_cell)]
 _Float = Annotated[float, BeforeValidator(_no_bool)]
 _Text = Annotated[str, BeforeValidator(_text)]
 _Side = Annotated[int, BeforeValidator(_side)]
+_Reference = Annotated[str, BeforeValidator(_text)]
 
 
 class AnimationParams(BaseModel):
@@ -226,6 +236,33 @@ class AnimationParams(BaseModel):
         "standard",
         description="Values for knobs that neither row nor run names: standard keeps the model's own, "
         "draft is 10 unipc steps.",
+    )
+    end_image: _Reference | None = Field(
+        None,
+        min_length=1,
+        description="Second picture, which the last frame is to be: a path, URL or bytes, as `image`.",
+    )
+    mask_image: _Reference | None = Field(
+        None,
+        min_length=1,
+        description="Picture of where the image may move: white moves, black and transparent stay.",
+    )
+    ip_adapter_image: _Reference | None = Field(
+        None, min_length=1, description="Picture whose look the video takes on, for models with an IP-Adapter."
+    )
+    ip_adapter_image_embeds: _Reference | None = Field(
+        None, min_length=1, description="Embedding in place of ip_adapter_image: .safetensors file or array."
+    )
+    latents: _Reference | None = Field(
+        None,
+        min_length=1,
+        description="Noise to start from in place of the seed's: .safetensors file or array [4, T, h, w].",
+    )
+    prompt_embeds: _Reference | None = Field(
+        None, min_length=1, description="Embedding in place of the prompt's: .safetensors file or array [L, C]."
+    )
+    negative_prompt_embeds: _Reference | None = Field(
+        None, min_length=1, description="Embedding in place of the negative prompt's, of the same length [L, C]."
     )
 
     @property
@@ -371,9 +408,29 @@ class ManifestRow:
     image_identity: str
     """What the work key says of the picture: its reference as written, or `sha256:<hex>` for bytes."""
     params: AnimationParams
-    """Resolved; `seed` is set; `width` and `height` may still be None (chosen from the picture)."""
+    """Resolved; `seed` is set; `width` and `height` may still be None (chosen from the picture). Knobs that refer to
+    files hold the identity of what they name, as `image_identity` does."""
     work_key: str
     """64 hex digits."""
+    references: Mapping[str, str] = field(default_factory=dict)
+    """Where the files lie that the params refer to: URIs as in `image`, by knob."""
+
+
+@dataclass(frozen=True)
+class StepEnd:
+    """What `AnimationRequest.on_step_end` is told when a denoising step is done."""
+
+    step: int
+    """From 0; a scheduler that takes two evaluations a step, such as heun, counts each."""
+    timestep: float
+    """That the step began at."""
+    tensors: Mapping[str, Any]
+    """torch tensors of this row alone: `latents` [4, T, h, w], `prompt_embeds` [L, C] and, with guidance,
+    `negative_prompt_embeds` [L, C]. Copies: what is changed in them changes nothing."""
+
+
+OnStepEnd = Callable[[StepEnd], Mapping[str, Any] | None]
+"""May return tensors by the names of `StepEnd.tensors`, of the same shapes, that take the place of the row's own."""
 
 
 @dataclass(frozen=True)
@@ -390,17 +447,32 @@ class AnimationRequest:
     end_image: Image.Image | np.ndarray[Any, Any] | None = None
     """Second keyframe: the picture that the last frame is to be. Fitted like `image`."""
     mask_image: Image.Image | np.ndarray[Any, Any] | None = None
-    """Where the picture may move: white moves, black stays. Fitted like `image`."""
+    """Where the picture may move: white moves, black and transparent stay. Cropped and scaled as `image` is; in an
+    engine it has mode L."""
     ip_adapter_image: Image.Image | np.ndarray[Any, Any] | None = None
     """Picture whose look the video takes on."""
     ip_adapter_image_embeds: np.ndarray[Any, Any] | None = None
     """float32, in place of `ip_adapter_image`."""
     latents: np.ndarray[Any, Any] | None = None
-    """float32 [4, T, h, w], normal noise to start from in place of the seed's own."""
+    """float32 [4, T, h, w], normal noise to start from in place of the seed's own first draw; below strength 1, the
+    noise that the picture is given."""
     prompt_embeds: np.ndarray[Any, Any] | None = None
-    """float32 [L, C], in place of the prompt's."""
+    """float32 [L, C], in place of the prompt's, which then plays no part."""
     negative_prompt_embeds: np.ndarray[Any, Any] | None = None
-    """float32 [L, C], in place of the negative prompt's."""
+    """float32 [L, C], in place of the negative prompt's; both sides of guidance must have the same L."""
+    output_type: OutputType = "uint8"
+    """What `Animation.output` is."""
+    on_step_end: OnStepEnd | None = None
+    """Called after each denoising step, on the engine's thread: other rows wait for it. Raising fails this row."""
+
+    def videos(self) -> list[AnimationRequest]:
+        """One request for each of `params.num_videos` videos, with seeds of their own: the first one's + 0, 1, 2 ..."""
+        params = self.params
+        first = seed_from_id(self.id) if params.seed is None else params.seed
+        return [
+            replace(self, params=params.model_copy(update={"num_videos": 1, "seed": seed_of_video(first, index)}))
+            for index in range(params.num_videos)
+        ]
 
 
 @dataclass(frozen=True)
@@ -408,7 +480,7 @@ class Animation:
     """A finished animation in memory."""
 
     frames: np.ndarray[Any, Any]
-    """uint8 [T, H, W, 3], RGB."""
+    """uint8 [T, H, W, 3], RGB. Empty for the output type "latent", which is not decoded."""
     params: AnimationParams
     """Resolved, with the width, height and seed that were used."""
     model: str
@@ -420,12 +492,16 @@ class Animation:
     """Seconds from submission to the finished frames."""
     motion: float
     """Mean L1 over H, S, V and an edge channel against the first frame, 0 to 1. Source: PIA's training score."""
+    output: Any = None
+    """As the request's `output_type` asks: "uint8": `frames`; "pil": a list of PIL images; "np": float32 [T, H, W, 3]
+    and "pt": a torch tensor [T, 3, H, W], both 0 to 1 and not rounded to 8 bits; "latent": the denoised latents, a
+    torch tensor [4, T, h, w]. Tensors are float32, on the CPU."""
 
     def save(self, path: str | Path) -> None:
         """Encodes to a file; the extension picks the format (mp4, gif, webp, webm).
 
         Raises:
-            VideoError: unknown extension, or the encoder failed.
+            VideoError: unknown extension, no frames, or the encoder failed.
         """
         from pia_ray.video import save_animation  # the one step down the module order: a method people expect
 

@@ -1,23 +1,36 @@
-"""Makes a request ready for an engine: knobs resolved, a seed, the picture fitted. Plain Pillow, no torch."""
+"""Makes a request ready for an engine: knobs resolved, a seed, pictures fitted, arrays checked. Pillow, no torch."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final, get_args
+
+import numpy as np
 
 from pia_ray import image as pictures
 from pia_ray.config import ModelConfig
 from pia_ray.errors import BadParameter
-from pia_ray.params import AnimationRequest, resolve, seed_from_id
+from pia_ray.params import ARRAY_KNOBS, REFERENCE_KNOBS, AnimationRequest, OutputType, resolve, seed_from_id
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 
 def prepare(request: AnimationRequest, model: ModelConfig) -> AnimationRequest:
-    """The same request with every knob resolved, a seed, and the picture fitted to the size to make.
+    """The same request with every knob resolved, a seed, and its pictures fitted to the size to make.
 
     Raises:
-        RowError: a knob or the picture cannot be used.
+        RowError: a knob, a picture or an array cannot be used.
     """
     if request.params.num_videos > 1:
-        raise BadParameter("num_videos is more than 1: ask once per video, with seeds of their own", "num_videos")
+        raise BadParameter(
+            "num_videos is more than 1, and a request is one video: animate(request.videos()) makes them all",
+            "num_videos",
+        )
+    if request.output_type not in get_args(OutputType):
+        raise BadParameter(
+            f"output_type must be one of {', '.join(get_args(OutputType))} (got {request.output_type!r})", "output_type"
+        )
     params = resolve(request.params, {}, model_defaults=model.defaults)
     picture = pictures.as_rgb(request.image)
     width, height = pictures.choose_size(
@@ -28,5 +41,61 @@ def prepare(request: AnimationRequest, model: ModelConfig) -> AnimationRequest:
         height=params.height,
     )
     seed = seed_from_id(request.id) if params.seed is None else params.seed
+    for name in REFERENCE_KNOBS:
+        if getattr(params, name) is not None and getattr(request, name) is None:
+            raise BadParameter(
+                f"{name} of the params only names it: load {getattr(params, name)} and give what is in it as the "
+                f"request's {name}",
+                name,
+            )
     params = params.model_copy(update={"width": width, "height": height, "seed": seed})
-    return replace(request, image=pictures.fit(picture, (width, height)), params=params)
+    size = (width, height)
+    end, mask, look = request.end_image, request.mask_image, request.ip_adapter_image
+    arrays: dict[str, Any] = {
+        name: as_array(values, name) for name in ARRAY_KNOBS if (values := getattr(request, name)) is not None
+    }
+    return replace(
+        request,
+        params=params,
+        image=pictures.fit(picture, size),
+        end_image=None if end is None else pictures.fit(_picture(end, "end_image"), size),
+        mask_image=None if mask is None else pictures.fit_mask(_picture(mask, "mask_image"), picture.size, size),
+        ip_adapter_image=None if look is None else _picture(look, "ip_adapter_image"),
+        **arrays,
+    )
+
+
+def as_array(values: object, field: str) -> np.ndarray[Any, Any]:
+    """Floats that a request or file brings as that knob, in float32 and without leading axes of length 1.
+
+    Raises:
+        BadParameter: no array of finite floats, or of another number of axes; says what is wanted.
+    """
+    wanted, most, least = _LAYOUTS[field]
+    if not isinstance(values, np.ndarray):
+        raise BadParameter(f"{field} must be a numpy array {wanted}, not {type(values).__name__}", field)
+    if values.dtype.kind != "f":
+        raise BadParameter(f"{field} must hold floats, not {values.dtype}", field)
+    array = values
+    while array.ndim > most and array.shape[0] == 1:
+        array = array[0]
+    if not least <= array.ndim <= most or 0 in array.shape:
+        raise BadParameter(f"{field} must be {wanted} (got {list(values.shape)})", field)
+    if not np.isfinite(array).all():
+        raise BadParameter(f"{field} holds NaN or infinite values", field)
+    return np.ascontiguousarray(array, dtype=np.float32)
+
+
+_LAYOUTS: Final = {
+    name: (layout, layout.count(",") + 1, 1 if name == "ip_adapter_image_embeds" else layout.count(",") + 1)
+    for name, layout in ARRAY_KNOBS.items()
+}
+"""Each array knob's layout in words, and the most and least axes that it may have."""
+
+
+def _picture(image: object, field: str) -> Image:
+    background = "#000000" if field == "mask_image" else "#ffffff"
+    try:
+        return pictures.as_rgb(image, background=background)  # type: ignore[arg-type]  # it refuses what is no picture
+    except BadParameter as error:
+        raise BadParameter(f"{field}{error.message.removeprefix('image')}", field) from None

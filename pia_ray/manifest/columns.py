@@ -16,6 +16,7 @@ from pia_ray.manifest.items import ITEMS_SCHEMA
 from pia_ray.manifest.tables import TableFile, unify
 from pia_ray.params import (
     KNOBS,
+    REFERENCE_KNOBS,
     RESERVED_KNOBS,
     ResultRow,
     suggest,
@@ -107,6 +108,11 @@ def _columns(
             f"{file.name} has no prompt column. {there} Name one of them {', '.join(PROMPT_COLUMNS[:-1])} or "
             f"{PROMPT_COLUMNS[-1]}, say which it is with --prompt-col, or give a --prompt for all rows"
         )
+    for name in found.knobs:
+        if name in REFERENCE_KNOBS:
+            raise ManifestError(
+                f'column "{name}" of {file.name}: this knob is not supported by this version; drop or rename the column'
+            )
     _check_types(file, found)
     for name in found.passed:
         if name in RESERVED_KNOBS:

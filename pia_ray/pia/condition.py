@@ -61,6 +61,18 @@ class Conditions:
             embedding = parts.text_encoder.final_layer_norm(output.hidden_states[-(clip_skip + 1)])[0]
         return _remember(self._prompts, key, embedding.to(parts.dtype), CACHED_PROMPTS)
 
+    def embedding(self, values: np.ndarray[Any, Any], *, field: str) -> torch.Tensor:
+        """An embedding that was made elsewhere, [L, C], as the model takes it.
+
+        Raises:
+            BadParameter: it is not as wide as this model's own; names the `field`.
+        """
+        parts = self._components
+        width = int(parts.text_encoder.config.hidden_size)
+        if values.ndim != 2 or values.shape[1] != width or not len(values):
+            raise BadParameter(f"{field} must be [L, {width}] for this model (got {list(values.shape)})", field)
+        return torch.from_numpy(values.astype(np.float32)).to(parts.device, parts.dtype)
+
     @torch.inference_mode()
     def picture(self, image: Image.Image, generator: torch.Generator) -> torch.Tensor:
         """The picture's condition latent, [4, h, w] in float32, scaled for the UNet; one draw from `generator`.

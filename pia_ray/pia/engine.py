@@ -18,7 +18,7 @@ from pia_ray.errors import DeviceLost, OutOfMemory, RowError, UnexpectedError
 from pia_ray.params import Animation, AnimationRequest
 from pia_ray.pia.assemble import Components
 from pia_ray.pia.condition import Conditions
-from pia_ray.pia.decode import decode, measure_motion, to_numpy
+from pia_ray.pia.output import finished
 from pia_ray.pia.program import Branch, Evaluation, Program
 from pia_ray.pia.row import row_program
 from pia_ray.pia.speed import forward_sizes, most_evaluations
@@ -208,9 +208,7 @@ class Engine:
         latents, request = row.latents, row.request
         assert latents is not None
         try:
-            frames = decode(row.model.components, latents)
-            motion = measure_motion(frames)
-            pixels = to_numpy(frames)
+            pixels, motion, output = finished(row.model.components, latents, request)
         except RowError as error:
             return error
         except Exception as error:  # noqa: BLE001 - the row boundary
@@ -224,6 +222,7 @@ class Engine:
             gpu_s=row.engine_s + ended - started,
             animate_s=ended - row.joined_at,
             motion=motion,
+            output=output,
         )
 
     def _row_error(self, error: Exception, request: AnimationRequest) -> RowError:

@@ -7,13 +7,14 @@ PIA can do to a row is a program or part of one; the stepper in `engine` only ev
 from __future__ import annotations
 
 import inspect
-from collections.abc import Generator
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 
-from pia_ray.params import AnimationParams
+from pia_ray.errors import BadParameter
+from pia_ray.params import AnimationParams, OnStepEnd, StepEnd
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,8 @@ class Branch:
     """Condition latent, [4, 1, h, w] or [4, T, h, w]."""
     frames: tuple[int, ...] | None = None
     """Frames of the latents that this side looks at, T of them; None: all."""
+    text: Literal["prompt", "negative_prompt"] = "prompt"
+    """Which text `prompt` embeds."""
 
     def view(self, latents: torch.Tensor) -> torch.Tensor:
         """What this side sees of latents [4, all frames, h, w]: [4, T, h, w]."""
@@ -72,12 +75,13 @@ def denoise(
     condition: torch.Tensor,
     branches: tuple[Branch, ...],
     generator: torch.Generator,
+    on_step_end: OnStepEnd | None = None,
 ) -> Program:
     """PIA's denoising of one row, from noise or, below strength 1, from the noised picture.
 
-    `noise` is [4, T, h, w] and was drawn before `condition` [4, h, w] was sampled; every later draw is made here. The
-    order of draws is that of diffusers' PIAPipeline, so equal seeds give equal frames. Source: arXiv 2312.13964;
-    guidance: arXiv 2207.12598.
+    `noise` [4, T, h, w] and `condition` [4, h, w] have been drawn; only the scheduler draws here. The order of draws is
+    that of diffusers' PIAPipeline, so equal seeds give equal frames. Source: arXiv 2312.13964; guidance: arXiv
+    2207.12598.
     """
     steps = params.num_inference_steps
     # At least one step is left, however small the strength.
@@ -88,8 +92,7 @@ def denoise(
         scheduler.set_begin_index(first * order)
     if params.strength < 1:
         still = condition[:, None].expand_as(noise)
-        fresh = draw(tuple(noise.shape), generator, noise.device)
-        latents = scheduler.add_noise(still[None], fresh[None], timesteps[:1])[0]
+        latents = scheduler.add_noise(still[None], noise[None], timesteps[:1])[0]
     else:
         latents = noise * float(scheduler.init_noise_sigma)
     extras = _step_extras(scheduler, params, generator)
@@ -104,6 +107,8 @@ def denoise(
         )
         prediction = guide(predictions, params.guidance_scale)
         latents = scheduler.step(prediction[None], timestep, latents[None], **extras).prev_sample[0]
+        if on_step_end is not None:
+            latents, branches = call_back(on_step_end, index, float(timestep), latents, branches)
     return latents
 
 
@@ -113,6 +118,38 @@ def guide(predictions: torch.Tensor, guidance_scale: float) -> torch.Tensor:
         return predictions[0]
     negative, positive = predictions
     return negative + guidance_scale * (positive - negative)
+
+
+def call_back(
+    on_step_end: OnStepEnd, step: int, timestep: float, latents: torch.Tensor, branches: tuple[Branch, ...]
+) -> tuple[torch.Tensor, tuple[Branch, ...]]:
+    """Tells the caller of a step that is done; the latents and branches to go on with.
+
+    Raises:
+        BadParameter: what came back cannot take the place of the row's own tensors.
+    """
+    own = {f"{branch.text}_embeds": branch.prompt for branch in branches} | {"latents": latents}
+    # Copies: embeddings are shared with other rows that have the same text.
+    tensors = {name: tensor.clone() for name, tensor in own.items()}
+    given = on_step_end(StepEnd(step, timestep, tensors)) or {}
+    if not isinstance(given, Mapping):
+        raise BadParameter(
+            f"on_step_end must return tensors by name, or None (got {type(given).__name__})", "on_step_end"
+        )
+    for name, tensor in given.items():
+        if name not in own:
+            raise BadParameter(f"on_step_end cannot replace {name}, only {', '.join(own)}", "on_step_end")
+        if not isinstance(tensor, torch.Tensor) or tensor.shape != own[name].shape:
+            shape = list(tensor.shape) if isinstance(tensor, torch.Tensor) else type(tensor).__name__
+            raise BadParameter(
+                f"on_step_end must return {name} as a tensor {list(own[name].shape)} (got {shape})", "on_step_end"
+            )
+    new = {name: given[name].to(own[name]) for name in given}
+    branches = tuple(
+        replace(branch, prompt=new.get(f"{branch.text}_embeds", branch.prompt)) if new else branch
+        for branch in branches
+    )
+    return new.get("latents", latents), branches
 
 
 def _step_extras(scheduler: Any, params: AnimationParams, generator: torch.Generator) -> dict[str, Any]:

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+from typing import Final, Literal
+
+import numpy as np
 import torch
 from PIL import Image
 
 from pia_ray.errors import BadParameter
-from pia_ray.params import AnimationParams, AnimationRequest
+from pia_ray.params import AnimationRequest
 from pia_ray.pia.assemble import Components, make_scheduler
 from pia_ray.pia.condition import Conditions, affinity_mask
 from pia_ray.pia.program import Branch, Program, denoise, draw
 from pia_ray.pia.speed import SDPA_ROWS
 
+Text = Literal["prompt", "negative_prompt"]
+
+_NOT_READ: Final = ("end_image", "mask_image", "ip_adapter_image", "ip_adapter_image_embeds")
+"""Parts of a request that no program reads yet."""
+
 
 def row_program(request: AnimationRequest, components: Components, conditions: Conditions) -> Program:
     """The program of a resolved request (see `pia_ray.request.prepare`) on this model.
 
-    Draws from the row's own generator: noise first, then the picture's posterior; the program draws the rest.
+    Draws from the row's own generator: noise first, then the picture's posterior, then below strength 1 the picture's
+    noise; the program draws the rest. Latents that are given take the place of the noise that the row starts from, and
+    nothing is drawn for it.
 
     Raises:
         BadParameter: this model cannot do what the request asks for.
@@ -24,25 +34,84 @@ def row_program(request: AnimationRequest, components: Components, conditions: C
     params, image = request.params, request.image
     if params.seed is None or params.width is None or params.height is None or not isinstance(image, Image.Image):
         raise TypeError("the engine takes resolved requests: see Animator.submit")
-    _check(params, components)
+    _check(request, components)
     device, factor = components.device, components.spatial_factor
     scheduler = make_scheduler(components, params)
     generator = torch.Generator("cpu").manual_seed(params.seed)
     shape = (components.latent_channels, params.num_frames, params.height // factor, params.width // factor)
-    noise = draw(shape, generator, device)
+    given = start_noise(request, shape, device)
+    noise = draw(shape, generator, device) if given is None else given
     condition = conditions.picture(image, generator)  # [4, h, w]
+    if params.strength < 1 and given is None:
+        noise = draw(shape, generator, device)
     mask = affinity_mask(params, dtype=torch.float32, device=device)
-    texts = [params.negative_prompt, params.prompt] if params.has_guidance else [params.prompt]
     branches = tuple(
-        Branch(conditions.prompt(text, clip_skip=params.clip_skip), mask, condition[:, None]) for text in texts
+        Branch(embedding, mask, condition[:, None], text=text)
+        for text, embedding in text_embeddings(request, conditions).items()
     )
     return denoise(
-        params, scheduler=scheduler, noise=noise, condition=condition, branches=branches, generator=generator
+        params,
+        scheduler=scheduler,
+        noise=noise,
+        condition=condition,
+        branches=branches,
+        generator=generator,
+        on_step_end=request.on_step_end,
     )
 
 
-def _check(params: AnimationParams, components: Components) -> None:
-    factor = components.spatial_factor
+def start_noise(request: AnimationRequest, shape: tuple[int, ...], device: torch.device) -> torch.Tensor | None:
+    """The request's own latents, or None where its seed is to draw them.
+
+    Raises:
+        BadParameter: they have another shape.
+    """
+    if request.latents is None:
+        return None
+    if request.latents.shape != shape:
+        raise BadParameter(
+            f"latents must be {list(shape)} for this row's frames and size (got {list(request.latents.shape)})",
+            "latents",
+        )
+    return torch.from_numpy(request.latents.astype(np.float32)).to(device)
+
+
+def text_embeddings(request: AnimationRequest, conditions: Conditions) -> dict[Text, torch.Tensor]:
+    """What the row's sides of guidance are told, the negative one first: given embeddings, or the encoded text.
+
+    Raises:
+        BadParameter: given embeddings do not fit this model, or each other.
+    """
+    params = request.params
+    texts: dict[Text, torch.Tensor] = {}
+    if params.has_guidance:
+        texts["negative_prompt"] = (
+            conditions.prompt(params.negative_prompt, clip_skip=params.clip_skip)
+            if request.negative_prompt_embeds is None
+            else conditions.embedding(request.negative_prompt_embeds, field="negative_prompt_embeds")
+        )
+    texts["prompt"] = (
+        conditions.prompt(params.prompt, clip_skip=params.clip_skip)
+        if request.prompt_embeds is None
+        else conditions.embedding(request.prompt_embeds, field="prompt_embeds")
+    )
+    lengths = {text: len(embedding) for text, embedding in texts.items()}
+    if len(set(lengths.values())) > 1:
+        missing = "negative_prompt_embeds" if request.negative_prompt_embeds is None else "prompt_embeds"
+        raise BadParameter(
+            f"both sides of guidance need embeddings of one length (the negative prompt's is "
+            f"{lengths['negative_prompt']}, the prompt's {lengths['prompt']}): give prompt_embeds and "
+            "negative_prompt_embeds of equal length",
+            missing,
+        )
+    return texts
+
+
+def _check(request: AnimationRequest, components: Components) -> None:
+    params, factor = request.params, components.spatial_factor
+    for name in _NOT_READ:
+        if getattr(request, name) is not None:
+            raise BadParameter(f"{name} is not supported by this model", name)
     width, height = params.width or 0, params.height or 0
     if params.num_frames > components.max_frames:
         raise BadParameter(
