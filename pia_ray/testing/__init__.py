@@ -7,6 +7,7 @@ pictures as asked for. Heavy packages are loaded by the functions that need them
 from pia_ray.testing.catalogs import draw_picture, make_catalog
 from pia_ray.testing.checkpoints import (
     make_pipeline_folder,
+    make_random_pipeline,
     make_split_checkpoint,
     make_tokenizer,
     write_slow_tokenizer,
@@ -20,6 +21,7 @@ __all__ = [
     "make_catalog",
     "make_fake",
     "make_pipeline_folder",
+    "make_random_pipeline",
     "make_split_checkpoint",
     "make_tokenizer",
     "write_slow_tokenizer",
