@@ -1,4 +1,4 @@
-"""The Animator: one warm model on one thread, fed by any number of callers. No Ray, no files, no URIs.
+"""The Animator: warm models on one thread, fed by any number of callers. No Ray, no files, no URIs.
 
 `animate` takes a list and gives a list; `submit` gives a future. Requests join the running stepper at its next step.
 """
@@ -9,21 +9,36 @@ import logging
 import queue
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, replace
+from functools import partial
 from types import TracebackType
-from typing import Literal
+from typing import Any, Literal
 
-from pia_ray.config import DEFAULT_BATCH_SIZE, ModelConfig
-from pia_ray.errors import Cancelled, ConfigError, DeviceLost, PiaRayError, RowError, Timeout
-from pia_ray.params import Animation, AnimationRequest
-from pia_ray.pia.assemble import assemble
+import numpy as np
+
+from pia_ray.config import DEFAULT_BATCH_SIZE, DEFAULT_KEEP_MODELS, ModelConfig, check_style_name, model_for
+from pia_ray.errors import (
+    Cancelled,
+    ConfigError,
+    DeviceLost,
+    ModelUnavailable,
+    PiaRayError,
+    RowError,
+    Timeout,
+    WeightsError,
+)
+from pia_ray.params import DEFAULT_STYLE, Animation, AnimationRequest
+from pia_ray.pia.assemble import Components, assemble
 from pia_ray.pia.engine import Engine, Row
+from pia_ray.pia.line import Line
+from pia_ray.pia.sharing import Pool
+from pia_ray.pia.shelf import Shelf
 from pia_ray.pia.speed import set_cpu_threads
 from pia_ray.request import prepare
 from pia_ray.weights import resolve as resolve_weights
+from pia_ray.weights import version
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +49,8 @@ OnStep = Callable[[int, int], None]
 @dataclass(eq=False)
 class _Ticket:
     request: AnimationRequest
+    model: str
+    """Key of the model that animates it."""
     future: Future[Animation]
     submitted_at: float
     alone: bool
@@ -47,11 +64,26 @@ class _Ticket:
         return limit is not None and time.monotonic() - self.submitted_at > limit
 
 
+@dataclass(eq=False)
+class _Encoding:
+    """A prompt to encode between two steps."""
+
+    prompt: str
+    clip_skip: int | None
+    model: str
+    """Key of the model that encodes it."""
+    future: Future[np.ndarray[Any, Any]]
+
+
 class Animator:
-    """A PIA model held warm. Use as a context manager, or call `close`.
+    """PIA models held warm. Use as a context manager, or call `close`.
+
+    `model` animates requests without a `style`, `styles` are the models that others name. `keep_models` bounds those
+    in memory at once: one is loaded when first asked for, beside the rows that run, and the least recently used makes
+    room. Weights that models have in common are in memory once.
 
     `batch_size` bounds the rows that denoise together; `cpu_threads` the threads of CPU operators (None: torch's own
-    choice). Constructing it loads the model: seconds on a CPU, longer from a cold disk.
+    choice). Constructing it loads `model`: seconds on a CPU, longer from a cold disk.
 
     Raises:
         WeightsError: the model cannot be loaded.
@@ -62,20 +94,34 @@ class Animator:
         self,
         model: ModelConfig,
         *,
+        styles: Mapping[str, ModelConfig] | None = None,
+        keep_models: int = DEFAULT_KEEP_MODELS,
         batch_size: int | Literal["auto"] = "auto",
         cpu_threads: int | None = None,
     ) -> None:
         if batch_size != "auto" and batch_size < 1:
             raise ConfigError(f'batch_size must be "auto" or at least 1 (got {batch_size})')
+        if keep_models < 1:
+            raise ConfigError(f"keep_models must be at least 1 (got {keep_models})")
+        for name in styles or ():
+            try:
+                check_style_name(name)
+            except ValueError as error:
+                raise ConfigError(f"styles: {error}") from None
         if cpu_threads is not None:
             set_cpu_threads(cpu_threads)
         self.model = model
+        self.styles = dict(styles or {})
+        self._models = {_key(each): each for each in (model, *self.styles.values())}
         self.batch_size = DEFAULT_BATCH_SIZE if batch_size == "auto" else batch_size
-        components = assemble(resolve_weights(model), model)
+        self._pool = Pool() if self.styles else None
+        components = self._load(model)
         self.model_version = components.version
-        self._engine = Engine(components, batch_size=self.batch_size)
-        self._arrivals: queue.SimpleQueue[_Ticket | None] = queue.SimpleQueue()
-        self._waiting: deque[_Ticket] = deque()
+        self._engine = Engine(batch_size=self.batch_size)
+        self._arrivals: queue.SimpleQueue[_Ticket | _Encoding | Literal["loaded"] | None] = queue.SimpleQueue()
+        self._shelf = Shelf(keep=keep_models, when_loaded=lambda: self._arrivals.put("loaded"))
+        self._shelf.put(_key(model), components)
+        self._line: Line[_Ticket | _Encoding] = Line()
         self._present: dict[Row, _Ticket] = {}
         self._closed = False
         self._spoiled: PiaRayError | None = None
@@ -100,6 +146,25 @@ class Animator:
                 results.append(Cancelled("the request was taken back"))
         return results
 
+    @property
+    def num_loads(self) -> int:
+        """How often a model has been loaded so far, `model` at the start included."""
+        return self._shelf.num_loads
+
+    def version_of(self, style: str) -> str:
+        """Name and version of the model of that style; the name alone where its weights are not to be found.
+
+        Raises:
+            BadParameter: there is no such style.
+        """
+        model = model_for(style, self.model, self.styles)
+        if model is self.model:
+            return self.model_version
+        try:
+            return version(model)
+        except WeightsError:
+            return model.name
+
     def submit(
         self, request: AnimationRequest, *, alone: bool = False, on_step: OnStep | None = None
     ) -> Future[Animation]:
@@ -110,11 +175,12 @@ class Animator:
         """
         future: Future[Animation] = Future()
         try:
-            ready = prepare(request, self.model)
+            model = model_for(request.params.style, self.model, self.styles)
+            ready = prepare(request, model)
         except RowError as error:
             future.set_exception(error)
             return future
-        ticket = _Ticket(ready, future, time.monotonic(), alone, on_step)
+        ticket = _Ticket(ready, _key(model), future, time.monotonic(), alone, on_step)
         with self._lock:
             if self._spoiled is not None:
                 future.set_exception(self._spoiled)
@@ -124,13 +190,41 @@ class Animator:
                 self._arrivals.put(ticket)
         return future
 
+    def encode_prompt(
+        self, prompt: str, *, clip_skip: int | None = None, style: str = DEFAULT_STYLE
+    ) -> np.ndarray[Any, Any]:
+        """The embedding of a text by the model of a style, float32 [L, C]: given as a request's `prompt_embeds` or
+        `negative_prompt_embeds` it makes the same video as the text.
+
+        Waits for the running step, as the model has one thread. LoRAs act as on a request that names none.
+
+        Raises:
+            BadParameter: there is no such style, or clip_skip leaves no layer of this text encoder.
+            ModelUnavailable: the model cannot be loaded, or has been dropped and this is called by on_step_end.
+            Cancelled: the animator is closed.
+        """
+        model = _key(model_for(style, self.model, self.styles))
+        if threading.current_thread() is self._thread:  # called by a request's on_step_end
+            if model not in self._shelf:
+                raise ModelUnavailable(f"the model of style {style} is not in memory, and on_step_end cannot wait")
+            return self._engine.encode_prompt(prompt, self._shelf.use(model), clip_skip=clip_skip)
+        encoding = _Encoding(prompt, clip_skip, model, Future())
+        with self._lock:
+            if self._spoiled is not None:
+                raise self._spoiled
+            if self._closed:
+                raise Cancelled("the animator is closed")
+            self._arrivals.put(encoding)
+        return encoding.future.result()
+
     def close(self) -> None:
-        """Ends the thread; requests still waiting or running fail with `Cancelled`."""
+        """Ends the threads and drops the models; requests still waiting or running fail with `Cancelled`."""
         with self._lock:
             if not self._closed:
                 self._closed = True
                 self._arrivals.put(None)
         self._thread.join()
+        self._shelf.close()
 
     def __enter__(self) -> Animator:
         return self
@@ -143,7 +237,9 @@ class Animator:
     def _run(self) -> None:
         try:
             while self._take():
+                self._collect()
                 self._admit()
+                self._load_next()
                 self._drop()
                 if self._engine.rows:
                     self._step()
@@ -156,9 +252,14 @@ class Animator:
         else:
             self._fail_all(Cancelled("the animator is closed"))
 
+    @property
+    def _only_loads(self) -> bool:
+        """Whether no row can join before a model has been loaded."""
+        return bool(self._shelf.coming) and not any(model in self._shelf for model in self._line.models)
+
     def _take(self) -> bool:
-        """Moves arrivals to the waiting list; blocks only when there is nothing to do. False once closed."""
-        idle = not self._waiting and not self._engine.rows
+        """Moves arrivals to the line; blocks only when there is nothing to do. False once closed."""
+        idle = not self._engine.rows and (not self._line or self._only_loads)
         while True:
             try:
                 ticket = self._arrivals.get(block=idle)
@@ -166,21 +267,42 @@ class Animator:
                 return True
             if ticket is None:
                 return False
-            self._waiting.append(ticket)
+            if isinstance(ticket, _Encoding) and ticket.model in self._shelf:
+                self._encode(ticket)  # without waiting for a place
+                continue
+            if ticket != "loaded":
+                self._line.add(ticket.model, ticket)
             idle = False
 
+    def _encode(self, encoding: _Encoding) -> None:
+        try:
+            model = self._shelf.use(encoding.model)
+            embedding = self._engine.encode_prompt(encoding.prompt, model, clip_skip=encoding.clip_skip)
+            encoding.future.set_result(embedding)
+        except PiaRayError as error:
+            encoding.future.set_exception(error)
+            if not isinstance(error, RowError):
+                raise
+
     def _admit(self) -> None:
-        while self._waiting and len(self._present) < self.batch_size:
-            ticket = self._waiting[0]
+        shelf = self._shelf
+        while len(self._present) < self.batch_size:
+            ticket = self._line.next(ready=shelf, coming=shelf.coming)
+            if ticket is None:
+                return
+            if isinstance(ticket, _Encoding):
+                self._line.pop(ticket.model)
+                self._encode(ticket)
+                continue
             crowded = ticket.alone or any(other.alone for other in self._present.values())
             if crowded and self._present:
                 return
-            self._waiting.popleft()
+            self._line.pop(ticket.model)
             if ticket.future.cancelled() or ticket.expired:
                 _settle(ticket, _late(ticket))
                 continue
             try:
-                ticket.row = self._engine.join(ticket.request)
+                ticket.row = self._engine.join(ticket.request, shelf.use(ticket.model))
             except PiaRayError as error:
                 # Settled before anything else: this ticket is in no list any more.
                 _settle(ticket, error)
@@ -188,6 +310,29 @@ class Animator:
                     raise
                 continue
             self._present[ticket.row] = ticket
+
+    def _load(self, model: ModelConfig) -> Components:
+        started = time.perf_counter()
+        components = assemble(resolve_weights(model), model, self._pool)
+        log.info("model %s loaded in %.1f s", components.version, time.perf_counter() - started)
+        return components
+
+    def _load_next(self) -> None:
+        """Starts to load the model that rows have waited for longest, if one in memory can make room for it."""
+        wanted = self._line.models
+        missing = next((key for key in wanted if key not in self._shelf), None)
+        if missing is None or missing in self._shelf.coming:
+            return
+        busy = {ticket.model for ticket in self._present.values()}
+        if missing != wanted[0] or self._line.first_may_wait:
+            busy.update(wanted)  # rows that wait for a model in memory go first
+        self._shelf.begin(missing, partial(self._load, self._models[missing]), busy=busy)
+
+    def _collect(self) -> None:
+        """Takes in models that have been loaded; where that failed, fails the rows that wait for it."""
+        for key, error in self._shelf.collect().items():
+            while key in self._line.models:
+                _settle(self._line.pop(key), error)
 
     def _drop(self) -> None:
         """Lets rows go whose caller took them back or whose deadline passed."""
@@ -217,13 +362,19 @@ class Animator:
             if not isinstance(error, Cancelled):
                 self._spoiled = error
         while not self._arrivals.empty():
-            if (late := self._arrivals.get()) is not None:
-                self._waiting.append(late)
-        for ticket in [*self._present.values(), *self._waiting]:
+            late = self._arrivals.get()
+            if late is not None and late != "loaded":
+                self._line.add(late.model, late)
+        for ticket in [*self._present.values(), *self._line]:
             _settle(ticket, error)
         self._present.clear()
-        self._waiting.clear()
+        self._line = Line()
         self._engine.rows.clear()
+
+
+def _key(model: ModelConfig) -> str:
+    """Equal for models that are the same in memory."""
+    return model.model_dump_json(exclude={"defaults", "description", "long_edge", "size_step"})
 
 
 def _report(ticket: _Ticket, done: int, total: int) -> None:
@@ -241,11 +392,12 @@ def _late(ticket: _Ticket) -> Timeout:
     return Timeout(f"not finished within its deadline of {limit:g} s" if limit is not None else "taken back")
 
 
-def _settle(ticket: _Ticket, outcome: Animation | PiaRayError) -> None:
+def _settle(ticket: _Ticket | _Encoding, outcome: Animation | PiaRayError) -> None:
     """Gives the caller the outcome, or tells a caller who took the request back that it is gone."""
     if not ticket.future.set_running_or_notify_cancel():
         return
     if isinstance(outcome, Animation):
+        assert isinstance(ticket, _Ticket)
         ticket.future.set_result(outcome)
     else:
         ticket.future.set_exception(outcome)

@@ -1,4 +1,4 @@
-"""A folder in diffusers layout: which of its files count, whether they are whole, and their digest.
+"""A folder in diffusers layout or a single file: which files count, whether they are whole, and their digest.
 
 Reads configs, headers and lengths only, so that a damaged or refused checkpoint is told before anything is loaded.
 """
@@ -14,10 +14,19 @@ from typing import Any, Final, Literal
 
 from pia_ray.errors import WeightsError
 
-Role = Literal["base", "motion_adapter", "vae"]
+Role = Literal["base", "motion_adapter", "vae", "config", "lora", "textual_inversion"]
 
 PICKLED_SUFFIXES: Final = (".ckpt", ".bin", ".pt", ".pth", ".pkl")
 """Endings of checkpoint files that can run code when they are opened."""
+
+CHECKPOINT_SUFFIXES: Final = (".safetensors", *PICKLED_SUFFIXES)
+"""Endings by which a reference is one file rather than a folder, hub id or prefix."""
+
+FILE_NAMES: Final[Mapping[Role, str]] = {
+    "lora": "pytorch_lora_weights.safetensors",
+    "textual_inversion": "learned_embeds.safetensors",
+}
+"""Roles that are always one file, with the name diffusers gives it: what a folder or hub id stands for."""
 
 _digests: dict[tuple[str, int, int], str] = {}
 """Digests of files by path, size and time of change: one process asks more than once."""
@@ -25,51 +34,71 @@ _digests: dict[tuple[str, int, int], str] = {}
 
 @dataclass(frozen=True)
 class Part:
-    """One of the up to three places a model comes from."""
+    """One of the places a model comes from."""
 
     role: Role
     reference: str
-    revision: str | None
-    own_vae: bool
+    revision: str | None = None
+    own_vae: bool = False
     """Of the base: whether its VAE is used."""
-    allow_pickle: bool
+    allow_pickle: bool = False
+    name: str = ""
+    """Of a LoRA or textual inversion: what the model calls it."""
+
+    @property
+    def label(self) -> str:
+        """How messages call the part, such as `lora pixel-art`."""
+        return f"{self.role} {self.name}" if self.name else self.role
+
+    @property
+    def is_file(self) -> bool:
+        """Whether the reference is one file."""
+        return self.reference.lower().endswith(CHECKPOINT_SUFFIXES)
 
     @property
     def components(self) -> tuple[str, ...]:
-        """Subfolders that hold weights; "" is the folder itself."""
+        """Subfolders that hold configs, and with them weights; "" is the folder itself."""
+        if self.role == "config":
+            return ("unet", "text_encoder", "vae")
         if self.role != "base":
             return ("",)
         return ("unet", "text_encoder", "vae") if self.own_vae else ("unet", "text_encoder")
 
     def patterns(self, *, pickled: bool) -> list[str]:
         """Names of the files that count: no other precisions, no single-file checkpoints beside them, no pictures."""
-        names = ["model_index.json", "scheduler/scheduler_config.json"] if self.role == "base" else []
-        if self.role == "base":
+        whole = self.role in ("base", "config")
+        names = ["model_index.json", "scheduler/scheduler_config.json"] if whole else []
+        if whole:
             names += [f"tokenizer/{name}" for name in ("*.json", "merges.txt")]
         for component in self.components:
             prefix = f"{component}/" if component else ""
             names.append(f"{prefix}config.json")
+            if self.role == "config":
+                continue
             for stem, extension in _stems(component, pickled=pickled):
-                whole = f"{prefix}{stem}.{extension}"
-                names += [whole, f"{prefix}{stem}-*.{extension}", f"{whole}.index.json"]
+                file = f"{prefix}{stem}.{extension}"
+                names += [file, f"{prefix}{stem}-*.{extension}", f"{file}.index.json"]
         return names
 
 
-def verify(part: Part, folder: Path) -> list[Path]:
-    """The files that count, sorted; layout, configs, headers and lengths are checked.
+def verify(part: Part, place: Path) -> list[Path]:
+    """The files of a folder that count, sorted, or the one file; layout, configs, headers and lengths are checked.
 
     Raises:
         WeightsError: something is missing, damaged, or a pickled checkpoint that is refused.
     """
-    if not any((folder / component / "config.json").is_file() for component in part.components):
-        raise _not_diffusers(part, folder)
+    if part.is_file:
+        return [_verify_file(part, place)]
+    if not any((place / component / "config.json").is_file() for component in part.components):
+        raise _not_diffusers(part, place)
     used = []
     for component in part.components:
-        used.append(_json_file(folder / component / "config.json"))
-        used += _weight_files(folder / component, component, part)
-    if part.role == "base":
-        used.append(_json_file(folder / "scheduler" / "scheduler_config.json"))
-        tokenizer = folder / "tokenizer"
+        used.append(_json_file(place / component / "config.json"))
+        if part.role != "config":
+            used += _weight_files(place / component, component, part)
+    if part.role in ("base", "config"):
+        used.append(_json_file(place / "scheduler" / "scheduler_config.json"))
+        tokenizer = place / "tokenizer"
         if not (tokenizer / "tokenizer.json").is_file() and not (
             (tokenizer / "vocab.json").is_file() and (tokenizer / "merges.txt").is_file()
         ):
@@ -78,8 +107,21 @@ def verify(part: Part, folder: Path) -> list[Path]:
     return sorted(used)
 
 
-def digest(folder: Path, paths: Iterable[Path]) -> str:
-    """The sha256, in hex, of the names and contents of these files of the folder."""
+def refuse_pickle(part: Part) -> None:
+    """Raises where the reference is a pickled file that may not be opened.
+
+    Raises:
+        WeightsError: it is one, and the model does not allow it.
+    """
+    if part.reference.lower().endswith(PICKLED_SUFFIXES) and not part.allow_pickle:
+        raise WeightsError(
+            f"{part.label} {part.reference} is a pickled checkpoint, and opening one can run any code. Take or make a "
+            ".safetensors file of it, or set allow_pickle: true if you trust its author."
+        )
+
+
+def digest(place: Path, paths: Iterable[Path]) -> str:
+    """The sha256, in hex, of the names and contents of these files of the folder; of a single file its content's."""
     whole = hashlib.sha256()
     for path in paths:
         facts = path.stat()
@@ -87,8 +129,19 @@ def digest(folder: Path, paths: Iterable[Path]) -> str:
         if key not in _digests:
             with path.open("rb") as stream:
                 _digests[key] = hashlib.file_digest(stream, "sha256").hexdigest()
-        whole.update(f"{path.relative_to(folder).as_posix()}\0{_digests[key]}\n".encode())
+        if path == place:
+            return _digests[key]
+        whole.update(f"{path.relative_to(place).as_posix()}\0{_digests[key]}\n".encode())
     return whole.hexdigest()
+
+
+def _verify_file(part: Part, path: Path) -> Path:
+    refuse_pickle(part)
+    if not path.is_file():
+        raise WeightsError(f"there is no file {path} for {part.label}")
+    if path.suffix.lower() == ".safetensors":
+        _check_safetensors(path)
+    return path
 
 
 def _stems(component: str, *, pickled: bool) -> Iterator[tuple[str, str]]:
@@ -132,8 +185,8 @@ def _weight_files(folder: Path, component: str, part: Part) -> list[Path]:
 def _not_diffusers(part: Part, folder: Path) -> WeightsError:
     singles = sorted(path.name for path in folder.iterdir() if path.suffix in (*PICKLED_SUFFIXES, ".safetensors"))
     wanted = f"{part.components[0]}/config.json" if part.components[0] else "config.json"
-    hint = f" It holds {', '.join(singles[:3])}: a single-file checkpoint must be converted first." if singles else ""
-    return WeightsError(f"{folder}, the {part.role}, is not in diffusers layout: it has no {wanted}.{hint}")
+    hint = f" It holds {', '.join(singles[:3])}: to use a single-file checkpoint, name the file." if singles else ""
+    return WeightsError(f"{folder}, the {part.label}, is not in diffusers layout: it has no {wanted}.{hint}")
 
 
 def _check_safetensors(path: Path) -> None:

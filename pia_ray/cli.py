@@ -24,9 +24,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn, get_args
 
 from pia_ray import __version__
-from pia_ray.config import CatalogConfig, ModelConfig, load, load_model, named_models
+from pia_ray.config import (
+    CatalogConfig,
+    ModelConfig,
+    check_style_name,
+    load,
+    load_model,
+    model_for,
+    named_models,
+    parse_styles,
+)
 from pia_ray.errors import BadParameter, ConfigError, OutputError, PiaRayError, RowError, StorageError
-from pia_ray.params import KNOBS, Knob, VideoFormat, parse_defaults, parse_params, suggest
+from pia_ray.params import DEFAULT_STYLE, KNOBS, Knob, VideoFormat, parse_defaults, parse_params, suggest
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -108,6 +117,7 @@ def _parser() -> _Parser:
     image.add_argument("image", metavar="IMAGE", help="path, s3://, https:// or data: URL")
     image.add_argument("-o", "--output", required=True, metavar="FILE", help=f"the video: .{', .'.join(_FORMATS)}")
     image.add_argument("--model", default="realistic-vision", metavar="NAME|FILE", help="default: %(default)s")
+    _add_styles_flag(image)
     _add_knob_flags(image)
 
     validate = add("validate", _validate, "check every row of a manifest, without a GPU")
@@ -175,6 +185,8 @@ def _add_catalog_flags(parser: argparse.ArgumentParser) -> None:
 
     group.add_argument("--config", metavar="FILE", help="YAML file with any of these settings; flags go first")
     group.add_argument("--model", metavar="NAME|FILE", help="named model, or YAML file of one")
+    _add_styles_flag(group)
+    add("keep_models", "N", type=int)
     add("limit", "N", type=int)
     add("retry", "WHAT")
     add("actors", "N|MIN:MAX")
@@ -194,6 +206,15 @@ def _add_catalog_flags(parser: argparse.ArgumentParser) -> None:
     add("id_col", "NAME")
     add("image_col", "NAME")
     add("prompt_col", "NAME")
+
+
+def _add_styles_flag(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
+        "--styles",
+        metavar="NAME[=MODEL],...",
+        action="append",
+        help="more models, for rows that name one as their style; NAME alone is the model of that name. Repeatable",
+    )
 
 
 def _add_knob_flags(parser: argparse.ArgumentParser) -> None:
@@ -228,14 +249,32 @@ def _catalog_config(args: argparse.Namespace, **fixed: Any) -> CatalogConfig:
     overrides: dict[str, Any] = {
         name: value
         for name in CatalogConfig.model_fields
-        if name not in ("model", "defaults") and (value := getattr(args, name, None)) is not None
+        if name not in ("model", "styles", "defaults") and (value := getattr(args, name, None)) is not None
     }
     overrides |= fixed
     if knobs := _knobs_of(args):
         overrides["defaults"] = knobs
     if args.model is not None:
         overrides["model"] = load_model(args.model)
+    if args.styles is not None:
+        overrides["styles"] = _styles_of(args)
     return load(args.config, overrides)
+
+
+def _styles_of(args: argparse.Namespace) -> dict[str, ModelConfig]:
+    """The models that --styles names.
+
+    Raises:
+        ConfigError: a name or model is wrong.
+    """
+    models = {}
+    for name, model in parse_styles(args.styles or ()).items():
+        try:
+            check_style_name(name)
+        except ValueError as error:
+            raise ConfigError(f"--styles: {error}") from None
+        models[name] = load_model(model)
+    return models
 
 
 def _demo(args: argparse.Namespace) -> int:
@@ -325,7 +364,11 @@ def _image(args: argparse.Namespace) -> int:
         raise ConfigError(f'-o {args.output}: "{extension}" is no video format; end it in .{", .".join(MIME)}')
     if not Path(args.output).resolve().parent.is_dir():
         raise ConfigError(f"there is no folder {Path(args.output).resolve().parent} to write {args.output} to")
-    model, knobs = load_model(args.model), _knobs_of(args)
+    knobs = _knobs_of(args)
+    try:
+        model = model_for(knobs.pop("style", DEFAULT_STYLE), load_model(args.model), _styles_of(args))
+    except BadParameter as error:
+        raise ConfigError(f"--style: {error.message}") from None
     if "prompt" not in knobs and "prompt" not in model.defaults:
         raise ConfigError("there is no prompt: say with --prompt what the picture shows and how it moves")
     params = parse_params({"prompt": model.defaults.get("prompt"), **knobs})

@@ -6,7 +6,7 @@ Reads YAML files and nothing else: no environment variables, no network. `ServeC
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -15,13 +15,16 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from pia_ray.errors import BadParameter, ConfigError, RowError
-from pia_ray.params import VideoFormat, parse_defaults, suggest
+from pia_ray.params import DEFAULT_STYLE, VideoFormat, parse_defaults, suggest
 
 USER_MODELS = Path("~/.config/pia-ray/models.yaml")
 """Where users add named models of their own, in the form of the packaged `models.yaml`."""
 
 DEFAULT_BATCH_SIZE = 4
 """Rows that denoise together where `batch_size` is "auto"."""
+
+DEFAULT_KEEP_MODELS = 2
+"""Models that one animator keeps in memory: one at work, and the next one loading beside it."""
 
 _Config = TypeVar("_Config", "ModelConfig", "CatalogConfig")
 
@@ -38,11 +41,34 @@ def _defaults(value: object) -> object:
 _Defaults = Annotated[dict[str, Any], BeforeValidator(_defaults)]
 
 
+class InversionConfig(BaseModel):
+    """Where a textual inversion comes from; the path alone will do."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    path: str = Field(description="A .safetensors file: local, s3://, or on the hub as OWNER/NAME/FILE.")
+    revision: str | None = Field(None, description="Commit, tag or branch, where it is on the hub.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _path_alone(cls, value: object) -> object:
+        return {"path": value} if isinstance(value, str) else value
+
+
+class LoraConfig(InversionConfig):
+    """Where a LoRA comes from and how strongly it acts on rows that do not choose; the path alone will do."""
+
+    weight: float = Field(
+        1.0, ge=-10, le=10, description="Its strength for rows that name none. 0: acts only on rows that name it."
+    )
+
+
 class ModelConfig(BaseModel):
     """Where a model's parts come from and how it likes to be run.
 
     `base`, `motion_adapter` and `vae` take a Hugging Face hub id, a local folder or an s3:// prefix, each in diffusers
-    layout. A `base` whose UNet already is a `UNetMotionModel` needs no motion adapter.
+    layout; `base` and `vae` also a single .safetensors file, local, s3:// or on the hub as OWNER/NAME/FILE. A `base`
+    whose UNet already is a `UNetMotionModel` needs no motion adapter.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
@@ -54,6 +80,18 @@ class ModelConfig(BaseModel):
     motion_adapter_revision: str | None = Field(None, description="As revision, for the motion adapter.")
     vae: str | None = Field(None, description="VAE to use in place of the base's own.")
     vae_revision: str | None = Field(None, description="As revision, for the VAE.")
+    config: str = Field(
+        "stable-diffusion-v1-5/stable-diffusion-v1-5",
+        description="Folder or hub id in diffusers layout that lends configs, tokenizer and scheduler to a base or "
+        "VAE given as a single file, which has none.",
+    )
+    config_revision: str | None = Field(None, description="As revision, for config.")
+    loras: dict[str, LoraConfig] = Field(
+        default_factory=dict, description="LoRAs by name: each a path, or its path, revision and weight."
+    )
+    textual_inversions: dict[str, InversionConfig] = Field(
+        default_factory=dict, description="Textual inversions by their token in prompts: each a path."
+    )
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
         "auto", description="Precision of the weights: auto is float16 on a GPU and float32 on a CPU."
     )
@@ -73,11 +111,42 @@ class ModelConfig(BaseModel):
             raise ValueError("must be a multiple of 8")
         return value
 
+    @field_validator("defaults")
+    @classmethod
+    def _no_style(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if "style" in value:
+            raise ValueError("style names a model, so no model can have one as its default")
+        return value
+
+    @field_validator("loras")
+    @classmethod
+    def _lora_names(cls, value: dict[str, LoraConfig]) -> dict[str, LoraConfig]:
+        for name in value:
+            if re.fullmatch(r"[a-z0-9][a-z0-9._-]*", name) is None or name in ("default", "none"):
+                raise ValueError(
+                    f'"{name}" cannot be the name of a LoRA: take lower-case letters, digits and . _ -, '
+                    "and neither default nor none"
+                )
+        return value
+
+    @field_validator("textual_inversions")
+    @classmethod
+    def _tokens(cls, value: dict[str, InversionConfig]) -> dict[str, InversionConfig]:
+        for token in value:
+            if re.fullmatch(r"\S+", token) is None:
+                raise ValueError(f'"{token}" cannot be the token of a textual inversion: it must be one word')
+        return value
+
     @model_validator(mode="after")
     def _buckets(self) -> ModelConfig:
         if self.long_edge % self.size_step:
             raise ValueError("long_edge must be a multiple of size_step")
         return self
+
+    @property
+    def lora_weights(self) -> dict[str, float]:
+        """The strength of each LoRA for rows that name none, by name."""
+        return {name: lora.weight for name, lora in self.loras.items()}
 
     @staticmethod
     def named(name: str) -> ModelConfig:
@@ -103,6 +172,16 @@ class CatalogConfig(BaseModel):
     manifest: str = Field(description="File, folder, glob or folder of images; local or s3://.")
     output: str = Field(description="Folder or s3:// prefix for videos, results and gallery.")
     model: ModelConfig = Field(description="Name of a model, YAML file of one, or its settings.")
+    styles: dict[str, ModelConfig] = Field(
+        default_factory=dict,
+        description="More models by name, for rows that ask for one in style: each a name, a YAML file or settings.",
+    )
+    keep_models: int = Field(
+        DEFAULT_KEEP_MODELS,
+        ge=1,
+        le=64,
+        description="Models that a worker keeps in memory; the least recently used goes first.",
+    )
     defaults: _Defaults = Field(default_factory=dict, description="Knobs for rows that leave them out.")
     format: VideoFormat = Field("mp4", description="Format of the videos.")
     id_col: str | None = Field(None, description="Column that holds the id.")
@@ -137,10 +216,39 @@ class CatalogConfig(BaseModel):
         """Rows that one worker has in hand: those that denoise and those fetched or published beside them."""
         return (DEFAULT_BATCH_SIZE if self.batch_size == "auto" else self.batch_size) + self.prefetch
 
+    @model_validator(mode="after")
+    def _known_style(self) -> CatalogConfig:
+        try:
+            self.model_for(self.defaults.get("style", DEFAULT_STYLE))
+        except BadParameter as error:
+            raise ValueError(error.message) from None
+        return self
+
+    def model_for(self, style: str) -> ModelConfig:
+        """The model that animates rows of that style.
+
+        Raises:
+            BadParameter: there is no such style; lists those there are.
+        """
+        return model_for(style, self.model, self.styles)
+
     @field_validator("model", mode="before")
     @classmethod
     def _named(cls, value: object) -> object:
         return load_model(value) if isinstance(value, str) else value
+
+    @field_validator("styles", mode="before")
+    @classmethod
+    def _styles(cls, value: object) -> object:
+        if not isinstance(value, Mapping):
+            return value
+        models = {}
+        for name, model in value.items():
+            check_style_name(name)
+            if isinstance(model, Mapping):
+                model = {"name": name, **model}
+            models[name] = load_model(model) if isinstance(model, str) else model
+        return models
 
     @field_validator("actors", mode="before")
     @classmethod
@@ -184,6 +292,54 @@ class CatalogConfig(BaseModel):
                     # It would match no row, and the run would end as if there was nothing to do.
                     raise ValueError(f'must be "failed" or error codes.{suggest(str(code), known)}'.rstrip("."))
         return value
+
+
+def model_for(style: str, model: ModelConfig, styles: Mapping[str, ModelConfig]) -> ModelConfig:
+    """The model of that style, where `model` is the one of rows without a style.
+
+    Raises:
+        BadParameter: there is no such style; lists those there are.
+    """
+    if style == DEFAULT_STYLE:
+        return model
+    if style not in styles:
+        known = [DEFAULT_STYLE, *styles]
+        raise BadParameter(
+            f'style must be one of {", ".join(known)} (got "{style}").{suggest(style, known)} '
+            "Styles are named in the run's config file or by --styles NAME=MODEL.",
+            "style",
+        )
+    return styles[style]
+
+
+def check_style_name(name: object) -> None:
+    """Refuses names that a row could not ask for, or that mean something already.
+
+    Raises:
+        ValueError: says what is wrong with the name.
+    """
+    if not isinstance(name, str) or re.fullmatch(r"[^\s=,]([^=,\n]{0,62}[^\s=,])?", name) is None:
+        raise ValueError(f"{name!r} cannot be a style's name: use 1 to 64 characters without = and comma")
+    if name == DEFAULT_STYLE:
+        raise ValueError(f'"{DEFAULT_STYLE}" is the style of rows that `model` animates: choose another name')
+
+
+def parse_styles(texts: Iterable[str]) -> dict[str, str]:
+    """What flags say of styles: each `NAME=MODEL`, or `NAME` alone for the model of that name; several by commas.
+
+    Raises:
+        ConfigError: a name is missing or occurs twice.
+    """
+    models: dict[str, str] = {}
+    for text in texts:
+        for part in text.split(","):
+            name, _, model = (piece.strip() for piece in part.partition("="))
+            if not name or (not model and "=" in part):
+                raise ConfigError(f"--styles {text}: write NAME=MODEL, where MODEL is a named model or a YAML file")
+            if name in models:
+                raise ConfigError(f'--styles: there are two models for "{name}"')
+            models[name] = model or name
+    return models
 
 
 def _codes_below(kind: type[RowError]) -> Iterator[str]:
@@ -235,15 +391,16 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 
 def load(path: str | Path | None, overrides: Mapping[str, Any]) -> CatalogConfig:
-    """The catalogue config of a YAML file with `overrides` on top; knobs in `defaults` are merged one by one.
+    """The catalogue config of a YAML file with `overrides` on top; `defaults` and `styles` are merged one by one.
 
     Raises:
         ConfigError: the file or a value is wrong.
     """
     values = read_yaml(path) if path is not None else {}
     merged = {**values, **overrides}
-    if isinstance(values.get("defaults"), dict) and "defaults" in overrides:
-        merged["defaults"] = {**values["defaults"], **overrides["defaults"]}
+    for name in ("defaults", "styles"):
+        if isinstance(values.get(name), dict) and name in overrides:
+            merged[name] = {**values[name], **overrides[name]}
     merged.setdefault("model", "realistic-vision")
     for key in ("manifest", "output"):
         if key not in merged:

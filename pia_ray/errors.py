@@ -18,6 +18,7 @@ again can help (`retryable`), and names the HTTP status that fits.
         ├── ImageError            ImageNotFound, UnsupportedImage, ImageTruncated, ImageTooLarge, ImageTooSmall
         ├── FetchError            AddressRefused, FetchDenied, FetchUnavailable
         ├── StorageError          StorageNotFound, StorageDenied, StorageThrottled, StorageUnavailable, StorageTooLarge
+        ├── ModelUnavailable      the model of the row's style could not be loaded
         ├── OutOfMemory           the row does not fit, alone, on this device
         ├── NonFiniteFrames       the model produced NaN or infinite values
         ├── VideoError            frames could not be encoded, or the finished file did not verify
@@ -221,6 +222,13 @@ class StorageTooLarge(StorageError):
 
     code = "storage_too_large"
     http_status = 413
+
+
+class ModelUnavailable(RowError):
+    """The model of the row's style could not be loaded."""
+
+    code = "model_unavailable"
+    http_status = 503
 
 
 class OutOfMemory(RowError):

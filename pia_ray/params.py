@@ -39,6 +39,7 @@ Scheduler = Literal[
 ]
 VideoFormat = Literal["mp4", "gif", "webp", "webm"]
 Preset = Literal["standard", "draft"]
+Seam = Literal["keep", "drop"]
 
 MOTION_NAMES: Final = (
     "small",
@@ -53,6 +54,11 @@ MOTION_NAMES: Final = (
 )
 """Names of the nine motion scales, by number. Source: PIA, arXiv 2312.13964, and its published tables."""
 
+LOOPS: Final = range(3, 6)
+"""Motion scales that close: the last frame is the picture again."""
+
+MAX_COEFFICIENTS: Final = 64
+
 MAX_SEED: Final = 2**64 - 1
 
 NEGATIVE_PROMPT: Final = "wrong white balance, dark, sketches, worst quality, low quality, deformed, distorted"
@@ -64,13 +70,14 @@ PRESETS: Final[Mapping[str, Mapping[str, Any]]] = {
 }
 """What each preset sets for knobs that neither the row nor the run names."""
 
+DEFAULT_STYLE: Final = "default"
+"""The style of rows that the run's own model animates."""
+
 RESERVED_KNOBS: Final = frozenset(
     {
-        "style",
         "ip_adapter_scale",
         "free_init",
         "cross_attention_kwargs",
-        "image_guidance_scale",
     }
 )
 """Knobs of PIA that this version does not read yet. A manifest that has one as a column is refused, not half obeyed."""
@@ -111,8 +118,50 @@ def _motion_scale(value: object) -> object:
     return number
 
 
+def _affinity(value: object) -> object:
+    """Numbers of a list, or of text such as "1, .9, .85"; a lone number is a list of one."""
+    wrong = f"must be 1 to {MAX_COEFFICIENTS} numbers from 0 to 1, such as 1,.9,.85"
+    if isinstance(value, str):
+        value = value.strip().removeprefix("[").removesuffix("]").split(",")
+    cells: list[Any] = list(value) if isinstance(value, list | tuple | np.ndarray) else [value]
+    if not 1 <= len(cells) <= MAX_COEFFICIENTS:
+        raise ValueError(wrong)
+    numbers = []
+    for cell in cells:
+        if cell is None or isinstance(cell, bool):
+            raise ValueError(wrong)
+        try:
+            number = float(cell)
+        except (TypeError, ValueError):
+            raise ValueError(wrong) from None
+        if not 0 <= number <= 1:
+            raise ValueError(wrong)
+        numbers.append(abs(number))  # -0.0 is written as 0.0
+    return tuple(numbers)
+
+
 def _name(value: object) -> object:
     return value.strip().lower().replace("_", "-") if isinstance(value, str) else value
+
+
+def _loras(value: object) -> object:
+    """One spelling for each choice of LoRAs, since it is part of the work key."""
+    if not isinstance(value, str):
+        raise ValueError(f"must be text such as pixar:0.8+detail, not {type(value).__name__}")
+    text = value.strip().lower()
+    if text in ("default", "none"):
+        return text
+    chosen: dict[str, str] = {}
+    for part in text.split("+"):
+        name, colon, weight = (word.strip() for word in part.partition(":"))
+        try:
+            number = float(weight) if colon else 1.0
+        except ValueError:
+            number = math.nan
+        if not name or name in chosen or not -10 <= number <= 10:
+            raise ValueError("must be default, none, or names with weights from -10 to 10, such as pixar:0.8+detail")
+        chosen[name] = f"{name}:{number:g}" if colon else name
+    return "+".join(chosen[name] for name in sorted(chosen))
 
 
 def _text(value: object) -> object:
@@ -121,6 +170,11 @@ def _text(value: object) -> object:
     if any("\ud800" <= ch <= "\udfff" for ch in value):
         raise ValueError("must be valid Unicode text (it holds a lone surrogate)")
     return value
+
+
+def _style(value: object) -> object:
+    value = _text(value)
+    return value.strip() if isinstance(value, str) else value
 
 
 def _multiple_of_8(value: object) -> object:
@@ -157,6 +211,7 @@ _Int = Annotated[int, BeforeValidator(_int_cell)]
 _Float = Annotated[float, BeforeValidator(_no_bool)]
 _Text = Annotated[str, BeforeValidator(_text)]
 _Side = Annotated[int, BeforeValidator(_side)]
+_Style = Annotated[str, BeforeValidator(_style)]
 _Reference = Annotated[str, BeforeValidator(_text)]
 
 
@@ -181,12 +236,36 @@ class AnimationParams(BaseModel):
         le=MAX_SEED,
         description="Start of the row's own random numbers. Left out: derived from the row's id.",
     )
+    style: _Style = Field(
+        DEFAULT_STYLE,
+        min_length=1,
+        max_length=64,
+        description=f"Which of the run's models animates the row, by its name among the styles; {DEFAULT_STYLE} is the "
+        "run's own model.",
+    )
     motion_scale: Annotated[int, BeforeValidator(_motion_scale)] = Field(
         0,
         ge=0,
         le=8,
         description="How much moves: 0-2 small to large, 3-5 the same as loops, 6-8 with a change of style; "
         "or by name (" + ", ".join(MOTION_NAMES) + ").",
+    )
+    affinity: Annotated[tuple[float, ...], BeforeValidator(_affinity)] | None = Field(
+        None,
+        description="Coefficients of your own in place of motion_scale: the n-th says how much the frame n away from "
+        "condition_frame is to be the picture (1: it is, 0: free); the last one goes on.",
+        json_schema_extra={"bounds": f"1 to {MAX_COEFFICIENTS} numbers, 0 to 1"},
+    )
+    condition_frame: _Int = Field(
+        0,
+        ge=0,
+        le=255,
+        description="The frame that is the picture, counted from 0. Motion goes both ways from it; a loop wants 0.",
+    )
+    seam: Annotated[Seam, BeforeValidator(_name)] = Field(
+        "keep",
+        description="Both ends of a loop are the picture: drop leaves the last out of the video, which then plays "
+        "round without a stutter and is a frame shorter.",
     )
     num_frames: _Int = Field(16, ge=1, le=32, description="Length of the video.", json_schema_extra={"unit": "frames"})
     fps: _Int = Field(8, ge=1, le=60, description="Playing speed of the video.", json_schema_extra={"unit": "frames/s"})
@@ -195,6 +274,13 @@ class AnimationParams(BaseModel):
     )
     guidance_scale: _Float = Field(
         7.5, ge=0, le=50, description="How closely to follow the prompt. 1 or less: no guidance, half the work."
+    )
+    image_guidance_scale: _Float = Field(
+        1.0,
+        ge=0,
+        le=50,
+        description="How closely to follow the picture. 1: no guidance by it; any other: one more evaluation a step; "
+        "0: the picture is left out, so that only the prompt counts.",
     )
     strength: _Float = Field(
         1.0,
@@ -265,10 +351,43 @@ class AnimationParams(BaseModel):
         None, min_length=1, description="Embedding in place of the negative prompt's, of the same length [L, C]."
     )
 
+    lora: Annotated[str, BeforeValidator(_loras)] = Field(
+        "default",
+        description="LoRAs of the model with their weights, such as `pixar:0.8+detail`; none; or default, which is "
+        "each at the weight that the model states.",
+    )
+    lora_scale: _Float = Field(
+        1.0, ge=0, le=10, description="Factor on the weights of all LoRAs: 0 is the model without them."
+    )
+
     @property
     def has_guidance(self) -> bool:
         """Whether the negative prompt and a second branch take part. Source: Imagen, arXiv 2205.11487, equation 2."""
         return self.guidance_scale > 1
+
+    @property
+    def has_image_guidance(self) -> bool:
+        """Whether a branch without the picture takes part beside those with it."""
+        return self.image_guidance_scale not in (0, 1)
+
+    @property
+    def num_branches(self) -> int:
+        """Sides of guidance: UNet evaluations wherever the sampler asks for a prediction."""
+        return 1 + self.has_guidance + self.has_image_guidance
+
+    @property
+    def is_loop(self) -> bool:
+        """Whether the last frame is the picture as much as the first."""
+        if self.num_frames < 2 or self.condition_frame:
+            return False
+        if self.affinity is None:
+            return self.motion_scale in LOOPS
+        return self.affinity[0] == self.affinity[min(self.num_frames, len(self.affinity)) - 1] == 1
+
+    @property
+    def video_frames(self) -> int:
+        """Frames of the finished video."""
+        return self.num_frames - (self.seam == "drop")
 
 
 @dataclass(frozen=True)
@@ -280,6 +399,8 @@ class Knob:
     """`int`, `float` or `str`."""
     choices: tuple[str, ...]
     """Allowed values of a knob that is one of a few names, else empty."""
+    many: bool
+    """Whether it holds several numbers: a list, or text with commas."""
     default: Any
     bounds: str
     """The allowed range as people write it, such as "0 to 8", or an empty string."""
@@ -308,8 +429,13 @@ def _knob(name: str) -> Knob:
         name=name,
         type=int if kind is int else float if kind is float else str,
         choices=choices,
+        many=get_origin(kind) is tuple,
         default=None if field.is_required() else field.default,
-        bounds=f"{low} to {high}" if low and high else "",
+        bounds=str(extra["bounds"])
+        if isinstance(extra, dict) and "bounds" in extra
+        else f"{low} to {high}"
+        if low and high
+        else "",
         unit=str(extra.get("unit", "")) if isinstance(extra, dict) else "",
         meaning=field.description or "",
     )
@@ -375,6 +501,9 @@ def resolve(
     """The same params with every knob set: row, then run, then preset, then model, then the declared default.
 
     Idempotent. The values of `run_defaults` and `model_defaults` have been through `parse_defaults`.
+
+    Raises:
+        BadParameter: knobs that cannot go together.
     """
     given = {name: getattr(params, name) for name in params.model_fields_set}
     named = {**run_defaults, **given}
@@ -384,7 +513,87 @@ def resolve(
         values.update(layer)
     for name, knob in KNOBS.items():
         values.setdefault(name, knob.default)
-    return AnimationParams.model_construct(_fields_set=set(values), **values)
+    resolved = AnimationParams.model_construct(_fields_set=set(values), **values)
+    _check_together(resolved)
+    return resolved
+
+
+def check_pictures(params: AnimationParams, *, names: Iterable[str]) -> None:
+    """Whether resolved params suit a request with the pictures of these names (`end_image`, `mask_image`).
+
+    Raises:
+        BadParameter: they do not; says which.
+    """
+    names = frozenset(names)
+    if "end_image" in names and params.condition_frame >= params.num_frames - 1:
+        raise BadParameter(
+            f"condition_frame must be before the last frame where an end_image is that (got {params.condition_frame} "
+            f"of {params.num_frames} frames)",
+            "condition_frame",
+        )
+    if "end_image" in names and params.affinity is None and params.motion_scale in LOOPS:
+        raise BadParameter(
+            "motion_scale must not be a loop's with an end_image, since a loop ends on the picture itself "
+            f"(got {MOTION_NAMES[params.motion_scale]})",
+            "motion_scale",
+        )
+    if "end_image" in names and params.seam == "drop":
+        raise BadParameter("seam must be keep with an end_image, since the video is no loop (got drop)", "seam")
+    if "mask_image" in names and params.image_guidance_scale == 0:
+        raise BadParameter(
+            "image_guidance_scale must be above 0 with a mask_image, which says where the picture may move (got 0)",
+            "image_guidance_scale",
+        )
+
+
+def _check_together(params: AnimationParams) -> None:
+    """What no knob can tell alone; of resolved params, since any of them may come from the run or the model."""
+    if params.condition_frame >= params.num_frames:
+        raise BadParameter(
+            f"condition_frame must be 0 to {params.num_frames - 1} for a video of {params.num_frames} frames "
+            f"(got {params.condition_frame})",
+            "condition_frame",
+        )
+    if params.condition_frame and params.affinity is None and params.motion_scale in LOOPS:
+        raise BadParameter(
+            f"condition_frame must be 0 with motion_scale {MOTION_NAMES[params.motion_scale]}, since a loop starts and "
+            f"ends on the picture (got {params.condition_frame})",
+            "condition_frame",
+        )
+    if params.seam == "drop" and not params.is_loop:
+        raise BadParameter(
+            "seam must be keep here, since only a loop has a frame to drop: choose motion_scale 3 to 5 or an affinity "
+            "that starts and ends with 1, and at least 2 frames (got drop)",
+            "seam",
+        )
+    check_pictures(params, names=[name for name in PICTURE_KNOBS if getattr(params, name) is not None])
+
+
+def style_of(params: AnimationParams, run_defaults: Mapping[str, Any]) -> str:
+    """The style that `resolve` will give these params; it decides which model's defaults to resolve them with."""
+    named = params.style if "style" in params.model_fields_set else run_defaults.get("style", DEFAULT_STYLE)
+    return str(named)
+
+
+def lora_strengths(params: AnimationParams, weights: Mapping[str, float]) -> tuple[tuple[str, float], ...]:
+    """The LoRAs that act on a row with their strengths, by name; `weights` are the model's own.
+
+    Raises:
+        BadParameter: the row names a LoRA that the model has not.
+    """
+    chosen: dict[str, float] = {}
+    if params.lora == "default":
+        chosen = dict(weights)
+    elif params.lora != "none":
+        for part in params.lora.split("+"):
+            name, _, weight = part.partition(":")
+            if name not in weights:
+                known = f"this model has {', '.join(sorted(weights))}" if weights else "this model has none"
+                raise BadParameter(f'lora: there is no LoRA "{name}"; {known}.{suggest(name, weights)}', "lora")
+            # Named without a weight: as strong as the model has it, in full where the model leaves it off.
+            chosen[name] = float(weight) if weight else weights[name] or 1.0
+    scaled = {name: weight * params.lora_scale for name, weight in chosen.items()}
+    return tuple((name, strength) for name, strength in sorted(scaled.items()) if strength)
 
 
 def seed_from_id(row_id: str) -> int:
@@ -491,7 +700,7 @@ class Animation:
     animate_s: float
     """Seconds from submission to the finished frames."""
     motion: float
-    """Mean L1 over H, S, V and an edge channel against the first frame, 0 to 1. Source: PIA's training score."""
+    """Mean L1 over H, S, V and an edge channel against the condition frame, 0 to 1. Source: PIA's training score."""
     output: Any = None
     """As the request's `output_type` asks: "uint8": `frames`; "pil": a list of PIL images; "np": float32 [T, H, W, 3]
     and "pt": a torch tensor [T, 3, H, W], both 0 to 1 and not rounded to 8 bits; "latent": the denoised latents, a

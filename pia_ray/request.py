@@ -10,7 +10,17 @@ import numpy as np
 from pia_ray import image as pictures
 from pia_ray.config import ModelConfig
 from pia_ray.errors import BadParameter
-from pia_ray.params import ARRAY_KNOBS, REFERENCE_KNOBS, AnimationRequest, OutputType, resolve, seed_from_id
+from pia_ray.params import (
+    ARRAY_KNOBS,
+    PICTURE_KNOBS,
+    REFERENCE_KNOBS,
+    AnimationRequest,
+    OutputType,
+    check_pictures,
+    lora_strengths,
+    resolve,
+    seed_from_id,
+)
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -32,6 +42,7 @@ def prepare(request: AnimationRequest, model: ModelConfig) -> AnimationRequest:
             f"output_type must be one of {', '.join(get_args(OutputType))} (got {request.output_type!r})", "output_type"
         )
     params = resolve(request.params, {}, model_defaults=model.defaults)
+    lora_strengths(params, model.lora_weights)
     picture = pictures.as_rgb(request.image)
     width, height = pictures.choose_size(
         picture.size,
@@ -48,6 +59,7 @@ def prepare(request: AnimationRequest, model: ModelConfig) -> AnimationRequest:
                 f"request's {name}",
                 name,
             )
+    check_pictures(params, names=[name for name in PICTURE_KNOBS if getattr(request, name) is not None])
     params = params.model_copy(update={"width": width, "height": height, "seed": seed})
     size = (width, height)
     end, mask, look = request.end_image, request.mask_image, request.ip_adapter_image

@@ -17,7 +17,6 @@ from pia_ray import Animation, AnimationParams, AnimationRequest, Animator, Mode
 from pia_ray.errors import BadParameter, Cancelled, ConfigError, DeviceLost, RowError, Timeout, WeightsError
 from pia_ray.params import seed_from_id
 from pia_ray.pia.assemble import Components
-from pia_ray.pia.engine import Engine
 from pia_ray.testing import make_pipeline_folder
 from pia_ray.video import probe
 
@@ -189,9 +188,10 @@ def test_a_gpu_lost_while_a_row_joins_fails_that_row_and_all_later_ones_and_no_c
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
     with Animator(model) as animator:
-        parts = animator._engine._model.components
+        (key,) = animator._models
+        parts = animator._shelf.use(key).components
         broken = Components(**{**parts.__dict__, "vae": _with_config(Lost(), parts.vae.config)})
-        animator._engine = Engine(broken, batch_size=2)
+        animator._shelf.put(key, broken)
         with pytest.raises(DeviceLost, match="illegal memory access"):
             animator.submit(ask()).result(timeout=30)
         with pytest.raises(DeviceLost):

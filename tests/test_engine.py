@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import random
 import warnings
 from pathlib import Path
@@ -146,6 +145,12 @@ def test_frames_equal_those_of_diffusers_for_every_kind_of_model(
         {"strength": 0.6, "num_inference_steps": 6},
         {"strength": 0.5, "scheduler": "euler", "num_inference_steps": 6},
         {"strength": 0.5, "scheduler": "heun", "num_inference_steps": 6},
+        {"strength": 0.4, "scheduler": "heun", "num_inference_steps": 5},
+        {"strength": 0.5, "scheduler": "pndm", "num_inference_steps": 6},
+        {"strength": 0.7, "scheduler": "unipc", "num_inference_steps": 6},
+        {"strength": 0.5, "scheduler": "dpm++2m-sde", "num_inference_steps": 6},
+        {"strength": 0.2, "scheduler": "deis", "num_inference_steps": 5},
+        {"strength": 0.5, "scheduler": "euler-a", "num_inference_steps": 6},
         {"eta": 0.7},
         {"seed": 2**64 - 1},
         {"width": 40, "height": 24},
@@ -160,6 +165,16 @@ def test_a_knob_does_what_it_does_in_diffusers(
     size = (knobs.pop("width", SIZE), knobs.pop("height", SIZE))
     request = ask(model, seed=knobs.pop("seed", 5), size=size, **knobs)
     assert_same(alone(components, request).frames, reference(folders["epsilon"], request))
+
+
+@pytest.mark.parametrize("scheduler", ["ddim", "pndm", "heun", "dpm++2m"])
+def test_a_strength_too_small_for_a_step_runs_the_last_one(
+    scheduler: str, components: Components, model: ModelConfig
+) -> None:
+    least, one = (
+        alone(components, ask(model, scheduler=scheduler, strength=strength)).frames for strength in (0.001, 0.25)
+    )
+    assert np.array_equal(least, one)
 
 
 @pytest.mark.parametrize(("dtype", "mean"), [("float16", 0.6), ("bfloat16", 4.0)])
@@ -295,9 +310,26 @@ def test_nan_fails_the_row_that_made_it_and_no_other(components: Components, mod
     requests = [ask(model, seed=1), ask(model, seed=2, motion_scale=8), ask(model, seed=3)]
     outcomes = run(Engine(with_unet(components, FaultyUNet(components.unet, nan_at=4)), batch_size=3), requests)
     assert isinstance(outcomes[1], NonFiniteFrames)
+    assert "for row-2 at step 1 of 4" in str(outcomes[1])
     for n in (0, 2):
         assert isinstance(outcomes[n], Animation)
         assert_same(outcomes[n].frames, alone(components, requests[n]).frames)
+
+
+@pytest.mark.parametrize("scheduler", ["ddim", "heun"])
+def test_a_row_that_turns_nan_leaves_at_that_step(scheduler: str, components: Components, model: ModelConfig) -> None:
+    unet = FaultyUNet(components.unet)
+    engine = Engine(with_unet(components, unet), batch_size=2)
+    victim = engine.join(ask(model, seed=2, motion_scale=8, scheduler=scheduler))
+    other = engine.join(ask(model, seed=3, num_inference_steps=9))
+    while victim.evaluation.step < 2:
+        assert engine.step() == []
+    unet.nan_at = 0
+    ((row, outcome),) = engine.step()
+    assert row is victim
+    assert isinstance(outcome, NonFiniteFrames)
+    assert "for row-2 at step 3 of 4" in str(outcome)
+    assert engine.rows == [other]
 
 
 def test_an_unknown_fault_of_one_row_becomes_its_own_failure_with_the_traceback(
@@ -356,20 +388,6 @@ def test_a_base_without_motion_adapter_is_refused_with_what_to_do(tmp_path: Path
     config = ModelConfig(name="tiny", base=str(base), vae=str(vae), device="cpu")
     with pytest.raises(WeightsError, match="needs a motion_adapter"):
         assemble(resolve(config), config)
-
-
-def test_measured_motion_is_zero_for_a_still_and_grows_with_change() -> None:
-    from pia_ray.pia.decode import measure_motion
-
-    still = torch.zeros(4, 16, 16, 3, dtype=torch.uint8) + 90
-    assert measure_motion(still) == 0
-    scores = []
-    for shift in (1, 4):
-        frames = still.clone()
-        for index, row in itertools.product(range(4), range(16)):
-            frames[index, row, : 2 + shift * index] = torch.tensor([250, 20, 20], dtype=torch.uint8)
-        scores.append(measure_motion(frames))
-    assert 0 < scores[0] < scores[1] < 1
 
 
 def test_the_hosts_own_lack_of_memory_counts_as_out_of_memory_too(components: Components, model: ModelConfig) -> None:

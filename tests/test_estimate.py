@@ -59,7 +59,7 @@ def test_evaluations_are_those_that_the_engine_makes(
         params,
         scheduler=make_scheduler(components, params),
         noise=torch.randn(4, 2, 4, 4, generator=generator),
-        condition=torch.zeros(4, 4, 4),
+        condition=torch.zeros(4, 1, 4, 4),
         branches=branches,
         generator=generator,
     )

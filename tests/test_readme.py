@@ -45,7 +45,8 @@ def settings() -> str:
 def models() -> str:
     lines = ["| setting | default | meaning |", "|---|---|---|"]
     for name, field in ModelConfig.model_fields.items():
-        default = "" if field.is_required() or field.default is None or name == "defaults" else f"`{field.default}`"
+        silent = field.is_required() or field.default is None or field.default_factory is not None
+        default = "" if silent else f"`{field.default}`"
         lines.append(f"| `{name}` | {default if field.default != '' else ''} | {field.description} |")
     return "\n".join(lines)
 

@@ -65,9 +65,9 @@ NEVER = {
 }
 
 OWNERS = {
-    "torch": {"pia_ray.pia": "the model", "pia_ray.testing.checkpoints": "makes tiny checkpoints, when called"},
-    "diffusers": {"pia_ray.pia": "the model", "pia_ray.testing.checkpoints": "makes tiny checkpoints, when called"},
-    "transformers": {"pia_ray.pia": "the model", "pia_ray.testing.checkpoints": "makes tiny checkpoints, when called"},
+    "torch": {"pia_ray.pia": "the model", "pia_ray.testing": "makes tiny checkpoints, when called"},
+    "diffusers": {"pia_ray.pia": "the model", "pia_ray.testing": "makes tiny checkpoints, when called"},
+    "transformers": {"pia_ray.pia": "the model", "pia_ray.testing": "makes tiny checkpoints, when called"},
     "huggingface_hub": {"pia_ray.weights": "fetches from the hub"},
     "filelock": {"pia_ray.weights": "one process per node fetches"},
     "PIL": {

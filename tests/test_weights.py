@@ -132,8 +132,8 @@ def test_a_pickled_checkpoint_is_refused_with_what_to_do(tmp_path: Path, name: s
     assert "safetensors" in message
 
 
-def test_a_single_file_checkpoint_is_refused_with_what_to_do(tmp_path: Path):
-    assert "save_pretrained" in refusal(model(tmp_path / "model.safetensors"))
+def test_a_single_file_that_is_not_there_is_named_and_no_hub_is_asked(tmp_path: Path):
+    assert "there is no file" in refusal(model(tmp_path / "model.safetensors"))
 
 
 def test_a_folder_with_a_single_file_checkpoint_is_not_diffusers_layout(tmp_path: Path):
@@ -228,6 +228,65 @@ def test_sharded_weights_are_used_and_their_missing_shard_is_named(folder: Path)
     assert "00001-of-00001" in refusal(model(folder))
 
 
+@pytest.fixture
+def lora(tmp_path: Path) -> Path:
+    file = tmp_path / "loras" / "pytorch_lora_weights.safetensors"
+    file.parent.mkdir()
+    header = b'{"a.lora_A.weight":{"dtype":"U8","shape":[4],"data_offsets":[0,4]}}'
+    file.write_bytes(len(header).to_bytes(8, "little") + header + b"1234")
+    return file
+
+
+def test_loras_and_textual_inversions_are_resolved_and_count_towards_the_version(folder: Path, lora: Path):
+    plain = version(model(folder))
+    config = model(folder, loras={"pixar": str(lora)}, textual_inversions={"<cat>": {"path": str(lora)}})
+    weights = resolve(config)
+    assert (weights.loras, weights.textual_inversions) == ({"pixar": lora}, {"<cat>": lora})
+    assert is_pulled(config)
+    assert pin(config) == config
+    assert weights.version == version(config)
+    others = [
+        config,
+        model(folder, loras={"pixar": str(lora)}),
+        model(folder, loras={"drawn": str(lora)}),
+        model(folder, loras={"pixar": {"path": str(lora), "weight": 0.5}}),
+    ]
+    versions = {plain, *map(version, others)}
+    assert len(versions) == 5
+    lora.write_bytes(lora.read_bytes()[:-1] + b"5")
+    assert not versions & {*map(version, others)}
+
+
+def test_a_folder_of_a_lora_means_the_file_that_diffusers_writes_there(folder: Path, lora: Path):
+    assert resolve(model(folder, loras={"pixar": str(lora.parent)})).loras == {"pixar": lora}
+
+
+def test_a_relative_lora_is_pinned_to_its_place(folder: Path, lora: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(lora.parent)
+    assert pin(model(folder, loras={"pixar": lora.name})).loras["pixar"].path == str(lora)
+
+
+@pytest.mark.parametrize("part", ["loras", "textual_inversions"])
+def test_a_named_file_that_is_missing_cut_or_pickled_is_refused_by_its_name(folder: Path, lora: Path, part: str):
+    def message(path: Path, **settings: Any) -> str:
+        return refusal(model(folder, **{part: {"pixar": str(path)}}, **settings))
+
+    role = part.removesuffix("s")
+    assert f"for {role} pixar" in message(lora.with_name("nowhere.safetensors"))
+    lora.write_bytes(lora.read_bytes()[:-1])
+    assert "truncated" in message(lora)
+    pickled = lora.with_suffix(".pt")
+    pickled.write_bytes(b"x")
+    assert f"{role} pixar" in (text := message(pickled)) and "allow_pickle" in text
+    assert resolve(model(folder, **{part: {"pixar": str(pickled)}}, allow_pickle=True)).base == folder
+
+
+@pytest.mark.parametrize("name", ["default", "none", "With Space", "a+b", "a:1", ""])
+def test_a_lora_cannot_have_a_name_that_a_row_could_not_choose(folder: Path, name: str):
+    with pytest.raises(ValueError, match="cannot be the name of a LoRA"):
+        model(folder, loras={name: "x.safetensors"})
+
+
 # S3 and the hub are read by processes of their own, as the actors of a node do: caches and clients are per process.
 
 PROGRAM = """
@@ -244,9 +303,11 @@ except WeightsError as error:
     print(json.dumps({"error": error.message}))
 else:
     if action in ("resolve", "pull"):
-        answer = {"base": str(answer.base), "version": answer.version}
+        files = {name: str(path) for name, path in {**answer.loras, **answer.textual_inversions}.items()}
+        answer = {"base": str(answer.base), "version": answer.version, **({"files": files} if files else {})}
     elif action == "pin":
-        answer = {"revision": answer.revision}
+        named = {**answer.loras, **answer.textual_inversions}
+        answer = {"revision": answer.revision, **{name: part.revision for name, part in named.items()}}
     print(json.dumps({"answer": answer}))
 """
 
@@ -381,6 +442,25 @@ def test_faults_of_an_s3_prefix_name_it_and_leave_nothing_behind(bucket: Bucket,
     assert "s3://weights/models/nothing" in s3_node.ask("resolve", "s3://weights/models/nothing")
     assert "no bucket" in s3_node.ask("version", "s3://other/models/tiny")
     assert s3_node.ask("is_pulled", "s3://other/models/tiny") is False
+
+
+@pytest.mark.heavy
+def test_single_objects_of_s3_are_fetched_once(bucket: Bucket, s3_node: Node, lora: Path):
+    bucket.client.put_object(Bucket="weights", Key="loras/pixar.safetensors", Body=lora.read_bytes())
+    settings = {"loras": {"pixar": "s3://weights/loras/pixar.safetensors"}}
+    first = s3_node.ask("resolve", "s3://weights/models/tiny", **settings)
+    file = Path(first["files"]["pixar"])
+    assert file.read_bytes() == lora.read_bytes()
+    before = file.stat()
+    assert s3_node.ask("resolve", "s3://weights/models/tiny", **settings) == first
+    assert file.stat().st_mtime_ns == before.st_mtime_ns
+    assert s3_node.ask("version", "s3://weights/models/tiny", **settings) == first["version"]
+    assert s3_node.ask("is_pulled", "s3://weights/models/tiny", **settings) is True
+    bucket.client.put_object(Bucket="weights", Key="loras/pixar.safetensors", Body=lora.read_bytes()[:-1])
+    message = s3_node.ask("resolve", "s3://weights/models/tiny", **settings)
+    assert "s3://weights/loras/pixar.safetensors" in message and "truncated" in message
+    missing = {"loras": {"pixar": "s3://weights/loras/other.safetensors"}}
+    assert "there is no s3://" in s3_node.ask("resolve", "s3://weights/models/tiny", **missing)
 
 
 class Hub(http.server.ThreadingHTTPServer):
@@ -556,6 +636,34 @@ def test_an_interrupted_fetch_from_the_hub_is_completed(hub: Hub, hub_node: Node
     assert "HF_HUB_OFFLINE" in _offline(hub_node).ask("resolve", "someone/tiny-pia")
     assert hub_node.ask("resolve", "someone/tiny-pia")["base"] == str(base)
     assert (base / UNET).is_file()
+
+
+@pytest.mark.heavy
+def test_single_files_of_the_hub_are_fetched_once_and_pinned_to_a_commit(
+    hub: Hub, hub_node: Node, folder: Path, lora: Path
+):
+    hub.repositories["someone/loras"] = lora.parent
+    (lora.parent / "deep").mkdir()
+    other = lora.parent / "deep/other.safetensors"
+    other.write_bytes(lora.read_bytes()[:-1] + b"9")  # equal files would be one in the hub's cache
+    commit = hub.commit("someone/loras")
+    settings = {"loras": {"whole": "someone/loras", "other": "someone/loras/deep/other.safetensors"}}
+    before = hub_node.ask("version", str(folder), **settings)
+    assert hub.fetched == []
+    first = hub_node.ask("resolve", str(folder), **settings)
+    assert first["version"] == before
+    for name, file in {"whole": lora, "other": other}.items():
+        assert Path(first["files"][name]).read_bytes() == file.read_bytes()
+    assert len(hub.fetched) == 2
+    offline = _offline(hub_node)
+    assert offline.ask("resolve", str(folder), **settings) == first
+    assert offline.ask("is_pulled", str(folder), **settings) is True
+    assert offline.ask("pin", str(folder), **settings) == {"revision": None, "whole": commit, "other": commit}
+    moved = {"loras": {"whole": "someone/loras", "other": "someone/loras"}}
+    assert hub_node.ask("version", str(folder), **moved) != before, "another file of the same commit"
+    missing = {"loras": {"other": "someone/loras/nowhere.safetensors"}}
+    assert "holds no file nowhere" in hub_node.ask("resolve", str(folder), **missing)
+    assert "no such model on the hub" in hub_node.ask("resolve", str(folder), loras={"x": "someone/nobody"})
 
 
 def test_pull_verifies_local_folders_too(folder: Path):

@@ -11,6 +11,7 @@ import math
 import random
 import statistics
 import tempfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,7 +21,8 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 
-from pia_ray import ledger, manifest, steps, storage, weights
+from pia_ray import ledger, manifest, steps, storage
+from pia_ray.catalog.run import settled, versions_of
 from pia_ray.catalog.worker import CatalogWorker, RowAnimator
 from pia_ray.config import CatalogConfig
 from pia_ray.errors import ConfigError, OutputError, RowError
@@ -81,6 +83,8 @@ class Workload:
     num_before: int
     """Work items that an earlier run on this output has done, or failed and will not try again."""
     num_pending: int
+    styles: Mapping[str, int]
+    """Pending items by style."""
     video_s: float
     """Playing time of the videos to make."""
     evaluations: int
@@ -115,7 +119,7 @@ def evaluations(params: AnimationParams) -> int:
         count = 2 * count - 1  # every step but the last has a second evaluation
     elif params.scheduler == "pndm" and count > 1:
         count += 1  # its start-up takes one step twice
-    return count * (2 if params.has_guidance else 1)
+    return count * params.num_branches
 
 
 def estimate(
@@ -167,9 +171,10 @@ def estimate(
 def plan_workload(config: CatalogConfig, *, resume: bool) -> Workload:
     """Counts the work items of the manifest and their work; opens some pictures where the rows leave sizes open."""
     version, index = config.model.name, Index()
+    style_versions = {style: model.name for style, model in config.styles.items()}
     if resume:
         # Keys name the weights: only with their true version is it known what is done.
-        version = weights.version(weights.pin(config.model))
+        version, style_versions = versions_of(settled(config))
         index = ledger.Ledger.open(config.output).index
     opened = manifest.open_manifest(
         config.manifest,
@@ -182,7 +187,8 @@ def plan_workload(config: CatalogConfig, *, resume: bool) -> Workload:
     video_s = sized_work = sized_pixel_frames = 0.0
     open_evaluation_frames = open_frames = 0
     sample, open_sample = _Reservoir(), _Reservoir()
-    for table in manifest.plan(opened, config, model_version=version):
+    styles: Counter[str] = Counter()
+    for table in manifest.plan(opened, config, model_version=version, style_versions=style_versions):
         found = sort_items(index, table, retry=config.retry)
         items += len(table)
         rows += int((table["video_index"].to_numpy() == 0).sum())
@@ -194,7 +200,8 @@ def plan_workload(config: CatalogConfig, *, resume: bool) -> Workload:
                 params = _params(item["params"])
                 count = evaluations(params)
                 total_evaluations += count
-                video_s += params.num_frames / params.fps
+                video_s += params.video_frames / params.fps
+                styles[item["style"]] += 1
                 sample.add(item)
                 if params.width is not None and params.height is not None:
                     known = float(params.width * params.height * params.num_frames)
@@ -211,6 +218,7 @@ def plan_workload(config: CatalogConfig, *, resume: bool) -> Workload:
         num_bad=bad,
         num_before=before,
         num_pending=pending,
+        styles=dict(styles.most_common()),
         video_s=video_s,
         evaluations=total_evaluations,
         pixel_frames=sized_pixel_frames + area * open_frames,
@@ -221,20 +229,20 @@ def plan_workload(config: CatalogConfig, *, resume: bool) -> Workload:
 
 
 def calibrate_from_output(output: str, config: CatalogConfig) -> Calibration:
-    """Speeds from the results of an earlier run of the same model.
+    """Speeds from the results of an earlier run of the same models; those of all styles count as one.
 
     Raises:
         OutputError: there are no results, or none that succeeded.
-        ConfigError: they are of another model.
+        ConfigError: they are of other models.
     """
     rows = [row for row in ledger.from_table(ledger.read_results(output)) if row.status == "succeeded"]
     if not rows:
         raise OutputError(f"no row has succeeded in {output}: it says nothing of speed")
-    own = [row for row in rows if row.model.partition("@")[0] == config.model.name]
+    names = {model.name for model in (config.model, *config.styles.values())}
+    own = [row for row in rows if row.model.partition("@")[0] in names]
     if not own:
-        raise ConfigError(
-            f"{output} was animated by {rows[0].model}, not by {config.model.name}: its speeds are not its"
-        )
+        wanted = " or ".join(sorted(names))
+        raise ConfigError(f"{output} was animated by {rows[0].model}, not by {wanted}: its speeds say nothing here")
     return _calibrate(own, config, source=output)
 
 
@@ -250,7 +258,9 @@ def calibrate_here(
     if animator is None:
         from pia_ray.animator import Animator
 
-        with Animator(config.model, batch_size=config.batch_size) as own:
+        with Animator(
+            config.model, styles=config.styles, keep_models=config.keep_models, batch_size=config.batch_size
+        ) as own:
             return calibrate_here(sample, config, animator=own)
     with tempfile.TemporaryDirectory(prefix="pia-ray-") as folder:
         # The first forward of a process is slow, so the first row goes twice, and once without counting.
@@ -277,12 +287,14 @@ def facts_of(estimated: Estimate) -> dict[str, Any]:
 def text_of(estimated: Estimate) -> str:
     """The estimate for people, in lines."""
     load, speeds = estimated.workload, estimated.calibration
+    styles = ", ".join(f"{count:,} {style}" for style, count in load.styles.items())
     lines = [
         f"rows       {load.num_rows:,} in the manifest, {load.num_items:,} videos; {load.num_bad:,} bad, "
         f"{load.num_before:,} ended before, {load.num_pending:,} to make",
         f"videos     {_duration(load.video_s)} of playing time; sizes {load.sizes}"
         if load.num_pending
         else "videos     none to make",
+        *([f"styles     {styles}"] if len(load.styles) > 1 else []),
         f"work       {load.evaluations:,} UNet evaluations, {load.work / 1e9:,.3f} G evaluation-frame-pixels",
     ]
     if speeds is None:
@@ -384,10 +396,11 @@ def _area(row: ManifestRow, config: CatalogConfig) -> int:
         fetched = steps.fetch(row, config)
     except RowError:
         return 0
+    model = config.model_for(row.params.style)
     width, height = choose_size(
         (fetched.original_width, fetched.original_height),
-        long_edge=config.model.long_edge,
-        size_step=config.model.size_step,
+        long_edge=model.long_edge,
+        size_step=model.size_step,
         width=row.params.width,
         height=row.params.height,
     )

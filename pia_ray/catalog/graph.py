@@ -24,8 +24,8 @@ import ray
 import ray.data
 from ray.data import ActorPoolStrategy, Dataset
 
-from pia_ray import ledger, storage, weights
-from pia_ray.catalog.run import Execute, Job, Observer, Summary, run, settled
+from pia_ray import ledger, storage
+from pia_ray.catalog.run import Execute, Job, Observer, Summary, run, settled, versions_of
 from pia_ray.catalog.worker import CatalogWorker, RowAnimator, failed_row
 from pia_ray.config import CatalogConfig
 from pia_ray.errors import ConfigError, JobError, PiaRayError, RowError
@@ -75,7 +75,13 @@ def make_animator(config: CatalogConfig, cpu_threads: int) -> RowAnimator:
     """The configured model, as each actor holds it."""
     from pia_ray.animator import Animator  # torch is for the actors: the driver starts seconds sooner without
 
-    return Animator(config.model, batch_size=config.batch_size, cpu_threads=cpu_threads)
+    return Animator(
+        config.model,
+        styles=config.styles,
+        keep_models=config.keep_models,
+        batch_size=config.batch_size,
+        cpu_threads=cpu_threads,
+    )
 
 
 def run_catalog(
@@ -110,16 +116,18 @@ def build_processor(
     comes again, but planning, results.parquet and the lease are `run_catalog`'s.
 
     Raises:
-        WeightsError: when called, before anything runs: the model cannot be found.
+        WeightsError: when called, before anything runs: the model, or that of a style, cannot be found.
     """
 
     def process(dataset: Dataset) -> Dataset:
         pinned = settled(config)
+        model_version, style_versions = versions_of(pinned)
         stage = {
             "config": pinned,
             "run_id": ledger.new_run(manifest=config.manifest, model=config.model.name).run_id,
             "make_animator": make_animator,
-            "model_version": weights.version(pinned.model),
+            "model_version": model_version,
+            "style_versions": style_versions,
         }
         pool = size_pool(pinned)
         if preprocess is not None:
@@ -190,12 +198,14 @@ class ProcessRow:
         run_id: str,
         make_animator: MakeAnimator,
         model_version: str,
+        style_versions: Mapping[str, str],
         *,
         cpu_threads: int,
     ) -> None:
         self._config = config
         self._run_id = run_id
         self._model_version = model_version
+        self._style_versions = style_versions
         self._worker = CatalogWorker(config, run_id=run_id, animator=make_animator(config, cpu_threads))
 
     def __call__(self, rows: pa.Table) -> pa.Table:
@@ -211,7 +221,7 @@ class ProcessRow:
 
     def _result(self, cells: Cells) -> ResultRow:
         try:
-            row = plan_row(cells, self._config, model_version=self._model_version)
+            row = plan_row(cells, self._config, model_version=self._model_version, style_versions=self._style_versions)
         except RowError as error:
             raw = json.dumps(dict(cells), sort_keys=True, default=repr)
             return failed_row(

@@ -37,7 +37,9 @@ def _execute(animator: RowAnimator | None) -> Execute:
     @contextmanager
     def open_rows(job: Job) -> Iterator[Iterator[Sequence[ResultRow]]]:
         config = job.config
-        used = animator or Animator(config.model, batch_size=config.batch_size)
+        used = animator or Animator(
+            config.model, styles=config.styles, keep_models=config.keep_models, batch_size=config.batch_size
+        )
         calls = config.rows_at_once
         worker = CatalogWorker(config, run_id=job.run_id, animator=used)
         pool = ThreadPoolExecutor(calls, thread_name_prefix="row")

@@ -38,6 +38,8 @@ class Job:
     run_id: str
     items_uri: str
     num_pending: int
+    style_versions: Mapping[str, str] = field(default_factory=dict)
+    """Versions of the models in `config.styles`, by style."""
 
 
 @dataclass(frozen=True)
@@ -123,11 +125,11 @@ def run(config: CatalogConfig, execute: Execute, *, observe: Observer = lambda p
         has_default_prompt="prompt" in config.defaults,
     )
     config = settled(config)
-    model_version = weights.version(config.model)
+    model_version, style_versions = versions_of(config)
     storage.probe(config.output)
     record = ledger.new_run(manifest=config.manifest, model=model_version, config=config.model_dump(mode="json"))
     with ledger.Lease(config.output, run_id=record.run_id), ledger.Ledger.open(config.output) as book:
-        items = manifest.plan(opened, config, model_version=model_version)
+        items = manifest.plan(opened, config, model_version=model_version, style_versions=style_versions)
         planned = book.plan(items, run=record, retry=config.retry)
         progress = Progress(
             "starting",
@@ -137,7 +139,7 @@ def run(config: CatalogConfig, execute: Execute, *, observe: Observer = lambda p
             num_rejected=planned.num_rejected,
             num_pending=planned.num_pending,
         )
-        job = Job(config, record.run_id, planned.items_uri, planned.num_pending)
+        job = Job(config, record.run_id, planned.items_uri, planned.num_pending, style_versions)
         ending: Ending = "finished"
         try:
             if planned.num_pending:
@@ -184,10 +186,20 @@ def settled(config: CatalogConfig) -> CatalogConfig:
     """The same config as every worker must read it, wherever it runs: local places absolute, hub revisions pinned.
 
     Raises:
-        WeightsError: the model cannot be found.
+        WeightsError: the model, or that of a style, cannot be found.
     """
     config = _with_absolute_places(config)
-    return config.model_copy(update={"model": weights.pin(config.model)})
+    styles = {style: weights.pin(model) for style, model in config.styles.items()}
+    return config.model_copy(update={"model": weights.pin(config.model), "styles": styles})
+
+
+def versions_of(config: CatalogConfig) -> tuple[str, dict[str, str]]:
+    """The version of the run's own model, and those of its styles' models by style.
+
+    Raises:
+        WeightsError: a model cannot be found.
+    """
+    return weights.version(config.model), {style: weights.version(model) for style, model in config.styles.items()}
 
 
 def _with_absolute_places(config: CatalogConfig) -> CatalogConfig:

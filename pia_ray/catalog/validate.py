@@ -47,12 +47,14 @@ def validate(config: CatalogConfig, *, fetch: bool) -> Iterator[Finding]:
         def check(item: dict[str, Any]) -> tuple[str | None, str | None]:
             return _check(item, config, fetch=fetch)
 
-        for table in manifest.plan(opened, config, model_version=config.model.name):
+        style_versions = {style: model.name for style, model in config.styles.items()}
+        items = manifest.plan(opened, config, model_version=config.model.name, style_versions=style_versions)
+        for table in items:
             names = manifest.ITEMS_SCHEMA.names
             for batch in table.select(names).to_batches(max_chunksize=256):
-                items = batch.to_pylist()
-                found = pool.map(check, items) if fetch else map(check, items)
-                for item, (code, message) in zip(items, found, strict=True):
+                rows = batch.to_pylist()
+                found = pool.map(check, rows) if fetch else map(check, rows)
+                for item, (code, message) in zip(rows, found, strict=True):
                     num_items += 1
                     yield Finding(item["id"], num_items, code, message)
 

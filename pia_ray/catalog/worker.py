@@ -41,15 +41,14 @@ BACKOFF_S: Final = 1.0
 
 MOST_BACKOFF_S: Final = 30.0
 
-_FROM_PARAMS: Final = ("prompt", "width", "height", "num_frames", "fps")
+_FROM_PARAMS: Final = ("prompt", "width", "height", "fps")
 
 
 class RowAnimator(Protocol):
     """What the Animate step needs: `Animator`, or a fake of it."""
 
-    @property
-    def model_version(self) -> str:
-        """Identity of the model, as results name it."""
+    def version_of(self, style: str) -> str:
+        """Identity of the model of that style, as results name it."""
 
     def submit(
         self, request: AnimationRequest, *, alone: bool = ..., on_step: Callable[[int, int], None] | None = ...
@@ -157,7 +156,7 @@ class CatalogWorker:
             image=row.image,
             work_key=row.work_key,
             params=row.params,
-            model=self._animator.model_version,
+            model=self._animator.version_of(row.params.style),
             run_id=self._run_id,
             video_index=row.video_index,
             attempts=attempts,
@@ -212,7 +211,9 @@ def failed_row(
 ) -> ResultRow:
     """The result of a row that failed; `params` is None where it got no further than its bad cells."""
     nothing = dict.fromkeys(field.name for field in dataclasses.fields(ResultRow))
-    known = {} if params is None else {name: getattr(params, name) for name in _FROM_PARAMS}
+    known: dict[str, Any] = {}
+    if params is not None:
+        known = {name: getattr(params, name) for name in _FROM_PARAMS} | {"num_frames": params.video_frames}
     seed = params.seed if params is not None and params.seed is not None else seed_from_id(row_id)
     values: dict[str, Any] = {
         **nothing,

@@ -160,13 +160,19 @@ def _check_types(file: TableFile, columns: Columns) -> None:
         refuse(columns.id, "an id is text or a whole number")
     for name in columns.knobs:
         found = kind(name)
+        if KNOBS[name].many and _is_list(found):
+            found = found.value_type
         number = pa.types.is_integer(found) or pa.types.is_floating(found) or pa.types.is_decimal(found)
         if not (number or _is_text(found) or pa.types.is_boolean(found) or pa.types.is_null(found)):
-            refuse(name, "a knob is a number or text")
+            refuse(name, f"a knob is a number or text{' or a list of numbers' if KNOBS[name].many else ''}")
 
 
 def _is_text(kind: pa.DataType) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
 
 
 def _is_binary(kind: pa.DataType) -> bool:

@@ -13,13 +13,16 @@ from typing import Any, Final, NamedTuple
 
 import pyarrow as pa
 
-from pia_ray.config import CatalogConfig
+from pia_ray.config import CatalogConfig, ModelConfig
 from pia_ray.errors import BadParameter
 from pia_ray.manifest import references
 from pia_ray.params import (
+    DEFAULT_STYLE,
     KNOBS,
     AnimationParams,
     ManifestRow,
+    lora_strengths,
+    parse_defaults,
     parse_params,
     resolve,
     seed_from_id,
@@ -35,6 +38,7 @@ ITEMS_SCHEMA: Final = pa.schema(
         pa.field("image_identity", pa.string(), nullable=False),
         pa.field("prompt", pa.string()),
         pa.field("seed", pa.uint64(), nullable=False),
+        pa.field("style", pa.string(), nullable=False),
         pa.field("params", pa.string(), nullable=False),
         pa.field("error_code", pa.string()),
         pa.field("error_message", pa.string()),
@@ -93,14 +97,17 @@ def work_key(
     config: CatalogConfig,
     model_version: str,
 ) -> str:
-    """sha256 of everything that changes the video: 64 hex digits. `params` are resolved, with this item's seed."""
+    """sha256 of everything that changes the video: 64 hex digits.
+
+    `params` are resolved, with this item's seed; `model_version` is that of the model their style names.
+    """
     spec = {
         "v": KEY_VERSION,
         "id": row_id,
         "video_index": video_index,
         "image": image_identity,
         "params": json.loads(canonical_params(params)),
-        **run_spec(config, model_version),
+        **run_spec(config, config.model_for(params.style), model_version),
     }
     return hashlib.sha256(canonical(spec).encode()).hexdigest()
 
@@ -112,20 +119,26 @@ def items_of(
     config: CatalogConfig,
     *,
     model_version: str,
+    style_versions: Mapping[str, str],
     has_id: bool,
 ) -> list[ManifestRow]:
-    """The work items of one row.
+    """The work items of one row; versions as in `planning.plan`.
 
     Raises:
         BadParameter: the row's first wrong cell.
     """
     row_id = id_text(id_cell) if has_id else ""
-    default_prompt = config.defaults.get("prompt", config.model.defaults.get("prompt"))
+    style = config.defaults.get("style", DEFAULT_STYLE)
+    if "style" in knobs:
+        style = parse_defaults({"style": knobs["style"]})["style"]
+    model = config.model_for(style)
+    default_prompt = config.defaults.get("prompt", model.defaults.get("prompt"))
     params = parse_params({**({"prompt": default_prompt} if default_prompt else {}), **knobs})
     if not has_id:
         given = {name: getattr(params, name) for name in KNOBS if name in knobs}
         row_id = derived_id(picture, canonical(given))
-    resolved = resolve(params, config.defaults, model_defaults=config.model.defaults)
+    resolved = resolve(params, config.defaults, model_defaults=model.defaults)
+    lora_strengths(resolved, model.lora_weights)
     first_seed = seed_from_id(row_id) if resolved.seed is None else resolved.seed
     identity = picture.identity + picture.version
     items = []
@@ -137,7 +150,7 @@ def items_of(
             image_identity=identity,
             params=own,
             config=config,
-            model_version=model_version,
+            model_version=model_version if style == DEFAULT_STYLE else style_versions[style],
         )
         items.append(ManifestRow(row_id, index, picture.uri, identity, own, key))
     return items
@@ -149,15 +162,15 @@ def derived_id(picture: Picture, given: str) -> str:
     return f"{references.stem(picture.name)}-{hashlib.sha256(spec.encode()).hexdigest()[:12]}"
 
 
-def run_spec(config: CatalogConfig, model_version: str) -> dict[str, Any]:
-    """What the run, not the row, adds to a work key."""
-    model = {
-        "version": model_version,
-        "dtype": config.model.dtype,
-        "long_edge": config.model.long_edge,
-        "size_step": config.model.size_step,
+def run_spec(config: CatalogConfig, model: ModelConfig, version: str) -> dict[str, Any]:
+    """What the run and the row's model of that version, not the row, add to a work key."""
+    settings = {
+        "version": version,
+        "dtype": model.dtype,
+        "long_edge": model.long_edge,
+        "size_step": model.size_step,
     }
-    return {"background": config.background.lower(), "format": config.format, "model": model}
+    return {"background": config.background.lower(), "format": config.format, "model": settings}
 
 
 def canonical(value: object) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from json.encoder import encode_basestring as quoted
+from types import MappingProxyType
 from typing import Any, Final
 
 import numpy as np
@@ -33,23 +34,39 @@ from pia_ray.manifest.items import (
 )
 from pia_ray.manifest.rows import BAD_MANIFEST_ROW, knobs_of, picture_of, rejected
 from pia_ray.manifest.tables import Chunk, TableFile
-from pia_ray.params import MAX_SEED, parse_params, resolve, seed_from_id, seed_of_video
+from pia_ray.params import (
+    DEFAULT_STYLE,
+    MAX_SEED,
+    lora_strengths,
+    parse_params,
+    resolve,
+    seed_from_id,
+    seed_of_video,
+    style_of,
+)
 
 _EASY_CHARS: Final = 1000  # longer texts go the plain way, which knows the true limits
 _MEMO_SIZE: Final = 10_000
 _SHOWN_DUPLICATES: Final = 20
 
 
-def plan(manifest: Manifest, config: CatalogConfig, *, model_version: str) -> Iterator[pa.Table]:
+def plan(
+    manifest: Manifest,
+    config: CatalogConfig,
+    *,
+    model_version: str,
+    style_versions: Mapping[str, str] = MappingProxyType({}),
+) -> Iterator[pa.Table]:
     """The work items of a manifest in order, in tables of some 50,000 rows at most of `manifest.items_schema`.
 
+    `model_version` is that of the run's own model, `style_versions` those of the models in `config.styles`, by style.
     Memory is bounded but for 8 bytes per row. Duplicate ids are known at the end only: a caller keeps nothing of the
     plan before it is complete.
 
     Raises:
         ManifestError: a file is damaged, or ids occur more than once; lists them with file and row.
     """
-    planner = _Planner(manifest, config, model_version)
+    planner = _Planner(manifest, config, model_version, style_versions)
     seen = array("q")
     for file, columns, chunk in _chunks(manifest, config.limit):
         table, ids = planner.plan(file, columns, chunk)
@@ -76,6 +93,11 @@ class _Template:
     """JSON of the negative prompt of rows that give none."""
     seed: int | None
     num_videos: int
+    style: str
+    prompt: str | None
+    """Of rows that give none."""
+    before_params: str
+    """JSON of the row's model, and what goes before its params in the work key."""
     given: Mapping[str, str]
     """The row's own knobs, each as JSON."""
 
@@ -109,16 +131,17 @@ class _Items:
 class _Planner:
     """Plans chunk after chunk; keeps the templates of the knobs it met."""
 
-    def __init__(self, manifest: Manifest, config: CatalogConfig, model_version: str) -> None:
+    def __init__(
+        self, manifest: Manifest, config: CatalogConfig, model_version: str, style_versions: Mapping[str, str]
+    ) -> None:
         self.manifest = manifest
         self.config = config
         self._model_version = model_version
+        self._style_versions = style_versions
         self._versions = references.Versions() if config.detect_changes else None
         self._templates: dict[tuple[Any, ...], _Template] = {}
-        self._prompt = config.defaults.get("prompt", config.model.defaults.get("prompt"))
-        spec = {name: canonical(value) for name, value in run_spec(config, model_version).items()}
-        self._before_id = f'{{"background":{spec["background"]},"format":{spec["format"]},"id":'
-        self._before_params = f',"model":{spec["model"]},"params":'
+        spec = run_spec(config, config.model, model_version)
+        self._before_id = f'{{"background":{canonical(spec["background"])},"format":{canonical(spec["format"])},"id":'
         self._before_index = f',"v":{KEY_VERSION},"video_index":'
 
     def plan(self, file: TableFile, columns: Columns, chunk: Chunk) -> tuple[pa.Table, list[str]]:
@@ -164,9 +187,13 @@ class _Planner:
         given = {knob: value for knob in shared if (value := cells[knob][index]) is not None}
         try:
             params = parse_params({"prompt": "-", **given})
+            style = style_of(params, self.config.defaults)
+            model = self.config.model_for(style)
+            resolved = resolve(params, self.config.defaults, model_defaults=model.defaults)
+            lora_strengths(resolved, model.lora_weights)
         except BadParameter:
             return None
-        resolved = resolve(params, self.config.defaults, model_defaults=self.config.model.defaults)
+        version = self._model_version if style == DEFAULT_STYLE else self._style_versions[style]
         holes = {"negative_prompt": "\0negative", "prompt": "\0prompt", "seed": "\0seed"}
         rest = canonical_params(resolved.model_copy(update=holes))
         parts = []
@@ -183,6 +210,9 @@ class _Planner:
             negative=quoted(resolved.negative_prompt),
             seed=resolved.seed,
             num_videos=resolved.num_videos,
+            style=style,
+            prompt=self.config.defaults.get("prompt", model.defaults.get("prompt")),
+            before_params=f',"model":{canonical(run_spec(self.config, model, version)["model"])},"params":',
             given={knob: canonical({"": getattr(params, knob)})[4:-1] for knob in given},
         )
         return self._templates[key]
@@ -201,7 +231,7 @@ class _Planner:
         has_id: bool,
     ) -> bool:
         """Adds a row's items as `items_of` makes them, if its cells are plainly right; else adds nothing."""
-        prompt = self._prompt if prompt_cell is None else prompt_cell
+        prompt = template.prompt if prompt_cell is None else prompt_cell
         if type(prompt) is not str or not 0 < len(prompt) <= _EASY_CHARS:
             return False
         if negative_cell is not None and (type(negative_cell) is not str or len(negative_cell) > _EASY_CHARS):
@@ -227,8 +257,8 @@ class _Planner:
         identity = picture.identity + picture.version
         negative_json = template.negative if negative_cell is None else quoted(negative_cell)
         start = f"{template.start}{negative_json}{template.after_negative}{quoted(prompt)}{template.after_prompt}"
-        before = f'{self._before_id}{quoted(row_id)},"image":{quoted(identity)}{self._before_params}'
-        keys, ids, indices, images, identities, prompts, seeds, all_params, codes, messages = items.columns
+        before = f'{self._before_id}{quoted(row_id)},"image":{quoted(identity)}{template.before_params}'
+        keys, ids, indices, images, identities, prompts, seeds, styles, all_params, codes, messages = items.columns
         for index in range(template.num_videos):
             own_seed = seed_of_video(seed, index)
             params = f'{start}"{own_seed}"{template.after_seed}'
@@ -241,6 +271,7 @@ class _Planner:
             identities.append(identity)
             prompts.append(prompt)
             seeds.append(own_seed)
+            styles.append(template.style)
             all_params.append(params)
             codes.append(None)
             messages.append(None)
@@ -268,6 +299,7 @@ class _Planner:
                 knobs_of(columns, cells.__getitem__),
                 self.config,
                 model_version=self._model_version,
+                style_versions=self._style_versions,
                 has_id=columns.id is not None,
             )
         except BadParameter as error:
@@ -281,6 +313,7 @@ class _Planner:
                 item.image_identity,
                 item.params.prompt,
                 item.params.seed,
+                item.params.style,
                 canonical_params(item.params),
                 None,
                 None,
@@ -311,11 +344,14 @@ def _given(template: _Template, prompt: str | None, negative_prompt: str | None,
 
 
 def _hashable(cells: Sequence[Any]) -> Sequence[Any]:
-    """Cells as part of a memo's key: true is not 1 there, and lists and mappings equal nothing."""
+    """Cells as part of a memo's key: true is not 1 there, and all but plain values and lists of them equal nothing."""
     easy = {str, int, float, Decimal, type(None)}
     if set(map(type, cells)) <= easy:
         return cells
-    return [cell if type(cell) in easy else object() for cell in cells]
+    return [
+        cell if type(cell) in easy else tuple(cell) if type(cell) is list and set(map(type, cell)) <= easy else object()
+        for cell in cells
+    ]
 
 
 def _folder_of(name: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from base64 import b64encode
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, Final
 
 from pia_ray.config import CatalogConfig
@@ -17,7 +18,7 @@ from pia_ray.manifest.columns import IMAGE_COLUMNS, Columns, columns_of
 from pia_ray.manifest.items import KEY_VERSION, MAX_ID_LENGTH, Picture, canonical, id_text, items_of
 from pia_ray.manifest.parquet import cell_reference
 from pia_ray.manifest.tables import TableFile, is_gzip
-from pia_ray.params import ManifestRow, seed_from_id
+from pia_ray.params import DEFAULT_STYLE, ManifestRow, seed_from_id
 
 BAD_MANIFEST_ROW: Final = "bad_manifest_row"
 """Error code of a row that could not be read at all."""
@@ -25,7 +26,13 @@ BAD_MANIFEST_ROW: Final = "bad_manifest_row"
 _SHOWN_CHARS: Final = 1000
 
 
-def plan_row(cells: Mapping[str, Any], config: CatalogConfig, *, model_version: str) -> ManifestRow:
+def plan_row(
+    cells: Mapping[str, Any],
+    config: CatalogConfig,
+    *,
+    model_version: str,
+    style_versions: Mapping[str, str] = MappingProxyType({}),
+) -> ManifestRow:
     """The work item of one row as `plan` makes it, for rows that come from elsewhere; other columns are not looked at.
 
     Relative references start from the folder of `config.manifest`. Image bytes travel inside the row, as a data: URL.
@@ -49,6 +56,7 @@ def plan_row(cells: Mapping[str, Any], config: CatalogConfig, *, model_version: 
         knobs_of(columns, cells.get),
         config,
         model_version=model_version,
+        style_versions=style_versions,
         has_id=columns.id is not None,
     )
     if len(items) > 1:
@@ -107,6 +115,7 @@ def rejected(
         "",
         _valid(prompt) if isinstance(prompt, str) else None,
         seed_from_id(row_id),
+        DEFAULT_STYLE,
         canonical({knob: written[knob][:_SHOWN_CHARS] for knob in columns.knobs if knob in written}),
         code,
         _valid(place + what),

@@ -5,7 +5,10 @@ Pure functions on numbers. Source of the tables: PIA, arXiv 2312.13964, and its 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
+
+from pia_ray.params import LOOPS
 
 TABLES: Final[tuple[tuple[float, ...], ...]] = (
     (1.0, 0.9, 0.85, 0.85, 0.85, 0.8),
@@ -20,20 +23,53 @@ TABLES: Final[tuple[tuple[float, ...], ...]] = (
 )
 """By motion scale; the index is the distance in frames from the condition frame, the last value goes on."""
 
-LOOPS: Final = range(3, 6)
-"""Motion scales whose tables close: the last frame is the picture again."""
 
+def affinity(
+    motion_scale: int,
+    num_frames: int,
+    *,
+    condition_frame: int = 0,
+    coefficients: Sequence[float] | None = None,
+) -> tuple[float, ...]:
+    """One coefficient per frame for a video whose `condition_frame` is the picture.
 
-def affinity(motion_scale: int, num_frames: int) -> tuple[float, ...]:
-    """One coefficient per frame for a video whose first frame is the picture.
-
-    The published loop tables close at 16 frames only. Other lengths get the same curve stretched or shrunk, so that
-    a loop of any length ends on the picture.
+    It depends on the distance in frames from there; `coefficients` stand in for the table of `motion_scale`. The
+    published loop tables close at 16 frames only. Other lengths get the same curve stretched or shrunk, so that a loop
+    of any length, which starts at frame 0, ends on the picture.
     """
-    table = TABLES[motion_scale]
-    if motion_scale in LOOPS:
-        return tuple(_stretch(table, num_frames))
-    return tuple(table[min(frame, len(table) - 1)] for frame in range(num_frames))
+    if coefficients is None and motion_scale in LOOPS:
+        return tuple(_stretch(TABLES[motion_scale], num_frames))
+    table = TABLES[motion_scale] if coefficients is None else coefficients
+    return tuple(table[min(abs(frame - condition_frame), len(table) - 1)] for frame in range(num_frames))
+
+
+def keyframe_affinity(
+    motion_scale: int,
+    num_frames: int,
+    *,
+    keyframes: Sequence[int],
+    coefficients: Sequence[float] | None = None,
+) -> tuple[float, ...]:
+    """One coefficient per frame for a video with several keyframes.
+
+    It falls in a straight line from the highest coefficient at each keyframe to the lowest where the nearest one is
+    farthest. For the first and the last frame that is the arithmetic of the original's `prepare_mask_coef_multi_cond`,
+    whose range from 0.2 to 1 stands here for the range of the table. Source: PIA's published code.
+    """
+    table = TABLES[motion_scale] if coefficients is None else coefficients
+    distances = [min(abs(frame - keyframe) for keyframe in keyframes) for frame in range(num_frames)]
+    farthest = max(1, *distances)
+    return tuple(max(table) - (max(table) - min(table)) * distance / farthest for distance in distances)
+
+
+def nearest_keyframe(num_frames: int, keyframes: Sequence[int]) -> tuple[int, ...]:
+    """Which keyframe each frame is conditioned on: the nearest, the earlier of two as near. Source: as above."""
+    order = sorted(range(len(keyframes)), key=lambda index: keyframes[index])
+    nearest = []
+    for frame in range(num_frames):
+        distances = [abs(frame - keyframes[index]) for index in order]
+        nearest.append(order[distances.index(min(distances))])
+    return tuple(nearest)
 
 
 def _stretch(table: tuple[float, ...], num_frames: int) -> list[float]:

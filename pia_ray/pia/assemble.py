@@ -6,8 +6,8 @@ Loads by diffusers' and transformers' own loaders, safetensors only unless the m
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,10 +28,15 @@ from diffusers.utils import logging as diffusers_logging
 from transformers import CLIPTextModel, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
+from pia_ray.checkpoint import PICKLED_SUFFIXES, digest
 from pia_ray.config import ModelConfig
 from pia_ray.errors import BadParameter, WeightsError
 from pia_ray.params import AnimationParams
-from pia_ray.pia.speed import MEMORY_FORMAT, device_of, dtype_of
+from pia_ray.pia import single_file
+from pia_ray.pia.lora import Lora, read_lora
+from pia_ray.pia.sharing import Held, Pool, SourceOf
+from pia_ray.pia.speed import device_of, dtype_of
+from pia_ray.pia.tensors import read_tensors
 from pia_ray.weights import LocalWeights
 
 LINEAR_BETAS: Final[Mapping[str, Any]] = {
@@ -81,6 +86,10 @@ class Components:
     dtype: torch.dtype
     version: str
     """Name and revision or digest of the weights."""
+    loras: Mapping[str, Lora] = field(default_factory=dict)
+    """What rows may choose from, by name; none of them is merged into these parts."""
+    held: tuple[Held, ...] = ()
+    """Keeps weights known to the pool they are shared through."""
 
     @property
     def spatial_factor(self) -> int:
@@ -103,43 +112,40 @@ class Components:
         return int(self.unet.config["motion_max_seq_length"])
 
 
-def assemble(weights: LocalWeights, model: ModelConfig) -> Components:
-    """The model of these weights, on its device.
+def assemble(weights: LocalWeights, model: ModelConfig, pool: Pool | None = None) -> Components:
+    """The model of these weights, on its device; what other models of the pool hold already is held once.
 
     Raises:
-        WeightsError: a part is missing, damaged, or not a PIA model (no 9-channel input).
+        WeightsError: a part is missing, damaged, or not a PIA model (no 9-channel input); a LoRA does not fit.
         ConfigError: the device is not there.
     """
     device = device_of(model)
     dtype = dtype_of(model, device)
     kwargs: dict[str, Any] = {"torch_dtype": dtype, "use_safetensors": None if model.allow_pickle else True}
-    unet = _unet(weights, kwargs)
+    unet, vae, text_encoder = _parts(weights, kwargs, dtype=dtype)
     if (channels := unet.config["in_channels"]) != 9:
         raise WeightsError(
             f"the UNet of model {model.name} takes {channels} channels, PIA's takes 9: "
             "motion_adapter must be PIA's condition adapter, which brings its own conv_in"
         )
-    vae = _load(AutoencoderKL, weights.vae or weights.base / "vae", kwargs)
-    text_encoder = _load(
-        CLIPTextModel,
-        weights.base / "text_encoder",
-        {"dtype": dtype, "use_safetensors": kwargs["use_safetensors"]},
-    )
-    tokenizer = _load(CLIPTokenizer, weights.base / "tokenizer", {})
-    for part in (unet, vae, text_encoder):
-        part.requires_grad_(False).eval().to(device)
-    unet.to(memory_format=MEMORY_FORMAT)
-    vae.to(memory_format=MEMORY_FORMAT)
-    return Components(
+    configs = weights.base if weights.base.is_dir() or weights.config is None else weights.config
+    tokenizer = _load(CLIPTokenizer, configs / "tokenizer", {})
+    held = _place({"unet": unet, "vae": vae, "text_encoder": text_encoder}, weights, pool, device=device)
+    components = Components(
         unet=unet,
         vae=vae,
         text_encoder=text_encoder,
         tokenizer=tokenizer,
-        scheduler_config=_read_config(weights.base / "scheduler" / "scheduler_config.json"),
+        scheduler_config=_read_config(configs / "scheduler" / "scheduler_config.json"),
         device=device,
         dtype=dtype,
         version=weights.version,
+        loras={name: Lora(path, model.loras[name].weight) for name, path in weights.loras.items()},
+        held=held,
     )
+    for lora in components.loras.values():
+        read_lora(lora.path, components)  # a LoRA for another model is told before any row asks for it
+    return components
 
 
 def make_scheduler(components: Components, params: AnimationParams) -> Any:
@@ -169,32 +175,120 @@ def make_scheduler(components: Components, params: AnimationParams) -> Any:
     return scheduler
 
 
+def _parts(
+    weights: LocalWeights, kwargs: dict[str, Any], *, dtype: torch.dtype
+) -> tuple[UNetMotionModel, AutoencoderKL, CLIPTextModel]:
+    """UNet with motion modules, VAE and text encoder, each out of a folder or a single file."""
+    checkpoint: dict[str, torch.Tensor] = {}
+    if weights.base.is_file():
+        checkpoint = read_tensors(weights.base)
+        single_file.check_base(checkpoint, weights.base)
+        unet = _with_motion(_single(single_file.load_unet, weights, checkpoint, dtype=dtype), weights, kwargs)
+        text_encoder = _single(single_file.load_text_encoder, weights, checkpoint, dtype=dtype)
+    else:
+        unet = _unet(weights, kwargs)
+        text_kwargs = {"dtype": dtype, "use_safetensors": kwargs["use_safetensors"]}
+        text_encoder = _load(CLIPTextModel, weights.base / "text_encoder", text_kwargs)
+    if weights.vae is not None and weights.vae.is_file():
+        vae = _single(single_file.load_vae, weights, read_tensors(weights.vae), dtype=dtype, path=weights.vae)
+    elif weights.vae is None and weights.base.is_file():
+        vae = _single(single_file.load_vae, weights, checkpoint, dtype=dtype)
+    else:
+        vae = _load(AutoencoderKL, weights.vae or weights.base / "vae", kwargs)
+    return unet, vae, text_encoder
+
+
+def _single(
+    load: Callable[..., Any],
+    weights: LocalWeights,
+    tensors: dict[str, torch.Tensor],
+    *,
+    dtype: torch.dtype,
+    path: Path | None = None,
+) -> Any:
+    if weights.config is None:
+        raise WeightsError(f"{path or weights.base} is a single file: it needs a config folder in diffusers layout")
+    return load(tensors, path=path or weights.base, config=weights.config, dtype=dtype)
+
+
 def _unet(weights: LocalWeights, kwargs: dict[str, Any]) -> UNetMotionModel:
     folder = weights.base / "unet"
     kind = _read_config(folder / "config.json").get("_class_name")
-    if kind == "UNetMotionModel":
-        if weights.motion_adapter is not None:
-            raise WeightsError(
-                f"{folder} already holds motion modules: leave motion_adapter out, or give a plain SD 1.5 base"
-            )
-        return _load(UNetMotionModel, folder, kwargs)
+    if kind != "UNetMotionModel":
+        return _with_motion(None, weights, kwargs)
+    if weights.motion_adapter is not None:
+        raise WeightsError(
+            f"{folder} already holds motion modules: leave motion_adapter out, or give a plain SD 1.5 base"
+        )
+    return _load(UNetMotionModel, folder, kwargs)
+
+
+def _with_motion(plain: UNet2DConditionModel | None, weights: LocalWeights, kwargs: dict[str, Any]) -> UNetMotionModel:
+    """The plain UNet (None: the one in the base's folder) with PIA's motion modules."""
     if weights.motion_adapter is None:
-        raise WeightsError(f"{folder} is a plain {kind}: the model needs a motion_adapter to animate")
+        raise WeightsError(f"{weights.base} is a plain Stable Diffusion: the model needs a motion_adapter to animate")
     adapter = _load(MotionAdapter, weights.motion_adapter, kwargs)
     if adapter.conv_in is None:
         raise WeightsError(f"the motion adapter in {weights.motion_adapter} has no conv_in: it is not PIA's")
-    base = _load(UNet2DConditionModel, folder, kwargs)
+    if plain is None:
+        plain = _load(UNet2DConditionModel, weights.base / "unet", kwargs)
     # The new UNet shares conv_in with the adapter object. Both sources are dropped here, so nothing can alias it.
-    return UNetMotionModel.from_unet2d(base, adapter)
+    return UNetMotionModel.from_unet2d(plain, adapter)
+
+
+def _place(
+    parts: Mapping[str, torch.nn.Module], weights: LocalWeights, pool: Pool | None, *, device: torch.device
+) -> tuple[Held, ...]:
+    """Moves the parts to the device, through the pool."""
+
+    def source(place: Path | None, name: str) -> str:
+        # Digests take seconds where the files are large, and nothing is shared without a pool.
+        return "" if pool is None or place is None else _source(place, name)
+
+    base, motion = source(weights.base, "unet"), source(weights.motion_adapter, "")
+    vae = source(weights.base, "vae") if weights.vae is None else source(weights.vae, "")
+    text = source(weights.base, "text_encoder")
+    sources: dict[str, SourceOf] = {
+        "unet": lambda name: _unet_source(name, base, motion),
+        "vae": lambda _: vae,
+        "text_encoder": lambda _: text,
+    }
+    used, held = Pool() if pool is None else pool, list[Held]()
+    for name, part in parts.items():
+        held += used.place(part.requires_grad_(False).eval(), sources[name], device=device)
+    return tuple(held)
+
+
+def _source(place: Path, name: str) -> str:
+    """Digest of the weights in a file, or in that subfolder; configs may name their makers and say the same."""
+    if place.is_file():
+        return digest(place, [place])
+    folder = place / name
+    suffixes = (".safetensors", *PICKLED_SUFFIXES)
+    return digest(folder, sorted(path for path in folder.iterdir() if path.suffix in suffixes))
+
+
+def _unet_source(name: str, base: str, motion: str) -> str:
+    """Where a weight of the UNet comes from: the base's UNet, the motion adapter, or, for the input, both."""
+    if not motion:
+        return base
+    if name.startswith("conv_in."):
+        return f"{base}+{motion}"
+    return motion if "motion_modules" in name else base
 
 
 def _load(kind: Any, folder: Path, kwargs: dict[str, Any]) -> Any:
+    # In float32, and cast after: for another precision both libraries set torch's default for a while, which is that
+    # of the whole process, and rows of another model may be denoising.
+    given = [name for name in ("torch_dtype", "dtype") if name in kwargs]
+    wide: dict[str, Any] = {**kwargs, **dict.fromkeys(given, torch.float32)}
     try:
-        loaded = kind.from_pretrained(folder, local_files_only=True, **kwargs)
+        loaded = kind.from_pretrained(folder, local_files_only=True, **wide)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         reason = str(error).strip().split("\n")[0]
         raise WeightsError(f"cannot load {kind.__name__} from {folder}: {reason}") from error
-    return loaded
+    # Not the module's own `to`: diffusers' warns of parts to be kept in float32, also where there are none.
+    return torch.nn.Module.to(loaded, kwargs[given[0]]) if given else loaded
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -12,17 +13,41 @@ from PIL import Image
 
 from pia_ray.errors import BadParameter
 from pia_ray.params import AnimationParams
-from pia_ray.pia.affinity import affinity
+from pia_ray.pia.affinity import affinity, keyframe_affinity
 from pia_ray.pia.assemble import Components
 
 CACHED_PROMPTS: Final = 256
 CACHED_PICTURES: Final = 64
 
 
-def affinity_mask(params: AnimationParams, *, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """The row's affinity coefficients as [1, T, 1, 1], to be spread over the latent's height and width."""
-    coefficients = affinity(params.motion_scale, params.num_frames)
-    return torch.tensor(coefficients, dtype=dtype, device=device).view(1, -1, 1, 1)
+def affinity_mask(
+    params: AnimationParams, *, keyframes: Sequence[int], device: torch.device, still: torch.Tensor | None = None
+) -> torch.Tensor:
+    """The row's affinity coefficients as [1, T, 1, 1], to be spread over the latent's height and width, in float32.
+
+    `still` [h, w] says how much each latent pixel shall stay as it is, 0 to 1; with it the mask is [1, T, h, w]:
+    coefficient + still * (1 - coefficient).
+    """
+    if len(keyframes) == 1:
+        coefficients = affinity(
+            params.motion_scale,
+            params.num_frames,
+            condition_frame=keyframes[0],
+            coefficients=params.affinity,
+        )
+    else:
+        coefficients = keyframe_affinity(
+            params.motion_scale, params.num_frames, keyframes=keyframes, coefficients=params.affinity
+        )
+    mask = torch.tensor(coefficients, dtype=torch.float32, device=device).view(1, -1, 1, 1)
+    # lerp is exact at both ends.
+    return mask if still is None else torch.lerp(mask, torch.ones_like(mask), still.to(device))
+
+
+def stillness(mask_image: Image.Image, factor: int) -> torch.Tensor:
+    """How much each latent pixel shall stay as it is, [h, w] from 0 (white) to 1 (black): the mean over its pixels."""
+    values = torch.from_numpy(np.array(mask_image.convert("L"), dtype=np.float32)) / 255  # [H, W]
+    return 1 - torch.nn.functional.avg_pool2d(values[None, None], factor)[0, 0]
 
 
 class Conditions:

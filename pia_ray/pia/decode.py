@@ -1,4 +1,4 @@
-"""Latents -> uint8 frames, in chunks that fit in memory, with a guard against NaN; and how much a video moves."""
+"""Latents -> uint8 frames, in chunks that fit in memory, with a guard against NaN."""
 
 from __future__ import annotations
 
@@ -67,26 +67,6 @@ def _decode(
         torch.cuda.empty_cache()
 
 
-@torch.inference_mode()
-def measure_motion(frames: torch.Tensor) -> float:
-    """Mean L1 distance of each frame from the first over hue, saturation, value and an edge channel, 0 to 1.
-
-    `frames` is uint8 [T, H, W, 3]. Source: the motion score of PIA's training, arXiv 2312.13964, section 4; the edge
-    channel here is the gradient of the value, which needs no threshold.
-    """
-    if len(frames) < 2:
-        return 0.0
-    first = _motion_channels(frames[0])  # [4, H, W]
-    total = 0.0
-    for frame in frames[1:]:  # one at a time bounds memory
-        other = _motion_channels(frame)
-        distance = (other - first).abs()
-        # Hue is a circle: 0.95 and 0.05 are near.
-        distance[0] = torch.minimum(distance[0], 1 - distance[0]) * 2 * torch.minimum(other[1], first[1])
-        total += float(distance.mean())
-    return total / (len(frames) - 1)
-
-
 def to_numpy(frames: torch.Tensor) -> np.ndarray[Any, Any]:
     """The same frames in host memory."""
     return np.ascontiguousarray(frames.cpu().numpy())
@@ -102,22 +82,3 @@ def _decode_chunk(components: Components, latents: torch.Tensor) -> torch.Tensor
     if not bool(torch.isfinite(values).all()):
         raise NonFiniteFrames(_NOT_FINITE)
     return (values / 2 + 0.5).clamp(0, 1)
-
-
-def _motion_channels(frame: torch.Tensor) -> torch.Tensor:
-    values = frame.permute(2, 0, 1).float() / 255
-    red, green, blue = values
-    value, _ = values.max(0)
-    spread = value - values.min(0).values
-    safe = spread.clamp_min(1e-6)
-    hue = torch.where(
-        value == red,
-        (green - blue) / safe,
-        torch.where(value == green, 2 + (blue - red) / safe, 4 + (red - green) / safe),
-    )
-    hue = (hue / 6) % 1
-    saturation = spread / value.clamp_min(1e-6)
-    edge = torch.zeros_like(value)
-    edge[:-1] += (value[1:] - value[:-1]).abs()
-    edge[:, :-1] += (value[:, 1:] - value[:, :-1]).abs()
-    return torch.stack([hue, saturation, value, edge.clamp_max(1)])

@@ -9,32 +9,29 @@ from __future__ import annotations
 import logging
 import time
 import traceback
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
+import numpy as np
 import torch
 
-from pia_ray.errors import DeviceLost, OutOfMemory, RowError, UnexpectedError
-from pia_ray.params import Animation, AnimationRequest
+from pia_ray.errors import DeviceLost, NonFiniteFrames, OutOfMemory, RowError, UnexpectedError
+from pia_ray.params import Animation, AnimationParams, AnimationRequest
 from pia_ray.pia.assemble import Components
-from pia_ray.pia.condition import Conditions
+from pia_ray.pia.faults import device_is_lost, is_out_of_memory
+from pia_ray.pia.finite import FiniteCheck
 from pia_ray.pia.output import finished
 from pia_ray.pia.program import Branch, Evaluation, Program
 from pia_ray.pia.row import row_program
+from pia_ray.pia.shelf import Model
 from pia_ray.pia.speed import forward_sizes, most_evaluations
 
 log = logging.getLogger(__name__)
 
 Sharing = tuple[object, ...]
 """What must be equal for rows to share a forward."""
-
-
-@dataclass(frozen=True, eq=False)
-class Model:
-    """A model in memory with the caches of what it has encoded."""
-
-    components: Components
-    conditions: Conditions
 
 
 @dataclass(eq=False)
@@ -52,41 +49,74 @@ class Row:
     latents: torch.Tensor | None = None
     """Set when the program has returned."""
     error: RowError | None = field(default=None)
+    checks: deque[tuple[FiniteCheck, slice, int]] = field(default_factory=deque)
+    """Of its latest predictions: the check, where in it they are, and the steps that were done before."""
 
     @property
     def sharing(self) -> Sharing:
         """The one place that says which rows may share a forward: same model, same shapes."""
         return (id(self.model), *self.evaluation.shape)
 
+    def find_non_finite(self) -> None:
+        """Fails the row if one of its predictions is known to be NaN or infinite by now."""
+        while self.checks and self.checks[0][0].known:
+            check, part, steps_done = self.checks.popleft()
+            if check.fails(part):
+                at = f"at step {steps_done + 1} of {self.evaluation.num_steps}"
+                self.error = NonFiniteFrames(_NOT_FINITE.format(row=self.request.id or "this row", at=at))
+                self.checks.clear()
+
 
 class Engine:
-    """Rows in flight on one model. Not thread-safe: one thread joins, steps and leaves."""
+    """Rows in flight. Not thread-safe: one thread joins, steps and leaves.
 
-    def __init__(self, components: Components, *, batch_size: int) -> None:
-        self._model = Model(components, Conditions(components))
+    `components` are those of rows that join without a model.
+    """
+
+    def __init__(self, components: Components | None = None, *, batch_size: int) -> None:
+        self._model = None if components is None else Model(components)
         self._batch_size = batch_size
-        self._limits: dict[Sharing, int] = {}
-        """Evaluations per forward, where memory has been found to bind."""
+        self._limits: dict[tuple[object, ...], int] = {}
+        """Evaluations per forward by model version and shape, where memory has been found to bind."""
         self.rows: list[Row] = []
 
-    def join(self, request: AnimationRequest) -> Row:
-        """Takes a row in; it takes part from the next step on.
+    def join(self, request: AnimationRequest, model: Model | None = None) -> Row:
+        """Takes a row in; it takes part from the next step on. `model` animates it, else the engine's own.
 
         Raises:
             RowError: the request cannot be run by this model; other rows are not touched.
         """
         started = time.perf_counter()
+        model = self._given(model)
         try:
-            program = row_program(request, self._model.components, self._model.conditions)
+            model = model.with_loras(request.params)
+            program = row_program(request, model.components, model.conditions)
             evaluation = next(program)
         except RowError:
             raise
         except Exception as error:
             raise self._row_error(error, request) from error
-        row = Row(request, self._model, program, evaluation, joined_at=started)
+        row = Row(request, model, program, evaluation, joined_at=started)
         row.engine_s = time.perf_counter() - started
         self.rows.append(row)
         return row
+
+    def encode_prompt(self, prompt: str, model: Model | None = None, *, clip_skip: int | None) -> np.ndarray[Any, Any]:
+        """The embedding of a text, float32 [L, C], by `model` or else the engine's own, under its own LoRAs.
+
+        Raises:
+            RowError: clip_skip leaves no layer of this text encoder, or the encoder failed.
+        """
+        try:
+            conditions = self._given(model).with_loras(AnimationParams(prompt="-")).conditions
+            embedding = conditions.prompt(prompt, clip_skip=clip_skip)
+            return np.ascontiguousarray(embedding.float().cpu().numpy())
+        except RowError:
+            raise
+        except Exception as error:
+            if device_is_lost(error):
+                raise DeviceLost(f"the GPU failed and needs a new process: {error}") from error
+            raise UnexpectedError(f"{type(error).__name__}: {error}") from error
 
     def leave(self, row: Row) -> None:
         """Lets a row go before its end; the others do not notice."""
@@ -105,6 +135,9 @@ class Engine:
             groups.setdefault(row.sharing, []).append(row)
         for rows in groups.values():
             self._advance(rows)
+        for row in self.rows:
+            if row.error is None:
+                row.find_non_finite()
         ended: list[tuple[Row, Animation | RowError]] = []
         for row in [row for row in self.rows if row.latents is not None or row.error is not None]:
             self.rows.remove(row)
@@ -121,7 +154,7 @@ class Engine:
                 row.error = OutOfMemory(_TOO_LARGE.format(**_size(row.request)))
             return
         except Exception as error:
-            if _device_is_lost(error):
+            if device_is_lost(error):
                 raise DeviceLost(f"the GPU failed and needs a new process: {error}") from error
             if len(rows) == 1:
                 rows[0].error = self._row_error(error, rows[0].request)
@@ -131,10 +164,12 @@ class Engine:
                 self._advance([row])
             return
         share = (time.perf_counter() - started) / len(pieces)
+        check = FiniteCheck(predictions)
         start = 0
         for row in rows:
             num = len(row.evaluation.branches)
             row.engine_s += share * num
+            row.checks.append((check, slice(start, start + num), row.evaluation.step))
             self._feed(row, predictions[start : start + num])
             start += num
 
@@ -156,11 +191,11 @@ class Engine:
         Out of memory halves and remembers.
         """
         first = pieces[0][0]
-        sharing, device = first.sharing, first.model.components.device
+        device = first.model.components.device
+        # By version: an id may be that of a model that was dropped.
+        sized = (first.model.components.version, *first.evaluation.shape)
         num_frames, height, width = first.evaluation.shape[:3]
-        limit = self._limits.get(sharing) or most_evaluations(
-            self._batch_size, num_frames, height, width, device=device
-        )
+        limit = self._limits.get(sized) or most_evaluations(self._batch_size, num_frames, height, width, device=device)
         while True:
             try:
                 predictions, start = [], 0
@@ -169,11 +204,11 @@ class Engine:
                     start += size
                 return torch.cat(predictions)
             except (RuntimeError, MemoryError) as error:
-                if not _is_out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
                 if limit == 1 or len(pieces) == 1:
                     raise MemoryError(str(error)) from error
-            limit = self._limits[sharing] = min(limit, len(pieces)) // 2
+            limit = self._limits[sized] = min(limit, len(pieces)) // 2
             log.warning(
                 "out of memory: from now on at most %d evaluations of %d x %d x %d a forward",
                 limit,
@@ -210,7 +245,8 @@ class Engine:
         try:
             pixels, motion, output = finished(row.model.components, latents, request)
         except RowError as error:
-            return error
+            row.find_non_finite()  # by now the device has answered
+            return row.error or error
         except Exception as error:  # noqa: BLE001 - the row boundary
             return self._row_error(error, request)
         ended = time.perf_counter()
@@ -225,15 +261,21 @@ class Engine:
             output=output,
         )
 
+    def _given(self, model: Model | None) -> Model:
+        if (model := model or self._model) is None:
+            raise TypeError("an engine without a model of its own must be given one")
+        return model
+
     def _row_error(self, error: Exception, request: AnimationRequest) -> RowError:
-        if _is_out_of_memory(error):
+        if is_out_of_memory(error):
             return OutOfMemory(_TOO_LARGE.format(**_size(request)))
-        if _device_is_lost(error):
+        if device_is_lost(error):
             raise DeviceLost(f"the GPU failed and needs a new process: {error}") from error
         text = "".join(traceback.format_exception(error)).strip()
         return UnexpectedError(f"{type(error).__name__}: {error}\n{text}")
 
 
+_NOT_FINITE = "the model produced NaN or infinite values for {row} {at}: try another seed, or dtype float32 or bfloat16"
 _TOO_LARGE = (
     "{width} x {height} px x {num_frames} frames does not fit in memory even alone: "
     "choose a smaller size, fewer frames, or a larger device"
@@ -243,18 +285,3 @@ _TOO_LARGE = (
 def _size(request: AnimationRequest) -> dict[str, object]:
     params = request.params
     return {"width": params.width, "height": params.height, "num_frames": params.num_frames}
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Whether a device or the host ran out; CPU allocator and cuBLAS say so by a plain RuntimeError."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return any(text in str(error) for text in ("DefaultCPUAllocator", "CUDA error: out of memory", "_ALLOC_FAILED"))
-
-
-def _device_is_lost(error: Exception) -> bool:
-    """CUDA errors after which every later call fails too."""
-    if _is_out_of_memory(error):
-        return False
-    text = str(error)
-    return "CUDA error" in text or "device-side assert" in text or "CUBLAS_STATUS_EXECUTION_FAILED" in text

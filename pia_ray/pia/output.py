@@ -10,7 +10,8 @@ from PIL import Image
 
 from pia_ray.params import AnimationRequest
 from pia_ray.pia.assemble import Components
-from pia_ray.pia.decode import decode, decode_exactly, measure_motion, quantised, require_finite, to_numpy
+from pia_ray.pia.decode import decode, decode_exactly, quantised, require_finite, to_numpy
+from pia_ray.pia.motion import measure_motion
 
 
 @torch.inference_mode()
@@ -36,7 +37,11 @@ def finished(
         output: Any = values.clone()
         if kind == "np":
             output = np.ascontiguousarray(values.permute(0, 2, 3, 1).numpy())  # [T, H, W, 3]
-        return to_numpy(pixels), measure_motion(pixels), output
+        return to_numpy(pixels), measure_motion(pixels, params.condition_frame), output
     pixels = decode(components, latents)
     frames = to_numpy(pixels)
-    return frames, measure_motion(pixels), [Image.fromarray(frame) for frame in frames] if kind == "pil" else frames
+    return (
+        frames,
+        measure_motion(pixels, params.condition_frame),
+        [Image.fromarray(frame) for frame in frames] if kind == "pil" else frames,
+    )

@@ -79,9 +79,8 @@ def denoise(
 ) -> Program:
     """PIA's denoising of one row, from noise or, below strength 1, from the noised picture.
 
-    `noise` [4, T, h, w] and `condition` [4, h, w] have been drawn; only the scheduler draws here. The order of draws is
-    that of diffusers' PIAPipeline, so equal seeds give equal frames. Source: arXiv 2312.13964; guidance: arXiv
-    2207.12598.
+    `noise` [4, T, h, w] and `condition` [4, 1, h, w] or [4, T, h, w] have been drawn; only the scheduler draws here.
+    The order of draws is that of diffusers' PIAPipeline, so equal seeds give equal frames. Source: arXiv 2312.13964.
     """
     steps = params.num_inference_steps
     # At least one step is left, however small the strength.
@@ -91,7 +90,7 @@ def denoise(
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(first * order)
     if params.strength < 1:
-        still = condition[:, None].expand_as(noise)
+        still = condition.expand_as(noise)
         latents = scheduler.add_noise(still[None], noise[None], timesteps[:1])[0]
     else:
         latents = noise * float(scheduler.init_noise_sigma)
@@ -105,19 +104,24 @@ def denoise(
             step=index * (steps - first) // len(timesteps),
             num_steps=steps - first,
         )
-        prediction = guide(predictions, params.guidance_scale)
+        prediction = guide(predictions, params)
         latents = scheduler.step(prediction[None], timestep, latents[None], **extras).prev_sample[0]
         if on_step_end is not None:
             latents, branches = call_back(on_step_end, index, float(timestep), latents, branches)
     return latents
 
 
-def guide(predictions: torch.Tensor, guidance_scale: float) -> torch.Tensor:
-    """Classifier-free guidance: negative plus scale times the difference; a lone branch passes as it is."""
-    if len(predictions) == 1:
-        return predictions[0]
-    negative, positive = predictions
-    return negative + guidance_scale * (positive - negative)
+def guide(predictions: torch.Tensor, params: AnimationParams) -> torch.Tensor:
+    """Guidance by prompt, picture or both: each branch goes on from the one before by the difference times its scale.
+
+    The branches are in the order of `row.sides_of`; a lone one passes as it is. Source: arXiv 2207.12598; by picture
+    and prompt: arXiv 2211.09800, equation 3.
+    """
+    scales = [params.image_guidance_scale] * params.has_image_guidance + [params.guidance_scale] * params.has_guidance
+    guided = predictions[0]
+    for before, after, scale in zip(predictions[:-1], predictions[1:], scales, strict=True):
+        guided = guided + scale * (after - before)
+    return guided
 
 
 def call_back(

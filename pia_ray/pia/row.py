@@ -9,31 +9,34 @@ import torch
 from PIL import Image
 
 from pia_ray.errors import BadParameter
-from pia_ray.params import AnimationRequest
+from pia_ray.params import AnimationParams, AnimationRequest
+from pia_ray.pia.affinity import nearest_keyframe
 from pia_ray.pia.assemble import Components, make_scheduler
-from pia_ray.pia.condition import Conditions, affinity_mask
+from pia_ray.pia.condition import Conditions, affinity_mask, stillness
 from pia_ray.pia.program import Branch, Program, denoise, draw
 from pia_ray.pia.speed import SDPA_ROWS
 
 Text = Literal["prompt", "negative_prompt"]
 
-_NOT_READ: Final = ("end_image", "mask_image", "ip_adapter_image", "ip_adapter_image_embeds")
+_NOT_READ: Final = ("ip_adapter_image", "ip_adapter_image_embeds")
 """Parts of a request that no program reads yet."""
+
+_UNPREPARED: Final = "the engine takes resolved requests: see Animator.submit"
 
 
 def row_program(request: AnimationRequest, components: Components, conditions: Conditions) -> Program:
     """The program of a resolved request (see `pia_ray.request.prepare`) on this model.
 
-    Draws from the row's own generator: noise first, then the picture's posterior, then below strength 1 the picture's
-    noise; the program draws the rest. Latents that are given take the place of the noise that the row starts from, and
-    nothing is drawn for it.
+    Draws from the row's own generator: noise first, then the picture's posterior and the end picture's, then below
+    strength 1 the noise of the pictures; the program draws the rest. Latents that are given take the place of the noise
+    that the row starts from, and nothing is drawn for it.
 
     Raises:
         BadParameter: this model cannot do what the request asks for.
     """
     params, image = request.params, request.image
     if params.seed is None or params.width is None or params.height is None or not isinstance(image, Image.Image):
-        raise TypeError("the engine takes resolved requests: see Animator.submit")
+        raise TypeError(_UNPREPARED)
     _check(request, components)
     device, factor = components.device, components.spatial_factor
     scheduler = make_scheduler(components, params)
@@ -41,15 +44,16 @@ def row_program(request: AnimationRequest, components: Components, conditions: C
     shape = (components.latent_channels, params.num_frames, params.height // factor, params.width // factor)
     given = start_noise(request, shape, device)
     noise = draw(shape, generator, device) if given is None else given
-    condition = conditions.picture(image, generator)  # [4, h, w]
+    mask, condition = shown(request, components, conditions, generator)
     if params.strength < 1 and given is None:
         noise = draw(shape, generator, device)
-    mask = affinity_mask(params, dtype=torch.float32, device=device)
+    nothing = torch.zeros_like(mask), torch.zeros_like(condition)
+    texts = text_embeddings(request, conditions)
     branches = tuple(
-        Branch(embedding, mask, condition[:, None], text=text)
-        for text, embedding in text_embeddings(request, conditions).items()
+        Branch(texts[text], *((mask, condition) if with_picture else nothing), text=text)
+        for text, with_picture in sides_of(params)
     )
-    return denoise(
+    program = denoise(
         params,
         scheduler=scheduler,
         noise=noise,
@@ -58,6 +62,43 @@ def row_program(request: AnimationRequest, components: Components, conditions: C
         generator=generator,
         on_step_end=request.on_step_end,
     )
+    return _without_seam(program) if params.seam == "drop" else program
+
+
+def shown(
+    request: AnimationRequest, components: Components, conditions: Conditions, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the branches with the picture are told of it: affinity [1, T, 1 or h, 1 or w] and latents [4, 1 or T, h, w].
+
+    Each frame is conditioned on the nearest keyframe.
+    """
+    params = request.params
+    if not all(isinstance(picture, Image.Image | None) for picture in (request.end_image, request.mask_image)):
+        raise TypeError(_UNPREPARED)
+    assert isinstance(request.image, Image.Image)
+    condition = conditions.picture(request.image, generator)[:, None]  # [4, 1, h, w]
+    keyframes = [params.condition_frame]
+    if isinstance(request.end_image, Image.Image):
+        keyframes.append(params.num_frames - 1)
+        end = conditions.picture(request.end_image, generator)[:, None]
+        condition = torch.cat([condition, end], dim=1)[:, list(nearest_keyframe(params.num_frames, keyframes))]
+    still = None
+    if isinstance(request.mask_image, Image.Image):
+        still = stillness(request.mask_image, components.spatial_factor)
+    return affinity_mask(params, keyframes=keyframes, device=components.device, still=still), condition
+
+
+def sides_of(params: AnimationParams) -> list[tuple[Text, bool]]:
+    """The branches of guidance: which text each one is told, and whether it sees the picture.
+
+    Without the picture mask and condition latent are zero, as in a fifth of PIA's training. Source: its published code.
+    """
+    sides: list[tuple[Text, bool]] = [("prompt", params.image_guidance_scale != 0)]
+    if params.has_guidance:
+        sides.insert(0, ("negative_prompt", params.image_guidance_scale != 0))
+    if params.has_image_guidance:
+        sides.insert(0, (sides[0][0], False))
+    return sides
 
 
 def start_noise(request: AnimationRequest, shape: tuple[int, ...], device: torch.device) -> torch.Tensor | None:
@@ -105,6 +146,11 @@ def text_embeddings(request: AnimationRequest, conditions: Conditions) -> dict[T
             missing,
         )
     return texts
+
+
+def _without_seam(program: Program) -> Program:
+    """The same program; the last frame, which is the first again, is left out of what it returns."""
+    return (yield from program)[:, :-1]
 
 
 def _check(request: AnimationRequest, components: Components) -> None:

@@ -8,11 +8,13 @@ from pia_ray.testing.catalogs import draw_picture, make_catalog
 from pia_ray.testing.checkpoints import (
     make_pipeline_folder,
     make_random_pipeline,
+    make_single_file_checkpoint,
     make_split_checkpoint,
     make_tokenizer,
     write_slow_tokenizer,
 )
 from pia_ray.testing.fake_animator import FAULTS, FakeAnimator, make_fake
+from pia_ray.testing.loras import make_lora, make_textual_inversion
 
 __all__ = [
     "FAULTS",
@@ -20,9 +22,12 @@ __all__ = [
     "draw_picture",
     "make_catalog",
     "make_fake",
+    "make_lora",
     "make_pipeline_folder",
     "make_random_pipeline",
+    "make_single_file_checkpoint",
     "make_split_checkpoint",
+    "make_textual_inversion",
     "make_tokenizer",
     "write_slow_tokenizer",
 ]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from pia_ray.params import seed_from_id
+from pia_ray.testing.original import original_text_encoder, original_unet, original_vae
 
 if TYPE_CHECKING:
     import torch
@@ -103,6 +104,51 @@ def make_split_checkpoint(
     adapter.save_pretrained(adapter_folder)
     vae.save_pretrained(vae_folder)
     return base, adapter_folder, vae_folder
+
+
+def make_single_file_checkpoint(
+    folder: Path,
+    *,
+    seed: int = 0,
+    prediction_type: Literal["epsilon", "v_prediction"] = "epsilon",
+    zero_snr: bool = False,
+    vae_factor: Literal[2, 4, 8] = 8,
+    motion_mid_block: bool = False,
+    sample_size: int = 8,
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32",
+) -> tuple[Path, Path, Path, Path]:
+    """Writes `make_split_checkpoint`'s model as model sites give it: base and VAE one .safetensors file each.
+
+    Returns the base's file, the motion adapter's folder, the VAE's file, and a folder with nothing but configs,
+    tokenizer and scheduler, for `ModelConfig.config`. Names and shapes are those of the original Stable Diffusion
+    code; both layouts make the same frames.
+    """
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    base, adapter, vae = make_split_checkpoint(
+        folder,
+        seed=seed,
+        prediction_type=prediction_type,
+        zero_snr=zero_snr,
+        vae_factor=vae_factor,
+        motion_mid_block=motion_mid_block,
+        sample_size=sample_size,
+        dtype=dtype,
+    )
+    weights = "diffusion_pytorch_model.safetensors"
+    tensors = original_unet(load_file(base / "unet" / weights), layers_per_block=1)
+    tensors |= original_vae(load_file(base / "vae" / weights), prefix="first_stage_model.")
+    tensors |= original_text_encoder(load_file(base / "text_encoder" / "model.safetensors"))
+    files = Path(folder) / "base.safetensors", Path(folder) / "vae.safetensors"
+    save_file(tensors, files[0])
+    save_file(original_vae(load_file(vae / weights)), files[1])
+    config = Path(folder) / "config"
+    shutil.copytree(base, config, ignore=shutil.ignore_patterns("*.safetensors"))
+    shutil.rmtree(base)
+    shutil.rmtree(vae)
+    return files[0], adapter, files[1], config
 
 
 def make_tokenizer(words: Sequence[str] = _WORDS, *, max_length: int = 77) -> CLIPTokenizer:

@@ -6,16 +6,17 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Final, Literal, Self
 
 import numpy as np
 
-from pia_ray.config import CatalogConfig, ModelConfig
+from pia_ray.config import DEFAULT_KEEP_MODELS, CatalogConfig, ModelConfig, model_for
 from pia_ray.errors import Cancelled, NonFiniteFrames, OutOfMemory, RowError, Timeout
-from pia_ray.params import Animation, AnimationRequest
+from pia_ray.params import DEFAULT_STYLE, Animation, AnimationRequest
 
 FAULTS: Final = ("oom", "nan", "die", "die-once", "hang")
 """Words that make `FakeAnimator` fail a row when they stand alone in its prompt."""
@@ -26,8 +27,9 @@ class FakeAnimator:
 
     Frame f shows the picture moved right by f times (motion_scale + 1) pixels, wrapped round, under faint noise from
     the row's seed; the first frame is the picture and its noise. A row takes `seconds_per_step` for each inference
-    step; `batch_size` rows ("auto": 1) are at work side by side. `log` is a file to which each row that begins adds
-    its id and this process's id, a line of JSON, for all processes that animate.
+    step; `batch_size` rows ("auto": 1) are at work side by side. `num_loads` says how often an `Animator` that keeps
+    `keep_models` models would have loaded one, had its rows come in this order. `log` is a file to which each row that
+    begins adds its id, its style and this process's id, a line of JSON, for all processes that animate.
 
     Faults for tests of failure, each a word that stands alone in a row's prompt:
         oom       the row fails with `OutOfMemory`
@@ -41,6 +43,8 @@ class FakeAnimator:
         self,
         model: ModelConfig,
         *,
+        styles: Mapping[str, ModelConfig] | None = None,
+        keep_models: int = DEFAULT_KEEP_MODELS,
         batch_size: int | Literal["auto"] = "auto",
         cpu_threads: int | None = None,
         seconds_per_step: float = 0.0,
@@ -48,8 +52,13 @@ class FakeAnimator:
         log: Path | None = None,
     ) -> None:
         self.model = model
+        self.styles = dict(styles or {})
         self.batch_size = 1 if batch_size == "auto" else batch_size
         self.model_version = f"{model.name}@fake"
+        self.num_loads = 1
+        self._kept = OrderedDict.fromkeys([DEFAULT_STYLE])
+        self._keep_models = keep_models
+        self._lock = threading.Lock()
         self._seconds_per_step = seconds_per_step
         self._marks = marks
         self._log = log
@@ -81,6 +90,10 @@ class FakeAnimator:
         else:
             self._pool.submit(self._settle, future, request, time.monotonic(), on_step)
         return future
+
+    def version_of(self, style: str) -> str:
+        """Identity of the model of that style, as results name it."""
+        return f"{model_for(style, self.model, self.styles).name}@fake"
 
     def close(self) -> None:
         """Ends rows that are waiting or hanging with `Cancelled`, then the threads."""
@@ -119,11 +132,13 @@ class FakeAnimator:
         started = time.monotonic()
         from pia_ray.request import prepare  # brings Pillow, which a program that only draws checkpoints needs not
 
-        ready = prepare(request, self.model)
+        style = request.params.style
+        ready = prepare(request, model_for(style, self.model, self.styles))
         params, picture = ready.params, np.asarray(ready.image)  # [H, W, 3], uint8
         self._check(future, request, submitted)
+        self._use(style)
         if self._log is not None:
-            line = json.dumps({"id": request.id, "pid": os.getpid()}) + "\n"
+            line = json.dumps({"id": request.id, "style": style, "pid": os.getpid()}) + "\n"
             with self._log.open("ab", buffering=0) as stream:  # one write to its end: lines of processes do not mix
                 stream.write(line.encode())
         self._fail(future, request, submitted)
@@ -137,17 +152,27 @@ class FakeAnimator:
         noise = np.random.default_rng(params.seed).integers(-4, 5, picture.shape, dtype=np.int16)
         noisy = (picture.astype(np.int16) + noise).clip(0, 255).astype(np.uint8)
         shift = params.motion_scale + 1
-        frames = np.stack([np.roll(noisy, index * shift, axis=1) for index in range(params.num_frames)])  # [T, H, W, 3]
+        frames = np.stack(
+            [np.roll(noisy, index * shift, axis=1) for index in range(params.video_frames)]
+        )  # [T, H, W, 3]
         ended = time.monotonic()
         return Animation(
             frames=frames,
             params=params,
-            model=self.model_version,
+            model=self.version_of(style),
             id=request.id,
             gpu_s=ended - started,
             animate_s=ended - submitted,
             motion=float(np.abs(frames.astype(np.int16) - frames[0].astype(np.int16)).mean() / 255),
         )
+
+    def _use(self, style: str) -> None:
+        with self._lock:
+            self.num_loads += style not in self._kept
+            self._kept[style] = None
+            self._kept.move_to_end(style)
+            while len(self._kept) > self._keep_models:
+                self._kept.popitem(last=False)
 
     def _check(self, future: Future[Animation], request: AnimationRequest, submitted: float) -> None:
         if self._closed.is_set():
@@ -193,6 +218,8 @@ def make_fake(
     """
     return FakeAnimator(
         config.model,
+        styles=config.styles,
+        keep_models=config.keep_models,
         batch_size=config.batch_size,
         cpu_threads=cpu_threads,
         seconds_per_step=seconds_per_step,

@@ -1,0 +1,106 @@
+"""A Stable Diffusion 1.5 checkpoint or VAE in one file, in the layout of the original code -> diffusers' modules.
+
+Such a file says nothing of how its parts are built: configs come from a folder in diffusers layout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from pia_ray.errors import WeightsError
+
+UNET_PREFIX: Final = "model.diffusion_model."
+TEXT_PREFIX: Final = "cond_stage_model.transformer."
+_OTHERS: Final = {
+    "conditioner.embedders.": "Stable Diffusion XL",
+    "cond_stage_model.model.": "Stable Diffusion 2",
+    "model.diffusion_model.joint_blocks.": "Stable Diffusion 3",
+    "model.diffusion_model.double_blocks.": "Flux",
+    "lora_unet_": "a LoRA",
+    "unet.": "a LoRA",
+}
+
+Tensors = Mapping[str, torch.Tensor]
+
+
+def check_base(tensors: Tensors, path: Path) -> None:
+    """Raises unless the file holds a Stable Diffusion 1.5 UNet and text encoder.
+
+    Raises:
+        WeightsError: says what it holds instead, where that is known.
+    """
+    for prefix, name in _OTHERS.items():
+        if any(key.startswith(prefix) for key in tensors):
+            raise WeightsError(f"{path} is {name}; PIA runs on checkpoints of Stable Diffusion 1.5")
+    for prefix, part in ((UNET_PREFIX, "UNet"), (TEXT_PREFIX, "text encoder")):
+        if not any(key.startswith(prefix) for key in tensors):
+            raise WeightsError(
+                f"{path} holds no {part} of Stable Diffusion (no {prefix}...): take the whole checkpoint, in the "
+                "original layout"
+            )
+
+
+def load_unet(tensors: Tensors, *, path: Path, config: Path, dtype: torch.dtype) -> UNet2DConditionModel:
+    """The 4-channel UNet of a checkpoint.
+
+    Raises:
+        WeightsError: it does not fit the config.
+    """
+    return _convert(UNet2DConditionModel, "unet", tensors, path=path, config=config, dtype=dtype)
+
+
+def load_vae(tensors: Tensors, *, path: Path, config: Path, dtype: torch.dtype) -> AutoencoderKL:
+    """The VAE of a checkpoint, or of a file that holds a VAE alone.
+
+    Raises:
+        WeightsError: it has none, or one that does not fit the config.
+    """
+    if not any(key.endswith("decoder.conv_in.weight") for key in tensors):
+        raise WeightsError(f"{path} holds no vae: name one by the model's setting vae")
+    return _convert(AutoencoderKL, "vae", tensors, path=path, config=config, dtype=dtype)
+
+
+def load_text_encoder(tensors: Tensors, *, path: Path, config: Path, dtype: torch.dtype) -> CLIPTextModel:
+    """The CLIP text encoder of a checkpoint.
+
+    Raises:
+        WeightsError: it does not fit the config.
+    """
+    model = CLIPTextModel(CLIPTextConfig.from_pretrained(config / "text_encoder", local_files_only=True))
+    # transformers 5.6 dropped the level `text_model`, as some merged checkpoints do.
+    names = {name.removeprefix("text_model."): name for name in model.state_dict()}
+    own = {}
+    for key, value in tensors.items():
+        name = names.get(key.removeprefix(TEXT_PREFIX).removeprefix("text_model."))
+        if key.startswith(TEXT_PREFIX) and name is not None:
+            own[name] = value
+    missing = sorted(set(names.values()) - set(own) - {name for name in names.values() if "position_ids" in name})
+    if missing:
+        raise WeightsError(f"the text encoder in {path} lacks {missing[0]} and {len(missing) - 1} more of its weights")
+    try:
+        model.load_state_dict(own, strict=False)
+    except RuntimeError as error:
+        raise _misfit("text_encoder", path, config, error) from error
+    return model.to(dtype)
+
+
+def _convert(kind: Any, part: str, tensors: Tensors, *, path: Path, config: Path, dtype: torch.dtype) -> Any:
+    try:
+        model = kind.from_single_file(dict(tensors), config=str(config), subfolder=part, local_files_only=True)
+    except NotImplementedError as error:  # of torch, which cannot move the weights that were not there
+        raise WeightsError(f"the {part} in {path} lacks some of the weights that {config / part} asks for") from error
+    except (OSError, ValueError, KeyError, RuntimeError, AttributeError) as error:
+        raise _misfit(part, path, config, error) from error
+    # Past diffusers' own `to`, which warns of modules to keep in float32 where there are none.
+    return torch.nn.Module.to(model, dtype)
+
+
+def _misfit(part: str, path: Path, config: Path, error: Exception) -> WeightsError:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return WeightsError(f"the {part} in {path} does not fit the config in {config / part}: {reason}")

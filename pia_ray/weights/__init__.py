@@ -1,0 +1,207 @@
+"""A `ModelConfig` -> verified local folders and files, fetched once per node and usable offline; their version.
+
+Owns huggingface_hub. Loads nothing: that is left to `pia_ray.pia.assemble`. The parts are `hub` and `prefixes` (S3).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Final
+
+from pia_ray import storage
+from pia_ray.checkpoint import FILE_NAMES, Part, digest, refuse_pickle, verify
+from pia_ray.config import ModelConfig
+from pia_ray.errors import WeightsError
+from pia_ray.weights import hub, prefixes
+
+EMBEDDED: Final = "embedded"
+"""The `base` that means the model inside the package."""
+
+
+@dataclass(frozen=True)
+class LocalWeights:
+    """Verified folders in diffusers layout, and single files, on this machine."""
+
+    base: Path
+    """A folder, or a single file."""
+    motion_adapter: Path | None
+    """None where the base's own UNet has motion modules."""
+    vae: Path | None
+    """A folder or a single file; None where the base's own VAE is used."""
+    version: str
+    """As `version` gives it."""
+    config: Path | None = None
+    """Folder with configs and tokenizer; set where base or VAE is a single file, which has none."""
+    loras: Mapping[str, Path] = field(default_factory=dict)
+    """File of each LoRA by name."""
+    textual_inversions: Mapping[str, Path] = field(default_factory=dict)
+    """File of each textual inversion by token."""
+
+
+def resolve(model: ModelConfig) -> LocalWeights:
+    """The model's folders and files on this machine; what is not here yet is fetched, once however many processes ask.
+
+    What is in the hub's cache is used without network. Where a branch must mean the same on all nodes, `pin` first.
+
+    Raises:
+        WeightsError: a part cannot be found, fetched or used; says what to do.
+    """
+    return _collect(model, refresh=False)
+
+
+def pull(model: ModelConfig) -> LocalWeights:
+    """As `resolve`, but asks the hub whether a branch or tag has moved; unreachable, it keeps what the cache has.
+
+    Raises:
+        WeightsError: as `resolve`.
+    """
+    return _collect(model, refresh=True)
+
+
+def is_pulled(model: ModelConfig) -> bool:
+    """Whether all parts are on this machine, complete and of an allowed kind. Asks no hub; lists s3:// prefixes."""
+    try:
+        for part in _parts(model):
+            if storage.is_s3(part.reference):
+                if not prefixes.is_cached(part):
+                    return False
+            elif hub.is_hub(part):
+                hub.cached(part)
+            else:
+                verify(part, _local(part))
+    except WeightsError:
+        return False
+    return True
+
+
+def version(model: ModelConfig) -> str:
+    """Short identity of the weights for work keys and results: the model's name and 12 hex digits per part.
+
+    The digits are a hub commit, or the digest of the files that count: of their contents where they are local, of
+    their ETags in S3. All LoRAs and textual inversions count as one part, with their names and weights. Fetches no
+    weights.
+
+    Raises:
+        WeightsError: a part cannot be found or used.
+    """
+    return _version(model, [(part, _identity(part)) for part in _parts(model)])
+
+
+def pin(model: ModelConfig) -> ModelConfig:
+    """The same model as all nodes must load it: hub revisions become the commits they mean now, paths absolute.
+
+    Raises:
+        WeightsError: a hub id cannot be looked up.
+    """
+    pinned: dict[str, Any] = {"loras": dict(model.loras), "textual_inversions": dict(model.textual_inversions)}
+    for part in _parts(model):
+        changes: dict[str, str] = {}
+        if hub.is_hub(part):
+            changes["revision"] = hub.commit(part)
+        elif part.reference != EMBEDDED and not storage.is_s3(part.reference):
+            # Elsewhere a relative path may not be there, and would then count as a hub id.
+            changes["path"] = str(_local(part).absolute())
+        if part.name:
+            named = pinned[f"{part.role}s"]
+            named[part.name] = named[part.name].model_copy(update=changes)
+            continue
+        keys = {"path": part.role, "revision": "revision" if part.role == "base" else f"{part.role}_revision"}
+        pinned.update({keys[key]: value for key, value in changes.items()})
+    return model.model_copy(update=pinned)
+
+
+def _parts(model: ModelConfig) -> list[Part]:
+    allow = model.allow_pickle
+    parts = [Part("base", model.base, model.revision, own_vae=model.vae is None, allow_pickle=allow)]
+    if model.motion_adapter is not None:
+        parts.append(Part("motion_adapter", model.motion_adapter, model.motion_adapter_revision, allow_pickle=allow))
+    if model.vae is not None:
+        parts.append(Part("vae", model.vae, model.vae_revision, allow_pickle=allow))
+    if any(part.is_file for part in parts if part.role in ("base", "vae")):
+        parts.append(Part("config", model.config, model.config_revision))
+    for name, lora in model.loras.items():
+        parts.append(Part("lora", lora.path, lora.revision, name=name, allow_pickle=allow))
+    for token, inversion in model.textual_inversions.items():
+        parts.append(Part("textual_inversion", inversion.path, inversion.revision, name=token, allow_pickle=allow))
+    return [_as_file(part) for part in parts]
+
+
+def _as_file(part: Part) -> Part:
+    """A folder, hub id or prefix of what is always one file means the file of diffusers' name in it."""
+    if part.role not in FILE_NAMES or part.is_file:
+        return part
+    return replace(part, reference=f"{part.reference.rstrip('/')}/{FILE_NAMES[part.role]}")
+
+
+def _collect(model: ModelConfig, *, refresh: bool) -> LocalWeights:
+    places: dict[tuple[str, str], Path] = {}
+    identities = []
+    for part in _parts(model):
+        if storage.is_s3(part.reference):
+            place, identity = prefixes.fetch(part)
+        elif hub.is_hub(part):
+            place = hub.fetch(part, refresh=refresh)
+            identity = hub.identity(part, hub.commit_of(part, place))
+        else:
+            place = _local(part)
+            identity = digest(place, verify(part, place))
+        places[part.role, part.name] = place
+        identities.append((part, identity))
+    return LocalWeights(
+        base=places["base", ""],
+        motion_adapter=places.get(("motion_adapter", "")),
+        vae=places.get(("vae", "")),
+        version=_version(model, identities),
+        config=places.get(("config", "")),
+        loras={name: place for (role, name), place in places.items() if role == "lora"},
+        textual_inversions={name: place for (role, name), place in places.items() if role == "textual_inversion"},
+    )
+
+
+def _version(model: ModelConfig, identities: Iterable[tuple[Part, str]]) -> str:
+    digits, lines = [], []
+    for part, identity in identities:
+        if not part.name:
+            digits.append(identity[:12])
+            continue
+        weight = model.loras[part.name].weight if part.role == "lora" else 1.0
+        lines.append(f"{part.role}\0{part.name}\0{weight:g}\0{identity}\n")
+    if lines:
+        digits.append(hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()[:12])
+    return f"{model.name}@{'+'.join(digits)}"
+
+
+def _identity(part: Part) -> str:
+    if storage.is_s3(part.reference):
+        return prefixes.look_up(part)[0]
+    if hub.is_hub(part):
+        return hub.identity(part, hub.commit(part))
+    place = _local(part)
+    return digest(place, verify(part, place))
+
+
+def _local(part: Part) -> Path:
+    if part.reference == EMBEDDED:
+        folder = Path(str(files("pia_ray"))) / "demo" / "model"
+        if not folder.is_dir():
+            raise WeightsError(f"the embedded model is missing from {folder}: install pia-ray again")
+        return folder
+    refuse_pickle(part)
+    place = Path(part.reference).expanduser()
+    if part.is_file:
+        if part.role == "motion_adapter":
+            raise WeightsError(
+                f"motion_adapter {part.reference} is a single file: give a folder in diffusers layout, since the file "
+                "does not say how it is built"
+            )
+        if not place.is_file():
+            raise WeightsError(
+                f"there is no file {part.reference} for {part.label}, and it is no file of the hub (OWNER/NAME/FILE)"
+            )
+    elif not place.is_dir():
+        raise WeightsError(f"there is no folder {part.reference} for {part.label}, and it is no hub id (OWNER/NAME)")
+    return place

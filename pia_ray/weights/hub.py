@@ -1,0 +1,177 @@
+"""Parts of a model on the Hugging Face hub: snapshots of repositories, single files, and the commits they mean.
+
+Owns huggingface_hub together with `pia_ray.weights`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+from pathlib import Path
+from typing import Final
+
+import huggingface_hub
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from pia_ray import storage
+from pia_ray.checkpoint import Part, refuse_pickle, verify
+from pia_ray.errors import WeightsError
+
+log = logging.getLogger(__name__)
+
+_HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
+_HUB_FILE = re.compile(rf"{_HUB_ID.pattern}(/[\w][^/]*)+")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+# The base class comes from httpx or its successor, by version of huggingface_hub; this module need not know which.
+_HTTP_ERROR: Final[type[Exception]] = HfHubHTTPError.__bases__[0]
+_HUB_ERRORS: Final = (_HTTP_ERROR, OSError, ValueError)
+
+
+def is_hub(part: Part) -> bool:
+    """Whether the reference is of the hub: OWNER/NAME, or OWNER/NAME/FILE, and nothing of that name is here."""
+    if storage.is_s3(part.reference) or Path(part.reference).expanduser().exists():
+        return False
+    return (_HUB_FILE if part.is_file else _HUB_ID).fullmatch(part.reference) is not None
+
+
+def cached(part: Part) -> Path:
+    """The complete snapshot, or the one file, in the hub's cache, without network.
+
+    Raises:
+        WeightsError: it is not there, or not whole.
+    """
+    return _get(part, offline=True)
+
+
+def fetch(part: Part, *, refresh: bool) -> Path:
+    """As `cached`, fetching what is missing; `refresh` asks whether a branch or tag has moved.
+
+    Raises:
+        WeightsError: it cannot be fetched or used.
+    """
+    if not refresh:
+        try:
+            return cached(part)
+        except WeightsError:
+            log.info("fetching %s %s from the hub", part.label, part.reference)
+    return _get(part, offline=False)
+
+
+def commit(part: Part) -> str:
+    """The commit that the part's revision means now: of the cache if it is there, else of the hub.
+
+    Raises:
+        WeightsError: the hub cannot be asked or has no such model.
+    """
+    if part.revision is not None and _COMMIT.fullmatch(part.revision):
+        return part.revision
+    try:
+        return commit_of(part, cached(part))
+    except WeightsError:
+        pass
+    repository, _ = _repository(part)
+    try:
+        found = huggingface_hub.HfApi().model_info(repository, revision=part.revision).sha
+    except _HUB_ERRORS as error:
+        raise _hub_error(error, part) from None
+    if found is None:
+        raise WeightsError(f"the hub names no commit for {repository}: give its revision")
+    return found
+
+
+def commit_of(part: Part, place: Path) -> str:
+    """The commit of what `cached` or `fetch` returned."""
+    _, name = _repository(part)
+    return place.parents[name.count("/")].name if name else place.name
+
+
+def identity(part: Part, commit: str) -> str:
+    """What a version is made of: the commit, and for one file of a repository also which."""
+    _, name = _repository(part)
+    return hashlib.sha256(f"{commit}\0{name}".encode()).hexdigest() if name else commit
+
+
+def _repository(part: Part) -> tuple[str, str]:
+    """The repository, and the file's name in it or an empty string."""
+    if not part.is_file:
+        return part.reference, ""
+    owner, name, file = part.reference.split("/", 2)
+    return f"{owner}/{name}", file
+
+
+def _get(part: Part, *, offline: bool) -> Path:
+    return _file(part, offline=offline) if part.is_file else _snapshot(part, offline=offline)
+
+
+def _file(part: Part, *, offline: bool) -> Path:
+    refuse_pickle(part)
+    repository, name = _repository(part)
+    try:
+        path = Path(huggingface_hub.hf_hub_download(repository, name, revision=part.revision, local_files_only=offline))
+    except EntryNotFoundError as error:
+        if isinstance(error, LocalEntryNotFoundError):
+            raise _hub_error(error, part) from None
+        raise WeightsError(f"{part.label}: {repository} on the hub holds no file {name}") from None
+    except _HUB_ERRORS as error:
+        raise _hub_error(error, part) from None
+    verify(part, path)
+    return path
+
+
+def _snapshot(part: Part, *, offline: bool) -> Path:
+    # Pickled files are asked for only where there are no others: most repositories hold both, at twice the bytes.
+    for pickled in (False, True) if part.allow_pickle else (False,):
+        try:
+            folder = Path(
+                huggingface_hub.snapshot_download(
+                    part.reference,
+                    revision=part.revision,
+                    allow_patterns=part.patterns(pickled=pickled),
+                    local_files_only=offline,
+                )
+            )
+        except _HUB_ERRORS as error:
+            raise _hub_error(error, part) from None
+        try:
+            if not folder.is_dir():
+                raise WeightsError(f"{part.reference} on the hub holds none of the files of a {part.label}")
+            verify(part, folder)
+        except WeightsError:
+            if pickled or not part.allow_pickle:
+                raise
+        else:
+            return folder
+    raise AssertionError("unreachable")
+
+
+def _hub_error(error: Exception, part: Part) -> WeightsError:
+    name = f"{part.label} {part.reference}" + (f" at revision {part.revision}" if part.revision else "")
+    if isinstance(error, GatedRepoError):
+        return WeightsError(
+            f"{name} is gated: accept its terms on the hub's page, then log in with `hf auth login` or set HF_TOKEN"
+        )
+    if isinstance(error, RepositoryNotFoundError):
+        return WeightsError(
+            f"{name}: there is no such model on the hub, nor a folder of that name here. Check the id; "
+            "a private model needs `hf auth login` or HF_TOKEN."
+        )
+    if isinstance(error, RevisionNotFoundError):
+        return WeightsError(f"{name}: the hub has the model, but not that revision")
+    if isinstance(error, OfflineModeIsEnabled | LocalEntryNotFoundError | ConnectionError) or (
+        isinstance(error, _HTTP_ERROR) and not isinstance(error, HfHubHTTPError)
+    ):
+        return WeightsError(
+            f"{name} is not (fully) in the hub's cache here, and the hub cannot be reached. Check the network and "
+            "HF_HUB_OFFLINE, or run `pia-ray models pull` where there is a network and copy the cache."
+        )
+    text = str(error).strip().split("\n")[0]
+    return WeightsError(f"{name} cannot be fetched from the hub: {type(error).__name__}: {text}")
