@@ -77,14 +77,18 @@ class SharedAttention(Attention):
 def share_prefix(unet: UNetMotionModel) -> Prefix | None:
     """Makes the UNet's first layers ask the returned `Prefix` what is shared; None where it has no such layers."""
     first = unet.down_blocks[0]
-    if not isinstance(first, CrossAttnDownBlockMotion) or type(unet.conv_in) is not nn.Conv2d:
+    if not isinstance(first, CrossAttnDownBlockMotion):
         return None
     block = first.attentions[0].transformer_blocks[0]
-    resnet, attention = first.resnets[0], block.attn1
-    if type(resnet) is not ResnetBlock2D or type(attention) is not Attention or block.only_cross_attention:
+    places = (
+        (unet.conv_in, nn.Conv2d, SharedConv),
+        (first.resnets[0], ResnetBlock2D, SharedResnet),
+        (block.attn1, Attention, SharedAttention),
+    )
+    if block.only_cross_attention or any(type(module) not in (kind, ours) for module, kind, ours in places):
         return None
     prefix = Prefix()
-    for module, kind in ((unet.conv_in, SharedConv), (resnet, SharedResnet), (attention, SharedAttention)):
+    for module, _, kind in places:
         module.__class__ = kind
         module.prefix = prefix
     return prefix

@@ -44,9 +44,13 @@ class TemporalTransformer(AnimateDiffTransformer3D):
         """[N*T, C, h, w] -> the same shape."""
         rows, channels, height, width = hidden_states.shape
         num = rows // num_frames
-        # The frames of a video above each other are one tall picture, whose GroupNorm is the video's.
-        tall = hidden_states.permute(0, 2, 3, 1).reshape(num, num_frames * height, width, channels)
-        hidden = self.norm(tall.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # [N, T*h, w, C]
+        if type(self.norm) is torch.nn.GroupNorm:
+            # The frames of a video above each other are one tall picture, whose GroupNorm is the video's.
+            tall = hidden_states.permute(0, 2, 3, 1).reshape(num, num_frames * height, width, channels)
+            hidden = self.norm(tall.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # [N, T*h, w, C]
+        else:
+            videos = hidden_states.unflatten(0, (num, num_frames)).transpose(1, 2)
+            hidden = self.norm(videos).permute(0, 2, 3, 4, 1)  # [N, T, h, w, C]
         hidden = self.proj_in(hidden.reshape(num, num_frames, height * width, channels))
         for block in self.transformer_blocks:
             hidden = _block(block, hidden)

@@ -49,9 +49,12 @@ class SubpixelUpsample(Upsample2D):
         )
 
     def refresh(self) -> None:
-        """Takes over the convolution's weight as it is now."""
-        weight = subpixel_weight(self.conv.weight.detach())
-        self.register_buffer("subpixel", weight.to(memory_format=torch.channels_last), persistent=False)
+        """Takes over the convolution's weight, if it is another tensor than when that was done last."""
+        weight = self.conv.weight.detach()
+        if (weight.data_ptr(), weight.dtype) != getattr(self, "made_of", None):
+            made = subpixel_weight(weight).to(memory_format=torch.channels_last)
+            self.register_buffer("subpixel", made, persistent=False)
+            self.made_of = (weight.data_ptr(), weight.dtype)
 
     def forward(
         self, hidden_states: torch.Tensor, output_size: Any | None = None, *args: Any, **kwargs: Any
