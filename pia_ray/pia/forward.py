@@ -5,24 +5,18 @@ What may be packed together is the engine's to say; how it is run is said here a
 
 from __future__ import annotations
 
-import contextlib
-import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import torch
 
 from pia_ray.pia.assemble import Components
+from pia_ray.pia.compilation import CompiledForward
 from pia_ray.pia.exact import CrossAttention, restructure_unet, restructure_vae
 from pia_ray.pia.free_u import free_u
 from pia_ray.pia.ip_adapter import cross_attention_states
 from pia_ray.pia.program import Branch, Evaluation
-
-log = logging.getLogger(__name__)
-
-COMPILED_SHAPES: Final = 8
-"""Shapes that are compiled for; rows of further ones run uncompiled, so that odd sizes do not compile without end."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +31,7 @@ class Piece:
     def prefix_key(self) -> tuple[object, ...]:
         """Equal for pieces of one forward that see the same input before any text."""
         branch = self.branch
-        return (id(self.evaluation), id(branch.mask), id(branch.condition), branch.frames)
+        return (id(self.evaluation), _place(branch.mask), _place(branch.condition), branch.frames)
 
 
 class Forward:
@@ -48,15 +42,14 @@ class Forward:
         self._prefix = None
         self._cross: CrossAttention | None = None
         unet = components.unet
-        if components.offload == "none":
+        if not hasattr(unet, "_hf_hook"):  # accelerate's: of offloaded weights
             self._prefix = restructure_unet(unet)
             restructure_vae(components.vae)
             if CrossAttention.suits(unet):
                 self._cross = CrossAttention(unet)
-        self._compiled: Callable[..., Any] | None = None
+        self._compiled: CompiledForward | None = None
         if components.compile_mode is not None:
-            self._compiled = torch.compile(unet, fullgraph=True, dynamic=False, **components.compile_mode)
-        self._shapes: set[tuple[int, ...]] = set()
+            self._compiled = CompiledForward(unet, mode=components.compile_mode, cache=components.compile_cache)
 
     @torch.inference_mode()
     def predict(self, pieces: Sequence[Piece]) -> torch.Tensor:
@@ -75,35 +68,38 @@ class Forward:
         else:
             prompts = torch.stack([branch.prompt for branch in branches])  # [N, L, C]
             states = cross_attention_states(prompts.repeat_interleave(num_frames, dim=0), branches)
-        shared = self._prefix is not None and len(set(spread)) < len(spread)
+        num = max(spread) + 1
+        shared = self._prefix is not None and num < len(spread)
         if self._prefix is not None:
-            self._prefix.set(
-                num=max(spread) + 1,
-                num_frames=num_frames,
-                spread=torch.tensor(spread).to(parts.device, non_blocking=True) if shared else None,
-            )
+            places = torch.tensor(spread).to(parts.device, non_blocking=True) if shared else None
+            self._prefix.set(num=num, num_frames=num_frames, spread=places)
+        told = {"encoder_hidden_states": states, "return_dict": False}
+        timesteps = timesteps.to(parts.device, non_blocking=True)
         setting = packed[0].free_u
-        with free_u(parts.unet, setting) if setting is not None else contextlib.nullcontext():
-            prediction = self._run(
-                sample, timesteps.to(parts.device, non_blocking=True), states, is_plain=setting is None
-            )
+        if self._compiled is not None and setting is None:
+            kind = (tuple(sample.shape), num if shared else 0, _form(states))
+            prediction = self._compiled(kind, sample, timesteps, **told)[0].clone()
+        else:
+            with free_u(parts.unet, setting):
+                prediction = parts.unet(sample, timesteps, **told)[0]
         if order != sorted(order):
             back = torch.tensor(sorted(range(len(order)), key=order.__getitem__))
             prediction = prediction[back.to(parts.device, non_blocking=True)]
         return prediction.float()
 
-    def _run(self, sample: torch.Tensor, timesteps: torch.Tensor, states: Any, *, is_plain: bool) -> torch.Tensor:
-        unet: Callable[..., Any] = self._components.unet
-        shape = tuple(sample.shape)
-        if self._compiled is not None and is_plain and (shape in self._shapes or len(self._shapes) < COMPILED_SHAPES):
-            self._shapes.add(shape)
-            try:
-                # CUDA graphs hand out memory that the next forward writes to: what is kept is copied.
-                return self._compiled(sample, timesteps, encoder_hidden_states=states, return_dict=False)[0].clone()
-            except torch._dynamo.exc.TorchDynamoException as error:
-                log.warning("the model runs uncompiled: %s", str(error).strip().splitlines()[0])
-                self._compiled = None
-        return unet(sample, timesteps, encoder_hidden_states=states, return_dict=False)[0]
+
+def _form(states: Any) -> tuple[object, ...]:
+    """Equal for cross-attention inputs that one graph serves."""
+    if isinstance(states, torch.Tensor):
+        return tuple(states.shape)
+    if isinstance(states, tuple):
+        return tuple(map(_form, states))
+    return (None,)
+
+
+def _place(tensor: torch.Tensor) -> tuple[object, ...]:
+    """Where a tensor lies: equal for views of the same values, while they are alive."""
+    return (tensor.data_ptr(), tuple(tensor.shape), tensor.stride())
 
 
 def _input(piece: Piece) -> torch.Tensor:
