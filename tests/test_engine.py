@@ -167,6 +167,17 @@ def test_a_knob_does_what_it_does_in_diffusers(
     assert_same(alone(components, request).frames, reference(folders["epsilon"], request))
 
 
+@pytest.mark.parametrize("steps", [2, 3, 7])
+def test_full_noise_at_each_step_is_finite_for_a_model_without_signal_at_the_first(
+    steps: int, folders: dict[str, Path]
+) -> None:
+    config = model_of(folders["v-prediction, zero SNR"])
+    components = assemble(resolve(config), config)
+    animation = alone(components, ask(config, eta=1.0, num_inference_steps=steps))
+    nearly = alone(components, ask(config, eta=0.99999, num_inference_steps=steps))
+    assert_same(animation.frames, nearly.frames, mean=0.5, most=4)
+
+
 @pytest.mark.parametrize("scheduler", ["ddim", "pndm", "heun", "dpm++2m"])
 def test_a_strength_too_small_for_a_step_runs_the_last_one(
     scheduler: str, components: Components, model: ModelConfig

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
 
-from pia_ray import Animation, AnimationParams, AnimationRequest, Animator, ModelConfig, weights
-from pia_ray.errors import BadParameter
+from pia_ray import Animation, AnimationParams, AnimationRequest, Animator, ModelConfig, manifest, read_results, weights
+from pia_ray.catalog import estimate
+from pia_ray.catalog.local import run_local
+from pia_ray.catalog.validate import validate
+from pia_ray.cli import main
+from pia_ray.config import CatalogConfig, build, load, parse_styles
+from pia_ray.errors import BadParameter, ConfigError, ModelUnavailable
 from pia_ray.pia.assemble import assemble
+from pia_ray.pia.line import PATIENCE, Line
 from pia_ray.pia.sharing import Pool
-from pia_ray.testing import make_pipeline_folder, make_split_checkpoint
+from pia_ray.testing import FakeAnimator, draw_picture, make_pipeline_folder, make_split_checkpoint
 
 STYLES = ("ink", "oil", "clay")
 
@@ -156,3 +165,128 @@ def test_the_pool_forgets_weights_when_the_last_model_that_holds_them_is_gone(
     assert len(pool) == 5
     del oil
     assert len(pool) == 0
+
+
+def test_rows_that_alternate_load_each_model_once_where_only_one_is_kept(checkpoints: dict[str, ModelConfig]) -> None:
+    styles = {style: checkpoints[style] for style in STYLES[1:]}
+    with Animator(checkpoints["ink"], styles=styles, keep_models=1, batch_size=2) as animator:
+        outcomes = animator.animate([ask(style, seed=n) for n in range(3) for style in (None, "oil", "clay")])
+        assert all(isinstance(outcome, Animation) for outcome in outcomes)
+        assert [outcome.model.partition("@")[0] for outcome in outcomes] == ["ink", "oil", "clay"] * 3
+        assert animator.num_loads == 3
+
+
+def test_a_model_that_cannot_be_loaded_fails_its_rows_alone(
+    checkpoints: dict[str, ModelConfig], tmp_path: Path
+) -> None:
+    gone = tiny("gone", tmp_path / "nowhere")
+    with Animator(checkpoints["plain"], styles={"gone": gone}) as animator:
+        lost, fine = animator.animate([ask("gone"), ask()])
+        assert isinstance(lost, ModelUnavailable)
+        assert "nowhere" in lost.message
+        assert isinstance(fine, Animation)
+        assert animator.version_of("gone") == "gone"
+
+
+def test_a_prompt_is_encoded_by_the_model_of_its_style(checkpoints: dict[str, ModelConfig]) -> None:
+    with Animator(checkpoints["plain"], styles={"ink": checkpoints["ink"]}, keep_models=1) as animator:
+        plain, ink = animator.encode_prompt("a cat"), animator.encode_prompt("a cat", style="ink")
+        assert np.abs(plain - ink).max() > 0.1
+        assert np.array_equal(animator.encode_prompt("a cat"), plain)
+        with pytest.raises(BadParameter, match="one of default, ink"):
+            animator.encode_prompt("a cat", style="oil")
+
+
+def test_rows_of_models_in_memory_go_first_but_pass_no_row_for_ever() -> None:
+    line: Line[int] = Line()
+    line.add("away", 0)
+    for number in range(1, 2 * PATIENCE):
+        line.add("here", number)
+    gone = []
+    while (entry := line.next(ready={"here"}, coming=())) is not None:
+        assert line.pop("here") == entry
+        gone.append(entry)
+    assert gone == list(range(1, PATIENCE + 1))
+    assert line.next(ready={"here"}, coming={"away"}) == PATIENCE + 1, "its model is being loaded: no need to wait"
+    assert line.next(ready={"here", "away"}, coming=()) == 0
+    line.pop("away")
+    assert line.next(ready={"here"}, coming=()) == PATIENCE + 1
+
+
+def write(folder: Path, styles: list[str | None]) -> Path:
+    rows = []
+    for number, style in enumerate(styles):
+        (folder / f"{number}.png").write_bytes(draw_picture((64, 48), seed=number))
+        rows.append({"id": str(number), "image": f"{number}.png", "prompt": "p", "style": style})
+    pq.write_table(pa.Table.from_pylist(rows), folder / "manifest.parquet")
+    return folder / "manifest.parquet"
+
+
+def configure(manifest: Path, output: Path, **settings: Any) -> CatalogConfig:
+    styles = {"ink": {"base": "embedded", "defaults": {"num_frames": 3}}, "oil": "demo"}
+    values = {"manifest": str(manifest), "output": str(output), "model": "demo", "styles": styles, **settings}
+    return build(CatalogConfig, values)
+
+
+def test_a_catalogue_of_styles_loads_each_model_once_and_keeps_the_manifests_order(tmp_path: Path) -> None:
+    order = [None, "ink", "oil"] * 3
+    config = configure(write(tmp_path, [*order, "inc"]), tmp_path / "out", keep_models=1)
+    with FakeAnimator(config.model, styles=config.styles, keep_models=1) as animator:
+        summary = run_local(config, animator=animator)
+        assert animator.num_loads == 3
+    rows = read_results(config.output).to_pylist()
+    assert [row["id"] for row in rows] == [str(number) for number in range(10)]
+    assert [row["model"] for row in rows[:3]] == ["demo@fake", "ink@fake", "demo@fake"]
+    assert [row["num_frames"] for row in rows[:3]] == [16, 3, 16]
+    assert [json.loads(row["params"])["style"] for row in rows[:3]] == ["default", "ink", "oil"]
+    assert (rows[9]["status"], rows[9]["error_code"]) == ("failed", "bad_parameter")
+    assert "default, ink, oil" in rows[9]["error_message"]
+    assert summary.exit_code == 1
+    with FakeAnimator(config.model, styles=config.styles) as animator:
+        assert run_local(config, animator=animator).progress.num_pending == 0
+
+
+def test_work_keys_name_the_model_of_the_rows_style_also_on_the_fast_way(tmp_path: Path) -> None:
+    config = configure(write(tmp_path, [None, "ink", "oil"]), tmp_path / "out")
+    opened = manifest.open_manifest(config.manifest, has_default_prompt=False)
+
+    def keys(**versions: str) -> list[str]:
+        style_versions = {"ink": "i1", "oil": "o1", **versions}
+        (table,) = manifest.plan(opened, config, model_version="m1", style_versions=style_versions)
+        for item in table.to_pylist():
+            row = manifest.row_from_item(item)
+            version = "m1" if item["style"] == "default" else style_versions[item["style"]]
+            spec = {"row_id": row.id, "video_index": 0, "image_identity": row.image_identity, "params": row.params}
+            assert manifest.work_key(**spec, config=config, model_version=version) == row.work_key
+        return table["work_key"].to_pylist()
+
+    before, after = keys(), keys(ink="i2")
+    assert [a == b for a, b in zip(before, after, strict=True)] == [True, False, True]
+
+
+def test_validate_and_estimate_know_the_styles(tmp_path: Path) -> None:
+    config = configure(write(tmp_path, [None, "ink", "ink", "inc"]), tmp_path / "out")
+    found = list(validate(config, fetch=False))
+    assert [finding.code for finding in found] == [None, None, None, "bad_parameter"]
+    estimated = estimate.estimate(config)
+    assert estimated.workload.styles == {"ink": 2, "default": 1}
+    assert "styles     2 ink, 1 default" in estimate.text_of(estimated)
+
+
+def test_styles_come_from_flags_and_files_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert parse_styles(["demo,a=x.yaml", "b = y"]) == {"demo": "demo", "a": "x.yaml", "b": "y"}
+    (tmp_path / "run.yaml").write_text("model: demo\nstyles: {ink: {base: embedded}}\n")
+    given = {"manifest": "m", "output": "o", "styles": {"oil": ModelConfig.named("demo")}}
+    assert set(load(tmp_path / "run.yaml", given).styles) == {"ink", "oil"}
+    for wrong in ({"default": "demo"}, {"a=b": "demo"}, {"": "demo"}):
+        with pytest.raises(ConfigError, match="styles"):
+            build(CatalogConfig, {"manifest": "m", "output": "o", "model": "demo", "styles": wrong})
+    with pytest.raises(ConfigError, match="style must be one of default"):
+        build(CatalogConfig, {"manifest": "m", "output": "o", "model": "demo", "defaults": {"style": "ink"}})
+    with pytest.raises(ConfigError, match="no model can have one"):
+        build(ModelConfig, {"base": "embedded", "defaults": {"style": "ink"}})
+    path = write(tmp_path, ["ink", "demo"])
+    assert main(["validate", str(path), "--model", "demo", "--styles", "ink=demo,demo", "--json"]) == 0
+    assert main(["validate", str(path), "--model", "demo", "--styles", "ink=demo"]) == 1
+    assert main(["validate", str(path), "--model", "demo", "--styles", "ink="]) == 2
+    assert "NAME=MODEL" in capsys.readouterr().err

@@ -268,7 +268,10 @@ def _items(job: Job) -> Dataset:
     """The run's pending items, read where they were planned to, thin: no pass-through columns."""
     filesystem, path = storage.arrow_filesystem(job.items_uri)
     items = ray.data.read_parquet(path, filesystem=filesystem).select_columns([*ITEMS_SCHEMA.names, "pending"])
-    return items.map_batches(_pending, batch_format="pyarrow", batch_size=None)
+    items = items.map_batches(_pending, batch_format="pyarrow", batch_size=None)
+    # Style by style, so that an actor rarely changes its model. Blocks of large catalogues still come side by side;
+    # what is mixed then the animator's line sorts out.
+    return items.sort("style") if job.config.styles else items
 
 
 def _pending(items: pa.Table) -> pa.Table:

@@ -6,6 +6,9 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from typing import Any
+
+import pyarrow.compute as pc
 
 from pia_ray import ledger
 from pia_ray.animator import Animator
@@ -13,7 +16,7 @@ from pia_ray.catalog.run import Execute, Job, Observer, Summary, run
 from pia_ray.catalog.worker import CatalogWorker, RowAnimator
 from pia_ray.config import CatalogConfig
 from pia_ray.manifest import ITEMS_SCHEMA, row_from_item
-from pia_ray.params import ResultRow
+from pia_ray.params import DEFAULT_STYLE, ResultRow
 
 
 def run_local(
@@ -56,14 +59,21 @@ def _execute(animator: RowAnimator | None) -> Execute:
 
 def _rows(worker: CatalogWorker, job: Job, pool: ThreadPoolExecutor, calls: int) -> Iterator[Sequence[ResultRow]]:
     running: deque[Future[ResultRow]] = deque()
-    for table in ledger.read_items(job.config.output, job.run_id, columns=[*ITEMS_SCHEMA.names, "pending"]):
-        for item in table.filter(table["pending"]).select(ITEMS_SCHEMA.names).to_pylist():
-            running.append(pool.submit(worker.work, row_from_item(item)))
-            # As many waiting as running, so that no thread is ever idle for want of a row.
-            while len(running) >= 2 * calls:
-                yield _ended(running)
+    for item in _items(job):
+        running.append(pool.submit(worker.work, row_from_item(item)))
+        # As many waiting as running, so that no thread is ever idle for want of a row.
+        while len(running) >= 2 * calls:
+            yield _ended(running)
     while running:
         yield _ended(running)
+
+
+def _items(job: Job) -> Iterator[dict[str, Any]]:
+    """The pending items style by style, so that each model is loaded once; the ledger is read once for each."""
+    for style in (DEFAULT_STYLE, *job.config.styles):
+        for table in ledger.read_items(job.config.output, job.run_id, columns=[*ITEMS_SCHEMA.names, "pending"]):
+            wanted = pc.and_(table["pending"], pc.equal(table["style"], style))
+            yield from table.filter(wanted).select(ITEMS_SCHEMA.names).to_pylist()
 
 
 def _ended(running: deque[Future[ResultRow]]) -> list[ResultRow]:

@@ -33,6 +33,7 @@ from pia_ray.config import ModelConfig
 from pia_ray.errors import BadParameter, WeightsError
 from pia_ray.params import AnimationParams
 from pia_ray.pia import single_file
+from pia_ray.pia.inversion import with_inversions
 from pia_ray.pia.lora import Lora, read_lora
 from pia_ray.pia.sharing import Held, Pool, SourceOf
 from pia_ray.pia.speed import device_of, dtype_of
@@ -88,6 +89,8 @@ class Components:
     """Name and revision or digest of the weights."""
     loras: Mapping[str, Lora] = field(default_factory=dict)
     """What rows may choose from, by name; none of them is merged into these parts."""
+    inversions: Mapping[str, int] = field(default_factory=dict)
+    """Textual inversions in text encoder and tokenizer: the number of vectors of each token."""
     held: tuple[Held, ...] = ()
     """Keeps weights known to the pool they are shared through."""
 
@@ -116,7 +119,8 @@ def assemble(weights: LocalWeights, model: ModelConfig, pool: Pool | None = None
     """The model of these weights, on its device; what other models of the pool hold already is held once.
 
     Raises:
-        WeightsError: a part is missing, damaged, or not a PIA model (no 9-channel input); a LoRA does not fit.
+        WeightsError: a part is missing, damaged, or not a PIA model (no 9-channel input); a LoRA or textual inversion
+            does not fit.
         ConfigError: the device is not there.
     """
     device = device_of(model)
@@ -143,6 +147,8 @@ def assemble(weights: LocalWeights, model: ModelConfig, pool: Pool | None = None
         loras={name: Lora(path, model.loras[name].weight) for name, path in weights.loras.items()},
         held=held,
     )
+    if weights.textual_inversions:
+        components = with_inversions(components, weights.textual_inversions)
     for lora in components.loras.values():
         read_lora(lora.path, components)  # a LoRA for another model is told before any row asks for it
     return components

@@ -15,6 +15,7 @@ from pia_ray.errors import BadParameter
 from pia_ray.params import AnimationParams
 from pia_ray.pia.affinity import affinity, keyframe_affinity
 from pia_ray.pia.assemble import Components
+from pia_ray.pia.inversion import expand
 
 CACHED_PROMPTS: Final = 256
 CACHED_PICTURES: Final = 64
@@ -73,7 +74,7 @@ class Conditions:
         if clip_skip is not None and clip_skip >= layers:
             raise BadParameter(f"clip_skip must be 0 to {layers - 1} for this model (got {clip_skip})", "clip_skip")
         tokens = parts.tokenizer(
-            text,
+            expand(text, parts.inversions),
             padding="max_length",
             max_length=parts.tokenizer.model_max_length,
             truncation=True,

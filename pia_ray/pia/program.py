@@ -160,7 +160,9 @@ def _step_extras(scheduler: Any, params: AnimationParams, generator: torch.Gener
     accepted = inspect.signature(scheduler.step).parameters
     extras: dict[str, Any] = {}
     if "eta" in accepted:
-        extras["eta"] = params.eta
+        # Without signal at the first step, eta 1 leaves 0 under a root, which rounding makes negative: NaN.
+        zero_snr = scheduler.config.get("rescale_betas_zero_snr", False)
+        extras["eta"] = min(params.eta, 1 - 1e-6) if zero_snr else params.eta
     if "generator" in accepted:
         extras["generator"] = generator
     return extras

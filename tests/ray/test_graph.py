@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -351,3 +352,30 @@ def test_a_processor_keeps_the_columns_of_rows_with_paths_and_their_blocks_thin(
     assert table["error_message"].to_pylist() == [None] * 6
     assert dataset.num_blocks() == 6
     assert dataset.size_bytes() / 6 < 4096
+
+
+def test_an_actor_goes_through_the_styles_one_after_the_other(tmp_path: Path) -> None:
+    manifest = write(tmp_path, {str(n): "pan left" for n in range(12)})
+    rows = pq.read_table(manifest).append_column("style", pa.array(["ink", "oil", None] * 4))
+    pq.write_table(rows, manifest)
+    styles = {"ink": {"base": "embedded"}, "oil": {"base": "embedded", "defaults": {"num_frames": 3}}}
+    config = configure(manifest, tmp_path / "out", styles=styles, keep_models=1, batch_size=1, prefetch=0)
+    summary = run_catalog(config, make_animator=partial(make_fake, log=tmp_path / "log"))
+    assert summary.exit_code == 0
+    order = [line["style"] for line in begun(tmp_path / "log")]
+    assert sum(a != b for a, b in itertools.pairwise(order)) == 2, order
+    assert [row["id"] for row in read_results(config.output).to_pylist()] == [str(n) for n in range(12)]
+    assert by_id(config)["1"]["num_frames"] == 3
+    assert by_id(config)["0"]["model"] == "ink@fake"
+
+
+def test_a_processor_takes_a_style_per_row(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(draw_picture((64, 48), seed=1))
+    config = configure(tmp_path / "m", tmp_path / "out", styles={"ink": {"base": "embedded"}})
+    rows = [{"image": str(tmp_path / "a.png"), "prompt": "p", "style": style} for style in ("ink", "default", "oil")]
+    made = build_processor(config, make_animator=make_fake)(ray.data.from_items(rows)).take_all()
+    assert {row["style"]: row["model"] for row in made if row["status"] == "succeeded"} == {
+        "ink": "ink@fake",
+        "default": "demo@fake",
+    }
+    assert [row["error_code"] for row in made if row["status"] == "failed"] == ["bad_parameter"]
