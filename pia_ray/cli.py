@@ -35,7 +35,16 @@ from pia_ray.config import (
     parse_styles,
 )
 from pia_ray.errors import BadParameter, ConfigError, OutputError, PiaRayError, RowError, StorageError
-from pia_ray.params import DEFAULT_STYLE, KNOBS, Knob, VideoFormat, parse_defaults, parse_params, suggest
+from pia_ray.params import (
+    DEFAULT_STYLE,
+    KNOBS,
+    REFERENCE_KNOBS,
+    Knob,
+    VideoFormat,
+    parse_defaults,
+    parse_params,
+    suggest,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -357,6 +366,7 @@ def _image(args: argparse.Namespace) -> int:
     from pia_ray import image as pictures
     from pia_ray import steps
     from pia_ray.animator import Animator
+    from pia_ray.manifest import shown
     from pia_ray.params import AnimationRequest
     from pia_ray.video import MIME
 
@@ -374,12 +384,19 @@ def _image(args: argparse.Namespace) -> int:
     params = parse_params({"prompt": model.defaults.get("prompt"), **knobs})
     if params.num_videos > 1:
         raise ConfigError("--num-videos makes several files: use `pia-ray animate` on a manifest of one row")
-    content = steps.read_image(args.image, max_bytes=CatalogConfig.model_fields["max_image_bytes"].default)
-    picture = pictures.decode(content).rgb
+    caps = CatalogConfig.model_fields
+    max_bytes, max_pixels = caps["max_image_bytes"].default, caps["max_image_pixels"].default
+    picture = pictures.decode(steps.read_image(args.image, max_bytes=max_bytes)).rgb
+    named = {knob: uri for knob in REFERENCE_KNOBS if (uri := getattr(params, knob) or model.defaults.get(knob))}
+    brings: dict[str, Any] = dict(
+        steps.read_references(named, background=caps["background"].default, max_bytes=max_bytes, max_pixels=max_pixels)
+    )
+    # What the video says of itself holds no signature of a URL and no bytes.
+    params = params.model_copy(update={knob: shown(uri) for knob, uri in named.items()})
     console = _console()
     with Animator(model) as animator, Bar(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("animating", total=None)
-        request = AnimationRequest(picture, params, id=Path(args.image).stem)
+        request = AnimationRequest(picture, params, id=Path(args.image).stem, **brings)
         future = animator.submit(request, on_step=lambda done, steps: bar.update(task, completed=done, total=steps))
         animation = future.result()
     animation.save(args.output)

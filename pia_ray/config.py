@@ -15,7 +15,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from pia_ray.errors import BadParameter, ConfigError, RowError
-from pia_ray.params import DEFAULT_STYLE, VideoFormat, parse_defaults, suggest
+from pia_ray.params import DEFAULT_STYLE, REFERENCE_KNOBS, VideoFormat, parse_defaults, suggest
 
 USER_MODELS = Path("~/.config/pia-ray/models.yaml")
 """Where users add named models of their own, in the form of the packaged `models.yaml`."""
@@ -32,6 +32,11 @@ _Config = TypeVar("_Config", "ModelConfig", "CatalogConfig")
 def _defaults(value: object) -> object:
     if not isinstance(value, Mapping):
         raise ValueError("must be a mapping of knobs to values")
+    for knob in REFERENCE_KNOBS:
+        if str(value.get(knob) or "").lstrip()[:5].lower() == "data:":
+            raise ValueError(
+                f"{knob}: a default is a path or URL; what a data: URL holds would go into every row's plan"
+            )
     try:
         return parse_defaults(value)
     except BadParameter as error:

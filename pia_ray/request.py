@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
-import numpy as np
-
+from pia_ray import arrays
 from pia_ray import image as pictures
 from pia_ray.config import ModelConfig
 from pia_ray.errors import BadParameter
@@ -63,8 +62,8 @@ def prepare(request: AnimationRequest, model: ModelConfig) -> AnimationRequest:
     params = params.model_copy(update={"width": width, "height": height, "seed": seed})
     size = (width, height)
     end, mask, look = request.end_image, request.mask_image, request.ip_adapter_image
-    arrays: dict[str, Any] = {
-        name: as_array(values, name) for name in ARRAY_KNOBS if (values := getattr(request, name)) is not None
+    checked: dict[str, Any] = {
+        name: arrays.as_array(values, name) for name in ARRAY_KNOBS if (values := getattr(request, name)) is not None
     }
     return replace(
         request,
@@ -73,36 +72,8 @@ def prepare(request: AnimationRequest, model: ModelConfig) -> AnimationRequest:
         end_image=None if end is None else pictures.fit(_picture(end, "end_image"), size),
         mask_image=None if mask is None else pictures.fit_mask(_picture(mask, "mask_image"), picture.size, size),
         ip_adapter_image=None if look is None else _picture(look, "ip_adapter_image"),
-        **arrays,
+        **checked,
     )
-
-
-def as_array(values: object, field: str) -> np.ndarray[Any, Any]:
-    """Floats that a request or file brings as that knob, in float32 and without leading axes of length 1.
-
-    Raises:
-        BadParameter: no array of finite floats, or of another number of axes; says what is wanted.
-    """
-    wanted, most, least = _LAYOUTS[field]
-    if not isinstance(values, np.ndarray):
-        raise BadParameter(f"{field} must be a numpy array {wanted}, not {type(values).__name__}", field)
-    if values.dtype.kind != "f":
-        raise BadParameter(f"{field} must hold floats, not {values.dtype}", field)
-    array = values
-    while array.ndim > most and array.shape[0] == 1:
-        array = array[0]
-    if not least <= array.ndim <= most or 0 in array.shape:
-        raise BadParameter(f"{field} must be {wanted} (got {list(values.shape)})", field)
-    if not np.isfinite(array).all():
-        raise BadParameter(f"{field} holds NaN or infinite values", field)
-    return np.ascontiguousarray(array, dtype=np.float32)
-
-
-_LAYOUTS: Final = {
-    name: (layout, layout.count(",") + 1, 1 if name == "ip_adapter_image_embeds" else layout.count(",") + 1)
-    for name, layout in ARRAY_KNOBS.items()
-}
-"""Each array knob's layout in words, and the most and least axes that it may have."""
 
 
 def _picture(image: object, field: str) -> Image:

@@ -10,18 +10,31 @@ import os
 import platform
 import re
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
+from pia_ray import arrays, ledger, manifest, storage, video
 from pia_ray import image as pictures
-from pia_ray import ledger, manifest, storage, video
 from pia_ray.config import CatalogConfig
-from pia_ray.errors import ImageNotFound, ImageTooLarge, StorageError, StorageNotFound, StorageTooLarge, VideoError
+from pia_ray.errors import (
+    BadParameter,
+    ImageNotFound,
+    ImageTooLarge,
+    RowError,
+    StorageError,
+    StorageNotFound,
+    StorageTooLarge,
+    VideoError,
+)
 from pia_ray.fetch import fetch as fetch_url
-from pia_ray.params import Animation, AnimationRequest, ManifestRow, ResultRow
+from pia_ray.params import ARRAY_KNOBS, Animation, AnimationRequest, ManifestRow, ResultRow
 
 if TYPE_CHECKING:
+    import numpy as np
     from PIL.Image import Image
 
 _CELL = re.compile(r".+#row=[1-9][0-9]*&column=.+", re.DOTALL)
@@ -38,13 +51,16 @@ class Fetched:
     original_height: int
     sha256: str
     fetch_s: float
+    references: Mapping[str, Image | np.ndarray[Any, Any]] = field(default_factory=dict)
+    """What the row's params refer to, by knob."""
 
 
 def fetch(row: ManifestRow, config: CatalogConfig) -> Fetched:
-    """Reads and decodes the row's picture, wherever it is.
+    """Reads and decodes the row's picture and what else its params refer to, wherever it is.
 
     Raises:
         ImageError: there is none, or it cannot be used.
+        BadParameter: an array is not what its knob takes.
         FetchError, StorageError: it could not be read.
         VideoError: the run's format cannot hold what the row asks for; found here, before the GPU.
     """
@@ -58,14 +74,19 @@ def fetch(row: ManifestRow, config: CatalogConfig) -> Fetched:
         max_bytes=config.max_image_bytes,
         max_pixels=config.max_image_pixels,
     )
-    planned = row.image_identity.partition("#")[0]
-    if planned.startswith("sha256:") and planned != f"sha256:{decoded.sha256}":
-        raise ImageNotFound("the manifest has changed since it was planned: run again, which plans it anew")
+    _require_planned(row.image_identity, decoded.sha256)
     return Fetched(
         image=decoded.rgb,
         original_width=decoded.original_width,
         original_height=decoded.original_height,
         sha256=decoded.sha256,
+        references=read_references(
+            row.references,
+            background=config.background,
+            max_bytes=config.max_image_bytes,
+            max_pixels=config.max_image_pixels,
+            identities={knob: getattr(params, knob) for knob in row.references},
+        ),
         fetch_s=time.perf_counter() - started,
     )
 
@@ -90,9 +111,39 @@ def read_image(reference: str, *, max_bytes: int) -> bytes:
         raise ImageTooLarge(error.message) from None
 
 
+def read_references(
+    uris: Mapping[str, str],
+    *,
+    background: str,
+    max_bytes: int,
+    max_pixels: int,
+    identities: Mapping[str, str] = MappingProxyType({}),
+) -> dict[str, Image | np.ndarray[Any, Any]]:
+    """What is behind references, by knob: RGB pictures of their own size, and float32 arrays.
+
+    Transparent parts of a mask are black, which stays; those of other pictures show `background`. `identities` say
+    what was planned for bytes that lie in a manifest.
+
+    Raises:
+        RowError: as `fetch`; the message begins with the knob.
+    """
+    found: dict[str, Image | np.ndarray[Any, Any]] = {}
+    for knob, uri in uris.items():
+        with _named(knob):
+            content = read_image(uri, max_bytes=max_bytes)
+            _require_planned(identities.get(knob, ""), hashlib.sha256(content).hexdigest())
+            if knob in ARRAY_KNOBS:
+                found[knob] = arrays.decode(content, knob)
+                continue
+            below = "#000000" if knob == "mask_image" else background
+            found[knob] = pictures.decode(content, background=below, max_bytes=max_bytes, max_pixels=max_pixels).rgb
+    return found
+
+
 def request_of(row: ManifestRow, fetched: Fetched, *, deadline_s: float | None) -> AnimationRequest:
     """What the Animate step is asked for this row."""
-    return AnimationRequest(image=fetched.image, params=row.params, id=row.id, deadline_s=deadline_s)
+    brings: dict[str, Any] = dict(fetched.references)
+    return AnimationRequest(image=fetched.image, params=row.params, id=row.id, deadline_s=deadline_s, **brings)
 
 
 def publish(
@@ -201,6 +252,28 @@ def committed(row: ManifestRow, config: CatalogConfig) -> ResultRow | None:
 def worker_name() -> str:
     """This process as results name it: host and process id."""
     return f"{platform.node()}:{os.getpid()}"
+
+
+@contextmanager
+def _named(knob: str) -> Iterator[None]:
+    """Says in an error which knob's file it is about."""
+    try:
+        yield
+    except BadParameter as error:
+        raise BadParameter(error.message, knob) from None
+    except RowError as error:
+        message = f"{knob}: {error.message}"
+        if knob in ARRAY_KNOBS and isinstance(error, ImageNotFound):
+            raise StorageNotFound(message) from None
+        if knob in ARRAY_KNOBS and isinstance(error, ImageTooLarge):
+            raise StorageTooLarge(message) from None
+        raise type(error)(message) from None
+
+
+def _require_planned(identity: str, sha256: str) -> None:
+    planned = identity.partition("#")[0]
+    if planned.startswith("sha256:") and planned != f"sha256:{sha256}":
+        raise ImageNotFound("the manifest has changed since it was planned: run again, which plans it anew")
 
 
 def _capped(content: bytes, max_bytes: int) -> bytes:

@@ -29,6 +29,7 @@ ORDER = (
     "params",
     "config",
     "image",
+    "arrays",
     "request",
     "video",
     "storage",

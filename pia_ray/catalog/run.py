@@ -14,12 +14,12 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, suppress
 from dataclasses import dataclass, field, replace
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from pia_ray import gallery, ledger, manifest, storage, weights
 from pia_ray.config import CatalogConfig
 from pia_ray.errors import JobError, OutputError, PiaRayError, StorageError
-from pia_ray.params import ResultRow
+from pia_ray.params import REFERENCE_KNOBS, ResultRow
 
 log = logging.getLogger(__name__)
 
@@ -127,7 +127,7 @@ def run(config: CatalogConfig, execute: Execute, *, observe: Observer = lambda p
     config = settled(config)
     model_version, style_versions = versions_of(config)
     storage.probe(config.output)
-    record = ledger.new_run(manifest=config.manifest, model=model_version, config=config.model_dump(mode="json"))
+    record = ledger.new_run(manifest=config.manifest, model=model_version, config=_recorded(config))
     with ledger.Lease(config.output, run_id=record.run_id), ledger.Ledger.open(config.output) as book:
         items = manifest.plan(opened, config, model_version=model_version, style_versions=style_versions)
         planned = book.plan(items, run=record, retry=config.retry)
@@ -209,7 +209,17 @@ def _with_absolute_places(config: CatalogConfig) -> CatalogConfig:
         slash = "/" if place.endswith("/") else ""  # says that it is a folder, also where none is yet
         return str(storage.local_path(place).absolute()).rstrip("/") + slash
 
+    config = manifest.with_absolute_references(config)
     return config.model_copy(update={"output": absolute(config.output), "manifest": absolute(config.manifest)})
+
+
+def _recorded(config: CatalogConfig) -> dict[str, Any]:
+    """The config as a run's record holds it: without the signatures of URLs."""
+    values = config.model_dump(mode="json")
+    models = (values["model"], *values["styles"].values())
+    for defaults in (values["defaults"], *(model["defaults"] for model in models)):
+        defaults |= {knob: manifest.shown(defaults[knob]) for knob in REFERENCE_KNOBS if defaults.get(knob)}
+    return values
 
 
 def _follow(

@@ -15,6 +15,7 @@ from pia_ray.manifest.files import find
 from pia_ray.manifest.items import ITEMS_SCHEMA
 from pia_ray.manifest.tables import TableFile, unify
 from pia_ray.params import (
+    ARRAY_KNOBS,
     KNOBS,
     REFERENCE_KNOBS,
     RESERVED_KNOBS,
@@ -40,6 +41,11 @@ class Columns:
     knobs: tuple[str, ...]
     """All others of `AnimationParams`; their column has the knob's name."""
     passed: tuple[str, ...]
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        """Those of the knobs that refer to files."""
+        return tuple(knob for knob in self.knobs if knob in REFERENCE_KNOBS)
 
     @property
     def read(self) -> list[str]:
@@ -108,11 +114,6 @@ def _columns(
             f"{file.name} has no prompt column. {there} Name one of them {', '.join(PROMPT_COLUMNS[:-1])} or "
             f"{PROMPT_COLUMNS[-1]}, say which it is with --prompt-col, or give a --prompt for all rows"
         )
-    for name in found.knobs:
-        if name in REFERENCE_KNOBS:
-            raise ManifestError(
-                f'column "{name}" of {file.name}: this knob is not supported by this version; drop or rename the column'
-            )
     _check_types(file, found)
     for name in found.passed:
         if name in RESERVED_KNOBS:
@@ -148,17 +149,29 @@ def _check_types(file: TableFile, columns: Columns) -> None:
     def refuse(name: str, wanted: str) -> None:
         raise ManifestError(f'column "{name}" of {file.name} is {file.schema.field(name).type}: {wanted}')
 
-    is_text = kind(columns.image)
-    struct = pa.types.is_struct(is_text) and is_text.get_field_index("bytes") >= 0
-    if not (_is_text(is_text) or _is_binary(is_text) or struct or pa.types.is_null(is_text)):
+    def may_refer(name: str) -> bool:
+        found = kind(name)
+        struct = pa.types.is_struct(found) and found.get_field_index("bytes") >= 0
+        return _is_text(found) or _is_binary(found) or struct or bool(pa.types.is_null(found))
+
+    if not may_refer(columns.image):
         refuse(columns.image, "an image is a path or URL, bytes, or a struct of bytes and path")
-    if _packs_images(file, columns):
+    if _packs_bytes(file, columns.image):
         refuse(columns.image, "unpack the .gz, image bytes are read from the file in place")
+    for name in columns.references:
+        is_array = name in ARRAY_KNOBS
+        if not may_refer(name) and not (is_array and _holds_floats(kind(name))):
+            lists = ", nested lists of floats" if is_array else ""
+            refuse(name, f"{name} is a path or URL, bytes{lists}, or a struct of bytes and path")
+        if _packs_bytes(file, name):
+            refuse(name, "unpack the .gz, what cells hold is read from the file in place")
     if columns.prompt is not None and not (_is_text(kind(columns.prompt)) or pa.types.is_null(kind(columns.prompt))):
         refuse(columns.prompt, "a prompt is text")
     if columns.id is not None and (pa.types.is_nested(kind(columns.id)) or pa.types.is_boolean(kind(columns.id))):
         refuse(columns.id, "an id is text or a whole number")
     for name in columns.knobs:
+        if name in columns.references:
+            continue
         found = kind(name)
         if KNOBS[name].many and _is_list(found):
             found = found.value_type
@@ -184,9 +197,18 @@ def _is_binary(kind: pa.DataType) -> bool:
     )
 
 
-def _packs_images(file: TableFile, columns: Columns) -> bool:
-    kind = file.schema.field(columns.image).type
-    return file.uri.lower().endswith(".gz") and (_is_binary(kind) or pa.types.is_struct(kind))
+def _holds_floats(kind: pa.DataType) -> bool:
+    while _is_list(kind):
+        kind = kind.value_type
+        if pa.types.is_floating(kind):
+            return True
+    return False
+
+
+def _packs_bytes(file: TableFile, name: str) -> bool:
+    kind = file.schema.field(name).type
+    held = _is_binary(kind) or pa.types.is_nested(kind) or isinstance(kind, pa.BaseExtensionType)
+    return file.uri.lower().endswith(".gz") and held
 
 
 def _separator_tip(names: Sequence[str]) -> str:

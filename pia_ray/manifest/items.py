@@ -9,16 +9,18 @@ import hashlib
 import json
 from collections.abc import Mapping
 from json.encoder import encode_basestring as quoted
+from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import pyarrow as pa
 
 from pia_ray.config import CatalogConfig, ModelConfig
-from pia_ray.errors import BadParameter
+from pia_ray.errors import BadParameter, ConfigError
 from pia_ray.manifest import references
 from pia_ray.params import (
     DEFAULT_STYLE,
     KNOBS,
+    REFERENCE_KNOBS,
     AnimationParams,
     ManifestRow,
     lora_strengths,
@@ -40,11 +42,14 @@ ITEMS_SCHEMA: Final = pa.schema(
         pa.field("seed", pa.uint64(), nullable=False),
         pa.field("style", pa.string(), nullable=False),
         pa.field("params", pa.string(), nullable=False),
+        pa.field("reference_uris", pa.string()),
         pa.field("error_code", pa.string()),
         pa.field("error_message", pa.string()),
     ]
 )
-"""One planned work item, in manifest order; a manifest's pass-through columns follow, with their own types. An
+"""One planned work item, in manifest order; a manifest's pass-through columns follow, with their own types.
+
+`reference_uris` is JSON: where the files lie that the params refer to, by knob; null where they refer to none. An
 `error_message` marks a rejected row: it becomes a failed row without reaching a worker."""
 
 MAX_ID_LENGTH: Final = 256
@@ -75,6 +80,7 @@ def row_from_item(item: Mapping[str, Any]) -> ManifestRow:
         image_identity=item["image_identity"],
         params=AnimationParams.model_validate({**values, "num_videos": 1}),
         work_key=item["work_key"],
+        references=json.loads(item["reference_uris"] or "{}"),
     )
 
 
@@ -121,8 +127,12 @@ def items_of(
     model_version: str,
     style_versions: Mapping[str, str],
     has_id: bool,
+    own: Mapping[str, Picture],
+    run: RunReferences,
 ) -> list[ManifestRow]:
     """The work items of one row; versions as in `planning.plan`.
+
+    `own` are the files that its cells refer to, by knob; `knobs` its other knobs.
 
     Raises:
         BadParameter: the row's first wrong cell.
@@ -133,27 +143,109 @@ def items_of(
         style = parse_defaults({"style": knobs["style"]})["style"]
     model = config.model_for(style)
     default_prompt = config.defaults.get("prompt", model.defaults.get("prompt"))
-    params = parse_params({**({"prompt": default_prompt} if default_prompt else {}), **knobs})
+    cells = {**knobs, **{knob: found.identity for knob, found in own.items()}}
+    params = parse_params({**({"prompt": default_prompt} if default_prompt else {}), **cells})
     if not has_id:
-        given = {name: getattr(params, name) for name in KNOBS if name in knobs}
+        given = {name: getattr(params, name) for name in KNOBS if name in cells}
         row_id = derived_id(picture, canonical(given))
     resolved = resolve(params, config.defaults, model_defaults=model.defaults)
     lora_strengths(resolved, model.lora_weights)
+    resolved, uris = with_references(resolved, own, run)
     first_seed = seed_from_id(row_id) if resolved.seed is None else resolved.seed
     identity = picture.identity + picture.version
     items = []
     for index in range(resolved.num_videos):
-        own = resolved.model_copy(update={"seed": seed_of_video(first_seed, index), "num_videos": 1})
+        own_params = resolved.model_copy(update={"seed": seed_of_video(first_seed, index), "num_videos": 1})
         key = work_key(
             row_id=row_id,
             video_index=index,
             image_identity=identity,
-            params=own,
+            params=own_params,
             config=config,
             model_version=model_version if style == DEFAULT_STYLE else style_versions[style],
         )
-        items.append(ManifestRow(row_id, index, picture.uri, identity, own, key))
+        items.append(ManifestRow(row_id, index, picture.uri, identity, own_params, key, uris))
     return items
+
+
+def with_references(
+    resolved: AnimationParams, own: Mapping[str, Picture], run: RunReferences
+) -> tuple[AnimationParams, dict[str, str]]:
+    """The params with the identities of the files that they refer to, and where those lie.
+
+    `own` are the row's; what a default refers to is found by `run`.
+
+    Raises:
+        BadParameter: a default refers to what cannot be read.
+    """
+    found = dict(own)
+    for knob in REFERENCE_KNOBS:
+        if knob not in own and (value := getattr(resolved, knob)) is not None:
+            found[knob] = run.at(value, knob)
+    if not found:
+        return resolved, {}
+    params = resolved.model_copy(update={knob: each.identity + each.version for knob, each in found.items()})
+    return params, {knob: found[knob].uri for knob in sorted(found)}
+
+
+def reference_json(uris: Mapping[str, str]) -> str | None:
+    """The cell of `reference_uris`."""
+    return canonical(dict(uris)) if uris else None
+
+
+class RunReferences:
+    """The files that a run's or model's defaults refer to, each located once: relative to the working directory."""
+
+    def __init__(self, versions: references.Versions | None) -> None:
+        self._versions = versions
+        self._found: dict[str, Picture] = {}
+
+    def at(self, reference: str, knob: str) -> Picture:
+        """The file of a default. A local one is identified by its absolute path.
+
+        Raises:
+            BadParameter: it names nothing that can be read.
+        """
+        if reference not in self._found:
+            uri, identity = references.locate(reference, f"{Path.cwd()}/", what=knob)
+            version = "" if self._versions is None else self._versions.of(uri)
+            self._found[reference] = Picture(uri, uri if uri.startswith("/") else identity, reference, version)
+        return self._found[reference]
+
+
+def with_absolute_references(config: CatalogConfig) -> CatalogConfig:
+    """The same config with the local files of its defaults by absolute path, for workers that run elsewhere.
+
+    Raises:
+        ConfigError: a default refers to what cannot be read.
+    """
+    run = RunReferences(None)
+
+    def absolute(defaults: Mapping[str, Any]) -> dict[str, Any]:
+        values = dict(defaults)
+        for knob in REFERENCE_KNOBS:
+            if values.get(knob) is None:
+                continue
+            try:
+                uri = run.at(values[knob], knob).uri
+            except BadParameter as error:
+                raise ConfigError(f"defaults: {error.message}") from None
+            values[knob] = uri if uri.startswith("/") else values[knob]
+        return values
+
+    def settled(model: ModelConfig) -> ModelConfig:
+        return model.model_copy(update={"defaults": absolute(model.defaults)})
+
+    every = (config.defaults, config.model.defaults, *(model.defaults for model in config.styles.values()))
+    if not any(values.get(knob) for values in every for knob in REFERENCE_KNOBS):
+        return config
+    return config.model_copy(
+        update={
+            "defaults": absolute(config.defaults),
+            "model": settled(config.model),
+            "styles": {style: settled(model) for style, model in config.styles.items()},
+        }
+    )
 
 
 def derived_id(picture: Picture, given: str) -> str:

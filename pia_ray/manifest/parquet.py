@@ -15,10 +15,11 @@ from contextlib import contextmanager
 from typing import Any, Final
 from urllib.parse import quote, unquote
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pia_ray import storage
+from pia_ray import arrays, storage
 from pia_ray.errors import ImageNotFound, StorageDenied, StorageError, StorageNotFound, StorageUnavailable
 from pia_ray.manifest.references import decode_data_url
 from pia_ray.manifest.tables import (
@@ -32,6 +33,7 @@ from pia_ray.manifest.tables import (
     nulls,
     plain_type,
 )
+from pia_ray.params import ARRAY_KNOBS
 
 _CACHED_FILES: Final = 4
 _CACHED_COLUMN_BYTES: Final = 64 * 2**20
@@ -80,11 +82,13 @@ def cell_reference(file: TableFile, row: int, column: str) -> str:
 def read_image_cell(reference: str) -> bytes:
     """The bytes that `<manifest uri>#row=<n>&column=<name>` names; rows count from 1, a column is percent-encoded.
 
-    Reads only that column of the row's row group, and keeps the last one of a few files. Threads may call it together.
+    Of a cell that holds an array they are those of a .safetensors file. Reads only that column of the row's row group,
+    and keeps the last one of a few files. Threads may call it together.
 
     Raises:
         StorageNotFound: the manifest is gone.
         ImageNotFound: no such row or column, or no bytes there: the manifest changed since it was planned.
+        BadParameter: an array that is none any more.
         StorageError: the file cannot be read.
     """
     match = _CELL.fullmatch(reference)
@@ -101,6 +105,8 @@ def read_image_cell(reference: str) -> bytes:
         raise _storage_error(error, reference) from None
     if isinstance(value, Mapping):
         value = value.get("bytes")
+    if isinstance(value, list | np.ndarray) and column in ARRAY_KNOBS:
+        return arrays.encode(value, column)
     if isinstance(value, str) and value.strip().startswith("data:"):
         return decode_data_url(value.strip())
     if not isinstance(value, bytes) or not value:
@@ -145,6 +151,8 @@ def _rows_per_batch(metadata: pq.FileMetaData, columns: set[str]) -> int:
 
 def _values(column: pa.Array) -> list[Any]:
     """As `to_pylist`, but far faster for text and numbers."""
+    if isinstance(column, pa.FixedShapeTensorArray):
+        return [None if not value.is_valid else value.to_numpy() for value in column]
     if isinstance(column, pa.ExtensionArray):
         return list(column.to_pylist())
     if (plain := plain_type(column.type)) != column.type:
@@ -192,20 +200,26 @@ class _Cells:
     def _read(self, group: int, row: int) -> Any:
         column = self._column
         if self._kept is not None and self._kept[0] == group:
-            return self._kept[1][row].as_py()
+            return _python(self._kept[1][row])
         about = self._file.metadata.row_group(group)
         chunks = (about.column(number) for number in range(about.num_columns))
         size = sum(c.total_uncompressed_size for c in chunks if c.path_in_schema.split(".")[0] == column)
         if size <= _CACHED_COLUMN_BYTES:
             values = self._file.read_row_group(group, columns=[column]).column(column)
             self._kept = (group, values)
-            return values[row].as_py()
+            return _python(values[row])
         step = max(1, about.num_rows * 2**24 // size)  # a large group is streamed up to the row, some 16 MB at a time
         for batch in self._file.iter_batches(batch_size=step, row_groups=[group], columns=[column]):
             if row < batch.num_rows:
-                return batch.column(column)[row].as_py()
+                return _python(batch.column(column)[row])
             row -= batch.num_rows
         return None
+
+
+def _python(value: pa.Scalar) -> Any:
+    if isinstance(value, pa.FixedShapeTensorScalar):
+        return value.to_numpy() if value.is_valid else None
+    return value.as_py()
 
 
 _open_cells: OrderedDict[tuple[str, str], _Cells] = OrderedDict()

@@ -26,13 +26,17 @@ from pia_ray.manifest.items import (
     KEY_VERSION,
     MAX_ID_LENGTH,
     Picture,
+    RunReferences,
     canonical,
     canonical_params,
     derived_id,
     items_of,
+    reference_json,
     run_spec,
+    with_absolute_references,
+    with_references,
 )
-from pia_ray.manifest.rows import BAD_MANIFEST_ROW, knobs_of, picture_of, rejected
+from pia_ray.manifest.rows import BAD_MANIFEST_ROW, knobs_of, picture_of, references_of, rejected
 from pia_ray.manifest.tables import Chunk, TableFile
 from pia_ray.params import (
     DEFAULT_STYLE,
@@ -92,6 +96,8 @@ class _Template:
     negative: str
     """JSON of the negative prompt of rows that give none."""
     seed: int | None
+    references: str | None
+    """The cell of `reference_uris`: what defaults refer to."""
     num_videos: int
     style: str
     prompt: str | None
@@ -135,10 +141,11 @@ class _Planner:
         self, manifest: Manifest, config: CatalogConfig, model_version: str, style_versions: Mapping[str, str]
     ) -> None:
         self.manifest = manifest
-        self.config = config
+        self.config = config = with_absolute_references(config)
         self._model_version = model_version
         self._style_versions = style_versions
         self._versions = references.Versions() if config.detect_changes else None
+        self._run = RunReferences(self._versions)
         self._templates: dict[tuple[Any, ...], _Template] = {}
         spec = run_spec(config, config.model, model_version)
         self._before_id = f'{{"background":{canonical(spec["background"])},"format":{canonical(spec["format"])},"id":'
@@ -148,7 +155,9 @@ class _Planner:
         """The items of a chunk, and the id of each of its rows."""
         cells, bad_rows = chunk.cells, chunk.bad_rows
         nothing = [None] * chunk.num_rows
-        shared = [knob for knob in columns.knobs if knob not in ("negative_prompt", "seed")]
+        shared = [knob for knob in columns.knobs if knob not in ("negative_prompt", "seed", *columns.references)]
+        # Rows that refer to files of their own go the plain way.
+        refer = {index for knob in columns.references for index, cell in enumerate(cells[knob]) if cell is not None}
         keys = zip(*(_hashable(cells[knob]) for knob in shared), strict=True) if shared else [()] * chunk.num_rows
         one_by_one = zip(
             keys,
@@ -164,7 +173,7 @@ class _Planner:
         items = _Items()
         for index, (key, id_cell, image, prompt, negative, seed) in enumerate(one_by_one):
             template = self._templates.get(key) or self._template(key, shared, cells, index)
-            if template is not None and index not in bad_rows:
+            if template is not None and index not in bad_rows and index not in refer:
                 try:
                     picture = picture_of(
                         file,
@@ -193,6 +202,7 @@ class _Planner:
             lora_strengths(resolved, model.lora_weights)
         except BadParameter:
             return None
+        resolved, uris = with_references(resolved, {}, self._run)
         version = self._model_version if style == DEFAULT_STYLE else self._style_versions[style]
         holes = {"negative_prompt": "\0negative", "prompt": "\0prompt", "seed": "\0seed"}
         rest = canonical_params(resolved.model_copy(update=holes))
@@ -209,6 +219,7 @@ class _Planner:
             after_seed=rest,
             negative=quoted(resolved.negative_prompt),
             seed=resolved.seed,
+            references=reference_json(uris),
             num_videos=resolved.num_videos,
             style=style,
             prompt=self.config.defaults.get("prompt", model.defaults.get("prompt")),
@@ -258,7 +269,9 @@ class _Planner:
         negative_json = template.negative if negative_cell is None else quoted(negative_cell)
         start = f"{template.start}{negative_json}{template.after_negative}{quoted(prompt)}{template.after_prompt}"
         before = f'{self._before_id}{quoted(row_id)},"image":{quoted(identity)}{template.before_params}'
-        keys, ids, indices, images, identities, prompts, seeds, styles, all_params, codes, messages = items.columns
+        keys, ids, indices, images, identities, prompts, seeds, styles, all_params, uris, codes, messages = (
+            items.columns
+        )
         for index in range(template.num_videos):
             own_seed = seed_of_video(seed, index)
             params = f'{start}"{own_seed}"{template.after_seed}'
@@ -273,6 +286,7 @@ class _Planner:
             seeds.append(own_seed)
             styles.append(template.style)
             all_params.append(params)
+            uris.append(template.references)
             codes.append(None)
             messages.append(None)
             items.sources.append(source)
@@ -301,6 +315,8 @@ class _Planner:
                 model_version=self._model_version,
                 style_versions=self._style_versions,
                 has_id=columns.id is not None,
+                own=references_of(file, columns, cells, row=row, prefix=_folder_of(file.name), versions=self._versions),
+                run=self._run,
             )
         except BadParameter as error:
             return [rejected(file, row, columns, cells, code=error.code, what=f": {error.message}")]
@@ -315,6 +331,7 @@ class _Planner:
                 item.params.seed,
                 item.params.style,
                 canonical_params(item.params),
+                reference_json(item.references),
                 None,
                 None,
             )

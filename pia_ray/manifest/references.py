@@ -45,17 +45,17 @@ _SIGNED_BY: Final = {
 _LISTED_FOLDERS: Final = 8
 
 
-def locate(reference: str, folder: str, prefix: str = "") -> tuple[str, str]:
+def locate(reference: str, folder: str, prefix: str = "", *, what: str = "image") -> tuple[str, str]:
     """Where the picture lies and its identity, for a reference in a manifest that lies in `folder`.
 
-    `folder` ends with a slash. `prefix` goes before the identity of a relative reference: the folder of its manifest
-    below the root of all, so that two folders' `1.png` stay two pictures.
+    `folder` ends with a slash. `what` is the knob that refers to it. `prefix` goes before the identity of a relative
+    reference: the folder of its manifest below the root of all, so that two folders' `1.png` stay two pictures.
 
     Raises:
         BadParameter: the reference names nothing that can be read; says why.
     """
     if not is_unicode(reference):
-        raise BadParameter("image must be valid Unicode text (it holds a lone surrogate)", "image")
+        raise BadParameter(f"{what} must be valid Unicode text (it holds a lone surrogate)", what)
     if not _UNUSUAL.search(reference):
         return folder + reference, prefix + reference
     if reference.startswith("s3://") and not _UNUSUAL.search(reference, 5):  # the other common case
@@ -64,40 +64,40 @@ def locate(reference: str, folder: str, prefix: str = "") -> tuple[str, str]:
             return reference, reference
     reference = reference.strip()
     if not reference:
-        raise BadParameter("image is missing or null: give each row a path, URL or bytes", "image")
+        raise BadParameter(f"{what} is missing or null: give each row a path, URL or bytes", what)
     if "\0" in reference:
-        raise BadParameter("image holds a NUL character", "image")
+        raise BadParameter(f"{what} holds a NUL character", what)
     match = _SCHEME.match(reference)
     scheme = match[1].lower() if match else ""
     if scheme == "https":
         reference = "https" + reference[5:]
         return reference, unsigned(reference)
     if scheme == "data":
-        return "data" + reference[4:], identity_of_bytes(decode_data_url(reference))
+        return "data" + reference[4:], identity_of_bytes(decode_data_url(reference, what=what))
     if scheme == "s3" and reference[3:].startswith("//"):
         bucket, _, key = reference[5:].partition("/")
         if not bucket or not key:
-            raise BadParameter(f"image {reference} names no object: s3://bucket/key is needed", "image")
+            raise BadParameter(f"{what} {reference} names no object: s3://bucket/key is needed", what)
         return f"s3://{bucket}/{key}", f"s3://{bucket}/{key}"
     if scheme == "http":
-        raise BadParameter(f"image {_short(reference)}: http:// is not fetched; use https:// or s3://", "image")
+        raise BadParameter(f"{what} {_short(reference)}: http:// is not fetched; use https:// or s3://", what)
     if reference.startswith("/") or scheme == "file":
         if storage.is_s3(folder):
-            raise BadParameter(f"image {reference}: a manifest in S3 cannot name files of one machine", "image")
+            raise BadParameter(f"{what} {reference}: a manifest in S3 cannot name files of one machine", what)
         if scheme != "file":
             return reference, reference
         try:
             parts = urlsplit(reference)
         except ValueError as error:
-            raise BadParameter(f"image {_short(reference)} is no file:// URL: {error}", "image") from None
+            raise BadParameter(f"{what} {_short(reference)} is no file:// URL: {error}", what) from None
         if parts.netloc not in ("", "localhost") or not parts.path.startswith("/"):
-            raise BadParameter(f"image {reference}: a file:// URL needs three slashes and an absolute path", "image")
+            raise BadParameter(f"{what} {reference}: a file:// URL needs three slashes and an absolute path", what)
         return unquote(parts.path), reference
     if match and "//" in reference:
         raise BadParameter(
-            f"image {_short(reference)}: {scheme}:// is not read; use a path, s3://, https:// or data:", "image"
+            f"{what} {_short(reference)}: {scheme}:// is not read; use a path, s3://, https:// or data:", what
         )
-    return _below(folder, reference), prefix + reference
+    return _below(folder, reference, what), prefix + reference
 
 
 # Anything but a plain relative path: a scheme, dots, an absolute or empty path, whitespace at an end, NUL.
@@ -152,7 +152,7 @@ def unsigned(url: str) -> str:
     return head + (question + kept if kept else "") + hash_sign + fragment
 
 
-def decode_data_url(url: str) -> bytes:
+def decode_data_url(url: str, *, what: str = "image") -> bytes:
     """The content of a `data:` URL.
 
     Raises:
@@ -160,13 +160,13 @@ def decode_data_url(url: str) -> bytes:
     """
     head, comma, text = url.partition(",")
     if not comma or not head.lower().startswith("data:"):
-        raise BadParameter("image is no whole data: URL: data:[<type>][;base64],<content>", "image")
+        raise BadParameter(f"{what} is no whole data: URL: data:[<type>][;base64],<content>", what)
     if not head.lower().endswith(";base64"):
         return unquote_to_bytes(text)
     try:
         return base64.b64decode("".join(unquote(text).split()), validate=True)
     except (binascii.Error, ValueError) as error:
-        raise BadParameter(f"image is a data: URL with damaged base64: {error}", "image") from None
+        raise BadParameter(f"{what} is a data: URL with damaged base64: {error}", what) from None
 
 
 class Versions:
@@ -206,7 +206,7 @@ class Versions:
         return f"#etag={etag.strip(chr(34))}" if etag else ""
 
 
-def _below(folder: str, reference: str) -> str:
+def _below(folder: str, reference: str, what: str) -> str:
     if not storage.is_s3(folder):
         return posixpath.normpath(folder + reference)
     bucket, _, key = folder[5:].partition("/")
@@ -214,7 +214,7 @@ def _below(folder: str, reference: str) -> str:
     if {".", ".."} & set(path.split("/")):
         path = posixpath.normpath(path)
     if path.startswith("../") or path in ("..", "."):
-        raise BadParameter(f"image {reference} leads out of the bucket", "image")
+        raise BadParameter(f"{what} {reference} leads out of the bucket", what)
     return f"s3://{bucket}/{path}"
 
 

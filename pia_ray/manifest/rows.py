@@ -11,14 +11,25 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, Final
 
+import numpy as np
+
+from pia_ray import arrays
 from pia_ray.config import CatalogConfig
 from pia_ray.errors import BadParameter
 from pia_ray.manifest import files, references
 from pia_ray.manifest.columns import IMAGE_COLUMNS, Columns, columns_of
-from pia_ray.manifest.items import KEY_VERSION, MAX_ID_LENGTH, Picture, canonical, id_text, items_of
+from pia_ray.manifest.items import (
+    KEY_VERSION,
+    MAX_ID_LENGTH,
+    Picture,
+    RunReferences,
+    canonical,
+    id_text,
+    items_of,
+)
 from pia_ray.manifest.parquet import cell_reference
 from pia_ray.manifest.tables import TableFile, is_gzip
-from pia_ray.params import DEFAULT_STYLE, ManifestRow, seed_from_id
+from pia_ray.params import ARRAY_KNOBS, DEFAULT_STYLE, REFERENCE_KNOBS, ManifestRow, seed_from_id
 
 BAD_MANIFEST_ROW: Final = "bad_manifest_row"
 """Error code of a row that could not be read at all."""
@@ -35,7 +46,8 @@ def plan_row(
 ) -> ManifestRow:
     """The work item of one row as `plan` makes it, for rows that come from elsewhere; other columns are not looked at.
 
-    Relative references start from the folder of `config.manifest`. Image bytes travel inside the row, as a data: URL.
+    Relative references start from the folder of `config.manifest`. Bytes and arrays travel inside the row, as a data:
+    URL.
 
     Raises:
         BadParameter: a cell has no valid value, or `num_videos` asks for more than one item.
@@ -44,12 +56,14 @@ def plan_row(
     if columns.image not in cells:
         raise BadParameter(f"image is missing: give each row one of {', '.join(IMAGE_COLUMNS)}", "image")
     cell = cells[columns.image]
-    if isinstance(cell, bytes):
-        picture = Picture("data:;base64," + b64encode(cell).decode(), references.identity_of_bytes(cell), "data:")
-    else:
-        picture = _picture_at(cell, files.root_of(config.manifest), "")
-    if config.detect_changes:
-        picture = picture._replace(version=references.Versions().of(picture.uri))
+    picture = _inside(cell) if isinstance(cell, bytes) else _picture_at(cell, files.root_of(config.manifest), "")
+    versions = references.Versions() if config.detect_changes else None
+    if versions is not None:
+        picture = picture._replace(version=versions.of(picture.uri))
+    own = {}
+    for knob in columns.references:
+        if (value := cells[knob]) is not None:
+            own[knob] = _reference_in(value, knob, files.root_of(config.manifest), versions)
     items = items_of(
         cells.get(columns.id) if columns.id is not None else None,
         picture,
@@ -58,6 +72,8 @@ def plan_row(
         model_version=model_version,
         style_versions=style_versions,
         has_id=columns.id is not None,
+        own=own,
+        run=RunReferences(versions),
     )
     if len(items) > 1:
         raise BadParameter("num_videos is more than 1: repeat the row with other seeds instead", "num_videos")
@@ -88,9 +104,40 @@ def picture_of(
     return picture if versions is None else picture._replace(version=versions.of(picture.uri))
 
 
+def references_of(
+    file: TableFile,
+    columns: Columns,
+    cells: Mapping[str, Any],
+    *,
+    row: int,
+    prefix: str,
+    versions: references.Versions | None,
+) -> dict[str, Picture]:
+    """The files that the row's own knobs refer to or hold, by knob.
+
+    Raises:
+        BadParameter: a cell names or holds nothing that can be read.
+    """
+    found = {}
+    for knob in columns.references:
+        cell = cells[knob]
+        if isinstance(cell, dict) and file.kind == "parquet":
+            cell = cell["path"] if cell.get("bytes") is None and "path" in cell else cell.get("bytes")
+        if cell is None:
+            continue
+        if knob in ARRAY_KNOBS and isinstance(cell, list | np.ndarray):
+            cell = arrays.encode(cell, knob)
+        in_place = file.kind == "parquet" and not is_gzip(file.uri)
+        inside = isinstance(cell, bytes) or (isinstance(cell, str) and cell.lstrip()[:5].lower() == "data:")
+        picture = _reference_in(cell, knob, file.folder, versions, prefix)
+        found[knob] = picture._replace(uri=cell_reference(file, row, knob)) if inside and in_place else picture
+    return found
+
+
 def knobs_of(columns: Columns, cell: Callable[[str], Any]) -> dict[str, Any]:
-    """The row's own knobs: the cells that are not null, by the knob's name."""
-    names = {knob: knob for knob in columns.knobs} | ({"prompt": columns.prompt} if columns.prompt else {})
+    """The row's own knobs that do not refer to files: the cells that are not null, by the knob's name."""
+    own = (knob for knob in columns.knobs if knob not in REFERENCE_KNOBS)
+    names = {knob: knob for knob in own} | ({"prompt": columns.prompt} if columns.prompt else {})
     return {knob: value for knob, column in names.items() if (value := cell(column)) is not None}
 
 
@@ -117,9 +164,32 @@ def rejected(
         seed_from_id(row_id),
         DEFAULT_STYLE,
         canonical({knob: written[knob][:_SHOWN_CHARS] for knob in columns.knobs if knob in written}),
+        None,
         code,
         _valid(place + what),
     )
+
+
+def _reference_in(
+    cell: object, knob: str, folder: str, versions: references.Versions | None, prefix: str = ""
+) -> Picture:
+    """The file that a cell names, or what it holds as a data: URL."""
+    if knob in ARRAY_KNOBS and isinstance(cell, list | np.ndarray):
+        cell = arrays.encode(cell, knob)
+    if isinstance(cell, bytes):
+        if not cell:
+            raise BadParameter(f"{knob} holds no bytes", knob)
+        return _inside(cell)
+    if not isinstance(cell, str):
+        array = " or an array" if knob in ARRAY_KNOBS else ""
+        raise BadParameter(f"{knob} must be a path, a URL or bytes{array}, not {type(cell).__name__}", knob)
+    uri, identity = references.locate(cell, folder, prefix, what=knob)
+    return Picture(uri, identity, cell, "" if versions is None else versions.of(uri))
+
+
+def _inside(content: bytes) -> Picture:
+    uri = "data:;base64," + b64encode(content).decode()
+    return Picture(uri, references.identity_of_bytes(content), "data:")
 
 
 def _picture_at(cell: object, folder: str, prefix: str) -> Picture:
@@ -132,6 +202,10 @@ def _picture_at(cell: object, folder: str, prefix: str) -> Picture:
 
 
 def _written(cell: object) -> str:
+    if isinstance(cell, np.ndarray):
+        cell = cell.tobytes()
+    if isinstance(cell, str) and cell.startswith(("https://", "data:")):
+        cell = references.shown(cell)
     return references.identity_of_bytes(cell) if isinstance(cell, bytes) else _valid(str(cell))
 
 
