@@ -36,7 +36,25 @@ Scheduler = Literal[
     "deis",
     "heun",
     "lcm",
+    "euler-karras",
+    "dpm++2m-sde-karras",
+    "dpm++2s",
+    "dpm++2s-karras",
+    "unipc-karras",
+    "heun-karras",
+    "kdpm2",
+    "kdpm2-karras",
+    "kdpm2-a",
+    "kdpm2-a-karras",
+    "ddpm",
+    "tcd",
+    "sa-solver",
 ]
+FreeInit = Literal["off", "butterworth", "gaussian", "ideal"]
+ContextSchedule = Literal["standard", "uniform", "uniform-loop"]
+LongVideo = Literal["windows", "chain"]
+FrameNoise = Literal["shuffle", "repeat", "random"]
+Switch = Literal["off", "on"]
 VideoFormat = Literal["mp4", "gif", "webp", "webm"]
 Preset = Literal["standard", "draft"]
 Seam = Literal["keep", "drop"]
@@ -61,6 +79,15 @@ MAX_COEFFICIENTS: Final = 64
 
 MAX_SEED: Final = 2**64 - 1
 
+MAX_FRAMES: Final = 32
+"""Frames that are denoised in one piece unless context_frames says otherwise: the positions of PIA's motion modules."""
+
+CONTEXT_FRAMES: Final = 16
+"""Frames of a window or segment of longer videos: those of PIA's training. Source: arXiv 2312.13964."""
+
+DISTILLED_STEPS: Final = 50
+"""Most steps of the schedulers of distilled models, which pick theirs out of so many. Source: LCM, arXiv 2310.04378."""
+
 NEGATIVE_PROMPT: Final = "wrong white balance, dark, sketches, worst quality, low quality, deformed, distorted"
 """The negative prompt of the documented PIA example; the default of Stable Diffusion 1.5 models."""
 
@@ -76,7 +103,6 @@ DEFAULT_STYLE: Final = "default"
 RESERVED_KNOBS: Final = frozenset(
     {
         "ip_adapter_scale",
-        "free_init",
         "cross_attention_kwargs",
     }
 )
@@ -162,6 +188,36 @@ def _loras(value: object) -> object:
             raise ValueError("must be default, none, or names with weights from -10 to 10, such as pixar:0.8+detail")
         chosen[name] = f"{name}:{number:g}" if colon else name
     return "+".join(chosen[name] for name in sorted(chosen))
+
+
+def _switch(value: object) -> object:
+    """Words and truth values for on and off; YAML reads a bare off as false."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    word = _name(value)
+    return {"true": "on", "yes": "on", "false": "off", "no": "off"}.get(word, word) if isinstance(word, str) else word
+
+
+def _free_init(value: object) -> object:
+    return {"on": "butterworth"}.get(str(word), word) if isinstance(word := _switch(value), str) else word
+
+
+def _free_u(value: object) -> object:
+    """Four numbers, or text that holds them."""
+    if isinstance(value, str):
+        value = value.strip().strip("[]").split(",")
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
+    text = "must be four numbers s1,s2,b1,b2 above 0 and at most 4, such as 0.9,0.2,1.5,1.6"
+    if not isinstance(value, list | tuple) or len(value) != 4:
+        raise ValueError(text)
+    try:
+        numbers = tuple(float(_no_bool(number)) for number in value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        raise ValueError(text) from None
+    if not all(0 < number <= 4 for number in numbers):
+        raise ValueError(text)
+    return numbers
 
 
 def _text(value: object) -> object:
@@ -267,7 +323,13 @@ class AnimationParams(BaseModel):
         description="Both ends of a loop are the picture: drop leaves the last out of the video, which then plays "
         "round without a stutter and is a frame shorter.",
     )
-    num_frames: _Int = Field(16, ge=1, le=32, description="Length of the video.", json_schema_extra={"unit": "frames"})
+    num_frames: _Int = Field(
+        16,
+        ge=1,
+        le=256,
+        description="Length of the video. More than 32 are made piece by piece, as long_video says.",
+        json_schema_extra={"unit": "frames"},
+    )
     fps: _Int = Field(8, ge=1, le=60, description="Playing speed of the video.", json_schema_extra={"unit": "frames/s"})
     num_inference_steps: _Int = Field(
         25, ge=1, le=1000, description="Denoising steps: more is slower.", json_schema_extra={"unit": "steps"}
@@ -289,7 +351,7 @@ class AnimationParams(BaseModel):
         description="1 starts from noise alone; less starts from the noised picture and runs that share of the steps.",
     )
     scheduler: Annotated[Scheduler, BeforeValidator(_name)] = Field("ddim", description="Sampler of the denoising.")
-    eta: _Float = Field(0.0, ge=0, le=1, description="Noise added at each step by the ddim scheduler.")
+    eta: _Float = Field(0.0, ge=0, le=1, description="Noise added at each step by the ddim and tcd schedulers.")
     clip_skip: _Int | None = Field(
         None,
         ge=0,
@@ -310,6 +372,68 @@ class AnimationParams(BaseModel):
         le=2048,
         description="Height of the video, a multiple of 8. Left out: the nearest of the model's sizes.",
         json_schema_extra={"unit": "px"},
+    )
+    long_video: Annotated[LongVideo, BeforeValidator(_name)] = Field(
+        "windows",
+        description="How videos of more than context_frames are made: windows denoises overlapping pieces together, "
+        "chain makes one piece after the other, each from the last frame before it.",
+    )
+    context_frames: _Int | None = Field(
+        None,
+        ge=2,
+        le=MAX_FRAMES,
+        description="Frames that are denoised in one piece. Left out: all, or 16 of more than 32.",
+        json_schema_extra={"unit": "frames"},
+    )
+    context_overlap: _Int = Field(
+        4,
+        ge=0,
+        le=MAX_FRAMES - 1,
+        description="Frames that neighbouring windows share.",
+        json_schema_extra={"unit": "frames"},
+    )
+    context_schedule: Annotated[ContextSchedule, BeforeValidator(_name)] = Field(
+        "standard",
+        description="Where windows lie: standard keeps them in place, uniform moves them at each step, uniform-loop "
+        "also lets them pass from the end to the start.",
+    )
+    context_stride: _Int = Field(
+        1,
+        ge=1,
+        le=4,
+        description="Above 1, the uniform schedules add windows of every 2nd frame, at 3 also of every 4th, and so on.",
+    )
+    noise: Annotated[FrameNoise, BeforeValidator(_name)] = Field(
+        "shuffle",
+        description="Noise of frames beyond the first window: shuffle and repeat use the first window's again, "
+        "random draws anew.",
+    )
+    free_init: Annotated[FreeInit, BeforeValidator(_free_init)] = Field(
+        "off",
+        description="Filter of FreeInit, which samples free_init_iters times for steadier motion, each time from the "
+        "slow part of the result before.",
+    )
+    free_init_iters: _Int = Field(
+        3,
+        ge=1,
+        le=10,
+        description="Times that FreeInit samples, the first included.",
+        json_schema_extra={"unit": "times"},
+    )
+    free_init_fast_sampling: Annotated[Switch, BeforeValidator(_switch)] = Field(
+        "off", description="Whether FreeInit's earlier times take fewer steps."
+    )
+    free_init_order: _Int = Field(4, ge=1, le=16, description="Steepness of the butterworth filter.")
+    free_init_spatial_stop: _Float = Field(
+        0.25, ge=0, le=1, description="Frequency in space up to which FreeInit keeps the result before."
+    )
+    free_init_temporal_stop: _Float = Field(
+        0.25, ge=0, le=1, description="Frequency in time up to which FreeInit keeps the result before."
+    )
+    free_u: Annotated[tuple[float, float, float, float], BeforeValidator(_free_u)] | None = Field(
+        None,
+        description="FreeU's s1,s2,b1,b2: weights of skip connections and backbone, such as 0.9,0.2,1.5,1.6.",
+        json_schema_extra={"bounds": "4 numbers, above 0 to 4"},
     )
     num_videos: _Int = Field(
         1,
@@ -388,6 +512,23 @@ class AnimationParams(BaseModel):
     def video_frames(self) -> int:
         """Frames of the finished video."""
         return self.num_frames - (self.seam == "drop")
+
+    @property
+    def piece_frames(self) -> int:
+        """Most frames that are denoised in one piece: all of them, or those of one window or segment."""
+        if self.context_frames is not None:
+            return min(self.context_frames, self.num_frames)
+        return self.num_frames if self.num_frames <= MAX_FRAMES else CONTEXT_FRAMES
+
+    @property
+    def iterations(self) -> tuple[int, ...]:
+        """Denoising steps of each of FreeInit's iterations; one without it. Source: arXiv 2312.07537."""
+        steps, times = self.num_inference_steps, self.free_init_iters
+        if self.free_init == "off":
+            return (steps,)
+        if self.free_init_fast_sampling == "off":
+            return (steps,) * times
+        return tuple(max(1, int(steps / times * (iteration + 1))) for iteration in range(times))
 
 
 @dataclass(frozen=True)
@@ -539,6 +680,8 @@ def check_pictures(params: AnimationParams, *, names: Iterable[str]) -> None:
         )
     if "end_image" in names and params.seam == "drop":
         raise BadParameter("seam must be keep with an end_image, since the video is no loop (got drop)", "seam")
+    if "end_image" in names and params.long_video == "chain" and params.num_frames > params.piece_frames:
+        raise BadParameter("long_video must be windows with an end_image, which a chain does not know of", "long_video")
     if "mask_image" in names and params.image_guidance_scale == 0:
         raise BadParameter(
             "image_guidance_scale must be above 0 with a mask_image, which says where the picture may move (got 0)",
@@ -567,6 +710,38 @@ def _check_together(params: AnimationParams) -> None:
             "seam",
         )
     check_pictures(params, names=[name for name in PICTURE_KNOBS if getattr(params, name) is not None])
+    _check_sampling(params)
+
+
+def _check_sampling(params: AnimationParams) -> None:
+    if params.scheduler in ("lcm", "tcd") and params.num_inference_steps > DISTILLED_STEPS:
+        raise BadParameter(
+            f"num_inference_steps: scheduler {params.scheduler} cannot do {params.num_inference_steps} steps, "
+            f"at most {DISTILLED_STEPS}",
+            "num_inference_steps",
+        )
+    if params.num_frames <= params.piece_frames:
+        return
+    if params.long_video == "windows" and params.context_overlap >= params.piece_frames:
+        raise BadParameter(
+            f"context_overlap must be below context_frames (got {params.context_overlap} and {params.piece_frames})",
+            "context_overlap",
+        )
+    if params.long_video == "chain":
+        _check_chain(params)
+
+
+def _check_chain(params: AnimationParams) -> None:
+    """Each segment of a chain is a video of its own that starts with the picture, or with the last frame before it."""
+    text = ""
+    if params.is_loop:
+        text = "cannot close a loop: use windows, with context_schedule uniform-loop"
+    elif params.condition_frame:
+        text = f"needs the picture to be the first frame (condition_frame is {params.condition_frame}): use windows"
+    elif params.image_guidance_scale == 0:
+        text = "goes on from pictures, which image_guidance_scale 0 leaves out: use windows"
+    if text:
+        raise BadParameter(f"long_video chain {text}", "long_video")
 
 
 def style_of(params: AnimationParams, run_defaults: Mapping[str, Any]) -> str:

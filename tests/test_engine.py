@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from PIL import Image
 from pia_ray.config import ModelConfig
 from pia_ray.errors import BadParameter, NonFiniteFrames, OutOfMemory, RowError, UnexpectedError, WeightsError
 from pia_ray.params import Animation, AnimationParams, AnimationRequest
-from pia_ray.pia.assemble import SCHEDULERS, Components, assemble
+from pia_ray.pia.assemble import Components, assemble
 from pia_ray.pia.engine import Engine
+from pia_ray.pia.schedulers import SCHEDULERS
 from pia_ray.request import prepare
 from pia_ray.testing import make_pipeline_folder, make_split_checkpoint
 from pia_ray.weights import resolve
@@ -82,8 +84,14 @@ def alone(components: Components, request: AnimationRequest) -> Animation:
     return outcome
 
 
-def reference(folder: Path, request: AnimationRequest, *, dtype: torch.dtype = torch.float32) -> np.ndarray:
-    """The same request through diffusers' PIAPipeline."""
+def reference(
+    folder: Path,
+    request: AnimationRequest,
+    *,
+    dtype: torch.dtype = torch.float32,
+    tune: Callable[[Any], None] = lambda pipe: None,
+) -> np.ndarray:
+    """The same request through diffusers' PIAPipeline, `tune`d before it runs."""
     from diffusers import PIAPipeline
 
     params = request.params
@@ -94,6 +102,7 @@ def reference(folder: Path, request: AnimationRequest, *, dtype: torch.dtype = t
         kind, settings = SCHEDULERS[params.scheduler]
         betas = {"beta_schedule": "linear", "beta_start": 0.00085, "beta_end": 0.012, "clip_sample": False}
         pipe.scheduler = kind.from_config(pipe.scheduler.config, **betas, **settings)
+        tune(pipe)
         result = pipe(
             image=request.image,
             prompt=params.prompt,

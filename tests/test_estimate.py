@@ -9,15 +9,18 @@ from typing import Any, get_args
 import pyarrow.compute as pc
 import pytest
 import torch
+from PIL import Image
 
 from pia_ray import cli, read_results
-from pia_ray.catalog.estimate import Estimate, estimate, evaluations, facts_of, text_of
+from pia_ray.catalog.estimate import Estimate, estimate, evaluated_frames, evaluations, facts_of, text_of
 from pia_ray.catalog.local import run_local
 from pia_ray.config import CatalogConfig, ModelConfig, build
 from pia_ray.errors import ConfigError, OutputError
-from pia_ray.params import AnimationParams, Scheduler
-from pia_ray.pia.assemble import Components, assemble, make_scheduler
-from pia_ray.pia.program import Branch, denoise
+from pia_ray.params import AnimationParams, AnimationRequest, Scheduler
+from pia_ray.pia.assemble import assemble
+from pia_ray.pia.condition import Conditions
+from pia_ray.pia.row import row_program
+from pia_ray.request import prepare
 from pia_ray.testing import FakeAnimator, make_catalog
 from pia_ray.weights import resolve
 
@@ -40,39 +43,66 @@ def animated(tmp_path_factory: pytest.TempPathFactory) -> CatalogConfig:
 
 
 @pytest.fixture(scope="module")
-def components() -> Components:
-    return assemble(resolve(DEMO), DEMO)
+def conditions() -> Conditions:
+    return Conditions(assemble(resolve(DEMO), DEMO))
 
 
-@pytest.mark.parametrize("scheduler", get_args(Scheduler))
-@pytest.mark.parametrize("changes", [{}, {"guidance_scale": 1.0}, {"strength": 0.45}, {"num_inference_steps": 1}])
+COSTS: list[dict[str, Any]] = [{}, {"guidance_scale": 1.0}, {"strength": 0.45}, {"num_inference_steps": 1}]
+LONG: list[dict[str, Any]] = [
+    {"free_init": "butterworth", "free_init_iters": 2},
+    {"free_init": "ideal", "free_init_fast_sampling": "on", "strength": 0.7},
+    {"num_frames": 9, "context_frames": 4, "context_overlap": 1, "guidance_scale": 1.0},
+    {"num_frames": 9, "context_frames": 4, "context_schedule": "uniform", "context_overlap": 2},
+    {
+        "num_frames": 19,
+        "context_frames": 4,
+        "context_schedule": "uniform-loop",
+        "context_overlap": 1,
+        "context_stride": 3,
+        "free_init": "gaussian",
+    },
+    {"num_frames": 9, "context_frames": 4, "long_video": "chain", "free_init": "ideal"},
+]
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "changes"),
+    [
+        *((scheduler, changes) for scheduler in get_args(Scheduler) for changes in COSTS),
+        *((scheduler, changes) for scheduler in ("ddim", "heun", "pndm") for changes in LONG),
+    ],
+    ids=str,
+)
 def test_evaluations_are_those_that_the_engine_makes(
-    components: Components, scheduler: str, changes: dict[str, Any]
+    conditions: Conditions, scheduler: str, changes: dict[str, Any]
 ) -> None:
-    params = AnimationParams(**{"prompt": "sea", "scheduler": scheduler, "num_inference_steps": 7, **changes})
-    branches = tuple(
-        Branch(torch.zeros(1, 1), torch.zeros(1, 1, 1, 1), torch.zeros(4, 1, 4, 4))
-        for _ in range(1 + params.has_guidance)
-    )
-    generator = torch.Generator().manual_seed(0)
-    program = denoise(
-        params,
-        scheduler=make_scheduler(components, params),
-        noise=torch.randn(4, 2, 4, 4, generator=generator),
-        condition=torch.zeros(4, 1, 4, 4),
-        branches=branches,
-        generator=generator,
-    )
-    count = 0
+    knobs = {"prompt": "sea", "scheduler": scheduler, "num_inference_steps": 7, "num_frames": 2, **changes}
+    params = AnimationParams(**{"width": 16, "height": 16, "seed": 1, **knobs})
+    request = prepare(AnimationRequest(Image.new("RGB", (16, 16)), params), DEMO)
+    count = frames = 0
     with torch.inference_mode():
+        program = row_program(request, conditions.components, conditions)
         evaluation = next(program)
         while True:
-            count += len(evaluation.branches)
+            sides = len(evaluation.branches)
+            count += sides
+            frames += sides * evaluation.shape[0]
+            height, width = evaluation.latents.shape[2:]
             try:
-                evaluation = program.send(torch.zeros(len(branches), 4, 2, 4, 4))
+                evaluation = program.send(torch.zeros(sides, 4, evaluation.shape[0], height, width))
             except StopIteration:
                 break
-    assert evaluations(params) == count
+    assert evaluations(request.params) == count
+    assert evaluated_frames(request.params) == frames
+
+
+def test_the_estimate_shows_what_free_init_costs(animated: CatalogConfig) -> None:
+    steady = animated.model_copy(update={"defaults": {"free_init": "butterworth", "free_init_iters": 3}})
+    plain, thrice = estimate(animated), estimate(steady)
+    assert plain.workload.cost_factor == 2, "guidance"
+    assert thrice.workload.cost_factor == 6
+    assert thrice.workload.work == 3 * plain.workload.work
+    assert "6.00 times that of one evaluation per step" in text_of(thrice)
 
 
 def test_without_a_calibration_no_time_is_claimed(animated: CatalogConfig) -> None:

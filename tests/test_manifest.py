@@ -834,7 +834,7 @@ def test_row_run_preset_and_model_decide_in_this_order(tmp_path):
         ("motion_scale", 9, "motion_scale must be a whole number from 0 to 8 (got 9)"),
         ("motion_scale", -1, "motion_scale must be"),
         ("motion_scale", True, "motion_scale must be a number, not true or false"),
-        ("num_frames", 0, "num_frames must be a whole number from 1 to 32 (got 0)"),
+        ("num_frames", 0, "num_frames must be a whole number from 1 to 256 (got 0)"),
         ("width", 500, "width must be a multiple of 8; the nearest are 496 and 504"),
         ("scheduler", "dimm", "scheduler must be one of ddim"),
         ("seed", -1, "seed must be a whole number from 0 to 2^64-1"),

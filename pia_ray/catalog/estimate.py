@@ -12,9 +12,11 @@ import random
 import statistics
 import tempfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,6 +32,7 @@ from pia_ray.image import choose_size
 from pia_ray.ledger.book import sort_items
 from pia_ray.ledger.parts import Index
 from pia_ray.params import AnimationParams, ManifestRow, ResultRow
+from pia_ray.pia.windows import segments, windows
 
 SAMPLED_PICTURES: Final = 64
 """Pictures that are opened for their size, where rows leave the size to the picture."""
@@ -88,6 +91,8 @@ class Workload:
     video_s: float
     """Playing time of the videos to make."""
     evaluations: int
+    cost_factor: float
+    """Work over that of one evaluation per step: what guidance, second-order schedulers, FreeInit and windows cost."""
     pixel_frames: float
     """Pixels of all frames of the videos to make."""
     work: float
@@ -113,13 +118,18 @@ class Estimate:
 
 
 def evaluations(params: AnimationParams) -> int:
-    """UNet evaluations of one video: those of the steps that are run, each branch of guidance counted."""
-    count = max(1, min(int(params.num_inference_steps * params.strength), params.num_inference_steps))
-    if params.scheduler == "heun":
-        count = 2 * count - 1  # every step but the last has a second evaluation
-    elif params.scheduler == "pndm" and count > 1:
-        count += 1  # its start-up takes one step twice
-    return count * params.num_branches
+    """UNet evaluations of one video: those of the steps that are run, each side of guidance and each window counted."""
+    return _count(params)[0]
+
+
+def evaluated_frames(params: AnimationParams) -> int:
+    """Frames of all evaluations of one video: a window counts its own."""
+    return _count(params)[1]
+
+
+def plain_frames(params: AnimationParams) -> int:
+    """What `evaluated_frames` would be with one evaluation per step of all frames once."""
+    return params.num_frames * _kept(params.num_inference_steps, params.strength)
 
 
 def estimate(
@@ -185,7 +195,7 @@ def plan_workload(config: CatalogConfig, *, resume: bool) -> Workload:
     )
     rows = items = bad = before = pending = total_evaluations = 0
     video_s = sized_work = sized_pixel_frames = 0.0
-    open_evaluation_frames = open_frames = 0
+    open_evaluation_frames = open_frames = frames_in_all = plain_frames_in_all = 0
     sample, open_sample = _Reservoir(), _Reservoir()
     styles: Counter[str] = Counter()
     for table in manifest.plan(opened, config, model_version=version, style_versions=style_versions):
@@ -198,18 +208,19 @@ def plan_workload(config: CatalogConfig, *, resume: bool) -> Workload:
         for batch in table.select(manifest.ITEMS_SCHEMA.names).filter(pa.array(found.pending)).to_batches():
             for item in batch.to_pylist():
                 params = _params(item["params"])
-                count = evaluations(params)
+                count, frames = _count(params)
                 total_evaluations += count
+                frames_in_all += frames
+                plain_frames_in_all += plain_frames(params)
                 video_s += params.video_frames / params.fps
                 styles[item["style"]] += 1
                 sample.add(item)
                 if params.width is not None and params.height is not None:
-                    known = float(params.width * params.height * params.num_frames)
-                    sized_pixel_frames += known
-                    sized_work += known * count
+                    sized_pixel_frames += float(params.width * params.height * params.num_frames)
+                    sized_work += float(params.width * params.height * frames)
                 else:
                     open_frames += params.num_frames
-                    open_evaluation_frames += params.num_frames * count
+                    open_evaluation_frames += frames
                     open_sample.add(item)
     area, sizes = _mean_area(open_sample.rows(), config) if open_frames else (0.0, "every row states its size")
     return Workload(
@@ -221,6 +232,7 @@ def plan_workload(config: CatalogConfig, *, resume: bool) -> Workload:
         styles=dict(styles.most_common()),
         video_s=video_s,
         evaluations=total_evaluations,
+        cost_factor=frames_in_all / plain_frames_in_all if plain_frames_in_all else 1.0,
         pixel_frames=sized_pixel_frames + area * open_frames,
         work=sized_work + area * open_evaluation_frames,
         sizes=sizes,
@@ -295,7 +307,8 @@ def text_of(estimated: Estimate) -> str:
         if load.num_pending
         else "videos     none to make",
         *([f"styles     {styles}"] if len(load.styles) > 1 else []),
-        f"work       {load.evaluations:,} UNet evaluations, {load.work / 1e9:,.3f} G evaluation-frame-pixels",
+        f"work       {load.evaluations:,} UNet evaluations, {load.work / 1e9:,.3f} G evaluation-frame-pixels: "
+        f"{load.cost_factor:,.2f} times that of one evaluation per step",
     ]
     if speeds is None:
         lines.append(
@@ -318,6 +331,50 @@ def text_of(estimated: Estimate) -> str:
     return "\n".join(lines)
 
 
+def _count(params: AnimationParams) -> tuple[int, int]:
+    """Evaluations of a video, and frames of them all."""
+    keys = {name: getattr(params, name) for name in _COSTLY}
+    return _count_once(tuple(keys.values()))
+
+
+_COSTLY: Final = (
+    *("num_frames", "num_inference_steps", "guidance_scale", "image_guidance_scale", "strength", "scheduler"),
+    *("long_video", "context_frames", "context_overlap", "context_schedule", "context_stride"),
+    *("free_init", "free_init_iters", "free_init_fast_sampling"),
+)
+"""Knobs that change how much is evaluated: rows that agree in them are counted once."""
+
+
+@lru_cache(maxsize=1024)
+def _count_once(values: tuple[Any, ...]) -> tuple[int, int]:
+    params = AnimationParams.model_construct(prompt="-", **dict(zip(_COSTLY, values, strict=True)))
+    sides = params.num_branches
+    count = frames = 0
+    for length in segments(params):
+        part = params.model_copy(update={"num_frames": length})
+        for step in chain.from_iterable(_steps(params, num) for num in params.iterations):
+            views = windows(part, step)
+            count += sides * len(views)
+            frames += sides * len(views) * len(views[0])
+    return count, frames
+
+
+def _steps(params: AnimationParams, steps: int) -> Iterator[int]:
+    """The step of each evaluation as the engine counts them."""
+    count = _kept(steps, params.strength)
+    if params.scheduler.startswith(("heun", "kdpm2")):
+        # Every step but the last has a second evaluation.
+        yield from (index // 2 for index in range(2 * count - 1))
+    elif params.scheduler == "pndm" and count > 1:
+        yield from range(count + 1)  # its start-up takes one step twice
+    else:
+        yield from range(count)
+
+
+def _kept(steps: int, strength: float) -> int:
+    return max(1, min(int(steps * strength), steps))
+
+
 def _duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.1f} s"
@@ -337,7 +394,7 @@ def _calibrate(rows: Sequence[ResultRow], config: CatalogConfig, *, source: str)
         if row.gpu_s is None or params.width is None or params.height is None:
             continue
         area_frames = params.width * params.height * params.num_frames
-        units.append(float(area_frames * evaluations(params)))
+        units.append(float(params.width * params.height * evaluated_frames(params)))
         gpu_s.append(row.gpu_s)
         beside_s.append((row.fetch_s or 0.0) + (row.publish_s or 0.0))
         if row.size_bytes is not None and (row.video_uri or "").endswith(suffix):

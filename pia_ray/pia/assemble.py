@@ -9,29 +9,17 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, MotionAdapter, UNet2DConditionModel, UNetMotionModel
-from diffusers.schedulers import (
-    DDIMScheduler,
-    DEISMultistepScheduler,
-    DPMSolverMultistepScheduler,
-    EulerAncestralDiscreteScheduler,
-    EulerDiscreteScheduler,
-    HeunDiscreteScheduler,
-    LCMScheduler,
-    PNDMScheduler,
-    UniPCMultistepScheduler,
-)
 from diffusers.utils import logging as diffusers_logging
 from transformers import CLIPTextModel, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
 from pia_ray.checkpoint import PICKLED_SUFFIXES, digest
 from pia_ray.config import ModelConfig
-from pia_ray.errors import BadParameter, WeightsError
-from pia_ray.params import AnimationParams
+from pia_ray.errors import WeightsError
 from pia_ray.pia import single_file
 from pia_ray.pia.inversion import with_inversions
 from pia_ray.pia.lora import Lora, read_lora
@@ -39,35 +27,6 @@ from pia_ray.pia.sharing import Held, Pool, SourceOf
 from pia_ray.pia.speed import device_of, dtype_of
 from pia_ray.pia.tensors import read_tensors
 from pia_ray.weights import LocalWeights
-
-LINEAR_BETAS: Final[Mapping[str, Any]] = {
-    "beta_schedule": "linear",
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "trained_betas": None,
-    "clip_sample": False,
-}
-"""What PIA was trained with; a Stable Diffusion checkpoint's own file says scaled_linear. Source: PIA's config."""
-
-SCHEDULERS: Final[Mapping[str, tuple[Any, Mapping[str, Any]]]] = {
-    "ddim": (DDIMScheduler, {}),
-    "euler": (EulerDiscreteScheduler, {}),
-    "euler-a": (EulerAncestralDiscreteScheduler, {}),
-    "dpm++2m": (DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++", "solver_order": 2}),
-    "dpm++2m-karras": (
-        DPMSolverMultistepScheduler,
-        {"algorithm_type": "dpmsolver++", "solver_order": 2, "use_karras_sigmas": True},
-    ),
-    "dpm++2m-sde": (DPMSolverMultistepScheduler, {"algorithm_type": "sde-dpmsolver++", "solver_order": 2}),
-    "unipc": (UniPCMultistepScheduler, {}),
-    # Without skip_prk_steps the Runge-Kutta warm-up explodes at strength below 1.
-    "pndm": (PNDMScheduler, {"skip_prk_steps": True}),
-    "deis": (DEISMultistepScheduler, {"algorithm_type": "deis"}),
-    "heun": (HeunDiscreteScheduler, {}),
-    "lcm": (LCMScheduler, {}),
-}
-"""Each scheduler name with its class and what it sets beyond the model's own scheduler config."""
-
 
 # Their loading bars are for notebooks; a worker's standard error is for what goes wrong.
 diffusers_logging.disable_progress_bar()
@@ -152,33 +111,6 @@ def assemble(weights: LocalWeights, model: ModelConfig, pool: Pool | None = None
     for lora in components.loras.values():
         read_lora(lora.path, components)  # a LoRA for another model is told before any row asks for it
     return components
-
-
-def make_scheduler(components: Components, params: AnimationParams) -> Any:
-    """A fresh scheduler for one row, its timesteps set: the model's own settings, linear betas, no clipping.
-
-    Raises:
-        BadParameter: the scheduler cannot do that number of steps.
-    """
-    kind, settings = SCHEDULERS[params.scheduler]
-    own = {key: value for key, value in components.scheduler_config.items() if not key.startswith("_")}
-    scheduler = kind.from_config({**own, **LINEAR_BETAS, **settings})
-    steps = params.num_inference_steps
-    try:
-        # On the CPU, so that reading a timestep never waits for the GPU.
-        scheduler.set_timesteps(steps, device="cpu")
-    except ValueError as error:
-        raise BadParameter(
-            f"num_inference_steps: scheduler {params.scheduler} cannot do {steps} steps ({error})",
-            "num_inference_steps",
-        ) from None
-    trained = scheduler.config["num_train_timesteps"]
-    if float(scheduler.timesteps.max()) > trained - 1:
-        raise BadParameter(
-            f"num_inference_steps must be below {trained} for scheduler {params.scheduler} (got {steps})",
-            "num_inference_steps",
-        )
-    return scheduler
 
 
 def _parts(

@@ -55,7 +55,7 @@ class Conditions:
     """Encodes prompts and pictures for one model and remembers the latest ones."""
 
     def __init__(self, components: Components) -> None:
-        self._components = components
+        self.components = components
         self._prompts: OrderedDict[tuple[str, int | None], torch.Tensor] = OrderedDict()
         self._pictures: OrderedDict[str, tuple[torch.Tensor, torch.Tensor]] = OrderedDict()
 
@@ -69,7 +69,7 @@ class Conditions:
         key = (text, clip_skip)
         if (found := _recall(self._prompts, key)) is not None:
             return found
-        parts = self._components
+        parts = self.components
         layers = parts.text_encoder.config.num_hidden_layers
         if clip_skip is not None and clip_skip >= layers:
             raise BadParameter(f"clip_skip must be 0 to {layers - 1} for this model (got {clip_skip})", "clip_skip")
@@ -93,7 +93,7 @@ class Conditions:
         Raises:
             BadParameter: it is not as wide as this model's own; names the `field`.
         """
-        parts = self._components
+        parts = self.components
         width = int(parts.text_encoder.config.hidden_size)
         if values.ndim != 2 or values.shape[1] != width or not len(values):
             raise BadParameter(f"{field} must be [L, {width}] for this model (got {list(values.shape)})", field)
@@ -112,10 +112,10 @@ class Conditions:
             moments = _remember(self._pictures, key, self._encode(pixels), CACHED_PICTURES)
         mean, std = moments
         noise = torch.randn(mean.shape, generator=generator, dtype=torch.float32).to(mean.device)
-        return (mean + std * noise) * self._components.latent_scale
+        return (mean + std * noise) * self.components.latent_scale
 
     def _encode(self, pixels: np.ndarray[Any, Any]) -> tuple[torch.Tensor, torch.Tensor]:
-        parts = self._components
+        parts = self.components
         values = torch.from_numpy(pixels.copy()).to(parts.device, torch.float32) / 127.5 - 1
         values = values.permute(2, 0, 1)[None].to(parts.dtype)  # [1, 3, H, W]
         posterior = parts.vae.encode(values).latent_dist

@@ -22,6 +22,7 @@ from pia_ray.params import Animation, AnimationParams, AnimationRequest
 from pia_ray.pia.assemble import Components
 from pia_ray.pia.faults import device_is_lost, is_out_of_memory
 from pia_ray.pia.finite import FiniteCheck
+from pia_ray.pia.free_u import free_u
 from pia_ray.pia.output import finished
 from pia_ray.pia.program import Branch, Evaluation, Program
 from pia_ray.pia.row import row_program
@@ -54,8 +55,8 @@ class Row:
 
     @property
     def sharing(self) -> Sharing:
-        """The one place that says which rows may share a forward: same model, same shapes."""
-        return (id(self.model), *self.evaluation.shape)
+        """The one place that says which rows may share a forward: same model, same state of its UNet, same shapes."""
+        return (id(self.model), self.request.params.free_u, *self.evaluation.shape)
 
     def find_non_finite(self) -> None:
         """Fails the row if one of its predictions is known to be NaN or infinite by now."""
@@ -230,12 +231,13 @@ class Engine:
         sample = torch.stack(inputs).to(parts.dtype)  # [N, 9, T, h, w]
         timesteps = torch.tensor([row.evaluation.timestep for row, _ in pieces], dtype=torch.float32)
         prompts = torch.stack([branch.prompt for _, branch in pieces])  # [N, L, C]
-        prediction = parts.unet(
-            sample,
-            timesteps.to(parts.device, non_blocking=True),
-            encoder_hidden_states=prompts.repeat_interleave(sample.shape[2], dim=0),
-            return_dict=False,
-        )[0]
+        with free_u(parts.unet, pieces[0][0].request.params.free_u):
+            prediction = parts.unet(
+                sample,
+                timesteps.to(parts.device, non_blocking=True),
+                encoder_hidden_states=prompts.repeat_interleave(sample.shape[2], dim=0),
+                return_dict=False,
+            )[0]
         return prediction.float()
 
     def _finish(self, row: Row) -> Animation | RowError:

@@ -7,7 +7,7 @@ PIA can do to a row is a program or part of one; the stepper in `engine` only ev
 from __future__ import annotations
 
 import inspect
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -15,6 +15,9 @@ import torch
 
 from pia_ray.errors import BadParameter
 from pia_ray.params import AnimationParams, OnStepEnd, StepEnd
+from pia_ray.pia import free_init
+from pia_ray.pia.long_video import blend
+from pia_ray.pia.windows import Window, windows
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,11 @@ class Branch:
 
     def view(self, latents: torch.Tensor) -> torch.Tensor:
         """What this side sees of latents [4, all frames, h, w]: [4, T, h, w]."""
-        return latents if self.frames is None else latents[:, list(self.frames)]
+        return latents if self.frames is None else take(latents, self.frames)
+
+    def within(self, window: Window) -> Branch:
+        """The same side of guidance for the frames of a window."""
+        return replace(self, mask=take(self.mask, window), condition=take(self.condition, window), frames=window)
 
 
 @dataclass(frozen=True)
@@ -62,53 +69,76 @@ Program = Generator[Evaluation, torch.Tensor, torch.Tensor]
 """Yields evaluations, receives predictions [branches, 4, T, h, w] in float32, returns latents [4, T, h, w]."""
 
 
-def draw(shape: tuple[int, ...], generator: torch.Generator, device: torch.device) -> torch.Tensor:
-    """Normal noise from the row's own CPU generator, so that a seed means the same on every device and precision."""
-    return torch.randn(shape, generator=generator, dtype=torch.float32).to(device)
-
-
 def denoise(
     params: AnimationParams,
     *,
-    scheduler: Any,
+    schedulers: Sequence[Any],
     noise: torch.Tensor,
+    fresh_noise: Callable[[], torch.Tensor],
     condition: torch.Tensor,
     branches: tuple[Branch, ...],
     generator: torch.Generator,
     on_step_end: OnStepEnd | None = None,
+    segment: int = 0,
+    num_segments: int = 1,
 ) -> Program:
     """PIA's denoising of one row, from noise or, below strength 1, from the noised picture.
 
-    `noise` [4, T, h, w] and `condition` [4, 1, h, w] or [4, T, h, w] have been drawn; only the scheduler draws here.
-    The order of draws is that of diffusers' PIAPipeline, so equal seeds give equal frames. Source: arXiv 2312.13964.
+    `noise` [4, T, h, w] and `condition` [4, 1 or T, h, w] have been drawn; only FreeInit (by `fresh_noise`) and the
+    schedulers draw here. The order of draws is that of diffusers' PIAPipeline, so equal seeds give equal frames.
+    `schedulers` are one per FreeInit iteration, unused. `segment` of `num_segments` is only for the count of steps.
+    Source: arXiv 2312.13964; FreeInit: arXiv 2312.07537.
     """
-    steps = params.num_inference_steps
-    # At least one step is left, however small the strength.
-    first = steps - max(1, min(int(steps * params.strength), steps))
-    order = scheduler.order
-    timesteps = scheduler.timesteps[first * order :]
-    if hasattr(scheduler, "set_begin_index"):
-        scheduler.set_begin_index(first * order)
-    if params.strength < 1:
-        still = condition.expand_as(noise)
-        latents = scheduler.add_noise(still[None], noise[None], timesteps[:1])[0]
-    else:
-        latents = noise * float(scheduler.init_noise_sigma)
-    extras = _step_extras(scheduler, params, generator)
-    for index, timestep in enumerate(timesteps):
-        scaled = scheduler.scale_model_input(latents[None], timestep)[0]
-        predictions = yield Evaluation(
-            latents=scaled,
-            timestep=float(timestep),
-            branches=branches,
-            step=index * (steps - first) // len(timesteps),
-            num_steps=steps - first,
-        )
-        prediction = guide(predictions, params)
-        latents = scheduler.step(prediction[None], timestep, latents[None], **extras).prev_sample[0]
-        if on_step_end is not None:
-            latents, branches = call_back(on_step_end, index, float(timestep), latents, branches)
+    runs = [_begin(*pair, params.strength) for pair in zip(schedulers, params.iterations, strict=True)]
+    num_steps = sum(count for _, _, count in runs)
+    done, evaluated = segment * num_steps, segment * sum(len(timesteps) for _, timesteps, _ in runs)
+    still = condition.expand_as(noise)
+    latents = still
+    for iteration, (scheduler, timesteps, count) in enumerate(runs):
+        if iteration == 0:
+            latents = _start(still, noise, params, scheduler, timesteps)
+        else:
+            latents = _restart(latents, still, noise, fresh_noise(), params, scheduler, timesteps)
+        extras = _step_extras(scheduler, params, generator)
+        for index, timestep in enumerate(timesteps):
+            views = windows(params, index // scheduler.order)
+            scaled = scheduler.scale_model_input(latents[None], timestep)[0]
+            predictions = yield Evaluation(
+                latents=scaled,
+                timestep=float(timestep),
+                branches=_within(branches, views),
+                step=done + index * count // len(timesteps),
+                num_steps=num_segments * num_steps,
+            )
+            prediction = guide(blend(predictions, views, noise.shape[1]), params)
+            latents = scheduler.step(prediction[None], timestep, latents[None], **extras).prev_sample[0]
+            if on_step_end is not None:
+                latents, branches = call_back(on_step_end, evaluated, float(timestep), latents, branches)
+            evaluated += 1
+        done += count
     return latents
+
+
+def chain(program_of: Callable[[int, torch.Tensor | None], Program], num_segments: int) -> Program:
+    """One segment after the other as one program; `program_of` makes each, given the frame before it, [4, 1, h, w].
+
+    That frame is the last clean latent, which has the scale of a condition latent: it never passes through pixels.
+    Its repetition at the start of the next segment is left out.
+    """
+    parts: list[torch.Tensor] = []
+    for segment in range(num_segments):
+        latents = yield from program_of(segment, parts[-1][:, -1:] if parts else None)
+        parts.append(latents[:, 1:] if parts else latents)
+    return torch.cat(parts, dim=1)
+
+
+def take(frames: torch.Tensor, window: Window) -> torch.Tensor:
+    """The frames of a window out of [C, T, h, w]; what is the same for all frames ([C, 1, h, w]) stays so."""
+    if frames.shape[1] == 1:
+        return frames
+    if window == tuple(range(window[0], window[0] + len(window))):
+        return frames[:, window[0] : window[-1] + 1]
+    return frames[:, list(window)]
 
 
 def guide(predictions: torch.Tensor, params: AnimationParams) -> torch.Tensor:
@@ -154,6 +184,50 @@ def call_back(
         for branch in branches
     )
     return new.get("latents", latents), branches
+
+
+def _begin(scheduler: Any, steps: int, strength: float) -> tuple[Any, torch.Tensor, int]:
+    """The scheduler, the timesteps it runs, and how many steps these are: at least one, however low the strength."""
+    count = max(1, min(int(steps * strength), steps))
+    first = (steps - count) * scheduler.order
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(first)
+    return scheduler, scheduler.timesteps[first:], count
+
+
+def _within(branches: tuple[Branch, ...], views: Sequence[Window]) -> tuple[Branch, ...]:
+    """Every side of guidance for every window; all of a step, so that they share forwards."""
+    if len(views) == 1:
+        return branches
+    return tuple(side.within(view) for view in views for side in branches)
+
+
+def _start(
+    still: torch.Tensor, noise: torch.Tensor, params: AnimationParams, scheduler: Any, timesteps: torch.Tensor
+) -> torch.Tensor:
+    """What a scheduler begins with: noise, or below strength 1 a noised `still`."""
+    if params.strength < 1:
+        noised: torch.Tensor = scheduler.add_noise(still[None], noise[None], timesteps[:1])[0]
+        return noised
+    return noise * float(scheduler.init_noise_sigma)
+
+
+def _restart(
+    before: torch.Tensor,
+    still: torch.Tensor,
+    noise: torch.Tensor,
+    fresh: torch.Tensor,
+    params: AnimationParams,
+    scheduler: Any,
+    timesteps: torch.Tensor,
+) -> torch.Tensor:
+    """FreeInit's start: low frequencies of the noised result before, high ones of a fresh start."""
+    kept = free_init.low_pass(params, tuple(noise.shape[1:]), noise.device)
+    if params.strength < 1:
+        slow = _start(before, noise, params, scheduler, timesteps)
+        return free_init.mix(slow, _start(still, fresh, params, scheduler, timesteps), kept)
+    slow = free_init.diffuse(before, noise, scheduler)
+    return free_init.mix(slow, fresh, kept) * float(scheduler.init_noise_sigma)
 
 
 def _step_extras(scheduler: Any, params: AnimationParams, generator: torch.Generator) -> dict[str, Any]:

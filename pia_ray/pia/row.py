@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Final, Literal
 
 import numpy as np
@@ -11,10 +12,13 @@ from PIL import Image
 from pia_ray.errors import BadParameter
 from pia_ray.params import AnimationParams, AnimationRequest
 from pia_ray.pia.affinity import nearest_keyframe
-from pia_ray.pia.assemble import Components, make_scheduler
+from pia_ray.pia.assemble import Components
 from pia_ray.pia.condition import Conditions, affinity_mask, stillness
-from pia_ray.pia.program import Branch, Program, denoise, draw
+from pia_ray.pia.long_video import frame_noise
+from pia_ray.pia.program import Branch, Program, chain, denoise
+from pia_ray.pia.schedulers import make_scheduler
 from pia_ray.pia.speed import SDPA_ROWS
+from pia_ray.pia.windows import segments
 
 Text = Literal["prompt", "negative_prompt"]
 
@@ -28,7 +32,7 @@ def row_program(request: AnimationRequest, components: Components, conditions: C
     """The program of a resolved request (see `pia_ray.request.prepare`) on this model.
 
     Draws from the row's own generator: noise first, then the picture's posterior and the end picture's, then below
-    strength 1 the noise of the pictures; the program draws the rest. Latents that are given take the place of the noise
+    strength 1 the noise of the pictures; the programs draw the rest. Latents that are given take the place of the noise
     that the row starts from, and nothing is drawn for it.
 
     Raises:
@@ -39,38 +43,55 @@ def row_program(request: AnimationRequest, components: Components, conditions: C
         raise TypeError(_UNPREPARED)
     _check(request, components)
     device, factor = components.device, components.spatial_factor
-    scheduler = make_scheduler(components, params)
+    parts = [replace(request, params=params.model_copy(update={"num_frames": num})) for num in segments(params)]
+    config, name = components.scheduler_config, params.scheduler
+    # All of them now: a step count that one cannot do is refused before anything is encoded.
+    schedulers = [[make_scheduler(config, name, steps=steps) for steps in params.iterations] for _ in parts]
     generator = torch.Generator("cpu").manual_seed(params.seed)
-    shape = (components.latent_channels, params.num_frames, params.height // factor, params.width // factor)
-    given = start_noise(request, shape, device)
-    noise = draw(shape, generator, device) if given is None else given
-    mask, condition = shown(request, components, conditions, generator)
+    size = (params.height // factor, params.width // factor)
+
+    def draw(part: AnimationParams) -> torch.Tensor:
+        return frame_noise(part, (components.latent_channels, part.num_frames, *size), generator, device)
+
+    given = start_noise(request, (components.latent_channels, params.num_frames, *size), device)
+    noise = draw(parts[0].params) if given is None else given
+    keyframes, condition = shown(parts[0], conditions, generator)
     if params.strength < 1 and given is None:
-        noise = draw(shape, generator, device)
-    nothing = torch.zeros_like(mask), torch.zeros_like(condition)
+        noise = draw(parts[0].params)
     texts = text_embeddings(request, conditions)
-    branches = tuple(
-        Branch(texts[text], *((mask, condition) if with_picture else nothing), text=text)
-        for text, with_picture in sides_of(params)
-    )
-    program = denoise(
-        params,
-        scheduler=scheduler,
-        noise=noise,
-        condition=condition,
-        branches=branches,
-        generator=generator,
-        on_step_end=request.on_step_end,
-    )
+
+    def program_of(segment: int, before: torch.Tensor | None) -> Program:
+        part = parts[segment].params
+        picture = condition if before is None else before
+        mask = mask_of(parts[segment], keyframes, components)
+        nothing = torch.zeros_like(mask), torch.zeros_like(picture)
+        branches = tuple(
+            Branch(texts[text], *((mask, picture) if with_picture else nothing), text=text)
+            for text, with_picture in sides_of(part)
+        )
+        return denoise(
+            part,
+            schedulers=schedulers[segment],
+            noise=noise if before is None else draw(part),
+            fresh_noise=lambda: draw(part),
+            condition=picture,
+            branches=branches,
+            generator=generator,
+            on_step_end=request.on_step_end,
+            segment=segment,
+            num_segments=len(parts),
+        )
+
+    program = program_of(0, None) if len(parts) == 1 else chain(program_of, len(parts))
     return _without_seam(program) if params.seam == "drop" else program
 
 
 def shown(
-    request: AnimationRequest, components: Components, conditions: Conditions, generator: torch.Generator
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the branches with the picture are told of it: affinity [1, T, 1 or h, 1 or w] and latents [4, 1 or T, h, w].
+    request: AnimationRequest, conditions: Conditions, generator: torch.Generator
+) -> tuple[list[int], torch.Tensor]:
+    """The keyframes, and the latents of their pictures as each frame is conditioned on the nearest, [4, 1 or T, h, w].
 
-    Each frame is conditioned on the nearest keyframe.
+    They are drawn from the row's generator, the end picture's after the picture's.
     """
     params = request.params
     if not all(isinstance(picture, Image.Image | None) for picture in (request.end_image, request.mask_image)):
@@ -82,10 +103,15 @@ def shown(
         keyframes.append(params.num_frames - 1)
         end = conditions.picture(request.end_image, generator)[:, None]
         condition = torch.cat([condition, end], dim=1)[:, list(nearest_keyframe(params.num_frames, keyframes))]
+    return keyframes, condition
+
+
+def mask_of(request: AnimationRequest, keyframes: list[int], components: Components) -> torch.Tensor:
+    """The affinity that the branches with the picture are told, [1, T, 1 or h, 1 or w]."""
     still = None
     if isinstance(request.mask_image, Image.Image):
         still = stillness(request.mask_image, components.spatial_factor)
-    return affinity_mask(params, keyframes=keyframes, device=components.device, still=still), condition
+    return affinity_mask(request.params, keyframes=keyframes, device=components.device, still=still)
 
 
 def sides_of(params: AnimationParams) -> list[tuple[Text, bool]]:
@@ -159,10 +185,18 @@ def _check(request: AnimationRequest, components: Components) -> None:
         if getattr(request, name) is not None:
             raise BadParameter(f"{name} is not supported by this model", name)
     width, height = params.width or 0, params.height or 0
-    if params.num_frames > components.max_frames:
+    if params.piece_frames > components.max_frames:
+        most = components.max_frames
+        if params.context_frames is not None and params.context_frames < params.num_frames:
+            text = f"context_frames must be 2 to {most} for this model (got {params.context_frames})"
+            raise BadParameter(text, "context_frames")
         raise BadParameter(
-            f"num_frames must be 1 to {components.max_frames} for this model (got {params.num_frames})", "num_frames"
+            f"num_frames must be 1 to {most} for this model (got {params.num_frames}), "
+            f"or context_frames at most {most} be given, which makes longer videos of pieces",
+            "num_frames",
         )
+    if request.latents is not None and len(segments(params)) > 1:
+        raise BadParameter("latents cannot be given for a chain: use long_video windows", "latents")
     if components.device.type == "cuda" and (width // factor) * (height // factor) > SDPA_ROWS:
         raise BadParameter(
             f"width x height must be at most {SDPA_ROWS * factor**2:,} px on a GPU (got {width} x {height})", "width"

@@ -1,0 +1,54 @@
+"""Tensors of videos that are longer than one window: their noise, and predictions of windows averaged into one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from pia_ray.params import AnimationParams
+from pia_ray.pia.windows import Window
+
+
+def frame_noise(
+    params: AnimationParams, shape: tuple[int, ...], generator: torch.Generator, device: torch.device
+) -> torch.Tensor:
+    """Normal noise [4, T, h, w] from the row's own CPU generator, so that a seed means the same on every device.
+
+    Frames beyond the first window follow `params.noise`: the first window's noise again, shuffled within pieces of
+    the distance between windows or as it is, which keeps windows alike; or noise of their own. The draws are those of
+    diffusers' FreeNoise. Source: FreeNoise, arXiv 2310.15169.
+    """
+    noise = torch.randn(shape, generator=generator, dtype=torch.float32)
+    frames, size = shape[1], params.piece_frames
+    if params.long_video == "windows" and frames > size:
+        if params.noise == "repeat":
+            noise = noise[:, [frame % size for frame in range(frames)]]
+        elif params.noise == "shuffle":
+            hop = size - params.context_overlap
+            for start in range(size, frames, hop):
+                order = torch.randperm(hop, generator=generator)[: frames - start] + start - size
+                noise[:, start : start + len(order)] = noise[:, order]
+    return noise.to(device)
+
+
+def blend(predictions: torch.Tensor, windows: Sequence[Window], num_frames: int) -> torch.Tensor:
+    """Predictions [windows x sides, 4, window's frames, h, w] as one per side, [sides, 4, T, h, w].
+
+    Where windows overlap, a frame's predictions count by a pyramid: the middle of a window knows more of what comes
+    before and after than its borders. A lone window passes as it is.
+    """
+    if len(windows) == 1:
+        return predictions
+    size = len(windows[0])
+    weights = torch.tensor([min(place + 1, size - place) for place in range(size)], device=predictions.device)
+    weights = weights.to(predictions.dtype).view(-1, 1, 1)  # [window's frames, 1, 1]
+    sides = predictions.unflatten(0, (len(windows), -1))  # [windows, sides, 4, window's frames, h, w]
+    shape = (*sides.shape[1:3], num_frames, *sides.shape[4:])
+    total = torch.zeros(shape, dtype=predictions.dtype, device=predictions.device)
+    weight = torch.zeros(num_frames, 1, 1, dtype=predictions.dtype, device=predictions.device)
+    for frames, prediction in zip(windows, sides, strict=True):
+        index = torch.tensor(frames, device=predictions.device)
+        total.index_add_(2, index, prediction * weights)
+        weight.index_add_(0, index, weights)
+    return total / weight
