@@ -22,6 +22,7 @@ from pia_ray.params import Animation, AnimationParams, AnimationRequest
 from pia_ray.pia.assemble import Components
 from pia_ray.pia.faults import device_is_lost, is_out_of_memory
 from pia_ray.pia.finite import FiniteCheck
+from pia_ray.pia.ip_adapter import cross_attention_states
 from pia_ray.pia.output import finished
 from pia_ray.pia.program import Branch, Evaluation, Program
 from pia_ray.pia.row import row_program
@@ -233,7 +234,9 @@ class Engine:
         prediction = parts.unet(
             sample,
             timesteps.to(parts.device, non_blocking=True),
-            encoder_hidden_states=prompts.repeat_interleave(sample.shape[2], dim=0),
+            encoder_hidden_states=cross_attention_states(
+                prompts.repeat_interleave(sample.shape[2], dim=0), [branch for _, branch in pieces]
+            ),
             return_dict=False,
         )[0]
         return prediction.float()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final, Literal
+from typing import Final
 
 import numpy as np
 import torch
@@ -13,13 +13,8 @@ from pia_ray.params import AnimationParams, AnimationRequest
 from pia_ray.pia.affinity import nearest_keyframe
 from pia_ray.pia.assemble import Components, make_scheduler
 from pia_ray.pia.condition import Conditions, affinity_mask, stillness
-from pia_ray.pia.program import Branch, Program, denoise, draw
+from pia_ray.pia.program import Branch, Program, Text, denoise, draw
 from pia_ray.pia.speed import SDPA_ROWS
-
-Text = Literal["prompt", "negative_prompt"]
-
-_NOT_READ: Final = ("ip_adapter_image", "ip_adapter_image_embeds")
-"""Parts of a request that no program reads yet."""
 
 _UNPREPARED: Final = "the engine takes resolved requests: see Animator.submit"
 
@@ -37,7 +32,7 @@ def row_program(request: AnimationRequest, components: Components, conditions: C
     params, image = request.params, request.image
     if params.seed is None or params.width is None or params.height is None or not isinstance(image, Image.Image):
         raise TypeError(_UNPREPARED)
-    _check(request, components)
+    _check(params, components)
     device, factor = components.device, components.spatial_factor
     scheduler = make_scheduler(components, params)
     generator = torch.Generator("cpu").manual_seed(params.seed)
@@ -48,9 +43,9 @@ def row_program(request: AnimationRequest, components: Components, conditions: C
     if params.strength < 1 and given is None:
         noise = draw(shape, generator, device)
     nothing = torch.zeros_like(mask), torch.zeros_like(condition)
-    texts = text_embeddings(request, conditions)
+    texts, looks = text_embeddings(request, conditions), conditions.looks(request)
     branches = tuple(
-        Branch(texts[text], *((mask, condition) if with_picture else nothing), text=text)
+        Branch(texts[text], *((mask, condition) if with_picture else nothing), text=text, image=looks.get(text))
         for text, with_picture in sides_of(params)
     )
     program = denoise(
@@ -153,11 +148,8 @@ def _without_seam(program: Program) -> Program:
     return (yield from program)[:, :-1]
 
 
-def _check(request: AnimationRequest, components: Components) -> None:
-    params, factor = request.params, components.spatial_factor
-    for name in _NOT_READ:
-        if getattr(request, name) is not None:
-            raise BadParameter(f"{name} is not supported by this model", name)
+def _check(params: AnimationParams, components: Components) -> None:
+    factor = components.spatial_factor
     width, height = params.width or 0, params.height or 0
     if params.num_frames > components.max_frames:
         raise BadParameter(
