@@ -14,7 +14,7 @@ from typing import Any, Final, Literal
 
 from pia_ray.errors import WeightsError
 
-Role = Literal["base", "motion_adapter", "vae", "config", "lora", "textual_inversion"]
+Role = Literal["base", "motion_adapter", "vae", "config", "lora", "textual_inversion", "ip_adapter", "image_encoder"]
 
 PICKLED_SUFFIXES: Final = (".ckpt", ".bin", ".pt", ".pth", ".pkl")
 """Endings of checkpoint files that can run code when they are opened."""
@@ -25,8 +25,9 @@ CHECKPOINT_SUFFIXES: Final = (".safetensors", *PICKLED_SUFFIXES)
 FILE_NAMES: Final[Mapping[Role, str]] = {
     "lora": "pytorch_lora_weights.safetensors",
     "textual_inversion": "learned_embeds.safetensors",
+    "ip_adapter": "ip-adapter_sd15.safetensors",
 }
-"""Roles that are always one file, with the name diffusers gives it: what a folder or hub id stands for."""
+"""Roles that are always one file, with the name it usually has: what a folder or hub id stands for."""
 
 _digests: dict[tuple[str, int, int], str] = {}
 """Digests of files by path, size and time of change: one process asks more than once."""
@@ -75,7 +76,7 @@ class Part:
             names.append(f"{prefix}config.json")
             if self.role == "config":
                 continue
-            for stem, extension in _stems(component, pickled=pickled):
+            for stem, extension in _stems(self, component, pickled=pickled):
                 file = f"{prefix}{stem}.{extension}"
                 names += [file, f"{prefix}{stem}-*.{extension}", f"{file}.index.json"]
         return names
@@ -144,16 +145,16 @@ def _verify_file(part: Part, path: Path) -> Path:
     return path
 
 
-def _stems(component: str, *, pickled: bool) -> Iterator[tuple[str, str]]:
+def _stems(part: Part, component: str, *, pickled: bool) -> Iterator[tuple[str, str]]:
     """File names of weights, without and with extension, in the order of diffusers' and transformers' loaders."""
-    is_text = component == "text_encoder"
-    yield ("model" if is_text else "diffusion_pytorch_model"), "safetensors"
+    is_clip = component == "text_encoder" or part.role == "image_encoder"
+    yield ("model" if is_clip else "diffusion_pytorch_model"), "safetensors"
     if pickled:
-        yield ("pytorch_model" if is_text else "diffusion_pytorch_model"), "bin"
+        yield ("pytorch_model" if is_clip else "diffusion_pytorch_model"), "bin"
 
 
 def _weight_files(folder: Path, component: str, part: Part) -> list[Path]:
-    for stem, extension in _stems(component, pickled=part.allow_pickle):
+    for stem, extension in _stems(part, component, pickled=part.allow_pickle):
         whole = folder / f"{stem}.{extension}"
         index = folder / f"{stem}.{extension}.index.json"
         if whole.is_file():
@@ -171,7 +172,7 @@ def _weight_files(folder: Path, component: str, part: Part) -> list[Path]:
             elif not shard.is_file():
                 raise WeightsError(f"{shard} is missing: fetch the model again")
         return [index, *shards] if shards != [whole] else shards
-    stem = next(_stems(component, pickled=False))[0]
+    stem = next(_stems(part, component, pickled=False))[0]
     found = sorted(path.name for path in folder.iterdir() if path.suffix in (*PICKLED_SUFFIXES, ".safetensors"))
     text = f"there is no {stem}.safetensors in {folder}"
     if any(name.endswith(".safetensors") for name in found):

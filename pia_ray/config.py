@@ -21,7 +21,10 @@ USER_MODELS = Path("~/.config/pia-ray/models.yaml")
 """Where users add named models of their own, in the form of the packaged `models.yaml`."""
 
 DEFAULT_BATCH_SIZE = 4
-"""Rows that denoise together where `batch_size` is "auto"."""
+"""Rows that denoise together where `batch_size` is "auto": on a CPU always, on a GPU at first."""
+
+MOST_ROWS = 8
+"""Most rows that denoise together where `batch_size` is "auto" and a GPU finds that more pay."""
 
 DEFAULT_KEEP_MODELS = 2
 """Models that one animator keeps in memory: one at work, and the next one loading beside it."""
@@ -85,6 +88,18 @@ class ModelConfig(BaseModel):
     motion_adapter_revision: str | None = Field(None, description="As revision, for the motion adapter.")
     vae: str | None = Field(None, description="VAE to use in place of the base's own.")
     vae_revision: str | None = Field(None, description="As revision, for the VAE.")
+    ip_adapter: str | None = Field(
+        None,
+        description="IP-Adapter for Stable Diffusion 1.5, a .safetensors file: local, s3://, or OWNER/NAME/FILE on the "
+        "hub, such as h94/IP-Adapter/models/ip-adapter_sd15.safetensors.",
+    )
+    ip_adapter_revision: str | None = Field(None, description="As revision, for the IP-Adapter.")
+    image_encoder: str | None = Field(
+        None,
+        description="CLIP image encoder that the IP-Adapter was trained with: a folder, s3:// prefix, or "
+        "OWNER/NAME/FOLDER on the hub, such as h94/IP-Adapter/models/image_encoder. Left out: rows bring embeddings.",
+    )
+    image_encoder_revision: str | None = Field(None, description="As revision, for the image encoder.")
     config: str = Field(
         "stable-diffusion-v1-5/stable-diffusion-v1-5",
         description="Folder or hub id in diffusers layout that lends configs, tokenizer and scheduler to a base or "
@@ -143,9 +158,11 @@ class ModelConfig(BaseModel):
         return value
 
     @model_validator(mode="after")
-    def _buckets(self) -> ModelConfig:
+    def _together(self) -> ModelConfig:
         if self.long_edge % self.size_step:
             raise ValueError("long_edge must be a multiple of size_step")
+        if self.image_encoder is not None and self.ip_adapter is None:
+            raise ValueError("image_encoder is for an ip_adapter, and there is none: give both, or neither")
         return self
 
     @property

@@ -102,7 +102,6 @@ DEFAULT_STYLE: Final = "default"
 
 RESERVED_KNOBS: Final = frozenset(
     {
-        "ip_adapter_scale",
         "cross_attention_kwargs",
     }
 )
@@ -112,7 +111,7 @@ PICTURE_KNOBS: Final = ("end_image", "mask_image", "ip_adapter_image")
 """Knobs that refer to a picture, as `image` does."""
 
 ARRAY_KNOBS: Final[Mapping[str, str]] = {
-    "ip_adapter_image_embeds": "[images, tokens, C]",
+    "ip_adapter_image_embeds": "[sides, images, tokens, C]",
     "latents": "[4, T, h, w]",
     "prompt_embeds": "[L, C]",
     "negative_prompt_embeds": "[L, C]",
@@ -358,6 +357,9 @@ class AnimationParams(BaseModel):
         le=11,
         description="Last layers of the text encoder to leave out.",
         json_schema_extra={"unit": "layers"},
+    )
+    ip_adapter_scale: _Float = Field(
+        1.0, ge=0, le=2, description="How much the look of ip_adapter_image counts, beside the prompt. 0: not at all."
     )
     width: _Side | None = Field(
         None,
@@ -836,7 +838,8 @@ class AnimationRequest:
     ip_adapter_image: Image.Image | np.ndarray[Any, Any] | None = None
     """Picture whose look the video takes on."""
     ip_adapter_image_embeds: np.ndarray[Any, Any] | None = None
-    """float32, in place of `ip_adapter_image`."""
+    """float32, in place of `ip_adapter_image`: one embedding, several (a further axis in front), or diffusers' layout
+    (two axes in front, the outer one of 2 with the negative first)."""
     latents: np.ndarray[Any, Any] | None = None
     """float32 [4, T, h, w], normal noise to start from in place of the seed's own first draw; below strength 1, the
     noise that the picture is given."""

@@ -22,7 +22,7 @@ from pia_ray.pia.assemble import assemble
 from pia_ray.pia.engine import Engine, Row
 from pia_ray.pia.shelf import Model
 from pia_ray.request import prepare
-from pia_ray.testing import make_lora, make_pipeline_folder
+from pia_ray.testing import make_ip_adapter, make_lora, make_pipeline_folder
 from pia_ray.weights import resolve
 
 FRAMES: Final = 4
@@ -52,6 +52,11 @@ KINDS: Final[dict[str, Kind]] = {
     "size": lambda dice: dict(zip(("width", "height"), dice.choice(SIZES), strict=True)),
     "latents": lambda dice: {"latents": normal(dice, 4, FRAMES, 8, 8), "width": 32, "height": 32},
     "embeddings": lambda dice: {"prompt_embeds": normal(dice, 9, 32), "negative_prompt_embeds": normal(dice, 9, 32)},
+    "ip-adapter": lambda dice: {
+        "ip_adapter_image": picture(dice.randrange(100)),
+        "ip_adapter_scale": dice.choice([0.0, 0.5, 1.0]),
+    },
+    "ip-adapter embeddings": lambda dice: {"ip_adapter_image_embeds": normal(dice, dice.choice([1, 2]), 24)},
     "text layers": lambda dice: {"clip_skip": dice.choice([0, 1, 2])},
     "output": lambda dice: {"output_type": dice.choice(["np", "pt", "pil", "latent"])},
     "style": lambda dice: {"style": dice.choice(["other", "v-prediction"])},
@@ -80,7 +85,17 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> ModelConfig:
         name: {"path": str(make_lora(Path(root / f"{name}.safetensors"), folder, seed=seed)), "weight": 0.0}
         for seed, name in enumerate(("one", "two"), 1)
     }
-    return ModelConfig(name="tiny", base=str(folder), device="cpu", long_edge=32, size_step=16, loras=loras)
+    adapter, encoder = make_ip_adapter(root / "ip-adapter", folder)
+    return ModelConfig(
+        name="tiny",
+        base=str(folder),
+        device="cpu",
+        long_edge=32,
+        size_step=16,
+        loras=loras,
+        ip_adapter=str(adapter),
+        image_encoder=str(encoder),
+    )
 
 
 @pytest.fixture(scope="module")

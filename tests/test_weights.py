@@ -17,9 +17,9 @@ from typing import Any
 
 import pytest
 
-from pia_ray.config import ModelConfig
-from pia_ray.errors import WeightsError
-from pia_ray.testing import make_pipeline_folder, make_split_checkpoint
+from pia_ray.config import ModelConfig, build
+from pia_ray.errors import ConfigError, WeightsError
+from pia_ray.testing import make_ip_adapter, make_pipeline_folder, make_split_checkpoint
 from pia_ray.weights import is_pulled, pin, pull, resolve, version
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
@@ -304,10 +304,15 @@ except WeightsError as error:
 else:
     if action in ("resolve", "pull"):
         files = {name: str(path) for name, path in {**answer.loras, **answer.textual_inversions}.items()}
+        looks = {"ip_adapter": answer.ip_adapter, "image_encoder": answer.image_encoder}
+        files |= {name: str(path) for name, path in looks.items() if path}
         answer = {"base": str(answer.base), "version": answer.version, **({"files": files} if files else {})}
     elif action == "pin":
         named = {**answer.loras, **answer.textual_inversions}
-        answer = {"revision": answer.revision, **{name: part.revision for name, part in named.items()}}
+        revisions = {name: part.revision for name, part in named.items()}
+        if answer.ip_adapter:
+            revisions |= {"ip_adapter": answer.ip_adapter_revision, "image_encoder": answer.image_encoder_revision}
+        answer = {"revision": answer.revision, **revisions}
     print(json.dumps({"answer": answer}))
 """
 
@@ -664,6 +669,71 @@ def test_single_files_of_the_hub_are_fetched_once_and_pinned_to_a_commit(
     missing = {"loras": {"other": "someone/loras/nowhere.safetensors"}}
     assert "holds no file nowhere" in hub_node.ask("resolve", str(folder), **missing)
     assert "no such model on the hub" in hub_node.ask("resolve", str(folder), loras={"x": "someone/nobody"})
+
+
+@pytest.fixture(scope="module")
+def looks(original: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with IP-Adapter and image encoder, as the published ones lie together."""
+    folder = tmp_path_factory.mktemp("looks") / "models"
+    make_ip_adapter(folder, original)[0].rename(folder / "ip-adapter_sd15.safetensors")
+    return folder
+
+
+def test_an_ip_adapter_and_its_image_encoder_are_part_of_the_version(original: Path, looks: Path, tmp_path: Path):
+    folder = Path(shutil.copytree(looks, tmp_path / "models"))
+    places = {"ip_adapter": folder / "ip-adapter_sd15.safetensors", "image_encoder": folder / "image_encoder"}
+    settings = {name: str(place) for name, place in places.items()}
+    weights = resolve(model(original, **settings))
+    assert (str(weights.ip_adapter), str(weights.image_encoder)) == tuple(settings.values())
+    usual = {**settings, "ip_adapter": str(folder)}
+    assert resolve(model(original, **usual)) == weights, "a folder means the file of the usual name in it"
+    assert weights.version == version(model(original, **settings)) != version(model(original))
+    for name in ("ip-adapter_sd15.safetensors", "image_encoder/model.safetensors"):
+        content = bytearray((folder / name).read_bytes())
+        content[-1] ^= 1
+        (folder / name).write_bytes(content)
+        assert version(model(original, **settings)) != weights.version, name
+    (folder / "image_encoder/model.safetensors").unlink()
+    assert "model.safetensors" in refusal(model(original, **settings))
+
+
+def test_an_image_encoder_without_ip_adapter_is_refused(original: Path, looks: Path):
+    with pytest.raises(ConfigError, match="image_encoder is for an ip_adapter"):
+        build(ModelConfig, {"base": str(original), "image_encoder": str(looks / "image_encoder")})
+
+
+@pytest.mark.heavy
+def test_an_ip_adapter_and_its_image_encoder_are_found_inside_one_repository(
+    hub: Hub, hub_node: Node, folder: Path, looks: Path
+):
+    hub.repositories["someone/looks"] = looks.parent
+    commit = hub.commit("someone/looks")
+    settings = {"ip_adapter": "someone/looks/models", "image_encoder": "someone/looks/models/image_encoder"}
+    before = hub_node.ask("version", str(folder), **settings)
+    assert hub.fetched == []
+    first = hub_node.ask("resolve", str(folder), **settings)
+    assert first["version"] == before
+    assert Path(first["files"]["ip_adapter"]).read_bytes() == (looks / "ip-adapter_sd15.safetensors").read_bytes()
+    encoder = Path(first["files"]["image_encoder"])
+    assert {path.name for path in encoder.iterdir()} == {"config.json", "model.safetensors"}
+    offline = _offline(hub_node)
+    assert offline.ask("resolve", str(folder), **settings) == first
+    assert offline.ask("is_pulled", str(folder), **settings) is True
+    pinned = {"revision": None, "ip_adapter": commit, "image_encoder": commit}
+    assert offline.ask("pin", str(folder), **settings) == pinned
+
+
+@pytest.mark.heavy
+def test_an_ip_adapter_and_its_image_encoder_come_from_s3(bucket: Bucket, s3_node: Node, folder: Path, looks: Path):
+    bucket.upload(looks, "looks")
+    settings = {
+        "ip_adapter": "s3://weights/looks/ip-adapter_sd15.safetensors",
+        "image_encoder": "s3://weights/looks/image_encoder",
+    }
+    answer = s3_node.ask("resolve", str(folder), **settings)
+    assert Path(answer["files"]["ip_adapter"]).read_bytes() == (looks / "ip-adapter_sd15.safetensors").read_bytes()
+    assert (Path(answer["files"]["image_encoder"]) / "model.safetensors").is_file()
+    assert s3_node.ask("version", str(folder), **settings) == answer["version"]
 
 
 def test_pull_verifies_local_folders_too(folder: Path):

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, MotionAdapter, UNet2DConditionModel, UNetMotionModel
 from diffusers.utils import logging as diffusers_logging
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 from transformers.utils import logging as transformers_logging
 
 from pia_ray.checkpoint import PICKLED_SUFFIXES, digest
@@ -22,6 +22,7 @@ from pia_ray.config import ModelConfig
 from pia_ray.errors import WeightsError
 from pia_ray.pia import single_file
 from pia_ray.pia.inversion import with_inversions
+from pia_ray.pia.ip_adapter import IPAdapter, install_ip_adapter
 from pia_ray.pia.lora import Lora, read_lora
 from pia_ray.pia.sharing import Held, Pool, SourceOf
 from pia_ray.pia.speed import device_of, dtype_of
@@ -46,6 +47,8 @@ class Components:
     dtype: torch.dtype
     version: str
     """Name and revision or digest of the weights."""
+    ip_adapter: IPAdapter | None = None
+    """None: rows may bring no picture for one."""
     loras: Mapping[str, Lora] = field(default_factory=dict)
     """What rows may choose from, by name; none of them is merged into these parts."""
     inversions: Mapping[str, int] = field(default_factory=dict)
@@ -93,7 +96,13 @@ def assemble(weights: LocalWeights, model: ModelConfig, pool: Pool | None = None
         )
     configs = weights.base if weights.base.is_dir() or weights.config is None else weights.config
     tokenizer = _load(CLIPTokenizer, configs / "tokenizer", {})
-    held = _place({"unet": unet, "vae": vae, "text_encoder": text_encoder}, weights, pool, device=device)
+    parts: dict[str, torch.nn.Module] = {"unet": unet, "vae": vae, "text_encoder": text_encoder}
+    if (encoder := _image_encoder(weights, kwargs, dtype=dtype)) is not None:
+        parts["image_encoder"] = encoder
+    held = _place(parts, weights, pool, device=device)
+    ip_adapter = None
+    if weights.ip_adapter is not None:
+        ip_adapter = install_ip_adapter(unet, weights.ip_adapter, image_encoder=encoder)
     components = Components(
         unet=unet,
         vae=vae,
@@ -103,6 +112,7 @@ def assemble(weights: LocalWeights, model: ModelConfig, pool: Pool | None = None
         device=device,
         dtype=dtype,
         version=weights.version,
+        ip_adapter=ip_adapter,
         loras={name: Lora(path, model.loras[name].weight) for name, path in weights.loras.items()},
         held=held,
     )
@@ -174,6 +184,15 @@ def _with_motion(plain: UNet2DConditionModel | None, weights: LocalWeights, kwar
     return UNetMotionModel.from_unet2d(plain, adapter)
 
 
+def _image_encoder(
+    weights: LocalWeights, kwargs: dict[str, Any], *, dtype: torch.dtype
+) -> CLIPVisionModelWithProjection | None:
+    if weights.image_encoder is None:
+        return None
+    settings = {"dtype": dtype, "use_safetensors": kwargs["use_safetensors"]}
+    return _load(CLIPVisionModelWithProjection, weights.image_encoder, settings)
+
+
 def _place(
     parts: Mapping[str, torch.nn.Module], weights: LocalWeights, pool: Pool | None, *, device: torch.device
 ) -> tuple[Held, ...]:
@@ -186,10 +205,12 @@ def _place(
     base, motion = source(weights.base, "unet"), source(weights.motion_adapter, "")
     vae = source(weights.base, "vae") if weights.vae is None else source(weights.vae, "")
     text = source(weights.base, "text_encoder")
+    image = source(weights.image_encoder, "")
     sources: dict[str, SourceOf] = {
         "unet": lambda name: _unet_source(name, base, motion),
         "vae": lambda _: vae,
         "text_encoder": lambda _: text,
+        "image_encoder": lambda _: image,
     }
     used, held = Pool() if pool is None else pool, list[Held]()
     for name, part in parts.items():

@@ -12,10 +12,12 @@ import torch
 from PIL import Image
 
 from pia_ray.errors import BadParameter
-from pia_ray.params import AnimationParams
+from pia_ray.params import AnimationParams, AnimationRequest
 from pia_ray.pia.affinity import affinity, keyframe_affinity
 from pia_ray.pia.assemble import Components
 from pia_ray.pia.inversion import expand
+from pia_ray.pia.ip_adapter import encode_picture, image_tokens
+from pia_ray.pia.program import ImageTokens, Text
 
 CACHED_PROMPTS: Final = 256
 CACHED_PICTURES: Final = 64
@@ -58,6 +60,7 @@ class Conditions:
         self.components = components
         self._prompts: OrderedDict[tuple[str, int | None], torch.Tensor] = OrderedDict()
         self._pictures: OrderedDict[str, tuple[torch.Tensor, torch.Tensor]] = OrderedDict()
+        self._looks: OrderedDict[str, torch.Tensor] = OrderedDict()
 
     @torch.inference_mode()
     def prompt(self, text: str, *, clip_skip: int | None) -> torch.Tensor:
@@ -106,7 +109,7 @@ class Conditions:
         The posterior's moments are remembered by content; the sample is the row's own.
         """
         pixels = np.asarray(image)
-        key = hashlib.sha256(pixels.tobytes() + str(pixels.shape).encode()).hexdigest()
+        key = _digest(pixels)
         moments = _recall(self._pictures, key)
         if moments is None:
             moments = _remember(self._pictures, key, self._encode(pixels), CACHED_PICTURES)
@@ -114,12 +117,49 @@ class Conditions:
         noise = torch.randn(mean.shape, generator=generator, dtype=torch.float32).to(mean.device)
         return (mean + std * noise) * self.components.latent_scale
 
+    @torch.inference_mode()
+    def looks(self, request: AnimationRequest) -> dict[Text, ImageTokens]:
+        """What an IP-Adapter says of the request's picture or embeddings, to the side of guidance with each text.
+
+        Empty where the request has neither, or gives them no weight. Embeddings of pictures are remembered by content.
+
+        Raises:
+            BadParameter: this model cannot take what the request has.
+        """
+        picture, embeds = request.ip_adapter_image, request.ip_adapter_image_embeds
+        if picture is None and embeds is None:
+            return {}
+        field = "ip_adapter_image" if picture is not None else "ip_adapter_image_embeds"
+        if picture is not None and embeds is not None:
+            raise BadParameter("give either ip_adapter_image or ip_adapter_image_embeds, not both", field)
+        adapter = self._components.ip_adapter
+        if adapter is None:
+            raise BadParameter(f"{field} needs a model with an ip_adapter, and this one has none", field)
+        if picture is not None and adapter.image_encoder is None:
+            raise BadParameter(
+                f"{field} needs a model with an image_encoder: give it one, or give ip_adapter_image_embeds", field
+            )
+        scale = request.params.ip_adapter_scale
+        if scale == 0:
+            return {}
+        if embeds is not None:
+            return image_tokens(adapter, torch.from_numpy(embeds.astype(np.float32)), scale=scale)
+        assert isinstance(picture, Image.Image)
+        key = _digest(np.asarray(picture))
+        if (embedding := _recall(self._looks, key)) is None:
+            embedding = _remember(self._looks, key, encode_picture(adapter, picture), CACHED_PICTURES)
+        return image_tokens(adapter, embedding, scale=scale)
+
     def _encode(self, pixels: np.ndarray[Any, Any]) -> tuple[torch.Tensor, torch.Tensor]:
         parts = self.components
         values = torch.from_numpy(pixels.copy()).to(parts.device, torch.float32) / 127.5 - 1
         values = values.permute(2, 0, 1)[None].to(parts.dtype)  # [1, 3, H, W]
         posterior = parts.vae.encode(values).latent_dist
         return posterior.mean[0].float(), posterior.std[0].float()
+
+
+def _digest(pixels: np.ndarray[Any, Any]) -> str:
+    return hashlib.sha256(pixels.tobytes() + str(pixels.shape).encode()).hexdigest()
 
 
 def _recall(cache: OrderedDict[Any, Any], key: Any) -> Any:

@@ -19,6 +19,18 @@ from pia_ray.pia import free_init
 from pia_ray.pia.long_video import blend
 from pia_ray.pia.windows import Window, windows
 
+Text = Literal["prompt", "negative_prompt"]
+"""Which of the two texts a side of guidance is told."""
+
+
+@dataclass(frozen=True)
+class ImageTokens:
+    """What cross-attention reads of an IP-Adapter's picture, and how much that counts."""
+
+    tokens: torch.Tensor
+    """[K, C], with C as of the prompt."""
+    scale: float
+
 
 @dataclass(frozen=True)
 class Branch:
@@ -30,9 +42,11 @@ class Branch:
     """Affinity, [1, T, 1, 1] or [1, T, h, w]."""
     condition: torch.Tensor
     """Condition latent, [4, 1, h, w] or [4, T, h, w]."""
+    image: ImageTokens | None = None
+    """The picture whose look the video takes on."""
     frames: tuple[int, ...] | None = None
     """Frames of the latents that this side looks at, T of them; None: all."""
-    text: Literal["prompt", "negative_prompt"] = "prompt"
+    text: Text = "prompt"
     """Which text `prompt` embeds."""
 
     def view(self, latents: torch.Tensor) -> torch.Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Final, Literal
+from typing import Final
 
 import numpy as np
 import torch
@@ -15,15 +15,10 @@ from pia_ray.pia.affinity import nearest_keyframe
 from pia_ray.pia.assemble import Components
 from pia_ray.pia.condition import Conditions, affinity_mask, stillness
 from pia_ray.pia.long_video import frame_noise
-from pia_ray.pia.program import Branch, Program, chain, denoise
+from pia_ray.pia.program import Branch, Program, Text, chain, denoise
 from pia_ray.pia.schedulers import make_scheduler
 from pia_ray.pia.speed import SDPA_ROWS
 from pia_ray.pia.windows import segments
-
-Text = Literal["prompt", "negative_prompt"]
-
-_NOT_READ: Final = ("ip_adapter_image", "ip_adapter_image_embeds")
-"""Parts of a request that no program reads yet."""
 
 _UNPREPARED: Final = "the engine takes resolved requests: see Animator.submit"
 
@@ -58,7 +53,7 @@ def row_program(request: AnimationRequest, components: Components, conditions: C
     keyframes, condition = shown(parts[0], conditions, generator)
     if params.strength < 1 and given is None:
         noise = draw(parts[0].params)
-    texts = text_embeddings(request, conditions)
+    texts, looks = text_embeddings(request, conditions), conditions.looks(request)
 
     def program_of(segment: int, before: torch.Tensor | None) -> Program:
         part = parts[segment].params
@@ -66,7 +61,9 @@ def row_program(request: AnimationRequest, components: Components, conditions: C
         mask = mask_of(parts[segment], keyframes, components)
         nothing = torch.zeros_like(mask), torch.zeros_like(picture)
         branches = tuple(
-            Branch(texts[text], *((mask, picture) if with_picture else nothing), text=text)
+            Branch(
+                texts[text], *((mask, picture) if with_picture else nothing), text=text, image=looks.get(text)
+            )
             for text, with_picture in sides_of(part)
         )
         return denoise(
@@ -181,9 +178,6 @@ def _without_seam(program: Program) -> Program:
 
 def _check(request: AnimationRequest, components: Components) -> None:
     params, factor = request.params, components.spatial_factor
-    for name in _NOT_READ:
-        if getattr(request, name) is not None:
-            raise BadParameter(f"{name} is not supported by this model", name)
     width, height = params.width or 0, params.height or 0
     if params.piece_frames > components.max_frames:
         most = components.max_frames

@@ -14,6 +14,7 @@ from pia_ray.testing.checkpoints import (
     write_slow_tokenizer,
 )
 from pia_ray.testing.fake_animator import FAULTS, FakeAnimator, make_fake
+from pia_ray.testing.ip_adapters import make_ip_adapter
 from pia_ray.testing.loras import make_lora, make_textual_inversion
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "draw_picture",
     "make_catalog",
     "make_fake",
+    "make_ip_adapter",
     "make_lora",
     "make_pipeline_folder",
     "make_random_pipeline",

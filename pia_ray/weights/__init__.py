@@ -40,6 +40,10 @@ class LocalWeights:
     """File of each LoRA by name."""
     textual_inversions: Mapping[str, Path] = field(default_factory=dict)
     """File of each textual inversion by token."""
+    ip_adapter: Path | None = None
+    """A file; None where the model has no IP-Adapter."""
+    image_encoder: Path | None = None
+    """None where the model has none."""
 
 
 def resolve(model: ModelConfig) -> LocalWeights:
@@ -127,6 +131,10 @@ def _parts(model: ModelConfig) -> list[Part]:
         parts.append(Part("lora", lora.path, lora.revision, name=name, allow_pickle=allow))
     for token, inversion in model.textual_inversions.items():
         parts.append(Part("textual_inversion", inversion.path, inversion.revision, name=token, allow_pickle=allow))
+    if model.ip_adapter is not None:
+        parts.append(Part("ip_adapter", model.ip_adapter, model.ip_adapter_revision, allow_pickle=allow))
+    if model.image_encoder is not None:
+        parts.append(Part("image_encoder", model.image_encoder, model.image_encoder_revision, allow_pickle=allow))
     return [_as_file(part) for part in parts]
 
 
@@ -159,6 +167,8 @@ def _collect(model: ModelConfig, *, refresh: bool) -> LocalWeights:
         config=places.get(("config", "")),
         loras={name: place for (role, name), place in places.items() if role == "lora"},
         textual_inversions={name: place for (role, name), place in places.items() if role == "textual_inversion"},
+        ip_adapter=places.get(("ip_adapter", "")),
+        image_encoder=places.get(("image_encoder", "")),
     )
 
 

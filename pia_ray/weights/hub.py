@@ -29,7 +29,7 @@ from pia_ray.errors import WeightsError
 log = logging.getLogger(__name__)
 
 _HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
-_HUB_FILE = re.compile(rf"{_HUB_ID.pattern}(/[\w][^/]*)+")
+_HUB_PATH = re.compile(rf"{_HUB_ID.pattern}(/[\w][^/]*)+")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 # The base class comes from httpx or its successor, by version of huggingface_hub; this module need not know which.
 _HTTP_ERROR: Final[type[Exception]] = HfHubHTTPError.__bases__[0]
@@ -37,10 +37,13 @@ _HUB_ERRORS: Final = (_HTTP_ERROR, OSError, ValueError)
 
 
 def is_hub(part: Part) -> bool:
-    """Whether the reference is of the hub: OWNER/NAME, or OWNER/NAME/FILE, and nothing of that name is here."""
+    """Whether the reference is of the hub: OWNER/NAME, or a path in it, and nothing of that name is here."""
     if storage.is_s3(part.reference) or Path(part.reference).expanduser().exists():
         return False
-    return (_HUB_FILE if part.is_file else _HUB_ID).fullmatch(part.reference) is not None
+    if not part.is_file and _HUB_ID.fullmatch(part.reference) is not None:
+        return True
+    # Image encoders lie in a folder beside the adapters that they were trained with.
+    return (part.is_file or part.role == "image_encoder") and _HUB_PATH.fullmatch(part.reference) is not None
 
 
 def cached(part: Part) -> Path:
@@ -101,11 +104,9 @@ def identity(part: Part, commit: str) -> str:
 
 
 def _repository(part: Part) -> tuple[str, str]:
-    """The repository, and the file's name in it or an empty string."""
-    if not part.is_file:
-        return part.reference, ""
-    owner, name, file = part.reference.split("/", 2)
-    return f"{owner}/{name}", file
+    """The repository, and the file's or folder's name in it or an empty string."""
+    owner, name, *path = part.reference.split("/", 2)
+    return f"{owner}/{name}", "".join(path)
 
 
 def _get(part: Part, *, offline: bool) -> Path:
@@ -128,17 +129,20 @@ def _file(part: Part, *, offline: bool) -> Path:
 
 
 def _snapshot(part: Part, *, offline: bool) -> Path:
+    repository, inside = _repository(part)
+    prefix = f"{inside}/" if inside else ""
     # Pickled files are asked for only where there are no others: most repositories hold both, at twice the bytes.
     for pickled in (False, True) if part.allow_pickle else (False,):
         try:
             folder = Path(
                 huggingface_hub.snapshot_download(
-                    part.reference,
+                    repository,
                     revision=part.revision,
-                    allow_patterns=part.patterns(pickled=pickled),
+                    allow_patterns=[prefix + name for name in part.patterns(pickled=pickled)],
                     local_files_only=offline,
                 )
             )
+            folder /= inside
         except _HUB_ERRORS as error:
             raise _hub_error(error, part) from None
         try:
