@@ -209,7 +209,7 @@ def _measure(model: ModelConfig, settings: BenchSettings, report: Callable[[str]
                 if turn:
                     times[name].append(seconds)
     timings = {name: Timing.of(seconds) for name, seconds in times.items()}
-    best = min((timings[_ours(rows)].median_s for rows in settings.batches))
+    best = min(timings[_ours(rows)].median_s for rows in settings.batches)
     step = reference.step_flops(parts, **shape) / 1e12
     decoding = reference.decode_flops(parts, **shape) / 1e12
     ceiling = reference.matmul_flops_per_s(parts.device, parts.dtype) / 1e12
@@ -371,4 +371,4 @@ def _model(settings: BenchSettings, report: Callable[[str], None]) -> Iterator[M
         base = make_random_pipeline(
             Path(folder) / "model", size=settings.size, dtype=dtype, device="cuda" if cuda else "cpu"
         )
-        yield ModelConfig(name=f"random-{settings.size}", base=str(base), dtype=dtype)  # type: ignore[arg-type]
+        yield ModelConfig(name=f"random-{settings.size}", base=str(base), dtype=dtype)

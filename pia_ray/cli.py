@@ -163,7 +163,9 @@ def _parser() -> _Parser:
     bench.add_argument("--size", choices=("full", "reduced", "demo"), help="model (default: full with a GPU)")
     bench.add_argument("--steps", metavar="N", type=int, help="denoising steps (default: 25 with a GPU, else 4)")
     bench.add_argument("--frames", metavar="N", type=int, default=16, help="frames of a video (default: %(default)s)")
-    bench.add_argument("--side", metavar="PX", type=int, help="of the square frames (default: 512; reduced 128; demo 64)")
+    bench.add_argument(
+        "--side", metavar="PX", type=int, help="of the square frames (default: 512; reduced 128; demo 64)"
+    )
     bench.add_argument("--rounds", metavar="N", type=int, default=5, help="rounds by turns (default: %(default)s)")
     bench.add_argument("--batches", metavar="N,N", default="1,2,4,8", help="rows in flight (default: %(default)s)")
     bench.add_argument("--dtype", choices=("auto", "float32", "float16", "bfloat16"), default="auto", help="precision")
@@ -528,9 +530,9 @@ def _lease(output: str) -> Lease:
 def _bench(args: argparse.Namespace) -> int:
     import torch
 
-    from pia_ray.bench import BenchSettings, bench, differences, text_of
+    from pia_ray.bench import BenchSettings, Size, bench, differences, text_of
 
-    size = args.size or ("full" if torch.cuda.is_available() else "reduced")
+    size: Size = args.size or ("full" if torch.cuda.is_available() else "reduced")
     batches = args.batches.split(",")
     if not all(number.strip().isdecimal() for number in batches):
         raise ConfigError(f"--batches must be numbers such as 1,2,4 (got {args.batches})")

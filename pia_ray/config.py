@@ -1,10 +1,11 @@
 """Frozen configuration models, built once at the edge and passed whole; named models; `load` for files.
 
-Reads YAML files and nothing else: no environment variables, no network. `ServeConfig` arrives with the endpoint.
+Reads YAML files and nothing else: no environment variables, no network.
 """
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from importlib.resources import files
@@ -12,7 +13,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from pia_ray.errors import BadParameter, ConfigError, RowError
 from pia_ray.params import DEFAULT_STYLE, REFERENCE_KNOBS, VideoFormat, parse_defaults, suggest
@@ -29,7 +39,7 @@ MOST_ROWS = 8
 DEFAULT_KEEP_MODELS = 2
 """Models that one animator keeps in memory: one at work, and the next one loading beside it."""
 
-_Config = TypeVar("_Config", "ModelConfig", "CatalogConfig")
+_Config = TypeVar("_Config", "ModelConfig", "CatalogConfig", "ServeConfig")
 
 
 def _defaults(value: object) -> object:
@@ -113,16 +123,53 @@ class ModelConfig(BaseModel):
         default_factory=dict, description="Textual inversions by their token in prompts: each a path."
     )
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
-        "auto", description="Precision of the weights: auto is float16 on a GPU and float32 on a CPU."
+        "auto", description="Precision of the UNet: auto is float16 on a GPU and float32 on a CPU."
+    )
+    vae_dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
+        "auto",
+        description="Precision of the VAE: auto is that of the UNet, dtype; float32 where a VAE overflows float16.",
+    )
+    text_encoder_dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
+        "auto", description="Precision of the text encoder: auto is that of the UNet, dtype."
+    )
+    group_norm: Literal["diffusers", "original"] = Field(
+        "diffusers",
+        description="Over what GroupNorm takes statistics: as diffusers' UNetMotionModel does, or as PIA's own code.",
+    )
+    vae_tiling: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="Whether the VAE works in tiles of 512 px: auto above 1024 x 1024 px, on above 512 px a side.",
+    )
+    offload: Literal["none", "model", "sequential"] = Field(
+        "none",
+        description="Keep weights in host memory and only what runs on the GPU: model, one part at a time; "
+        "sequential, one layer at a time, the least memory and by far the slowest.",
+    )
+    memory_gib: float | None = Field(
+        None, gt=0, description="Most memory of the device that a worker may use, in GiB. Left out: what is free there."
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes the GPU if there is one.")
     long_edge: int = Field(512, ge=16, le=2048, description="Longer side of the model's size buckets, in px.")
     size_step: int = Field(64, ge=8, le=256, description="Bucket sides are multiples of this, in px.")
+    compile: Literal["auto", "off", "default", "reduce-overhead", "max-autotune"] = Field(
+        "auto",
+        description="torch.compile's mode for the UNet: auto is default on a GPU with Triton and off on a CPU. The "
+        "first rows of each size wait for it.",
+    )
+    compile_cache: str | None = Field(
+        None, description="Local file that keeps compiled code: the next process compiles in seconds."
+    )
     allow_pickle: bool = Field(
         False, description="Also load .bin checkpoints (weights only). safetensors alone is the safe default."
     )
     defaults: _Defaults = Field(default_factory=dict, description="The model's own values of knobs.")
     description: str = Field("", description="One line for `pia-ray models`.")
+
+    @field_validator("vae_tiling", mode="before")
+    @classmethod
+    def _switch(cls, value: object) -> object:
+        # YAML reads a bare on or off as a truth value.
+        return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
 
     @field_validator("long_edge", "size_step")
     @classmethod
@@ -158,7 +205,13 @@ class ModelConfig(BaseModel):
         return value
 
     @model_validator(mode="after")
-    def _together(self) -> ModelConfig:
+    def _whole_weights(self) -> ModelConfig:
+        if self.offload == "sequential" and self.loras:
+            raise ValueError("offload sequential leaves no weights for loras to be merged into: take offload model")
+        return self
+
+    @model_validator(mode="after")
+    def _buckets(self) -> ModelConfig:
         if self.long_edge % self.size_step:
             raise ValueError("long_edge must be a multiple of size_step")
         if self.image_encoder is not None and self.ip_adapter is None:
@@ -262,15 +315,7 @@ class CatalogConfig(BaseModel):
     @field_validator("styles", mode="before")
     @classmethod
     def _styles(cls, value: object) -> object:
-        if not isinstance(value, Mapping):
-            return value
-        models = {}
-        for name, model in value.items():
-            check_style_name(name)
-            if isinstance(model, Mapping):
-                model = {"name": name, **model}
-            models[name] = load_model(model) if isinstance(model, str) else model
-        return models
+        return load_models(value)
 
     @field_validator("actors", mode="before")
     @classmethod
@@ -289,18 +334,12 @@ class CatalogConfig(BaseModel):
     @field_validator("batch_size", mode="before")
     @classmethod
     def _batch(cls, value: object) -> object:
-        if isinstance(value, str) and value.isdecimal():
-            value = int(value)
-        if value != "auto" and (not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= 64):
-            raise ValueError('must be "auto" or 1 to 64')
-        return value
+        return _batch_size(value)
 
     @field_validator("background")
     @classmethod
     def _colour(cls, value: str) -> str:
-        if re.fullmatch("#[0-9a-fA-F]{6}", value) is None:
-            raise ValueError("must be a colour such as #ffffff")
-        return value
+        return _hex_colour(value)
 
     @field_validator("retry", mode="before")
     @classmethod
@@ -314,6 +353,177 @@ class CatalogConfig(BaseModel):
                     # It would match no row, and the run would end as if there was nothing to do.
                     raise ValueError(f'must be "failed" or error codes.{suggest(str(code), known)}'.rstrip("."))
         return value
+
+
+class ServeConfig(BaseModel):
+    """The online endpoint: its models, its limits, and how Ray Serve runs it.
+
+    Everyone may call an endpoint on a loopback address. Bound wider it needs `api_keys`, or says `allow_anonymous`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    models: dict[str, ModelConfig] = Field(
+        description="Models by the name that requests use: each a named model, a YAML file or settings."
+    )
+    default_model: str = Field("", description="The model of requests that name none. Left out: the first.")
+    keep_models: int = Field(
+        DEFAULT_KEEP_MODELS, ge=1, le=64, description="Models that a replica keeps in memory; as for a catalogue."
+    )
+    storage: str = Field(
+        "./pia-ray-serve", description="Folder (one host) or s3:// prefix (many) for video jobs and their videos."
+    )
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+
+    api_keys: tuple[str, ...] | str = Field(
+        (), description="sha256 of each key in hex, or a file of such lines, which is read again when it changes."
+    )
+    allow_anonymous: bool = Field(False, description="Let callers without a key in, also from other hosts.")
+    webhook_secret: SecretStr | None = Field(None, description="whsec_... with which webhooks are signed.")
+    metrics_token: SecretStr | None = Field(None, description="Bearer token for /metrics; without it, loopback only.")
+
+    max_body_bytes: int = Field(64_000_000, ge=1, description="Larger request bodies are refused, unread.")
+    max_image_bytes: int = Field(20_000_000, ge=1, description="Larger image files are refused.")
+    max_image_pixels: int = Field(40_000_000, ge=1, description="Larger images are refused, undecoded.")
+    max_frames: int = Field(64, ge=1, description="Most frames of a video.")
+    max_steps: int = Field(100, ge=1, description="Most inference steps of a video.")
+    max_jobs_per_key: int = Field(32, ge=1, description="Video jobs that a key may have open at once.")
+    max_waiting: int = Field(16, ge=0, description="Requests that wait in a replica beside those that denoise.")
+    requests_per_minute: int = Field(600, ge=1, description="Calls of one key (or address, without keys) per minute.")
+    sync_timeout_s: float = Field(300.0, gt=0, description="Seconds after which a synchronous call fails.")
+    job_timeout_s: float = Field(3600.0, gt=0, description="Seconds in an engine after which a video job fails.")
+    job_ttl_s: float = Field(86_400.0, gt=0, description="Seconds that a finished video job is kept.")
+    max_attempts: int = Field(3, ge=1, le=100, description="Tries of a video job whose replica dies.")
+
+    min_replicas: int = Field(1, ge=0, description="Least engines; 0 lets the GPUs go while nobody asks.")
+    max_replicas: int = Field(1, ge=1, description="Most engines.")
+    target_ongoing_requests: float | None = Field(
+        None, gt=0, description="Requests per engine that autoscaling aims at. Left out: batch_size."
+    )
+    upscale_delay_s: float = Field(10.0, ge=0, description="Seconds of load before an engine is added.")
+    downscale_delay_s: float = Field(600.0, ge=0, description="Seconds of idleness before an engine is let go.")
+    graceful_shutdown_s: float = Field(
+        1800.0, gt=0, description="Seconds that an engine may take to finish what it has; above the longest video."
+    )
+    gpus_per_replica: float | None = Field(
+        None, ge=0, le=8, description="GPUs (or a share of one) per engine. Left out: 1 where there are GPUs, else 0."
+    )
+    cpus_per_replica: float = Field(1.0, ge=0, le=64, description="CPU cores reserved per engine.")
+    batch_size: int | Literal["auto"] = Field(
+        "auto", description="Requests that denoise together in one engine; auto is 4."
+    )
+    background: str = Field("#ffffff", description="Colour under transparent pictures.")
+    deployment_config: dict[str, Any] = Field(
+        default_factory=dict, description="Ray Serve's options for the engines, over those that follow from the above."
+    )
+    ingress_deployment_config: dict[str, Any] = Field(
+        default_factory=dict, description="The same for the HTTP ingress, such as num_replicas."
+    )
+
+    @property
+    def rows_at_once(self) -> int:
+        """Requests that denoise together in one engine."""
+        return DEFAULT_BATCH_SIZE if self.batch_size == "auto" else self.batch_size
+
+    @property
+    def needs_key(self) -> bool:
+        """Whether callers must show an API key."""
+        return bool(self.api_keys)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _first_model(cls, values: object) -> object:
+        if not isinstance(values, Mapping):
+            return values
+        models = values.get("models", {"demo": "demo"})
+        if isinstance(models, str):
+            models = parse_styles([models])
+        first = next(iter(models), "") if isinstance(models, Mapping) else ""
+        return {**values, "models": models, "default_model": values.get("default_model") or first}
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ServeConfig:
+        if self.default_model not in self.models:
+            raise ValueError(
+                f'default_model must be one of {", ".join(self.models)} (got "{self.default_model}")'
+                if self.models
+                else "models must name at least one"
+            )
+        if self.max_replicas < self.min_replicas:
+            raise ValueError("max_replicas must not be below min_replicas")
+        if not self.needs_key and not self.allow_anonymous and not is_loopback(self.host):
+            raise ValueError(
+                f"host {self.host} can be reached from elsewhere: give api_keys, or say allow_anonymous: true if "
+                "everybody who reaches it may use it"
+            )
+        return self
+
+    @field_validator("models", mode="before")
+    @classmethod
+    def _models(cls, value: object) -> object:
+        return load_models(value)
+
+    @field_validator("api_keys")
+    @classmethod
+    def _hashes(cls, value: tuple[str, ...] | str) -> tuple[str, ...] | str:
+        for each in () if isinstance(value, str) else value:
+            if re.fullmatch("[0-9a-f]{64}", each) is None:
+                # Not quoted: it may be the key itself.
+                raise ValueError("each must be the sha256 of a key: 64 hex digits, in lower case")
+        return value
+
+    @field_validator("batch_size", mode="before")
+    @classmethod
+    def _batch(cls, value: object) -> object:
+        return _batch_size(value)
+
+    @field_validator("background")
+    @classmethod
+    def _colour(cls, value: str) -> str:
+        return _hex_colour(value)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether that host, a name or an address to listen on, is reached from this machine alone."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def load_models(value: object) -> object:
+    """Models by name with names and files of them replaced by what they stand for; the rest is left to pydantic.
+
+    Raises:
+        ValueError: a name cannot be one.
+        ConfigError: there is no such model.
+    """
+    if not isinstance(value, Mapping):
+        return value
+    models = {}
+    for name, model in value.items():
+        check_style_name(name)
+        if isinstance(model, Mapping):
+            model = {"name": name, **model}
+        models[name] = load_model(model) if isinstance(model, str) else model
+    return models
+
+
+def _batch_size(value: object) -> object:
+    if isinstance(value, str) and value.isdecimal():
+        value = int(value)
+    if value != "auto" and (not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= 64):
+        raise ValueError('must be "auto" or 1 to 64')
+    return value
+
+
+def _hex_colour(value: str) -> str:
+    if re.fullmatch("#[0-9a-fA-F]{6}", value) is None:
+        raise ValueError("must be a colour such as #ffffff")
+    return value
 
 
 def model_for(style: str, model: ModelConfig, styles: Mapping[str, ModelConfig]) -> ModelConfig:
@@ -428,6 +638,27 @@ def load(path: str | Path | None, overrides: Mapping[str, Any]) -> CatalogConfig
         if key not in merged:
             raise ConfigError(f"{key} is missing: give it on the command line or in the config file")
     return build(CatalogConfig, merged, source=str(path) if path is not None else "")
+
+
+def load_serve(path: str | Path | None, overrides: Mapping[str, Any]) -> ServeConfig:
+    """The endpoint's config of a YAML file with `overrides` on top; both may say `model`, the only one, by name or file.
+
+    Raises:
+        ConfigError: the file or a value is wrong.
+    """
+    values = read_yaml(path) if path is not None else {}
+    merged = {**values, **overrides}
+    if "model" in overrides and "models" in values:
+        merged.pop("models")
+        merged.pop("default_model", None)
+    if (model := merged.pop("model", None)) is not None:
+        if "models" in merged or "default_model" in merged:
+            raise ConfigError("model is the only model: leave it out where models or default_model are given")
+        if not isinstance(model, str):
+            raise ConfigError("model must be the name of a model, or a YAML file of one")
+        name = Path(model).stem if model.endswith((".yaml", ".yml")) else model
+        merged["models"] = {name: model}
+    return build(ServeConfig, merged, source=str(path) if path is not None else "")
 
 
 def load_model(name_or_file: str) -> ModelConfig:

@@ -23,6 +23,7 @@ again can help (`retryable`), and names the HTTP status that fits.
         ├── NonFiniteFrames       the model produced NaN or infinite values
         ├── VideoError            frames could not be encoded, or the finished file did not verify
         ├── Timeout, Cancelled    the row's deadline passed; the caller took the request back
+        ├── Busy                  too many requests wait already; try again after its retry_after_s
         ├── WorkerDied            the process died each time this row was tried
         └── UnexpectedError       a bug or an unknown fault; the traceback is in the message
 """
@@ -265,6 +266,22 @@ class Cancelled(RowError):
     code = "cancelled"
     retryable = True
     http_status = 499
+
+
+class Busy(RowError):
+    """So many requests wait already that this one is refused. Arguments: message, seconds after which to try again."""
+
+    code = "busy"
+    retryable = True
+    http_status = 429
+
+    def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
+        super().__init__(message, retry_after_s)
+
+    @property
+    def retry_after_s(self) -> float:
+        """About when a place falls free, in seconds from now."""
+        return float(self.args[1])
 
 
 class WorkerDied(RowError):

@@ -10,6 +10,7 @@
   const bytes = (n) => (n == null ? null : n < 1e6 ? `${(n / 1e3).toFixed(0)} kB` : `${(n / 1e6).toFixed(1)} MB`);
   const failed = (i) => cell("status", i) !== "succeeded";
   const label = (i) => cell("id", i) + (cell("video_index", i) ? ` (video ${cell("video_index", i)})` : "");
+  const flags = (i) => cell("flags", i)?.replaceAll("_", " ").replaceAll(",", ", ");
   const motion = (i) => {
     const scale = cell("motion_scale", i);
     return scale == null ? null : `${scale} · ${cell("motion_name", i)}`;
@@ -110,6 +111,7 @@
     const facts = el("p", { className: "facts num" });
     const add = (text, className) => text && facts.append(el("span", { className: className || "" }, text));
     add(motion(i), "badge");
+    add(flags(i), "badge");
     if (cell("width", i)) add(`${cell("width", i)} × ${cell("height", i)}`);
     if (cell("num_frames", i)) add(`${cell("num_frames", i)} frames, ${cell("fps", i)}/s`);
     add(`seed ${cell("seed", i)}`);
@@ -142,7 +144,7 @@
   // --- filter, chips, sort ---------------------------------------------------------------------------------------
 
   const hay = new Array(count);
-  const text = (i) => hay[i] || (hay[i] = ["id", "prompt", "error_code", "error_message", "motion_name", "image"].map((name) => cell(name, i) ?? "")
+  const text = (i) => hay[i] || (hay[i] = ["id", "prompt", "error_code", "error_message", "motion_name", "image", "flags"].map((name) => cell(name, i) ?? "")
     .concat(Object.values(extra).map((column) => at(column, i) ?? "")).join("\n").toLowerCase());
   const orders = {
     "Manifest order": null,
@@ -249,7 +251,7 @@
     const size = cell("width", i) ? `${cell("width", i)} × ${cell("height", i)} px` : null;
     const when = cell("finished_at", i);
     sheet.append(el("div", { className: "groups" },
-      group("Animation", [["Motion scale", motion(i)], ["Measured motion", cell("motion", i)?.toFixed(4)], ["Seed", cell("seed", i), true], ["Size", size],
+      group("Animation", [["Motion scale", motion(i)], ["Measured motion", cell("motion", i)?.toFixed(4)], ["Suspicious", flags(i)], ["Seed", cell("seed", i), true], ["Size", size],
         ["Length", cell("num_frames", i) ? `${cell("num_frames", i)} frames at ${cell("fps", i)}/s, ${seconds(cell("duration_s", i)) || ""}` : null],
         ["File", bytes(cell("size_bytes", i))], ["Original", cell("original_width", i) ? `${cell("original_width", i)} × ${cell("original_height", i)} px` : null], ["Model", cell("model", i)]]),
       group("Settings", Object.entries(knobs).map(([name, column]) => [name, at(column, i)])),

@@ -30,7 +30,7 @@ _Row = Mapping[str, Any]
 _SHOWN: Final = (
     *("id", "video_index", "status", "error_code", "error_message", "retryable", "attempts", "prompt", "seed"),
     *("width", "height", "num_frames", "fps", "duration_s", "size_bytes", "original_width", "original_height"),
-    *("work_key", "model", "run_id", "worker", "fetch_s", "animate_s", "publish_s", "gpu_s", "motion"),
+    *("work_key", "model", "run_id", "worker", "fetch_s", "animate_s", "publish_s", "gpu_s", "motion", "flags"),
 )
 """Result columns that reach the page as they are; those with URIs, params and times are worked on first."""
 

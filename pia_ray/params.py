@@ -952,3 +952,5 @@ class ResultRow:
     gpu_s: float | None
     motion: float | None
     finished_at: datetime
+    flags: str | None = None
+    """What is suspicious about the video, by commas: `black_frames`, `frozen`."""

@@ -31,6 +31,7 @@ from pia_ray.errors import (
     VideoError,
 )
 from pia_ray.fetch import fetch as fetch_url
+from pia_ray.flags import flags_of
 from pia_ray.params import ARRAY_KNOBS, Animation, AnimationRequest, ManifestRow, ResultRow
 
 if TYPE_CHECKING:
@@ -202,6 +203,7 @@ def publish(
         gpu_s=animation.gpu_s,
         motion=animation.motion,
         finished_at=datetime.now(UTC),
+        flags=",".join(flags_of(animation.frames, fetched.image)) or None,
     )
     encoded = video.encode(animation.frames, fps=params.fps, format=config.format, provenance=ledger.provenance(result))
     video.verify(encoded)

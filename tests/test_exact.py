@@ -63,7 +63,9 @@ def test_the_rewritten_unet_equals_the_plain_one_also_where_sides_do_not_halve(
     assert distance(predict(rewritten[0], sample, timesteps), predict(plain, sample, timesteps)) < 5e-6
 
 
-def test_channels_last_weights_change_nothing(plain: UNetMotionModel, rewritten: tuple[UNetMotionModel, Prefix]) -> None:
+def test_channels_last_weights_change_nothing(
+    plain: UNetMotionModel, rewritten: tuple[UNetMotionModel, Prefix]
+) -> None:
     unet = copy.deepcopy(rewritten[0]).to(memory_format=torch.channels_last)
     sample, timesteps = inputs(2, 8, 8), torch.tensor([900.0, 41.0])
     assert distance(predict(unet, sample, timesteps), predict(plain, sample, timesteps)) < 5e-6

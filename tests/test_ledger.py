@@ -97,6 +97,7 @@ def items_of(numbers: Iterable[int], *, rejected: Iterable[int] = (), passed: di
                 "image_identity": f"pictures/{number}.png",
                 "prompt": "a boat",
                 "seed": MAX_SEED - number,
+                "style": "default",
                 "params": "{}",
                 "error_code": "bad_parameter" if number in rejected else None,
                 "error_message": "motion_scale must be 0 to 8" if number in rejected else None,

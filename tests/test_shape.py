@@ -30,6 +30,7 @@ ORDER = (
     "config",
     "image",
     "arrays",
+    "flags",
     "request",
     "video",
     "storage",
@@ -66,13 +67,15 @@ NEVER = {
 }
 
 OWNERS = {
-    "torch": {"pia_ray.pia": "the model", "pia_ray.testing": "makes tiny checkpoints, when called"},
+    "torch": {"pia_ray.pia": "the model", "pia_ray.testing": "makes tiny checkpoints and counts tensors, when called"},
     "diffusers": {"pia_ray.pia": "the model", "pia_ray.testing": "makes tiny checkpoints, when called"},
     "transformers": {"pia_ray.pia": "the model", "pia_ray.testing": "makes tiny checkpoints, when called"},
+    "accelerate": {"pia_ray.pia": "offloads the model's parts"},
     "huggingface_hub": {"pia_ray.weights": "fetches from the hub"},
     "filelock": {"pia_ray.weights": "one process per node fetches"},
     "PIL": {
         "pia_ray.image": "decodes pictures",
+        "pia_ray.flags": "looks at the picture of a video",
         "pia_ray.video": "writes gif and webp",
         "pia_ray.steps": "hands pictures from fetch to animate",
         "pia_ray.pia": "takes pictures, knows no files",

@@ -29,7 +29,16 @@ TIMINGS: Final = ("fetch_s", "animate_s", "publish_s", "gpu_s")
 SHOWN: Final = 1000
 """Names that a report of `verify` or `rebuild` holds of each kind; the counts are complete."""
 
-_SUMMARY_COLUMNS: Final = ("status", "error_code", "retryable", "run_id", "finished_at", "size_bytes", *TIMINGS)
+_SUMMARY_COLUMNS: Final = (
+    "status",
+    "error_code",
+    "retryable",
+    "run_id",
+    "finished_at",
+    "size_bytes",
+    "flags",
+    *TIMINGS,
+)
 _READERS: Final = 16
 
 _log = logging.getLogger(__name__)
@@ -50,6 +59,8 @@ class Summary:
     """Failed rows for which trying again can help."""
     errors: Mapping[str, int]
     """Failed rows by error code, the most frequent first."""
+    flags: Mapping[str, int]
+    """Succeeded rows by what is suspicious about their videos, the most frequent first."""
     last_finished_at: datetime | None
     num_in_run: int
     """Succeeded rows that the latest run itself made."""
@@ -111,7 +122,7 @@ def summary(ledger: Ledger) -> Summary:
         ]
     rows = pa.concat_tables(pieces) if pieces else pa.table({name: [] for name in _SUMMARY_COLUMNS})
     if not len(rows):
-        return Summary(run, len(places), 0, 0, len(places), 0, {}, None, 0, None, None, 0.0, 0, {})
+        return Summary(run, len(places), 0, 0, len(places), 0, {}, {}, None, 0, None, None, 0.0, 0, {})
     succeeded = rows.filter(pc.equal(rows["status"], "succeeded"))
     failed = rows.filter(pc.equal(rows["status"], "failed"))
     codes = Counter({entry["values"]: entry["counts"] for entry in pc.value_counts(failed["error_code"]).to_pylist()})
@@ -131,6 +142,7 @@ def summary(ledger: Ledger) -> Summary:
         num_left=len(places) - len(succeeded) - len(failed),
         num_retryable=pc.sum(failed["retryable"]).as_py() or 0,
         errors={code or "unknown": count for code, count in codes.most_common()},
+        flags=_flags(succeeded),
         last_finished_at=pc.max(rows["finished_at"]).as_py(),
         num_in_run=num_in_run,
         run_s=run_s,
@@ -273,6 +285,11 @@ def _batches(found: Iterator[storage.ObjectStat]) -> Iterator[list[storage.Objec
             batch = []
     if batch:
         yield batch
+
+
+def _flags(rows: pa.Table) -> dict[str, int]:
+    found = rows.filter(pc.is_valid(rows["flags"]))["flags"].to_pylist()
+    return dict(Counter(flag for flags in found for flag in flags.split(",")).most_common())
 
 
 def _percentiles(rows: pa.Table) -> dict[str, dict[int, float]]:

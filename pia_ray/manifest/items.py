@@ -259,6 +259,10 @@ def run_spec(config: CatalogConfig, model: ModelConfig, version: str) -> dict[st
     settings = {
         "version": version,
         "dtype": model.dtype,
+        "vae_dtype": model.vae_dtype,
+        "text_encoder_dtype": model.text_encoder_dtype,
+        "group_norm": model.group_norm,
+        "vae_tiling": model.vae_tiling,
         "long_edge": model.long_edge,
         "size_step": model.size_step,
     }

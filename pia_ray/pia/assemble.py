@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import torch
 from diffusers import AutoencoderKL, MotionAdapter, UNet2DConditionModel, UNetMotionModel
@@ -21,11 +21,15 @@ from pia_ray.checkpoint import PICKLED_SUFFIXES, digest
 from pia_ray.config import ModelConfig
 from pia_ray.errors import WeightsError
 from pia_ray.pia import single_file
+from pia_ray.pia.compilation import Mode, compile_mode_of
 from pia_ray.pia.inversion import with_inversions
 from pia_ray.pia.ip_adapter import IPAdapter, install_ip_adapter
 from pia_ray.pia.lora import Lora, read_lora
+from pia_ray.pia.memory import limit_memory
+from pia_ray.pia.norm import normalise_as_original
+from pia_ray.pia.offload import offload
 from pia_ray.pia.sharing import Held, Pool, SourceOf
-from pia_ray.pia.speed import device_of, dtype_of
+from pia_ray.pia.speed import device_of, dtype_of, text_encoder_dtype_of, vae_dtype_of
 from pia_ray.pia.tensors import read_tensors
 from pia_ray.weights import LocalWeights
 
@@ -44,7 +48,17 @@ class Components:
     tokenizer: CLIPTokenizer
     scheduler_config: Mapping[str, Any]
     device: torch.device
+    """Where forwards run; with offload, weights wait in host memory."""
     dtype: torch.dtype
+    """Of the UNet."""
+    vae_dtype: torch.dtype
+    vae_tiling: Literal["auto", "on", "off"]
+    memory_bytes: int | None
+    """Most memory of the device to use; None: what is free."""
+    compile_mode: Mode | None
+    """torch.compile's mode for the UNet; None: it runs as it is."""
+    compile_cache: Path | None
+    """File in which compiled code is kept for the next process."""
     version: str
     """Name and revision or digest of the weights."""
     ip_adapter: IPAdapter | None = None
@@ -86,9 +100,10 @@ def assemble(weights: LocalWeights, model: ModelConfig, pool: Pool | None = None
         ConfigError: the device is not there.
     """
     device = device_of(model)
-    dtype = dtype_of(model, device)
-    kwargs: dict[str, Any] = {"torch_dtype": dtype, "use_safetensors": None if model.allow_pickle else True}
-    unet, vae, text_encoder = _parts(weights, kwargs, dtype=dtype)
+    dtypes = _Dtypes(dtype_of(model, device), vae_dtype_of(model, device), text_encoder_dtype_of(model, device))
+    memory_bytes = limit_memory(model, device)
+    kwargs = {"use_safetensors": None if model.allow_pickle else True}
+    unet, vae, text_encoder = _parts(weights, kwargs, dtypes)
     if (channels := unet.config["in_channels"]) != 9:
         raise WeightsError(
             f"the UNet of model {model.name} takes {channels} channels, PIA's takes 9: "
@@ -96,13 +111,17 @@ def assemble(weights: LocalWeights, model: ModelConfig, pool: Pool | None = None
         )
     configs = weights.base if weights.base.is_dir() or weights.config is None else weights.config
     tokenizer = _load(CLIPTokenizer, configs / "tokenizer", {})
-    parts: dict[str, torch.nn.Module] = {"unet": unet, "vae": vae, "text_encoder": text_encoder}
-    if (encoder := _image_encoder(weights, kwargs, dtype=dtype)) is not None:
+    parts: dict[str, torch.nn.Module] = {"text_encoder": text_encoder, "unet": unet, "vae": vae}
+    if (encoder := _image_encoder(weights, kwargs, dtype=dtypes.unet)) is not None:
         parts["image_encoder"] = encoder
-    held = _place(parts, weights, pool, device=device)
+    home = device if model.offload == "none" else torch.device("cpu")
+    held = _place(parts, weights, pool, device=home)
+    if model.group_norm == "original":
+        normalise_as_original(unet)
     ip_adapter = None
     if weights.ip_adapter is not None:
         ip_adapter = install_ip_adapter(unet, weights.ip_adapter, image_encoder=encoder)
+        ip_adapter.projection.to(device)  # small, and never offloaded
     components = Components(
         unet=unet,
         vae=vae,
@@ -110,7 +129,12 @@ def assemble(weights: LocalWeights, model: ModelConfig, pool: Pool | None = None
         tokenizer=tokenizer,
         scheduler_config=_read_config(configs / "scheduler" / "scheduler_config.json"),
         device=device,
-        dtype=dtype,
+        dtype=dtypes.unet,
+        vae_dtype=dtypes.vae,
+        vae_tiling=model.vae_tiling,
+        memory_bytes=memory_bytes,
+        compile_mode=compile_mode_of(model, device),
+        compile_cache=None if model.compile_cache is None else Path(model.compile_cache).expanduser(),
         version=weights.version,
         ip_adapter=ip_adapter,
         loras={name: Lora(path, model.loras[name].weight) for name, path in weights.loras.items()},
@@ -120,29 +144,38 @@ def assemble(weights: LocalWeights, model: ModelConfig, pool: Pool | None = None
         components = with_inversions(components, weights.textual_inversions)
     for lora in components.loras.values():
         read_lora(lora.path, components)  # a LoRA for another model is told before any row asks for it
+    whole = (components.text_encoder, components.unet, components.vae, *([] if encoder is None else [encoder]))
+    offload(whole, model.offload, device)
     return components
 
 
+class _Dtypes(NamedTuple):
+    unet: torch.dtype
+    vae: torch.dtype
+    text_encoder: torch.dtype
+
+
 def _parts(
-    weights: LocalWeights, kwargs: dict[str, Any], *, dtype: torch.dtype
+    weights: LocalWeights, kwargs: dict[str, Any], dtypes: _Dtypes
 ) -> tuple[UNetMotionModel, AutoencoderKL, CLIPTextModel]:
     """UNet with motion modules, VAE and text encoder, each out of a folder or a single file."""
     checkpoint: dict[str, torch.Tensor] = {}
+    unet_kwargs = {**kwargs, "torch_dtype": dtypes.unet}
     if weights.base.is_file():
         checkpoint = read_tensors(weights.base)
         single_file.check_base(checkpoint, weights.base)
-        unet = _with_motion(_single(single_file.load_unet, weights, checkpoint, dtype=dtype), weights, kwargs)
-        text_encoder = _single(single_file.load_text_encoder, weights, checkpoint, dtype=dtype)
+        plain = _single(single_file.load_unet, weights, checkpoint, dtype=dtypes.unet)
+        unet = _with_motion(plain, weights, unet_kwargs)
+        text_encoder = _single(single_file.load_text_encoder, weights, checkpoint, dtype=dtypes.text_encoder)
     else:
-        unet = _unet(weights, kwargs)
-        text_kwargs = {"dtype": dtype, "use_safetensors": kwargs["use_safetensors"]}
-        text_encoder = _load(CLIPTextModel, weights.base / "text_encoder", text_kwargs)
+        unet = _unet(weights, unet_kwargs)
+        text_encoder = _load(CLIPTextModel, weights.base / "text_encoder", {**kwargs, "dtype": dtypes.text_encoder})
     if weights.vae is not None and weights.vae.is_file():
-        vae = _single(single_file.load_vae, weights, read_tensors(weights.vae), dtype=dtype, path=weights.vae)
+        vae = _single(single_file.load_vae, weights, read_tensors(weights.vae), dtype=dtypes.vae, path=weights.vae)
     elif weights.vae is None and weights.base.is_file():
-        vae = _single(single_file.load_vae, weights, checkpoint, dtype=dtype)
+        vae = _single(single_file.load_vae, weights, checkpoint, dtype=dtypes.vae)
     else:
-        vae = _load(AutoencoderKL, weights.vae or weights.base / "vae", kwargs)
+        vae = _load(AutoencoderKL, weights.vae or weights.base / "vae", {**kwargs, "torch_dtype": dtypes.vae})
     return unet, vae, text_encoder
 
 

@@ -17,6 +17,8 @@ from typing import Any, Final, Literal
 import torch
 from torch import nn
 
+from pia_ray.config import ModelConfig
+
 log = logging.getLogger(__name__)
 
 Mode = Literal["default", "reduce-overhead", "max-autotune"]
@@ -32,6 +34,22 @@ def can_compile(device: torch.device) -> bool:
 
         return bool(has_triton())
     return any(shutil.which(name) for name in (os.environ.get("CXX", ""), "g++", "clang++") if name)
+
+
+def compile_mode_of(model: ModelConfig, device: torch.device) -> Mode | None:
+    """The mode that the model asks for: by default none on a CPU, and torch's own on a GPU that can compile.
+
+    Offloaded weights come and go by hooks, which compiled code would not see: they are never compiled.
+    """
+    if model.compile == "off" or model.offload != "none":
+        return None
+    if model.compile == "auto":
+        return "default" if device.type == "cuda" and can_compile(device) else None
+    if not can_compile(device):
+        needed = "Triton" if device.type == "cuda" else "a C++ compiler"
+        log.warning("the model runs uncompiled: %s is not here", needed)
+        return None
+    return model.compile
 
 
 class CompiledForward:

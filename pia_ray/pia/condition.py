@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import numpy as np
 import torch
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from PIL import Image
 
 from pia_ray.errors import BadParameter
@@ -18,6 +19,7 @@ from pia_ray.pia.assemble import Components
 from pia_ray.pia.inversion import expand
 from pia_ray.pia.ip_adapter import encode_picture, image_tokens
 from pia_ray.pia.program import ImageTokens, Text
+from pia_ray.pia.tiling import TILE_PIXELS, is_tiled, tiled
 
 CACHED_PROMPTS: Final = 256
 CACHED_PICTURES: Final = 64
@@ -132,7 +134,7 @@ class Conditions:
         field = "ip_adapter_image" if picture is not None else "ip_adapter_image_embeds"
         if picture is not None and embeds is not None:
             raise BadParameter("give either ip_adapter_image or ip_adapter_image_embeds, not both", field)
-        adapter = self._components.ip_adapter
+        adapter = self.components.ip_adapter
         if adapter is None:
             raise BadParameter(f"{field} needs a model with an ip_adapter, and this one has none", field)
         if picture is not None and adapter.image_encoder is None:
@@ -153,13 +155,25 @@ class Conditions:
     def _encode(self, pixels: np.ndarray[Any, Any]) -> tuple[torch.Tensor, torch.Tensor]:
         parts = self.components
         values = torch.from_numpy(pixels.copy()).to(parts.device, torch.float32) / 127.5 - 1
-        values = values.permute(2, 0, 1)[None].to(parts.dtype)  # [1, 3, H, W]
-        posterior = parts.vae.encode(values).latent_dist
+        values = values.permute(2, 0, 1)[None].to(parts.vae_dtype)  # [1, 3, H, W]
+        posterior = encode(parts, values)
         return posterior.mean[0].float(), posterior.std[0].float()
 
 
 def _digest(pixels: np.ndarray[Any, Any]) -> str:
     return hashlib.sha256(pixels.tobytes() + str(pixels.shape).encode()).hexdigest()
+
+
+def encode(components: Components, values: torch.Tensor) -> DiagonalGaussianDistribution:
+    """The VAE's posterior of pictures [N, 3, H, W] in its precision, -1 to 1; in tiles where the size asks for them."""
+    vae, factor = components.vae, components.spatial_factor
+    height, width = values.shape[-2:]
+    if not is_tiled(components.vae_tiling, height=height, width=width):
+        return vae.encode(values).latent_dist
+    # Moments are blended as they come out, mean and log variance: [N, 8, h, w].
+    return DiagonalGaussianDistribution(
+        tiled(lambda tile: vae.encode(tile).latent_dist.parameters, values, tile=TILE_PIXELS, scale=1 / factor)
+    )
 
 
 def _recall(cache: OrderedDict[Any, Any], key: Any) -> Any:

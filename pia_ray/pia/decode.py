@@ -10,9 +10,8 @@ import torch
 
 from pia_ray.errors import NonFiniteFrames
 from pia_ray.pia.assemble import Components
-
-CHUNK_PIXELS: Final = 16 * 512 * 512
-"""Pixels decoded at once: 16 frames of 512 x 512, some 6 GiB of activations in float16."""
+from pia_ray.pia.memory import frames_at_once
+from pia_ray.pia.tiling import TILE_PIXELS, is_tiled, tiled
 
 
 def decode(components: Components, latents: torch.Tensor) -> torch.Tensor:
@@ -54,9 +53,9 @@ def _decode(
     components: Components, latents: torch.Tensor, finish: Callable[[torch.Tensor], torch.Tensor]
 ) -> torch.Tensor:
     require_finite(latents)
-    scaled = (latents / components.latent_scale).permute(1, 0, 2, 3).to(components.dtype)  # [T, 4, h, w]
-    pixels = scaled.shape[-1] * scaled.shape[-2] * components.spatial_factor**2
-    chunk = max(1, CHUNK_PIXELS // pixels)
+    scaled = (latents / components.latent_scale).permute(1, 0, 2, 3).to(components.vae_dtype)  # [T, 4, h, w]
+    height, width = (side * components.spatial_factor for side in scaled.shape[-2:])
+    chunk = min(len(scaled), frames_at_once(components, height=height, width=width))
     while True:
         try:
             return torch.cat([finish(_decode_chunk(components, part)) for part in scaled.split(chunk)])
@@ -75,10 +74,21 @@ def to_numpy(frames: torch.Tensor) -> np.ndarray[Any, Any]:
 _NOT_FINITE: Final = (
     "the model produced NaN or infinite values for this row: try another seed, or dtype float32 or bfloat16"
 )
+_VAE_NOT_FINITE: Final = (
+    "the VAE produced NaN or infinite values for this row: try the model with vae_dtype float32 or bfloat16"
+)
 
 
 def _decode_chunk(components: Components, latents: torch.Tensor) -> torch.Tensor:
-    values = components.vae.decode(latents, return_dict=False)[0].float()  # [t, 3, H, W]
+    values = _run_vae(components, latents)  # [t, 3, H, W]
     if not bool(torch.isfinite(values).all()):
-        raise NonFiniteFrames(_NOT_FINITE)
+        raise NonFiniteFrames(_VAE_NOT_FINITE)
     return (values / 2 + 0.5).clamp(0, 1)
+
+
+def _run_vae(components: Components, latents: torch.Tensor) -> torch.Tensor:
+    vae, factor = components.vae, components.spatial_factor
+    height, width = (side * factor for side in latents.shape[-2:])
+    if not is_tiled(components.vae_tiling, height=height, width=width):
+        return vae.decode(latents, return_dict=False)[0].float()
+    return tiled(lambda tile: vae.decode(tile, return_dict=False)[0], latents, tile=TILE_PIXELS // factor, scale=factor)

@@ -24,6 +24,7 @@ from pia_ray.pia.assemble import Components
 from pia_ray.pia.faults import device_is_lost, is_out_of_memory
 from pia_ray.pia.finite import FiniteCheck
 from pia_ray.pia.forward import Piece
+from pia_ray.pia.memory import evaluations_that_fit
 from pia_ray.pia.output import finished
 from pia_ray.pia.program import Branch, Evaluation, Program
 from pia_ray.pia.row import row_program
@@ -251,6 +252,8 @@ class Engine:
         num_frames, height, width = row.evaluation.shape[:3]
         device = components.device
         most = most_evaluations(self._batch_size, num_frames, height, width, device=device)
+        fit = evaluations_that_fit(components, num_frames=num_frames, height=height, width=width)
+        most = most if fit is None else min(most, fit)
         tuner = self._tuners[sized] = ForwardTuner(most=most)
         if not self._tunes or device.type == "cpu":  # a CPU's bound is known: see speed.CPU_FORWARD_PIXELS
             tuner.shrink(most)

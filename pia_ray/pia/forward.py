@@ -25,7 +25,7 @@ class Piece:
 
     evaluation: Evaluation
     branch: Branch
-    free_u: tuple[float, ...] | None
+    free_u: tuple[float, float, float, float] | None = None
 
     @property
     def prefix_key(self) -> tuple[object, ...]:

@@ -17,7 +17,8 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 from pia_ray.params import AnimationRequest
-from pia_ray.pia.assemble import Components, make_scheduler
+from pia_ray.pia.assemble import Components
+from pia_ray.pia.schedulers import make_scheduler
 
 FULL_STEP_TFLOP = 35.354
 """One step of a 16-frame 512 x 512 video with guidance in Stable Diffusion 1.5's architecture: two evaluations."""
@@ -44,12 +45,14 @@ def documented_pipeline(folder: Path, components: Components) -> PIAPipeline:
     return pipe
 
 
-def run_pipeline(pipe: PIAPipeline, request: AnimationRequest, components: Components, *, gif: Path | None = None) -> Any:
+def run_pipeline(
+    pipe: PIAPipeline, request: AnimationRequest, components: Components, *, gif: Path | None = None
+) -> Any:
     """Frames of one resolved request, as PIL images; written to `gif` too, as the documented example does."""
     params = request.params
     assert isinstance(request.image, Image.Image)
     assert params.seed is not None
-    pipe.scheduler = make_scheduler(components, params)
+    pipe.scheduler = make_scheduler(components.scheduler_config, params.scheduler, steps=params.num_inference_steps)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         frames = pipe(

@@ -61,9 +61,7 @@ def row_program(request: AnimationRequest, components: Components, conditions: C
         mask = mask_of(parts[segment], keyframes, components)
         nothing = torch.zeros_like(mask), torch.zeros_like(picture)
         branches = tuple(
-            Branch(
-                texts[text], *((mask, picture) if with_picture else nothing), text=text, image=looks.get(text)
-            )
+            Branch(texts[text], *((mask, picture) if with_picture else nothing), text=text, image=looks.get(text))
             for text, with_picture in sides_of(part)
         )
         return denoise(

@@ -68,7 +68,9 @@ class CrossAttention:
         looks = [None if branch.image is None else self._of_look(branch.image) for branch in branches]
         look_keys, look_values = (
             tuple(
-                torch.stack([_padded(None if look is None else look[side][layer], like=text, most=most) for look in looks])
+                torch.stack(
+                    [_padded(None if look is None else look[side][layer], like=text, most=most) for look in looks]
+                )
                 for layer, text in enumerate(keys)
             )
             for side in (0, 1)

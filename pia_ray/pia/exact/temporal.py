@@ -22,7 +22,7 @@ class TemporalTransformer(AnimateDiffTransformer3D):
     """diffusers' motion module over the same parameters, in the order [N, T, h*w, C]."""
 
     @staticmethod
-    def suits(module: torch.nn.Module) -> bool:
+    def suits(module: Any) -> bool:
         """Whether the module is of the kind that PIA's adapters have."""
         return type(module) is AnimateDiffTransformer3D and all(
             block.norm_type == "layer_norm"
@@ -58,9 +58,7 @@ class TemporalTransformer(AnimateDiffTransformer3D):
         return hidden.permute(0, 3, 1, 2) + hidden_states
 
 
-def attend_over_time(
-    attention: Attention, hidden: torch.Tensor, *, most_heads: int | None = None
-) -> torch.Tensor:
+def attend_over_time(attention: Attention, hidden: torch.Tensor, *, most_heads: int | None = None) -> torch.Tensor:
     """Attention of each position over the frames. [N, T, S, C] -> [N, T, S, C].
 
     Positions and heads are merged into one dimension, which in this order is a view. `most_heads` cuts it; None: where

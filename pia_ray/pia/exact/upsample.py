@@ -37,7 +37,7 @@ class SubpixelUpsample(Upsample2D):
     @staticmethod
     def suits(module: torch.nn.Module) -> bool:
         """Whether the module is a doubling with a 3x3 convolution and nothing else."""
-        return (
+        return bool(
             type(module) is Upsample2D
             and module.use_conv
             and not module.use_conv_transpose

@@ -1,0 +1,118 @@
+"""What the endpoint asks of an engine and what it hears of it, and `LocalRenderer`, which answers in this process.
+
+Knows neither HTTP nor Ray: `serve.py` carries the same requests and events to engines in other processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from typing import Final, Protocol
+
+from pia_ray.params import AnimationParams, EncodedVideo, VideoFormat
+
+INTERACTIVE: Final = 0
+"""Priority of a synchronous call: somebody waits for it."""
+
+VIDEO_JOB: Final = 1
+"""Priority of a video job."""
+
+BATCH_LINE: Final = 2
+"""Priority of a line of a batch."""
+
+
+@dataclass(frozen=True)
+class RenderRequest:
+    """One video to make, as bytes that came over the wire."""
+
+    id: str
+    """Names the request in logs and errors; gives the seed where `params` has none."""
+    params: AnimationParams
+    """`style` is the name of a model, or "default"."""
+    image: bytes
+    """The picture's file."""
+    inputs: Mapping[str, bytes] = field(default_factory=dict)
+    """Files of the knobs that refer to one (`params.REFERENCE_KNOBS`), by the knob's name."""
+    format: VideoFormat = "mp4"
+    deadline_s: float | None = None
+    """Seconds from when the engine receives it after which it fails with `Timeout`."""
+    priority: int = INTERACTIVE
+
+
+@dataclass(frozen=True)
+class Queued:
+    """The request waits for a place."""
+
+    position: int
+    """Requests that go first."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """A denoising step has been done."""
+
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """The finished video; the last event."""
+
+    video: EncodedVideo
+    thumbnail: bytes
+    """Animated webp."""
+    spritesheet: bytes
+    """The frames side by side: one webp."""
+    params: AnimationParams
+    """Resolved, with the width, height and seed that were used."""
+    model: str
+    """Name and version of the model that made it."""
+    gpu_s: float
+    animate_s: float
+    motion: float
+
+
+Event = Queued | Step | Rendered
+"""What a renderer tells of a request. All pickle."""
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """A model that requests can name."""
+
+    name: str
+    version: str
+    description: str
+    default: bool
+    """Whether requests that name none get it."""
+
+
+@dataclass(frozen=True)
+class Load:
+    """What a renderer has in hand."""
+
+    num_running: int
+    num_waiting: int
+    max_waiting: int
+    step_s: float | None
+    """Seconds that a step of one request took lately; None before the first."""
+    models: tuple[ModelFacts, ...]
+
+
+class Renderer(Protocol):
+    """Makes videos of requests."""
+
+    def render(self, request: RenderRequest) -> AsyncIterator[Event]:
+        """Queue positions, then steps, then the video, which ends it. Closing the iterator (`aclose`) cancels the
+        request: the engine is free of it at its next step.
+
+        Raises:
+            RowError: of this request; `Busy` where too many wait already.
+            JobError: the engine is unusable.
+        """
+        ...
+
+    async def load(self) -> Load:
+        """What is in hand now, and the models there are."""
+        ...

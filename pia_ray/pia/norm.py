@@ -1,0 +1,72 @@
+"""GroupNorm as PIA's own code has it: ResNet blocks over all frames of a video, motion modules frame by frame.
+
+diffusers' UNetMotionModel does the reverse. Which frames make a video is told by each forward of the UNet, so rows
+that share a forward keep statistics of their own.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers import UNetMotionModel
+from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.unets.unet_motion_model import AnimateDiffTransformer3D
+from torch import nn
+
+
+def normalise_as_original(unet: UNetMotionModel) -> None:
+    """Gives the UNet's ResNet blocks, output and motion modules the statistics of the original; weights stay.
+
+    Spatial attention normalises frame by frame in both and is left alone. Source: AnimateDiff's and PIA's published
+    code, whose tensors are [B, C, T, h, w] in ResNet blocks and [B*T, C, h, w] in motion modules.
+    """
+    length = _Length()
+    unet.register_forward_pre_hook(length.read, with_kwargs=True)
+    for module in list(unet.modules()):
+        if isinstance(module, ResnetBlock2D):
+            module.norm1 = _VideoGroupNorm(module.norm1, length)
+            module.norm2 = _VideoGroupNorm(module.norm2, length)
+        elif isinstance(module, AnimateDiffTransformer3D):
+            module.norm = _FrameGroupNorm(module.norm)
+    if unet.conv_norm_out is not None:
+        unet.conv_norm_out = _VideoGroupNorm(unet.conv_norm_out, length)
+
+
+class _Length:
+    """Frames per video in the UNet's present forward. A bound method is its hook, so that a deep copy has its own."""
+
+    def __init__(self) -> None:
+        self.num_frames = 1
+
+    def read(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        sample = args[0] if args else kwargs["sample"]  # [N, 9, T, h, w]
+        self.num_frames = sample.shape[2]
+
+
+class _VideoGroupNorm(nn.GroupNorm):
+    """Takes its statistics over all frames of each video of a flattened batch."""
+
+    def __init__(self, norm: nn.GroupNorm, length: _Length) -> None:
+        super().__init__(norm.num_groups, norm.num_channels, norm.eps, affine=False)
+        self.weight, self.bias = norm.weight, norm.bias
+        self._length = length
+
+    def forward(self, frames: torch.Tensor) -> torch.Tensor:
+        videos = frames.unflatten(0, (-1, self._length.num_frames)).transpose(1, 2)  # [N, C, T, h, w]
+        normal = F.group_norm(videos, self.num_groups, self.weight, self.bias, self.eps)
+        return normal.transpose(1, 2).flatten(0, 1)  # [N*T, C, h, w]
+
+
+class _FrameGroupNorm(nn.GroupNorm):
+    """Takes its statistics frame by frame of videos [N, C, T, h, w]."""
+
+    def __init__(self, norm: nn.GroupNorm) -> None:
+        super().__init__(norm.num_groups, norm.num_channels, norm.eps, affine=False)
+        self.weight, self.bias = norm.weight, norm.bias
+
+    def forward(self, videos: torch.Tensor) -> torch.Tensor:
+        frames = videos.transpose(1, 2)  # [N, T, C, h, w]
+        normal = F.group_norm(frames.flatten(0, 1), self.num_groups, self.weight, self.bias, self.eps)
+        return normal.unflatten(0, frames.shape[:2]).transpose(1, 2)
