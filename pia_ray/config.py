@@ -211,7 +211,7 @@ class ModelConfig(BaseModel):
         return self
 
     @model_validator(mode="after")
-    def _buckets(self) -> ModelConfig:
+    def _together(self) -> ModelConfig:
         if self.long_edge % self.size_step:
             raise ValueError("long_edge must be a multiple of size_step")
         if self.image_encoder is not None and self.ip_adapter is None:
@@ -641,7 +641,7 @@ def load(path: str | Path | None, overrides: Mapping[str, Any]) -> CatalogConfig
 
 
 def load_serve(path: str | Path | None, overrides: Mapping[str, Any]) -> ServeConfig:
-    """The endpoint's config of a YAML file with `overrides` on top; both may say `model`, the only one, by name or file.
+    """The endpoint's config of a YAML file with `overrides` on top; both may say `model`, by name or file.
 
     Raises:
         ConfigError: the file or a value is wrong.

@@ -166,7 +166,7 @@ def single_run(models: dict[str, Model], request: AnimationRequest) -> Animation
 def test_every_knob_that_reaches_the_engine_is_in_some_kind_of_row() -> None:
     dice = random.Random(0)
     mixed = {name for kind in KINDS.values() for name in kind(dice)}
-    missing = set(KNOBS) - mixed - OUTSIDE - {"ip_adapter_image", "ip_adapter_image_embeds"}
+    missing = set(KNOBS) - mixed - OUTSIDE
     assert missing == set()
 
 

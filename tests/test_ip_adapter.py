@@ -257,6 +257,17 @@ def test_half_precision_stays_near(base: Path, adapters: dict[str, tuple[Path, P
     assert_same(frames, expected, mean=4.0, most=40)
 
 
+@pytest.mark.parametrize("offload", ["model", "sequential"])
+def test_offloaded_weights_give_the_same_videos(
+    offload: str, base: Path, adapters: dict[str, tuple[Path, Path]], animator: Animator
+) -> None:
+    request = ask(3, picture(9), guidance_scale=2.0)
+    (expected,) = animate(animator, request)
+    with Animator(model_of(base, adapters["plain"], offload=offload)) as offloaded:
+        (frames,) = animate(offloaded, request)
+    assert_same(frames, expected)
+
+
 def test_a_picture_for_a_model_without_ip_adapter_is_refused_naming_the_field(plain: Animator) -> None:
     error = refused(plain, ask(1, picture(20)))
     assert error.field == "ip_adapter_image"

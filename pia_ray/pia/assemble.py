@@ -120,8 +120,7 @@ def assemble(weights: LocalWeights, model: ModelConfig, pool: Pool | None = None
         normalise_as_original(unet)
     ip_adapter = None
     if weights.ip_adapter is not None:
-        ip_adapter = install_ip_adapter(unet, weights.ip_adapter, image_encoder=encoder)
-        ip_adapter.projection.to(device)  # small, and never offloaded
+        ip_adapter = install_ip_adapter(unet, weights.ip_adapter, image_encoder=encoder, device=device)
     components = Components(
         unet=unet,
         vae=vae,
@@ -144,8 +143,8 @@ def assemble(weights: LocalWeights, model: ModelConfig, pool: Pool | None = None
         components = with_inversions(components, weights.textual_inversions)
     for lora in components.loras.values():
         read_lora(lora.path, components)  # a LoRA for another model is told before any row asks for it
-    whole = (components.text_encoder, components.unet, components.vae, *([] if encoder is None else [encoder]))
-    offload(whole, model.offload, device)
+    visiting = [components.text_encoder, components.unet, components.vae, *([] if encoder is None else [encoder])]
+    offload(visiting, model.offload, device)
     return components
 
 
@@ -222,8 +221,7 @@ def _image_encoder(
 ) -> CLIPVisionModelWithProjection | None:
     if weights.image_encoder is None:
         return None
-    settings = {"dtype": dtype, "use_safetensors": kwargs["use_safetensors"]}
-    return _load(CLIPVisionModelWithProjection, weights.image_encoder, settings)
+    return _load(CLIPVisionModelWithProjection, weights.image_encoder, {"dtype": dtype, **kwargs})
 
 
 def _place(

@@ -160,10 +160,6 @@ class Conditions:
         return posterior.mean[0].float(), posterior.std[0].float()
 
 
-def _digest(pixels: np.ndarray[Any, Any]) -> str:
-    return hashlib.sha256(pixels.tobytes() + str(pixels.shape).encode()).hexdigest()
-
-
 def encode(components: Components, values: torch.Tensor) -> DiagonalGaussianDistribution:
     """The VAE's posterior of pictures [N, 3, H, W] in its precision, -1 to 1; in tiles where the size asks for them."""
     vae, factor = components.vae, components.spatial_factor
@@ -174,6 +170,10 @@ def encode(components: Components, values: torch.Tensor) -> DiagonalGaussianDist
     return DiagonalGaussianDistribution(
         tiled(lambda tile: vae.encode(tile).latent_dist.parameters, values, tile=TILE_PIXELS, scale=1 / factor)
     )
+
+
+def _digest(pixels: np.ndarray[Any, Any]) -> str:
+    return hashlib.sha256(pixels.tobytes() + str(pixels.shape).encode()).hexdigest()
 
 
 def _recall(cache: OrderedDict[Any, Any], key: Any) -> Any:

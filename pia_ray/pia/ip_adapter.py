@@ -44,7 +44,9 @@ class IPAdapter:
         return not isinstance(self.projection, ImageProjection)
 
 
-def install_ip_adapter(unet: Any, path: Path, *, image_encoder: CLIPVisionModelWithProjection | None) -> IPAdapter:
+def install_ip_adapter(
+    unet: Any, path: Path, *, image_encoder: CLIPVisionModelWithProjection | None, device: torch.device
+) -> IPAdapter:
     """Puts the adapter's attention into the UNet, which without pictures works as before, and gives the rest.
 
     Raises:
@@ -61,7 +63,7 @@ def install_ip_adapter(unet: Any, path: Path, *, image_encoder: CLIPVisionModelW
         projection = unet._convert_ip_adapter_image_proj_to_diffusers(projection_weights, low_cpu_mem_usage=False)
     except (KeyError, IndexError, RuntimeError) as error:
         raise WeightsError(f"{path}: its image projection is of no known layout ({_first_line(error)})") from error
-    projection.requires_grad_(False).eval().to(unet.device, unet.dtype)
+    projection.requires_grad_(False).eval().to(device, unet.dtype)
     adapter = IPAdapter(projection, _embed_width(projection_weights), image_encoder)
     if image_encoder is not None:
         config = image_encoder.config
@@ -231,7 +233,9 @@ def _embed_width(projection: dict[str, torch.Tensor]) -> int:
 def _encode(adapter: IPAdapter, pixels: torch.Tensor) -> torch.Tensor:
     encoder = adapter.image_encoder
     assert encoder is not None
-    batch = pixels[None].to(encoder.device, encoder.dtype)  # [1, 3, size, size]
+    # Where an encoder is whose weights are offloaded says nothing of where it runs.
+    device = next(adapter.projection.parameters()).device
+    batch = pixels[None].to(device, encoder.dtype)  # [1, 3, size, size]
     if adapter.reads_patches:
         return encoder(batch, output_hidden_states=True).hidden_states[-2][0]
     return encoder(batch).image_embeds[0]
