@@ -24,6 +24,8 @@ again can help (`retryable`), and names the HTTP status that fits.
         ├── VideoError            frames could not be encoded, or the finished file did not verify
         ├── Timeout, Cancelled    the row's deadline passed; the caller took the request back
         ├── Busy                  too many requests wait already; try again after its retry_after_s
+        ├── NotFound              the endpoint has no such video, file or batch, or it is another key's
+        ├── Conflict              what is asked for contradicts what is there
         ├── WorkerDied            the process died each time this row was tried
         └── UnexpectedError       a bug or an unknown fault; the traceback is in the message
 """
@@ -282,6 +284,20 @@ class Busy(RowError):
     def retry_after_s(self) -> float:
         """About when a place falls free, in seconds from now."""
         return float(self.args[1])
+
+
+class NotFound(RowError):
+    """The endpoint has no such video, file or batch; also what others than its owner hear."""
+
+    code = "not_found"
+    http_status = 404
+
+
+class Conflict(RowError):
+    """What is asked for contradicts what is there: an Idempotency-Key used twice, a video not ready yet."""
+
+    code = "conflict"
+    http_status = 409
 
 
 class WorkerDied(RowError):
