@@ -25,7 +25,7 @@ WIDTH = 32
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Components:
     folder = make_pipeline_folder(tmp_path_factory.mktemp("checkpoint"))
-    adapter, encoder = make_ip_adapter(tmp_path_factory.mktemp("ip-adapter"))
+    adapter, encoder = make_ip_adapter(tmp_path_factory.mktemp("ip-adapter"), folder)
     model = ModelConfig(
         name="tiny", base=str(folder), device="cpu", ip_adapter=str(adapter), image_encoder=str(encoder)
     )
