@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import hashlib
 import json
 import sys
 import time
@@ -31,7 +32,7 @@ from pia_ray.animator import Animator
 from pia_ray.config import ModelConfig, load_model
 from pia_ray.image import decode
 from pia_ray.params import Animation, AnimationRequest, parse_params
-from pia_ray.pia.assemble import SCHEDULERS
+from pia_ray.pia.schedulers import SCHEDULERS
 from pia_ray.pia.speed import device_of, dtype_of
 from pia_ray.request import prepare
 from pia_ray.testing import draw_picture
@@ -90,6 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "device": str(device_of(model)),
         "dtype": str(dtype).removeprefix("torch."),
         **compare(ours.frames, theirs, least_psnr=LEAST_PSNR[dtype]),
+        "sha256": hashlib.sha256(ours.frames.tobytes()).hexdigest(),
         "pia_ray_s": round(ours_s, 1),
         "diffusers_s": round(theirs_s, 1),
         "params": json.loads(ours.params.model_dump_json()),

@@ -55,13 +55,15 @@ class _Ticket:
     submitted_at: float
     alone: bool
     on_step: OnStep | None
+    priority: int
     row: Row | None = None
     reported: int = 0
 
     @property
-    def expired(self) -> bool:
+    def gone(self) -> bool:
+        """Whether its caller took it back or its deadline passed."""
         limit = self.request.deadline_s
-        return limit is not None and time.monotonic() - self.submitted_at > limit
+        return self.future.cancelled() or (limit is not None and time.monotonic() - self.submitted_at > limit)
 
 
 @dataclass(eq=False)
@@ -73,6 +75,8 @@ class _Encoding:
     model: str
     """Key of the model that encodes it."""
     future: Future[np.ndarray[Any, Any]]
+    priority: Literal[0] = 0
+    gone: Literal[False] = False
 
 
 class Animator:
@@ -167,12 +171,18 @@ class Animator:
             return model.name
 
     def submit(
-        self, request: AnimationRequest, *, alone: bool = False, on_step: OnStep | None = None
+        self,
+        request: AnimationRequest,
+        *,
+        alone: bool = False,
+        on_step: OnStep | None = None,
+        priority: int = 0,
     ) -> Future[Animation]:
         """A future of the animation; its exception is a `RowError`, or a `JobError` where the process is spoiled.
 
         `future.cancel()` works until the end: the row leaves at the next step. `alone` keeps other rows out of the
-        engine while this one runs, for a row that is suspected of killing its process.
+        engine while this one runs, for a row that is suspected of killing its process. Rows start in the order they
+        come, but those of a smaller `priority` sooner: each step of it lets 64 later rows go first.
         """
         future: Future[Animation] = Future()
         try:
@@ -181,7 +191,7 @@ class Animator:
         except RowError as error:
             future.set_exception(error)
             return future
-        ticket = _Ticket(ready, _key(model), future, time.monotonic(), alone, on_step)
+        ticket = _Ticket(ready, _key(model), future, time.monotonic(), alone, on_step, priority)
         with self._lock:
             if self._spoiled is not None:
                 future.set_exception(self._spoiled)
@@ -272,7 +282,7 @@ class Animator:
                 self._encode(ticket)  # without waiting for a place
                 continue
             if ticket != "loaded":
-                self._line.add(ticket.model, ticket)
+                self._line.add(ticket.model, ticket, priority=ticket.priority)
             idle = False
 
     def _encode(self, encoding: _Encoding) -> None:
@@ -299,7 +309,7 @@ class Animator:
             if crowded and self._present:
                 return
             self._line.pop(ticket.model)
-            if ticket.future.cancelled() or ticket.expired:
+            if ticket.gone:
                 _settle(ticket, _late(ticket))
                 continue
             try:
@@ -336,12 +346,15 @@ class Animator:
                 _settle(self._line.pop(key), error)
 
     def _drop(self) -> None:
-        """Lets rows go whose caller took them back or whose deadline passed."""
+        """Lets rows go whose caller took them back or whose deadline passed, whether they run or wait."""
         for row, ticket in list(self._present.items()):
-            if ticket.future.cancelled() or ticket.expired:
+            if ticket.gone:
                 self._engine.leave(row)
                 del self._present[row]
                 _settle(ticket, _late(ticket))
+        for waiting in self._line.remove(lambda ticket: ticket.gone):
+            assert isinstance(waiting, _Ticket)  # a prompt to encode stays
+            _settle(waiting, _late(waiting))
 
     def _step(self) -> None:
         ended = self._engine.step()

@@ -641,7 +641,9 @@ def load(path: str | Path | None, overrides: Mapping[str, Any]) -> CatalogConfig
 
 
 def load_serve(path: str | Path | None, overrides: Mapping[str, Any]) -> ServeConfig:
-    """The endpoint's config of a YAML file with `overrides` on top; both may say `model`, by name or file.
+    """The endpoint's config of a YAML file with `overrides` on top.
+
+    Both may say `model` in place of `models`: the only one, a named model or a YAML file.
 
     Raises:
         ConfigError: the file or a value is wrong.

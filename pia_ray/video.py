@@ -11,6 +11,7 @@ import hashlib
 import io
 import itertools
 import json
+import math
 import os
 import re
 import struct
@@ -209,6 +210,30 @@ def thumbnail(frames: Frames, *, fps: int, max_edge: int = 256) -> bytes:
     except OSError as error:
         raise VideoError(f"the thumbnail could not be written: {error}") from error
     return content
+
+
+def spritesheet(frames: Frames, *, max_edge: int = 192) -> bytes:
+    """All frames in one still webp, row by row from the top left, each with its long edge at most `max_edge`.
+
+    The sheet has as many columns as rows, or one more; places after the last frame are black.
+
+    Raises:
+        VideoError: the encoder failed.
+    """
+    num_frames, height, width = frames.shape[:3]
+    scale = min(1.0, max_edge / max(height, width))
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    columns = math.ceil(math.sqrt(num_frames))
+    sheet = Image.new("RGB", (columns * size[0], math.ceil(num_frames / columns) * size[1]))
+    for index, frame in enumerate(frames):
+        small = Image.fromarray(frame).resize(size, Image.Resampling.LANCZOS)
+        sheet.paste(small, (index % columns * size[0], index // columns * size[1]))
+    out = io.BytesIO()
+    try:
+        sheet.save(out, "WEBP", quality=80, method=2)
+    except OSError as error:
+        raise VideoError(f"the spritesheet could not be written: {error}") from error
+    return out.getvalue()
 
 
 def provenance_of(animation: Animation) -> dict[str, Any]:

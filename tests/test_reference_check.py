@@ -15,7 +15,15 @@ import numpy as np
 import pytest
 import yaml
 
-from pia_ray.testing import draw_picture, make_ip_adapter, make_pipeline_folder, make_split_checkpoint
+from pia_ray.testing import (
+    draw_picture,
+    make_ip_adapter,
+    make_lora,
+    make_pipeline_folder,
+    make_single_file_checkpoint,
+    make_split_checkpoint,
+    make_textual_inversion,
+)
 
 pytestmark = pytest.mark.heavy
 
@@ -84,6 +92,24 @@ def test_an_ip_adapter_file_does_with_and_without_a_picture(check: Any, tmp_path
     look.write_bytes(draw_picture((64, 90), seed=8))
     assert_equal(check("--ip-adapter-image", str(look), "--ip-adapter-scale", "0.7", **parts))
     assert_equal(check(**parts))
+
+
+def test_base_and_vae_in_single_files_do(check: Any, tmp_path: Path) -> None:
+    base, adapter, vae, config = make_single_file_checkpoint(tmp_path, vae_factor=4)
+    assert_equal(check("--scheduler", "unipc", base=base, motion_adapter=adapter, vae=vae, config=config))
+
+
+def test_a_kohya_lora_and_a_textual_inversion_do(check: Any, tmp_path: Path) -> None:
+    base = make_pipeline_folder(tmp_path / "pipeline", vae_factor=4)
+    lora = make_lora(tmp_path / "lora.safetensors", base, layout="kohya")
+    token = make_textual_inversion(tmp_path / "token.safetensors", num_vectors=2)
+    settings = {
+        "loras": {"sketch": {"path": str(lora), "weight": 0.7}},
+        "textual_inversions": {"<style>": {"path": str(token)}},
+    }
+    assert_equal(check("--prompt", "a cat in <style>", base=base, **settings))
+    plain, changed = (check(base=base, **some)[1]["sha256"] for some in ({}, settings))
+    assert plain != changed
 
 
 def test_half_precision_counts_as_the_same_video(check: Any, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from pia_ray.cli import main
 from pia_ray.config import CatalogConfig, build, load, parse_styles
 from pia_ray.errors import BadParameter, ConfigError, ModelUnavailable
 from pia_ray.pia.assemble import assemble
-from pia_ray.pia.line import PATIENCE, Line
+from pia_ray.pia.line import PATIENCE, PRIORITY_STEP, Line
 from pia_ray.pia.sharing import Pool
 from pia_ray.testing import FakeAnimator, draw_picture, make_pipeline_folder, make_split_checkpoint
 
@@ -211,6 +211,27 @@ def test_rows_of_models_in_memory_go_first_but_pass_no_row_for_ever() -> None:
     assert line.next(ready={"here", "away"}, coming=()) == 0
     line.pop("away")
     assert line.next(ready={"here"}, coming=()) == PATIENCE + 1
+
+
+def test_urgent_rows_go_first_but_no_row_waits_for_ever() -> None:
+    line: Line[str] = Line()
+    line.add("model", "batch", priority=1)
+    for number in range(PRIORITY_STEP + 9):
+        line.add("model", str(number))
+    order = [line.pop("model") for _ in range(len(line))]
+    assert order.index("batch") == PRIORITY_STEP
+    assert [each for each in order if each != "batch"] == [str(number) for number in range(PRIORITY_STEP + 9)]
+
+
+def test_rows_that_have_gone_leave_the_line_wherever_they_stand() -> None:
+    line: Line[int] = Line()
+    for number in range(9):
+        line.add("ab"[number % 2], number)
+    assert sorted(line.remove(lambda number: number < 2 or number == 5)) == [0, 1, 5]
+    assert line.models == ["a", "b"]
+    assert [line.pop("b"), line.pop("b")] == [3, 7]
+    assert line.models == ["a"]
+    assert [line.pop("a") for _ in range(len(line))] == [2, 4, 6, 8]
 
 
 def write(folder: Path, styles: list[str | None]) -> Path:

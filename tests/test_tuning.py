@@ -61,3 +61,9 @@ def test_what_memory_does_not_hold_is_not_tried_again() -> None:
         tuner.record(tuner.limit, 1e-6)
     assert tuner.settled
     assert tuner.limit == 4
+
+
+def test_where_the_start_is_the_bound_there_is_nothing_to_find() -> None:
+    tuner = ForwardTuner(most=6, start=6)
+    assert tuner.settled
+    assert tuner.limit == 6

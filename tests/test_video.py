@@ -243,6 +243,18 @@ def test_a_thumbnail_is_small_and_has_every_frame():
         assert len(content) < cap
 
 
+@pytest.mark.parametrize(("num_frames", "columns", "rows"), [(1, 1, 1), (6, 3, 2), (16, 4, 4), (17, 5, 4)])
+def test_a_spritesheet_holds_every_frame_in_reading_order(num_frames, columns, rows):
+    frames = moving(num_frames, 96, 128)
+    with Image.open(io.BytesIO(video.spritesheet(frames, max_edge=64))) as sheet:
+        assert (sheet.format, sheet.size) == ("WEBP", (columns * 64, rows * 48))
+        pixels = np.asarray(sheet.convert("RGB")).astype(int)
+    for index, frame in enumerate(frames):
+        top, left = index // columns * 48, index % columns * 64
+        small = np.asarray(Image.fromarray(frame).resize((64, 48), Image.Resampling.LANCZOS))
+        assert np.abs(pixels[top : top + 48, left : left + 64] - small).mean() < 6
+
+
 def test_a_thumbnail_is_never_larger_than_the_video():
     assert video.decode_frames(video.thumbnail(moving(2, 20, 30), fps=8)).shape == (2, 20, 30, 3)
 

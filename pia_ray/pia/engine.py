@@ -30,7 +30,7 @@ from pia_ray.pia.program import Branch, Evaluation, Program
 from pia_ray.pia.row import row_program
 from pia_ray.pia.shelf import Model
 from pia_ray.pia.speed import forward_sizes, most_evaluations
-from pia_ray.pia.tuning import ForwardTuner
+from pia_ray.pia.tuning import START, ForwardTuner
 
 log = logging.getLogger(__name__)
 
@@ -254,9 +254,9 @@ class Engine:
         most = most_evaluations(self._batch_size, num_frames, height, width, device=device)
         fit = evaluations_that_fit(components, num_frames=num_frames, height=height, width=width)
         most = most if fit is None else min(most, fit)
-        tuner = self._tuners[sized] = ForwardTuner(most=most)
-        if not self._tunes or device.type == "cpu":  # a CPU's bound is known: see speed.CPU_FORWARD_PIXELS
-            tuner.shrink(most)
+        # A CPU's best size is known: see speed.CPU_FORWARD_PIXELS.
+        tuner = ForwardTuner(most=most, start=START if self._tunes and device.type == "cuda" else most)
+        self._tuners[sized] = tuner
         return tuner
 
     def _finish(self, row: Row) -> Animation | RowError:

@@ -22,12 +22,13 @@ class ForwardTuner:
     """Doubles the size of forwards while that pays. Not for several threads.
 
     `most` bounds it: what the device runs, what memory holds. `limit` is the largest forward to run now; the caller
-    times those of exactly that size and tells `record`, until `settled`.
+    times those of exactly that size and tells `record`, until `settled`. It starts with `start`; where that is `most`,
+    there is nothing to find.
     """
 
-    def __init__(self, *, most: int) -> None:
+    def __init__(self, *, most: int, start: int = START) -> None:
         self._most = max(1, most)
-        self._best = self._trying = min(START, self._most)
+        self._best = self._trying = min(start, self._most)
         self._best_s = float("inf")
         self._seconds: list[float] = []
         self.settled = self._trying == self._most

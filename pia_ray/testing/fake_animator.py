@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import json
 import os
 import threading
@@ -9,6 +10,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Final, Literal, Self
 
@@ -63,6 +65,8 @@ class FakeAnimator:
         self._marks = marks
         self._log = log
         self._closed = threading.Event()
+        self._waiting: list[tuple[int, int, Callable[[], None]]] = []  # a heap: priority, number of arrival, work
+        self._num_submitted = 0
         self._pool = ThreadPoolExecutor(self.batch_size, thread_name_prefix="fake-animator")
 
     def animate(self, requests: Sequence[AnimationRequest]) -> list[Animation | RowError]:
@@ -78,17 +82,27 @@ class FakeAnimator:
         return outcomes
 
     def submit(
-        self, request: AnimationRequest, *, alone: bool = False, on_step: Callable[[int, int], None] | None = None
+        self,
+        request: AnimationRequest,
+        *,
+        alone: bool = False,
+        on_step: Callable[[int, int], None] | None = None,
+        priority: int = 0,
     ) -> Future[Animation]:
         """The future animation; its exception is a `RowError`. `future.cancel()` works until the end.
 
-        `alone` changes nothing: rows share nothing here. `on_step` is called with steps done and steps in all.
+        `alone` changes nothing: rows share nothing here. `on_step` is called with steps done and steps in all. Rows of
+        a smaller `priority` start first.
         """
         future: Future[Animation] = Future()
         if self._closed.is_set():
             future.set_exception(Cancelled("the animator is closed"))
         else:
-            self._pool.submit(self._settle, future, request, time.monotonic(), on_step)
+            work: Callable[[], None] = partial(self._settle, future, request, time.monotonic(), on_step)
+            with self._lock:
+                self._num_submitted += 1
+                heapq.heappush(self._waiting, (priority, self._num_submitted, work))
+            self._pool.submit(self._start_first)
         return future
 
     def version_of(self, style: str) -> str:
@@ -105,6 +119,11 @@ class FakeAnimator:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _start_first(self) -> None:
+        with self._lock:
+            *_, work = heapq.heappop(self._waiting)
+        work()
 
     def _settle(
         self,
