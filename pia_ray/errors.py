@@ -23,9 +23,13 @@ again can help (`retryable`), and names the HTTP status that fits.
         ├── NonFiniteFrames       the model produced NaN or infinite values
         ├── VideoError            frames could not be encoded, or the finished file did not verify
         ├── Timeout, Cancelled    the row's deadline passed; the caller took the request back
-        ├── Busy                  too many requests wait already; try again after its retry_after_s
+        ├── Busy                  too many requests wait already; RateLimited: too many calls of one caller
+        ├── RequestError          Unauthorized, Forbidden, NotAcceptable, SlowBody, BodyTooLarge, UnsupportedBody:
+        │                         an HTTP request that the endpoint refuses, whatever its knobs say
         ├── NotFound              the endpoint has no such video, file or batch, or it is another key's
         ├── Conflict              what is asked for contradicts what is there
+        ├── JobNotFound           the caller has no video job of that id
+        ├── JobConflict           the video job has moved on, or its idempotency key was used for another
         ├── WorkerDied            the process died each time this row was tried
         └── UnexpectedError       a bug or an unknown fault; the traceback is in the message
 """
@@ -297,6 +301,76 @@ class Conflict(RowError):
     """What is asked for contradicts what is there: an Idempotency-Key used twice, a video not ready yet."""
 
     code = "conflict"
+    http_status = 409
+
+
+class RateLimited(Busy):
+    """One caller calls more often than it may."""
+
+    code = "rate_limited"
+
+
+class RequestError(RowError):
+    """An HTTP request that the endpoint refuses, whatever its knobs say, or whose body cannot be read."""
+
+    code = "bad_request"
+    http_status = 400
+
+
+class Unauthorized(RequestError):
+    """No API key, or one that is not known."""
+
+    code = "invalid_api_key"
+    http_status = 401
+
+
+class Forbidden(RequestError):
+    """This caller may not do this: a web page of another origin, a name that does not lead here."""
+
+    code = "forbidden"
+    http_status = 403
+
+
+class NotAcceptable(RequestError):
+    """No kind of answer that the caller accepts can be given."""
+
+    code = "not_acceptable"
+    http_status = 406
+
+
+class SlowBody(RequestError):
+    """The request's body did not arrive in time."""
+
+    code = "slow_body"
+    retryable = True
+    http_status = 408
+
+
+class BodyTooLarge(RequestError):
+    """The request's body is larger than the endpoint takes."""
+
+    code = "body_too_large"
+    http_status = 413
+
+
+class UnsupportedBody(RequestError):
+    """The request's body is of a type that is not read."""
+
+    code = "unsupported_body"
+    http_status = 415
+
+
+class JobNotFound(RowError):
+    """The caller has no video job of that id."""
+
+    code = "job_not_found"
+    http_status = 404
+
+
+class JobConflict(RowError):
+    """The video job has moved on, is in other hands, or its idempotency key was used for another request."""
+
+    code = "job_conflict"
     http_status = 409
 
 

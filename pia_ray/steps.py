@@ -133,11 +133,24 @@ def read_references(
         with _named(knob):
             content = read_image(uri, max_bytes=max_bytes)
             _require_planned(identities.get(knob, ""), hashlib.sha256(content).hexdigest())
-            if knob in ARRAY_KNOBS:
-                found[knob] = arrays.decode(content, knob)
-                continue
-            below = "#000000" if knob == "mask_image" else background
-            found[knob] = pictures.decode(content, background=below, max_bytes=max_bytes, max_pixels=max_pixels).rgb
+            limits = {"max_bytes": max_bytes, "max_pixels": max_pixels}
+            found[knob] = _decode_reference(content, knob, background=background, **limits)
+    return found
+
+
+def decode_references(
+    contents: Mapping[str, bytes], *, background: str, max_bytes: int, max_pixels: int
+) -> dict[str, Image | np.ndarray[Any, Any]]:
+    """As `read_references`, of files that are at hand.
+
+    Raises:
+        ImageError, BadParameter: a file is not what its knob takes; the message begins with the knob.
+    """
+    found: dict[str, Image | np.ndarray[Any, Any]] = {}
+    limits = {"max_bytes": max_bytes, "max_pixels": max_pixels}
+    for knob, content in contents.items():
+        with _named(knob):
+            found[knob] = _decode_reference(content, knob, background=background, **limits)
     return found
 
 
@@ -276,6 +289,15 @@ def _require_planned(identity: str, sha256: str) -> None:
     planned = identity.partition("#")[0]
     if planned.startswith("sha256:") and planned != f"sha256:{sha256}":
         raise ImageNotFound("the manifest has changed since it was planned: run again, which plans it anew")
+
+
+def _decode_reference(
+    content: bytes, knob: str, *, background: str, max_bytes: int, max_pixels: int
+) -> Image | np.ndarray[Any, Any]:
+    if knob in ARRAY_KNOBS:
+        return arrays.decode(_capped(content, max_bytes), knob)
+    below = "#000000" if knob == "mask_image" else background
+    return pictures.decode(content, background=below, max_bytes=max_bytes, max_pixels=max_pixels).rgb
 
 
 def _capped(content: bytes, max_bytes: int) -> bytes:

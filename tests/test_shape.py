@@ -100,6 +100,8 @@ OWNERS = {
     "ray": {"pia_ray.catalog.graph": "Ray Data", "pia_ray.online.serve": "Ray Serve"},
     "fastapi": {"pia_ray.online": "the HTTP interface"},
     "starlette": {"pia_ray.online": "the HTTP interface"},
+    "prometheus_client": {"pia_ray.online.metrics": "what the endpoint counts"},
+    "anyio": {"pia_ray.online": "the event loop's side of the HTTP interface"},
     "uvicorn": {"pia_ray.online": "the HTTP interface", "pia_ray.cli": "pia-ray serve"},
     "rich": {"pia_ray.console": "the live display", "pia_ray.cli": "tables on the terminal"},
     "yaml": {"pia_ray.config": "configuration files"},
@@ -230,8 +232,8 @@ def test_every_third_party_import_is_declared_and_owned():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     declared = {canonicalize_name(Requirement(line).name) for line in project["dependencies"]}
     # What is imported under another name than it is installed by, or comes as the stated part of another package.
-    aliases = {"pil": "pillow", "yaml": "pyyaml", "botocore": "boto3", "fastapi": "ray", "starlette": "ray"}
-    aliases["uvicorn"] = "ray"
+    aliases = {"pil": "pillow", "yaml": "pyyaml", "botocore": "boto3", "starlette": "fastapi"}
+    aliases |= {"anyio": "fastapi", "uvicorn": "ray"}
     wrong = []
     for found in imports():
         top = found.target.partition(".")[0]

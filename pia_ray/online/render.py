@@ -5,11 +5,26 @@ Knows neither HTTP nor Ray: `serve.py` carries the same requests and events to e
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+import asyncio
+import logging
+import math
+import time
+import traceback
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
-from pia_ray.params import AnimationParams, EncodedVideo, VideoFormat
+from pia_ray import image as pictures
+from pia_ray import steps, video, weights
+from pia_ray.config import ServeConfig
+from pia_ray.errors import Busy, PiaRayError, Timeout, UnexpectedError, WeightsError
+from pia_ray.params import Animation, AnimationParams, AnimationRequest, EncodedVideo, VideoFormat
+from pia_ray.pia.line import rank
+
+log = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
 
 INTERACTIVE: Final = 0
 """Priority of a synchronous call: somebody waits for it."""
@@ -44,7 +59,7 @@ class Queued:
     """The request waits for a place."""
 
     position: int
-    """Requests that go first."""
+    """Requests that must end before this one has a place; 0 where it has one after all."""
 
 
 @dataclass(frozen=True)
@@ -116,3 +131,277 @@ class Renderer(Protocol):
     async def load(self) -> Load:
         """What is in hand now, and the models there are."""
         ...
+
+
+class RowAnimator(Protocol):
+    """What a renderer needs of an animator: `Animator`, or a fake of it."""
+
+    def submit(
+        self,
+        request: AnimationRequest,
+        *,
+        on_step: Callable[[int, int], None] | None = ...,
+        priority: int = ...,
+    ) -> Future[Animation]:
+        """As `Animator.submit`."""
+
+    def close(self) -> None:
+        """As `Animator.close`."""
+
+
+class LocalRenderer:
+    """A `Renderer` on an animator in this process, which `config`'s models have been given to as its styles.
+
+    As many requests denoise together as `config.rows_at_once` says, `config.max_waiting` more wait, and others are
+    refused. Half of the waiting places are for synchronous calls alone. All methods belong to one event loop.
+    """
+
+    def __init__(self, animator: RowAnimator, config: ServeConfig) -> None:
+        self._animator = animator
+        self._config = config
+        self._places: list[_Place] = []
+        self._num_arrivals = 0
+        self._tally = Tally()
+        # Decoding and encoding: what more threads would add is memory for frames.
+        self._threads = ThreadPoolExecutor(2, thread_name_prefix="render")
+        self._models: tuple[ModelFacts, ...] | None = None
+
+    async def render(self, request: RenderRequest) -> AsyncGenerator[Event, None]:
+        """As `Renderer.render`; begins when it is first iterated."""
+        place = self._admit(request)
+        clock = Clock(request.deadline_s)
+        submitted: Future[Future[Animation]] | None = None
+        try:
+            submitted = self._threads.submit(self._submit, request, clock, place.tell_from_thread)
+            animating = await clock.within(asyncio.wrap_future(submitted))
+            animating.add_done_callback(lambda _: place.tell_from_thread(None))
+            while (event := await clock.within(place.events.get())) is not None:
+                if isinstance(event, Step):
+                    self._tally.count(request.id, event)
+                    self._begin(place)
+                yield event
+            animation = animating.result()
+            place.animated = True
+            self._tally.end(request.id)
+            self._tell_positions()
+            rendered = await asyncio.wrap_future(self._threads.submit(_encode, animation, request.format))
+            log.info(
+                "request %s: %d frames by %s in %.1f s, %.2f s of engine",
+                request.id,
+                len(animation.frames),
+                animation.model,
+                clock.elapsed_s,
+                animation.gpu_s,
+            )
+            yield rendered
+        except PiaRayError as error:
+            log.info("request %s failed after %.1f s: %s", request.id, clock.elapsed_s, error.code)
+            raise
+        except Exception as error:  # the row boundary: whatever it is belongs to this request alone
+            log.exception("request %s failed", request.id)
+            raise UnexpectedError(f"{type(error).__name__}: {error}\n{traceback.format_exc()}") from error
+        finally:
+            if submitted is not None and not submitted.cancel():
+                submitted.add_done_callback(_take_back)
+            self._tally.end(request.id)
+            self._places.remove(place)
+            self._tell_positions()
+
+    async def load(self) -> Load:
+        """As `Renderer.load`."""
+        if self._models is None:
+            self._models = await asyncio.to_thread(model_facts, self._config)
+        running = sum(place.begun and not place.animated for place in self._places)
+        return Load(
+            num_running=running,
+            num_waiting=sum(not place.begun for place in self._places),
+            max_waiting=self._config.max_waiting,
+            step_s=self._tally.step_s,
+            models=self._models,
+        )
+
+    async def close(self) -> None:
+        """Closes the animator; requests in hand fail with `Cancelled`."""
+        await asyncio.to_thread(self._animator.close)
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _admit(self, request: RenderRequest) -> _Place:
+        config = self._config
+        waiting = config.max_waiting if request.priority == INTERACTIVE else config.max_waiting // 2
+        if len(self._places) >= config.rows_at_once + waiting:
+            after_s = self._tally.seconds_until_a_place(config.rows_at_once)
+            raise Busy(f"{len(self._places)} requests are in hand: try again in about {after_s:.0f} s", after_s)
+        self._num_arrivals += 1
+        place = _Place(rank(self._num_arrivals, request.priority), asyncio.get_running_loop())
+        self._places.append(place)
+        self._tell_positions()
+        return place
+
+    def _begin(self, place: _Place) -> None:
+        if not place.begun:
+            place.begun = True
+            self._tell_positions()
+
+    def _tell_positions(self) -> None:
+        """Tells every request that waits how many must end before it, where that has changed."""
+        in_line = sorted(
+            (place for place in self._places if not place.animated), key=lambda place: (not place.begun, place.rank)
+        )
+        for ahead, place in enumerate(in_line):
+            position = max(0, ahead + 1 - self._config.rows_at_once)
+            if not place.begun and position != place.position:
+                place.position = position
+                place.events.put_nowait(Queued(position))
+
+    def _submit(self, request: RenderRequest, clock: Clock, tell: Callable[[Event | None], None]) -> Future[Animation]:
+        """Decodes and hands over; on a thread."""
+        return self._animator.submit(
+            decode(request, self._config, deadline_s=clock.left_s),
+            on_step=lambda done, total: tell(Step(done, total)),
+            priority=request.priority,
+        )
+
+
+def decode(request: RenderRequest, config: ServeConfig, *, deadline_s: float | None) -> AnimationRequest:
+    """What an animator is asked for this request.
+
+    Raises:
+        RowError: a file cannot be used, or the format cannot hold what is asked for.
+    """
+    params = request.params
+    video.require_encodable(request.format, width=params.width or 8, height=params.height or 8, fps=params.fps)
+    limits = {"max_bytes": config.max_image_bytes, "max_pixels": config.max_image_pixels}
+    picture = pictures.decode(request.image, background=config.background, **limits).rgb
+    brings: dict[str, Any] = dict(steps.decode_references(request.inputs, background=config.background, **limits))
+    return AnimationRequest(picture, params, id=request.id, deadline_s=deadline_s, **brings)
+
+
+def model_facts(config: ServeConfig) -> tuple[ModelFacts, ...]:
+    """The models of an endpoint, the default one first. May look at their files, so it blocks."""
+    names = sorted(config.models, key=lambda name: name != config.default_model)
+    return tuple(
+        ModelFacts(
+            name=name,
+            version=_version(config, name),
+            description=config.models[name].description,
+            default=name == config.default_model,
+        )
+        for name in names
+    )
+
+
+class Tally:
+    """How fast requests go, by the events of each."""
+
+    def __init__(self) -> None:
+        self._latest: dict[str, tuple[int, float]] = {}
+        self._begun_at: dict[str, float] = {}
+        self.step_s: float | None = None
+        """Seconds that a step of one request took lately; None before the first."""
+        self._request_s: float | None = None
+
+    @property
+    def num_running(self) -> int:
+        """Requests that have done a step and not ended."""
+        return len(self._latest)
+
+    def count(self, request_id: str, event: Step) -> None:
+        """Takes in a step of a request."""
+        now = time.monotonic()
+        self._begun_at.setdefault(request_id, now)
+        done, at = self._latest.get(request_id, (0, now))
+        if 0 < done < event.done:
+            self.step_s = _mean(self.step_s, (now - at) / (event.done - done))
+        self._latest[request_id] = event.done, now
+
+    def end(self, request_id: str) -> None:
+        """Takes in that a request has ended; without effect on one that never began."""
+        if self._latest.pop(request_id, None) is not None:
+            self._request_s = _mean(self._request_s, time.monotonic() - self._begun_at.pop(request_id))
+
+    def seconds_until_a_place(self, rows_at_once: int) -> float:
+        """About when one of so many requests ends: a whole number, 1 to 60."""
+        if self._request_s is None:
+            return 5.0
+        return float(min(60, max(1, math.ceil(self._request_s / rows_at_once))))
+
+
+@dataclass(eq=False)
+class _Place:
+    """A request in hand."""
+
+    rank: int
+    loop: asyncio.AbstractEventLoop
+    events: asyncio.Queue[Event | None] = field(default_factory=asyncio.Queue)
+    """None comes last, when the animation is there or has failed."""
+    position: int = 0
+    begun: bool = False
+    animated: bool = False
+
+    def tell_from_thread(self, event: Event | None) -> None:
+        try:
+            self.loop.call_soon_threadsafe(self.events.put_nowait, event)
+        except RuntimeError:
+            log.debug("an event came after the event loop had ended")
+
+
+class Clock:
+    """The time that a request has; None: as much as it takes."""
+
+    def __init__(self, deadline_s: float | None) -> None:
+        self._started = time.monotonic()
+        self._deadline_s = deadline_s
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since it began."""
+        return time.monotonic() - self._started
+
+    @property
+    def left_s(self) -> float | None:
+        """Seconds until its deadline, at least 0."""
+        return None if self._deadline_s is None else max(0.0, self._deadline_s - self.elapsed_s)
+
+    async def within(self, awaited: Awaitable[Result]) -> Result:
+        """What is awaited, if it comes before the deadline.
+
+        Raises:
+            Timeout: it does not.
+        """
+        try:
+            return await asyncio.wait_for(awaited, self.left_s)
+        except TimeoutError:
+            raise Timeout(f"not finished within its deadline of {self._deadline_s:g} s") from None
+
+
+def _encode(animation: Animation, video_format: VideoFormat) -> Rendered:
+    fps = animation.params.fps
+    encoded = video.encode(animation.frames, fps=fps, format=video_format, provenance=video.provenance_of(animation))
+    video.verify(encoded)
+    return Rendered(
+        video=encoded,
+        thumbnail=video.thumbnail(animation.frames, fps=fps),
+        spritesheet=video.spritesheet(animation.frames),
+        params=animation.params,
+        model=animation.model,
+        gpu_s=animation.gpu_s,
+        animate_s=animation.animate_s,
+        motion=animation.motion,
+    )
+
+
+def _take_back(submitted: Future[Future[Animation]]) -> None:
+    """Ends an animation that nobody waits for any more, also one that is only being handed over."""
+    if not submitted.cancelled() and submitted.exception() is None:
+        submitted.result().cancel()
+
+
+def _version(config: ServeConfig, name: str) -> str:
+    try:
+        return weights.version(config.models[name])
+    except WeightsError:
+        return name
+
+
+def _mean(before: float | None, value: float) -> float:
+    return value if before is None else 0.8 * before + 0.2 * value

@@ -1,0 +1,412 @@
+"""What callers send -> what an engine is asked: multipart and JSON fields, pictures by part, URL or data URL.
+
+Every knob of `AnimationParams` is a field, beside the names that clients of the videos API use for the same things:
+`model`, `size`, `seconds`, `input_reference`. Everything is checked here, before a GPU hears of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final, TypeVar, get_args
+
+import anyio.to_thread
+from anyio import CapacityLimiter
+from fastapi import Request
+from starlette.datastructures import UploadFile
+
+from pia_ray import arrays, video
+from pia_ray import image as pictures
+from pia_ray.config import ModelConfig, ServeConfig
+from pia_ray.errors import BadParameter, ImageTooLarge, RowError, UnsupportedBody, VideoError
+from pia_ray.fetch import fetch
+from pia_ray.manifest import canonical_params, decode_data_url
+from pia_ray.online import limits
+from pia_ray.online.render import INTERACTIVE, RenderRequest
+from pia_ray.params import (
+    ARRAY_KNOBS,
+    DEFAULT_STYLE,
+    KNOBS,
+    PICTURE_KNOBS,
+    REFERENCE_KNOBS,
+    AnimationParams,
+    VideoFormat,
+    lora_strengths,
+    parse_params,
+    resolve,
+    suggest,
+)
+
+Fields = Mapping[str, object]
+"""A request's fields: JSON values, and bytes for files."""
+
+FetchUrl = Callable[[str, int], bytes]
+"""The bytes at an https:// URL, at most so many. Raises FetchError, ImageError."""
+
+IMAGE_FIELDS: Final = ("image", "input_reference", "image_url")
+"""Names of the field that has the picture: ours, that of the videos API, and one that many servers take."""
+
+OTHER_FIELDS: Final = (*IMAGE_FIELDS, "model", "size", "seconds", "format")
+"""Fields of every request beside the knobs."""
+
+_Value = TypeVar("_Value")
+
+
+def fetch_url(url: str, max_bytes: int) -> bytes:
+    """Fetches from public addresses only, as for a catalogue."""
+    return fetch(url, max_bytes=max_bytes)
+
+
+@dataclass(frozen=True)
+class Form:
+    """A request that an engine can be asked, all checked."""
+
+    params: AnimationParams
+    """The knobs that were given. `style` is the model's name; knobs that refer to files hold `sha256:<hex>` of them."""
+    resolved: AnimationParams
+    """Every knob, but for the seed where none was given; with the width and height that the video will have."""
+    model: str
+    """Its name among the endpoint's models."""
+    image: bytes
+    inputs: Mapping[str, bytes]
+    """Files of the knobs that refer to one, by the knob's name."""
+    format: VideoFormat | None
+    """As asked for; None where the request leaves it to the endpoint."""
+
+    @property
+    def size(self) -> str:
+        """Width and height of the video, such as "512x384"."""
+        return f"{self.resolved.width}x{self.resolved.height}"
+
+    @property
+    def seconds(self) -> str:
+        """Duration of the video, such as "2" or "1.6"."""
+        return f"{self.resolved.video_frames / self.resolved.fps:.3f}".rstrip("0").rstrip(".")
+
+    @property
+    def digest(self) -> str:
+        """sha256 in hex of all that was asked for; equal for equal requests."""
+        digest = hashlib.sha256(f"{self.model}\n{self.format}\n{canonical_params(self.resolved)}\n".encode())
+        digest.update(hashlib.sha256(self.image).digest())
+        return digest.hexdigest()
+
+    def request(
+        self, request_id: str, *, deadline_s: float | None, priority: int = INTERACTIVE, default_format: VideoFormat
+    ) -> RenderRequest:
+        """What an engine is asked."""
+        return RenderRequest(
+            id=request_id,
+            params=self.params,
+            image=self.image,
+            inputs=self.inputs,
+            format=self.format or default_format,
+            deadline_s=deadline_s,
+            priority=priority,
+        )
+
+
+class FormReader:
+    """Reads the requests of one endpoint. Holds the places in which pictures are fetched and decoded."""
+
+    def __init__(self, config: ServeConfig, *, fetch_url: FetchUrl = fetch_url) -> None:
+        self._config = config
+        self._fetch_url = fetch_url
+        # Decoding the largest picture takes some hundred MB, fetching waits for servers elsewhere.
+        self._decoders = CapacityLimiter(2)
+        self._fetchers = CapacityLimiter(16)
+
+    async def fields(self, request: Request) -> dict[str, object]:
+        """The fields of a multipart, urlencoded or JSON body. Names such as `lora[pixar]` and `tags[]` are unfolded.
+
+        Raises:
+            BadParameter: not JSON, no object, or a field occurs twice.
+            UnsupportedBody: of another type.
+            BodyTooLarge, SlowBody: over the limits.
+        """
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind == "application/json" or kind.endswith("+json"):
+            return parse_json(await request.body())
+        if kind not in ("multipart/form-data", "application/x-www-form-urlencoded"):
+            raise UnsupportedBody("Send multipart/form-data or application/json.")
+        most = self._config.max_body_bytes
+        async with request.form(max_files=limits.MAX_FILES, max_fields=limits.MAX_FIELDS, max_part_size=most) as form:
+            pairs: list[tuple[str, str | bytes]] = []
+            for name, value in form.multi_items():
+                if isinstance(value, UploadFile):
+                    if value.filename or value.size:  # a browser sends an empty part where no file was chosen
+                        pairs.append((name, await value.read()))
+                elif value or name in ("prompt", "negative_prompt"):  # and an empty text where nothing was entered
+                    pairs.append((name, value))
+        return unfold(pairs)
+
+    async def parse(self, fields: Fields) -> Form:
+        """The request that these fields make. Fields of null count as absent.
+
+        Raises:
+            RowError: a field is unknown or wrong, or a picture cannot be had or used.
+        """
+        given = {name: value for name, value in fields.items() if value is not None}
+        for name in given:
+            if name not in KNOBS and name not in OTHER_FIELDS:
+                near = suggest(_short(name), (*KNOBS, *OTHER_FIELDS))
+                raise BadParameter(f'there is no field "{_short(name)}".{near}', _short(name))
+        model_name, model = self._model(given)
+        video_format = _format(given.pop("format", None))
+        sources = _sources(given)
+        params = self._params(given, sources, model_name, model)
+        resolved = resolve(params, {}, model_defaults=model.defaults)
+        limits.check_size(resolved, self._config)
+        lora_strengths(resolved, model.lora_weights)
+        files = {}
+        for knob, source in sources.items():  # in turn: one request does not take many places
+            files[knob] = await self._content(source, knob)
+        image = files.pop("image")
+        width, height = await self._run(self._decoders, partial(self._checked_size, image, "image"))
+        for knob, content in files.items():
+            check = self._checked_size if knob in PICTURE_KNOBS else arrays.decode
+            await self._run(self._decoders, partial[object](check, content, knob))
+        identities = {knob: "sha256:" + hashlib.sha256(content).hexdigest() for knob, content in files.items()}
+        params = params.model_copy(update=identities)
+        width, height = pictures.choose_size(
+            (width, height),
+            long_edge=model.long_edge,
+            size_step=model.size_step,
+            width=resolved.width,
+            height=resolved.height,
+        )
+        resolved = resolved.model_copy(update={"width": width, "height": height, **identities})
+        _check_encodable(video_format or "mp4", resolved)
+        return Form(params, resolved, model_name, image, files, video_format)
+
+    def _model(self, given: dict[str, object]) -> tuple[str, ModelConfig]:
+        models, named = self._config.models, given.pop("model", None)
+        style = given.pop("style", None)
+        for field, value in (("model", named), ("style", style)):
+            if value is not None and not isinstance(value, str):
+                raise BadParameter(f"{field} must be text, not {type(value).__name__}", field)
+        if named is not None and style not in (None, DEFAULT_STYLE, named):
+            raise BadParameter("model and style both name the model: give one of them", "style")
+        field = "style" if named is None else "model"
+        name = str(style if named is None else named).strip() if (named or style) is not None else DEFAULT_STYLE
+        if name == DEFAULT_STYLE and name not in models:
+            name = self._config.default_model
+        if name not in models:
+            known = f"This endpoint has {', '.join(models)}."
+            raise BadParameter(f'there is no model "{_short(name)}". {known}{suggest(_short(name), models)}', field)
+        return name, models[name]
+
+    def _params(
+        self, given: dict[str, object], sources: Mapping[str, object], model_name: str, model: ModelConfig
+    ) -> AnimationParams:
+        """The knobs that were given; those that refer to files hold a stand-in until their files are here."""
+        if "prompt" not in given:
+            raise BadParameter("prompt is missing: say what the picture shows and how it moves", "prompt")
+        if (lora := given.get("lora")) is not None:
+            given["lora"] = _lora(lora)
+        _spell_out_size(given)
+        _spell_out_seconds(given, model)
+        stand_ins = dict.fromkeys((knob for knob in sources if knob != "image"), "-")
+        return parse_params({**given, **stand_ins, "style": model_name})
+
+    async def _content(self, source: object, knob: str) -> bytes:
+        """The bytes of a file, URL, data URL or list of numbers."""
+        most = self._config.max_image_bytes
+        if isinstance(source, list) and knob in ARRAY_KNOBS:
+            return await self._run(self._decoders, partial(arrays.encode, source, knob))
+        if isinstance(source, bytes):
+            content = source
+        elif not isinstance(source, str):
+            raise BadParameter(f"{knob} must be a file, an https:// URL or a data: URL", knob)
+        elif source[:5].lower() == "data:":
+            content = await self._run(self._decoders, partial(decode_data_url, source, what=knob))
+        elif re.match(r"\s*[a-zA-Z][a-zA-Z0-9+.-]*://", source):
+            return await self._run(self._fetchers, partial(self._fetched, source.strip(), knob))
+        else:
+            raise BadParameter(f"{knob} must be a file, an https:// URL or a data: URL (got other text)", knob)
+        if len(content) > most:
+            raise ImageTooLarge(f"{knob} has {len(content):,} bytes; the limit is {most:,}.")
+        return content
+
+    def _fetched(self, url: str, knob: str) -> bytes:
+        try:
+            return self._fetch_url(url, self._config.max_image_bytes)
+        except RowError as error:
+            raise type(error)(f"{knob}: {error.message}") from None
+
+    def _checked_size(self, content: bytes, knob: str) -> tuple[int, int]:
+        """Width and height of the picture, upright, once it is known to be whole."""
+        try:
+            found = pictures.decode(
+                content,
+                background=self._config.background,
+                max_bytes=self._config.max_image_bytes,
+                max_pixels=self._config.max_image_pixels,
+            )
+        except RowError as error:
+            raise type(error)(f"{knob}: {error.message}") from None
+        return found.original_width, found.original_height
+
+    async def _run(self, places: CapacityLimiter, call: Callable[[], _Value]) -> _Value:
+        return await anyio.to_thread.run_sync(call, limiter=places)
+
+
+def parse_json(content: bytes) -> dict[str, object]:
+    """The object in a JSON text.
+
+    Raises:
+        BadParameter: none, or one with NaN, a name twice, or nested beyond reason.
+    """
+    try:
+        value = json.loads(content, parse_constant=_no_constant, object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:  # decoding faults are ValueErrors
+        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise BadParameter(f"the body is not JSON: {_short(reason)}") from None
+    if not isinstance(value, dict):
+        raise BadParameter("the body must be a JSON object of fields")
+    return value
+
+
+def unfold(pairs: list[tuple[str, str | bytes]]) -> dict[str, object]:
+    """Fields as a form lists them -> as JSON has them: `a[b]` is in an object, `a[]` in a list.
+
+    Raises:
+        BadParameter: a field occurs twice, or in two ways.
+    """
+    fields: dict[str, Any] = {}
+    for name, value in pairs:
+        match = re.fullmatch(r"([^\[\]]+)\[([^\[\]]*)\]", name)
+        top, inner = (match[1], match[2]) if match else (name, None)
+        if inner is None:
+            taken = top in fields
+            fields.setdefault(top, value)
+        elif inner == "":
+            found = fields.setdefault(top, [])
+            taken = not isinstance(found, list)
+            if not taken:
+                found.append(value)
+        else:
+            found = fields.setdefault(top, {})
+            taken = not isinstance(found, dict) or inner in found
+            if not taken:
+                found[inner] = value
+        if taken:
+            raise BadParameter(f"{_short(name)} occurs twice", _short(top))
+    return fields
+
+
+def _sources(given: dict[str, object]) -> dict[str, object]:
+    """What each file is to be made of, by knob, with `image` first; taken out of `given`."""
+    images = [(name, given.pop(name)) for name in IMAGE_FIELDS if name in given]
+    if not images:
+        raise BadParameter("image is missing: send a file, an https:// URL or a data: URL", "image")
+    if len(images) > 1:
+        raise BadParameter(f"{' and '.join(name for name, _ in images)} are the same field: give one", images[1][0])
+    sources: dict[str, object] = {"image": _reference(images[0][1], images[0][0])}
+    for knob in REFERENCE_KNOBS:
+        if knob in given:
+            sources[knob] = _reference(given.pop(knob), knob)
+    return sources
+
+
+def _reference(value: object, field: str) -> object:
+    """The URL of `{"image_url": ...}` and `{"url": ...}`; others as they are."""
+    for name in ("image_url", "url"):
+        if isinstance(value, dict) and set(value) == {name}:
+            value = value[name]
+    if isinstance(value, dict):
+        if "file_id" in value:
+            raise BadParameter(f"{field}: pictures are not taken by file_id; send a file or an image_url", field)
+        raise BadParameter(f"{field} must be a file, a URL or an object with image_url alone", field)
+    return value
+
+
+def _spell_out_size(given: dict[str, object]) -> None:
+    size = given.pop("size", None)
+    if size is None:
+        return
+    match = re.fullmatch(r"([1-9][0-9]{1,3})x([1-9][0-9]{1,3})", size) if isinstance(size, str) else None
+    if match is None:
+        raise BadParameter(f"size must be WIDTHxHEIGHT in pixels, such as 512x384 (got {_short(repr(size))})", "size")
+    if "width" in given or "height" in given:
+        raise BadParameter("size says the same as width and height: give either", "size")
+    given["width"], given["height"] = int(match[1]), int(match[2])
+
+
+def _spell_out_seconds(given: dict[str, object], model: ModelConfig) -> None:
+    """`seconds` becomes `num_frames` at the speed that the video will have."""
+    seconds = given.pop("seconds", None)
+    if seconds is None:
+        return
+    try:
+        number = math.nan if isinstance(seconds, bool) else float(seconds)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not 0 < number <= 3600:
+        raise BadParameter(f"seconds must be a number above 0 (got {_short(repr(seconds))})", "seconds")
+    if "num_frames" in given:
+        raise BadParameter("seconds says the same as num_frames: give either", "seconds")
+    fps = parse_params({"prompt": "-", "fps": given.get("fps", model.defaults.get("fps", KNOBS["fps"].default))}).fps
+    frames = max(1, round(number * fps))
+    try:
+        parse_params({"prompt": "-", "num_frames": frames})
+    except BadParameter:
+        raise BadParameter(
+            f"seconds: {number:g} s at {fps} frames/s are {frames} frames, and num_frames goes from "
+            f"{KNOBS['num_frames'].bounds}; ask for less, or for a lower fps",
+            "seconds",
+        ) from None
+    given["num_frames"] = frames
+
+
+def _lora(value: object) -> object:
+    """The knob's own spelling of an object of names and weights, given as such or as JSON text."""
+    if isinstance(value, str) and value.lstrip().startswith("{"):
+        try:
+            value = parse_json(value.encode("utf-8", "surrogatepass"))
+        except BadParameter as error:
+            raise BadParameter(f"lora: {error.message}", "lora") from None
+    if not isinstance(value, dict):
+        return value
+    parts = []
+    for name, weight in value.items():
+        if isinstance(weight, bool) or not isinstance(weight, int | float | str):
+            raise BadParameter(f"lora: the weight of {_short(name)} must be a number", "lora")
+        parts.append(f"{name}:{weight}")
+    return "+".join(parts) if parts else "none"
+
+
+def _format(value: object) -> VideoFormat | None:
+    formats = get_args(VideoFormat)
+    if value is None:
+        return None
+    text = value.strip().lower() if isinstance(value, str) else ""
+    if text not in formats:
+        raise BadParameter(f"format must be one of {', '.join(formats)} (got {_short(repr(value))})", "format")
+    return text  # type: ignore[return-value]  # one of VideoFormat, as was just seen
+
+
+def _check_encodable(video_format: VideoFormat, resolved: AnimationParams) -> None:
+    try:
+        video.require_encodable(video_format, width=resolved.width or 8, height=resolved.height or 8, fps=resolved.fps)
+    except VideoError as error:
+        raise BadParameter(error.message, "format") from None
+
+
+def _no_constant(name: str) -> object:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("an object has the same name twice")
+    return found
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 80 else text[:77] + "..."
