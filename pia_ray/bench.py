@@ -61,6 +61,18 @@ class BenchSettings:
     """Whether the documented example runs too."""
 
 
+def settings_here(*, size: Size | None, steps: int | None, side: int | None, **others: Any) -> BenchSettings:
+    """Settings with what is left open filled in for this machine: the full model at 25 steps where there is a GPU."""
+    has_gpu = torch.cuda.is_available()
+    size = size or ("full" if has_gpu else "reduced")
+    return BenchSettings(
+        size=size,
+        steps=steps or (25 if has_gpu else 4),
+        side=side or {"full": 512, "reduced": 128, "demo": 64}[size],
+        **others,
+    )
+
+
 @dataclass(frozen=True)
 class Timing:
     """Seconds of one way, over the rounds."""

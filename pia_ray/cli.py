@@ -528,19 +528,16 @@ def _lease(output: str) -> Lease:
 
 
 def _bench(args: argparse.Namespace) -> int:
-    import torch
+    from pia_ray.bench import bench, differences, settings_here, text_of
 
-    from pia_ray.bench import BenchSettings, Size, bench, differences, text_of
-
-    size: Size = args.size or ("full" if torch.cuda.is_available() else "reduced")
     batches = args.batches.split(",")
     if not all(number.strip().isdecimal() for number in batches):
         raise ConfigError(f"--batches must be numbers such as 1,2,4 (got {args.batches})")
-    settings = BenchSettings(
-        size=size,
-        steps=args.steps or (25 if torch.cuda.is_available() else 4),
+    settings = settings_here(
+        size=args.size,
+        steps=args.steps,
+        side=args.side,
         num_frames=args.frames,
-        side=args.side or {"full": 512, "reduced": 128, "demo": 64}[size],
         rounds=args.rounds,
         batches=tuple(map(int, batches)),
         dtype=args.dtype,

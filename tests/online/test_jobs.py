@@ -1,4 +1,4 @@
-"""Video jobs on a local disk and an S3 server: created once, listed in order, ended once, removed with all they left."""
+"""Video jobs on local disk and an S3 server: created once, listed in order, ended once, removed with all they left."""
 
 from __future__ import annotations
 
