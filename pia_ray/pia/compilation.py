@@ -7,7 +7,6 @@ machine without a compiler must still animate.
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -33,7 +32,7 @@ def can_compile(device: torch.device) -> bool:
         from torch.utils._triton import has_triton
 
         return bool(has_triton())
-    return any(shutil.which(name) for name in (os.environ.get("CXX", ""), "g++", "clang++") if name)
+    return any(shutil.which(name) for name in ("g++", "clang++"))
 
 
 def compile_mode_of(model: ModelConfig, device: torch.device) -> Mode | None:
