@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from pia_ray.config import DEFAULT_BATCH_SIZE, DEFAULT_KEEP_MODELS, ModelConfig, check_style_name, model_for
+from pia_ray.config import DEFAULT_KEEP_MODELS, MOST_ROWS, ModelConfig, check_style_name, model_for
 from pia_ray.errors import (
     Cancelled,
     ConfigError,
@@ -86,7 +86,8 @@ class Animator:
     in memory at once: one is loaded when first asked for, beside the rows that run, and the least recently used makes
     room. Weights that models have in common are in memory once.
 
-    `batch_size` bounds the rows that denoise together; `cpu_threads` the threads of CPU operators (None: torch's own
+    `batch_size` bounds the rows that denoise together; "auto" is 4 on a CPU, and on a GPU as many as are found to pay
+    by timing the first ones; `cpu_threads` the threads of CPU operators (None: torch's own
     choice). Constructing it loads `model`: seconds on a CPU, longer from a cold disk.
 
     Raises:
@@ -117,11 +118,11 @@ class Animator:
         self.model = model
         self.styles = dict(styles or {})
         self._models = {_key(each): each for each in (model, *self.styles.values())}
-        self.batch_size = DEFAULT_BATCH_SIZE if batch_size == "auto" else batch_size
+        self.batch_size = MOST_ROWS if batch_size == "auto" else batch_size
         self._pool = Pool() if self.styles else None
         components = self._load(model)
         self.model_version = components.version
-        self._engine = Engine(batch_size=self.batch_size)
+        self._engine = Engine(batch_size=self.batch_size, tunes=batch_size == "auto")
         self._arrivals: queue.SimpleQueue[_Ticket | _Encoding | Literal["loaded"] | None] = queue.SimpleQueue()
         self._shelf = Shelf(keep=keep_models, when_loaded=lambda: self._arrivals.put("loaded"))
         self._shelf.put(_key(model), components)
@@ -296,7 +297,7 @@ class Animator:
 
     def _admit(self) -> None:
         shelf = self._shelf
-        while len(self._present) < self.batch_size:
+        while len(self._present) < self._engine.room:
             ticket = self._line.next(ready=shelf, coming=shelf.coming)
             if ticket is None:
                 return

@@ -159,6 +159,20 @@ def _parser() -> _Parser:
     ledger.add_argument("action", choices=("verify", "compact", "rebuild"))
     ledger.add_argument("output", metavar="OUTPUT")
 
+    bench = add("bench", _bench, "the benchmark card: this animator beside diffusers' own pipeline, in one run")
+    bench.add_argument("--size", choices=("full", "reduced", "demo"), help="model (default: full with a GPU)")
+    bench.add_argument("--steps", metavar="N", type=int, help="denoising steps (default: 25 with a GPU, else 4)")
+    bench.add_argument("--frames", metavar="N", type=int, default=16, help="frames of a video (default: %(default)s)")
+    bench.add_argument(
+        "--side", metavar="PX", type=int, help="of the square frames (default: 512; reduced 128; demo 64)"
+    )
+    bench.add_argument("--rounds", metavar="N", type=int, default=5, help="rounds by turns (default: %(default)s)")
+    bench.add_argument("--batches", metavar="N,N", default="1,2,4,8", help="rows in flight (default: %(default)s)")
+    bench.add_argument("--dtype", choices=("auto", "float32", "float16", "bfloat16"), default="auto", help="precision")
+    bench.add_argument("--no-verbatim", action="store_true", help="leave the documented example out")
+    bench.add_argument("--against", metavar="PATH", help="a card's JSON, or a folder of them: tell what has moved")
+    bench.add_argument("--json", metavar="FILE", help="also write the JSON line to a file")
+
     models = add("models", _models, "named models; `models pull NAME` fetches and verifies weights")
     models.add_argument("action", nargs="?", choices=("pull",))
     models.add_argument("name", nargs="?", metavar="NAME|FILE")
@@ -511,6 +525,41 @@ def _lease(output: str) -> Lease:
     from pia_ray import ledger
 
     return ledger.Lease(output, run_id=f"ledger-{os.getpid()}")
+
+
+def _bench(args: argparse.Namespace) -> int:
+    from pia_ray.bench import bench, differences, settings_here, text_of
+
+    batches = args.batches.split(",")
+    if not all(number.strip().isdecimal() for number in batches):
+        raise ConfigError(f"--batches must be numbers such as 1,2,4 (got {args.batches})")
+    settings = settings_here(
+        size=args.size,
+        steps=args.steps,
+        side=args.side,
+        num_frames=args.frames,
+        rounds=args.rounds,
+        batches=tuple(map(int, batches)),
+        dtype=args.dtype,
+        verbatim=not args.no_verbatim,
+    )
+    card = bench(settings, report=lambda line: print(line, file=sys.stderr))
+    print(text_of(card))
+    if args.against:
+        place = Path(args.against)
+        place = place / f"{card.kind}.json" if place.is_dir() else place
+        if place.is_file():
+            print(f"  against {place}:")
+            for line in differences(card, json.loads(place.read_text("utf-8"))):
+                print(f"    {line}")
+        elif not Path(args.against).is_dir():
+            raise ConfigError(f"there is no card {place}")
+        else:
+            print(f"  there is no earlier card of this kind of machine ({place}): --json writes one")
+    if args.json:
+        Path(args.json).write_text(card.to_json() + "\n", "utf-8")
+    print(card.to_json())
+    return 0
 
 
 def _models(args: argparse.Namespace) -> int:

@@ -31,7 +31,10 @@ USER_MODELS = Path("~/.config/pia-ray/models.yaml")
 """Where users add named models of their own, in the form of the packaged `models.yaml`."""
 
 DEFAULT_BATCH_SIZE = 4
-"""Rows that denoise together where `batch_size` is "auto"."""
+"""Rows that denoise together where `batch_size` is "auto": on a CPU always, on a GPU at first."""
+
+MOST_ROWS = 8
+"""Most rows that denoise together where `batch_size` is "auto" and a GPU finds that more pay."""
 
 DEFAULT_KEEP_MODELS = 2
 """Models that one animator keeps in memory: one at work, and the next one loading beside it."""
@@ -148,6 +151,14 @@ class ModelConfig(BaseModel):
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes the GPU if there is one.")
     long_edge: int = Field(512, ge=16, le=2048, description="Longer side of the model's size buckets, in px.")
     size_step: int = Field(64, ge=8, le=256, description="Bucket sides are multiples of this, in px.")
+    compile: Literal["auto", "off", "default", "reduce-overhead", "max-autotune"] = Field(
+        "auto",
+        description="torch.compile's mode for the UNet: auto is default on a GPU with Triton and off on a CPU. The "
+        "first rows of each size wait for it.",
+    )
+    compile_cache: str | None = Field(
+        None, description="Local file that keeps compiled code: the next process compiles in seconds."
+    )
     allow_pickle: bool = Field(
         False, description="Also load .bin checkpoints (weights only). safetensors alone is the safe default."
     )

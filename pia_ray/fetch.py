@@ -1,4 +1,4 @@
-"""https:// inputs, fetched so that a URL in a manifest or request reaches public servers only.
+"""https:// inputs fetched, and webhooks sent, so that a URL in a manifest or request reaches public servers only.
 
 Every hop's name is resolved once, refused if any answer is not public, and connected at just those addresses. Bytes and
 time are capped in all. Trying again belongs to the caller: errors say whether it can help.
@@ -6,6 +6,7 @@ time are capped in all. Trying again belongs to the caller: errors say whether i
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import ipaddress
 import queue
@@ -15,7 +16,7 @@ import ssl
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
 import httpcore
@@ -76,6 +77,41 @@ def fetch(
     raise FetchError(f"{_shown(first)} redirects more than {max_redirects} times.")
 
 
+def post(
+    url: str,
+    content: bytes,
+    *,
+    headers: Mapping[str, str],
+    timeout_s: float = 5.0,
+    allowed_networks: Sequence[str] = (),
+    resolve: Resolver = resolve_by_system,
+    ssl_context: ssl.SSLContext | None = None,
+) -> int:
+    """The status with which an https:// URL answers these bytes; guarded as `fetch`. Follows no redirect.
+
+    Raises:
+        AddressRefused, FetchUnavailable: as `fetch`.
+        FetchError: not a URL, or no valid certificate.
+    """
+    deadline = time.monotonic() + timeout_s
+    backend = _GuardedBackend(resolve, [ipaddress.ip_network(network) for network in allowed_networks], deadline)
+    target = _checked(url)
+    fields = [(name.encode("ascii"), value.encode("ascii")) for name, value in headers.items()]
+    with _exchange(
+        "POST", target, backend, ssl_context or _known_authorities(), headers=fields, body=content
+    ) as answer:
+        return answer.status
+
+
+def check_url(url: str) -> None:
+    """Looks at a URL as `fetch` and `post` do before they look its name up.
+
+    Raises:
+        AddressRefused, FetchError: as they.
+    """
+    _checked(url)
+
+
 _DENIED: Final = tuple(
     ipaddress.ip_network(network)
     for network in (
@@ -131,7 +167,7 @@ def _checked(url: str | httpx.URL) -> httpx.URL:
     try:
         parsed = httpx.URL(url)
     except (httpx.InvalidURL, ValueError):
-        raise FetchError("The image reference is not a valid URL.") from None
+        raise FetchError("That is not a valid URL.") from None
     if parsed.scheme != "https":
         what = f"{parsed.scheme}://" if parsed.scheme else "a URL without a scheme"
         raise AddressRefused(f"{what} is refused; only https:// is fetched.")
@@ -141,7 +177,7 @@ def _checked(url: str | httpx.URL) -> httpx.URL:
         allowed = f"443 and {_FIRST_FREE_PORT} to 65535"
         raise AddressRefused(f"{_shown(parsed)} uses port {parsed.port}; allowed are {allowed}.")
     if not _is_host(_host(parsed)):
-        raise FetchError("The image reference is not a valid URL: its host name cannot be one.")
+        raise FetchError("That is not a valid URL: its host name cannot be one.")
     return parsed
 
 
@@ -280,18 +316,32 @@ _HEADERS: Final = ((b"User-Agent", b"pia-ray"), (b"Accept", b"image/*,*/*;q=0.5"
 
 def _get(url: httpx.URL, backend: httpcore.NetworkBackend, ssl_context: ssl.SSLContext, max_bytes: int) -> bytes | str:
     """The bytes at the URL, or the Location of a redirect."""
+    with _exchange("GET", url, backend, ssl_context, headers=_HEADERS) as response:
+        fields = {name.lower(): value for name, value in response.headers}
+        if response.status in _REDIRECTS and b"location" in fields:
+            return fields[b"location"].decode("latin-1")
+        _check_status(response.status, url)
+        return _body(response.iter_stream(), fields, url, max_bytes)
+
+
+@contextlib.contextmanager
+def _exchange(
+    method: str,
+    url: httpx.URL,
+    backend: httpcore.NetworkBackend,
+    ssl_context: ssl.SSLContext,
+    *,
+    headers: Iterable[tuple[bytes, bytes]],
+    body: bytes | None = None,
+) -> Iterator[httpcore.Response]:
+    """One request and its answer, unread. What goes wrong with it, also while the body reads it, is a `FetchError`."""
     target = httpcore.URL(scheme="https", host=_host(url), port=url.port or 443, target=url.raw_path)
-    headers = [(b"Host", url.netloc), *_HEADERS]
     try:
         with (
             httpcore.ConnectionPool(ssl_context=ssl_context, max_connections=1, network_backend=backend) as pool,
-            pool.stream("GET", target, headers=headers) as response,
+            pool.stream(method, target, headers=[(b"Host", url.netloc), *headers], content=body) as response,
         ):
-            fields = {name.lower(): value for name, value in response.headers}
-            if response.status in _REDIRECTS and b"location" in fields:
-                return fields[b"location"].decode("latin-1")
-            _check_status(response.status, url)
-            return _body(response.iter_stream(), fields, url, max_bytes)
+            yield response
     except httpcore.TimeoutException as error:
         raise FetchUnavailable(f"{_shown(url)} took too long ({error}).") from None
     except (httpcore.NetworkError, httpcore.ProtocolError) as error:

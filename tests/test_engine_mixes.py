@@ -17,7 +17,7 @@ from PIL import Image
 
 from pia_ray.config import ModelConfig
 from pia_ray.errors import BadParameter
-from pia_ray.params import KNOBS, Animation, AnimationParams, AnimationRequest, Scheduler
+from pia_ray.params import KNOBS, Animation, AnimationParams, AnimationRequest, ContextSchedule, Scheduler
 from pia_ray.pia.assemble import assemble
 from pia_ray.pia.engine import Engine, Row
 from pia_ray.pia.shelf import Model
@@ -61,6 +61,25 @@ KINDS: Final[dict[str, Kind]] = {
     "output": lambda dice: {"output_type": dice.choice(["np", "pt", "pil", "latent"])},
     "style": lambda dice: {"style": dice.choice(["other", "v-prediction"])},
     "lora": lambda dice: {"lora": dice.choice(["one", "one:0.5+two", "two:-0.7"])},
+    "free init": lambda dice: {
+        "free_init": dice.choice(["butterworth", "gaussian"]),
+        "free_init_iters": 2,
+        "free_init_fast_sampling": dice.choice(["on", "off"]),
+        "free_init_order": dice.choice([2, 4]),
+        "free_init_spatial_stop": 0.3,
+        "free_init_temporal_stop": 0.2,
+    },
+    "free u": lambda dice: {"free_u": [0.9, 0.2, dice.choice([1.2, 1.5]), 1.6]},
+    "windows": lambda dice: {
+        "num_frames": 6,
+        "context_frames": 4,
+        "context_overlap": 2,
+        "context_schedule": dice.choice(get_args(ContextSchedule)),
+        "context_stride": dice.choice([1, 2]),
+        "long_video": "windows",
+        "noise": dice.choice(["shuffle", "repeat", "random"]),
+    },
+    "chain": lambda dice: {"num_frames": 6, "context_frames": 4, "long_video": "chain"},
     "lora scale": lambda dice: {"lora": "two", "lora_scale": dice.choice([0.0, 0.4])},
 }
 

@@ -48,6 +48,7 @@ ORDER = (
     "online",
     "console",
     "demo",
+    "bench",
     "cli",
 )
 """A module or package imports only those that stand before it."""
@@ -67,7 +68,11 @@ NEVER = {
 }
 
 OWNERS = {
-    "torch": {"pia_ray.pia": "the model", "pia_ray.testing": "makes tiny checkpoints and counts tensors, when called"},
+    "torch": {
+        "pia_ray.pia": "the model",
+        "pia_ray.bench": "waits for the device it times",
+        "pia_ray.testing": "makes tiny checkpoints and counts tensors, when called",
+    },
     "diffusers": {"pia_ray.pia": "the model", "pia_ray.testing": "makes tiny checkpoints, when called"},
     "transformers": {"pia_ray.pia": "the model", "pia_ray.testing": "makes tiny checkpoints, when called"},
     "accelerate": {"pia_ray.pia": "offloads the model's parts"},

@@ -21,6 +21,7 @@ from pia_ray.checkpoint import PICKLED_SUFFIXES, digest
 from pia_ray.config import ModelConfig
 from pia_ray.errors import WeightsError
 from pia_ray.pia import single_file
+from pia_ray.pia.compilation import Mode, compile_mode_of
 from pia_ray.pia.inversion import with_inversions
 from pia_ray.pia.ip_adapter import IPAdapter, install_ip_adapter
 from pia_ray.pia.lora import Lora, read_lora
@@ -54,6 +55,10 @@ class Components:
     vae_tiling: Literal["auto", "on", "off"]
     memory_bytes: int | None
     """Most memory of the device to use; None: what is free."""
+    compile_mode: Mode | None
+    """torch.compile's mode for the UNet; None: it runs as it is."""
+    compile_cache: Path | None
+    """File in which compiled code is kept for the next process."""
     version: str
     """Name and revision or digest of the weights."""
     ip_adapter: IPAdapter | None = None
@@ -127,6 +132,8 @@ def assemble(weights: LocalWeights, model: ModelConfig, pool: Pool | None = None
         vae_dtype=dtypes.vae,
         vae_tiling=model.vae_tiling,
         memory_bytes=memory_bytes,
+        compile_mode=compile_mode_of(model, device),
+        compile_cache=None if model.compile_cache is None else Path(model.compile_cache).expanduser(),
         version=weights.version,
         ip_adapter=ip_adapter,
         loras={name: Lora(path, model.loras[name].weight) for name, path in weights.loras.items()},

@@ -17,19 +17,20 @@ from typing import Any
 import numpy as np
 import torch
 
+from pia_ray.config import DEFAULT_BATCH_SIZE
 from pia_ray.errors import DeviceLost, NonFiniteFrames, OutOfMemory, RowError, UnexpectedError
 from pia_ray.params import Animation, AnimationParams, AnimationRequest
 from pia_ray.pia.assemble import Components
 from pia_ray.pia.faults import device_is_lost, is_out_of_memory
 from pia_ray.pia.finite import FiniteCheck
-from pia_ray.pia.free_u import free_u
-from pia_ray.pia.ip_adapter import cross_attention_states
+from pia_ray.pia.forward import Piece
 from pia_ray.pia.memory import evaluations_that_fit
 from pia_ray.pia.output import finished
 from pia_ray.pia.program import Branch, Evaluation, Program
 from pia_ray.pia.row import row_program
 from pia_ray.pia.shelf import Model
 from pia_ray.pia.speed import forward_sizes, most_evaluations
+from pia_ray.pia.tuning import START, ForwardTuner
 
 log = logging.getLogger(__name__)
 
@@ -73,14 +74,16 @@ class Row:
 class Engine:
     """Rows in flight. Not thread-safe: one thread joins, steps and leaves.
 
-    `components` are those of rows that join without a model.
+    `components` are those of rows that join without a model. `batch_size` bounds the rows of a forward; with `tunes`
+    that is the most, and what pays is found by timing.
     """
 
-    def __init__(self, components: Components | None = None, *, batch_size: int) -> None:
+    def __init__(self, components: Components | None = None, *, batch_size: int, tunes: bool = False) -> None:
         self._model = None if components is None else Model(components)
         self._batch_size = batch_size
-        self._limits: dict[tuple[object, ...], int] = {}
-        """Evaluations per forward by model version and shape: what runs well and has room, less where memory bound."""
+        self._tunes = tunes
+        self._tuners: dict[tuple[object, ...], ForwardTuner] = {}
+        """Evaluations per forward by model version and shape."""
         self.rows: list[Row] = []
 
     def join(self, request: AnimationRequest, model: Model | None = None) -> Row:
@@ -120,6 +123,14 @@ class Engine:
             if device_is_lost(error):
                 raise DeviceLost(f"the GPU failed and needs a new process: {error}") from error
             raise UnexpectedError(f"{type(error).__name__}: {error}") from error
+
+    @property
+    def room(self) -> int:
+        """Rows to have in flight, so that forwards of the size that is being tried, or has been found, are full."""
+        if not self._tunes:
+            return self._batch_size
+        largest = max((tuner.limit for tuner in self._tuners.values()), default=0)
+        return max(DEFAULT_BATCH_SIZE, min(self._batch_size, largest // 2))
 
     def leave(self, row: Row) -> None:
         """Lets a row go before its end; the others do not notice."""
@@ -194,59 +205,59 @@ class Engine:
         Out of memory halves and remembers.
         """
         first = pieces[0][0]
-        device = first.model.components.device
-        # By version: an id may be that of a model that was dropped.
-        sized = (first.model.components.version, *first.evaluation.shape)
-        num_frames, height, width = first.evaluation.shape[:3]
-        limit = self._limits.get(sized)
-        if limit is None:
-            most = most_evaluations(self._batch_size, num_frames, height, width, device=device)
-            fit = evaluations_that_fit(first.model.components, num_frames=num_frames, height=height, width=width)
-            limit = self._limits[sized] = most if fit is None else min(most, fit)
+        device, tuner = first.model.components.device, self._tuner_for(first)
         while True:
             try:
                 predictions, start = [], 0
-                for size in forward_sizes(len(pieces), limit, device=device):
-                    predictions.append(self._forward(pieces[start : start + size]))
+                for size in forward_sizes(len(pieces), tuner.limit, device=device):
+                    predictions.append(self._forward(pieces[start : start + size], tuner))
                     start += size
                 return torch.cat(predictions)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-                if limit == 1 or len(pieces) == 1:
+                if tuner.limit == 1 or len(pieces) == 1:
                     raise MemoryError(str(error)) from error
-            limit = self._limits[sized] = min(limit, len(pieces)) // 2
+            tuner.shrink(min(tuner.limit, len(pieces)) // 2)
             log.warning(
                 "out of memory: from now on at most %d evaluations of %d x %d x %d a forward",
-                limit,
-                num_frames,
-                height,
-                width,
+                tuner.limit,
+                *first.evaluation.shape[:3],
             )
             if device.type == "cuda":
                 torch.cuda.empty_cache()
 
-    def _forward(self, pieces: Sequence[tuple[Row, Branch]]) -> torch.Tensor:
-        parts = pieces[0][0].model.components
-        inputs = []
-        for row, branch in pieces:
-            latents = branch.view(row.evaluation.latents)
-            spread = latents.shape[1:]
-            mask, condition = branch.mask.expand(1, *spread), branch.condition.expand(-1, *spread)
-            inputs.append(torch.cat([latents, mask, condition]))  # [9, T, h, w]
-        sample = torch.stack(inputs).to(parts.dtype)  # [N, 9, T, h, w]
-        timesteps = torch.tensor([row.evaluation.timestep for row, _ in pieces], dtype=torch.float32)
-        prompts = torch.stack([branch.prompt for _, branch in pieces])  # [N, L, C]
-        with free_u(parts.unet, pieces[0][0].request.params.free_u):
-            prediction = parts.unet(
-                sample,
-                timesteps.to(parts.device, non_blocking=True),
-                encoder_hidden_states=cross_attention_states(
-                    prompts.repeat_interleave(sample.shape[2], dim=0), [branch for _, branch in pieces]
-                ),
-                return_dict=False,
-            )[0]
-        return prediction.float()
+    def _forward(self, pieces: Sequence[tuple[Row, Branch]], tuner: ForwardTuner) -> torch.Tensor:
+        """One forward; timed, which on a GPU means waited for, only while its size is still being looked for."""
+        model, device = pieces[0][0].model, pieces[0][0].model.components.device
+        asked = [Piece(row.evaluation, branch, row.request.params.free_u) for row, branch in pieces]
+        if tuner.settled or len(pieces) != tuner.limit:
+            return model.forward.predict(asked)
+        wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+        wait()
+        started = time.perf_counter()
+        predictions = model.forward.predict(asked)
+        wait()
+        tuner.record(len(pieces), time.perf_counter() - started)
+        if tuner.settled:
+            log.info("forwards of %s: %d evaluations each", tuple(predictions.shape[2:]), tuner.limit)
+        return predictions
+
+    def _tuner_for(self, row: Row) -> ForwardTuner:
+        # By version: an id may be that of a model that was dropped.
+        components = row.model.components
+        sized = (components.version, *row.evaluation.shape)
+        if (known := self._tuners.get(sized)) is not None:
+            return known
+        num_frames, height, width = row.evaluation.shape[:3]
+        device = components.device
+        most = most_evaluations(self._batch_size, num_frames, height, width, device=device)
+        fit = evaluations_that_fit(components, num_frames=num_frames, height=height, width=width)
+        most = most if fit is None else min(most, fit)
+        # A CPU's best size is known: see speed.CPU_FORWARD_PIXELS.
+        tuner = ForwardTuner(most=most, start=START if self._tunes and device.type == "cuda" else most)
+        self._tuners[sized] = tuner
+        return tuner
 
     def _finish(self, row: Row) -> Animation | RowError:
         started = time.perf_counter()

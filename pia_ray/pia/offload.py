@@ -44,7 +44,7 @@ class _Visitor(threading.local):
 _visitor = _Visitor()
 
 
-class _OneAtATime(ModelHook):  # type: ignore[misc]  # accelerate has no annotations; its hooks are made by inheritance
+class _OneAtATime(ModelHook):  # accelerate has no annotations; its hooks are made by inheritance
     """Before its part runs, the part that ran before goes back to host memory.
 
     accelerate's own `CpuOffload` sends away one fixed predecessor. Here rows join and end at any step, so any part may

@@ -21,6 +21,7 @@ from pia_ray.params import AnimationParams, lora_strengths
 from pia_ray.pia.assemble import Components
 from pia_ray.pia.condition import Conditions
 from pia_ray.pia.faults import device_is_lost, is_out_of_memory
+from pia_ray.pia.forward import Forward
 from pia_ray.pia.lora import Strengths, variant
 
 log = logging.getLogger(__name__)
@@ -37,6 +38,7 @@ class Model:
     def __init__(self, components: Components) -> None:
         self.components = components
         self.conditions = Conditions(components)
+        self.forward = Forward(components)
         self._variants: OrderedDict[Strengths, Model] = OrderedDict()
 
     def with_loras(self, params: AnimationParams) -> Model:

@@ -7,6 +7,7 @@ pictures as asked for. Heavy packages are loaded by the functions that need them
 from pia_ray.testing.catalogs import draw_picture, make_catalog
 from pia_ray.testing.checkpoints import (
     make_pipeline_folder,
+    make_random_pipeline,
     make_single_file_checkpoint,
     make_split_checkpoint,
     make_tokenizer,
@@ -25,6 +26,7 @@ __all__ = [
     "make_ip_adapter",
     "make_lora",
     "make_pipeline_folder",
+    "make_random_pipeline",
     "make_single_file_checkpoint",
     "make_split_checkpoint",
     "make_textual_inversion",

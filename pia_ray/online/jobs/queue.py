@@ -49,8 +49,8 @@ class JobQueue:
         change = {**QUEUED, **self._documents.lease(worker), "attempt": at.job.attempt + 1}
         return self._documents.replace(at, change)
 
-    def heartbeat(self, at: Revision, *, progress: int | None = None, eta_at: float | None = None) -> Revision:
-        """Renews the lease. With a `progress`, in percent, the job is in progress.
+    def heartbeat(self, at: Revision, *, progress: int | None = None, eta_s: float | None = None) -> Revision:
+        """Renews the lease. With a `progress`, in percent, the job is in progress, and done in about `eta_s`.
 
         Raises:
             JobConflict: it was cancelled, or another worker has taken it over.
@@ -59,8 +59,8 @@ class JobQueue:
         now = self._documents.now()
         change: dict[str, object] = {"lease_until": now + self.lease_s}
         if progress is not None:
-            change |= {"status": "in_progress", "progress": max(0, min(progress, 99)), "eta_at": eta_at}
-            change["started_at"] = at.job.started_at or now
+            change |= {"status": "in_progress", "progress": max(0, min(progress, 99))}
+            change |= {"started_at": at.job.started_at or now, "eta_at": None if eta_s is None else now + eta_s}
         return self._documents.replace_held(at, change)
 
     def finish(self, at: Revision, rendered: Rendered) -> VideoJob:
@@ -70,10 +70,11 @@ class JobQueue:
             JobConflict, JobNotFound: as `heartbeat`; the files are removed again.
             StorageError: the store failed.
         """
-        job, made = at.job, rendered.video
-        # A folder for each attempt of each worker: one that comes too late overwrites nothing.
-        attempt = hashlib.sha256(f"{job.lease_owner}/{job.attempt}".encode()).hexdigest()[:16]
-        folder = storage.join(names.content_uri(self._documents.prefix, job.id), f"{job.attempt}-{attempt}")
+        return self.complete(at, self.store(at, rendered))
+
+    def store(self, at: Revision, rendered: Rendered) -> VideoResult:
+        """Stores the video and its pictures, where no other attempt of any worker does."""
+        folder, made = self._attempt_uri(at), rendered.video
         result = VideoResult(
             video_uri=storage.join(folder, f"video.{made.format}"),
             thumbnail_uri=storage.join(folder, "thumbnail.webp"),
@@ -93,19 +94,31 @@ class JobQueue:
         storage.write_bytes(result.thumbnail_uri, rendered.thumbnail, content_type="image/webp")
         storage.write_bytes(result.spritesheet_uri, rendered.spritesheet, content_type="image/webp")
         storage.write_bytes(result.video_uri, made.content, content_type=video.MIME[made.format])
+        return result
+
+    def complete(self, at: Revision, result: VideoResult) -> VideoJob:
+        """Ends the job with what `store` has stored.
+
+        Raises:
+            JobConflict, JobNotFound: as `heartbeat`; the files are removed again.
+        """
         change = {
             "status": "completed",
             "progress": 100,
             "result": result,
-            "seconds": f"{made.num_frames / made.fps:g}",
-            "size": f"{made.width}x{made.height}",
+            "seconds": f"{result.num_frames / result.fps:g}",
+            "size": f"{result.width}x{result.height}",
         }
         try:
             return self._documents.end(at, change)
         except (JobConflict, JobNotFound):
-            for uri in (result.video_uri, result.thumbnail_uri, result.spritesheet_uri):
-                storage.delete(uri)
+            self.discard(at)
             raise
+
+    def discard(self, at: Revision) -> None:
+        """Removes what `store` stored for this attempt."""
+        for found in storage.list_objects(self._attempt_uri(at)):
+            storage.delete(found.uri)
 
     def fail(self, at: Revision, error: PiaRayError) -> VideoJob:
         """Ends the job with what its owner may know of the error.
@@ -130,3 +143,7 @@ class JobQueue:
             JobConflict, JobNotFound: as `heartbeat`.
         """
         self._documents.replace_held(at, {**QUEUED, "not_before": self._documents.now() + delay_s})
+
+    def _attempt_uri(self, at: Revision) -> str:
+        attempt = hashlib.sha256(f"{at.job.lease_owner}/{at.job.attempt}".encode()).hexdigest()[:16]
+        return storage.join(names.content_uri(self._documents.prefix, at.job.id), f"{at.job.attempt}-{attempt}")

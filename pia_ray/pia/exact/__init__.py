@@ -1,0 +1,39 @@
+"""Rewrites of the UNet and the VAE that compute the same in less: equal to float tolerance, over the same parameters.
+
+Names and shapes of parameters stay, so checkpoints, LoRAs and state dicts do not notice. What is done twice is done
+once: a copy of a rewritten model with other parameters is rewritten anew. tests/test_exact.py counts the operations.
+"""
+
+from __future__ import annotations
+
+import torch
+from diffusers import AutoencoderKL, UNetMotionModel
+
+from pia_ray.pia.exact.cross import CrossAttention
+from pia_ray.pia.exact.prefix import Prefix, share_prefix
+from pia_ray.pia.exact.temporal import TemporalTransformer
+from pia_ray.pia.exact.upsample import SubpixelUpsample
+
+__all__ = ["CrossAttention", "Prefix", "restructure_unet", "restructure_vae"]
+
+
+def restructure_unet(unet: UNetMotionModel) -> Prefix | None:
+    """Rewrites the UNet in place; gives what its forwards are told of equal entries, if its first layers suit."""
+    _subpixel(unet)
+    for module in unet.modules():
+        if TemporalTransformer.suits(module):
+            module.__class__ = TemporalTransformer
+    return share_prefix(unet)
+
+
+def restructure_vae(vae: AutoencoderKL) -> None:
+    """Rewrites the VAE in place."""
+    _subpixel(vae)
+
+
+def _subpixel(model: torch.nn.Module) -> None:
+    for module in model.modules():
+        if SubpixelUpsample.suits(module):
+            module.__class__ = SubpixelUpsample
+        if isinstance(module, SubpixelUpsample):
+            module.refresh()

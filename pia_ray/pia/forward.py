@@ -1,0 +1,123 @@
+"""One model's UNet as forwards of several evaluations: packs their inputs, runs the rewritten UNet, compiled or not.
+
+What may be packed together is the engine's to say; how it is run is said here and in `exact`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from pia_ray.pia.assemble import Components
+from pia_ray.pia.compilation import CompiledForward
+from pia_ray.pia.exact import CrossAttention, restructure_unet, restructure_vae
+from pia_ray.pia.free_u import free_u
+from pia_ray.pia.ip_adapter import cross_attention_states
+from pia_ray.pia.program import Branch, Evaluation
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One side of one row's evaluation."""
+
+    evaluation: Evaluation
+    branch: Branch
+    free_u: tuple[float, float, float, float] | None = None
+
+    @property
+    def prefix_key(self) -> tuple[object, ...]:
+        """Equal for pieces of one forward that see the same input before any text."""
+        branch = self.branch
+        return (id(self.evaluation), _place(branch.mask), _place(branch.condition), branch.frames)
+
+
+class Forward:
+    """The UNet of one model. Rewrites it, and the VAE beside it, where nothing has to be moved about for a forward."""
+
+    def __init__(self, components: Components) -> None:
+        self._components = components
+        self._prefix = None
+        self._cross: CrossAttention | None = None
+        unet = components.unet
+        if not hasattr(unet, "_hf_hook"):  # accelerate's: of offloaded weights
+            self._prefix = restructure_unet(unet)
+            restructure_vae(components.vae)
+            if CrossAttention.suits(unet):
+                self._cross = CrossAttention(unet)
+        self._compiled: CompiledForward | None = None
+        if components.compile_mode is not None:
+            self._compiled = CompiledForward(unet, mode=components.compile_mode, cache=components.compile_cache)
+
+    @torch.inference_mode()
+    def predict(self, pieces: Sequence[Piece]) -> torch.Tensor:
+        """Predictions [N, 4, T, h, w], float32, of N pieces of one shape and one FreeU."""
+        parts = self._components
+        order, spread = _by_prefix(pieces)
+        packed = [pieces[index] for index in order]
+        sample = torch.stack([_input(piece) for piece in packed]).to(parts.dtype)  # [N, 9, T, h, w]
+        # A vector of its own per piece, never a number: a number would compile anew for every timestep.
+        timesteps = torch.tensor([piece.evaluation.timestep for piece in packed], dtype=torch.float32)
+        branches = [piece.branch for piece in packed]
+        num_frames = sample.shape[2]
+        states: Any
+        if self._cross is not None:
+            states = self._cross.states(branches)
+        else:
+            prompts = torch.stack([branch.prompt for branch in branches])  # [N, L, C]
+            states = cross_attention_states(prompts.repeat_interleave(num_frames, dim=0), branches)
+        num = max(spread) + 1
+        shared = self._prefix is not None and num < len(spread)
+        if self._prefix is not None:
+            places = torch.tensor(spread).to(parts.device, non_blocking=True) if shared else None
+            self._prefix.set(num=num, num_frames=num_frames, spread=places)
+        told = {"encoder_hidden_states": states, "return_dict": False}
+        timesteps = timesteps.to(parts.device, non_blocking=True)
+        setting = packed[0].free_u
+        if self._compiled is not None and setting is None:
+            kind = (tuple(sample.shape), num if shared else 0, _form(states))
+            prediction = self._compiled(kind, sample, timesteps, **told)[0].clone()
+        else:
+            with free_u(parts.unet, setting):
+                prediction = parts.unet(sample, timesteps, **told)[0]
+        if order != sorted(order):
+            back = torch.tensor(sorted(range(len(order)), key=order.__getitem__))
+            prediction = prediction[back.to(parts.device, non_blocking=True)]
+        return prediction.float()
+
+
+def _form(states: Any) -> tuple[object, ...]:
+    """Equal for cross-attention inputs that one graph serves."""
+    if isinstance(states, torch.Tensor):
+        return tuple(states.shape)
+    if isinstance(states, tuple):
+        return tuple(map(_form, states))
+    return (None,)
+
+
+def _place(tensor: torch.Tensor) -> tuple[object, ...]:
+    """Where a tensor lies: equal for views of the same values, while they are alive."""
+    return (tensor.data_ptr(), tuple(tensor.shape), tensor.stride())
+
+
+def _input(piece: Piece) -> torch.Tensor:
+    latents = piece.branch.view(piece.evaluation.latents)
+    spread = latents.shape[1:]
+    mask, condition = piece.branch.mask.expand(1, *spread), piece.branch.condition.expand(-1, *spread)
+    return torch.cat([latents, mask, condition])  # [9, T, h, w]
+
+
+def _by_prefix(pieces: Sequence[Piece]) -> tuple[list[int], list[int]]:
+    """An order of the pieces in which the first of each kind stand first; for each then, which of those it equals."""
+    firsts: dict[tuple[object, ...], int] = {}
+    later = []
+    for index, piece in enumerate(pieces):
+        if piece.prefix_key in firsts:
+            later.append(index)
+        else:
+            firsts[piece.prefix_key] = index
+    kinds = list(firsts)
+    order = [*firsts.values(), *later]
+    return order, [kinds.index(pieces[index].prefix_key) for index in order]

@@ -1,0 +1,65 @@
+"""How many UNet evaluations to run in one forward: found by timing the first forwards of each shape, then kept.
+
+Larger forwards pay until the device is busy; beyond that they only take memory. Knows no torch.
+"""
+
+from __future__ import annotations
+
+import statistics
+from typing import Final
+
+SAMPLES: Final = 3
+"""Timed forwards of one size, after a first one that may compile or choose kernels."""
+
+LEAST_GAIN: Final = 0.03
+"""A doubling that saves less time per evaluation than this share is not worth its memory and its latency."""
+
+START: Final = 2
+"""A row with guidance alone."""
+
+
+class ForwardTuner:
+    """Doubles the size of forwards while that pays. Not for several threads.
+
+    `most` bounds it: what the device runs, what memory holds. `limit` is the largest forward to run now; the caller
+    times those of exactly that size and tells `record`, until `settled`. It starts with `start`; where that is `most`,
+    there is nothing to find.
+    """
+
+    def __init__(self, *, most: int, start: int = START) -> None:
+        self._most = max(1, most)
+        self._best = self._trying = min(start, self._most)
+        self._best_s = float("inf")
+        self._seconds: list[float] = []
+        self.settled = self._trying == self._most
+        """Whether there is nothing left to find out."""
+
+    @property
+    def limit(self) -> int:
+        """Most evaluations of the coming forwards."""
+        return self._best if self.settled else self._trying
+
+    def record(self, size: int, seconds: float) -> None:
+        """Takes note of a forward; those of another size than `limit` tell nothing."""
+        if self.settled or size != self._trying:
+            return
+        self._seconds.append(seconds)
+        if len(self._seconds) <= SAMPLES:
+            return
+        each_s = statistics.median(self._seconds[1:]) / size
+        self._seconds.clear()
+        if each_s > self._best_s * (1 - LEAST_GAIN):
+            self.settled = True
+            return
+        self._best, self._best_s = size, each_s
+        if 2 * size > self._most:
+            self.settled = True
+        else:
+            self._trying = 2 * size
+
+    def shrink(self, most: int) -> None:
+        """Takes note that memory holds no more than this; it is not tried again."""
+        self._most = max(1, most)
+        self._best = min(self._best, self._most)
+        self._trying = min(self._trying, self._most)
+        self.settled = True

@@ -1,0 +1,186 @@
+"""The rewritten UNet and VAE against diffusers' own, on every path, and how much less they compute."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, UNetMotionModel
+from diffusers.models.upsampling import Upsample2D
+from torch.utils.flop_counter import FlopCounterMode
+
+from pia_ray.pia.exact import Prefix, restructure_unet, restructure_vae
+from pia_ray.pia.exact.temporal import TemporalTransformer, attend_over_time
+from pia_ray.pia.exact.upsample import SubpixelUpsample
+from pia_ray.testing import make_pipeline_folder
+
+FRAMES = 4
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_pipeline_folder(tmp_path_factory.mktemp("checkpoint"), motion_mid_block=True)
+
+
+@pytest.fixture(scope="module")
+def plain(folder: Path) -> UNetMotionModel:
+    return UNetMotionModel.from_pretrained(folder, subfolder="unet").eval()
+
+
+@pytest.fixture(scope="module")
+def rewritten(plain: UNetMotionModel) -> tuple[UNetMotionModel, Prefix]:
+    unet = copy.deepcopy(plain)
+    prefix = restructure_unet(unet)
+    assert prefix is not None
+    return unet, prefix
+
+
+def distance(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    return float((ours - theirs).norm() / theirs.norm())
+
+
+@torch.inference_mode()
+def predict(unet: UNetMotionModel, sample: torch.Tensor, timesteps: torch.Tensor, seed: int = 0) -> torch.Tensor:
+    width = unet.config["cross_attention_dim"]
+    prompts = torch.randn(len(sample), 7, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float32)
+    prompts = prompts.to(sample.dtype).repeat_interleave(sample.shape[2], dim=0)
+    return unet(sample, timesteps, encoder_hidden_states=prompts, return_dict=False)[0]
+
+
+def inputs(num: int, height: int, width: int, *, frames: int = FRAMES) -> torch.Tensor:
+    return torch.randn(num, 9, frames, height, width, generator=torch.Generator().manual_seed(num))
+
+
+@pytest.mark.parametrize(("height", "width"), [(8, 8), (6, 4), (5, 7)], ids=["whole", "uneven", "odd"])
+@pytest.mark.parametrize("frames", [1, 4, 7])
+def test_the_rewritten_unet_equals_the_plain_one_also_where_sides_do_not_halve(
+    plain: UNetMotionModel, rewritten: tuple[UNetMotionModel, Prefix], height: int, width: int, frames: int
+) -> None:
+    sample, timesteps = inputs(2, height, width, frames=frames), torch.tensor([900.0, 41.0])
+    assert distance(predict(rewritten[0], sample, timesteps), predict(plain, sample, timesteps)) < 5e-6
+
+
+def test_channels_last_weights_change_nothing(
+    plain: UNetMotionModel, rewritten: tuple[UNetMotionModel, Prefix]
+) -> None:
+    unet = copy.deepcopy(rewritten[0]).to(memory_format=torch.channels_last)
+    sample, timesteps = inputs(2, 8, 8), torch.tensor([900.0, 41.0])
+    assert distance(predict(unet, sample, timesteps), predict(plain, sample, timesteps)) < 5e-6
+
+
+def test_entries_that_share_their_beginning_equal_those_that_are_computed_apart(
+    plain: UNetMotionModel, rewritten: tuple[UNetMotionModel, Prefix]
+) -> None:
+    unet, prefix = rewritten
+    spread = torch.tensor([0, 1, 2, 1, 0])
+    sample = inputs(3, 8, 8)[spread]
+    timesteps = torch.tensor([900.0, 41.0, 7.0])[spread]
+    prefix.set(num=3, num_frames=FRAMES, spread=spread)
+    try:
+        shared = predict(unet, sample, timesteps)
+    finally:
+        prefix.set(num=0, num_frames=1, spread=None)
+    assert distance(shared, predict(plain, sample, timesteps)) < 5e-6
+
+
+def test_a_shared_beginning_is_that_of_the_first_entries_alone(rewritten: tuple[UNetMotionModel, Prefix]) -> None:
+    unet, prefix = rewritten
+    sample, timesteps = inputs(2, 8, 8), torch.tensor([500.0, 500.0])
+    apart = predict(unet, sample, timesteps)
+    prefix.set(num=1, num_frames=FRAMES, spread=torch.tensor([0, 0]))
+    try:
+        shared = predict(unet, sample, timesteps)
+    finally:
+        prefix.set(num=0, num_frames=1, spread=None)
+    assert distance(shared[:1], apart[:1]) < 5e-6
+    assert distance(shared[1:], apart[1:]) > 1e-3  # the second entry's own noise was not looked at by those layers
+
+
+def test_attention_over_time_in_pieces_equals_it_in_one(rewritten: tuple[UNetMotionModel, Prefix]) -> None:
+    module = next(m for m in rewritten[0].modules() if isinstance(m, TemporalTransformer))
+    attention = module.transformer_blocks[0].attn1
+    hidden = torch.randn(2, FRAMES, 9, attention.to_q.in_features)
+    with torch.inference_mode():
+        whole = attend_over_time(attention, hidden)
+        assert distance(attend_over_time(attention, hidden, most_heads=5), whole) < 1e-6
+
+
+def test_the_rewritten_vae_equals_the_plain_one(folder: Path) -> None:
+    plain = AutoencoderKL.from_pretrained(folder, subfolder="vae").eval()
+    ours = copy.deepcopy(plain)
+    restructure_vae(ours)
+    latents = torch.randn(3, 4, 5, 6)
+    with torch.inference_mode():
+        assert distance(ours.decode(latents).sample, plain.decode(latents).sample) < 5e-6
+
+
+def test_in_bfloat16_the_rewrite_is_as_near_to_float32_as_the_plain_model(
+    plain: UNetMotionModel, rewritten: tuple[UNetMotionModel, Prefix]
+) -> None:
+    sample, timesteps = inputs(2, 8, 8), torch.tensor([900.0, 41.0])
+    truth = predict(plain, sample, timesteps)
+    low, ours = copy.deepcopy(plain).bfloat16(), copy.deepcopy(rewritten[0]).bfloat16()
+    theirs_off = distance(predict(low, sample.bfloat16(), timesteps).float(), truth)
+    ours_off = distance(predict(ours, sample.bfloat16(), timesteps).float(), truth)
+    assert ours_off < 1.25 * theirs_off
+
+
+def test_parameters_keep_their_names_and_a_replaced_convolution_is_taken_over(
+    plain: UNetMotionModel, rewritten: tuple[UNetMotionModel, Prefix]
+) -> None:
+    assert list(plain.state_dict()) == list(rewritten[0].state_dict())
+    theirs, ours = copy.deepcopy(plain), copy.deepcopy(rewritten[0])
+    for model in (theirs, ours):
+        for module in model.modules():
+            if isinstance(module, Upsample2D):
+                module.conv.weight = torch.nn.Parameter(module.conv.weight * 1.5, requires_grad=False)
+    restructure_unet(ours)
+    assert any(isinstance(module, SubpixelUpsample) for module in ours.modules())
+    sample, timesteps = inputs(1, 8, 8), torch.tensor([300.0])
+    assert distance(predict(ours, sample, timesteps), predict(theirs, sample, timesteps)) < 5e-6
+
+
+def test_a_full_size_step_takes_at_most_95_percent_and_a_decode_at_most_86_percent_of_the_operations() -> None:
+    with torch.device("meta"):
+        unet = UNetMotionModel(
+            in_channels=9,
+            block_out_channels=(320, 640, 1280, 1280),
+            cross_attention_dim=768,
+            num_attention_heads=8,
+            motion_num_attention_heads=8,
+            use_motion_mid_block=False,
+        )
+        vae = AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            block_out_channels=(128, 256, 512, 512),
+            layers_per_block=2,
+        )
+        sample, timesteps = torch.empty(2, 9, 16, 64, 64), torch.empty(2)
+        prompts, latents = torch.empty(32, 77, 768), torch.empty(16, 4, 64, 64)
+        spread = torch.zeros(2, dtype=torch.int64)
+
+    def step() -> object:
+        return unet(sample, timesteps, encoder_hidden_states=prompts)
+
+    def decode() -> object:
+        return vae.decode(latents)
+
+    theirs = teraflops(step), teraflops(decode)
+    # Source of the counts: 2 floating-point operations per multiplication and addition, one video with guidance.
+    assert theirs == (pytest.approx(35.354, abs=0.001), pytest.approx(40.232, abs=0.001))
+    prefix = restructure_unet(unet)
+    restructure_vae(vae)
+    assert prefix is not None
+    prefix.set(num=1, num_frames=16, spread=spread)
+    assert teraflops(step) <= 0.95 * theirs[0]
+    assert teraflops(decode) <= 0.86 * theirs[1]
+
+
+def teraflops(work: Callable[[], object]) -> float:
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        work()
+    return counter.get_total_flops() / 1e12
