@@ -1,0 +1,94 @@
+"""The benchmark's card: what it says moved, and the whole of it once through the command line."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pia_ray.bench import BenchSettings, Card, Timing, bench, differences, settings_here, text_of
+from pia_ray.errors import ConfigError
+
+OURS = "pia-ray, 1 row in flight"
+RATIO = f"{OURS} against diffusers, resident"
+
+
+def card(*, ours_s: float = 1.0, ratio: float = 1.5, spread: float = 0.02, gpu: str = "") -> Card:
+    return Card(
+        machine={"kind": "some-machine", "gpu": gpu},
+        settings=asdict(BenchSettings()),
+        ways={OURS: Timing(ours_s, ours_s * (1 - spread), ours_s * (1 + spread))},
+        ratios={RATIO: ratio},
+        stages={"denoise": 0.9},
+        useful_tflop_per_s=1.0,
+        matmul_tflop_per_s=2.0,
+        share_of_matmul=0.5,
+        peak_bytes={OURS: 2**30},
+        step_tflop=0.5,
+        decode_tflop=0.1,
+    )
+
+
+def earlier(found: Card) -> dict[str, Any]:
+    return dict(json.loads(found.to_json()))
+
+
+def test_a_ratio_that_moved_by_more_than_the_spread_is_told() -> None:
+    lines = differences(card(ratio=1.2), earlier(card(ratio=1.5)))
+    assert lines == [f"ratio {RATIO}: 1.5 -> 1.2 (-20%)"]
+
+
+def test_what_moved_within_the_spread_of_either_run_is_not_told() -> None:
+    (line,) = differences(card(ratio=1.2, spread=0.3), earlier(card(ratio=1.5)))
+    assert line.startswith("nothing moved by more than 30%")
+    (line,) = differences(card(ratio=1.2), earlier(card(ratio=1.5, spread=0.3)))
+    assert line.startswith("nothing moved")
+
+
+def test_seconds_are_compared_on_gpus_only() -> None:
+    slower, before = card(ours_s=2.0), card(ours_s=1.0)
+    assert "nothing moved" in differences(slower, earlier(before))[0]
+    (line,) = differences(replace(slower, machine={"kind": "g", "gpu": "some GPU"}), earlier(before))
+    assert line == f"seconds {OURS}: 1 -> 2 (+100%)"
+
+
+def test_the_card_names_every_way_and_every_ratio() -> None:
+    text = text_of(card())
+    assert OURS in text
+    assert f"{RATIO}: 1.50 x" in text
+
+
+def test_the_full_size_needs_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with pytest.raises(ConfigError, match="needs a GPU"):
+        bench(settings_here(size="full", steps=1, side=None))
+
+
+@pytest.mark.heavy
+def test_the_command_prints_a_card_and_one_json_line_last(tmp_path: Path) -> None:
+    flags = "--size demo --steps 2 --frames 4 --rounds 2 --batches 1,2".split()
+    program = "import sys; from pia_ray.cli import main; sys.exit(main())"
+    done = subprocess.run(
+        [sys.executable, "-c", program, "bench", *flags, "--json", str(tmp_path / "card.json")],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found == json.loads((tmp_path / "card.json").read_text("utf-8"))
+    assert set(found["ways"]) == {
+        "documented example, verbatim",
+        "diffusers, resident",
+        OURS,
+        "pia-ray, 2 rows in flight",
+    }
+    assert set(found["stages"]) == {"text", "encode", "denoise", "decode", "transfer", "video encode"}
+    assert all(value > 0 for value in found["ratios"].values())
+    assert found["step_tflop"] > 0
