@@ -26,10 +26,8 @@ again can help (`retryable`), and names the HTTP status that fits.
         ├── Busy                  too many requests wait already; RateLimited: too many calls of one caller
         ├── RequestError          Unauthorized, Forbidden, NotAcceptable, SlowBody, BodyTooLarge, UnsupportedBody:
         │                         an HTTP request that the endpoint refuses, whatever its knobs say
-        ├── NotFound              the endpoint has no such video, file or batch, or it is another key's
-        ├── Conflict              what is asked for contradicts what is there
-        ├── JobNotFound           the caller has no video job of that id
-        ├── JobConflict           the video job has moved on, or its idempotency key was used for another
+        ├── NotFound              the endpoint has no such file or batch, or it is another key's; JobNotFound: video
+        ├── Conflict              what is asked for contradicts what is there; JobConflict: a video job has moved on
         ├── WorkerDied            the process died each time this row was tried
         └── UnexpectedError       a bug or an unknown fault; the traceback is in the message
 """
@@ -360,14 +358,14 @@ class UnsupportedBody(RequestError):
     http_status = 415
 
 
-class JobNotFound(RowError):
+class JobNotFound(NotFound):
     """The caller has no video job of that id."""
 
     code = "job_not_found"
     http_status = 404
 
 
-class JobConflict(RowError):
+class JobConflict(Conflict):
     """The video job has moved on, is in other hands, or its idempotency key was used for another request."""
 
     code = "job_conflict"

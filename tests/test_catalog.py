@@ -30,11 +30,11 @@ from pia_ray.testing import FakeAnimator, make_catalog
 from pia_ray.testing.catalogs import draw_picture
 from pia_ray.video import probe
 
-DEMO = ModelConfig.named("demo")
+DEMO = ModelConfig.named("demo").model_copy(update={"long_edge": 64})
 
 
 def configure(manifest: Path, output: Path, **settings: Any) -> CatalogConfig:
-    return build(CatalogConfig, {"manifest": str(manifest), "output": str(output), "model": "demo", **settings})
+    return build(CatalogConfig, {"manifest": str(manifest), "output": str(output), "model": DEMO, **settings})
 
 
 def write(folder: Path, rows: list[dict[str, Any]]) -> Path:

@@ -24,12 +24,14 @@ from pia_ray.request import prepare
 from pia_ray.testing import FakeAnimator, make_catalog
 from pia_ray.weights import resolve
 
-DEMO = ModelConfig.named("demo")
+# The demo model at a size and steps of these tests' own, whatever its defaults are.
+DEFAULTS = {"num_inference_steps": 10, "guidance_scale": 2.0, "motion_scale": 1, "negative_prompt": ""}
+DEMO = ModelConfig.named("demo").model_copy(update={"long_edge": 64, "defaults": DEFAULTS})
 STEP_S = 0.02
 
 
 def configure(manifest: Path, output: Path, **settings: Any) -> CatalogConfig:
-    return build(CatalogConfig, {"manifest": str(manifest), "output": str(output), "model": "demo", **settings})
+    return build(CatalogConfig, {"manifest": str(manifest), "output": str(output), "model": DEMO, **settings})
 
 
 @pytest.fixture(scope="module")
@@ -224,8 +226,12 @@ def test_storage_is_not_guessed_from_another_format(animated: CatalogConfig) -> 
     assert estimated.storage_bytes is None
 
 
-def test_the_command_prints_json_and_text(animated: CatalogConfig, capsys: pytest.CaptureFixture[str]) -> None:
-    given = ["estimate", animated.manifest, "--model", "demo", "--calibrate", animated.output]
+def test_the_command_prints_json_and_text(
+    animated: CatalogConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tmp_path / "model.yaml"
+    model.write_text(json.dumps(DEMO.model_dump(exclude_none=True)))  # JSON is YAML
+    given = ["estimate", animated.manifest, "--model", str(model), "--calibrate", animated.output]
     assert cli.main([*given, "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts == json.loads(json.dumps(facts_of(estimate(animated, calibrate=animated.output))))

@@ -19,13 +19,14 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from pia_ray import manifest, storage
-from pia_ray.config import CatalogConfig, build
+from pia_ray.config import CatalogConfig, ModelConfig, build
 from pia_ray.errors import BadParameter, ImageNotFound, ManifestError, StorageError, StorageNotFound
 from pia_ray.manifest import ITEMS_SCHEMA, open_manifest, plan_row, read_image_cell, row_from_item
 from pia_ray.params import seed_from_id
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(range(64))
 ITEM_COLUMNS = ITEMS_SCHEMA.names
+DEMO = ModelConfig.named("demo")
 
 
 def config_of(uri, **settings):
@@ -819,7 +820,7 @@ def test_row_run_preset_and_model_decide_in_this_order(tmp_path):
     )
     row, run, preset = items_of(path, defaults={"guidance_scale": 9})
     assert params_of(row)["num_inference_steps"] == 3
-    assert params_of(run)["num_inference_steps"] == 10  # the demo model's own
+    assert params_of(run)["num_inference_steps"] == DEMO.defaults["num_inference_steps"]
     assert params_of(preset)["num_inference_steps"] == 10
     assert [params_of(item)["scheduler"] for item in (row, run, preset)] == ["unipc", "ddim", "unipc"]
     assert {params_of(item)["guidance_scale"] for item in (row, run, preset)} == {9.0}

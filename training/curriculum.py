@@ -46,11 +46,11 @@ PHASES: Final = {
     "whole": Phase(
         1200,
         1.0e-3,
-        weights(pans=0.9, zooms=0.9, turns=0.9, sway=1.0, waves=1.3, flicker=0.7, pulse=0.9, still=0.2),
-        sizes={64: 0.3, 80: 0.2, 96: 0.3, 128: 0.2},
-        frames={2: 0.25, 4: 0.35, 0: 0.4},
+        weights(pans=0.9, zooms=0.9, turns=0.9, sway=1.0, waves=1.8, flicker=0.5, pulse=1.0, still=0.2),
+        sizes={64: 0.3, 80: 0.15, 96: 0.4, 128: 0.15},
+        frames={2: 0.3, 4: 0.45, 0: 0.25},
         first_step=0.35,
         hold=0.15,
-        memory=0.997,
+        memory=0.99,
     ),
 }

@@ -40,7 +40,7 @@ def export(vae: Any, unet_state: Path, out: Path) -> None:
     models.make_scheduler().save_pretrained(out / "scheduler")
     tokenizer.save_pretrained(out / "tokenizer")
     _write_old_tokenizer(tokenizer, out / "tokenizer")
-    for config in (out / "vae" / "config.json", out / "unet" / "config.json"):
+    for config in out.glob("*/config.json"):
         settings = json.loads(config.read_text(encoding="utf-8"))
         settings.pop("_name_or_path", None)  # where it was trained is nobody's business
         config.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
@@ -53,7 +53,7 @@ def _write_old_tokenizer(tokenizer: Any, folder: Path) -> None:
     lines = ["#version: 0.2", *(" ".join(pair) if isinstance(pair, list) else pair for pair in merges)]
     (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     vocabulary = dict(sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]))
-    (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")
+    (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from training.motions import LAST, fields
+from training.motions import FLICKER, LAST, PERIODS, PULSE, ZOOM_IN, fields
 from training.prompts import MOTIONS
 
 CANDIDATES: Final = torch.linspace(-1.4, 1.4, 57)
@@ -59,16 +59,18 @@ def effect_amount(frames: np.ndarray[Any, Any], motion: str) -> float:
     """The amount of a motion that swings, from two of its 16 frames half a swing apart.
 
     Sway and waves: the fitted amount at the first extreme less that at the second, halved. Pulse: at the largest less
-    at the frame where it is back. Flicker: the light at its brightest less at its darkest, as the amount that makes it.
+    at the frame where it is back. Flicker: the swing of the frames' light about its trend, as the amount that makes it.
     """
     if motion == "flicker":
         light = frames.astype(np.float64).mean((1, 2, 3))
-        return float((light[2] - light[6]) / 2 / light[0] / 0.55)
+        at = np.arange(len(light))
+        swing = np.sin(2 * np.pi * PERIODS["flicker"] * at / LAST)
+        trend = np.stack([np.ones_like(swing), at, at**2, swing], 1)
+        return float(np.linalg.lstsq(trend, light / light[0], rcond=None)[0][-1] / FLICKER)
     extremes = {"sway": (4, 11), "waves": (2, 6), "pulse": (4, 8)}[motion]
     first, second = (fitted_amount(frames, motion if motion != "pulse" else "zoom in", frame)[0] for frame in extremes)
     if motion == "pulse":
-        # A zoom of amount 1 at frame 15 is log 1.75; pulse of amount 1 is 0.42 at its largest.
-        return float(0.5596 / 0.42 * (first * extremes[0] - second * extremes[1]) / LAST)
+        return float(ZOOM_IN / PULSE * (first * extremes[0] - second * extremes[1]) / LAST)
     # Fitted with the field of their own frame, both extremes give the same amount when the motion is there.
     return (first + second) / 2
 

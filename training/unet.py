@@ -67,6 +67,7 @@ class Training:
         self.phase, self.worlds, self.pixels = phase, worlds, pixels
         self.device = torch.device(device)
         self.draws = Draws(seed + 1000 * processes.rank(), self.device)
+        self.shapes = Draws(seed)  # the same in all processes, so that none waits for a larger batch of another
         torch.manual_seed(seed)  # of the initial weights, where there is nothing to start from
         self.vae = models.load_vae(start).to(self.device, memory_format=torch.channels_last)
         self.vae.eval().requires_grad_(False)
@@ -141,6 +142,7 @@ class Training:
             "average": self.average.module.state_dict(),
             "optimizer": self.optimizer.state(),
             "draws": processes.gathered(self.draws.state()),
+            "shapes": self.shapes.state(),
         }
 
     def restore(self, state: dict[str, Any], phase: str) -> None:
@@ -153,6 +155,7 @@ class Training:
         self.optimizer.restore(state["optimizer"])
         if processes.rank() < len(state["draws"]):
             self.draws.restore(state["draws"][processes.rank()])
+        self.shapes.restore(state["shapes"])
         self.done = state["done"]
 
     def _share_gradients(self) -> None:
@@ -167,14 +170,16 @@ class Training:
             each.grad = part.view_as(each) / processes.count()
 
     def _sample(self) -> Sample:
-        phase, draws = self.phase, self.draws
-        long = draws.words.choices(list(phase.sizes), list(phase.sizes.values()))[0]
-        chosen = draws.words.choices(list(phase.frames), list(phase.frames.values()))[0]
-        aspect = draws.one_of(ASPECTS)
+        phase, draws, shapes = self.phase, self.draws, self.shapes
+        chosen = shapes.words.choices(list(phase.frames), list(phase.frames.values()))[0]
+        num_frames = shapes.one_of(NUM_FRAMES)
+        count = chosen or num_frames
+        long = shapes.words.choices(list(phase.sizes), list(phase.sizes.values()))[0]
+        if long**2 * count > self.pixels:
+            long = min(phase.sizes)  # a single large video would cost as much as several steps
+        aspect = shapes.one_of(ASPECTS)
         short = max(32, round(long * min(aspect, 1 / aspect) / SIZE_STEP) * SIZE_STEP)
         height, width = (short, long) if aspect > 1 else (long, short)
-        num_frames = draws.one_of(NUM_FRAMES)
-        count = chosen or num_frames
         # The last frame is always there: it tells a loop from a way out and not back.
         others = torch.randperm(num_frames - 1, generator=draws.generator, device=self.device)[: count - 1]
         places = torch.cat([others.sort().values, torch.tensor([num_frames - 1], device=self.device)])

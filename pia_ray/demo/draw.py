@@ -55,22 +55,22 @@ class Entry:
 
 ENTRIES: Final = (
     Entry(
-        landscapes.sunset, "sunset-mountains.jpg", "pan right, mountains at sunset", 1, "landscape", 1001, 14.5, seed=7
+        landscapes.sunset, "sunset-mountains.jpg", "pan right, mountains at sunset", 2, "landscape", 1001, 14.5, seed=7
     ),
-    Entry(landscapes.sailboat, "sailboat.png", "waves, a red boat on the blue sea", 2, "landscape", 1002, 18.0),
+    Entry(landscapes.sailboat, "sailboat.png", "waves, a red boat on the blue sea", 1, "landscape", 1002, 18.0),
     Entry(landscapes.city, "night-city.webp", "flicker, a city at night", 4, "city", 1003, 21.25),
-    Entry(landscapes.forest, "forest-path.jpg", "zoom in, a path into a green forest", 2, "landscape", 1004, 16.0),
-    Entry(products.mug, "mug.png", "rotate right, a blue mug on white", 1, "product", 2001, 9.9, num_frames=8),
-    Entry(products.perfume, "perfume.jpg", "zoom out, a pink bottle with a soft shadow", 1, "product", 2002, 59.0),
-    Entry(graphics.cat, "cat.webp", "sway, the face of an orange cat", 3, "portrait", 3001, 12.0),
+    Entry(landscapes.forest, "forest-path.jpg", "zoom in, a path into a green forest", 1, "landscape", 1004, 16.0),
+    Entry(products.mug, "mug.png", "rotate right, a blue mug on white", 1, "product", 2001, 9.9),
+    Entry(products.perfume, "perfume.jpg", "zoom out, a pink bottle with a soft shadow", 4, "product", 2002, 59.0),
+    Entry(graphics.cat, "cat.webp", "sway, the face of an orange cat", 4, "portrait", 3001, 12.0),
     Entry(
         graphics.portrait, "portrait.jpg", "zoom in, a woman with dark hair", 0, "portrait", 3002, 24.0, seed=2**63 + 1
     ),
-    Entry(graphics.flow, "flow.jpg", "rotate left, bands of bright color", 2, "abstract", 4001, 30.0, num_frames=24),
-    Entry(graphics.banner, "summer-sale.png", "pan up, a tall poster with circles", 1, "text", 5001, 0.0),
-    Entry(landscapes.balloon, "balloon.gif", "pan up, a striped balloon in the blue sky", 1, "landscape", 1005, 11.0),
+    Entry(graphics.flow, "flow.jpg", "rotate left, bands of bright color", 3, "abstract", 4001, 30.0, num_frames=24),
+    Entry(graphics.banner, "summer-sale.png", "pan up, a tall poster with circles", 0, "text", 5001, 0.0),
+    Entry(landscapes.balloon, "balloon.gif", "pan down, a striped balloon in the blue sky", 1, "landscape", 1005, 11.0),
     Entry(products.candle, "candle.jpg", "flicker, a yellow flame in the dark", 5, "product", 2003, 7.5),
-    Entry(landscapes.moon, "moon.png", "pulse, the white moon at night", 2, "landscape", 1006, 8.0),
+    Entry(landscapes.moon, "moon.png", "pulse, the white moon at night", 4, "landscape", 1006, 8.0, num_frames=8),
     Entry(products.sneaker, "sneaker.webp", "pan left, a blue shoe on yellow", 1, "product", 2004, 89.0, seed=42),
 )
 

@@ -37,6 +37,8 @@ from pia_ray.online.webhooks import Webhooks
 
 RETRY_DELAY_S: Final = 2.0
 """Before the second attempt of a job; doubles for each further one."""
+LOOKED_AT: Final = 1000
+"""Jobs at the head of the queue that a dispatcher looks at: one page of S3's lists, however long the queue is."""
 _SNAPSHOT_S: Final = 2.0
 _SENDERS: Final = 4
 
@@ -50,7 +52,7 @@ class Outlook:
     """What can be told of a job's future."""
 
     position: int
-    """Open jobs that go before it."""
+    """Open jobs that go before it; LOOKED_AT stands for any number above."""
     eta_s: float | None
     """About so many seconds until it has ended; None while nobody knows how long a job takes."""
 
@@ -204,7 +206,7 @@ class Dispatcher:
                 await asyncio.wait_for(self._wake.wait(), wait_s)
 
     async def _look_at_queue(self) -> tuple[Entry, ...]:
-        self._snapshot = await self._in_thread(self._jobs.queue.entries)
+        self._snapshot = await self._in_thread(self._jobs.queue.entries, LOOKED_AT)
         self._snapshot_at = time.monotonic()
         return self._snapshot
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import subprocess
 import sys
 import threading
@@ -153,7 +154,28 @@ def test_the_queue_goes_by_priority_and_then_by_creation(local: str) -> None:
     first, second = create(jobs), create(jobs, owner="bob")
     assert [entry.id for entry in jobs.queue.entries()] == [first.id, second.id, line.id]
     assert [jobs.position(job) for job in (first, second, line)] == [0, 1, 2]
+    assert [entry.id for entry in jobs.queue.entries(2)] == [first.id, second.id]
     assert jobs.num_open("ann") == 2
+
+
+def test_what_a_crash_leaves_in_the_queue_is_cleared_by_the_next_reader(local: str) -> None:
+    jobs = JobStore(local)
+    ended, broken_off = create(jobs), create(jobs, owner="bob")
+    entries = jobs.queue.entries()
+    jobs.cancel("ann", ended.id)
+    storage.write_bytes(entries[0].uri, b"")  # its writer died before it removed this
+    assert jobs.queue.read(entries[0]).job.ended
+    storage.delete(
+        f"{local}/jobs/{entries[1].owner_folder}/{broken_off.id}.json"
+    )  # its writer died before it wrote this
+    with pytest.raises(JobNotFound):
+        jobs.queue.read(entries[1])
+    assert jobs.queue.entries() == entries[1:]
+    os.utime(entries[1].uri, (time.time() - 7200,) * 2)
+    with pytest.raises(JobNotFound):
+        jobs.queue.read(jobs.queue.entries()[0])
+    assert jobs.queue.entries() == ()
+    assert not [uri for uri in left_below(local) if uri.startswith("/inputs") and broken_off.id in uri]
 
 
 def test_one_idempotency_key_makes_one_job(prefix: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 
 from pia_ray import storage, video
 from pia_ray.errors import JobConflict, JobNotFound, PiaRayError
@@ -23,9 +24,9 @@ class JobQueue:
         """A claim that was not renewed for so long may be taken over."""
         return self._documents.lease_s
 
-    def entries(self) -> tuple[Entry, ...]:
-        """All jobs that have not ended, in the order in which they go: by priority, then by creation."""
-        return tuple(self._documents.entries(names.queue_uri(self._documents.prefix)))
+    def entries(self, limit: int | None = None) -> tuple[Entry, ...]:
+        """The first `limit` jobs that have not ended, or all, as they go: by priority, then by age."""
+        return tuple(itertools.islice(self._documents.entries(names.queue_uri(self._documents.prefix)), limit))
 
     def read(self, entry: Entry) -> Revision:
         """The job of an entry. An entry whose job has ended is removed.

@@ -1,0 +1,89 @@
+"""The bundled model does what its card says, with wide margins. Whatever must be exact is tested on stubs instead."""
+
+import numpy as np
+import pytest
+
+from pia_ray import AnimationParams, AnimationRequest, Animator, ModelConfig
+from pia_ray.demo.draw import CATALOG
+from pia_ray.image import decode, fit
+from training import registration
+
+PICTURES = ("sunset-mountains.jpg", "cat.webp", "balloon.gif", "mug.png")
+
+
+@pytest.fixture(scope="module")
+def animator():
+    model = ModelConfig.named("demo").model_copy(update={"device": "cpu", "long_edge": 64})
+    with Animator(model) as warm:
+        yield warm
+
+
+def picture(name):
+    return fit(decode((CATALOG / "images" / name).read_bytes()).rgb, (64, 64))
+
+
+def animate(animator, prompt, **knobs):
+    """The frames of all PICTURES with one prompt."""
+    params = AnimationParams(**{"prompt": prompt, "seed": 1, "num_inference_steps": 6, "motion_scale": 1, **knobs})
+    made = animator.animate([AnimationRequest(picture(name), params) for name in PICTURES])
+    return [each.frames for each in made]
+
+
+def amounts(videos, motion):
+    return [registration.fitted_amount(frames, motion, 10)[0] for frames in videos]
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize(
+    ("there", "back"),
+    [
+        ("pan left", "pan right"),
+        ("pan up", "pan down"),
+        ("zoom in", "zoom out"),
+        ("rotate left", "rotate right"),
+    ],
+)
+def test_opposite_prompts_move_the_camera_in_opposite_directions(animator, there, back):
+    forth = amounts(animate(animator, there), there)
+    reverse = amounts(animate(animator, back), there)
+    assert sum(amount > 0 for amount in forth) >= 3
+    assert sum(amount < 0 for amount in reverse) >= 3
+    assert np.mean(forth) > np.mean(reverse) + 0.15
+
+
+@pytest.mark.heavy
+def test_unknown_words_do_not_turn_a_pan_around(animator):
+    assert np.mean(amounts(animate(animator, "pan right, qwrtz the blorp"), "pan right")) > 0.1
+
+
+@pytest.mark.heavy
+def test_frame_zero_resembles_its_picture_and_no_other(animator):
+    videos = animate(animator, "pan right")
+    pictures = [np.asarray(picture(name)) for name in PICTURES]
+    for place, frames in enumerate(videos):
+        likeness = [registration.psnr(frames[0], each) for each in pictures]
+        assert likeness[place] == max(likeness)
+        assert likeness[place] > 20
+
+
+@pytest.mark.heavy
+def test_larger_motion_scales_move_more(animator):
+    means = [np.mean(amounts(animate(animator, "pan right", motion_scale=scale), "pan right")) for scale in (0, 2)]
+    assert means[1] > 1.3 * means[0] > 0
+
+
+@pytest.mark.heavy
+def test_loops_end_nearer_their_beginning_than_they_have_been(animator):
+    for frames in animate(animator, "pan right", motion_scale=5):
+        away = np.abs(frames[1:].astype(int) - frames[0]).mean((1, 2, 3))
+        assert away[-1] < 0.7 * away.max()
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("effect", ["sway", "waves", "pulse"])  # flicker is too faint: see the card
+def test_effects_move_more_than_a_still_video(animator, effect):
+    moved, still = (
+        np.mean([registration.effect_amount(frames, effect) for frames in animate(animator, prompt)])
+        for prompt in (effect, "still")
+    )
+    assert moved > still + 0.05
