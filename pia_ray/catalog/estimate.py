@@ -365,7 +365,7 @@ def _steps(params: AnimationParams, steps: int) -> Iterator[int]:
     if params.scheduler.startswith(("heun", "kdpm2")):
         # Every step but the last has a second evaluation.
         yield from (index // 2 for index in range(2 * count - 1))
-    elif params.scheduler == "pndm" and count > 1:
+    elif params.scheduler == "pndm" and steps > 1:
         yield from range(count + 1)  # its start-up takes one step twice
     else:
         yield from range(count)
