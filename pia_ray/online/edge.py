@@ -11,6 +11,7 @@ import logging
 import re
 import secrets
 import time
+from contextlib import ExitStack
 from typing import Annotated, Final
 from urllib.parse import quote, urlsplit
 
@@ -72,6 +73,7 @@ class Edge:
         self._keys = keys
         self._metrics = metrics
         self._rate = limits.RateLimit(config.requests_per_minute)
+        self._room = limits.BodyRoom(limits.LARGEST_BODIES * config.max_body_bytes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves one connection."""
@@ -94,12 +96,14 @@ class Edge:
 
         scope["headers"] = [pair for pair in scope["headers"] if pair[0].decode("latin-1") not in SERVE_HEADERS]
         try:
-            try:
-                state["owner"] = self._admit(scope, headers)
-            except PiaRayError as error:
-                await faults.answer(error)(scope, receive, send_marked)
-                return
-            await self._app(scope, limits.limited(receive, max_bytes=self._config.max_body_bytes), send_marked)
+            with ExitStack() as held:
+                try:
+                    state["owner"] = self._admit(scope, headers)
+                    held.enter_context(self._room.hold(self._body_bytes(headers)))
+                except PiaRayError as error:
+                    await faults.answer(error)(scope, receive, send_marked)
+                    return
+                await self._app(scope, limits.limited(receive, max_bytes=self._config.max_body_bytes), send_marked)
         finally:
             seconds = time.perf_counter() - started
             route = getattr(scope.get("route"), "path", "unmatched")
@@ -132,8 +136,12 @@ class Edge:
         if owner == ANONYMOUS:
             _check_origin(headers)
         self._rate.take(owner if owner != ANONYMOUS else f"address {client[0] if client else ''}")
-        limits.check_length(headers.get("content-length"), self._config.max_body_bytes)
         return owner
+
+    def _body_bytes(self, headers: Headers) -> int:
+        chunked = "transfer-encoding" in headers
+        most = self._config.max_body_bytes
+        return limits.announced_bytes(headers.get("content-length"), chunked=chunked, max_bytes=most)
 
     def _check_metrics(self, scope: Scope, headers: Headers) -> None:
         token = self._config.metrics_token

@@ -6,17 +6,21 @@ import asyncio
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Final
 
 from starlette.types import Message, Receive
 
 from pia_ray.config import ServeConfig
-from pia_ray.errors import BadParameter, BodyTooLarge, RateLimited, SlowBody
+from pia_ray.errors import BadParameter, BodyTooLarge, Busy, RateLimited, SlowBody
 from pia_ray.params import AnimationParams
 
 BODY_TIMEOUT_S: Final = 120.0
 """Seconds that a body may take to arrive, however slowly its bytes come."""
+
+LARGEST_BODIES: Final = 8
+"""So many bodies of the largest size may be in memory at once, or more of smaller ones."""
 
 MAX_FIELDS: Final = 100
 MAX_FILES: Final = 10
@@ -58,8 +62,45 @@ class RateLimit:
             )
 
 
+class BodyRoom:
+    """Bytes of bodies that may be in memory at once, over all requests. For one event loop."""
+
+    def __init__(self, total_bytes: int) -> None:
+        self._left = total_bytes
+
+    @contextmanager
+    def hold(self, num_bytes: int) -> Iterator[None]:
+        """Keeps room for a body until its request is done.
+
+        Raises:
+            Busy: there is none now.
+        """
+        if num_bytes > self._left:
+            raise Busy("Too many large requests are in hand: try again in some seconds.", 2.0)
+        self._left -= num_bytes
+        try:
+            yield
+        finally:
+            self._left += num_bytes
+
+
+def announced_bytes(length: str | None, *, chunked: bool, max_bytes: int) -> int:
+    """Bytes of a body by its headers; one in chunks counts as the largest.
+
+    Raises:
+        BodyTooLarge: it is over the limit, as is known before any of it is read.
+    """
+    if chunked:
+        return max_bytes
+    if length is None or not (length.isascii() and length.isdigit()):
+        return 0  # without either header there is no body
+    if len(length) > 20 or int(length) > max_bytes:
+        raise _too_large(max_bytes)
+    return int(length)
+
+
 def limited(receive: Receive, *, max_bytes: int, timeout_s: float = BODY_TIMEOUT_S) -> Receive:
-    """`receive` that gives up on a body that is too large or too slow while it arrives. `check_length` goes first.
+    """`receive` that gives up on a body that is too large or too slow while it arrives.
 
     What it raises comes out where the body is read: `BodyTooLarge` or `SlowBody`.
     """
@@ -85,16 +126,6 @@ def limited(receive: Receive, *, max_bytes: int, timeout_s: float = BODY_TIMEOUT
         return message
 
     return receive_limited
-
-
-def check_length(length: str | None, max_bytes: int) -> None:
-    """Refuses a body by its announced length, before any of it is read.
-
-    Raises:
-        BodyTooLarge: it is over the limit.
-    """
-    if length is not None and length.isascii() and length.isdigit() and int(length[:20]) > max_bytes:
-        raise _too_large(max_bytes)
 
 
 def check_size(resolved: AnimationParams, config: ServeConfig) -> None:

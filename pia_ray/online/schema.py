@@ -72,7 +72,7 @@ def body_schema(*, files: bool) -> dict[str, Any]:
             "description": "width and height in one.",
         },
         "seconds": {
-            "anyOf": [{"type": "number", "exclusiveMinimum": 0}, {"type": "string"}],
+            "anyOf": [{"type": "number", "exclusiveMinimum": 0}, {"type": "string", "pattern": "^[0-9]+(\\.[0-9]+)?$"}],
             "example": "2",
             "description": "Duration, in place of num_frames.",
         },
@@ -120,7 +120,8 @@ def _field(name: str, declared: dict[str, Any]) -> dict[str, Any]:
         return {**field, "anyOf": [{"type": field.pop("type", "string")}, weights]}
     if knob.many:
         numbers = {"type": "array", "items": {"type": "number"}, "minItems": 1, "maxItems": MAX_COEFFICIENTS}
-        return {"anyOf": [numbers, {"type": "string"}], "description": field["description"]}
+        text = {"type": "string", "pattern": "^[0-9]", "description": "The same as text: numbers and commas."}
+        return {"anyOf": [numbers, text], "description": f"{field['description']} Range: {knob.bounds}."}
     return field
 
 

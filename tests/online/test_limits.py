@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from pia_ray.errors import BodyTooLarge, RateLimited, SlowBody
-from pia_ray.online.limits import RateLimit, check_length, limited
+from pia_ray.errors import BodyTooLarge, Busy, RateLimited, SlowBody
+from pia_ray.online.limits import BodyRoom, RateLimit, announced_bytes, limited
 
 
 def test_a_caller_gets_a_minutes_calls_at_once_and_then_its_share_of_a_second():
@@ -44,14 +44,27 @@ def test_any_number_of_callers_takes_bounded_memory():
 
 
 @pytest.mark.parametrize(
-    ("length", "fits"), [("10", True), ("11", False), (None, True), ("9" * 400, False), ("x", True)]
+    ("length", "chunked", "room"), [("10", False, 10), (None, False, 0), ("x", False, 0), (None, True, 10)]
 )
-def test_a_body_is_judged_by_its_announced_length(length: str | None, fits: bool):
-    if fits:
-        check_length(length, 10)
-    else:
-        with pytest.raises(BodyTooLarge):
-            check_length(length, 10)
+def test_a_body_is_given_room_by_its_headers(length: str | None, chunked: bool, room: int):
+    assert announced_bytes(length, chunked=chunked, max_bytes=10) == room
+
+
+@pytest.mark.parametrize("length", ["11", "9" * 400])
+def test_a_body_is_refused_by_its_announced_length(length: str):
+    with pytest.raises(BodyTooLarge):
+        announced_bytes(length, chunked=False, max_bytes=10)
+
+
+def test_bodies_that_do_not_fit_into_memory_together_wait_outside():
+    room = BodyRoom(10)
+    with room.hold(6), room.hold(4):
+        with pytest.raises(Busy), room.hold(1):
+            pass
+        with room.hold(0):
+            pass
+    with room.hold(10):
+        pass
 
 
 def read(messages: list[Any], **limit: Any) -> bytes:

@@ -1,0 +1,76 @@
+"""Whatever the endpoint's schema allows or forbids is answered as it says, and never by a fault of ours."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, settings
+from PIL import Image
+from schemathesis.specs.openapi.checks import negative_data_rejection, positive_data_acceptance
+
+from pia_ray.config import ServeConfig
+from pia_ray.online.api import create_app
+from pia_ray.online.forms import FormReader
+from pia_ray.online.render import LocalRenderer
+from pia_ray.testing import FakeAnimator
+
+pytestmark = pytest.mark.heavy
+
+KEY = "sk-fuzz"
+CONFIG = ServeConfig.model_validate(
+    {
+        "api_keys": (hashlib.sha256(KEY.encode()).hexdigest(),),
+        "requests_per_minute": 1_000_000,
+        "max_frames": 4,
+        "batch_size": 1,
+    }
+)
+
+
+def png(*_: object) -> bytes:
+    """Stands at every https:// URL, so that requests get as far as the engine."""
+    out = io.BytesIO()
+    Image.new("RGB", (64, 48), (200, 40, 90)).save(out, "PNG")
+    return out.getvalue()
+
+
+APP = create_app(
+    LocalRenderer(FakeAnimator(CONFIG.models["demo"], styles=CONFIG.models), CONFIG),
+    CONFIG,
+    forms=FormReader(CONFIG, fetch_url=png),
+)
+
+HEADERS = {"Authorization": f"Bearer {KEY}", "Host": "127.0.0.1"}
+
+
+schema = schemathesis.openapi.from_asgi("/openapi.json", APP, headers=HEADERS)
+likely = schemathesis.openapi.from_asgi("/openapi.json", APP, headers=HEADERS).include(path="/v1/animations")
+
+FEW = settings(max_examples=60, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+@likely.hook
+def map_body(_: schemathesis.HookContext, body: object) -> object:
+    """Leaves out what no schema can say is wrong, so that most bodies get as far as the engine."""
+    if not isinstance(body, dict):
+        return body
+    unlikely = {"model", "style", "lora", "free_u", "affinity", "size", "seconds", "seam", "condition_frame"}
+    unlikely |= {"input_reference", "image_url", "latents", "end_image"}
+    kept = {name: value for name, value in body.items() if name not in unlikely and not name.endswith("_embeds")}
+    return {**kept, "image": "https://example.com/a.png", "num_frames": 2}
+
+
+@schema.parametrize()
+@FEW
+def test_every_operation_keeps_to_its_schema(case: schemathesis.Case):
+    # What knobs allow together (a seam for loops only, frames by seconds) no JSON schema can say.
+    case.call_and_validate(headers=HEADERS, excluded_checks=[positive_data_acceptance])
+
+
+@likely.parametrize()
+@FEW
+def test_likely_requests_are_animated_or_refused_as_the_schema_says(case: schemathesis.Case):
+    case.call_and_validate(headers=HEADERS, excluded_checks=[positive_data_acceptance, negative_data_rejection])
