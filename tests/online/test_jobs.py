@@ -415,7 +415,8 @@ def test_fields_of_a_newer_version_survive_a_change_by_an_older_one(local: str) 
     assert jobs.get("ann", job.id).model_extra == {"colour": "blue"}
 
 
-def test_changes_from_many_threads_and_processes_are_all_kept_in_turn(local: str) -> None:
+@pytest.mark.heavy
+def test_changes_from_many_processes_are_all_kept(local: str) -> None:
     jobs = JobStore(local)
     job = create(jobs)
     script = f"""
