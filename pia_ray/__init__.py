@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pia_ray.animator import Animator
     from pia_ray.catalog.graph import build_processor, run_catalog
-    from pia_ray.config import CatalogConfig, ModelConfig
+    from pia_ray.config import CatalogConfig, ModelConfig, ServeConfig
     from pia_ray.ledger import read_results
+    from pia_ray.online.serve import build_app
     from pia_ray.params import Animation, AnimationParams, AnimationRequest
 
 __version__ = "0.1.0"
@@ -25,6 +26,8 @@ _HOMES = {
     "Animator": "pia_ray.animator",
     "CatalogConfig": "pia_ray.config",
     "ModelConfig": "pia_ray.config",
+    "ServeConfig": "pia_ray.config",
+    "build_app": "pia_ray.online.serve",
     "build_processor": "pia_ray.catalog.graph",
     "read_results": "pia_ray.ledger",
     "run_catalog": "pia_ray.catalog.graph",
@@ -37,6 +40,8 @@ __all__ = [
     "Animator",
     "CatalogConfig",
     "ModelConfig",
+    "ServeConfig",
+    "build_app",
     "build_processor",
     "read_results",
     "run_catalog",

@@ -27,9 +27,11 @@ from pia_ray import __version__
 from pia_ray.config import (
     CatalogConfig,
     ModelConfig,
+    ServeConfig,
     check_style_name,
     load,
     load_model,
+    load_serve,
     model_for,
     named_models,
     parse_styles,
@@ -172,6 +174,20 @@ def _parser() -> _Parser:
     bench.add_argument("--no-verbatim", action="store_true", help="leave the documented example out")
     bench.add_argument("--against", metavar="PATH", help="a card's JSON, or a folder of them: tell what has moved")
     bench.add_argument("--json", metavar="FILE", help="also write the JSON line to a file")
+
+    serve = add("serve", _serve, "the endpoint and its page on this machine, until interrupted")
+    serve.add_argument("--config", metavar="FILE", help="YAML file with the endpoint's settings; flags go first")
+    for name, metavar in (("host", "ADDR"), ("port", "N"), ("storage", "URI")):
+        field = ServeConfig.model_fields[name]
+        text = f"{(field.description or '').rstrip('.')} (default: {field.default})"
+        serve.add_argument(f"--{name}", metavar=metavar, help=text)
+    serve.add_argument("--model", metavar="NAME|FILE", help="the only model (default: demo)")
+    serve.add_argument(
+        "--allow-anonymous",
+        action="store_true",
+        default=None,
+        help=(ServeConfig.model_fields["allow_anonymous"].description or "").rstrip("."),
+    )
 
     models = add("models", _models, "named models; `models pull NAME` fetches and verifies weights")
     models.add_argument("action", nargs="?", choices=("pull",))
@@ -559,6 +575,25 @@ def _bench(args: argparse.Namespace) -> int:
     if args.json:
         Path(args.json).write_text(card.to_json() + "\n", "utf-8")
     print(card.to_json())
+    return 0
+
+
+def _serve(args: argparse.Namespace) -> int:
+    names = ("host", "port", "storage", "model", "allow_anonymous")
+    given = {name: value for name in names if (value := getattr(args, name)) is not None}
+    config = load_serve(args.config, given)
+
+    from pia_ray.online.serve import run_server
+
+    if not args.verbose:
+        for name in ("ray", "ray.serve"):
+            logging.getLogger(name).setLevel(logging.ERROR)  # only now: importing ray sets its own levels
+
+    def ready(url: str) -> None:
+        print(f"Serving {', '.join(config.models)} at {url}\nStop with Ctrl-C.", flush=True)
+
+    print("Starting ...", file=sys.stderr)
+    run_server(config, ready=ready)
     return 0
 
 

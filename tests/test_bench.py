@@ -71,7 +71,7 @@ def test_the_full_size_needs_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.heavy
 def test_the_command_prints_a_card_and_one_json_line_last(tmp_path: Path) -> None:
-    flags = "--size demo --steps 2 --frames 4 --rounds 2 --batches 1,2".split()
+    flags = ["--size", "demo", "--steps", "2", "--frames", "4", "--rounds", "2", "--batches", "1,2"]
     program = "import sys; from pia_ray.cli import main; sys.exit(main())"
     done = subprocess.run(
         [sys.executable, "-c", program, "bench", *flags, "--json", str(tmp_path / "card.json")],

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from pia_ray import cli, errors
-from pia_ray.config import CatalogConfig, ModelConfig
+from pia_ray.config import CatalogConfig, ModelConfig, ServeConfig
 from pia_ray.ledger import RESULTS_SCHEMA
 from pia_ray.params import KNOBS, ResultRow
 
@@ -38,6 +38,15 @@ def settings() -> str:
         default = (
             "" if field.is_required() or field.default in (None, ()) or name == "defaults" else f"`{field.default}`"
         )
+        lines.append(f"| `{name}` | {default} | {field.description} |")
+    return "\n".join(lines)
+
+
+def serve() -> str:
+    lines = ["| setting | default | meaning |", "|---|---|---|"]
+    for name, field in ServeConfig.model_fields.items():
+        silent = field.is_required() or field.default in (None, (), "") or field.default_factory is not None
+        default = "`{demo: demo}`" if name == "models" else "" if silent else f"`{field.default}`"
         lines.append(f"| `{name}` | {default} | {field.description} |")
     return "\n".join(lines)
 
@@ -77,7 +86,7 @@ def every_row_error(root: type[errors.RowError] = errors.RowError) -> list[type[
     return found
 
 
-TABLES = {"knobs": knobs, "settings": settings, "models": models, "results": results, "codes": codes}
+TABLES = {"knobs": knobs, "settings": settings, "serve": serve, "models": models, "results": results, "codes": codes}
 
 
 def between(text: str, name: str) -> str:

@@ -5,7 +5,8 @@ Knows no Ray: `serve.py` gives it a renderer that reaches engines elsewhere.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import Any, Final
 
 from fastapi import APIRouter, FastAPI, Request, Response
@@ -32,9 +33,15 @@ _DESCRIPTION: Final = (
 
 
 def create_app(
-    renderer: Renderer, config: ServeConfig, *, forms: FormReader | None = None, routers: Sequence[APIRouter] = ()
+    renderer: Renderer,
+    config: ServeConfig,
+    *,
+    forms: FormReader | None = None,
+    routers: Sequence[APIRouter] = (),
+    lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]] | None = None,
 ) -> FastAPI:
-    """The ASGI application. `forms` takes the place of the endpoint's own reader; `routers` go beside its routes.
+    """The ASGI application. `forms` takes the place of the endpoint's own reader; `routers` go beside its routes, and
+    `lifespan` is entered before the first request and left after the last.
 
     Raises:
         ConfigError: the file of API keys cannot be read.
@@ -48,6 +55,7 @@ def create_app(
         openapi_url=None,
         docs_url=None,
         redoc_url=None,
+        lifespan=lifespan,
     )
     app.add_middleware(
         Edge,

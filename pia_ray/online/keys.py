@@ -34,6 +34,7 @@ class KeyRing:
             ConfigError: the file cannot be read, or is no list of keys.
         """
         self._file = Path(keys) if isinstance(keys, str) and keys else None
+        self._has_keys = bool(keys)
         self._allow_anonymous = allow_anonymous or not keys
         self._lock = threading.Lock()
         self._stamp: _Stamp | None = None
@@ -51,10 +52,12 @@ class KeyRing:
     def owner_of(self, key: str | None) -> str:
         """The name under which this key's things are kept: `key_` and 32 hex digits, or `ANONYMOUS`.
 
+        Where there are no keys at all, any is as good as none: the openai clients cannot do without one.
+
         Raises:
             Unauthorized: no key where one is needed, or one that is not known.
         """
-        if key is None:
+        if key is None or not self._has_keys:
             if self._allow_anonymous:
                 return ANONYMOUS
             raise Unauthorized("An API key is needed: send it as `Authorization: Bearer <key>`.")

@@ -13,7 +13,7 @@ from pia_ray.testing.checkpoints import (
     make_tokenizer,
     write_slow_tokenizer,
 )
-from pia_ray.testing.fake_animator import FAULTS, FakeAnimator, make_fake
+from pia_ray.testing.fake_animator import FAULTS, FakeAnimator, make_fake, make_fake_engine
 from pia_ray.testing.ip_adapters import make_ip_adapter
 from pia_ray.testing.loras import make_lora, make_textual_inversion
 
@@ -23,6 +23,7 @@ __all__ = [
     "draw_picture",
     "make_catalog",
     "make_fake",
+    "make_fake_engine",
     "make_ip_adapter",
     "make_lora",
     "make_pipeline_folder",

@@ -16,7 +16,7 @@ from typing import Final, Literal, Self
 
 import numpy as np
 
-from pia_ray.config import DEFAULT_KEEP_MODELS, CatalogConfig, ModelConfig, model_for
+from pia_ray.config import DEFAULT_KEEP_MODELS, CatalogConfig, ModelConfig, ServeConfig, model_for
 from pia_ray.errors import Cancelled, NonFiniteFrames, OutOfMemory, RowError, Timeout
 from pia_ray.params import DEFAULT_STYLE, Animation, AnimationRequest
 
@@ -240,6 +240,27 @@ def make_fake(
         styles=config.styles,
         keep_models=config.keep_models,
         batch_size=config.batch_size,
+        cpu_threads=cpu_threads,
+        seconds_per_step=seconds_per_step,
+        marks=marks,
+        log=log,
+    )
+
+
+def make_fake_engine(
+    config: ServeConfig,
+    cpu_threads: int,
+    *,
+    seconds_per_step: float = 0.0,
+    marks: Path | None = None,
+    log: Path | None = None,
+) -> FakeAnimator:
+    """As `make_fake`, for an endpoint: what `pia_ray.online.serve.build_endpoint(make_animator=...)` takes."""
+    return FakeAnimator(
+        config.models[config.default_model],
+        styles=config.models,
+        keep_models=config.keep_models,
+        batch_size=config.rows_at_once,
         cpu_threads=cpu_threads,
         seconds_per_step=seconds_per_step,
         marks=marks,

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import hashlib
 import io
-import os
 import signal
 import subprocess
 import sys
@@ -275,7 +274,7 @@ def test_a_drained_dispatcher_ends_what_it_has_and_takes_no_more(local: str) -> 
     run(work)
 
 
-KILLED = """
+DISPATCHER = """
 import asyncio, sys
 sys.path.insert(0, {root!r})
 from pia_ray.online.dispatcher import Dispatcher
@@ -283,11 +282,17 @@ from pia_ray.online.jobs import JobStore
 from tests.online.test_dispatcher import ScriptedRenderer
 
 async def work():
-    dispatcher = Dispatcher(ScriptedRenderer("killed"), JobStore({prefix!r}, lease_s=2), poll_s=0.05, heartbeat_s=0.05)
-    await dispatcher.run()
+    jobs = JobStore({prefix!r}, lease_s={lease_s})
+    renderer = ScriptedRenderer("process", step_s=0.05)
+    await Dispatcher(renderer, jobs, max_in_flight=2, max_attempts=99, poll_s=0.05, heartbeat_s=0.05).run()
 
 asyncio.run(work())
 """
+
+
+def start_dispatcher(prefix: str, *, lease_s: float) -> subprocess.Popen[bytes]:
+    root = str(Path(__file__).parents[2])
+    return subprocess.Popen([sys.executable, "-c", DISPATCHER.format(root=root, prefix=prefix, lease_s=lease_s)])
 
 
 @pytest.mark.heavy
@@ -296,8 +301,7 @@ def test_the_job_of_a_killed_process_is_finished_by_another(prefix: str) -> None
         jobs, renderer = JobStore(prefix, lease_s=2), ScriptedRenderer("other")
         renderer.go_on.set()
         job = create(jobs, "wait")
-        script = KILLED.format(root=str(Path(__file__).parents[2]), prefix=prefix)
-        with subprocess.Popen([sys.executable, "-c", script], env=dict(os.environ)) as process:
+        with start_dispatcher(prefix, lease_s=2) as process:
             try:
                 await until(jobs, job, lambda now: now.progress == 50)
             finally:
@@ -309,6 +313,46 @@ def test_the_job_of_a_killed_process_is_finished_by_another(prefix: str) -> None
         assert storage.read_bytes(done.result.video_uri) == b"wait by other"
 
     run(work)
+
+
+@pytest.mark.heavy
+def test_no_job_is_lost_or_ended_twice_whatever_is_killed(local: str) -> None:
+    async def work() -> None:
+        jobs = JobStore(local, lease_s=1)
+        made = [create(jobs, f"job {at}") for at in range(20)]
+        ends: dict[str, VideoJob] = {}
+        processes = [start_dispatcher(local, lease_s=1) for _ in range(2)]
+        kills = 0
+        try:
+            while len(ends) < len(made):
+                await asyncio.sleep(0.3)
+                for job in jobs.list("ann", limit=100).jobs:
+                    if job.ended:
+                        assert ends.setdefault(job.id, job) == job  # what has ended never changes
+                if kills < 4 and any(job.status == "in_progress" for job in jobs.list("ann", limit=100).jobs):
+                    victim = processes.pop(0)
+                    victim.kill()
+                    victim.wait()
+                    processes.append(start_dispatcher(local, lease_s=1))
+                    kills += 1
+                    await asyncio.sleep(1.5)
+        finally:
+            for process in processes:
+                process.kill()
+                process.wait()
+        assert kills
+        assert {job.status for job in ends.values()} == {"completed"}
+        for job in made:
+            result = ends[job.id].result
+            assert result is not None
+            assert storage.read_bytes(result.video_uri) == f"{job.prompt} by process".encode()
+            jobs.delete("ann", job.id)
+        assert jobs.queue.entries() == ()
+        # A dispatcher killed while it ended a job leaves an entry that the sweep clears when it falls due.
+        left = [found.uri.removeprefix(local) for found in storage.list_objects(local)]
+        assert not [uri for uri in left if not uri.startswith("/expiring/")]
+
+    run(work, timeout_s=150)
 
 
 def test_a_job_whose_worker_dies_each_time_fails(local: str) -> None:

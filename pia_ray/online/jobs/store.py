@@ -16,7 +16,7 @@ from pia_ray.online.jobs.document import CANCELLED, Fault, Page, VideoJob
 from pia_ray.online.jobs.documents import ABANDONED_S, Documents, read_record
 from pia_ray.online.jobs.outbox import Outbox
 from pia_ray.online.jobs.queue import JobQueue
-from pia_ray.online.render import VIDEO_JOB, RenderRequest
+from pia_ray.online.render import BATCH_LINE, VIDEO_JOB, RenderRequest
 from pia_ray.params import REFERENCE_KNOBS
 
 LEASE_S: Final = 20.0
@@ -217,9 +217,9 @@ class JobStore:
         )
 
     def num_open(self, owner: str) -> int:
-        """Jobs of this owner that have not ended."""
+        """Jobs of this owner that have not ended; lines of batches do not count, which go after all others."""
         folder = names.owner_folder(owner)
-        return sum(entry.owner_folder == folder for entry in self.queue.entries())
+        return sum(entry.owner_folder == folder and entry.rank < BATCH_LINE for entry in self.queue.entries())
 
     def position(self, job: VideoJob) -> int:
         """Open jobs of all owners that go before this one; 0 for the next one and for one that has ended."""

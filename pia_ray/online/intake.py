@@ -1,0 +1,153 @@
+"""Makes video jobs of what callers ask for: one video, a remix, a line of a batch. Knows no routes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from functools import partial
+from typing import Final
+from urllib.parse import urlsplit
+
+from pia_ray.config import ServeConfig
+from pia_ray.errors import BadParameter, Conflict
+from pia_ray.online.batch_runner import LineAsked
+from pia_ray.online.files import FileStore
+from pia_ray.online.forms import IMAGE_FIELDS, Form, FormReader
+from pia_ray.online.jobs import JobStore, VideoJob
+from pia_ray.online.render import BATCH_LINE, VIDEO_JOB
+from pia_ray.params import REFERENCE_KNOBS
+
+_REMIXED: Final = frozenset({*IMAGE_FIELDS, *REFERENCE_KNOBS})
+
+
+class Intake:
+    """Where requests become video jobs."""
+
+    def __init__(self, config: ServeConfig, *, jobs: JobStore, files: FileStore, reader: FormReader) -> None:
+        self._config = config
+        self._jobs = jobs
+        self._files = files
+        self._reader = reader
+
+    async def create(
+        self, owner: str, fields: Mapping[str, object], *, idempotency_key: str | None, retry_count: int
+    ) -> VideoJob:
+        """The job of a request for one video.
+
+        Raises:
+            RowError: a field is wrong, or a picture cannot be had or used.
+            Busy: the owner has as many open jobs as a key may have.
+        """
+        form, webhook_url = await self._read(owner, fields)
+        return await asyncio.to_thread(
+            partial(
+                self._jobs.create,
+                form.request("", deadline_s=None, priority=VIDEO_JOB, default_format="mp4"),
+                owner=owner,
+                model=form.model,
+                seconds=form.seconds,
+                size=form.size,
+                webhook_url=webhook_url,
+                idempotency_key=idempotency_key,
+                retry_count=retry_count,
+                max_open=self._config.max_jobs_per_key,
+            )
+        )
+
+    async def remix(
+        self,
+        owner: str,
+        video_id: str,
+        fields: Mapping[str, object],
+        *,
+        idempotency_key: str | None,
+        retry_count: int,
+    ) -> VideoJob:
+        """The job of another video of the same picture, model and seed, with other words or knobs.
+
+        Raises:
+            JobNotFound: there is no such video.
+            Conflict: it is not completed.
+            RowError, Busy: as `create`.
+        """
+        source = await asyncio.to_thread(self._jobs.get, owner, video_id)
+        if source.result is None:
+            raise Conflict(f"video {source.id} is {source.status}: only a completed video can be remixed")
+        for name in fields:
+            if name in _REMIXED:
+                raise BadParameter(f"{name} is the remixed video's own and cannot be changed: make a new video", name)
+        if "prompt" not in fields:
+            raise BadParameter("prompt is missing: say what is to change", "prompt")
+        asked = await asyncio.to_thread(self._jobs.request, source)
+        kept: dict[str, object] = {
+            name: value
+            for name, value in source.params.model_dump(exclude_unset=True).items()
+            if name not in REFERENCE_KNOBS and name != "style"
+        }
+        if "size" in fields:
+            kept = {name: value for name, value in kept.items() if name not in ("width", "height")}
+        if "seconds" in fields:
+            kept.pop("num_frames", None)
+        seed = source.result.params.seed
+        given = {"model": source.model, "format": source.format, "seed": seed, **kept, **asked.inputs}
+        form, webhook_url = await self._read(owner, {**given, "image": asked.image, **fields})
+        return await asyncio.to_thread(
+            partial(
+                self._jobs.create,
+                form.request("", deadline_s=None, priority=VIDEO_JOB, default_format="mp4"),
+                owner=owner,
+                model=form.model,
+                seconds=form.seconds,
+                size=form.size,
+                webhook_url=webhook_url,
+                remixed_from_video_id=source.id,
+                idempotency_key=idempotency_key,
+                retry_count=retry_count,
+                max_open=self._config.max_jobs_per_key,
+            )
+        )
+
+    async def create_line(self, line: LineAsked) -> VideoJob:
+        """The job of a batch's line; the same one when asked again.
+
+        Raises:
+            RowError: as `create`. Open jobs of a batch do not count as the owner's.
+        """
+        form, webhook_url = await self._read(line.owner, line.body)
+        return await asyncio.to_thread(
+            partial(
+                self._jobs.create,
+                form.request("", deadline_s=None, priority=BATCH_LINE, default_format="mp4"),
+                owner=line.owner,
+                model=form.model,
+                seconds=form.seconds,
+                size=form.size,
+                webhook_url=webhook_url,
+                batch_id=line.batch_id,
+                idempotency_key=line.idempotency_key,
+            )
+        )
+
+    async def _read(self, owner: str, fields: Mapping[str, object]) -> tuple[Form, str | None]:
+        given = {name: value for name, value in fields.items() if value is not None}
+        webhook_url = self._webhook_url(given.pop("webhook_url", None))
+        for name in (*IMAGE_FIELDS, *REFERENCE_KNOBS):
+            value = given.get(name)
+            if isinstance(value, dict) and set(value) == {"file_id"}:
+                if not isinstance(value["file_id"], str):
+                    raise BadParameter(f"{name}: file_id must be text", name)
+                given[name] = await asyncio.to_thread(self._files.read, owner, value["file_id"])
+        return await self._reader.parse(given), webhook_url
+
+    def _webhook_url(self, value: object) -> str | None:
+        if value is None:
+            return None
+        if self._config.webhook_secret is None:
+            raise BadParameter("webhook_url: this endpoint has no secret to sign webhooks with", "webhook_url")
+        try:
+            usable = isinstance(value, str) and len(value) <= 2000 and urlsplit(value).scheme == "https"
+        except ValueError:
+            usable = False
+        if not usable:
+            raise BadParameter("webhook_url must be an https:// URL", "webhook_url")
+        return str(value)

@@ -1,0 +1,18 @@
+"""Ray Serve: engines on GPUs, an HTTP ingress before them, and the server that `pia-ray serve` runs.
+
+Owns Ray for the online wing. `serve run pia_ray.online.serve:build_app model=demo` and Serve's YAML files start here.
+"""
+
+from pia_ray.online.serve.deployments import build_app, build_endpoint, make_animator
+from pia_ray.online.serve.engines import Engine, RayRenderer
+from pia_ray.online.serve.server import proxy_middlewares, run_server
+
+__all__ = [
+    "Engine",
+    "RayRenderer",
+    "build_app",
+    "build_endpoint",
+    "make_animator",
+    "proxy_middlewares",
+    "run_server",
+]

@@ -1,0 +1,204 @@
+"""From a `ServeConfig` to a Serve application: what is deployed, with which of Serve's options."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import ray
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+from ray.serve.schema import DeploymentSchema
+
+from pia_ray import weights
+from pia_ray.config import ServeConfig, is_loopback, load_serve
+from pia_ray.errors import ConfigError
+from pia_ray.online.render import RowAnimator
+from pia_ray.online.serve.engines import Engine, MakeAnimator, RayRenderer
+from pia_ray.params import suggest
+
+log = logging.getLogger(__name__)
+
+SECRETS: Final[Mapping[str, str]] = {
+    "webhook_secret": "PIA_RAY_WEBHOOK_SECRET",
+    "metrics_token": "PIA_RAY_METRICS_TOKEN",
+}
+"""Settings that the environment of the ingress gives where the config does not: Ray shows configs to who asks it."""
+
+INGRESS_REQUESTS: Final = 256
+"""Requests at once in one ingress. Most wait for an engine; uploads are bounded by the API's own limits."""
+
+
+def build_app(settings: ServeConfig | Mapping[str, Any]) -> serve.Application:
+    """The endpoint as a Serve application, from a config or from plain settings of one, as YAML and `serve run` give.
+
+    Raises:
+        ConfigError: a setting is wrong.
+        WeightsError: a model cannot be found.
+    """
+    config = settings if isinstance(settings, ServeConfig) else load_serve(None, dict(settings))
+    return build_endpoint(config, make_animator=make_animator)
+
+
+def make_animator(config: ServeConfig, cpu_threads: int) -> RowAnimator:
+    """The configured models, as each engine holds them."""
+    from pia_ray.animator import Animator  # torch is for the engines: an ingress starts seconds sooner without
+
+    return Animator(
+        config.models[config.default_model],
+        styles=config.models,
+        keep_models=config.keep_models,
+        batch_size=config.batch_size,
+        cpu_threads=cpu_threads,
+    )
+
+
+def build_endpoint(config: ServeConfig, *, make_animator: MakeAnimator) -> serve.Application:
+    """As `build_app`, with engines on animators of one's own.
+
+    Raises:
+        ConfigError: the options for Serve are wrong.
+        WeightsError: a model cannot be found.
+    """
+    pinned = _pinned(config)
+    ingress = serve.deployment(name="Ingress")(Ingress).options(**ingress_options(pinned))
+    app: serve.Application = ingress.bind(pinned, bind_engines(pinned, make_animator=make_animator))
+    return app
+
+
+def bind_engines(config: ServeConfig, *, make_animator: MakeAnimator) -> serve.Application:
+    """The engines alone, for an ingress of one's own: its handle to them makes a `RayRenderer`.
+
+    Raises:
+        ConfigError: the options for Serve are wrong.
+    """
+    engines = serve.deployment(name="Engine")(Engine).options(**engine_options(config))
+    app: serve.Application = engines.bind(config, make_animator, max(1, int(config.cpus_per_replica)))
+    return app
+
+
+@serve.ingress()
+class Ingress:
+    """The HTTP interface: any number of replicas, none of which keeps anything that storage has not."""
+
+    def __init__(self, config: ServeConfig, engines: DeploymentHandle[Any]) -> None:
+        _check_host(config)
+        self._config = _with_secrets(config)
+        self._renderer = RayRenderer(engines, self._config)
+
+    def __serve_build_asgi_app__(self) -> Any:  # the name is Serve's
+        """The application, built in the replica: it holds connections, which do not pickle."""
+        from pia_ray.online.api import create_app  # fastapi is for the ingress
+
+        return create_app(self._renderer, self._config)
+
+
+def engine_options(config: ServeConfig) -> dict[str, Any]:
+    """Serve's options of the engines.
+
+    Raises:
+        ConfigError: `deployment_config` has one that there is not.
+    """
+    rows = config.rows_at_once
+    options: dict[str, Any] = {
+        # Engines refuse by themselves, at once and by priority, what is above rows + max_waiting. Were Serve's bound
+        # the lower one, the rest would wait in line before the engine, whatever its priority.
+        "max_ongoing_requests": 2 * (rows + config.max_waiting),
+        # Of each ingress, while there is no engine: as many as one engine takes.
+        "max_queued_requests": rows + config.max_waiting,
+        "graceful_shutdown_timeout_s": config.graceful_shutdown_s,
+        "health_check_timeout_s": 120.0,  # a model that loads or a busy host may hold the event loop
+        "ray_actor_options": {"num_cpus": config.cpus_per_replica, "num_gpus": _gpus(config)},
+    }
+    if "num_replicas" not in config.deployment_config:
+        options["autoscaling_config"] = {
+            "min_replicas": config.min_replicas,
+            "max_replicas": config.max_replicas,
+            "target_ongoing_requests": config.target_ongoing_requests or rows,
+            "upscale_delay_s": config.upscale_delay_s,
+            "downscale_delay_s": config.downscale_delay_s,
+            "look_back_period_s": max(12.0, min(30.0, config.upscale_delay_s)),  # metrics come every 10 s
+        }
+    return _merged(options, config.deployment_config, "deployment_config")
+
+
+def ingress_options(config: ServeConfig) -> dict[str, Any]:
+    """Serve's options of the HTTP ingress.
+
+    Raises:
+        ConfigError: `ingress_deployment_config` has one that there is not.
+    """
+    options = {
+        "num_replicas": 1,
+        "max_ongoing_requests": INGRESS_REQUESTS,
+        "max_queued_requests": INGRESS_REQUESTS,
+        "backpressure_config": {"status_code": 429, "retry_after_s": 1},
+        "graceful_shutdown_timeout_s": config.sync_timeout_s + 10,
+        "health_check_timeout_s": 60.0,
+        "ray_actor_options": {"num_cpus": 0.1},
+    }
+    return _merged(options, config.ingress_deployment_config, "ingress_deployment_config")
+
+
+def _pinned(config: ServeConfig) -> ServeConfig:
+    """As every replica must mean it: branches as commits, and relative paths, which there lead elsewhere, absolute."""
+    changes: dict[str, Any] = {"models": {name: weights.pin(model) for name, model in config.models.items()}}
+    if "://" not in config.storage:
+        changes["storage"] = str(Path(config.storage).resolve())
+    if isinstance(config.api_keys, str):
+        changes["api_keys"] = str(Path(config.api_keys).resolve())
+    return config.model_copy(update=changes)
+
+
+def _merged(options: dict[str, Any], given: Mapping[str, Any], setting: str) -> dict[str, Any]:
+    known = [name for name in DeploymentSchema.model_fields if name != "name"]
+    for name, value in given.items():
+        if name not in known:
+            # Serve takes any name in silence where an application is built from a file.
+            raise ConfigError(f'{setting}: Ray Serve has no option "{name}".{suggest(name, known)}')
+        before = options.get(name)
+        options[name] = {**before, **value} if isinstance(before, dict) and isinstance(value, Mapping) else value
+    return options
+
+
+def _gpus(config: ServeConfig) -> float:
+    if config.gpus_per_replica is not None:
+        return config.gpus_per_replica
+    if not ray.is_initialized():
+        return 0.0
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    if not resources.get("GPU"):
+        log.warning(
+            "the cluster has no GPU now: engines run on CPUs; where GPU nodes come on demand set gpus_per_replica: 1"
+        )
+        return 0.0
+    return 1.0
+
+
+def _check_host(config: ServeConfig) -> None:
+    """Refuses to let everybody in where the proxies of this cluster, which no config of ours sets, listen to all.
+
+    Raises:
+        ConfigError: they do, and the config neither has keys nor says that it is meant.
+    """
+    if config.needs_key or config.allow_anonymous:
+        return
+    client = serve.context._get_global_client()  # no public call tells it (ray 2.60)
+    host = client.http_config.host if client is not None else None
+    if host and not is_loopback(host):
+        raise ConfigError(
+            f"Serve listens on {host}: give api_keys, say allow_anonymous: true if everybody who reaches it may use "
+            "it, or set http_options.host of Serve to 127.0.0.1"
+        )
+
+
+def _with_secrets(config: ServeConfig) -> ServeConfig:
+    given = {
+        setting: os.environ[name]
+        for setting, name in SECRETS.items()
+        if getattr(config, setting) is None and os.environ.get(name)
+    }
+    return ServeConfig.model_validate({**dict(config), **given}) if given else config

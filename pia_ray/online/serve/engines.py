@@ -1,0 +1,190 @@
+"""Engines as Serve replicas, and the renderer through which an ingress reaches them.
+
+An engine is a `LocalRenderer` in a process of its own. Requests and events travel as they are; errors travel as values,
+since exceptions change their types between Ray's processes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, suppress
+from dataclasses import replace
+from typing import Any, Final, NoReturn
+
+import ray.exceptions
+from ray import serve
+from ray.serve.exceptions import (
+    BackPressureError,
+    DeploymentUnavailableError,
+    RayServeException,
+    ReplicaUnavailableError,
+)
+from ray.serve.handle import DeploymentHandle
+
+from pia_ray.config import ServeConfig
+from pia_ray.errors import Busy, Cancelled, JobError, ModelUnavailable, RowError, Timeout, UnexpectedError, WorkerDied
+from pia_ray.online.render import (
+    INTERACTIVE,
+    Clock,
+    Event,
+    Load,
+    LocalRenderer,
+    ModelFacts,
+    Rendered,
+    RenderRequest,
+    RowAnimator,
+    Step,
+    Tally,
+    model_facts,
+)
+from pia_ray.params import DEFAULT_STYLE
+
+log = logging.getLogger(__name__)
+
+MakeAnimator = Callable[[ServeConfig, int], RowAnimator]
+"""Makes one engine's animator from the config and the CPU threads it may use. Sent to replicas, so it must pickle."""
+
+_LOST: Final = (
+    ray.exceptions.RayActorError,
+    ray.exceptions.ObjectLostError,
+    ray.exceptions.WorkerCrashedError,
+    ReplicaUnavailableError,
+)
+"""What Ray raises where the engine at work has gone."""
+
+
+class Engine:
+    """One replica: warm models, and the requests that denoise together in them."""
+
+    def __init__(self, config: ServeConfig, make_animator: MakeAnimator, cpu_threads: int) -> None:
+        self._config = config
+        self._renderer = LocalRenderer(make_animator(config, cpu_threads), config)
+
+        # Loads nothing: it tells Serve's router which models this replica had last, so that requests for a model go
+        # where it is. The animator keeps and drops models by itself, and none that is in use, as Serve would.
+        async def hold(model: str) -> str:
+            return model
+
+        self._hold: Callable[[str], Awaitable[str]]
+        self._hold = serve.multiplexed(max_num_models_per_replica=config.keep_models)(hold)
+
+    async def render(self, request: RenderRequest) -> AsyncIterator[Event | RowError]:
+        """The renderer's events; an error of the request is the last one."""
+        if (model := serve.get_multiplexed_model_id()) != "":
+            await self._hold(model)
+        async with aclosing(self._renderer.render(request)) as events:
+            try:
+                async for event in events:
+                    yield event
+            except RowError as error:
+                yield error
+            except JobError as error:
+                _die(error)
+
+
+class RayRenderer:
+    """A `Renderer` whose engines are replicas of a Serve deployment. All methods belong to one event loop.
+
+    A synchronous call whose engine dies is sent to another one, once: its steps then begin anew. Video jobs fail with
+    `WorkerDied`, for their dispatcher to try again. `load` knows the requests of this process alone.
+    """
+
+    def __init__(self, engines: DeploymentHandle[Any], config: ServeConfig) -> None:
+        self._engines: Any = engines.options(stream=True)
+        self._config = config
+        self._tally = Tally()
+        self._num_in_hand = 0
+        self._models: tuple[ModelFacts, ...] | None = None
+
+    async def render(self, request: RenderRequest) -> AsyncGenerator[Event, None]:
+        """As `Renderer.render`; begins when it is first iterated.
+
+        Raises:
+            WorkerDied: the engine died, and for a synchronous call another one too.
+        """
+        # While no engine is there a job may wait: its deadline begins in the engine. Somebody waits for a call.
+        clock = Clock(request.deadline_s if request.priority == INTERACTIVE else None)
+        tries = 2 if request.priority == INTERACTIVE else 1
+        self._num_in_hand += 1
+        try:
+            while True:
+                tries -= 1
+                left_s = request.deadline_s if request.priority != INTERACTIVE else clock.left_s
+                try:
+                    async with aclosing(self._events(replace(request, deadline_s=left_s), clock)) as events:
+                        async for event in events:
+                            yield event
+                            if isinstance(event, Rendered):
+                                return
+                    raise WorkerDied("the engine ended before the video was finished")
+                except (*_LOST, WorkerDied) as error:
+                    log.warning("request %s: its engine died: %s", request.id, error)
+                    if not tries:
+                        raise WorkerDied("the engine died while it made this video: try again") from error
+        finally:
+            self._num_in_hand -= 1
+
+    async def load(self) -> Load:
+        """As `Renderer.load`, of what has been asked through this renderer; starts no engine."""
+        if self._models is None:
+            self._models = await asyncio.to_thread(model_facts, self._config)
+        running = min(self._tally.num_running, self._num_in_hand)
+        return Load(
+            num_running=running,
+            num_waiting=self._num_in_hand - running,
+            max_waiting=self._config.max_waiting * self._config.max_replicas,
+            step_s=self._tally.step_s,
+            models=self._models,
+        )
+
+    async def _events(self, request: RenderRequest, clock: Clock) -> AsyncGenerator[Event, None]:
+        """The events of one try."""
+        stream = self._handle(request.params.style).render.remote(request)
+        try:
+            while (event := await clock.within(_next(stream))) is not None:
+                if isinstance(event, RowError):
+                    raise event
+                if isinstance(event, Step):
+                    self._tally.count(request.id, event)
+                yield event
+        except (GeneratorExit, asyncio.CancelledError, Timeout):
+            with suppress(ray.exceptions.RayError, RayServeException):  # it may have failed in the meantime
+                stream.cancel()
+            raise
+        except BackPressureError as error:
+            after_s = self._tally.seconds_until_a_place(self._config.rows_at_once)
+            raise Busy(f"too many requests wait: try again in about {after_s:.0f} s", after_s) from error
+        except DeploymentUnavailableError as error:
+            raise ModelUnavailable("the engines could not be started: see the logs of their replicas") from error
+        except ray.exceptions.TaskCancelledError as error:
+            raise Cancelled("the engine is shutting down: try again") from error
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, _LOST):
+                raise error.cause from error
+            raise UnexpectedError(f"the engine failed: {error}") from error
+        finally:
+            self._tally.end(request.id)
+
+    def _handle(self, style: str) -> Any:
+        if len(self._config.models) == 1 or self._config.max_replicas == 1:
+            return self._engines  # nothing to choose, and choosing takes time
+        model = self._config.default_model if style == DEFAULT_STYLE else style
+        return self._engines.options(multiplexed_model_id=model)
+
+
+async def _next(stream: Any) -> Event | RowError | None:
+    try:
+        event: Event | RowError = await anext(stream)
+    except StopAsyncIteration:
+        return None
+    return event
+
+
+def _die(error: JobError) -> NoReturn:
+    """Ends this process, the one thing that mends a lost device: Serve starts another one, and what ran here fails."""
+    log.critical("the engine cannot go on and ends: %s", error.message)
+    logging.shutdown()
+    os._exit(1)

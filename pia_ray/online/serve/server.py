@@ -1,0 +1,143 @@
+"""`pia-ray serve`: the endpoint on a Ray of its own on this machine, from start to the signal that ends it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable
+from typing import Any, Final
+
+import ray
+from ray import serve
+from starlette.middleware import Middleware
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from pia_ray.config import ServeConfig
+from pia_ray.errors import ConfigError, JobError
+from pia_ray.online.serve.deployments import build_endpoint, make_animator
+from pia_ray.online.serve.engines import MakeAnimator
+
+log = logging.getLogger(__name__)
+
+OBJECT_STORE_BYTES: Final = 200 * 2**20
+"""Shared memory of a cluster of this server's own: pictures and videos pass through it one by one."""
+
+OVERRIDING_HEADERS: Final = frozenset({b"x-request-timeout-seconds", b"x-request-disconnect-disabled"})
+"""Headers by which a client of Serve may switch off its timeout, and that hanging up cancels (ray 2.60)."""
+
+PROXY_CALLBACK: Final = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
+"""Environment variable of Serve's proxies that names a function which returns middlewares."""
+
+
+def run_server(
+    config: ServeConfig,
+    *,
+    ready: Callable[[str], None],
+    make_animator: MakeAnimator = make_animator,
+    stop: threading.Event | None = None,
+) -> None:
+    """Serves until SIGINT or SIGTERM, or until `stop` is set; `ready` is told the page's address.
+
+    Runs on a Ray cluster of its own. At the end calls that run are finished, a second signal aside; video jobs are in
+    storage, where the next server finds them.
+
+    Raises:
+        ConfigError: a setting is wrong, or the port is taken.
+        WeightsError: a model cannot be found.
+        JobError: the endpoint could not be started.
+    """
+    stop = stop or threading.Event()
+    port = _free_port(config.host, config.port)
+    config = _with_threads(config.model_copy(update={"port": port}))
+    # Serve's proxies are started by Ray and see this process's environment.
+    os.environ[PROXY_CALLBACK] = f"{__name__}:{proxy_middlewares.__name__}"
+    level = logging.getLogger("ray").getEffectiveLevel()
+    # CPUs are counted, not bound: one more than there are, for the ingress.
+    cpus = int((os.cpu_count() or 1) + config.max_replicas * config.cpus_per_replica + 1)
+    ray.init(
+        address="local",
+        num_cpus=cpus,
+        include_dashboard=False,
+        object_store_memory=OBJECT_STORE_BYTES,
+        log_to_driver=False,
+        logging_level=level,
+    )
+    handlers = {number: signal.signal(number, lambda *_: stop.set()) for number in _signals()}
+    try:
+        serve.start(http_options={"host": config.host, "port": port, "request_timeout_s": None})
+        try:
+            serve.run(build_endpoint(config, make_animator=make_animator), name="pia-ray", route_prefix="/")
+        except RuntimeError as error:
+            raise JobError(f"the endpoint could not be started: {_cause(error)}") from error
+        shown = f"[{config.host}]" if ":" in config.host else config.host
+        ready(f"http://{shown}:{port}/")
+        stop.wait()
+        stop.clear()
+        _shut_down(stop, timeout_s=config.sync_timeout_s)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        ray.shutdown()
+
+
+def proxy_middlewares() -> list[Middleware]:
+    """What Serve's HTTP proxies wrap around every application: they are started with
+    `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=pia_ray.online.serve:proxy_middlewares` in their environment."""
+    return [Middleware(StripOverrides)]
+
+
+class StripOverrides:
+    """Drops the headers of `OVERRIDING_HEADERS` from requests, before Serve reads them."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request, as ASGI has it."""
+        if scope["type"] == "http":
+            headers = [(name, value) for name, value in scope["headers"] if name.lower() not in OVERRIDING_HEADERS]
+            scope = {**scope, "headers": headers}
+        await self._app(scope, receive, send)
+
+
+def _free_port(host: str, port: int) -> int:
+    """The port, or a free one for 0; Serve would find out only in a process of its own."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host.strip("[]"), port))
+        except OSError as error:
+            raise ConfigError(f"cannot listen on {host} port {port}: {error.strerror or error}") from None
+        number: int = probe.getsockname()[1]
+    return number
+
+
+def _with_threads(config: ServeConfig) -> ServeConfig:
+    """On a machine of its own an engine on CPUs takes all cores there are, unless the config says how many."""
+    if "cpus_per_replica" in config.model_fields_set:
+        return config
+    return config.model_copy(update={"cpus_per_replica": float(max(1, (os.cpu_count() or 1) // config.max_replicas))})
+
+
+def _signals() -> tuple[signal.Signals, ...]:
+    main = threading.current_thread() is threading.main_thread()
+    return (signal.SIGINT, signal.SIGTERM) if main else ()
+
+
+def _shut_down(again: threading.Event, *, timeout_s: float) -> None:
+    """Lets calls end that run; a second signal, or the time that a call may take, cuts that short."""
+    ended = threading.Thread(target=serve.shutdown, name="shutdown", daemon=True)
+    ended.start()
+    waited_s = 0.0
+    while ended.is_alive() and waited_s < timeout_s and not again.wait(0.2):
+        waited_s += 0.2
+
+
+def _cause(error: BaseException) -> Any:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error

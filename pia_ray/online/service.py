@@ -1,0 +1,119 @@
+"""What the endpoint does beside answering at once: the routes of video jobs and batches, and the work behind them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from typing import Final
+
+from fastapi import APIRouter, FastAPI
+
+from pia_ray.config import ServeConfig
+from pia_ray.errors import PiaRayError
+from pia_ray.online.api import create_app
+from pia_ray.online.batch_runner import BatchRunner
+from pia_ray.online.batch_store import BatchStore
+from pia_ray.online.batches import FILE_TTL_S, batch_routes, file_routes
+from pia_ray.online.dispatcher import Dispatcher
+from pia_ray.online.files import FileStore
+from pia_ray.online.forms import FormReader
+from pia_ray.online.intake import Intake
+from pia_ray.online.jobs import JobStore
+from pia_ray.online.render import Renderer
+from pia_ray.online.videos import video_object, video_routes
+from pia_ray.online.webhooks import Webhooks
+
+SWEEP_S: Final = 3600.0
+
+log = logging.getLogger(__name__)
+
+
+def create_endpoint(
+    renderer: Renderer, jobs: JobStore, config: ServeConfig, *, forms: FormReader | None = None, poll_s: float = 1.0
+) -> FastAPI:
+    """The whole endpoint as an ASGI application, which works on video jobs and batches while it is up.
+
+    `forms` reads requests in place of the endpoint's own reader; storage is looked at for new work every `poll_s`.
+
+    Raises:
+        ConfigError: the file of API keys, or the secret of webhooks, is none.
+    """
+    forms = forms or FormReader(config)
+    service = VideoService(renderer, jobs, config, forms=forms, poll_s=poll_s)
+
+    @asynccontextmanager
+    async def at_work(_: FastAPI) -> AsyncIterator[None]:
+        working = asyncio.create_task(service.run())
+        try:
+            yield
+        finally:
+            working.cancel()
+            with suppress(asyncio.CancelledError):
+                await working
+
+    return create_app(renderer, config, forms=forms, routers=service.routers, lifespan=at_work)
+
+
+class VideoService:
+    """Video jobs and batches of one endpoint: `routers` for `create_app`, and `run` beside it."""
+
+    def __init__(
+        self, renderer: Renderer, jobs: JobStore, config: ServeConfig, *, forms: FormReader, poll_s: float = 1.0
+    ) -> None:
+        self._files = FileStore(config.storage, ttl_s=FILE_TTL_S)
+        self._batches = BatchStore(config.storage, ttl_s=FILE_TTL_S)
+        secret = config.webhook_secret
+        self._dispatcher = Dispatcher(
+            renderer,
+            jobs,
+            max_in_flight=config.rows_at_once * config.max_replicas + 1,
+            max_attempts=config.max_attempts,
+            job_timeout_s=config.job_timeout_s,
+            webhooks=None if secret is None else Webhooks(secret.get_secret_value()),
+            poll_s=poll_s,
+        )
+        self._poll_s = poll_s
+        intake = Intake(config, jobs=jobs, files=self._files, reader=forms)
+        self._runner = BatchRunner(
+            self._batches,
+            self._files,
+            jobs=jobs,
+            submit=intake.create_line,
+            show=lambda job: video_object(job).model_dump(mode="json"),
+        )
+        self.routers: tuple[APIRouter, ...] = (
+            video_routes(intake=intake, jobs=jobs, reader=forms, dispatcher=self._dispatcher),
+            file_routes(self._files, config=config),
+            batch_routes(self._batches, files=self._files, config=config),
+        )
+
+    async def run(self) -> None:
+        """Renders video jobs, feeds batches to their queue and removes what has expired, until it is cancelled. Jobs
+        in hand are then given back. Once only."""
+        tasks = [
+            asyncio.create_task(each)
+            for each in (self._dispatcher.run(), self._runner.run(self._poll_s), self._sweep())
+        ]
+        try:
+            await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def drain(self, *, timeout_s: float) -> None:
+        """Takes up no more jobs, and waits for those in hand to end, or for the time to pass."""
+        await self._dispatcher.drain(timeout_s=timeout_s)
+
+    async def _sweep(self) -> None:
+        while True:
+            try:
+                removed = await asyncio.to_thread(lambda: self._files.sweep() + self._batches.sweep())
+            except PiaRayError as error:
+                log.warning("what has expired stays for now: %s", error.message)
+            else:
+                if removed:
+                    log.info("removed %d files and batches that had expired", removed)
+            await asyncio.sleep(SWEEP_S)

@@ -1,0 +1,352 @@
+"""/v1/videos in the wire format of the OpenAI videos API: create, retrieve, list, delete, content, remix, cancel."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Annotated, Any, Final, Literal
+
+from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi.responses import FileResponse, RedirectResponse
+from pydantic import BaseModel, ConfigDict, Field
+
+from pia_ray import storage, video
+from pia_ray.errors import BadParameter, Conflict, NotFound
+from pia_ray.online import faults, schema
+from pia_ray.online.dispatcher import Dispatcher, Outlook
+from pia_ray.online.edge import Owner
+from pia_ray.online.forms import IMAGE_FIELDS, FormReader
+from pia_ray.online.intake import Intake
+from pia_ray.online.jobs import JobStore, VideoJob
+from pia_ray.params import REFERENCE_KNOBS, AnimationParams
+
+LINK_S: Final = 900
+"""How long a link to a video on S3 works."""
+
+_MAX_KEY: Final = 255
+
+Variant = Literal["video", "thumbnail", "spritesheet"]
+IdempotencyKey = Annotated[
+    str | None, Header(alias="Idempotency-Key", description="Requests with the same key make one video.")
+]
+RetryCount = Annotated[
+    str | None, Header(alias="x-stainless-retry-count", description="Told by the openai clients.", max_length=20)
+]
+
+
+class VideoError(BaseModel):
+    """Why a video failed."""
+
+    code: str
+    message: str
+
+
+class VideoObject(BaseModel):
+    """A video job, as the openai clients know it, with what more there is to tell."""
+
+    model_config = ConfigDict(
+        protected_namespaces=(),
+        json_schema_extra={
+            "example": {
+                "id": "video_064c1b9e8a7f50f3c1d2e3a4b5968778695a4b3c2d1e0f",
+                "object": "video",
+                "created_at": 1767225600,
+                "status": "in_progress",
+                "model": "demo",
+                "progress": 40,
+                "seconds": "2",
+                "size": "512x384",
+                "prompt": "clouds drift over the lake",
+                "format": "mp4",
+                "params": {"prompt": "clouds drift over the lake", "motion_scale": 1},
+            }
+        },
+    )
+
+    id: str
+    object: Literal["video"] = "video"
+    created_at: int = Field(description="Seconds since 1970, UTC, as all times here.")
+    completed_at: int | None = Field(None, description="When it completed or failed.")
+    expires_at: int | None = Field(None, description="When the video is deleted.")
+    status: Literal["queued", "in_progress", "completed", "failed"]
+    model: str
+    progress: int = Field(ge=0, le=100, description="Percent of the denoising steps done.")
+    seconds: str = Field(description="Duration of the video.")
+    size: str = Field(description="WIDTHxHEIGHT.")
+    prompt: str
+    error: VideoError | None = Field(None, description='A cancelled job has failed with the code "cancelled".')
+    remixed_from_video_id: str | None = None
+    format: str
+    params: dict[str, Any] = Field(
+        description="The knobs that were given; once completed, all of them. The seed is text: it has 64 bits."
+    )
+    batch_id: str | None = None
+    queue_position: int | None = Field(None, description="Jobs that go first, while it is queued.")
+    estimated_completion_at: int | None = Field(None, description="About when it will be done.")
+    num_frames: int | None = None
+    fps: int | None = None
+    size_bytes: int | None = None
+    sha256: str | None = Field(None, description="Of the video's file.")
+    model_version: str | None = None
+    gpu_seconds: float | None = None
+    motion: float | None = Field(None, description="How much moves, measured: 0 to 1.")
+
+
+class VideoList(BaseModel):
+    """Part of the list of videos."""
+
+    object: Literal["list"] = "list"
+    data: list[VideoObject]
+    has_more: bool
+    first_id: str | None
+    last_id: str | None
+
+
+class VideoDeleted(BaseModel):
+    """That a video is gone."""
+
+    id: str
+    object: Literal["video.deleted"] = "video.deleted"
+    deleted: Literal[True] = True
+
+
+def video_object(job: VideoJob, outlook: Outlook | None = None) -> VideoObject:
+    """The job as callers get it, with what its future may bring as far as that is told."""
+    left_s = None if outlook is None or job.ended else outlook.eta_s
+    made = job.result
+    return VideoObject(
+        id=job.id,
+        created_at=int(job.created_at),
+        completed_at=None if job.completed_at is None else int(job.completed_at),
+        expires_at=None if job.expires_at is None else int(job.expires_at),
+        status=job.status,
+        model=job.model,
+        progress=job.progress,
+        seconds=job.seconds,
+        size=job.size,
+        prompt=job.prompt,
+        error=None if job.error is None else VideoError(code=job.error.code, message=job.error.message),
+        remixed_from_video_id=job.remixed_from_video_id,
+        format=job.format,
+        params=_shown(job.params if made is None else made.params),
+        batch_id=job.batch_id,
+        queue_position=None if outlook is None or job.status != "queued" else outlook.position,
+        estimated_completion_at=None if left_s is None else int(time.time() + left_s + 0.5),
+        num_frames=None if made is None else made.num_frames,
+        fps=None if made is None else made.fps,
+        size_bytes=None if made is None else made.size_bytes,
+        sha256=None if made is None else made.sha256,
+        model_version=None if made is None else made.model_version,
+        gpu_seconds=None if made is None else made.gpu_s,
+        motion=None if made is None else made.motion,
+    )
+
+
+def video_routes(
+    *, intake: Intake, jobs: JobStore, reader: FormReader, dispatcher: Dispatcher, prefix: str = "/v1"
+) -> APIRouter:
+    """The routes below /v1/videos."""
+    router = APIRouter(prefix=f"{prefix}/videos", tags=["videos"])
+
+    async def told(job: VideoJob, response: Response) -> VideoObject:
+        outlook = await dispatcher.outlook(job)
+        if not job.ended:
+            response.headers["openai-poll-after-ms"] = str(outlook.poll_after_ms)
+        return video_object(job, outlook)
+
+    @router.post(
+        "",
+        operation_id="create_video",
+        summary="Make a video",
+        responses=faults.responses(404, 409, 415, 422, 502),
+        openapi_extra={"requestBody": _create_body()},
+    )
+    async def create(
+        request: Request,
+        response: Response,
+        owner: Owner,
+        idempotency_key: IdempotencyKey = None,
+        retry_count: RetryCount = None,
+    ) -> VideoObject:
+        fields = await reader.fields(request)
+        job = await intake.create(
+            owner, fields, idempotency_key=_checked_key(idempotency_key), retry_count=_count(retry_count)
+        )
+        dispatcher.wake()
+        return await told(job, response)
+
+    @router.get("", operation_id="list_videos", summary="List videos", responses=faults.responses(404, 422))
+    async def list_videos(
+        owner: Owner,
+        after: Annotated[str | None, Query(description="The last_id of the page before.", max_length=100)] = None,
+        limit: Annotated[int, Query(ge=1, le=100)] = 20,
+        order: Annotated[Literal["asc", "desc"], Query(description="By the time of creation.")] = "desc",
+    ) -> VideoList:
+        found = await asyncio.to_thread(lambda: jobs.list(owner, after=after, limit=limit, order=order))
+        shown = [video_object(job) for job in found.jobs]
+        return VideoList(
+            data=shown,
+            has_more=found.has_more,
+            first_id=shown[0].id if shown else None,
+            last_id=shown[-1].id if shown else None,
+        )
+
+    @router.get(
+        "/{video_id}",
+        operation_id="retrieve_video",
+        summary="How a video is coming on",
+        responses=faults.responses(404),
+    )
+    async def retrieve(owner: Owner, response: Response, video_id: str) -> VideoObject:
+        return await told(await asyncio.to_thread(jobs.get, owner, video_id), response)
+
+    @router.delete(
+        "/{video_id}", operation_id="delete_video", summary="Delete a video", responses=faults.responses(404)
+    )
+    async def delete(owner: Owner, video_id: str) -> VideoDeleted:
+        await asyncio.to_thread(jobs.delete, owner, video_id)
+        dispatcher.nudge(video_id)
+        return VideoDeleted(id=video_id)
+
+    @router.post(
+        "/{video_id}/cancel",
+        operation_id="cancel_video",
+        summary="Stop a video that is not done",
+        responses=faults.responses(404, 409),
+    )
+    async def cancel(owner: Owner, response: Response, video_id: str) -> VideoObject:
+        job = await asyncio.to_thread(jobs.cancel, owner, video_id)
+        dispatcher.nudge(video_id)
+        return await told(job, response)
+
+    @router.post(
+        "/{video_id}/remix",
+        operation_id="remix_video",
+        summary="Make another video of the same picture",
+        responses=faults.responses(404, 409, 415, 422),
+        openapi_extra={"requestBody": _remix_body()},
+    )
+    async def remix(
+        request: Request,
+        response: Response,
+        owner: Owner,
+        video_id: str,
+        idempotency_key: IdempotencyKey = None,
+        retry_count: RetryCount = None,
+    ) -> VideoObject:
+        fields = await reader.fields(request)
+        job = await intake.remix(
+            owner,
+            video_id,
+            fields,
+            idempotency_key=_checked_key(idempotency_key),
+            retry_count=_count(retry_count),
+        )
+        dispatcher.wake()
+        return await told(job, response)
+
+    @router.get(
+        "/{video_id}/content",
+        operation_id="download_video",
+        summary="The video's file, or pictures of it",
+        response_class=Response,
+        responses={
+            **faults.responses(404, 409, 422),
+            200: {"description": "The file.", "content": {mime: {} for mime in (*video.MIME.values(), "image/webp")}},
+            206: {"description": "The part that a Range header asked for."},
+            302: {"description": "A link to the file, which works for a quarter of an hour."},
+        },
+    )
+    async def content(owner: Owner, video_id: str, variant: Variant = "video") -> Response:
+        job = await asyncio.to_thread(jobs.get, owner, video_id)
+        if job.result is None:
+            raise Conflict(f"video {job.id} has no content: it is {job.status}")
+        uri = {
+            "video": job.result.video_uri,
+            "thumbnail": job.result.thumbnail_uri,
+            "spritesheet": job.result.spritesheet_uri,
+        }[variant]
+        kind = video.MIME[job.format] if variant == "video" else "image/webp"
+        ext = job.format if variant == "video" else "webp"
+        return await delivery(uri, media_type=kind, filename=f"{job.id}-{variant}.{ext}")
+
+    return router
+
+
+async def delivery(uri: str, *, media_type: str, filename: str, inline: bool = True) -> Response:
+    """The object: a link where it is on S3, else the file itself or the range of it that the caller wants.
+
+    Raises:
+        NotFound: it is gone.
+    """
+    if storage.is_s3(uri):
+        link = await asyncio.to_thread(lambda: storage.presign(uri, expires_s=LINK_S))
+        return RedirectResponse(link, status_code=302, headers={"cache-control": "no-store"})
+    facts = await asyncio.to_thread(storage.head, uri)
+    if facts is None:
+        raise NotFound("the content has been deleted")
+    return FileResponse(
+        storage.local_path(uri),
+        media_type=media_type,
+        filename=filename,
+        content_disposition_type="inline" if inline else "attachment",
+        headers={"cache-control": "private, no-cache"},
+    )
+
+
+def _create_body() -> dict[str, Any]:
+    body = schema.request_body()
+    for content in body["content"].values():
+        content["schema"]["properties"] |= _JOB_FIELDS
+        for name in IMAGE_FIELDS:
+            content["schema"]["properties"][name]["anyOf"].append(_BY_FILE_ID)
+    return body
+
+
+def _remix_body() -> dict[str, Any]:
+    """As for a new video, without the files, which are the first video's."""
+    found = schema.body_schema(files=False)
+    left_out = {*IMAGE_FIELDS, *REFERENCE_KNOBS}
+    properties = {name: each for name, each in found["properties"].items() if name not in left_out}
+    shape = {
+        "type": "object",
+        "required": ["prompt"],
+        "properties": properties | _JOB_FIELDS,
+        "additionalProperties": False,
+    }
+    example = {"prompt": "the same lake under a storm"}
+    return {"required": True, "content": {"application/json": {"schema": shape, "example": example}}}
+
+
+_JOB_FIELDS: Final[dict[str, Any]] = {
+    "webhook_url": {
+        "type": "string",
+        "format": "uri",
+        "maxLength": 2000,
+        "description": "An https:// URL that is told when the video is completed or has failed, signed by the Standard "
+        "Webhooks scheme.",
+    }
+}
+_BY_FILE_ID: Final[dict[str, Any]] = {
+    "type": "object",
+    "required": ["file_id"],
+    "properties": {"file_id": {"type": "string", "description": "A picture of /v1/files."}},
+    "additionalProperties": False,
+}
+
+
+def _shown(params: AnimationParams) -> dict[str, Any]:
+    values = params.model_dump(mode="json", exclude_unset=True)
+    if values.get("seed") is not None:
+        values["seed"] = str(values["seed"])
+    return values
+
+
+def _checked_key(key: str | None) -> str | None:
+    if key is not None and not 1 <= len(key) <= _MAX_KEY:
+        raise BadParameter(f"Idempotency-Key must have 1 to {_MAX_KEY} characters", "Idempotency-Key")
+    return key
+
+
+def _count(text: str | None) -> int:
+    return int(text) if text is not None and text.isascii() and text.isdigit() else 0
