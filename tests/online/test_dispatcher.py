@@ -472,9 +472,9 @@ def test_expired_jobs_are_removed(local: str) -> None:
         jobs, renderer = JobStore(local, job_ttl_s=0.0), ScriptedRenderer()
         job = create(jobs)
         async with running(Dispatcher(renderer, jobs, sweep_s=0.2, **QUICK)):
-            while jobs.list("ann").jobs:
+            while any(job.id in found.uri for found in storage.list_objects(local)):
                 await asyncio.sleep(0.05)
-        assert not [found.uri for found in storage.list_objects(local) if job.id in found.uri]
+        assert jobs.list("ann").jobs == ()
 
     run(work)
 
