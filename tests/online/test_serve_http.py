@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import signal
 import socket
 import threading
 import time
@@ -106,6 +107,7 @@ def test_a_picture_becomes_a_video_and_a_wrong_knob_an_error_that_names_it(endpo
     answer = animate(client)
     assert (answer.status_code, answer.headers["content-type"]) == (200, "video/mp4")
     assert video.probe(answer.content).num_frames == 4
+    assert len(answer.headers.get_list("x-request-id", split_commas=True)) == 1
     refused = animate(client, fields={"motion_scale": "99"})
     assert refused.status_code in (400, 422)
     assert refused.json()["error"]["param"] == "motion_scale"
@@ -127,6 +129,62 @@ def test_an_engine_that_always_dies_is_an_error_and_not_a_loop(endpoint: Callabl
     assert answer.status_code == 500
     assert answer.json()["error"]["code"] == "worker_died"
     assert len(begun(tmp_path)) == 2
+
+
+def created(client: httpx.Client, **fields: str) -> str:
+    answer = client.post("/v1/videos", data={**KNOBS, **fields}, files={"input_reference": ("upload", png())})
+    assert answer.status_code == 200, answer.text
+    return answer.json()["id"]
+
+
+def ended(client: httpx.Client, job: str, *, seconds: float) -> dict[str, Any]:
+    document: dict[str, Any] = {}
+
+    def look() -> bool:
+        try:
+            answer = client.get(f"/v1/videos/{job}")
+        except httpx.TransportError:
+            return False  # an ingress that was killed
+        if answer.status_code == 200:
+            document.update(answer.json())
+        return document.get("status") in ("completed", "failed")
+
+    until(look, seconds=seconds)
+    return document
+
+
+def test_a_video_job_survives_the_death_of_its_engine(endpoint: Callable[..., httpx.Client], tmp_path: Path):
+    client = endpoint()
+    job = created(client, prompt="die-once")
+    document = ended(client, job, seconds=90)
+    assert (document["status"], document["progress"]) == ("completed", 100)
+    assert video.probe(client.get(f"/v1/videos/{job}/content").content).num_frames == 4
+    assert [row["id"] for row in begun(tmp_path)] == [job, job]
+
+
+def test_a_video_job_survives_the_death_of_its_ingress(endpoint: Callable[..., httpx.Client], tmp_path: Path):
+    client = endpoint(step_s=0.2)
+    job = created(client, num_inference_steps="20")
+    until(lambda: len(begun(tmp_path)) == 1, seconds=30)
+    killed = replicas("Ingress")
+    for pid in killed:
+        os.kill(pid, signal.SIGKILL)
+    document = ended(client, job, seconds=180)
+    assert document["status"] == "completed"
+    assert not set(replicas("Ingress")) & set(killed)
+    assert video.probe(client.get(f"/v1/videos/{job}/content").content).num_frames == 4
+
+
+def replicas(deployment: str) -> list[int]:
+    """Process ids of a deployment's replicas on this machine; Ray writes the names of actors over command lines."""
+    found = []
+    for process in Path("/proc").iterdir():
+        try:
+            if process.name.isdigit() and f"ServeReplica:test:{deployment}" in (process / "cmdline").read_text():
+                found.append(int(process.name))
+        except OSError:
+            continue
+    return found
 
 
 @pytest.mark.parametrize("headers", [{}, {"x-request-disconnect-disabled": "?1", "x-request-timeout-seconds": "-1"}])

@@ -12,10 +12,12 @@ import ray
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import DeploymentSchema
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pia_ray import weights
 from pia_ray.config import ServeConfig, is_loopback, load_serve
 from pia_ray.errors import ConfigError
+from pia_ray.online.jobs import JobStore
 from pia_ray.online.render import RowAnimator
 from pia_ray.online.serve.engines import Engine, MakeAnimator, RayRenderer
 from pia_ray.params import suggest
@@ -88,12 +90,33 @@ class Ingress:
         _check_host(config)
         self._config = _with_secrets(config)
         self._renderer = RayRenderer(engines, self._config)
+        self._jobs = JobStore(config.storage, job_ttl_s=config.job_ttl_s)
+        self._jobs.check()
 
     def __serve_build_asgi_app__(self) -> Any:  # the name is Serve's
         """The application, built in the replica: it holds connections, which do not pickle."""
-        from pia_ray.online.api import create_app  # fastapi is for the ingress
+        from pia_ray.online.service import create_endpoint  # fastapi is for the ingress
 
-        return create_app(self._renderer, self._config)
+        app = create_endpoint(self._renderer, self._jobs, self._config)
+        app.add_middleware(DropRequestId)
+        return app
+
+
+class DropRequestId:
+    """Takes our request id out of answers: Serve's proxy puts the same one on, and two would be read as one of both."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request, as ASGI has it."""
+
+        async def send_without(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [pair for pair in message["headers"] if pair[0].lower() != b"x-request-id"]
+            await send(message)
+
+        await self._app(scope, receive, send_without if scope["type"] == "http" else send)
 
 
 def engine_options(config: ServeConfig) -> dict[str, Any]:

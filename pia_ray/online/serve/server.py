@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 OBJECT_STORE_BYTES: Final = 200 * 2**20
 """Shared memory of a cluster of this server's own: pictures and videos pass through it one by one."""
 
+APPLICATION: Final = "pia-ray"
+
 OVERRIDING_HEADERS: Final = frozenset({b"x-request-timeout-seconds", b"x-request-disconnect-disabled"})
 """Headers by which a client of Serve may switch off its timeout, and that hanging up cancels (ray 2.60)."""
 
@@ -65,11 +67,14 @@ def run_server(
         log_to_driver=False,
         logging_level=level,
     )
+    if config.gpus_per_replica is None:
+        gpus: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        config = config.model_copy(update={"gpus_per_replica": 1.0 if gpus.get("GPU") else 0.0})
     handlers = {number: signal.signal(number, lambda *_: stop.set()) for number in _signals()}
     try:
         serve.start(http_options={"host": config.host, "port": port, "request_timeout_s": None})
         try:
-            serve.run(build_endpoint(config, make_animator=make_animator), name="pia-ray", route_prefix="/")
+            serve.run(build_endpoint(config, make_animator=make_animator), name=APPLICATION, route_prefix="/")
         except RuntimeError as error:
             raise JobError(f"the endpoint could not be started: {_cause(error)}") from error
         shown = f"[{config.host}]" if ":" in config.host else config.host
@@ -130,7 +135,8 @@ def _signals() -> tuple[signal.Signals, ...]:
 
 def _shut_down(again: threading.Event, *, timeout_s: float) -> None:
     """Lets calls end that run; a second signal, or the time that a call may take, cuts that short."""
-    ended = threading.Thread(target=serve.shutdown, name="shutdown", daemon=True)
+    # The application alone: Serve itself goes with its cluster, and complains where it is shut down before.
+    ended = threading.Thread(target=serve.delete, args=(APPLICATION,), name="shutdown", daemon=True)
     ended.start()
     waited_s = 0.0
     while ended.is_alive() and waited_s < timeout_s and not again.wait(0.2):
