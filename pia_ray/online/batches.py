@@ -197,11 +197,15 @@ def file_routes(files: FileStore, *, config: ServeConfig, prefix: str = "/v1") -
         listed = [file_object(each) for each in found]
         return FileList(data=listed, has_more=more, first_id=_first(listed), last_id=_last(listed))
 
-    @router.get("/{file_id}", operation_id="retrieve_file", summary="What a file is", responses=faults.responses(404))
+    @router.get(
+        "/{file_id}", operation_id="retrieve_file", summary="What a file is", responses=faults.responses(404, 422)
+    )
     async def retrieve(owner: Owner, file_id: str) -> FileObject:
         return file_object(await asyncio.to_thread(files.get, owner, file_id))
 
-    @router.delete("/{file_id}", operation_id="delete_file", summary="Delete a file", responses=faults.responses(404))
+    @router.delete(
+        "/{file_id}", operation_id="delete_file", summary="Delete a file", responses=faults.responses(404, 422)
+    )
     async def delete(owner: Owner, file_id: str) -> FileDeleted:
         await asyncio.to_thread(files.delete, owner, file_id)
         return FileDeleted(id=file_id)
@@ -212,7 +216,7 @@ def file_routes(files: FileStore, *, config: ServeConfig, prefix: str = "/v1") -
         summary="A file's content",
         response_class=Response,
         responses={
-            **faults.responses(404),
+            **faults.responses(404, 422),
             200: {"description": "The content.", "content": {"application/octet-stream": {}}},
             302: {"description": "A link to it, which works for a quarter of an hour."},
         },
@@ -271,7 +275,7 @@ def batch_routes(
         "/{batch_id}",
         operation_id="retrieve_batch",
         summary="How a batch is coming on",
-        responses=faults.responses(404),
+        responses=faults.responses(404, 422),
     )
     async def retrieve(owner: Owner, batch_id: str) -> BatchObject:
         return batch_object(await asyncio.to_thread(batches.get, owner, batch_id))
@@ -280,7 +284,7 @@ def batch_routes(
         "/{batch_id}/cancel",
         operation_id="cancel_batch",
         summary="Stop a batch; what is made is kept",
-        responses=faults.responses(404, 409),
+        responses=faults.responses(404, 409, 422),
     )
     async def cancel(owner: Owner, batch_id: str) -> BatchObject:
         return batch_object(await asyncio.to_thread(batches.cancel, owner, batch_id))

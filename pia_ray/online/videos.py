@@ -195,13 +195,13 @@ def video_routes(
         "/{video_id}",
         operation_id="retrieve_video",
         summary="How a video is coming on",
-        responses=faults.responses(404),
+        responses=faults.responses(404, 422),
     )
     async def retrieve(owner: Owner, response: Response, video_id: str) -> VideoObject:
         return await told(await asyncio.to_thread(jobs.get, owner, video_id), response)
 
     @router.delete(
-        "/{video_id}", operation_id="delete_video", summary="Delete a video", responses=faults.responses(404)
+        "/{video_id}", operation_id="delete_video", summary="Delete a video", responses=faults.responses(404, 422)
     )
     async def delete(owner: Owner, video_id: str) -> VideoDeleted:
         await asyncio.to_thread(jobs.delete, owner, video_id)
@@ -212,7 +212,7 @@ def video_routes(
         "/{video_id}/cancel",
         operation_id="cancel_video",
         summary="Stop a video that is not done",
-        responses=faults.responses(404, 409),
+        responses=faults.responses(404, 409, 422),
     )
     async def cancel(owner: Owner, response: Response, video_id: str) -> VideoObject:
         job = await asyncio.to_thread(jobs.cancel, owner, video_id)
@@ -255,6 +255,7 @@ def video_routes(
             200: {"description": "The file.", "content": {mime: {} for mime in (*video.MIME.values(), "image/webp")}},
             206: {"description": "The part that a Range header asked for."},
             302: {"description": "A link to the file, which works for a quarter of an hour."},
+            416: {"description": "The file has no such part."},
         },
     )
     async def content(owner: Owner, video_id: str, variant: Variant = "video") -> Response:

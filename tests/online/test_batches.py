@@ -15,6 +15,7 @@ from openai import OpenAI
 from openai.types import Batch, Video
 
 from pia_ray import ledger, storage, video
+from pia_ray.cli import main
 from pia_ray.errors import BadParameter, Busy, NotFound
 from pia_ray.online.batch_runner import BatchRunner, LineAsked, read_lines
 from pia_ray.online.batch_store import BatchStore
@@ -111,6 +112,9 @@ def test_a_batch_makes_its_videos_and_tells_which_lines_it_could_not(
     assert storage.head(rows["line-0"]["video_uri"]).size_bytes == rows["line-0"]["size_bytes"]
     summary = ledger.summary(ledger.Ledger.open(output))
     assert (summary.num_succeeded, summary.num_failed) == (2, 2)
+    assert main(["report", output]) in (0, 1)
+    assert main(["gallery", output]) == 0
+    assert b"by file" in storage.read_bytes(storage.join(output, "index.html"))
 
 
 @heavy

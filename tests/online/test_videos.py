@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -266,3 +267,15 @@ def test_a_restart_loses_no_video(tmp_path: Path):
     with serve_videos(str(tmp_path)) as up:
         client = up.client()
         assert [client.videos.poll(each.id).status for each in made] == ["completed"] * 4
+
+
+def test_the_example_of_the_readme_works_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    text = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
+    (example,) = [each for each in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "from openai" in each]
+    monkeypatch.chdir(tmp_path)
+    Path("picture.png").write_bytes(png())
+    with serve_videos(str(tmp_path / "serve")) as up:
+        names: dict[str, Any] = {}
+        exec(example.replace("http://127.0.0.1:8000", up.url), names)
+        names["client"].close()
+    assert video.probe(Path("video.mp4").read_bytes()).num_frames == 16
