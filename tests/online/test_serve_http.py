@@ -5,8 +5,11 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,12 +20,15 @@ from typing import Any
 import httpx
 import pytest
 import ray
+import yaml
 from PIL import Image
 from ray import serve
+from ray.serve.schema import ServeDeploySchema
 
 from pia_ray import video
-from pia_ray.config import ServeConfig
+from pia_ray.config import ServeConfig, load_serve
 from pia_ray.online.serve import build_endpoint, proxy_middlewares
+from pia_ray.online.serve.deployments import ingress_options
 from pia_ray.online.serve.server import PROXY_CALLBACK
 from pia_ray.testing import make_fake_engine
 
@@ -244,3 +250,31 @@ def test_calls_of_several_ingresses_share_the_engines(endpoint: Callable[..., ht
 def serve_address() -> str:
     client = serve.context._get_global_client()
     return f"{client.http_config.host}:{client.http_config.port}"
+
+
+def test_the_command_serves_the_demo_model_and_ends_on_a_signal(tmp_path: Path):
+    command = [Path(sys.executable).parent / "pia-ray", "serve", "--port", "0", "--storage", tmp_path / "jobs"]
+    with (tmp_path / "errors").open("wb") as errors:
+        server = subprocess.Popen([*map(str, command)], stdout=subprocess.PIPE, stderr=errors, text=True)
+    try:
+        url = re.search(r"Serving demo at (http://127\.0\.0\.1:\d+/)", server.stdout.readline())[1]
+        with httpx.Client(base_url=url, timeout=100) as client:
+            answer = animate(client)
+            assert (answer.status_code, answer.headers["x-animation-frames"]) == (200, "4")
+            assert answer.headers["x-animation-model"].startswith("demo@")
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(60) == 0, (tmp_path / "errors").read_text()
+    finally:
+        server.kill()
+        server.wait()
+        server.stdout.close()
+
+
+def test_the_endpoint_file_of_the_readme_is_one_that_serve_takes():
+    readme = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
+    text = re.search(r"```yaml\n(http_options:.*?)```", readme, re.DOTALL)[1]
+    (application,) = ServeDeploySchema.model_validate(yaml.safe_load(text)).applications
+    assert application.import_path == "pia_ray.online.serve:build_app"
+    config = load_serve(None, application.args)
+    assert (config.default_model, config.max_replicas) == ("photo", 4)
+    assert ingress_options(config)["num_replicas"] == 2
