@@ -79,11 +79,8 @@ def test_entries_that_share_their_beginning_equal_those_that_are_computed_apart(
     spread = torch.tensor([0, 1, 2, 1, 0])
     sample = inputs(3, 8, 8)[spread]
     timesteps = torch.tensor([900.0, 41.0, 7.0])[spread]
-    prefix.set(num=3, num_frames=FRAMES, spread=spread)
-    try:
+    with prefix.shared(num=3, num_frames=FRAMES, spread=spread):
         shared = predict(unet, sample, timesteps)
-    finally:
-        prefix.set(num=0, num_frames=1, spread=None)
     assert distance(shared, predict(plain, sample, timesteps)) < 5e-6
 
 
@@ -91,11 +88,9 @@ def test_a_shared_beginning_is_that_of_the_first_entries_alone(rewritten: tuple[
     unet, prefix = rewritten
     sample, timesteps = inputs(2, 8, 8), torch.tensor([500.0, 500.0])
     apart = predict(unet, sample, timesteps)
-    prefix.set(num=1, num_frames=FRAMES, spread=torch.tensor([0, 0]))
-    try:
+    with prefix.shared(num=1, num_frames=FRAMES, spread=torch.tensor([0, 0])):
         shared = predict(unet, sample, timesteps)
-    finally:
-        prefix.set(num=0, num_frames=1, spread=None)
+    assert distance(predict(unet, sample, timesteps), apart) == 0  # nothing is shared any more
     assert distance(shared[:1], apart[:1]) < 5e-6
     assert distance(shared[1:], apart[1:]) > 1e-3  # the second entry's own noise was not looked at by those layers
 
@@ -177,11 +172,11 @@ def test_a_full_size_step_takes_at_most_95_percent_and_a_decode_at_most_86_perce
     prefix = restructure_unet(unet)
     restructure_vae(vae)
     assert prefix is not None
-    prefix.set(num=1, num_frames=16, spread=spread)
-    assert teraflops(step) <= 0.95 * theirs[0]
-    cross = CrossAttention(unet)
-    prompts = cross.states(branches)
-    assert teraflops(step) <= 0.945 * theirs[0]
+    with prefix.shared(num=1, num_frames=16, spread=spread):
+        assert teraflops(step) <= 0.95 * theirs[0]
+        cross = CrossAttention(unet)
+        prompts = cross.states(branches)
+        assert teraflops(step) <= 0.945 * theirs[0]
     assert teraflops(decode) <= 0.86 * theirs[1]
 
 

@@ -251,7 +251,9 @@ def configure(manifest: Path, output: Path, **settings: Any) -> CatalogConfig:
 
 def test_a_catalogue_of_styles_loads_each_model_once_and_keeps_the_manifests_order(tmp_path: Path) -> None:
     order = [None, "ink", "oil"] * 3
-    config = configure(write(tmp_path, [*order, "inc"]), tmp_path / "out", keep_models=1)
+    # One row at a time: rows of two styles that are in hand together would have the models change places.
+    alone = {"batch_size": 1, "prefetch": 0}
+    config = configure(write(tmp_path, [*order, "inc"]), tmp_path / "out", keep_models=1, **alone)
     with FakeAnimator(config.model, styles=config.styles, keep_models=1) as animator:
         summary = run_local(config, animator=animator)
         assert animator.num_loads == 3

@@ -5,11 +5,13 @@ What may be packed together is the engine's to say; how it is run is said here a
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from diffusers import UNetMotionModel
 
 from pia_ray.pia.assemble import Components
 from pia_ray.pia.compilation import CompiledForward
@@ -42,7 +44,8 @@ class Forward:
         self._prefix = None
         self._cross: CrossAttention | None = None
         unet = components.unet
-        if not hasattr(unet, "_hf_hook"):  # accelerate's: of offloaded weights
+        # Offloaded weights, told by accelerate's hook, come and go: they are left as diffusers has them.
+        if isinstance(unet, UNetMotionModel) and not hasattr(unet, "_hf_hook"):
             self._prefix = restructure_unet(unet)
             restructure_vae(components.vae)
             if CrossAttention.suits(unet):
@@ -55,7 +58,9 @@ class Forward:
     def predict(self, pieces: Sequence[Piece]) -> torch.Tensor:
         """Predictions [N, 4, T, h, w], float32, of N pieces of one shape and one FreeU."""
         parts = self._components
-        order, spread = _by_prefix(pieces)
+        order, spread = list(range(len(pieces))), list(range(len(pieces)))
+        if self._prefix is not None:
+            order, spread = _by_prefix(pieces)
         packed = [pieces[index] for index in order]
         sample = torch.stack([_input(piece) for piece in packed]).to(parts.dtype)  # [N, 9, T, h, w]
         # A vector of its own per piece, never a number: a number would compile anew for every timestep.
@@ -69,18 +74,19 @@ class Forward:
             prompts = torch.stack([branch.prompt for branch in branches])  # [N, L, C]
             states = cross_attention_states(prompts.repeat_interleave(num_frames, dim=0), branches)
         num = max(spread) + 1
-        shared = self._prefix is not None and num < len(spread)
-        if self._prefix is not None:
-            places = torch.tensor(spread).to(parts.device, non_blocking=True) if shared else None
-            self._prefix.set(num=num, num_frames=num_frames, spread=places)
+        prefix = self._prefix if num < len(spread) else None
         told = {"encoder_hidden_states": states, "return_dict": False}
         timesteps = timesteps.to(parts.device, non_blocking=True)
         setting = packed[0].free_u
-        if self._compiled is not None and setting is None:
-            kind = (tuple(sample.shape), num if shared else 0, _form(states))
-            prediction = self._compiled(kind, sample, timesteps, **told)[0].clone()
-        else:
-            with free_u(parts.unet, setting):
+        with contextlib.ExitStack() as stack:
+            if prefix is not None:
+                places = torch.tensor(spread).to(parts.device, non_blocking=True)
+                stack.enter_context(prefix.shared(num=num, num_frames=num_frames, spread=places))
+            if self._compiled is not None and setting is None:
+                kind = (tuple(sample.shape), num if prefix is not None else 0, _form(states))
+                prediction = self._compiled(kind, sample, timesteps, **told)[0].clone()
+            else:
+                stack.enter_context(free_u(parts.unet, setting))
                 prediction = parts.unet(sample, timesteps, **told)[0]
         if order != sorted(order):
             back = torch.tensor(sorted(range(len(order)), key=order.__getitem__))

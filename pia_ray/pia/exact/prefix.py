@@ -6,6 +6,8 @@ cross-attention; conv_in, the first ResNet block and the first self-attention co
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -19,7 +21,7 @@ class Prefix:
     """Which entries of the coming forwards are equal up to the first cross-attention.
 
     The first `num` of a forward's entries are those that differ; `spread` tells for every entry which of them it
-    equals. Nothing is shared while `spread` is None.
+    equals. Nothing is shared while `spread` is None, which it is outside of `shared`.
     """
 
     def __init__(self) -> None:
@@ -27,9 +29,14 @@ class Prefix:
         self.num_frames = 1
         self.spread: torch.Tensor | None = None
 
-    def set(self, *, num: int, num_frames: int, spread: torch.Tensor | None) -> None:
-        """Says so for the coming forwards. `spread` is int64 [N] on the model's device."""
+    @contextmanager
+    def shared(self, *, num: int, num_frames: int, spread: torch.Tensor) -> Iterator[None]:
+        """Says so for the forwards within. `spread` is int64 [N] on the model's device."""
         self.num, self.num_frames, self.spread = num, num_frames, spread
+        try:
+            yield
+        finally:
+            self.spread = None
 
     def head(self, values: torch.Tensor) -> torch.Tensor:
         """The entries that differ: a view of values [N*T, ...]."""
