@@ -70,13 +70,14 @@ async def of_error(_: Request, error: Exception) -> JSONResponse:
     return answer(error)
 
 
-async def of_framework(_: Request, error: Exception) -> JSONResponse:
+async def of_framework(request: Request, error: Exception) -> JSONResponse:
     """Handler of what routing and the reading of forms refuse: 404, 405, a broken multipart body."""
     assert isinstance(error, HTTPException)
     status = error.status_code
     code = _CODES.get(status, "bad_request")
     text = "There is nothing at this address." if status == 404 else str(error.detail)
-    return JSONResponse(body(text, code=code, kind=_kind(status)), status_code=status, headers=error.headers)
+    headers = {**(error.headers or {}), **(_methods_of(request) if status == 405 else {})}
+    return JSONResponse(body(text, code=code, kind=_kind(status)), status_code=status, headers=headers)
 
 
 async def of_validation(_: Request, error: Exception) -> JSONResponse:
@@ -141,6 +142,13 @@ _MEANINGS: Final = {
     504: "It took longer than the server allows.",
     507: "It does not fit into the GPU's memory even alone.",
 }
+
+
+def _methods_of(request: Request) -> dict[str, str]:
+    """The header that tells what an address takes, by all of its routes: the framework tells of the first one alone."""
+    path = getattr(request.scope.get("route"), "path", "")
+    methods = request.app.openapi()["paths"].get(path, {})
+    return {"allow": ", ".join(sorted(method.upper() for method in methods))} if methods else {}
 
 
 def _kind(status: int) -> str:
