@@ -275,7 +275,7 @@ def test_a_bad_config_file_exits_2_with_file_and_key(pia: Pia, tmp_path: Path, t
         ({"base": "x", "long_egde": 512}, 'model.yaml: there is no setting "long_egde". Did you mean "long_edge"?'),
         ({"base": "nowhere"}, "there is no folder nowhere"),
         ({"base": "model.ckpt"}, "pickled checkpoint"),
-        ({"base": "model.safetensors"}, "model.safetensors is truncated or no safetensors file"),
+        ({"base": "model.safetensors", "config": "empty"}, "model.safetensors is truncated or no safetensors file"),
         ({"base": "embedded", "motion_adapter": "nowhere"}, "motion_adapter"),
         ({"base": "empty"}, "empty"),
         ({"base": "embedded", "defaults": {"motion": 3}}, 'there is no knob "motion"'),

@@ -384,9 +384,9 @@ def test_every_number_of_frames_that_the_model_has_positions_for_equals_diffuser
     assert_same(run(animator, request)[0].frames, diffusers_of(folder, request, model))
 
 
-def test_more_frames_than_the_model_has_positions_for_are_refused() -> None:
-    with pytest.raises(ValueError, match="less than or equal to 32"):
-        AnimationParams(prompt="x", num_frames=33)
+def test_more_frames_than_a_video_may_have_are_refused() -> None:
+    with pytest.raises(ValueError, match="less than or equal to 256"):
+        AnimationParams(prompt="x", num_frames=257)
 
 
 @pytest.mark.parametrize("guidance_scale", [0.0, 0.5, 1.0])

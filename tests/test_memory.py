@@ -236,7 +236,8 @@ def test_offloaded_models_make_the_same_videos(folder: Path, mode: str) -> None:
     plain = animate(model_of(folder), *requests)
     ours = animate(model_of(folder, offload=mode), *requests)
     for first, second in zip(plain, ours, strict=True):
-        assert np.array_equal(first, second)
+        # Weights that stay are run in rewritten layers (pia.exact), which are equal to float tolerance.
+        assert np.abs(first - second).max() <= 1
 
 
 def test_loras_act_on_offloaded_models_and_beside_the_originals_group_norm(folder: Path, tmp_path: Path) -> None:
