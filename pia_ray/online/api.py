@@ -19,7 +19,7 @@ from starlette.requests import ClientDisconnect
 import pia_ray
 from pia_ray.config import ServeConfig
 from pia_ray.errors import NotFound, PiaRayError
-from pia_ray.online import animations, faults, metrics
+from pia_ray.online import animations, faults, metrics, page
 from pia_ray.online.edge import HEALTH, METRICS, Edge, Owner, mark, request_id
 from pia_ray.online.forms import FormReader
 from pia_ray.online.keys import KeyRing
@@ -71,6 +71,7 @@ def create_app(
     app.include_router(animations.router(renderer, forms or FormReader(config), config, counters))
     app.include_router(_models(renderer))
     app.include_router(_health(renderer, counters))
+    app.include_router(page.router(config))
     for each in routers:
         app.include_router(each)
 

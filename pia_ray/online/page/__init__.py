@@ -1,0 +1,107 @@
+"""The playground: one static page at / that animates a picture through POST /v1/animations and shows the result.
+
+Its markup, style and script lie beside this file and load nothing from elsewhere. They hold no secret, so whoever
+reaches the port may have them; what the page calls wants an API key like any other caller.
+"""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from typing import Any, Final, get_args
+
+from fastapi import APIRouter, Response
+from fastapi.responses import JSONResponse
+
+import pia_ray
+from pia_ray.config import ServeConfig
+from pia_ray.params import KNOBS, VideoFormat
+from pia_ray.video import MIME
+
+LABELS: Final = {
+    "num_frames": "Frames",
+    "fps": "Frames per second",
+    "num_inference_steps": "Steps",
+    "guidance_scale": "Guidance",
+    "seed": "Seed",
+    "width": "Width",
+    "height": "Height",
+    "scheduler": "Scheduler",
+    "seam": "Seam of loops",
+    "negative_prompt": "Negative prompt",
+}
+"""Knobs that the page folds away, in its order, with their names on it. What it says of them is their declaration."""
+
+POLICY: Final = "; ".join(
+    (
+        "default-src 'none'",
+        "script-src 'self'",
+        "style-src 'self'",
+        "connect-src 'self'",
+        "img-src 'self' blob: data:",
+        "media-src blob:",
+        "form-action 'none'",
+        "base-uri 'none'",
+        "frame-ancestors 'none'",
+        "require-trusted-types-for 'script'",
+    )
+)
+"""The page's Content-Security-Policy."""
+
+_TYPES: Final = {"page.html": "text/html", "page.css": "text/css", "page.js": "text/javascript"}
+
+
+def router(config: ServeConfig) -> APIRouter:
+    """The page at /, and what it loads below /page/."""
+    routes = APIRouter(include_in_schema=False)
+    folder = files(__name__)
+    answers = {
+        name: (folder.joinpath(name).read_bytes(), {"content-type": f"{kind}; charset=utf-8"})
+        for name, kind in _TYPES.items()
+    }
+
+    @routes.get("/")
+    async def page() -> Response:
+        content, headers = answers["page.html"]
+        return Response(content, headers={**headers, "content-security-policy": POLICY})
+
+    @routes.get("/page/page.css")
+    async def style() -> Response:
+        content, headers = answers["page.css"]
+        return Response(content, headers=headers)
+
+    @routes.get("/page/page.js")
+    async def script() -> Response:
+        content, headers = answers["page.js"]
+        return Response(content, headers=headers)
+
+    @routes.get("/page/settings.json")
+    async def settings() -> JSONResponse:
+        return JSONResponse(_settings(config))
+
+    return routes
+
+
+def _settings(config: ServeConfig) -> dict[str, Any]:
+    """What the page must know of this endpoint to draw its form."""
+    most = {"num_frames": config.max_frames, "num_inference_steps": config.max_steps}
+    return {
+        "version": pia_ray.__version__,
+        "needs_key": config.needs_key and not config.allow_anonymous,
+        "max_image_bytes": config.max_image_bytes,
+        "formats": {name: MIME[name] for name in get_args(VideoFormat)},
+        "knobs": [_field(name, label, most.get(name)) for name, label in LABELS.items()],
+    }
+
+
+def _field(name: str, label: str, most: int | None) -> dict[str, Any]:
+    knob = KNOBS[name]
+    return {
+        "name": name,
+        "label": label,
+        "meaning": knob.meaning,
+        "bounds": knob.bounds if most is None else f"1 to {most}",
+        "unit": knob.unit,
+        "choices": knob.choices,
+        "is_number": knob.type is not str,
+        "is_integer": knob.type is int,
+    }
