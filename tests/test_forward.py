@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -114,7 +115,7 @@ def test_many_prompts_do_not_pile_up(ours: tuple[Components, Forward]) -> None:
 def test_the_unet_compiles_in_one_graph_per_kind_of_forward_and_no_more(
     ours: tuple[Components, Forward], caplog: pytest.LogCaptureFixture
 ) -> None:
-    parts = copy.deepcopy(ours[0])
+    parts = replace(copy.deepcopy(ours[0]), compile_mode="default")
     forward = Forward(parts)
     graphs: list[object] = []
 
@@ -129,6 +130,10 @@ def test_the_unet_compiles_in_one_graph_per_kind_of_forward_and_no_more(
     assert len(graphs) == 1
     forward.predict([*row(1), *row(2)])
     assert len(graphs) == 2
+    # FreeU runs uncompiled, and leaves no trace.
+    forward.predict([replace(piece, free_u=(0.9, 0.2, 1.5, 1.6)) for piece in row(1)])
+    forward.predict(row(1))
+    assert len(graphs) == 2
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
@@ -138,6 +143,19 @@ def test_further_kinds_run_uncompiled() -> None:
         value = torch.full((kind + 1,), float(kind))
         assert torch.equal(compiled((kind,), value), value)
     assert len(compiled._kinds) == MOST_GRAPHS
+
+
+def test_many_models_of_one_class_compile_side_by_side() -> None:
+    class Doubling(torch.nn.Module):
+        def forward(self, value: torch.Tensor) -> torch.Tensor:
+            return 2 * value
+
+    for model in range(3):
+        compiled = CompiledForward(Doubling(), mode="default", backend="eager")
+        for kind in range(MOST_GRAPHS):
+            value = torch.ones(model * MOST_GRAPHS + kind + 2)
+            assert torch.equal(compiled((kind,), value), 2 * value)
+        assert len(compiled._kinds) == MOST_GRAPHS
 
 
 def test_a_module_that_cannot_be_compiled_runs_plain_and_says_so(caplog: pytest.LogCaptureFixture) -> None:

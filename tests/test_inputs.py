@@ -278,6 +278,14 @@ def test_float_output_is_not_rounded_to_eight_bits(animator: Animator) -> None:
     assert np.abs(levels - levels.round()).max() > 0.3
 
 
+@pytest.mark.parametrize("kind", ["pt", "latent"])
+def test_tensors_that_come_out_are_ordinary_ones(animator: Animator, kind: str) -> None:
+    (animation,) = run(animator, ask({"output_type": kind}))
+    weight = torch.ones((), requires_grad=True)
+    (animation.output.add_(1) * weight).sum().backward()
+    assert weight.grad is not None
+
+
 # The step callback
 
 
@@ -317,6 +325,20 @@ def test_a_callback_that_replaces_the_prompt_from_the_first_step_on_leaves_other
     plain, changed, spoiled = run(animator, ask(), ask({"on_step_end": other_text}), ask({"on_step_end": spoil}))
     assert_near(plain.frames, spoiled.frames)
     assert np.abs(plain.frames.astype(int) - changed.frames).mean() > 0.5
+
+
+def test_a_callback_may_write_to_the_tensor_that_it_gave_before(animator: Animator) -> None:
+    kept: list[torch.Tensor] = []
+
+    def fade_in_place(end: StepEnd) -> dict[str, torch.Tensor]:
+        kept[:] = kept or [end.tensors["prompt_embeds"]]
+        return {"prompt_embeds": kept[0].mul_(0.5)}
+
+    def fade(end: StepEnd) -> dict[str, torch.Tensor]:
+        return {"prompt_embeds": end.tensors["prompt_embeds"] * 0.5}
+
+    in_place, copied = run(animator, ask({"on_step_end": fade_in_place}), ask({"on_step_end": fade}))
+    assert_near(in_place.frames, copied.frames)
 
 
 def test_an_exception_in_a_callback_fails_its_row_alone(animator: Animator) -> None:

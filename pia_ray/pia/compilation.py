@@ -23,7 +23,14 @@ log = logging.getLogger(__name__)
 Mode = Literal["default", "reduce-overhead", "max-autotune"]
 
 MOST_GRAPHS: Final = 12
-"""Kinds of forward that are compiled for; further ones run uncompiled."""
+"""Kinds of forward of one model that are compiled for; further ones run uncompiled."""
+
+_TORCH_LIMITS: Final[dict[str, Any]] = {
+    "recompile_limit": 2**16,
+    "accumulated_recompile_limit": 2**16,
+    "fail_on_recompile_limit_hit": False,
+}
+"""torch counts all models of a class as one, and fails beyond its own limits: they must not be met before ours."""
 
 
 def can_compile(device: torch.device) -> bool:
@@ -78,8 +85,7 @@ class CompiledForward:
             return self._module(*args, **kwargs)
         is_new = kind not in self._kinds
         try:
-            # Each kind is compiled once; torch's own bound on that is lower, and would be an error.
-            with torch._dynamo.config.patch(recompile_limit=2 * MOST_GRAPHS, fail_on_recompile_limit_hit=False):
+            with torch._dynamo.config.patch(_TORCH_LIMITS):
                 answer = self._compiled(*args, **kwargs)
         except (torch._dynamo.exc.TorchDynamoException, torch._inductor.exc.InductorError) as error:
             reason = str(error).strip().splitlines()[0]

@@ -10,6 +10,7 @@ import torch
 
 from pia_ray.errors import NonFiniteFrames
 from pia_ray.pia.assemble import Components
+from pia_ray.pia.faults import is_out_of_memory
 from pia_ray.pia.memory import frames_at_once
 from pia_ray.pia.tiling import TILE_PIXELS, is_tiled, tiled
 
@@ -59,8 +60,8 @@ def _decode(
     while True:
         try:
             return torch.cat([finish(_decode_chunk(components, part)) for part in scaled.split(chunk)])
-        except torch.OutOfMemoryError:
-            if chunk == 1:
+        except (RuntimeError, MemoryError) as error:
+            if chunk == 1 or not is_out_of_memory(error):
                 raise
         chunk //= 2
         torch.cuda.empty_cache()

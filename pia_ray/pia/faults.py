@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import torch
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a device or the host ran out; CPU allocator and cuBLAS say so by a plain RuntimeError."""
+    """Whether a device or the host ran out; CPU allocator, cuBLAS and Triton say so by a plain RuntimeError."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return any(text in str(error) for text in ("DefaultCPUAllocator", "CUDA error: out of memory", "_ALLOC_FAILED"))
+    return any(text in str(error) for text in _OUT_OF_MEMORY)
 
 
 def device_is_lost(error: BaseException) -> bool:
-    """CUDA errors after which every later call fails too."""
-    if is_out_of_memory(error):
-        return False
-    text = str(error)
-    return "CUDA error" in text or "device-side assert" in text or "CUBLAS_STATUS_EXECUTION_FAILED" in text
+    """CUDA errors after which every later call fails too; compiled kernels tell them in Triton's words."""
+    return not is_out_of_memory(error) and any(text in str(error) for text in _LOST)
+
+
+_OUT_OF_MEMORY: Final = ("DefaultCPUAllocator", "CUDA error: out of memory", "[CUDA]: out of memory", "_ALLOC_FAILED")
+_LOST: Final = (
+    *("CUDA error", "device-side assert", "illegal memory access", "unspecified launch failure"),
+    *("CUBLAS_STATUS_EXECUTION_FAILED", "CUDNN_STATUS_EXECUTION_FAILED"),
+)

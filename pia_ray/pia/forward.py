@@ -52,6 +52,8 @@ class Forward:
                 self._cross = CrossAttention(unet)
         self._compiled: CompiledForward | None = None
         if components.compile_mode is not None:
+            with free_u(unet, (1.0, 1.0, 1.0, 1.0)):
+                pass  # leaves its attributes on the blocks: compiled code that saw none would be made anew after a row
             self._compiled = CompiledForward(unet, mode=components.compile_mode, cache=components.compile_cache)
 
     @torch.inference_mode()

@@ -41,14 +41,16 @@ def blend(predictions: torch.Tensor, windows: Sequence[Window], num_frames: int)
     if len(windows) == 1:
         return predictions
     size = len(windows[0])
-    weights = torch.tensor([min(place + 1, size - place) for place in range(size)], device=predictions.device)
-    weights = weights.to(predictions.dtype).view(-1, 1, 1)  # [window's frames, 1, 1]
+    device, dtype = predictions.device, predictions.dtype
+    # Made in host memory and copied without waiting for a GPU.
+    ramp = torch.tensor([min(place + 1, size - place) for place in range(size)], dtype=dtype)
+    weights = ramp.to(device, non_blocking=True).view(-1, 1, 1)  # [window's frames, 1, 1]
     sides = predictions.unflatten(0, (len(windows), -1))  # [windows, sides, 4, window's frames, h, w]
     shape = (*sides.shape[1:3], num_frames, *sides.shape[4:])
-    total = torch.zeros(shape, dtype=predictions.dtype, device=predictions.device)
-    weight = torch.zeros(num_frames, 1, 1, dtype=predictions.dtype, device=predictions.device)
+    total = torch.zeros(shape, dtype=dtype, device=device)
+    weight = torch.zeros(num_frames, 1, 1, dtype=dtype, device=device)
     for frames, prediction in zip(windows, sides, strict=True):
-        index = torch.tensor(frames, device=predictions.device)
+        index = torch.tensor(frames).to(device, non_blocking=True)
         total.index_add_(2, index, prediction * weights)
         weight.index_add_(0, index, weights)
     return total / weight

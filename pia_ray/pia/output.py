@@ -30,11 +30,11 @@ def finished(
     if kind == "latent":
         require_finite(latents)
         frames = np.empty((0, params.height or 0, params.width or 0, 3), np.uint8)
-        return frames, 0.0, latents.float().cpu().clone()
+        return frames, 0.0, _ordinary(latents.float().cpu())
     if kind in ("np", "pt"):
         values = decode_exactly(components, latents)  # [T, 3, H, W]
         pixels = quantised(values)
-        output: Any = values.clone()
+        output: Any = _ordinary(values)
         if kind == "np":
             output = np.ascontiguousarray(values.permute(0, 2, 3, 1).numpy())  # [T, H, W, 3]
         return to_numpy(pixels), measure_motion(pixels, params.condition_frame), output
@@ -45,3 +45,9 @@ def finished(
         measure_motion(pixels, params.condition_frame),
         [Image.fromarray(frame) for frame in frames] if kind == "pil" else frames,
     )
+
+
+def _ordinary(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy that callers may write to and use with autograd, as they may not what is made in inference mode."""
+    with torch.inference_mode(False):
+        return tensor.clone()

@@ -192,7 +192,8 @@ def call_back(
             raise BadParameter(
                 f"on_step_end must return {name} as a tensor {list(own[name].shape)} (got {shape})", "on_step_end"
             )
-    new = {name: given[name].to(own[name]) for name in given}
+    # Copies again: the caller may go on writing to what it gave, and what is made of an embedding is remembered.
+    new = {name: given[name].to(own[name], copy=True) for name in given}
     branches = tuple(
         replace(branch, prompt=new.get(f"{branch.text}_embeds", branch.prompt)) if new else branch
         for branch in branches

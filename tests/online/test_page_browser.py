@@ -245,8 +245,10 @@ def test_a_server_with_keys_asks_for_one_and_the_tab_remembers_it(browser, pictu
         assert "API key" in said
         assert focused(browser) == "key"
         browser.find_element("id", "key").send_keys("sk-mine")
+        browser.find_element("id", "format").send_keys("gif")
         browser.find_element("id", "go").click()
-        assert finished(browser)["Length"].startswith("8 frames")
+        assert finished(browser)["File"].startswith("gif")
+        assert until(browser, "return document.querySelector('#video img').naturalWidth") == 64
         browser.refresh()
         until(browser, "return document.getElementById('version').textContent")
         assert browser.find_element("id", "key").get_property("value") == "sk-mine"

@@ -358,6 +358,7 @@ function blobOf(url) {
 let past = []; // the newest first
 
 async function keep(entry) {
+  await recall(); // other tabs add to the same store
   past.unshift(entry);
   const dropped = [];
   const size = () => past.reduce((sum, each) => sum + each.video.size + each.picture.size, 0);
@@ -411,7 +412,7 @@ function markShown() {
 
 async function recall() {
   const stored = await change((store) => store.getAll());
-  past = [...(stored ?? [])].sort((one, other) => other.at - one.at);
+  if (stored) past = stored.sort((one, other) => other.at - one.at);
   listPast();
 }
 

@@ -79,10 +79,10 @@ class CrossAttention:
         mask = None
         if len(counts) > 1:  # a mask costs the fastest kernels, so it is left out while all have equally many tokens
             lengths = [most if branch.image is None else len(branch.image.tokens) for branch in branches]
-            mask = (torch.arange(most)[None] < torch.tensor(lengths)[:, None])[:, None, None].to(first.device)
-        return CrossStates(
-            keys, values, look_keys, look_values, scales.to(first.device, first.dtype)[:, None, None], mask
-        )
+            mask = (torch.arange(most)[None] < torch.tensor(lengths)[:, None])[:, None, None]
+            mask = mask.to(first.device, non_blocking=True)
+        scales = scales.to(first.dtype)[:, None, None].to(first.device, non_blocking=True)
+        return CrossStates(keys, values, look_keys, look_values, scales, mask)
 
     def _of_prompt(self, prompt: torch.Tensor) -> tuple[Layers, Layers]:
         def project(attention: Attention) -> tuple[torch.Tensor, torch.Tensor]:
