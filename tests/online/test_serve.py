@@ -80,10 +80,12 @@ def cluster() -> Iterator[None]:
         object_store_memory=200 * 2**20,
         logging_level="ERROR",
     )
-    serve.start(proxy_location="Disabled")
-    yield
-    serve.shutdown()
-    ray.shutdown()
+    try:
+        serve.start(proxy_location="Disabled")
+        yield
+        serve.shutdown()
+    finally:
+        ray.shutdown()  # whatever happened: the next module starts a cluster of its own
 
 
 @pytest.fixture

@@ -65,10 +65,12 @@ def address() -> Iterator[str]:
         )
     finally:
         del os.environ[PROXY_CALLBACK]
-    serve.start(http_options={"host": "127.0.0.1", "port": port})
-    yield f"http://127.0.0.1:{port}"
-    serve.shutdown()
-    ray.shutdown()
+    try:
+        serve.start(http_options={"host": "127.0.0.1", "port": port})
+        yield f"http://127.0.0.1:{port}"
+        serve.shutdown()
+    finally:
+        ray.shutdown()  # whatever happened: the next module starts a cluster of its own
 
 
 @pytest.fixture
