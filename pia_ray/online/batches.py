@@ -9,7 +9,7 @@ from functools import partial
 from typing import Annotated, Any, Final, Literal
 
 from fastapi import APIRouter, Query, Request, Response
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from pia_ray.config import ServeConfig
 from pia_ray.errors import BadParameter, Busy, UnsupportedBody
@@ -53,6 +53,17 @@ class FileList(BaseModel):
     has_more: bool
     first_id: str | None
     last_id: str | None
+
+
+class FilePage(BaseModel):
+    """Which part of the list of files."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    after: str | None = Field(None, description="The last_id of the page before.", max_length=100)
+    limit: int = Field(100, ge=1, le=10_000)
+    order: Order = Field("desc", description="By the time of creation.")
+    purpose: Purpose | None = Field(None, description="Of these files alone.")
 
 
 class FileDeleted(BaseModel):
@@ -111,6 +122,15 @@ class BatchList(BaseModel):
     has_more: bool
     first_id: str | None
     last_id: str | None
+
+
+class BatchPage(BaseModel):
+    """Which part of the list of batches, newest first."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    after: str | None = Field(None, description="The last_id of the page before.", max_length=100)
+    limit: int = Field(20, ge=1, le=100)
 
 
 def file_object(file: StoredFile) -> FileObject:
@@ -184,15 +204,9 @@ def file_routes(files: FileStore, *, config: ServeConfig, prefix: str = "/v1") -
         return file_object(await asyncio.to_thread(create_file))
 
     @router.get("", operation_id="list_files", summary="List files", responses=faults.responses(422))
-    async def list_files(
-        owner: Owner,
-        after: Annotated[str | None, Query(max_length=100)] = None,
-        limit: Annotated[int, Query(ge=1, le=10_000)] = 100,
-        order: Order = "desc",
-        purpose: Purpose | None = None,
-    ) -> FileList:
+    async def list_files(owner: Owner, page: Annotated[FilePage, Query()]) -> FileList:
         found, more = await asyncio.to_thread(
-            lambda: files.list(owner, after=after, limit=limit, order=order, purpose=purpose)
+            lambda: files.list(owner, after=page.after, limit=page.limit, order=page.order, purpose=page.purpose)
         )
         listed = [file_object(each) for each in found]
         return FileList(data=listed, has_more=more, first_id=_first(listed), last_id=_last(listed))
@@ -262,12 +276,10 @@ def batch_routes(
         return batch_object(await asyncio.to_thread(create_batch))
 
     @router.get("", operation_id="list_batches", summary="List batches", responses=faults.responses(422))
-    async def list_batches(
-        owner: Owner,
-        after: Annotated[str | None, Query(max_length=100)] = None,
-        limit: Annotated[int, Query(ge=1, le=100)] = 20,
-    ) -> BatchList:
-        found, more = await asyncio.to_thread(lambda: batches.list(owner, after=after, limit=limit, order="desc"))
+    async def list_batches(owner: Owner, page: Annotated[BatchPage, Query()]) -> BatchList:
+        found, more = await asyncio.to_thread(
+            lambda: batches.list(owner, after=page.after, limit=page.limit, order="desc")
+        )
         listed = [batch_object(each) for each in found]
         return BatchList(data=listed, has_more=more, first_id=_first(listed), last_id=_last(listed))
 

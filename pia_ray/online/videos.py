@@ -107,6 +107,16 @@ class VideoList(BaseModel):
     last_id: str | None
 
 
+class VideoPage(BaseModel):
+    """Which part of the list of videos."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    after: str | None = Field(None, description="The last_id of the page before.", max_length=100)
+    limit: int = Field(20, ge=1, le=100)
+    order: Literal["asc", "desc"] = Field("desc", description="By the time of creation.")
+
+
 class VideoDeleted(BaseModel):
     """That a video is gone."""
 
@@ -179,13 +189,8 @@ def video_routes(
         return await told(job, response)
 
     @router.get("", operation_id="list_videos", summary="List videos", responses=faults.responses(404, 422))
-    async def list_videos(
-        owner: Owner,
-        after: Annotated[str | None, Query(description="The last_id of the page before.", max_length=100)] = None,
-        limit: Annotated[int, Query(ge=1, le=100)] = 20,
-        order: Annotated[Literal["asc", "desc"], Query(description="By the time of creation.")] = "desc",
-    ) -> VideoList:
-        found = await asyncio.to_thread(lambda: jobs.list(owner, after=after, limit=limit, order=order))
+    async def list_videos(owner: Owner, page: Annotated[VideoPage, Query()]) -> VideoList:
+        found = await asyncio.to_thread(lambda: jobs.list(owner, after=page.after, limit=page.limit, order=page.order))
         shown = [video_object(job) for job in found.jobs]
         return VideoList(
             data=shown,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import tempfile
 
 import pytest
 import schemathesis
@@ -12,20 +13,23 @@ from PIL import Image
 from schemathesis.specs.openapi.checks import negative_data_rejection, positive_data_acceptance
 
 from pia_ray.config import ServeConfig
-from pia_ray.online.api import create_app
 from pia_ray.online.forms import FormReader
+from pia_ray.online.jobs import JobStore
 from pia_ray.online.render import LocalRenderer
+from pia_ray.online.service import create_endpoint
 from pia_ray.testing import FakeAnimator
 
 pytestmark = pytest.mark.heavy
 
 KEY = "sk-fuzz"
+STORAGE = tempfile.TemporaryDirectory(prefix="pia-ray-fuzz-")
 CONFIG = ServeConfig.model_validate(
     {
         "api_keys": (hashlib.sha256(KEY.encode()).hexdigest(),),
         "requests_per_minute": 1_000_000,
         "max_frames": 4,
         "batch_size": 1,
+        "storage": STORAGE.name,
     }
 )
 
@@ -37,8 +41,9 @@ def png(*_: object) -> bytes:
     return out.getvalue()
 
 
-APP = create_app(
+APP = create_endpoint(
     LocalRenderer(FakeAnimator(CONFIG.models["demo"], styles=CONFIG.models), CONFIG),
+    JobStore(CONFIG.storage, job_ttl_s=CONFIG.job_ttl_s),
     CONFIG,
     forms=FormReader(CONFIG, fetch_url=png),
 )

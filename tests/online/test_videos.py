@@ -113,6 +113,14 @@ def test_a_list_of_fifty_is_read_page_by_page_in_both_orders(server: VideoServer
     assert refusal(lambda: client.videos.list(limit=0)).status_code == 422
 
 
+@pytest.mark.parametrize("path", ["videos", "files", "batches"])
+def test_a_list_refuses_parameters_that_it_does_not_know(client: OpenAI, path: str):
+    with pytest.raises(openai.UnprocessableEntityError) as refused:
+        client.get(f"/{path}", cast_to=object, options={"params": {"limit": 5, "colour": "red"}})
+
+    assert refused.value.param == "colour"
+
+
 def test_progress_position_and_time_left_are_told_while_it_goes_on(server: VideoServer):
     client = server.client("many")
     made = [make(client, f"number {n}", extra_body={"num_inference_steps": 100}) for n in range(6)]
