@@ -42,7 +42,7 @@ lint: $(READY)
 
 bench: $(READY)
 	@set -e; for program in benchmarks/*.py; do echo "== $$program"; $(BIN)/python "$$program"; done
-	@echo "== pia-ray bench"; $(BIN)/pia-ray bench --against benchmarks/cards
+	@echo "== pia-ray bench"; $(BIN)/pia-ray bench --size demo --steps 8 --batches 1,2,4 --against benchmarks/cards
 
 $(READY): pyproject.toml constraints.txt
 	@set -e; \
