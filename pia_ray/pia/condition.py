@@ -102,7 +102,7 @@ class Conditions:
         width = int(parts.text_encoder.config.hidden_size)
         if values.ndim != 2 or values.shape[1] != width or not len(values):
             raise BadParameter(f"{field} must be [L, {width}] for this model (got {list(values.shape)})", field)
-        return torch.from_numpy(values.astype(np.float32)).to(parts.device, parts.dtype)
+        return torch.tensor(values, dtype=torch.float32).to(parts.device, parts.dtype)
 
     @torch.inference_mode()
     def picture(self, image: Image.Image, generator: torch.Generator) -> torch.Tensor:
@@ -145,7 +145,7 @@ class Conditions:
         if scale == 0:
             return {}
         if embeds is not None:
-            return image_tokens(adapter, torch.from_numpy(embeds.astype(np.float32)), scale=scale)
+            return image_tokens(adapter, torch.tensor(embeds, dtype=torch.float32), scale=scale)
         assert isinstance(picture, Image.Image)
         key = _digest(np.asarray(picture))
         if (embedding := _recall(self._looks, key)) is None:

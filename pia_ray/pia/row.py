@@ -135,7 +135,7 @@ def start_noise(request: AnimationRequest, shape: tuple[int, ...], device: torch
             f"latents must be {list(shape)} for this row's frames and size (got {list(request.latents.shape)})",
             "latents",
         )
-    return torch.from_numpy(request.latents.astype(np.float32)).to(device)
+    return torch.tensor(request.latents, dtype=torch.float32, device=device)
 
 
 def text_embeddings(request: AnimationRequest, conditions: Conditions) -> dict[Text, torch.Tensor]:
