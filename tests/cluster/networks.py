@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -174,10 +175,10 @@ def family(first: int) -> set[int]:
     return found
 
 
-def until(condition: object, *, seconds: float, what: str) -> None:
+def until(condition: Callable[[], object], *, seconds: float, what: str) -> None:
     """Waits until `condition()` is true; the time is for slow machines, none depends on it."""
     deadline = time.monotonic() + seconds
-    while not condition():  # type: ignore[operator]
+    while not condition():
         assert time.monotonic() < deadline, f"still not so after {seconds:.0f} s: {what}"
         time.sleep(0.1)
 

@@ -19,12 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from ray.job_submission import JobSubmissionClient
+from ray.job_submission import JobStatus, JobSubmissionClient
 
-from tests.cluster.networks import Place, free_port, open_network, until
+from tests.cluster.networks import Network, Place, free_port, until
 
 ROOT = Path(__file__).parents[2]
-START_S = 180
+PATIENCE_S = 300
+"""For what takes seconds on an idle machine."""
 
 
 class Node:
@@ -49,6 +50,14 @@ class Node:
         """Whether it has gone, by itself or killed."""
         return self._first.poll() is not None
 
+    def runs(self, name: str) -> bool:
+        """Whether one of its processes has that in its command line; Ray puts the names of actors there."""
+        for pid in self.place.processes(self._first.pid):
+            with suppress(OSError):
+                if name in Path(f"/proc/{pid}/cmdline").read_text(errors="replace"):
+                    return True
+        return False
+
     def kill(self) -> None:
         """SIGKILL to all its processes, as a machine that loses its power."""
         halted = set[int]()
@@ -57,15 +66,21 @@ class Node:
             halted |= new
         _signal(halted, signal.SIGKILL)
         self._first.wait()
-        until(lambda: not self.place.processes(self._first.pid), seconds=60, what="a killed node has no processes")
+        # What is dead has no program, also where nobody has asked yet how it ended.
+        until(
+            lambda: not any(Path(f"/proc/{pid}/exe").exists() for pid in halted),
+            seconds=PATIENCE_S,
+            what="a killed node has no processes",
+        )
 
 
 class Nodes:
-    """The cluster. `token` is its password, in the environment of all that take part."""
+    """The cluster; `token` is its password. What `environment` says is in the environment of every node."""
 
-    def __init__(self, *, environment: Mapping[str, str], log: Path) -> None:
-        self.network = open_network()
+    def __init__(self, network: Network, *, environment: Mapping[str, str], log: Path) -> None:
+        self.network = network
         self.token = secrets.token_hex(32)
+        self.http_port = free_port()
         # Ray's sockets have paths of at most 107 characters: not under pytest's folders.
         self._folder = Path(tempfile.mkdtemp(prefix="ray-"))
         self._log = log
@@ -79,22 +94,17 @@ class Nodes:
             "RAY_USAGE_STATS_ENABLED": "0",
         }
         self._gcs_port, self._dashboard_port = free_port(), free_port()
-        self._workers: list[Node] = []
         self._head: Node | None = None
+        self._workers: list[Node] = []
 
     @property
     def environment(self) -> dict[str, str]:
-        """What a program needs to talk to this cluster, on any machine that reaches it."""
+        """What a program needs to talk to this cluster: `ray job`, `serve deploy`."""
         return {**self._environment, "RAY_API_SERVER_ADDRESS": self.dashboard}
 
     @property
-    def dashboard(self) -> str:
-        """The address of the Jobs API and of Serve's."""
-        return f"http://{self.head.place.address}:{self._dashboard_port}"
-
-    @property
     def head(self) -> Node:
-        """The node with the cluster's memory and the dashboard."""
+        """The node with the cluster's memory, the dashboard and the drivers of jobs."""
         assert self._head is not None
         return self._head
 
@@ -104,53 +114,80 @@ class Nodes:
         return tuple(self._workers)
 
     @property
-    def jobs(self) -> JobSubmissionClient:
-        """The Jobs API."""
-        return JobSubmissionClient(self.dashboard, headers=self._bearer)
+    def dashboard(self) -> str:
+        """The address of the Jobs API and of Serve's."""
+        return f"http://{self.head.place.address}:{self._dashboard_port}"
 
-    def start(self, *, num_workers: int) -> None:
-        """Starts the head, then the workers."""
-        place = self.network.place()
-        self._head = self._node(
-            place,
+    def ask(self, path: str, **query: str) -> Any:
+        """What the dashboard answers to a GET, JSON; None while it does not answer."""
+        try:
+            answer = httpx.get(f"{self.dashboard}{path}", params=query, headers=self._bearer, timeout=60)
+        except httpx.TransportError:
+            return None
+        return answer.json() if answer.status_code == 200 else None
+
+    def alive(self) -> list[dict[str, Any]]:
+        """The nodes that the cluster believes to be there."""
+        answer = self.ask("/api/v0/nodes", detail="1")
+        return [node for node in answer["data"]["result"]["result"] if node["state"] == "ALIVE"] if answer else []
+
+    def start(self) -> None:
+        """Starts the head."""
+        arguments = [
             "--head",
             f"--port={self._gcs_port}",
-            f"--dashboard-host={place.address}",
             f"--dashboard-port={self._dashboard_port}",
             f"--ray-client-server-port={free_port()}",
             "--num-cpus=2",
             "--num-gpus=0",
-        )
-        self.add_workers(num_workers)
-
-    def add_workers(self, num: int) -> None:
-        """Starts so many workers, and waits until the cluster has them."""
-        wanted = len(self._workers) + num
-        for _ in range(num):
+        ]
+        for left in (2, 1, 0):
             place = self.network.place()
-            address = f"--address={self.head.place.address}:{self._gcs_port}"
-            self._workers.append(self._node(place, address, "--num-cpus=3", "--num-gpus=1"))
-        until(lambda: len(self.alive()) == wanted + 1, seconds=START_S, what=f"{wanted} workers are there")
+            self._head = self._node(place, *arguments, f"--dashboard-host={place.address}")
+            until(lambda: self.head.ended or self.alive(), seconds=PATIENCE_S, what="the cluster has a head")
+            if not self._head.ended:
+                return
+            assert left, f"the head does not start:\n{self._log.read_text()[-4000:]}"
 
-    def kill_worker(self, worker: Node) -> None:
+    def bring_up(self, *, num_workers: int) -> None:
+        """Starts the workers that are missing, and waits until the cluster has exactly so many."""
+        num_starts = 0
+
+        def are_there() -> bool:
+            nonlocal num_starts
+            assert not self.head.ended, f"the head has ended:\n{self._log.read_text()[-4000:]}"
+            # Ray gives a node 30 s to start, and ends it then: few, on a machine with much to do.
+            self._workers = [worker for worker in self._workers if not worker.ended]
+            while len(self._workers) < num_workers:
+                num_starts += 1
+                assert num_starts <= 3 * num_workers, f"the workers do not start:\n{self._log.read_text()[-4000:]}"
+                address = f"--address={self.head.place.address}:{self._gcs_port}"
+                self._workers.append(self._node(self.network.place(), address, "--num-cpus=3", "--num-gpus=1"))
+            return len(self.alive()) == num_workers + 1
+
+        until(are_there, seconds=PATIENCE_S, what=f"there are {num_workers} workers")
+
+    def kill(self, worker: Node) -> None:
         """Ends a worker without a word to the others."""
         self._workers.remove(worker)
         worker.kill()
 
-    def alive(self) -> list[dict[str, Any]]:
-        """The nodes that the cluster believes to be there."""
-        dead = [node for node in (self.head, *self._workers) if node.ended]
-        assert not dead, f"a node has ended by itself:\n{self._log.read_text()[-4000:]}"
-        try:
-            answer = httpx.get(
-                f"{self.dashboard}/api/v0/nodes", params={"detail": "1"}, headers=self._bearer, timeout=30
-            )
-        except httpx.TransportError:
-            return []  # the dashboard is not up yet
-        if answer.status_code != 200:
-            return []
-        nodes: list[dict[str, Any]] = answer.json()["data"]["result"]["result"]
-        return [node for node in nodes if node["state"] == "ALIVE"]
+    def submit(self, entrypoint: str, folder: Path, *, submission_id: str) -> str:
+        """Submits a job with that working directory; its id."""
+        return self._jobs.submit_job(
+            entrypoint=entrypoint, submission_id=submission_id, runtime_env={"working_dir": str(folder)}
+        )
+
+    def job_ended(self, job: str) -> bool:
+        """Whether the job is over, whatever it came to."""
+        return self._jobs.get_job_status(job).is_terminal()
+
+    def finish(self, job: str) -> str:
+        """The log of a job that succeeds."""
+        until(lambda: self.job_ended(job), seconds=PATIENCE_S, what=f"the job {job} is over")
+        log = self._jobs.get_job_logs(job)
+        assert self._jobs.get_job_status(job) == JobStatus.SUCCEEDED, log
+        return log
 
     def close(self) -> None:
         """Ends everything."""
@@ -162,6 +199,10 @@ class Nodes:
     @property
     def _bearer(self) -> dict[str, str]:
         return {"Authorization": f"Bearer {self.token}"}
+
+    @property
+    def _jobs(self) -> JobSubmissionClient:
+        return JobSubmissionClient(self.dashboard, headers=self._bearer)
 
     def _node(self, place: Place, *arguments: str) -> Node:
         ours = [
