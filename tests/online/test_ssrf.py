@@ -7,6 +7,7 @@ import socket
 import ssl
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from pia_ray.config import ServeConfig
 from pia_ray.fetch import fetch
 from pia_ray.online.forms import FormReader
 from pia_ray.online.jobs import JobStore
-from pia_ray.online.render import LocalRenderer
+from pia_ray.online.local import LocalRenderer
 from pia_ray.online.service import create_endpoint
 from pia_ray.testing import FakeAnimator
 from tests.online.video_server import QUICK
@@ -37,10 +38,8 @@ class Trap:
         self.port: int = self._sockets[0].getsockname()[1]
         self._sockets.append(socket.create_server(("127.0.0.2", self.port)))
         if socket.has_ipv6:
-            try:
+            with suppress(OSError):  # a machine without IPv6 cannot be attacked over it
                 self._sockets.append(socket.create_server(("::1", self.port), family=socket.AF_INET6))
-            except OSError:
-                pass  # a machine without IPv6 cannot be attacked over it
         for each in self._sockets:
             threading.Thread(target=self._accept, args=(each,), daemon=True).start()
 
