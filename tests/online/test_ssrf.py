@@ -6,7 +6,7 @@ import asyncio
 import socket
 import ssl
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,7 @@ from pia_ray.online.jobs import JobStore
 from pia_ray.online.local import LocalRenderer
 from pia_ray.online.service import create_endpoint
 from pia_ray.testing import FakeAnimator
-from tests.online.video_server import QUICK
+from tests.online.video_server import QUICK, data_url, png
 from tests.test_fetch import certificate, close, serve
 
 ROUTES = ("/v1/animations", "/v1/videos")
@@ -82,8 +82,8 @@ def outside(pem: Path) -> Iterator[Any]:
 class Endpoint:
     """The whole endpoint in this process; it works on no jobs."""
 
-    def __init__(self, storage: Path, **how: Any) -> None:
-        config = ServeConfig.model_validate({"storage": str(storage)})
+    def __init__(self, storage: Path, *, settings: Mapping[str, Any] | None = None, **how: Any) -> None:
+        config = ServeConfig.model_validate({"storage": str(storage), **(settings or {})})
         self.jobs = JobStore(config.storage)
         self.animator = FakeAnimator(config.models["demo"], log=storage / "begun")
         self._begun = storage / "begun"
@@ -98,19 +98,19 @@ class Endpoint:
         self._loop.close()
         self.animator.close()
 
-    def ask(self, route: str, url: str) -> httpx.Response:
-        """The answer to a request for a video of the picture at that URL."""
+    def ask(self, route: str, **fields: Any) -> httpx.Response:
+        """The answer to a request for a video."""
 
         async def post() -> httpx.Response:
             transport = httpx.ASGITransport(self._app)
             async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8000") as client:
-                field = {"image": url} if route == "/v1/animations" else {"input_reference": {"image_url": url}}
-                return await client.post(route, json={"prompt": "waves", **QUICK, **field})
+                return await client.post(route, json={"prompt": "waves", **QUICK, **fields})
 
         return self._loop.run(post())
 
     def assert_refused(self, route: str, url: str) -> None:
-        answer = self.ask(route, url)
+        field: dict[str, Any] = {"image": url}
+        answer = self.ask(route, **(field if route == "/v1/animations" else {"input_reference": {"image_url": url}}))
         error = answer.json()["error"]
         assert (answer.status_code, error["type"]) == (400, "invalid_request_error"), error
         assert error["code"] in ("address_refused", "fetch_failed", "bad_parameter")
@@ -244,6 +244,28 @@ def test_a_name_that_changes_its_address_is_looked_up_once_for_each_hop_and_judg
     assert answers == []
     assert trap.num_connections == before
     assert len(outside.seen) == asked + 1
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://example.com/hook",
+        "file:///etc/passwd",
+        "https://user:hush@example.com/hook",
+        "https://example.com:22/hook",
+        "https://[::1/hook",
+        "https://example.com/" + "x" * 2000,
+        7,
+    ],
+)
+def test_a_webhook_that_could_never_be_sent_is_refused_at_once(tmp_path: Path, url: object):
+    with Endpoint(tmp_path, settings={"webhook_secret": "whsec_" + "QUJD" * 8}) as made:
+        answer = made.ask("/v1/videos", image=data_url(png()), webhook_url=url)
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "webhook_url")
+        assert "hush" not in answer.text
+        assert made.jobs.list("anonymous", after=None, limit=1, order="asc").jobs == ()
+        taken = made.ask("/v1/videos", image=data_url(png()), webhook_url="https://example.com/hook")
+        assert taken.status_code == 200
 
 
 def test_the_trap_is_one_that_a_fetch_could_reach(trap: Trap):
