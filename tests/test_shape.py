@@ -397,11 +397,3 @@ def test_every_dependency_states_its_reason():
     entries = [line for line in block.splitlines() if line.strip().startswith('"')]
     assert entries
     assert [line for line in entries if not re.search(r",\s*# \w", line)] == []
-
-
-def test_the_readme_names_only_targets_that_make_knows():
-    targets = set(re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    named = set(re.findall(r"\bmake (?:[A-Z]+=\S+ )*([a-z][a-z-]+)", (ROOT / "README.md").read_text()))
-    assert {"demo", "test", "check", "bench"} <= targets
-    words = {"sure", "it", "the", "of", "them", "an", "up"}  # what follows "make" in a sentence
-    assert named - words <= targets
