@@ -283,8 +283,8 @@ def test_a_restart_loses_no_video(tmp_path: Path):
         assert [client.videos.poll(each.id).status for each in made] == ["completed"] * 4
 
 
-def test_the_example_of_the_readme_works_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    text = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
+def test_the_example_of_the_guide_works_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    text = (Path(__file__).parents[2] / "docs" / "endpoint.md").read_text("utf-8")
     (example,) = [each for each in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "from openai" in each]
     monkeypatch.chdir(tmp_path)
     Path("picture.png").write_bytes(png())
