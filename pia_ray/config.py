@@ -25,7 +25,15 @@ from pydantic import (
 )
 
 from pia_ray.errors import BadParameter, ConfigError, RowError
-from pia_ray.params import DEFAULT_STYLE, REFERENCE_KNOBS, VideoFormat, parse_defaults, suggest
+from pia_ray.params import (
+    DEFAULT_STYLE,
+    REFERENCE_KNOBS,
+    AnimationParams,
+    VideoFormat,
+    lora_strengths,
+    parse_defaults,
+    suggest,
+)
 
 USER_MODELS = Path("~/.config/pia-ray/models.yaml")
 """Where users add named models of their own, in the form of the packaged `models.yaml`."""
@@ -294,9 +302,12 @@ class CatalogConfig(BaseModel):
         return (most if self.batch_size == "auto" else self.batch_size) + self.prefetch
 
     @model_validator(mode="after")
-    def _known_style(self) -> CatalogConfig:
+    def _known_style_and_loras(self) -> CatalogConfig:
+        """Refuses what no row could run with: a default style or LoRA that none of the run's models has."""
+        loras = {name: 1.0 for model in (self.model, *self.styles.values()) for name in model.loras}
         try:
             self.model_for(self.defaults.get("style", DEFAULT_STYLE))
+            lora_strengths(AnimationParams(prompt="-", lora=self.defaults.get("lora", "default")), loras)
         except BadParameter as error:
             raise ValueError(error.message) from None
         return self
