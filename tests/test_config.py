@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pia_ray.config import ServeConfig, is_loopback, load_serve
+from pia_ray.config import DEFAULT_BATCH_SIZE, MOST_ROWS, CatalogConfig, ServeConfig, is_loopback, load_serve
 from pia_ray.errors import ConfigError
 
 KEY = hashlib.sha256(b"a key").hexdigest()
@@ -86,3 +86,10 @@ def test_secrets_show_in_no_text_of_the_config():
     assert "letmein" not in text
     again = pickle.loads(pickle.dumps(config))
     assert again.webhook_secret.get_secret_value() == "whsec_abc"
+
+
+def test_a_worker_with_a_gpu_has_as_many_rows_in_hand_as_may_pay_there():
+    config = CatalogConfig(manifest="m.csv", output="out", model="demo", prefetch=3)
+    assert config.rows_at_once() == DEFAULT_BATCH_SIZE + 3
+    assert config.rows_at_once(0.5) == MOST_ROWS + 3
+    assert config.model_copy(update={"batch_size": 5}).rows_at_once(1.0) == 5 + 3

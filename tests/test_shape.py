@@ -33,6 +33,7 @@ ORDER = (
     "flags",
     "request",
     "video",
+    "inline",
     "storage",
     "fetch",
     "manifest",
@@ -55,6 +56,7 @@ ORDER = (
 
 UPWARD_IMPORTS = {
     ("pia_ray.params", "video"): "Animation.save, a method people expect, encodes; it is loaded when called",
+    ("pia_ray.params", "inline"): "Animation.to_html, which notebooks show, encodes too",
 }
 """Imports against the order, each with its reason."""
 
@@ -384,7 +386,9 @@ def pins() -> dict[str, str]:
 
 def test_every_dependency_is_pinned_within_its_range():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    lines = [*project["project"]["dependencies"], *project["dependency-groups"]["dev"]]
+    lines = [*project["project"]["dependencies"]]
+    for group in project["dependency-groups"].values():
+        lines += group
     for requirement in map(Requirement, lines):
         pinned = pins().get(canonicalize_name(requirement.name))
         assert pinned is not None, f"{requirement.name} is not in constraints.txt"
