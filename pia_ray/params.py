@@ -894,6 +894,22 @@ class Animation:
 
         save_animation(self, path)
 
+    def to_html(self, *, width: int | None = None) -> str:
+        """A figure that holds and plays the video, for a notebook; `width` in px, left out: as large as the video.
+
+        Raises:
+            VideoError: no frames, or the encoder failed.
+        """
+        from pia_ray.inline import as_html  # as above
+
+        return as_html(self, width=width)
+
+    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
+        """What a notebook shows of it: the video, where there are frames."""
+        count, height, width = self.frames.shape[:3] if self.frames.size else (0, 0, 0)
+        text = {"text/plain": f"<Animation: {count} frames of {width} x {height} px, {self.params.prompt!r}>"}
+        return {**text, "text/html": self.to_html()} if count else text
+
 
 @dataclass(frozen=True)
 class EncodedVideo:

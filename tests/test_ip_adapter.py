@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,11 +14,14 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from pia_ray import read_results, storage
 from pia_ray.animator import Animator
-from pia_ray.config import ModelConfig
+from pia_ray.catalog.local import run_local
+from pia_ray.config import CatalogConfig, ModelConfig, build
 from pia_ray.errors import BadParameter, RowError, WeightsError
 from pia_ray.params import Animation, AnimationParams, AnimationRequest
 from pia_ray.testing import make_ip_adapter, make_pipeline_folder
+from pia_ray.video import decode_frames
 
 SIZE = 32
 KINDS = ("plain", "plus", "full")
@@ -232,6 +236,31 @@ def test_pictures_of_any_mode_and_arrays_do(animator: Animator) -> None:
     )
     assert_same(from_grey, from_rgb)
     assert_same(from_array, from_rgb)
+
+
+def test_a_manifests_pictures_and_scales_reach_the_adapter(
+    tmp_path: Path, base: Path, adapters: dict[str, tuple[Path, Path]], animator: Animator
+) -> None:
+    rows = [("a", "look.png", ""), ("b", "look.png", 2.0), ("c", "", "")]
+    picture(0).save(tmp_path / "a.png")
+    picture(20).save(tmp_path / "look.png")
+    lines = [f"{name},a.png,a red cat,{look},{scale}" for name, look, scale in rows]
+    manifest = tmp_path / "rows.csv"
+    manifest.write_text("\n".join(["id,image,prompt,ip_adapter_image,ip_adapter_scale", *lines]))
+    defaults = {name: value for name, value in ask().params.model_dump(exclude_unset=True).items() if name != "prompt"}
+    values = {"manifest": str(manifest), "output": str(tmp_path / "out"), "format": "webp", "defaults": defaults}
+    config = build(CatalogConfig, {**values, "model": model_of(base, adapters["plain"]).model_dump()})
+    run_local(config, animator=animator)
+    videos = []
+    for row, (_, look, scale) in zip(read_results(config.output).to_pylist(), rows, strict=True):
+        request = ask(0, picture(20) if look else None, ip_adapter_scale=scale or 1.0)
+        (expected,) = animator.animate([request])
+        assert isinstance(expected, Animation)
+        expected.save(tmp_path / "expected.webp")
+        videos.append(decode_frames(storage.read_bytes(row["video_uri"])))
+        # A last bit of a float may differ, and the lossy format makes more of it.
+        assert distance(videos[-1], decode_frames(tmp_path / "expected.webp")) < 3
+    assert all(distance(one, other) > 10 for one, other in combinations(videos, 2))
 
 
 def test_a_pictures_own_embedding_gives_the_pictures_video(animator: Animator, adapters: Any) -> None:

@@ -1,4 +1,4 @@
-"""The README tells the truth: its tables are the code's, its commands exist, its Python runs.
+"""README and docs/ tell the truth: their tables are the code's, their commands exist, their Python compiles.
 
 `python tests/test_readme.py` writes the tables anew.
 """
@@ -18,7 +18,12 @@ from pia_ray.config import CatalogConfig, ModelConfig, ServeConfig
 from pia_ray.ledger import RESULTS_SCHEMA
 from pia_ray.params import KNOBS, ResultRow
 
-README = Path(__file__).parent.parent / "README.md"
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+GUIDES = [README, *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = sorted(
+    path for path in ROOT.rglob("*.md") if not {".venv", "build", "out"} & set(path.relative_to(ROOT).parts[:-1])
+)
 
 
 def knobs() -> str:
@@ -35,9 +40,8 @@ def knobs() -> str:
 def settings() -> str:
     lines = ["| setting | default | meaning |", "|---|---|---|"]
     for name, field in CatalogConfig.model_fields.items():
-        default = (
-            "" if field.is_required() or field.default in (None, ()) or name == "defaults" else f"`{field.default}`"
-        )
+        silent = field.is_required() or field.default in (None, ()) or field.default_factory is not None
+        default = "" if silent or name == "defaults" else f"`{field.default}`"
         lines.append(f"| `{name}` | {default} | {field.description} |")
     return "\n".join(lines)
 
@@ -89,25 +93,36 @@ def every_row_error(root: type[errors.RowError] = errors.RowError) -> list[type[
 TABLES = {"knobs": knobs, "settings": settings, "serve": serve, "models": models, "results": results, "codes": codes}
 
 
-def between(text: str, name: str) -> str:
-    match = re.search(rf"<!-- {name} -->\n(.*?)\n?<!-- /{name} -->", text, re.DOTALL)
-    assert match is not None, f"the README has no table {name}"
-    return match[1]
+def table(name: str) -> tuple[Path, str]:
+    """The one guide that has the table, and what stands there."""
+    found = [
+        (path, match[1])
+        for path in GUIDES
+        if (match := re.search(rf"<!-- {name} -->\n(.*?)\n?<!-- /{name} -->", path.read_text("utf-8"), re.DOTALL))
+    ]
+    assert len(found) == 1, f"the table {name} must stand in one of {[path.name for path in GUIDES]}"
+    return found[0]
+
+
+def blocks(kinds: str) -> list[str]:
+    return [
+        block
+        for path in GUIDES
+        for block in re.findall(rf"```(?:{kinds})\n(.*?)```", path.read_text("utf-8"), re.DOTALL)
+    ]
 
 
 @pytest.mark.parametrize("name", TABLES)
-def test_a_table_of_the_readme_equals_the_code(name: str) -> None:
-    expected = TABLES[name]()
-    assert between(README.read_text("utf-8"), name) == expected, "run `python tests/test_readme.py`"
+def test_a_table_equals_the_code(name: str) -> None:
+    assert table(name)[1] == TABLES[name](), "run `python tests/test_readme.py`"
 
 
 def commands() -> list[str]:
-    blocks = re.findall(r"```(?:console|sh)\n(.*?)```", README.read_text("utf-8"), re.DOTALL)
-    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    lines = "\n".join(blocks("console|sh")).replace("\\\n", " ").splitlines()
     return [line.removeprefix("$ ").split(" #")[0].strip() for line in lines if "pia-ray " in line]
 
 
-def test_every_command_of_the_readme_is_one_that_the_parser_takes() -> None:
+def test_every_command_is_one_that_the_parser_takes() -> None:
     assert len(commands()) >= 8
     for command in commands():
         words = shlex.split(command)
@@ -115,27 +130,51 @@ def test_every_command_of_the_readme_is_one_that_the_parser_takes() -> None:
         cli._parser().parse_args(words[start + 1 :])
 
 
-def test_every_make_target_of_the_readme_exists() -> None:
+def test_every_make_target_exists() -> None:
     makefile = README.with_name("Makefile").read_text("utf-8")
-    for target in set(re.findall(r"`make ([a-z-]+)`", README.read_text("utf-8"))):
+    text = "\n".join(path.read_text("utf-8") for path in DOCUMENTS)
+    targets = set(re.findall(r"(?:`|^\$ )make (?:[A-Z]+=\S+ )*([a-z-]+)\b", text, re.MULTILINE))
+    assert {"demo", "check", "test", "bench"} <= targets
+    for target in targets:
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
 
 
 def test_python_examples_compile_and_use_public_names_only() -> None:
     import pia_ray
 
-    blocks = re.findall(r"```python\n(.*?)```", README.read_text("utf-8"), re.DOTALL)
-    assert blocks
-    for block in blocks:
-        compile(block, "README.md", "exec")
+    examples = blocks("python")
+    assert len(examples) >= 4
+    for block in examples:
+        compile(block, "example", "exec")
         for node in ast.walk(ast.parse(block)):
             if isinstance(node, ast.ImportFrom) and node.module == "pia_ray":
                 assert {name.name for name in node.names} <= set(pia_ray.__all__)
 
 
-def test_links_inside_the_repository_lead_somewhere() -> None:
-    for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", README.read_text("utf-8")):
-        assert (README.parent / target).exists(), target
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_links_inside_the_repository_lead_somewhere(path: Path) -> None:
+    text = re.sub(r"```.*?```", "", path.read_text("utf-8"), flags=re.DOTALL)
+    for target, anchor in re.findall(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]+))?\)", text):
+        there = path if not target else path.parent / target
+        assert there.exists(), target
+        assert there.resolve().is_relative_to(ROOT.resolve()), target
+        if anchor:
+            assert anchor in anchors(there), f"{target}#{anchor}"
+
+
+def anchors(path: Path) -> set[str]:
+    """Of the headings, as the usual renderers make them."""
+    headings = re.findall(r"^#+ (.+)$", path.read_text("utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_every_guide_is_reached_from_the_readme() -> None:
+    for path in GUIDES[1:]:
+        assert f"](docs/{path.name}" in README.read_text("utf-8"), path.name
+
+
+def test_the_readme_stays_short_enough_to_read() -> None:
+    assert len(README.read_text("utf-8").splitlines()) < 400, "move what a newcomer does not read into docs/"
 
 
 def test_results_columns_are_those_of_the_value_type() -> None:
@@ -143,9 +182,7 @@ def test_results_columns_are_those_of_the_value_type() -> None:
 
 
 if __name__ == "__main__":
-    text = README.read_text("utf-8")
-    for table, make in TABLES.items():
-        between(text, table)
-        pattern = rf"(<!-- {table} -->\n).*?(<!-- /{table} -->)"
-        text = re.sub(pattern, lambda found, make=make: found[1] + make() + "\n" + found[2], text, flags=re.DOTALL)
-    README.write_text(text, "utf-8")
+    for name, make in TABLES.items():
+        path, old = table(name)
+        marked = f"<!-- {name} -->\n"
+        path.write_text(path.read_text("utf-8").replace(marked + old, marked + make()), "utf-8")

@@ -313,3 +313,11 @@ def test_styles_come_from_flags_and_files_by_name(tmp_path: Path, capsys: pytest
     assert main(["validate", str(path), "--model", "demo", "--styles", "ink=demo"]) == 1
     assert main(["validate", str(path), "--model", "demo", "--styles", "ink="]) == 2
     assert "NAME=MODEL" in capsys.readouterr().err
+
+
+def test_a_run_wide_lora_that_no_model_has_is_refused_before_the_run() -> None:
+    inked = ModelConfig(name="inked", base="embedded", loras={"pixar": "pixar.safetensors"})
+    values = {"manifest": "m", "output": "o", "model": "demo", "styles": {"ink": inked}}
+    assert build(CatalogConfig, {**values, "defaults": {"lora": "pixar:0.5"}}).defaults["lora"] == "pixar:0.5"
+    with pytest.raises(ConfigError, match='no LoRA "pixr"; this model has pixar'):
+        build(CatalogConfig, {**values, "defaults": {"lora": "pixr"}})

@@ -272,9 +272,9 @@ def test_the_command_serves_the_demo_model_and_ends_on_a_signal(tmp_path: Path):
         server.stdout.close()
 
 
-def test_the_endpoint_file_of_the_readme_is_one_that_serve_takes():
-    readme = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
-    text = re.search(r"```yaml\n(http_options:.*?)```", readme, re.DOTALL)[1]
+def test_the_endpoint_file_of_the_guide_is_one_that_serve_takes():
+    guide = (Path(__file__).parents[2] / "docs" / "endpoint.md").read_text("utf-8")
+    text = re.search(r"```yaml\n(http_options:.*?)```", guide, re.DOTALL)[1]
     (application,) = ServeDeploySchema.model_validate(yaml.safe_load(text)).applications
     assert application.import_path == "pia_ray.online.serve:build_app"
     config = load_serve(None, application.args)

@@ -93,6 +93,8 @@ def test_on_s3_the_client_downloads_by_a_link_that_shows_no_key(s3: str):
         asked = answer.response.request
         assert asked.url.host == "127.0.0.1" and f":{asked.url.port}" not in up.url
         assert "secret-key" not in str(asked.url) + str(asked.headers)
+        head = httpx.head(f"{up.url}/v1/videos/{made.id}/content")
+        assert (head.status_code, head.headers["content-length"]) == (200, str(len(answer.content)))
         assert [each.id for each in client.videos.list()] == [made.id]
         assert client.videos.delete(made.id).deleted
 
@@ -244,6 +246,9 @@ def test_a_video_is_served_in_ranges_and_not_before_it_is_done(server: VideoServ
     made = make_and_wait(client)
     whole = client.videos.download_content(made.id).content
     url, key = f"{server.url}/v1/videos/{made.id}/content", {"authorization": "Bearer ann"}
+    head = httpx.head(url, headers=key)
+    assert (head.status_code, head.headers["content-length"], head.content) == (200, str(len(whole)), b"")
+    assert head.headers["content-type"] == "video/mp4"
     part = httpx.get(url, headers={**key, "range": "bytes=4-11"})
     assert (part.status_code, part.content) == (206, whole[4:12])
     assert part.headers["content-range"] == f"bytes 4-11/{len(whole)}"
@@ -252,6 +257,7 @@ def test_a_video_is_served_in_ranges_and_not_before_it_is_done(server: VideoServ
     assert httpx.get(url, headers=key, params={"variant": "poster"}).status_code == 422
     waits = make(client, "hang")
     assert refusal(lambda: client.videos.download_content(waits.id)).status_code == 409
+    assert httpx.head(url.replace(made.id, waits.id), headers=key).status_code == 409
     client.videos.delete(waits.id)
 
 
@@ -277,8 +283,8 @@ def test_a_restart_loses_no_video(tmp_path: Path):
         assert [client.videos.poll(each.id).status for each in made] == ["completed"] * 4
 
 
-def test_the_example_of_the_readme_works_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    text = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
+def test_the_example_of_the_guide_works_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    text = (Path(__file__).parents[2] / "docs" / "endpoint.md").read_text("utf-8")
     (example,) = [each for each in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "from openai" in each]
     monkeypatch.chdir(tmp_path)
     Path("picture.png").write_bytes(png())
