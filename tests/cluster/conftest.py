@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from pia_ray import storage
+from pia_ray.online.serve.server import PROXY_CALLBACK
 from tests.cluster.networks import open_network
 from tests.cluster.nodes import Nodes
 from tests.s3_server import S3Server, point_at
@@ -16,7 +17,9 @@ from tests.s3_server import S3Server, point_at
 def shared_nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Nodes, S3Server]]:
     network = open_network()
     server = S3Server(network.host)
-    nodes = Nodes(network, environment=server.environment, log=tmp_path_factory.mktemp("nodes") / "ray.log")
+    # Serve's proxies are to drop two headers: see docs/endpoint.md.
+    environment = {**server.environment, PROXY_CALLBACK: "pia_ray.online.serve:proxy_middlewares"}
+    nodes = Nodes(network, environment=environment, log=tmp_path_factory.mktemp("nodes") / "ray.log")
     try:
         nodes.start()
         yield nodes, server

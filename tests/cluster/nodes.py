@@ -118,10 +118,15 @@ class Nodes:
         """The address of the Jobs API and of Serve's."""
         return f"http://{self.head.place.address}:{self._dashboard_port}"
 
+    @property
+    def bearer(self) -> dict[str, str]:
+        """The header that the dashboard asks for."""
+        return {"Authorization": f"Bearer {self.token}"}
+
     def ask(self, path: str, **query: str) -> Any:
         """What the dashboard answers to a GET, JSON; None while it does not answer."""
         try:
-            answer = httpx.get(f"{self.dashboard}{path}", params=query, headers=self._bearer, timeout=60)
+            answer = httpx.get(f"{self.dashboard}{path}", params=query, headers=self.bearer, timeout=60)
         except httpx.TransportError:
             return None
         return answer.json() if answer.status_code == 200 else None
@@ -138,7 +143,7 @@ class Nodes:
             f"--port={self._gcs_port}",
             f"--dashboard-port={self._dashboard_port}",
             f"--ray-client-server-port={free_port()}",
-            "--num-cpus=2",
+            "--num-cpus=1",
             "--num-gpus=0",
         ]
         for left in (2, 1, 0):
@@ -162,7 +167,7 @@ class Nodes:
                 num_starts += 1
                 assert num_starts <= 3 * num_workers, f"the workers do not start:\n{self._log.read_text()[-4000:]}"
                 address = f"--address={self.head.place.address}:{self._gcs_port}"
-                self._workers.append(self._node(self.network.place(), address, "--num-cpus=3", "--num-gpus=1"))
+                self._workers.append(self._node(self.network.place(), address, "--num-cpus=2", "--num-gpus=1"))
             return len(self.alive()) == num_workers + 1
 
         until(are_there, seconds=PATIENCE_S, what=f"there are {num_workers} workers")
@@ -197,12 +202,8 @@ class Nodes:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     @property
-    def _bearer(self) -> dict[str, str]:
-        return {"Authorization": f"Bearer {self.token}"}
-
-    @property
     def _jobs(self) -> JobSubmissionClient:
-        return JobSubmissionClient(self.dashboard, headers=self._bearer)
+        return JobSubmissionClient(self.dashboard, headers=self.bearer)
 
     def _node(self, place: Place, *arguments: str) -> Node:
         ours = [
