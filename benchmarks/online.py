@@ -29,7 +29,8 @@ from PIL import Image
 from pia_ray import video
 from pia_ray.config import ServeConfig
 from pia_ray.online.jobs import JobStore
-from pia_ray.online.render import LocalRenderer, RenderRequest, RowAnimator, decode
+from pia_ray.online.local import LocalRenderer, decode
+from pia_ray.online.render import RenderRequest, RowAnimator
 from pia_ray.online.service import create_endpoint
 from pia_ray.params import Animation, AnimationParams
 

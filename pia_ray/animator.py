@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from pia_ray.config import DEFAULT_KEEP_MODELS, MOST_ROWS, ModelConfig, check_style_name, model_for
+from pia_ray.config import DEFAULT_BATCH_SIZE, DEFAULT_KEEP_MODELS, MOST_ROWS, ModelConfig, check_style_name, model_for
 from pia_ray.errors import (
     Cancelled,
     ConfigError,
@@ -118,10 +118,11 @@ class Animator:
         self.model = model
         self.styles = dict(styles or {})
         self._models = {_key(each): each for each in (model, *self.styles.values())}
-        self.batch_size = MOST_ROWS if batch_size == "auto" else batch_size
         self._pool = Pool() if self.styles else None
         components = self._load(model)
         self.model_version = components.version
+        most = MOST_ROWS if components.device.type == "cuda" else DEFAULT_BATCH_SIZE
+        self.batch_size = most if batch_size == "auto" else batch_size
         self._engine = Engine(batch_size=self.batch_size, tunes=batch_size == "auto")
         self._arrivals: queue.SimpleQueue[_Ticket | _Encoding | Literal["loaded"] | None] = queue.SimpleQueue()
         self._shelf = Shelf(keep=keep_models, when_loaded=lambda: self._arrivals.put("loaded"))

@@ -283,7 +283,8 @@ class CatalogConfig(BaseModel):
     )
     cpus_per_actor: float = Field(1.0, ge=0, le=64, description="CPU cores reserved per worker.")
     batch_size: int | Literal["auto"] = Field(
-        "auto", description="Rows that denoise together in one worker; auto is 4."
+        "auto",
+        description="Rows that denoise together in one worker; auto is 4 on a CPU, and on a GPU what pays, up to 8.",
     )
     prefetch: int = Field(2, ge=0, le=64, description="Rows fetched or encoded beside those that denoise, per worker.")
     max_attempts: int = Field(3, ge=1, le=100, description="Tries of a row whose worker dies, or that may be retried.")
@@ -294,10 +295,11 @@ class CatalogConfig(BaseModel):
     max_image_pixels: int = Field(64_000_000, ge=1, description="Larger images are refused, undecoded.")
     address: str | None = Field(None, description="Ray cluster to join. Left out: a cluster of this run's own.")
 
-    @property
-    def rows_at_once(self) -> int:
-        """Rows that one worker has in hand: those that denoise and those fetched or published beside them."""
-        return (DEFAULT_BATCH_SIZE if self.batch_size == "auto" else self.batch_size) + self.prefetch
+    def rows_at_once(self, gpus: float = 0.0) -> int:
+        """Rows that a worker with so many GPUs has in hand: those that may denoise together, and beside them those
+        fetched or published."""
+        most = MOST_ROWS if gpus else DEFAULT_BATCH_SIZE
+        return (most if self.batch_size == "auto" else self.batch_size) + self.prefetch
 
     @model_validator(mode="after")
     def _known_style_and_loras(self) -> CatalogConfig:
@@ -422,7 +424,9 @@ class ServeConfig(BaseModel):
     )
     cpus_per_replica: float = Field(1.0, ge=0, le=64, description="CPU cores reserved per engine.")
     batch_size: int | Literal["auto"] = Field(
-        "auto", description="Requests that denoise together in one engine; auto is 4."
+        "auto",
+        description="Requests that denoise together in one engine; auto is 4, and on a GPU up to 8 where that pays. "
+        "Limits and autoscaling count with 4.",
     )
     background: str = Field("#ffffff", description="Colour under transparent pictures.")
     deployment_config: dict[str, Any] = Field(
@@ -434,7 +438,7 @@ class ServeConfig(BaseModel):
 
     @property
     def rows_at_once(self) -> int:
-        """Requests that denoise together in one engine."""
+        """Requests that denoise together in one engine, as limits and autoscaling count them."""
         return DEFAULT_BATCH_SIZE if self.batch_size == "auto" else self.batch_size
 
     @property
@@ -614,6 +618,16 @@ def build(kind: type[_Config], values: Mapping[str, Any], *, source: str = "") -
         raise ConfigError(f"{prefix}{where}: {text}" if where else f"{prefix}{text}") from None
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML in which 1:16 is a range. To YAML 1.1 it is a number to the base of sixty, and actors: 1:16 would be 76."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [("tag:yaml.org,2002:str", re.compile(r"\d+:\d+$")), *resolvers] if first.isdigit() else resolvers
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """The mapping in a YAML file.
 
@@ -621,7 +635,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         ConfigError: no such file, not YAML, or not a mapping.
     """
     try:
-        value = yaml.safe_load(Path(path).read_text("utf-8"))
+        value = yaml.load(Path(path).read_text("utf-8"), _Loader)  # noqa: S506 - a safe loader
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror or error}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -685,6 +699,11 @@ def load_model(name_or_file: str) -> ModelConfig:
         values.setdefault("name", Path(name_or_file).stem)
         return build(ModelConfig, values, source=name_or_file)
     return ModelConfig.named(name_or_file)
+
+
+def model_file(model: ModelConfig) -> str:
+    """The model as a YAML file that `load_model` reads."""
+    return yaml.safe_dump(model.model_dump(mode="json", exclude_defaults=True), sort_keys=False, allow_unicode=True)
 
 
 def named_models(user_file: Path = USER_MODELS) -> dict[str, ModelConfig]:

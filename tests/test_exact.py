@@ -12,10 +12,11 @@ from diffusers import AutoencoderKL, UNetMotionModel
 from diffusers.models.upsampling import Upsample2D
 from torch.utils.flop_counter import FlopCounterMode
 
-from pia_ray.pia.exact import CrossAttention, Prefix, restructure_unet, restructure_vae
+from pia_ray.pia.exact import CrossAttention, Prefix, most_positions, restructure_unet, restructure_vae
 from pia_ray.pia.exact.temporal import TemporalTransformer, attend_over_time
 from pia_ray.pia.exact.upsample import SubpixelUpsample
 from pia_ray.pia.program import Branch
+from pia_ray.pia.speed import SDPA_ROWS
 from pia_ray.testing import make_pipeline_folder
 
 FRAMES = 4
@@ -102,6 +103,15 @@ def test_attention_over_time_in_pieces_equals_it_in_one(rewritten: tuple[UNetMot
     with torch.inference_mode():
         whole = attend_over_time(attention, hidden)
         assert distance(attend_over_time(attention, hidden, most_heads=5), whole) < 1e-6
+
+
+def test_only_motion_modules_as_diffusers_has_them_bound_what_a_gpu_takes_at_once(
+    plain: UNetMotionModel, rewritten: tuple[UNetMotionModel, Prefix]
+) -> None:
+    cuda, cpu = torch.device("cuda"), torch.device("cpu")
+    assert most_positions(plain, cuda) == SDPA_ROWS
+    assert most_positions(plain, cpu) is None
+    assert most_positions(rewritten[0], cuda) is None
 
 
 def test_the_rewritten_vae_equals_the_plain_one(folder: Path) -> None:

@@ -112,6 +112,7 @@ def test_many_prompts_do_not_pile_up(ours: tuple[Components, Forward]) -> None:
     assert torch.equal(forward.predict(first), before)
 
 
+@pytest.mark.heavy  # torch traces the UNet twice
 def test_the_unet_compiles_in_one_graph_per_kind_of_forward_and_no_more(
     ours: tuple[Components, Forward], caplog: pytest.LogCaptureFixture
 ) -> None:

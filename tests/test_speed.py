@@ -25,14 +25,16 @@ def test_forwards_on_a_gpu_are_powers_of_two() -> None:
 
 
 def test_small_rows_share_a_forward_on_a_cpu_up_to_what_its_caches_hold() -> None:
-    assert most_evaluations(8, 16, 16, 16, device=CPU) == CPU_FORWARD_PIXELS // 16**3
-    assert most_evaluations(1, 16, 16, 16, device=CPU) == 2
+    assert most_evaluations(8, 16, 16, 16, device=CPU, most_positions=None) == CPU_FORWARD_PIXELS // 16**3
+    assert most_evaluations(1, 16, 16, 16, device=CPU, most_positions=None) == 2
 
 
 def test_rows_of_full_size_run_one_evaluation_at_a_time_on_a_cpu() -> None:
-    assert most_evaluations(8, 16, 64, 64, device=CPU) == 1
+    assert most_evaluations(8, 16, 64, 64, device=CPU, most_positions=None) == 1
 
 
 def test_attention_on_a_gpu_never_gets_more_rows_than_its_kernels_take() -> None:
     for side in (16, 64, 128, 300):
-        assert most_evaluations(64, 16, side, side, device=CUDA) == max(1, min(128, SDPA_ROWS // side**2))
+        bound = max(1, min(128, SDPA_ROWS // side**2))
+        assert most_evaluations(64, 16, side, side, device=CUDA, most_positions=SDPA_ROWS) == bound
+        assert most_evaluations(64, 16, side, side, device=CUDA, most_positions=None) == 128

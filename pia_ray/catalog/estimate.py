@@ -259,9 +259,13 @@ def calibrate_from_output(output: str, config: CatalogConfig) -> Calibration:
 
 
 def calibrate_here(
-    sample: Sequence[ManifestRow], config: CatalogConfig, *, animator: RowAnimator | None = None
+    sample: Sequence[ManifestRow],
+    config: CatalogConfig,
+    *,
+    animator: RowAnimator | None = None,
+    calls: int | None = None,
 ) -> Calibration:
-    """Speeds from animating these rows here and now; what is made is thrown away.
+    """Speeds from animating these rows here and now, `calls` at a time; what is made is thrown away.
 
     Raises:
         ConfigError: none of them succeeded.
@@ -273,14 +277,14 @@ def calibrate_here(
         with Animator(
             config.model, styles=config.styles, keep_models=config.keep_models, batch_size=config.batch_size
         ) as own:
-            return calibrate_here(sample, config, animator=own)
+            return calibrate_here(sample, config, animator=own, calls=own.batch_size + config.prefetch)
     with tempfile.TemporaryDirectory(prefix="pia-ray-") as folder:
         # The first forward of a process is slow, so the first row goes twice, and once without counting.
         warm = config.model_copy(update={"output": str(Path(folder) / "warm")})
         CatalogWorker(warm, run_id="estimate", animator=animator).work(sample[0])
         measured = config.model_copy(update={"output": str(Path(folder) / "measured")})
         worker = CatalogWorker(measured, run_id="estimate", animator=animator)
-        with ThreadPoolExecutor(config.rows_at_once, thread_name_prefix="row") as pool:
+        with ThreadPoolExecutor(calls or config.rows_at_once(), thread_name_prefix="row") as pool:
             results = list(pool.map(worker.work, sample))
         done = [row for row in results if row.status == "succeeded"]
         if not done:

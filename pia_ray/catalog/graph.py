@@ -171,7 +171,7 @@ def size_pool(config: CatalogConfig, *, own_cluster: bool = False) -> Pool:
         num_cpus=config.cpus_per_actor,
         num_gpus=wants,
         cpu_threads=threads,
-        calls=config.rows_at_once,
+        calls=config.rows_at_once(wants),
     )
 
 

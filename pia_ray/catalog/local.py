@@ -40,10 +40,14 @@ def _execute(animator: RowAnimator | None) -> Execute:
     @contextmanager
     def open_rows(job: Job) -> Iterator[Iterator[Sequence[ResultRow]]]:
         config = job.config
-        used = animator or Animator(
-            config.model, styles=config.styles, keep_models=config.keep_models, batch_size=config.batch_size
-        )
-        calls = config.rows_at_once
+        own = None
+        if animator is None:
+            own = Animator(
+                config.model, styles=config.styles, keep_models=config.keep_models, batch_size=config.batch_size
+            )
+        used = own or animator
+        assert used is not None
+        calls = config.rows_at_once() if own is None else own.batch_size + config.prefetch
         worker = CatalogWorker(config, run_id=job.run_id, animator=used)
         pool = ThreadPoolExecutor(calls, thread_name_prefix="row")
         try:
@@ -51,8 +55,8 @@ def _execute(animator: RowAnimator | None) -> Execute:
         finally:
             worker.stop()
             pool.shutdown(wait=True, cancel_futures=True)
-            if animator is None:
-                used.close()
+            if own is not None:
+                own.close()
 
     return open_rows
 

@@ -1,15 +1,14 @@
-"""/v1/files and /v1/batches in the wire format of the OpenAI API, for batches of video requests."""
+"""/v1/batches in the wire format of the OpenAI API, for batches of video requests."""
 
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Mapping
 from functools import partial
 from typing import Annotated, Any, Final, Literal
 
-from fastapi import APIRouter, Query, Request, Response
-from pydantic import BaseModel, ConfigDict, Field
+from fastapi import APIRouter, Query, Request
+from pydantic import BaseModel, Field
 
 from pia_ray.config import ServeConfig
 from pia_ray.errors import BadParameter, Busy, UnsupportedBody
@@ -17,61 +16,14 @@ from pia_ray.online import faults
 from pia_ray.online.batch_runner import ENDPOINT
 from pia_ray.online.batch_store import Batch, BatchFault, BatchStatus, BatchStore
 from pia_ray.online.edge import Owner
-from pia_ray.online.files import FileStore, Order, Purpose, StoredFile, parse_purpose, shown
+from pia_ray.online.files import FileStore, shown
 from pia_ray.online.forms import parse_json
-from pia_ray.online.limits import MAX_FILES
-from pia_ray.online.videos import delivery
+from pia_ray.online.listing import Listed, Listing, Page
 
 WINDOW_S: Final = 24 * 3600.0
 """What a completion_window of 24h means: lines that are not made by then are given up."""
 
-FILE_TTL_S: Final = 30 * 24 * 3600.0
-"""How long files are kept that say nothing else."""
-
-_TTL_BOUNDS_S: Final = (3600, 30 * 24 * 3600)
 _RETRY_S: Final = 30.0
-
-
-class FileObject(BaseModel):
-    """A file, as the openai clients know it."""
-
-    id: str
-    object: Literal["file"] = "file"
-    bytes: int
-    created_at: int
-    expires_at: int
-    filename: str
-    purpose: Purpose
-    status: Literal["processed"] = "processed"
-
-
-class FileList(BaseModel):
-    """Part of the list of files."""
-
-    object: Literal["list"] = "list"
-    data: list[FileObject]
-    has_more: bool
-    first_id: str | None
-    last_id: str | None
-
-
-class FilePage(BaseModel):
-    """Which part of the list of files."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    after: str | None = Field(None, description="The last_id of the page before.", max_length=100)
-    limit: int = Field(100, ge=1, le=10_000)
-    order: Order = Field("desc", description="By the time of creation.")
-    purpose: Purpose | None = Field(None, description="Of these files alone.")
-
-
-class FileDeleted(BaseModel):
-    """That a file is gone."""
-
-    id: str
-    object: Literal["file"] = "file"
-    deleted: Literal[True] = True
 
 
 class RequestCounts(BaseModel):
@@ -89,10 +41,9 @@ class BatchFaults(BaseModel):
     data: list[BatchFault]
 
 
-class BatchObject(BaseModel):
+class BatchObject(Listed):
     """A batch, as the openai clients know it. Times are seconds since 1970, UTC."""
 
-    id: str
     object: Literal["batch"] = "batch"
     endpoint: str = ENDPOINT
     errors: BatchFaults | None
@@ -114,35 +65,14 @@ class BatchObject(BaseModel):
     metadata: dict[str, str] | None
 
 
-class BatchList(BaseModel):
+class BatchList(Listing[BatchObject]):
     """Part of the list of batches."""
 
-    object: Literal["list"] = "list"
-    data: list[BatchObject]
-    has_more: bool
-    first_id: str | None
-    last_id: str | None
 
-
-class BatchPage(BaseModel):
+class BatchPage(Page):
     """Which part of the list of batches, newest first."""
 
-    model_config = ConfigDict(extra="forbid")
-
-    after: str | None = Field(None, description="The last_id of the page before.", max_length=100)
     limit: int = Field(20, ge=1, le=100)
-
-
-def file_object(file: StoredFile) -> FileObject:
-    """The file as callers get it."""
-    return FileObject(
-        id=file.id,
-        bytes=file.size_bytes,
-        created_at=int(file.created_at),
-        expires_at=int(file.expires_at),
-        filename=file.filename,
-        purpose=file.purpose,
-    )
 
 
 def batch_object(batch: Batch) -> BatchObject:
@@ -170,78 +100,6 @@ def batch_object(batch: Batch) -> BatchObject:
         request_counts=RequestCounts(total=batch.num_lines, completed=batch.num_completed, failed=batch.num_failed),
         metadata=batch.metadata,
     )
-
-
-def file_routes(files: FileStore, *, config: ServeConfig, prefix: str = "/v1") -> APIRouter:
-    """The routes below /v1/files."""
-    router = APIRouter(prefix=f"{prefix}/files", tags=["batches"])
-
-    @router.post(
-        "",
-        operation_id="create_file",
-        summary="Upload lines of a batch, or a picture",
-        responses=faults.responses(415),
-        openapi_extra=_multipart(
-            {
-                "file": {"type": "string", "format": "binary"},
-                "purpose": {"type": "string", "enum": ["batch", "vision", "user_data"]},
-                "expires_after[seconds]": {"type": "integer", "minimum": 3600, "maximum": 2592000},
-                "expires_after[anchor]": {"type": "string", "enum": ["created_at"]},
-            },
-            required=["file", "purpose"],
-        ),
-    )
-    async def create(request: Request, owner: Owner) -> FileObject:
-        name, content, fields = await _upload(request, max_bytes=config.max_body_bytes)
-        create_file = partial(
-            files.create,
-            owner,
-            content,
-            filename=name,
-            purpose=parse_purpose(fields.get("purpose", "")),
-            ttl_s=_ttl_s(fields),
-        )
-        return file_object(await asyncio.to_thread(create_file))
-
-    @router.get("", operation_id="list_files", summary="List files", responses=faults.responses(422))
-    async def list_files(owner: Owner, page: Annotated[FilePage, Query()]) -> FileList:
-        found, more = await asyncio.to_thread(
-            lambda: files.list(owner, after=page.after, limit=page.limit, order=page.order, purpose=page.purpose)
-        )
-        listed = [file_object(each) for each in found]
-        return FileList(data=listed, has_more=more, first_id=_first(listed), last_id=_last(listed))
-
-    @router.get(
-        "/{file_id}", operation_id="retrieve_file", summary="What a file is", responses=faults.responses(404, 422)
-    )
-    async def retrieve(owner: Owner, file_id: str) -> FileObject:
-        return file_object(await asyncio.to_thread(files.get, owner, file_id))
-
-    @router.delete(
-        "/{file_id}", operation_id="delete_file", summary="Delete a file", responses=faults.responses(404, 422)
-    )
-    async def delete(owner: Owner, file_id: str) -> FileDeleted:
-        await asyncio.to_thread(files.delete, owner, file_id)
-        return FileDeleted(id=file_id)
-
-    @router.get(
-        "/{file_id}/content",
-        operation_id="download_file",
-        summary="A file's content",
-        response_class=Response,
-        responses={
-            **faults.responses(404, 422),
-            200: {"description": "The content.", "content": {"application/octet-stream": {}}},
-            302: {"description": "A link to it, which works for a quarter of an hour."},
-        },
-    )
-    async def content(owner: Owner, file_id: str) -> Response:
-        file = await asyncio.to_thread(files.get, owner, file_id)
-        return await delivery(
-            files.content_uri(file), media_type="application/octet-stream", filename=file.filename, inline=False
-        )
-
-    return router
 
 
 def batch_routes(
@@ -280,8 +138,7 @@ def batch_routes(
         found, more = await asyncio.to_thread(
             lambda: batches.list(owner, after=page.after, limit=page.limit, order="desc")
         )
-        listed = [batch_object(each) for each in found]
-        return BatchList(data=listed, has_more=more, first_id=_first(listed), last_id=_last(listed))
+        return BatchList.of([batch_object(each) for each in found], more=more)
 
     @router.get(
         "/{batch_id}",
@@ -304,48 +161,6 @@ def batch_routes(
     return router
 
 
-async def _upload(request: Request, *, max_bytes: int) -> tuple[str, bytes, Mapping[str, str]]:
-    """Name and content of the one file of a form, and the other fields."""
-    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "multipart/form-data":
-        raise UnsupportedBody("Send multipart/form-data.")
-    fields: dict[str, str] = {}
-    found: tuple[str, bytes] | None = None
-    async with request.form(max_files=MAX_FILES, max_fields=10, max_part_size=max_bytes) as form:
-        for field, value in form.multi_items():
-            if field in fields or (field == "file" and found is not None):
-                raise BadParameter(f"{shown(field)} occurs twice", field)
-            if isinstance(value, str):
-                fields[field] = value
-            elif field != "file":
-                raise BadParameter(f'there is no file field "{shown(field)}": send it as "file"', field)
-            else:
-                found = (_filename(value.filename or ""), await value.read())
-    if found is None:
-        raise BadParameter("file is missing: send one as multipart/form-data", "file")
-    known = {"purpose", "expires_after[seconds]", "expires_after[anchor]"}
-    for field in fields:
-        if field not in known:
-            raise BadParameter(f'there is no field "{shown(field)}"', field)
-    return (*found, fields)
-
-
-def _filename(text: str) -> str:
-    """A name to show and to save under; it enters no path of ours."""
-    return re.sub(r"[^\w .()+-]", "_", re.split(r"[/\\]", text)[-1])[:128].strip(" .") or "file"
-
-
-def _ttl_s(fields: Mapping[str, str]) -> float | None:
-    text = fields.get("expires_after[seconds]")
-    if fields.get("expires_after[anchor]", "created_at") != "created_at":
-        raise BadParameter("expires_after: anchor must be created_at", "expires_after")
-    if text is None:
-        return None
-    least, most = _TTL_BOUNDS_S
-    if not (text.isascii() and text.isdigit() and len(text) < 10 and least <= int(text) <= most):
-        raise BadParameter(f"expires_after: seconds must be a whole number from {least} to {most}", "expires_after")
-    return float(text)
-
-
 def _batch_fields(fields: Mapping[str, object]) -> tuple[str, dict[str, str] | None]:
     for field in fields:
         if field not in _BATCH_FIELDS:
@@ -364,19 +179,6 @@ def _batch_fields(fields: Mapping[str, object]) -> tuple[str, dict[str, str] | N
         if not isinstance(value, str) or len(key) > 64 or len(value) > 512:
             raise BadParameter("metadata: keys have up to 64 characters, values are text of up to 512", "metadata")
     return file_id, metadata
-
-
-def _first(listed: list[Any]) -> str | None:
-    return listed[0].id if listed else None
-
-
-def _last(listed: list[Any]) -> str | None:
-    return listed[-1].id if listed else None
-
-
-def _multipart(properties: Mapping[str, Any], *, required: list[str]) -> dict[str, Any]:
-    schema = {"type": "object", "properties": dict(properties), "required": required}
-    return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}}
 
 
 _BATCH_FIELDS: Final[Mapping[str, Any]] = {

@@ -6,10 +6,10 @@ import asyncio
 from collections.abc import Mapping
 from functools import partial
 from typing import Final
-from urllib.parse import urlsplit
 
 from pia_ray.config import ServeConfig
-from pia_ray.errors import BadParameter, Conflict
+from pia_ray.errors import BadParameter, Conflict, FetchError
+from pia_ray.fetch import check_url
 from pia_ray.online.batch_runner import LineAsked
 from pia_ray.online.files import FileStore
 from pia_ray.online.forms import IMAGE_FIELDS, Form, FormReader
@@ -38,20 +38,14 @@ class Intake:
             RowError: a field is wrong, or a picture cannot be had or used.
             Busy: the owner has as many open jobs as a key may have.
         """
-        form, webhook_url = await self._read(owner, fields)
-        return await asyncio.to_thread(
-            partial(
-                self._jobs.create,
-                form.request("", deadline_s=None, priority=VIDEO_JOB, default_format="mp4"),
-                owner=owner,
-                model=form.model,
-                seconds=form.seconds,
-                size=form.size,
-                webhook_url=webhook_url,
-                idempotency_key=idempotency_key,
-                retry_count=retry_count,
-                max_open=self._config.max_jobs_per_key,
-            )
+        asked = await self._read(owner, fields)
+        return await self._create(
+            asked,
+            VIDEO_JOB,
+            owner=owner,
+            idempotency_key=idempotency_key,
+            retry_count=retry_count,
+            max_open=self._config.max_jobs_per_key,
         )
 
     async def remix(
@@ -90,21 +84,14 @@ class Intake:
             kept.pop("num_frames", None)
         seed = source.result.params.seed
         given = {"model": source.model, "format": source.format, "seed": seed, **kept, **asked.inputs}
-        form, webhook_url = await self._read(owner, {**given, "image": asked.image, **fields})
-        return await asyncio.to_thread(
-            partial(
-                self._jobs.create,
-                form.request("", deadline_s=None, priority=VIDEO_JOB, default_format="mp4"),
-                owner=owner,
-                model=form.model,
-                seconds=form.seconds,
-                size=form.size,
-                webhook_url=webhook_url,
-                remixed_from_video_id=source.id,
-                idempotency_key=idempotency_key,
-                retry_count=retry_count,
-                max_open=self._config.max_jobs_per_key,
-            )
+        return await self._create(
+            await self._read(owner, {**given, "image": asked.image, **fields}),
+            VIDEO_JOB,
+            owner=owner,
+            remixed_from_video_id=source.id,
+            idempotency_key=idempotency_key,
+            retry_count=retry_count,
+            max_open=self._config.max_jobs_per_key,
         )
 
     async def create_line(self, line: LineAsked) -> VideoJob:
@@ -113,18 +100,41 @@ class Intake:
         Raises:
             RowError: as `create`. Open jobs of a batch do not count as the owner's.
         """
-        form, webhook_url = await self._read(line.owner, line.body)
+        return await self._create(
+            await self._read(line.owner, line.body),
+            BATCH_LINE,
+            owner=line.owner,
+            batch_id=line.batch_id,
+            idempotency_key=line.idempotency_key,
+        )
+
+    async def _create(
+        self,
+        asked: tuple[Form, str | None],
+        priority: int,
+        *,
+        owner: str,
+        idempotency_key: str | None,
+        retry_count: int = 0,
+        max_open: int | None = None,
+        batch_id: str | None = None,
+        remixed_from_video_id: str | None = None,
+    ) -> VideoJob:
+        form, webhook_url = asked
         return await asyncio.to_thread(
             partial(
                 self._jobs.create,
-                form.request("", deadline_s=None, priority=BATCH_LINE, default_format="mp4"),
-                owner=line.owner,
+                form.request("", deadline_s=None, priority=priority, default_format="mp4"),
+                owner=owner,
                 model=form.model,
                 seconds=form.seconds,
                 size=form.size,
                 webhook_url=webhook_url,
-                batch_id=line.batch_id,
-                idempotency_key=line.idempotency_key,
+                remixed_from_video_id=remixed_from_video_id,
+                batch_id=batch_id,
+                idempotency_key=idempotency_key,
+                retry_count=retry_count,
+                max_open=max_open,
             )
         )
 
@@ -144,10 +154,10 @@ class Intake:
             return None
         if self._config.webhook_secret is None:
             raise BadParameter("webhook_url: this endpoint has no secret to sign webhooks with", "webhook_url")
+        if not isinstance(value, str) or len(value) > 2000:
+            raise BadParameter("webhook_url must be an https:// URL of at most 2000 characters", "webhook_url")
         try:
-            usable = isinstance(value, str) and len(value) <= 2000 and urlsplit(value).scheme == "https"
-        except ValueError:
-            usable = False
-        if not usable:
-            raise BadParameter("webhook_url must be an https:// URL", "webhook_url")
-        return str(value)
+            check_url(value)
+        except FetchError as error:
+            raise BadParameter(f"webhook_url: {error.message}", "webhook_url") from None
+        return value

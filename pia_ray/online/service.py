@@ -15,8 +15,9 @@ from pia_ray.errors import PiaRayError
 from pia_ray.online.api import create_app
 from pia_ray.online.batch_runner import BatchRunner
 from pia_ray.online.batch_store import BatchStore
-from pia_ray.online.batches import FILE_TTL_S, batch_routes, file_routes
+from pia_ray.online.batches import batch_routes
 from pia_ray.online.dispatcher import Dispatcher
+from pia_ray.online.file_routes import FILE_TTL_S, file_routes
 from pia_ray.online.files import FileStore
 from pia_ray.online.forms import FormReader
 from pia_ray.online.intake import Intake

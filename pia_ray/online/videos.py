@@ -7,22 +7,19 @@ import time
 from typing import Annotated, Any, Final, Literal
 
 from fastapi import APIRouter, Header, Query, Request, Response
-from fastapi.responses import FileResponse, RedirectResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from pia_ray import storage, video
-from pia_ray.errors import Conflict, NotFound
+from pia_ray import video
+from pia_ray.errors import Conflict
 from pia_ray.online import faults, schema
+from pia_ray.online.delivery import delivery
 from pia_ray.online.dispatcher import Dispatcher, Outlook
 from pia_ray.online.edge import Owner
 from pia_ray.online.forms import IMAGE_FIELDS, FormReader
 from pia_ray.online.intake import Intake
 from pia_ray.online.jobs import JobStore, VideoJob
+from pia_ray.online.listing import Listed, Listing, Page
 from pia_ray.params import REFERENCE_KNOBS, AnimationParams
-
-LINK_S: Final = 900
-"""How long a link to a video on S3 works."""
-
 
 Variant = Literal["video", "thumbnail", "spritesheet"]
 IdempotencyKey = Annotated[
@@ -46,7 +43,7 @@ class VideoError(BaseModel):
     message: str
 
 
-class VideoObject(BaseModel):
+class VideoObject(Listed):
     """A video job, as the openai clients know it, with what more there is to tell."""
 
     model_config = ConfigDict(
@@ -68,7 +65,6 @@ class VideoObject(BaseModel):
         },
     )
 
-    id: str
     object: Literal["video"] = "video"
     created_at: int = Field(description="Seconds since 1970, UTC, as all times here.")
     completed_at: int | None = Field(None, description="When it completed or failed.")
@@ -97,22 +93,13 @@ class VideoObject(BaseModel):
     motion: float | None = Field(None, description="How much moves, measured: 0 to 1.")
 
 
-class VideoList(BaseModel):
+class VideoList(Listing[VideoObject]):
     """Part of the list of videos."""
 
-    object: Literal["list"] = "list"
-    data: list[VideoObject]
-    has_more: bool
-    first_id: str | None
-    last_id: str | None
 
-
-class VideoPage(BaseModel):
+class VideoPage(Page):
     """Which part of the list of videos."""
 
-    model_config = ConfigDict(extra="forbid")
-
-    after: str | None = Field(None, description="The last_id of the page before.", max_length=100)
     limit: int = Field(20, ge=1, le=100)
     order: Literal["asc", "desc"] = Field("desc", description="By the time of creation.")
 
@@ -191,13 +178,7 @@ def video_routes(
     @router.get("", operation_id="list_videos", summary="List videos", responses=faults.responses(404, 422))
     async def list_videos(owner: Owner, page: Annotated[VideoPage, Query()]) -> VideoList:
         found = await asyncio.to_thread(lambda: jobs.list(owner, after=page.after, limit=page.limit, order=page.order))
-        shown = [video_object(job) for job in found.jobs]
-        return VideoList(
-            data=shown,
-            has_more=found.has_more,
-            first_id=shown[0].id if shown else None,
-            last_id=shown[-1].id if shown else None,
-        )
+        return VideoList.of([video_object(job) for job in found.jobs], more=found.has_more)
 
     @router.get(
         "/{video_id}",
@@ -266,7 +247,14 @@ def video_routes(
             416: {"description": "The file has no such part."},
         },
     )
-    async def content(owner: Owner, video_id: str, variant: Variant = "video") -> Response:
+    @router.head(
+        "/{video_id}/content",
+        operation_id="describe_video_content",
+        summary="Length and type of what the same GET gives",
+        response_class=Response,
+        responses=faults.responses(404, 409, 422),
+    )
+    async def content(request: Request, owner: Owner, video_id: str, variant: Variant = "video") -> Response:
         job = await asyncio.to_thread(jobs.get, owner, video_id)
         if job.result is None:
             raise Conflict(f"video {job.id} has no content: it is {job.status}")
@@ -277,30 +265,9 @@ def video_routes(
         }[variant]
         kind = video.MIME[job.format] if variant == "video" else "image/webp"
         ext = job.format if variant == "video" else "webp"
-        return await delivery(uri, media_type=kind, filename=f"{job.id}-{variant}.{ext}")
+        return await delivery(uri, method=request.method, media_type=kind, filename=f"{job.id}-{variant}.{ext}")
 
     return router
-
-
-async def delivery(uri: str, *, media_type: str, filename: str, inline: bool = True) -> Response:
-    """The object: a link where it is on S3, else the file itself or the range of it that the caller wants.
-
-    Raises:
-        NotFound: it is gone.
-    """
-    if storage.is_s3(uri):
-        link = await asyncio.to_thread(lambda: storage.presign(uri, expires_s=LINK_S))
-        return RedirectResponse(link, status_code=302, headers={"cache-control": "no-store"})
-    facts = await asyncio.to_thread(storage.head, uri)
-    if facts is None:
-        raise NotFound("the content has been deleted")
-    return FileResponse(
-        storage.local_path(uri),
-        media_type=media_type,
-        filename=filename,
-        content_disposition_type="inline" if inline else "attachment",
-        headers={"cache-control": "private, no-cache"},
-    )
 
 
 def _create_body() -> dict[str, Any]:

@@ -21,6 +21,7 @@ from pia_ray.config import DEFAULT_BATCH_SIZE
 from pia_ray.errors import DeviceLost, NonFiniteFrames, OutOfMemory, RowError, UnexpectedError
 from pia_ray.params import Animation, AnimationParams, AnimationRequest
 from pia_ray.pia.assemble import Components
+from pia_ray.pia.exact import most_positions
 from pia_ray.pia.faults import device_is_lost, is_out_of_memory
 from pia_ray.pia.finite import FiniteCheck
 from pia_ray.pia.forward import Piece
@@ -251,7 +252,8 @@ class Engine:
             return known
         num_frames, height, width = row.evaluation.shape[:3]
         device = components.device
-        most = most_evaluations(self._batch_size, num_frames, height, width, device=device)
+        bound = most_positions(components.unet, device)
+        most = most_evaluations(self._batch_size, num_frames, height, width, device=device, most_positions=bound)
         fit = evaluations_that_fit(components, num_frames=num_frames, height=height, width=width)
         most = most if fit is None else min(most, fit)
         # A CPU's best size is known: see speed.CPU_FORWARD_PIXELS.

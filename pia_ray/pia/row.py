@@ -13,10 +13,10 @@ from pia_ray.params import AnimationParams, AnimationRequest
 from pia_ray.pia.affinity import nearest_keyframe
 from pia_ray.pia.assemble import Components
 from pia_ray.pia.condition import Conditions, affinity_mask, stillness
+from pia_ray.pia.exact import most_positions
 from pia_ray.pia.long_video import frame_noise
 from pia_ray.pia.program import Branch, Program, Text, chain, denoise
 from pia_ray.pia.schedulers import make_scheduler
-from pia_ray.pia.speed import SDPA_ROWS
 from pia_ray.pia.windows import segments
 
 _UNPREPARED: Final = "the engine takes resolved requests: see Animator.submit"
@@ -188,9 +188,11 @@ def _check(request: AnimationRequest, components: Components) -> None:
         )
     if request.latents is not None and len(segments(params)) > 1:
         raise BadParameter("latents cannot be given for a chain: use long_video windows", "latents")
-    if components.device.type == "cuda" and (width // factor) * (height // factor) > SDPA_ROWS:
+    bound = most_positions(components.unet, components.device)
+    if bound is not None and (width // factor) * (height // factor) > bound:
         raise BadParameter(
-            f"width x height must be at most {SDPA_ROWS * factor**2:,} px on a GPU (got {width} x {height})", "width"
+            f"width x height must be at most {bound * factor**2:,} px for this model on a GPU (got {width} x {height})",
+            "width",
         )
     for side, value in (("width", width), ("height", height)):
         if value % factor:

@@ -12,7 +12,7 @@ from pia_ray.errors import ConfigError
 DTYPES: Final = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 SDPA_ROWS: Final = 65_535
-"""Most rows of one scaled-dot-product attention call on CUDA; the motion modules make one row per latent pixel."""
+"""Most batch entries, and most heads, of one scaled-dot-product attention call on CUDA: the size of its grid."""
 
 MEMORY_FORMAT: Final = torch.channels_last
 """Layout of the weights of UNet and VAE: what cuDNN's convolutions want.
@@ -85,9 +85,16 @@ def forward_sizes(num: int, limit: int, *, device: torch.device) -> list[int]:
     return sizes
 
 
-def most_evaluations(batch_size: int, num_frames: int, height: int, width: int, *, device: torch.device) -> int:
-    """Most evaluations of one latent size in a forward: two branches per row, within what the device runs well."""
+def most_evaluations(
+    batch_size: int, num_frames: int, height: int, width: int, *, device: torch.device, most_positions: int | None
+) -> int:
+    """Most evaluations of one latent size in a forward: two branches per row, within what the device runs well.
+
+    `most_positions` is the UNet's own bound: see `exact.most_positions`.
+    """
     most = 2 * batch_size
+    if most_positions is not None:
+        most = min(most, max(1, most_positions // (height * width)))
     if device.type == "cuda":
-        return min(most, max(1, SDPA_ROWS // (height * width)))
+        return most
     return min(most, max(1, CPU_FORWARD_PIXELS // (num_frames * height * width)))

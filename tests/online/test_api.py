@@ -34,7 +34,8 @@ from pia_ray.errors import (
 )
 from pia_ray.online.api import create_app
 from pia_ray.online.edge import request_id
-from pia_ray.online.render import Event, Load, LocalRenderer, Queued, RenderRequest, Step
+from pia_ray.online.local import LocalRenderer
+from pia_ray.online.render import Event, Load, Queued, RenderRequest, Step
 from pia_ray.testing import FakeAnimator
 
 KEY, OTHER_KEY = "sk-first", "sk-second"

@@ -22,17 +22,8 @@ from pia_ray.config import ServeConfig
 from pia_ray.errors import Busy, DeviceLost, NonFiniteFrames, OutOfMemory, RowError, Timeout
 from pia_ray.online.dispatcher import Dispatcher
 from pia_ray.online.jobs import JobStore, VideoJob
-from pia_ray.online.render import (
-    BATCH_LINE,
-    VIDEO_JOB,
-    Event,
-    Load,
-    LocalRenderer,
-    Queued,
-    Rendered,
-    RenderRequest,
-    Step,
-)
+from pia_ray.online.local import LocalRenderer
+from pia_ray.online.render import BATCH_LINE, VIDEO_JOB, Event, Load, Queued, Rendered, RenderRequest, Step
 from pia_ray.params import AnimationParams, EncodedVideo
 from pia_ray.testing import FakeAnimator
 from tests.chaos_proxy import ChaosProxy, chaos

@@ -15,7 +15,7 @@ from schemathesis.specs.openapi.checks import negative_data_rejection, positive_
 from pia_ray.config import ServeConfig
 from pia_ray.online.forms import FormReader
 from pia_ray.online.jobs import JobStore
-from pia_ray.online.render import LocalRenderer
+from pia_ray.online.local import LocalRenderer
 from pia_ray.online.service import create_endpoint
 from pia_ray.testing import FakeAnimator
 

@@ -26,17 +26,8 @@ from pia_ray.errors import (
     UnsupportedImage,
     VideoError,
 )
-from pia_ray.online.render import (
-    BATCH_LINE,
-    INTERACTIVE,
-    VIDEO_JOB,
-    Event,
-    LocalRenderer,
-    Queued,
-    Rendered,
-    RenderRequest,
-    Step,
-)
+from pia_ray.online.local import LocalRenderer
+from pia_ray.online.render import BATCH_LINE, INTERACTIVE, VIDEO_JOB, Event, Queued, Rendered, RenderRequest, Step
 from pia_ray.params import AnimationParams
 from pia_ray.testing import FakeAnimator
 

@@ -93,6 +93,8 @@ def test_on_s3_the_client_downloads_by_a_link_that_shows_no_key(s3: str):
         asked = answer.response.request
         assert asked.url.host == "127.0.0.1" and f":{asked.url.port}" not in up.url
         assert "secret-key" not in str(asked.url) + str(asked.headers)
+        head = httpx.head(f"{up.url}/v1/videos/{made.id}/content")
+        assert (head.status_code, head.headers["content-length"]) == (200, str(len(answer.content)))
         assert [each.id for each in client.videos.list()] == [made.id]
         assert client.videos.delete(made.id).deleted
 
@@ -244,6 +246,9 @@ def test_a_video_is_served_in_ranges_and_not_before_it_is_done(server: VideoServ
     made = make_and_wait(client)
     whole = client.videos.download_content(made.id).content
     url, key = f"{server.url}/v1/videos/{made.id}/content", {"authorization": "Bearer ann"}
+    head = httpx.head(url, headers=key)
+    assert (head.status_code, head.headers["content-length"], head.content) == (200, str(len(whole)), b"")
+    assert head.headers["content-type"] == "video/mp4"
     part = httpx.get(url, headers={**key, "range": "bytes=4-11"})
     assert (part.status_code, part.content) == (206, whole[4:12])
     assert part.headers["content-range"] == f"bytes 4-11/{len(whole)}"
@@ -252,6 +257,7 @@ def test_a_video_is_served_in_ranges_and_not_before_it_is_done(server: VideoServ
     assert httpx.get(url, headers=key, params={"variant": "poster"}).status_code == 422
     waits = make(client, "hang")
     assert refusal(lambda: client.videos.download_content(waits.id)).status_code == 409
+    assert httpx.head(url.replace(made.id, waits.id), headers=key).status_code == 409
     client.videos.delete(waits.id)
 
 

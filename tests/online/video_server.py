@@ -19,7 +19,7 @@ from PIL import Image
 
 from pia_ray.config import ServeConfig
 from pia_ray.online.jobs import JobStore
-from pia_ray.online.render import LocalRenderer
+from pia_ray.online.local import LocalRenderer
 from pia_ray.online.service import create_endpoint
 from pia_ray.testing import FakeAnimator
 

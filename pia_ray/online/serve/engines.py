@@ -26,20 +26,9 @@ from ray.serve.handle import DeploymentHandle
 
 from pia_ray.config import ServeConfig
 from pia_ray.errors import Busy, Cancelled, JobError, ModelUnavailable, RowError, Timeout, UnexpectedError, WorkerDied
-from pia_ray.online.render import (
-    INTERACTIVE,
-    Clock,
-    Event,
-    Load,
-    LocalRenderer,
-    ModelFacts,
-    Rendered,
-    RenderRequest,
-    RowAnimator,
-    Step,
-    Tally,
-    model_facts,
-)
+from pia_ray.online.local import LocalRenderer, model_facts
+from pia_ray.online.pace import Clock, Tally
+from pia_ray.online.render import INTERACTIVE, Event, Load, ModelFacts, Rendered, RenderRequest, RowAnimator, Step
 from pia_ray.params import DEFAULT_STYLE
 
 log = logging.getLogger(__name__)

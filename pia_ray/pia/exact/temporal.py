@@ -6,7 +6,7 @@ mixes frames; norms, projections and feed-forward take each position alone and d
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any
 
 import torch
 from diffusers.models.attention import BasicTransformerBlock
@@ -14,8 +14,7 @@ from diffusers.models.attention_processor import Attention
 from diffusers.models.unets.unet_motion_model import AnimateDiffTransformer3D
 from torch.nn import functional as F
 
-MOST_HEADS: Final = 65_535
-"""Most heads, and most batch entries, of one scaled-dot-product attention call on CUDA: the size of its grid."""
+from pia_ray.pia.speed import SDPA_ROWS
 
 
 class TemporalTransformer(AnimateDiffTransformer3D):
@@ -66,7 +65,7 @@ def attend_over_time(attention: Attention, hidden: torch.Tensor, *, most_heads: 
     """
     num, num_frames, positions, _ = hidden.shape
     heads = attention.heads
-    most = most_heads or (MOST_HEADS if hidden.is_cuda else positions * heads)
+    most = most_heads or (SDPA_ROWS if hidden.is_cuda else positions * heads)
 
     def view(values: torch.Tensor) -> torch.Tensor:
         return values.view(num, num_frames, positions * heads, -1).transpose(1, 2)  # [N, S*H, T, d]
@@ -78,6 +77,17 @@ def attend_over_time(attention: Attention, hidden: torch.Tensor, *, most_heads: 
         parts = zip(query.split(most, 1), key.split(most, 1), value.split(most, 1), strict=True)
         mixed = torch.cat([F.scaled_dot_product_attention(*part) for part in parts], dim=1)
     return attention.to_out[0](mixed.transpose(1, 2).reshape(num, num_frames, positions, -1))
+
+
+def most_positions(unet: torch.nn.Module, device: torch.device) -> int | None:
+    """Most latent pixels of one frame, over all evaluations of a forward, that the motion modules take; None: any.
+
+    diffusers' own make each a row of one attention; the rewritten ones cut theirs to what the device takes.
+    """
+    if device.type != "cuda":
+        return None
+    own = any(type(module) is AnimateDiffTransformer3D for module in unet.modules())
+    return SDPA_ROWS if own else None
 
 
 def _block(block: BasicTransformerBlock, hidden: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,40 @@
+"""Lists in the wire format of the OpenAI API: a page of items, and the id after which the next one begins."""
+
+from __future__ import annotations
+
+from typing import Generic, Literal, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Listed(BaseModel):
+    """What a list holds."""
+
+    id: str
+
+
+Item = TypeVar("Item", bound=Listed)
+
+
+class Listing(BaseModel, Generic[Item]):
+    """Part of a list. Clients go on from `last_id` while `has_more`."""
+
+    object: Literal["list"] = "list"
+    data: list[Item]
+    has_more: bool
+    first_id: str | None
+    last_id: str | None
+
+    @classmethod
+    def of(cls, items: list[Item], *, more: bool) -> Self:
+        """The part with these items; `more` come after it."""
+        ends = (items[0].id, items[-1].id) if items else (None, None)
+        return cls(data=items, has_more=more, first_id=ends[0], last_id=ends[1])
+
+
+class Page(BaseModel):
+    """Which part of a list is asked for."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    after: str | None = Field(None, description="The last_id of the page before.", max_length=100)
