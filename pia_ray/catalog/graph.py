@@ -266,11 +266,11 @@ def _execute(make_animator: MakeAnimator) -> Execute:
 
 def _items(job: Job) -> Dataset:
     """The run's pending items, read where they were planned to, thin: no pass-through columns."""
-    # Not by ray.data.read_parquet: for one small file it starts 32 actors that look at footers (ray 2.60), which took
-    # 5 of the 13 s of a run of six rows, and 45 s of CPU time on three nodes.
+    # Not by ray.data.read_parquet: for one small file it starts 32 actors that look at footers (ray 2.60), 45 s of CPU
+    # time on three nodes; a run of six rows took 11 s in place of 6 on two cores.
     files = ledger.item_files(job.items_uri)
-    items = ray.data.from_items([{"uri": uri} for uri in files], override_num_blocks=len(files))
-    items = items.map_batches(_pending, batch_format="pyarrow", batch_size=1)
+    listed = ray.data.from_items([{"uri": uri} for uri in files], override_num_blocks=len(files))
+    items = listed.map_batches(_pending, batch_format="pyarrow", batch_size=1)
     # Style by style, so that an actor rarely changes its model. Blocks of large catalogues still come side by side;
     # what is mixed then the animator's line sorts out.
     return items.sort("style") if job.config.styles else items
