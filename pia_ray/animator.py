@@ -288,7 +288,9 @@ class Animator:
             raise
         else:
             self._fail_all(Cancelled("the animator is closed"))
-            self._shelf.close()  # here, too, for it may be a callback that closed the animator
+            # Here, too, for it may be a callback that closed the animator, which cannot wait for its own thread.
+            self._finisher.shutdown(wait=False)
+            self._shelf.close()
 
     @property
     def _only_loads(self) -> bool:
