@@ -83,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         # Whoever read our output has gone; Python would complain once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        return 128 + signal.SIGPIPE  # as of a program that SIGPIPE ends; 1 would mean failed rows
     except Exception:  # noqa: BLE001 - exit 1 means failed rows, which a bug does not
         traceback.print_exc()
         return 2
@@ -192,6 +192,9 @@ def _parser() -> _Parser:
     models = add("models", _models, "named models; `models pull NAME` fetches and verifies weights")
     models.add_argument("action", nargs="?", choices=("pull",))
     models.add_argument("name", nargs="?", metavar="NAME|FILE")
+    models.add_argument(
+        "--to", metavar="URI", help="with pull: also copy the weights to a folder or s3:// prefix that workers share"
+    )
     return parser
 
 
@@ -598,15 +601,23 @@ def _serve(args: argparse.Namespace) -> int:
 
 
 def _models(args: argparse.Namespace) -> int:
-    from pia_ray import weights
+    from pia_ray import storage, weights
     from pia_ray.console import show_table
 
     if args.action == "pull":
         if args.name is None:
             raise ConfigError("models pull needs the name of a model, or a YAML file of one")
-        local = weights.pull(load_model(args.name))
+        model = load_model(args.name)
+        if args.to is not None:
+            place = _shown(args.to)
+            print(f"{args.name}: {weights.version(weights.copy(model, place))} in {place}")
+            print(f"Its settings, for `model` in a config file, are in {storage.join(place, weights.MODEL_FILE)}")
+            return 0
+        local = weights.pull(model)
         print(f"{args.name}: {local.version} in {local.base}")
         return 0
+    if args.to is not None:
+        raise ConfigError("--to is for models pull NAME")
     rows = [
         [name, "yes" if weights.is_pulled(model) else "no", model.base, model.description]
         for name, model in named_models().items()

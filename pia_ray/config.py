@@ -408,6 +408,13 @@ class ServeConfig(BaseModel):
     job_timeout_s: float = Field(3600.0, gt=0, description="Seconds in an engine after which a video job fails.")
     job_ttl_s: float = Field(86_400.0, gt=0, description="Seconds that a finished video job is kept.")
     max_attempts: int = Field(3, ge=1, le=100, description="Tries of a video job whose replica dies.")
+    body_timeout_s: float = Field(120.0, gt=0, description="Seconds that a request's body may take to arrive.")
+    stall_timeout_s: float = Field(
+        900.0,
+        gt=0,
+        description="Seconds without a step, in an engine that has requests, after which it is replaced; above the "
+        "time that a model takes to load.",
+    )
 
     min_replicas: int = Field(1, ge=0, description="Least engines; 0 lets the GPUs go while nobody asks.")
     max_replicas: int = Field(1, ge=1, description="Most engines.")
@@ -618,6 +625,16 @@ def build(kind: type[_Config], values: Mapping[str, Any], *, source: str = "") -
         raise ConfigError(f"{prefix}{where}: {text}" if where else f"{prefix}{text}") from None
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML in which 1:16 is a range. To YAML 1.1 it is a number to the base of sixty, and actors: 1:16 would be 76."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [("tag:yaml.org,2002:str", re.compile(r"\d+:\d+$")), *resolvers] if first.isdigit() else resolvers
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """The mapping in a YAML file.
 
@@ -625,7 +642,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         ConfigError: no such file, not YAML, or not a mapping.
     """
     try:
-        value = yaml.safe_load(Path(path).read_text("utf-8"))
+        value = yaml.load(Path(path).read_text("utf-8"), _Loader)  # noqa: S506 - a safe loader
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror or error}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -689,6 +706,11 @@ def load_model(name_or_file: str) -> ModelConfig:
         values.setdefault("name", Path(name_or_file).stem)
         return build(ModelConfig, values, source=name_or_file)
     return ModelConfig.named(name_or_file)
+
+
+def model_file(model: ModelConfig) -> str:
+    """The model as a YAML file that `load_model` reads."""
+    return yaml.safe_dump(model.model_dump(mode="json", exclude_defaults=True), sort_keys=False, allow_unicode=True)
 
 
 def named_models(user_file: Path = USER_MODELS) -> dict[str, ModelConfig]:

@@ -9,7 +9,15 @@ from typing import Any
 
 import pytest
 
-from pia_ray.config import DEFAULT_BATCH_SIZE, MOST_ROWS, CatalogConfig, ServeConfig, is_loopback, load_serve
+from pia_ray.config import (
+    DEFAULT_BATCH_SIZE,
+    MOST_ROWS,
+    CatalogConfig,
+    ServeConfig,
+    is_loopback,
+    load,
+    load_serve,
+)
 from pia_ray.errors import ConfigError
 
 KEY = hashlib.sha256(b"a key").hexdigest()
@@ -86,6 +94,11 @@ def test_secrets_show_in_no_text_of_the_config():
     assert "letmein" not in text
     again = pickle.loads(pickle.dumps(config))
     assert again.webhook_secret.get_secret_value() == "whsec_abc"
+
+
+def test_a_range_of_actors_in_a_file_is_not_read_as_a_number_to_the_base_of_sixty(tmp_path: Path):
+    (tmp_path / "run.yaml").write_text("manifest: m.csv\noutput: out\nmodel: demo\nactors: 1:16\n")
+    assert load(tmp_path / "run.yaml", {}).actors == (1, 16)
 
 
 def test_a_worker_with_a_gpu_has_as_many_rows_in_hand_as_may_pay_there():

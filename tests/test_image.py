@@ -632,7 +632,7 @@ def test_the_callers_image_is_not_shared():
         Image.new("F", SIZE),
         Image.new("RGB", (0, 5)),
     ],
-    ids=repr,
+    ids=["floats", "two channels", "a video", "no rows", "integers", "a path", "nothing", "mode F", "no width"],
 )
 def test_other_inputs_are_a_bad_parameter(wrong):
     with pytest.raises(BadParameter) as caught:

@@ -464,7 +464,7 @@ def test_an_unknown_extension_is_refused_with_the_known_ones(tmp_path):
         ("m.csv", b"id,image,prompt\n"),
         ("m.jsonl", b""),
         ("m.jsonl", b"\n\n"),
-        ("m.csv.gz", gzip.compress(b"image,prompt\n")),
+        ("m.csv.gz", gzip.compress(b"image,prompt\n", mtime=0)),
     ],
 )
 def test_a_manifest_without_rows_is_refused(tmp_path, name, content):

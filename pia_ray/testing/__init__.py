@@ -4,7 +4,7 @@ Tiny checkpoints in genuine diffusers layout, an animator that needs no torch, a
 pictures as asked for. Heavy packages are loaded by the functions that need them only.
 """
 
-from pia_ray.testing.catalogs import draw_picture, make_catalog
+from pia_ray.testing.catalogs import draw_picture, make_catalog, put_catalog
 from pia_ray.testing.checkpoints import (
     make_pipeline_folder,
     make_random_pipeline,
@@ -32,5 +32,6 @@ __all__ = [
     "make_split_checkpoint",
     "make_textual_inversion",
     "make_tokenizer",
+    "put_catalog",
     "write_slow_tokenizer",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -56,6 +57,19 @@ def make_catalog(
             }
         )
     return _write_manifest(folder / f"manifest.{format}", records, format)
+
+
+def put_catalog(uri: str, *, rows: int, seed: int = 0, broken: float = 0.0, format: ManifestFormat = "parquet") -> str:  # noqa: A002
+    """As `make_catalog`, in a local folder or below an s3:// prefix; the URI of the manifest, which comes last."""
+    from pia_ray import storage
+
+    if not storage.is_s3(uri):
+        return str(make_catalog(storage.local_path(uri), rows=rows, seed=seed, broken=broken, format=format))
+    with tempfile.TemporaryDirectory(prefix="pia-ray-") as folder:
+        manifest = make_catalog(Path(folder), rows=rows, seed=seed, broken=broken, format=format)
+        for path in (*sorted((manifest.parent / "images").iterdir()), manifest):
+            storage.upload_file(path, storage.join(uri, path.relative_to(manifest.parent).as_posix()))
+    return storage.join(uri, manifest.name)
 
 
 def draw_picture(size: tuple[int, int], *, seed: int, extension: Literal["jpg", "png", "webp"] | str = "png") -> bytes:

@@ -1,6 +1,7 @@
 """A `ModelConfig` -> verified local folders and files, fetched once per node and usable offline; their version.
 
-Owns huggingface_hub. Loads nothing: that is left to `pia_ray.pia.assemble`. The parts are `hub` and `prefixes` (S3).
+Owns huggingface_hub. Loads nothing: that is left to `pia_ray.pia.assemble`. The parts are `hub`, `prefixes` (S3) and
+`copies`, which puts a model where a whole cluster reads it.
 """
 
 from __future__ import annotations
@@ -14,9 +15,12 @@ from typing import Any, Final
 
 from pia_ray import storage
 from pia_ray.checkpoint import FILE_NAMES, Part, digest, refuse_pickle, verify
-from pia_ray.config import ModelConfig
+from pia_ray.config import ModelConfig, model_file
 from pia_ray.errors import WeightsError
-from pia_ray.weights import hub, prefixes
+from pia_ray.weights import copies, hub, prefixes
+
+MODEL_FILE: Final = copies.MODEL_FILE
+"""Name of the settings beside a `copy`."""
 
 EMBEDDED: Final = "embedded"
 """The `base` that means the model inside the package."""
@@ -64,6 +68,32 @@ def pull(model: ModelConfig) -> LocalWeights:
         WeightsError: as `resolve`.
     """
     return _collect(model, refresh=True)
+
+
+def copy(model: ModelConfig, uri: str) -> ModelConfig:
+    """The same model from a folder or s3:// prefix of one's own, to which its files are copied, verified, where they
+    are not there yet; asks the hub as `pull` does. `uri`/model.yaml, written last, says the model as it is there.
+
+    Work keys follow: what was animated with the hub's copy counts as another model's.
+
+    Raises:
+        WeightsError: as `resolve`.
+        StorageError: the place cannot be written or read.
+    """
+    if not storage.is_s3(uri):
+        uri = str(storage.local_path(uri).absolute())
+    found = _find(model, refresh=True)
+    version = _version(model, [(part, identity) for part, _, identity in found])
+    sources = [copies.Source(part, place) for part, place, _ in found]
+    changes = copies.references(sources, uri)
+    for name in ("loras", "textual_inversions"):
+        named = dict(getattr(model, name))
+        for key, path in changes.pop(name, {}).items():
+            named[key] = named[key].model_copy(update={"path": path, "revision": None})
+        changes[name] = named
+    copied = model.model_copy(update=changes)
+    copies.write(sources, uri, settings=model_file(copied), version=version)
+    return copied
 
 
 def is_pulled(model: ModelConfig) -> bool:
@@ -146,8 +176,24 @@ def _as_file(part: Part) -> Part:
 
 
 def _collect(model: ModelConfig, *, refresh: bool) -> LocalWeights:
-    places: dict[tuple[str, str], Path] = {}
-    identities = []
+    found = _find(model, refresh=refresh)
+    places = {(part.role, part.name): place for part, place, _ in found}
+    return LocalWeights(
+        base=places["base", ""],
+        motion_adapter=places.get(("motion_adapter", "")),
+        vae=places.get(("vae", "")),
+        version=_version(model, [(part, identity) for part, _, identity in found]),
+        config=places.get(("config", "")),
+        loras={name: place for (role, name), place in places.items() if role == "lora"},
+        textual_inversions={name: place for (role, name), place in places.items() if role == "textual_inversion"},
+        ip_adapter=places.get(("ip_adapter", "")),
+        image_encoder=places.get(("image_encoder", "")),
+    )
+
+
+def _find(model: ModelConfig, *, refresh: bool) -> list[tuple[Part, Path, str]]:
+    """Every part, where it is on this machine after being fetched if need be, and its identity."""
+    found = []
     for part in _parts(model):
         if storage.is_s3(part.reference):
             place, identity = prefixes.fetch(part)
@@ -157,19 +203,8 @@ def _collect(model: ModelConfig, *, refresh: bool) -> LocalWeights:
         else:
             place = _local(part)
             identity = digest(place, verify(part, place))
-        places[part.role, part.name] = place
-        identities.append((part, identity))
-    return LocalWeights(
-        base=places["base", ""],
-        motion_adapter=places.get(("motion_adapter", "")),
-        vae=places.get(("vae", "")),
-        version=_version(model, identities),
-        config=places.get(("config", "")),
-        loras={name: place for (role, name), place in places.items() if role == "lora"},
-        textual_inversions={name: place for (role, name), place in places.items() if role == "textual_inversion"},
-        ip_adapter=places.get(("ip_adapter", "")),
-        image_encoder=places.get(("image_encoder", "")),
-    )
+        found.append((part, place, identity))
+    return found
 
 
 def _version(model: ModelConfig, identities: Iterable[tuple[Part, str]]) -> str:
