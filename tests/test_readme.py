@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 
 from pia_ray import cli, errors
+from pia_ray.catalog.estimate import evaluated_frames
 from pia_ray.config import CatalogConfig, ModelConfig, ServeConfig
 from pia_ray.ledger import RESULTS_SCHEMA
-from pia_ray.params import KNOBS, ResultRow
+from pia_ray.params import KNOBS, AnimationParams, ResultRow, resolve
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -83,6 +84,63 @@ def codes() -> str:
     return "\n".join(lines)
 
 
+STEP_TFLOP = 35.354 * 0.945
+"""One step with guidance, 16 frames of 512 x 512 px: counted on diffusers' UNet, times what `test_exact.py` leaves."""
+
+OTHER_TFLOP = 40.232 * 0.846 + 1.117 + 0.027
+"""Frames decoded, the picture and both prompts encoded."""
+
+PEAKS = {
+    "T4": (16, 65),
+    "L4": (24, 121),
+    "RTX 4090": (24, 165),
+    "A100": (40, 312),
+    "L40S": (48, 362),
+    "H100": (80, 989),
+}
+"""Memory in GB and dense float16 TFLOP/s of the makers' data sheets."""
+
+SHARES = (0.2, 0.4)
+"""Of its peak, what a GPU is taken to reach: published runs of like networks lie between 17 and 46 %."""
+
+
+def gpus() -> str:
+    video = 25 * STEP_TFLOP + OTHER_TFLOP
+    lines = ["| GPU | memory | peak, TFLOP/s | s per video | videos per hour |", "|---|---|---|---|---|"]
+    for name, (memory, peak) in PEAKS.items():
+        slow, fast = (video / (peak * share) for share in SHARES)
+        lines.append(
+            f"| {name} | {memory} GB | {peak} | {fast:.2g} to {slow:.2g} | {3600 / slow:.0f} to {3600 / fast:.0f} |"
+        )
+    return "\n".join(lines)
+
+
+ASKED = (
+    {"num_inference_steps": 50},
+    {"num_frames": 32},
+    {"num_frames": 64},
+    {"guidance_scale": 1.0},
+    {"image_guidance_scale": 2.0},
+    {"strength": 0.6},
+    {"scheduler": "heun"},
+    {"free_init": "butterworth"},
+    {"preset": "draft"},
+    {"num_videos": 3},
+)
+
+
+def work() -> str:
+    def counted(knobs: dict[str, object]) -> int:
+        params = resolve(AnimationParams(prompt="-", **knobs), {}, model_defaults={})
+        return params.num_videos * evaluated_frames(params)
+
+    lines = ["| a row with | evaluates, against one of the defaults |", "|---|---|"]
+    for knobs in ASKED:
+        ((name, value),) = knobs.items()
+        lines.append(f"| `{name}` {value} | {counted(knobs) / counted({}):.2g} times |")
+    return "\n".join(lines)
+
+
 def every_row_error(root: type[errors.RowError] = errors.RowError) -> list[type[errors.RowError]]:
     found = []
     for kind in root.__subclasses__():
@@ -90,7 +148,16 @@ def every_row_error(root: type[errors.RowError] = errors.RowError) -> list[type[
     return found
 
 
-TABLES = {"knobs": knobs, "settings": settings, "serve": serve, "models": models, "results": results, "codes": codes}
+TABLES = {
+    "knobs": knobs,
+    "settings": settings,
+    "serve": serve,
+    "models": models,
+    "results": results,
+    "codes": codes,
+    "gpus": gpus,
+    "work": work,
+}
 
 
 def table(name: str) -> tuple[Path, str]:
