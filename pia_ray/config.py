@@ -408,6 +408,13 @@ class ServeConfig(BaseModel):
     job_timeout_s: float = Field(3600.0, gt=0, description="Seconds in an engine after which a video job fails.")
     job_ttl_s: float = Field(86_400.0, gt=0, description="Seconds that a finished video job is kept.")
     max_attempts: int = Field(3, ge=1, le=100, description="Tries of a video job whose replica dies.")
+    body_timeout_s: float = Field(120.0, gt=0, description="Seconds that a request's body may take to arrive.")
+    stall_timeout_s: float = Field(
+        900.0,
+        gt=0,
+        description="Seconds without a step, in an engine that has requests, after which it is replaced; above the "
+        "time that a model takes to load.",
+    )
 
     min_replicas: int = Field(1, ge=0, description="Least engines; 0 lets the GPUs go while nobody asks.")
     max_replicas: int = Field(1, ge=1, description="Most engines.")

@@ -24,8 +24,9 @@ again can help (`retryable`), and names the HTTP status that fits.
         ├── VideoError            frames could not be encoded, or the finished file did not verify
         ├── Timeout, Cancelled    the row's deadline passed; the caller took the request back
         ├── Busy                  too many requests wait already; RateLimited: too many calls of one caller
-        ├── RequestError          Unauthorized, Forbidden, NotAcceptable, SlowBody, BodyTooLarge, UnsupportedBody:
-        │                         an HTTP request that the endpoint refuses, whatever its knobs say
+        ├── NotReady              no engine of the endpoint runs, or a process of it has to be replaced
+        ├── RequestError          Unauthorized, Forbidden, NotAcceptable, SlowBody, BodyTooLarge, UnsupportedBody,
+        │                         HeadersTooLarge: an HTTP request that the endpoint refuses, whatever its knobs say
         ├── NotFound              the endpoint has no such file or batch, or it is another key's; JobNotFound: video
         ├── Conflict              what is asked for contradicts what is there; JobConflict: a video job has moved on
         ├── WorkerDied            the process died each time this row was tried
@@ -288,6 +289,14 @@ class Busy(RowError):
         return float(self.args[1])
 
 
+class NotReady(RowError):
+    """Nothing takes up requests now: engines start, or this process is to be replaced."""
+
+    code = "not_ready"
+    retryable = True
+    http_status = 503
+
+
 class NotFound(RowError):
     """The endpoint has no such video, file or batch; also what others than its owner hear."""
 
@@ -356,6 +365,13 @@ class UnsupportedBody(RequestError):
 
     code = "unsupported_body"
     http_status = 415
+
+
+class HeadersTooLarge(RequestError):
+    """The request's headers are more or longer than any client of ours needs."""
+
+    code = "headers_too_large"
+    http_status = 431
 
 
 class JobNotFound(NotFound):

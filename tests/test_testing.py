@@ -186,6 +186,12 @@ def test_a_hanging_row_ends_by_its_deadline():
         assert isinstance(animator.animate([request("hang", deadline_s=0.05)])[0], Timeout)
 
 
+def test_hang_once_hangs_only_the_first_time_for_a_row(tmp_path):
+    with FakeAnimator(MODEL, marks=tmp_path) as animator:
+        outcomes = [animator.animate([request("hang-once", deadline_s=0.05)])[0] for _ in range(2)]
+    assert [type(one) for one in outcomes] == [Timeout, Animation]
+
+
 def test_a_hanging_row_ends_by_being_taken_back_and_frees_its_place():
     with FakeAnimator(MODEL) as animator:
         hanging = animator.submit(request("hang"))

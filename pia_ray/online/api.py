@@ -39,14 +39,17 @@ def create_app(
     forms: FormReader | None = None,
     routers: Sequence[APIRouter] = (),
     lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]] | None = None,
+    check_alive: Callable[[], None] = lambda: None,
+    replica: str = "",
 ) -> FastAPI:
     """The ASGI application. `forms` takes the place of the endpoint's own reader; `routers` go beside its routes, and
-    `lifespan` is entered before the first request and left after the last.
+    `lifespan` is entered before the first request and left after the last. `check_alive` raises `NotReady` where this
+    process has to be replaced; `replica` names it in metrics.
 
     Raises:
         ConfigError: the file of API keys cannot be read.
     """
-    counters = Metrics()
+    counters = Metrics(replica)
     app = FastAPI(
         title="pia-ray",
         description=_DESCRIPTION,
@@ -70,7 +73,7 @@ def create_app(
     app.add_exception_handler(Exception, _of_bug)
     app.include_router(animations.router(renderer, forms or FormReader(config), config, counters))
     app.include_router(_models(renderer))
-    app.include_router(_health(renderer, counters))
+    app.include_router(_health(renderer, counters, check_alive))
     app.include_router(page.router(config))
     for each in routers:
         app.include_router(each)
@@ -123,22 +126,29 @@ def _model(facts: ModelFacts) -> dict[str, Any]:
     }
 
 
-def _health(renderer: Renderer, counters: Metrics) -> APIRouter:
+def _health(renderer: Renderer, counters: Metrics, check_alive: Callable[[], None]) -> APIRouter:
     routes = APIRouter(tags=["health"])
     alive, ready = HEALTH
 
-    @routes.get(alive, operation_id="alive", summary="Whether the process lives", responses=_document(_HEALTH))
+    @routes.get(
+        alive,
+        operation_id="alive",
+        summary="Whether the process is sound",
+        responses=_document(_HEALTH) | {503: faults.responses()[503]},
+    )
     async def healthz() -> dict[str, str]:
+        check_alive()
         return {"status": "ok"}
 
     @routes.get(
         ready,
         operation_id="ready",
-        summary="Whether engines answer",
+        summary="Whether requests are taken up: an engine runs, or starts when one comes",
         responses=_document(_HEALTH) | {503: faults.responses()[503]},
     )
     async def readyz() -> dict[str, str]:
-        await renderer.load()
+        check_alive()
+        await renderer.check_ready()
         return {"status": "ok"}
 
     @routes.get(METRICS, include_in_schema=False)

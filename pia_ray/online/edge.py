@@ -98,12 +98,15 @@ class Edge:
         try:
             with ExitStack() as held:
                 try:
+                    limits.check_headers(scope["headers"])
                     state["owner"] = self._admit(scope, headers)
                     held.enter_context(self._room.hold(self._body_bytes(headers)))
                 except PiaRayError as error:
                     await faults.answer(error)(scope, receive, send_marked)
                     return
-                await self._app(scope, limits.limited(receive, max_bytes=self._config.max_body_bytes), send_marked)
+                config = self._config
+                body = limits.limited(receive, max_bytes=config.max_body_bytes, timeout_s=config.body_timeout_s)
+                await self._app(scope, body, send_marked)
         finally:
             seconds = time.perf_counter() - started
             route = getattr(scope.get("route"), "path", "unmatched")

@@ -120,7 +120,7 @@ SCHEMA: Final[Mapping[str, Any]] = {
 def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The errors of a route for its OpenAPI entry: these, and those that any route may answer with."""
     content = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
-    every = {*statuses, 400, 401, 403, 408, 413, 429, 500, 503}
+    every = {*statuses, 400, 401, 403, 408, 413, 429, 431, 500, 503}
     return {status: {"description": _MEANINGS[status], "content": content} for status in sorted(every)}
 
 
@@ -136,6 +136,7 @@ _MEANINGS: Final = {
     415: "The body's content type is not read.",
     422: "A parameter of the path or the query is wrong.",
     429: "Too many requests; `retry-after` says when to try again.",
+    431: "The headers are too many or too long.",
     500: "The server failed; its log has the reason under the request's id.",
     502: "A picture's server could not be reached.",
     503: "Not available at present.",

@@ -6,21 +6,22 @@ import asyncio
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final
 
 from starlette.types import Message, Receive
 
 from pia_ray.config import ServeConfig
-from pia_ray.errors import BadParameter, BodyTooLarge, Busy, RateLimited, SlowBody
+from pia_ray.errors import BadParameter, BodyTooLarge, Busy, HeadersTooLarge, RateLimited, SlowBody
 from pia_ray.params import AnimationParams
-
-BODY_TIMEOUT_S: Final = 120.0
-"""Seconds that a body may take to arrive, however slowly its bytes come."""
 
 LARGEST_BODIES: Final = 8
 """So many bodies of the largest size may be in memory at once, or more of smaller ones."""
+
+MAX_HEADERS: Final = 200
+MAX_HEADER_BYTES: Final = 65_536
+"""All headers of a request together. Servers that parse with httptools have no limit of their own."""
 
 MAX_FIELDS: Final = 100
 MAX_FILES: Final = 10
@@ -84,6 +85,16 @@ class BodyRoom:
             self._left += num_bytes
 
 
+def check_headers(headers: Sequence[tuple[bytes, bytes]]) -> None:
+    """Refuses floods of headers.
+
+    Raises:
+        HeadersTooLarge: they are too many, or too long.
+    """
+    if len(headers) > MAX_HEADERS or sum(len(name) + len(value) for name, value in headers) > MAX_HEADER_BYTES:
+        raise HeadersTooLarge(f"A request may have {MAX_HEADERS} headers of {MAX_HEADER_BYTES:,} bytes together.")
+
+
 def announced_bytes(length: str | None, *, chunked: bool, max_bytes: int) -> int:
     """Bytes of a body by its headers; one in chunks counts as the largest.
 
@@ -99,8 +110,8 @@ def announced_bytes(length: str | None, *, chunked: bool, max_bytes: int) -> int
     return int(length)
 
 
-def limited(receive: Receive, *, max_bytes: int, timeout_s: float = BODY_TIMEOUT_S) -> Receive:
-    """`receive` that gives up on a body that is too large or too slow while it arrives.
+def limited(receive: Receive, *, max_bytes: int, timeout_s: float) -> Receive:
+    """`receive` that gives up on a body that is too large while it arrives, or takes longer, however its bytes come.
 
     What it raises comes out where the body is read: `BodyTooLarge` or `SlowBody`.
     """

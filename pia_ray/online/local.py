@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 import traceback
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -48,6 +49,7 @@ class LocalRenderer:
         self._places: list[_Place] = []
         self._num_arrivals = 0
         self._tally = Tally()
+        self._moved_at = time.monotonic()
         # Decoding and encoding: what more threads would add is memory for frames.
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="render")
         self._models: tuple[ModelFacts, ...] | None = None
@@ -57,10 +59,15 @@ class LocalRenderer:
         place = self._admit(request)
         clock = Clock(request.deadline_s)
         submitted: Future[Future[Animation]] | None = None
+
+        def tell(event: Event | None) -> None:
+            self._moved_at = time.monotonic()
+            place.tell_from_thread(event)
+
         try:
-            submitted = self._threads.submit(self._submit, request, clock, place.tell_from_thread)
+            submitted = self._threads.submit(self._submit, request, clock, tell)
             animating = await clock.within(asyncio.wrap_future(submitted))
-            animating.add_done_callback(lambda _: place.tell_from_thread(None))
+            animating.add_done_callback(lambda _: tell(None))
             while (event := await clock.within(place.events.get())) is not None:
                 if isinstance(event, Step):
                     self._tally.count(request.id, event)
@@ -106,6 +113,15 @@ class LocalRenderer:
             models=self._models,
         )
 
+    async def check_ready(self) -> None:
+        """As `Renderer.check_ready`; the animator is there from the start."""
+
+    @property
+    def stalled_s(self) -> float:
+        """Seconds for which the animator has done no step though it has requests; a device may hang for ever."""
+        at_work = any(not place.animated for place in self._places)
+        return time.monotonic() - self._moved_at if at_work else 0.0
+
     async def close(self) -> None:
         """Closes the animator; requests in hand fail with `Cancelled`."""
         await asyncio.to_thread(self._animator.close)
@@ -117,6 +133,8 @@ class LocalRenderer:
         if len(self._places) >= config.rows_at_once + waiting:
             after_s = self._tally.seconds_until_a_place(config.rows_at_once)
             raise Busy(f"{len(self._places)} requests are in hand: try again in about {after_s:.0f} s", after_s)
+        if all(each.animated for each in self._places):
+            self._moved_at = time.monotonic()  # idle until now
         self._num_arrivals += 1
         place = _Place(rank(self._num_arrivals, request.priority), asyncio.get_running_loop())
         self._places.append(place)

@@ -118,6 +118,14 @@ class Renderer(Protocol):
         """What is in hand now, and the models there are."""
         ...
 
+    async def check_ready(self) -> None:
+        """Without effect where requests are taken up.
+
+        Raises:
+            NotReady: they are not now.
+        """
+        ...
+
 
 class RowAnimator(Protocol):
     """What a renderer needs of an animator: `Animator`, or a fake of it."""

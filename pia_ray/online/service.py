@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import Final
 
 from fastapi import APIRouter, FastAPI
 
 from pia_ray.config import ServeConfig
-from pia_ray.errors import PiaRayError
+from pia_ray.errors import NotReady, PiaRayError
 from pia_ray.online.api import create_app
 from pia_ray.online.batch_runner import BatchRunner
 from pia_ray.online.batch_store import BatchStore
@@ -32,11 +32,18 @@ log = logging.getLogger(__name__)
 
 
 def create_endpoint(
-    renderer: Renderer, jobs: JobStore, config: ServeConfig, *, forms: FormReader | None = None, poll_s: float = 1.0
+    renderer: Renderer,
+    jobs: JobStore,
+    config: ServeConfig,
+    *,
+    forms: FormReader | None = None,
+    poll_s: float = 1.0,
+    replica: str = "",
 ) -> FastAPI:
     """The whole endpoint as an ASGI application, which works on video jobs and batches while it is up.
 
-    `forms` reads requests in place of the endpoint's own reader; storage is looked at for new work every `poll_s`.
+    `forms` reads requests in place of the endpoint's own reader; storage is looked at for new work every `poll_s`;
+    `replica` names this process in metrics. `app.state.service` is its `VideoService`.
 
     Raises:
         ConfigError: the file of API keys, or the secret of webhooks, is none.
@@ -44,17 +51,17 @@ def create_endpoint(
     forms = forms or FormReader(config)
     service = VideoService(renderer, jobs, config, forms=forms, poll_s=poll_s)
 
-    @asynccontextmanager
-    async def at_work(_: FastAPI) -> AsyncIterator[None]:
-        working = asyncio.create_task(service.run())
-        try:
-            yield
-        finally:
-            working.cancel()
-            with suppress(asyncio.CancelledError):
-                await working
-
-    return create_app(renderer, config, forms=forms, routers=service.routers, lifespan=at_work)
+    app = create_app(
+        renderer,
+        config,
+        forms=forms,
+        routers=service.routers,
+        lifespan=lambda _: service.at_work(),
+        check_alive=service.check_alive,
+        replica=replica,
+    )
+    app.state.service = service
+    return app
 
 
 class VideoService:
@@ -76,6 +83,7 @@ class VideoService:
             poll_s=poll_s,
         )
         self._poll_s = poll_s
+        self._working: asyncio.Task[None] | None = None
         intake = Intake(config, jobs=jobs, files=self._files, reader=forms)
         self._runner = BatchRunner(
             self._batches,
@@ -89,6 +97,26 @@ class VideoService:
             file_routes(self._files, config=config),
             batch_routes(self._batches, files=self._files, config=config),
         )
+
+    @asynccontextmanager
+    async def at_work(self) -> AsyncIterator[None]:
+        """`run` beside the block."""
+        working = self._working = asyncio.create_task(self.run())
+        working.add_done_callback(_log_end)
+        try:
+            yield
+        finally:
+            working.cancel()
+            await asyncio.wait([working])  # how it ended has been logged
+
+    def check_alive(self) -> None:
+        """Without effect while video jobs are worked on.
+
+        Raises:
+            NotReady: a bug has ended that; a new process goes on with the jobs.
+        """
+        if self._working is not None and self._working.done():
+            raise NotReady("the work on video jobs has ended by a fault: this process has to be replaced")
 
     async def run(self) -> None:
         """Renders video jobs, feeds batches to their queue and removes what has expired, until it is cancelled. Jobs
@@ -118,3 +146,8 @@ class VideoService:
                 if removed:
                     log.info("removed %d files and batches that had expired", removed)
             await asyncio.sleep(SWEEP_S)
+
+
+def _log_end(working: asyncio.Task[None]) -> None:
+    if not working.cancelled() and (error := working.exception()) is not None:
+        log.critical("the work on video jobs has ended", exc_info=error)

@@ -20,7 +20,7 @@ from pia_ray.config import DEFAULT_KEEP_MODELS, CatalogConfig, ModelConfig, Serv
 from pia_ray.errors import Cancelled, NonFiniteFrames, OutOfMemory, RowError, Timeout
 from pia_ray.params import DEFAULT_STYLE, Animation, AnimationRequest
 
-FAULTS: Final = ("oom", "nan", "die", "die-once", "hang")
+FAULTS: Final = ("oom", "nan", "die", "die-once", "hang", "hang-once")
 """Words that make `FakeAnimator` fail a row when they stand alone in its prompt."""
 
 
@@ -39,6 +39,7 @@ class FakeAnimator:
         die       the process ends at once with exit status 137, each time
         die-once  the same, but only the first time for that row's id; needs `marks`, a folder that outlives the process
         hang      the row ends only by its deadline (`Timeout`), by `future.cancel()` or by `close` (`Cancelled`)
+        hang-once the same, but only the first time for that row's id, as die-once
     """
 
     def __init__(
@@ -209,13 +210,14 @@ class FakeAnimator:
             raise NonFiniteFrames("fault by prompt: the model produced NaN")
         if "die" in words or ("die-once" in words and self._first_time(request.id)):
             os._exit(137)  # what a shell reports after kill -9
-        while "hang" in words:
+        hangs = "hang" in words or ("hang-once" in words and self._first_time(request.id))
+        while hangs:
             self._closed.wait(0.02)
             self._check(future, request, submitted)
 
     def _first_time(self, row_id: str) -> bool:
         if self._marks is None:
-            raise ValueError("die-once needs FakeAnimator(marks=FOLDER)")
+            raise ValueError("die-once and hang-once need FakeAnimator(marks=FOLDER)")
         try:
             (self._marks / row_id.encode("utf-8").hex()).touch(exist_ok=False)
         except FileExistsError:

@@ -81,6 +81,10 @@ class Told:
             raise self.error
         return Load(0, 0, 4, None, ())
 
+    async def check_ready(self) -> None:
+        if self.error is not None:
+            raise self.error
+
 
 def client_of(renderer: Any, *, routers: tuple[APIRouter, ...] = (), **settings: Any) -> TestClient:
     config = ServeConfig.model_validate(settings)
@@ -348,8 +352,8 @@ def test_a_name_that_is_led_to_this_machine_is_refused_by_an_open_endpoint():
 def test_metrics_are_for_this_machine_or_for_the_token(client: TestClient):
     assert animate(client).status_code == 200
     text = client.get("/metrics").text
-    assert 'pia_ray_http_requests_total{method="POST",route="/v1/animations",status="200"} 1.0' in text
-    assert 'pia_ray_videos_total{model="demo",outcome="succeeded"} 1.0' in text
+    assert 'pia_ray_http_requests_total{method="POST",replica="",route="/v1/animations",status="200"} 1.0' in text
+    assert 'pia_ray_videos_total{model="demo",outcome="succeeded",replica=""} 1.0' in text
     assert client.get("/metrics", headers={"x-forwarded-for": "203.0.113.9"}).status_code == 403
     with client_of(Told(), metrics_token="scrape") as guarded:
         assert guarded.get("/metrics").status_code == 403

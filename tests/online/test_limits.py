@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from pia_ray.errors import BodyTooLarge, Busy, RateLimited, SlowBody
-from pia_ray.online.limits import BodyRoom, RateLimit, announced_bytes, limited
+from pia_ray.errors import BodyTooLarge, Busy, HeadersTooLarge, RateLimited, SlowBody
+from pia_ray.online.limits import BodyRoom, RateLimit, announced_bytes, check_headers, limited
 
 
 def test_a_caller_gets_a_minutes_calls_at_once_and_then_its_share_of_a_second():
@@ -74,7 +74,7 @@ def read(messages: list[Any], **limit: Any) -> bytes:
         return messages.pop(0)
 
     async def read_all() -> bytes:
-        inner = limited(receive, **limit)
+        inner = limited(receive, **{"timeout_s": 60, **limit})
         body = b""
         while True:
             message = await inner()
@@ -117,3 +117,10 @@ def test_after_the_body_the_wait_for_a_hang_up_has_no_deadline():
         return (await inner())["type"]
 
     assert asyncio.run(call()) == "http.disconnect"
+
+
+@pytest.mark.parametrize("headers", [[(b"a", b"b")] * 201, [(b"cookie", b"x" * 66_000)]])
+def test_a_flood_of_headers_is_refused(headers: list[tuple[bytes, bytes]]):
+    check_headers([(b"a", b"b")] * 200)
+    with pytest.raises(HeadersTooLarge):
+        check_headers(headers)

@@ -286,6 +286,26 @@ def test_load_tells_what_runs_what_waits_and_how_long_a_step_takes():
     run(work)
 
 
+def test_a_renderer_without_steps_counts_as_stalled_only_while_it_has_requests():
+    async def work() -> None:
+        async with renderer() as made:
+            await asyncio.sleep(0.2)
+            assert made.stalled_s == 0
+            hanging = asyncio.create_task(events_of(made, ask("hang")))
+
+            async def stalls() -> bool:
+                return made.stalled_s > 0.3
+
+            await until(stalls)
+            hanging.cancel()
+            await asyncio.gather(hanging, return_exceptions=True)
+            assert made.stalled_s == 0
+            await events_of(made, ask())
+            assert made.stalled_s == 0
+
+    run(work)
+
+
 def test_the_same_request_makes_the_same_video_alone_and_in_company():
     async def work() -> list[np.ndarray]:
         request = ask(request_id="same")

@@ -16,12 +16,13 @@ import pytest
 import ray
 from PIL import Image
 from ray import serve
+from starlette.types import Message, Receive, Scope, Send
 
 from pia_ray import video
 from pia_ray.config import ServeConfig, load_serve
-from pia_ray.errors import Busy, ConfigError, NonFiniteFrames, PiaRayError, Timeout, WorkerDied
+from pia_ray.errors import Busy, ConfigError, NonFiniteFrames, NotReady, PiaRayError, Timeout, WorkerDied
 from pia_ray.online.render import INTERACTIVE, VIDEO_JOB, Event, Load, Rendered, RenderRequest, Step
-from pia_ray.online.serve import RayRenderer, build_app
+from pia_ray.online.serve import RayRenderer, build_app, proxy_middlewares
 from pia_ray.online.serve.deployments import bind_engines, engine_options, ingress_options
 from pia_ray.params import AnimationParams
 from pia_ray.testing import make_fake_engine
@@ -68,6 +69,14 @@ class Caller:
     async def load(self) -> Load:
         """The renderer's."""
         return await self._renderer.load()
+
+    async def ready(self) -> bool:
+        """Whether the renderer takes up requests."""
+        try:
+            await self._renderer.check_ready()
+        except NotReady:
+            return False
+        return True
 
 
 @pytest.fixture(scope="module")
@@ -164,6 +173,7 @@ def test_a_request_wakes_engines_that_were_scaled_to_zero(endpoint: Callable[...
     assert (load.num_running, load.num_waiting) == (0, 0)
     assert "Engine" in serve.status().applications["test"].deployments
     assert not serve.status().applications["test"].deployments["Engine"].replica_states
+    assert caller.ready.remote().result(timeout_s=60)
     assert isinstance(caller.ask.remote(ask()).result(timeout_s=120)[-1], Rendered)
 
 
@@ -206,3 +216,50 @@ def test_the_builder_takes_plain_settings_and_refuses_wrong_ones():
     assert isinstance(build_app({"model": "demo", "gpus_per_replica": "0"}), serve.Application)
     with pytest.raises(ConfigError, match='no model "demmo"'):
         build_app({"model": "demmo"})
+
+
+def through_the_proxy(*messages: Message) -> tuple[int | None, dict[str, str], bytes]:
+    """Status, headers and body that a caller gets where what is behind Serve's proxies sends these messages."""
+    sent: list[Message] = []
+
+    async def behind(scope: Scope, receive: Receive, send: Send) -> None:
+        for message in messages:
+            await send(message)
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    app: Any = behind
+    for each in proxy_middlewares():
+        app = each.cls(app, *each.args, **each.kwargs)
+    asyncio.run(app({"type": "http", "headers": []}, receive, send))
+    headers = {name.decode(): value.decode() for name, value in sent[0]["headers"]}
+    return sent[0]["status"], headers, b"".join(message.get("body", b"") for message in sent[1:])
+
+
+def says(status: int, content: bytes, *headers: tuple[bytes, bytes]) -> list[Message]:
+    start = {"type": "http.response.start", "status": status, "headers": list(headers)}
+    return [start, {"type": "http.response.body", "body": content}]
+
+
+PLAIN = (b"content-type", b"text/plain; charset=utf-8")
+
+
+def test_what_serve_itself_refuses_has_the_shape_of_the_endpoints_errors():
+    status, headers, body = through_the_proxy(*says(429, b"dropped", PLAIN, (b"retry-after", b"7")))
+    assert (status, headers["retry-after"], headers["content-type"]) == (429, "7", "application/json")
+    assert json.loads(body)["error"]["code"] == "busy"
+    status, headers, body = through_the_proxy(*says(503, b"unavailable", PLAIN))
+    assert (status, json.loads(body)["error"]["code"], headers["x-should-retry"]) == (503, "not_ready", "true")
+    status, _, body = through_the_proxy()
+    assert (status, json.loads(body)["error"]["code"]) == (500, "worker_died")
+
+
+def test_what_other_applications_say_passes_serves_proxy_as_it_is():
+    for status in (200, 404, 429):
+        asked = says(status, b"own words", PLAIN, (b"content-length", b"9"))
+        assert through_the_proxy(*asked)[::2] == (status, b"own words")
+    assert through_the_proxy(*says(200, b"streamed", PLAIN))[::2] == (200, b"streamed")

@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import ray
 from ray import serve
@@ -21,6 +21,9 @@ from pia_ray.online.jobs import JobStore
 from pia_ray.online.render import RowAnimator
 from pia_ray.online.serve.engines import Engine, MakeAnimator, RayRenderer
 from pia_ray.params import suggest
+
+if TYPE_CHECKING:
+    from pia_ray.online.service import VideoService
 
 log = logging.getLogger(__name__)
 
@@ -97,9 +100,15 @@ class Ingress:
         """The application, built in the replica: it holds connections, which do not pickle."""
         from pia_ray.online.service import create_endpoint  # fastapi is for the ingress
 
-        app = create_endpoint(self._renderer, self._jobs, self._config)
+        replica = serve.get_replica_context().replica_id.unique_id
+        app = create_endpoint(self._renderer, self._jobs, self._config, replica=replica)
         app.add_middleware(DropRequestId)
+        self._service: VideoService = app.state.service
         return app
+
+    async def check_health(self) -> None:
+        """Called by Serve, which replaces this process where it raises."""
+        self._service.check_alive()
 
 
 class DropRequestId:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, suppress
 from dataclasses import replace
@@ -25,7 +26,18 @@ from ray.serve.exceptions import (
 from ray.serve.handle import DeploymentHandle
 
 from pia_ray.config import ServeConfig
-from pia_ray.errors import Busy, Cancelled, JobError, ModelUnavailable, RowError, Timeout, UnexpectedError, WorkerDied
+from pia_ray.errors import (
+    Busy,
+    Cancelled,
+    DeviceLost,
+    JobError,
+    ModelUnavailable,
+    NotReady,
+    RowError,
+    Timeout,
+    UnexpectedError,
+    WorkerDied,
+)
 from pia_ray.online.local import LocalRenderer, model_facts
 from pia_ray.online.pace import Clock, Tally
 from pia_ray.online.render import INTERACTIVE, Event, Load, ModelFacts, Rendered, RenderRequest, RowAnimator, Step
@@ -43,6 +55,12 @@ _LOST: Final = (
     ReplicaUnavailableError,
 )
 """What Ray raises where the engine at work has gone."""
+
+_AT_REST: Final = ("HEALTHY", "UPSCALING", "DOWNSCALING")
+"""What Serve says of engines that need not run before a request comes: it says UPDATING while the first ones start."""
+
+STATUS_S: Final = 1.0
+"""How long an answer about engines is good for: anybody may ask whether the endpoint is ready."""
 
 
 class Engine:
@@ -73,6 +91,12 @@ class Engine:
             except JobError as error:
                 _die(error)
 
+    async def check_health(self) -> None:
+        """Called by Serve now and then. A device that hangs is let go with its process: nothing else mends it."""
+        stalled_s = self._renderer.stalled_s
+        if stalled_s > self._config.stall_timeout_s:
+            _die(DeviceLost(f"no step for {stalled_s:.0f} s: the device hangs"))
+
 
 class RayRenderer:
     """A `Renderer` whose engines are replicas of a Serve deployment. All methods belong to one event loop.
@@ -87,6 +111,8 @@ class RayRenderer:
         self._tally = Tally()
         self._num_in_hand = 0
         self._models: tuple[ModelFacts, ...] | None = None
+        self._ready = False
+        self._looked_at = float("-inf")
 
     async def render(self, request: RenderRequest) -> AsyncGenerator[Event, None]:
         """As `Renderer.render`; begins when it is first iterated.
@@ -129,6 +155,16 @@ class RayRenderer:
             models=self._models,
         )
 
+    async def check_ready(self) -> None:
+        """As `Renderer.check_ready`: an engine runs, or Serve has none on purpose and starts one for a request."""
+        if time.monotonic() - self._looked_at > STATUS_S:
+            self._looked_at = time.monotonic()
+            self._ready = await asyncio.to_thread(
+                _takes_requests, self._engines.app_name, self._engines.deployment_name
+            )
+        if not self._ready:
+            raise NotReady("no engine runs yet: models may be loading, or no node has room for one")
+
     async def _events(self, request: RenderRequest, clock: Clock) -> AsyncGenerator[Event, None]:
         """The events of one try."""
         stream = self._handle(request.params.style).render.remote(request)
@@ -162,6 +198,16 @@ class RayRenderer:
             return self._engines  # nothing to choose, and choosing takes time
         model = self._config.default_model if style == DEFAULT_STYLE else style
         return self._engines.options(multiplexed_model_id=model)
+
+
+def _takes_requests(application: str, deployment: str) -> bool:
+    """Whether Serve has an engine up, or as many as it wants, which is none; asks Serve's controller, so it blocks."""
+    found = serve.status().applications.get(application)
+    engines = None if found is None else found.deployments.get(deployment)
+    if engines is None:
+        return False
+    num_running = sum(num for state, num in engines.replica_states.items() if state == "RUNNING")
+    return num_running > 0 or engines.status in _AT_REST
 
 
 async def _next(stream: Any) -> Event | RowError | None:

@@ -12,13 +12,12 @@ from typing import Any, Final
 
 import ray
 from ray import serve
-from starlette.middleware import Middleware
-from starlette.types import ASGIApp, Receive, Scope, Send
 
 from pia_ray.config import ServeConfig
 from pia_ray.errors import ConfigError, JobError
 from pia_ray.online.serve.deployments import build_endpoint, make_animator
 from pia_ray.online.serve.engines import MakeAnimator
+from pia_ray.online.serve.proxy import PROXY_CALLBACK, proxy_middlewares
 
 log = logging.getLogger(__name__)
 
@@ -26,12 +25,6 @@ OBJECT_STORE_BYTES: Final = 200 * 2**20
 """Shared memory of a cluster of this server's own: pictures and videos pass through it one by one."""
 
 APPLICATION: Final = "pia-ray"
-
-OVERRIDING_HEADERS: Final = frozenset({b"x-request-timeout-seconds", b"x-request-disconnect-disabled"})
-"""Headers by which a client of Serve may switch off its timeout, and that hanging up cancels (ray 2.60)."""
-
-PROXY_CALLBACK: Final = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
-"""Environment variable of Serve's proxies that names a function which returns middlewares."""
 
 
 def run_server(
@@ -55,7 +48,7 @@ def run_server(
     port = _free_port(config.host, config.port)
     config = _with_threads(config.model_copy(update={"port": port}))
     # Serve's proxies are started by Ray and see this process's environment.
-    os.environ[PROXY_CALLBACK] = f"{__name__}:{proxy_middlewares.__name__}"
+    os.environ[PROXY_CALLBACK] = f"{proxy_middlewares.__module__}:{proxy_middlewares.__name__}"
     level = logging.getLogger("ray").getEffectiveLevel()
     # CPUs are counted, not bound: one more than there are, for the ingress.
     cpus = int((os.cpu_count() or 1) + config.max_replicas * config.cpus_per_replica + 1)
@@ -86,26 +79,6 @@ def run_server(
         for number, handler in handlers.items():
             signal.signal(number, handler)
         ray.shutdown()
-
-
-def proxy_middlewares() -> list[Middleware]:
-    """What Serve's HTTP proxies wrap around every application: they are started with
-    `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=pia_ray.online.serve:proxy_middlewares` in their environment."""
-    return [Middleware(StripOverrides)]
-
-
-class StripOverrides:
-    """Drops the headers of `OVERRIDING_HEADERS` from requests, before Serve reads them."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request, as ASGI has it."""
-        if scope["type"] == "http":
-            headers = [(name, value) for name, value in scope["headers"] if name.lower() not in OVERRIDING_HEADERS]
-            scope = {**scope, "headers": headers}
-        await self._app(scope, receive, send)
 
 
 def _free_port(host: str, port: int) -> int:
