@@ -8,6 +8,8 @@ from __future__ import annotations
 import ast
 import re
 import shlex
+import subprocess
+import sys
 from dataclasses import fields
 from pathlib import Path
 
@@ -195,6 +197,26 @@ def test_every_command_is_one_that_the_parser_takes() -> None:
         words = shlex.split(command)
         start = next(i for i, word in enumerate(words) if word.endswith("pia-ray"))
         cli._parser().parse_args(words[start + 1 :])
+
+
+def first_commands() -> list[list[str]]:
+    """Those of the section for newcomers, but for `make`, which CI runs as it stands."""
+    section = README.read_text("utf-8").split("## Five minutes")[1].split("\n## ")[0]
+    found = [shlex.split(line, comments=True) for line in re.findall(r"^\$ (.*)$", section, re.MULTILINE)]
+    return [words[1:] for words in found if words[0] != "make"]
+
+
+@pytest.mark.heavy
+def test_a_newcomers_commands_run_one_after_the_other(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()  # `make demo` makes it
+    assert len(first_commands()) == 3
+    for words in first_commands():
+        arguments = [word.replace("pia_ray/demo", str(ROOT / "pia_ray" / "demo")) for word in words]
+        command = [sys.executable, "-m", "pia_ray.cli", *arguments]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=900, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "out" / "cat.mp4").stat().st_size > 1000
+    assert len(list((tmp_path / "out" / "mine" / "videos").rglob("*.mp4"))) == 3
 
 
 def test_every_make_target_exists() -> None:
