@@ -266,6 +266,23 @@ def test_the_readme_stays_short_enough_to_read() -> None:
     assert len(README.read_text("utf-8").splitlines()) < 400, "move what a newcomer does not read into docs/"
 
 
+def test_the_drawn_modules_are_those_of_the_package() -> None:
+    lines = README.read_text("utf-8").split("| module | what it is |")[1].split("\n\n")[0].splitlines()
+    named = [name for line in lines[2:] for name in re.findall(r"`(\w+)`", line.split("|")[1])]
+    there = [
+        path.stem for path in (ROOT / "pia_ray").iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()
+    ]
+    assert sorted(named) == sorted(name for name in there if name != "__init__")
+
+
+def test_the_reading_order_names_what_is_there() -> None:
+    section = (ROOT / "CONTRIBUTING.md").read_text("utf-8").split("## Reading order")[1].split("\n## ")[0]
+    paths = re.findall(r"`([\w/]+(?:\.py|/))`", section)
+    assert len(paths) > 10
+    for path in paths:
+        assert (ROOT / "pia_ray" / path).exists() or path == "pia_ray/", path
+
+
 def test_results_columns_are_those_of_the_value_type() -> None:
     assert RESULTS_SCHEMA.names == [field.name for field in fields(ResultRow)]
 
