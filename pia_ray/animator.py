@@ -10,7 +10,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from types import TracebackType
@@ -43,7 +43,7 @@ from pia_ray.weights import version
 log = logging.getLogger(__name__)
 
 OnStep = Callable[[int, int], None]
-"""Called after each denoising step with steps done and steps in all, on the engine's thread: return at once."""
+"""Called after each denoising step with steps done and steps in all, on a thread of the animator: return at once."""
 
 
 @dataclass(eq=False)
@@ -64,6 +64,14 @@ class _Ticket:
         """Whether its caller took it back or its deadline passed."""
         limit = self.request.deadline_s
         return self.future.cancelled() or (limit is not None and time.monotonic() - self.submitted_at > limit)
+
+
+@dataclass(eq=False)
+class _Finished:
+    """Word from the thread that finishes rows."""
+
+    ticket: _Ticket
+    spoiled: PiaRayError | None
 
 
 @dataclass(eq=False)
@@ -124,11 +132,21 @@ class Animator:
         most = MOST_ROWS if components.device.type == "cuda" else DEFAULT_BATCH_SIZE
         self.batch_size = most if batch_size == "auto" else batch_size
         self._engine = Engine(batch_size=self.batch_size, tunes=batch_size == "auto")
-        self._arrivals: queue.SimpleQueue[_Ticket | _Encoding | Literal["loaded"] | None] = queue.SimpleQueue()
+        self._arrivals: queue.SimpleQueue[_Ticket | _Encoding | _Finished | Literal["loaded"] | None] = (
+            queue.SimpleQueue()
+        )
         self._shelf = Shelf(keep=keep_models, when_loaded=lambda: self._arrivals.put("loaded"))
         self._shelf.put(_key(model), components)
         self._line: Line[_Ticket | _Encoding] = Line()
         self._present: dict[Row, _Ticket] = {}
+        self._finishing: set[_Ticket] = set()
+        """Rows that have been denoised; their frames are on the way, beside the next rows' denoising."""
+        self._held = False
+        """Whether the row that goes next waits for one of these to end."""
+        self._own_threads: set[int] = set()
+        self._finisher = ThreadPoolExecutor(
+            1, thread_name_prefix="finisher", initializer=lambda: self._own_threads.add(threading.get_ident())
+        )
         self._closed = False
         self._spoiled: PiaRayError | None = None
         self._lock = threading.Lock()
@@ -230,12 +248,18 @@ class Animator:
         return encoding.future.result()
 
     def close(self) -> None:
-        """Ends the threads and drops the models; requests still waiting or running fail with `Cancelled`."""
+        """Ends the threads and drops the models; requests still waiting or denoising fail with `Cancelled`.
+
+        Called by on_step or on_step_end it does not wait for that: the running step is the last.
+        """
         with self._lock:
             if not self._closed:
                 self._closed = True
                 self._arrivals.put(None)
+        if threading.get_ident() in self._own_threads:
+            return
         self._thread.join()
+        self._finisher.shutdown()
         self._shelf.close()
 
     def __enter__(self) -> Animator:
@@ -247,6 +271,7 @@ class Animator:
         self.close()
 
     def _run(self) -> None:
+        self._own_threads.add(threading.get_ident())
         try:
             while self._take():
                 self._collect()
@@ -263,6 +288,9 @@ class Animator:
             raise
         else:
             self._fail_all(Cancelled("the animator is closed"))
+            # Here, too, for it may be a callback that closed the animator, which cannot wait for its own thread.
+            self._finisher.shutdown(wait=False)
+            self._shelf.close()
 
     @property
     def _only_loads(self) -> bool:
@@ -271,7 +299,7 @@ class Animator:
 
     def _take(self) -> bool:
         """Moves arrivals to the line; blocks only when there is nothing to do. False once closed."""
-        idle = not self._engine.rows and (not self._line or self._only_loads)
+        idle = not self._engine.rows and (not self._line or self._only_loads or self._held)
         while True:
             try:
                 ticket = self._arrivals.get(block=idle)
@@ -279,6 +307,12 @@ class Animator:
                 return True
             if ticket is None:
                 return False
+            if isinstance(ticket, _Finished):
+                self._finishing.discard(ticket.ticket)
+                if ticket.spoiled is not None:
+                    raise ticket.spoiled
+                idle = False
+                continue
             if isinstance(ticket, _Encoding) and ticket.model in self._shelf:
                 self._encode(ticket)  # without waiting for a place
                 continue
@@ -298,7 +332,11 @@ class Animator:
 
     def _admit(self) -> None:
         shelf = self._shelf
+        self._held = False
         while len(self._present) < self._engine.room:
+            if len(self._finishing) > self._engine.room:  # frames of more would pile up
+                self._held = True
+                return
             ticket = self._line.next(ready=shelf, coming=shelf.coming)
             if ticket is None:
                 return
@@ -306,8 +344,9 @@ class Animator:
                 self._line.pop(ticket.model)
                 self._encode(ticket)
                 continue
-            crowded = ticket.alone or any(other.alone for other in self._present.values())
-            if crowded and self._present:
+            others = (*self._present.values(), *self._finishing)
+            if others and (ticket.alone or any(other.alone for other in others)):
+                self._held = not self._present
                 return
             self._line.pop(ticket.model)
             if ticket.gone:
@@ -358,18 +397,34 @@ class Animator:
             _settle(waiting, _late(waiting))
 
     def _step(self) -> None:
-        ended = self._engine.step()
+        ended = self._engine.advance()
         for row, ticket in self._present.items():
             done = row.evaluation.step
             if done != ticket.reported:
                 ticket.reported = done
                 _report(ticket, done, row.evaluation.num_steps)
-        for row, outcome in ended:
+        for row in ended:
             ticket = self._present.pop(row)
+            self._finishing.add(ticket)
+            self._finisher.submit(self._finish, row, ticket)
+
+    def _finish(self, row: Row, ticket: _Ticket) -> None:
+        """On a thread of its own: waits for the frames of a row that ended, and gives its caller the outcome."""
+        spoiled: PiaRayError | None = None
+        outcome: Animation | PiaRayError
+        try:
+            outcome = self._engine.finish(row)
             if isinstance(outcome, Animation):
                 outcome = replace(outcome, animate_s=time.monotonic() - ticket.submitted_at)
                 _report(ticket, row.evaluation.num_steps, row.evaluation.num_steps)
-            _settle(ticket, outcome)
+        except PiaRayError as error:
+            outcome = spoiled = error
+        except BaseException as error:
+            # A bug of ours: no caller may wait for ever on it.
+            outcome = spoiled = DeviceLost(f"the animator's thread died: {type(error).__name__}: {error}")
+            log.exception("a row could not be finished")
+        _settle(ticket, outcome)
+        self._arrivals.put(_Finished(ticket, spoiled))
 
     def _fail_all(self, error: PiaRayError) -> None:
         with self._lock:
@@ -378,7 +433,7 @@ class Animator:
                 self._spoiled = error
         while not self._arrivals.empty():
             late = self._arrivals.get()
-            if late is not None and late != "loaded":
+            if isinstance(late, _Ticket | _Encoding):
                 self._line.add(late.model, late)
         for ticket in [*self._present.values(), *self._line]:
             _settle(ticket, error)

@@ -140,6 +140,37 @@ def test_steps_are_reported_one_by_one_up_to_the_last(animator: Animator) -> Non
     assert seen == [(n, 5) for n in range(1, 6)]
 
 
+def test_rows_denoise_while_another_is_being_finished(animator: Animator) -> None:
+    other_moved = threading.Event()
+    waited: list[bool] = []
+
+    def last_step(done: int, total: int) -> None:
+        if done == total:
+            waited.append(other_moved.wait(60))  # the frames are there; their caller keeps the last report busy
+
+    first = animator.submit(ask(seed=1), on_step=last_step)
+    second = animator.submit(
+        ask(seed=2, num_inference_steps=60), on_step=lambda done, total: done > 5 and other_moved.set()
+    )
+    assert isinstance(first.result(timeout=90), Animation)
+    assert waited == [True]
+    assert isinstance(second.result(timeout=90), Animation)
+
+
+def test_a_callback_may_close_the_animator(model: ModelConfig) -> None:
+    animator = Animator(model, batch_size=2)
+
+    def close(done: int, total: int) -> None:
+        animator.close()
+
+    futures = [animator.submit(long_request(), on_step=close), animator.submit(long_request())]
+    for future in futures:
+        with pytest.raises(Cancelled, match="closed"):
+            future.result(timeout=60)
+    animator.close()
+    assert not [thread for thread in threading.enumerate() if thread is animator._thread]
+
+
 def test_many_threads_may_submit_at_once_and_each_gets_its_own_answer(animator: Animator) -> None:
     answers: dict[int, Animation] = {}
     image = picture()

@@ -112,6 +112,27 @@ def test_many_prompts_do_not_pile_up(ours: tuple[Components, Forward]) -> None:
     assert torch.equal(forward.predict(first), before)
 
 
+def test_a_forward_reads_nothing_back_from_the_device(ours: tuple[Components, Forward]) -> None:
+    """On torch's meta device tensors have no values: whatever would wait for a GPU to read one raises here."""
+    meta = torch.device("meta")
+    parts = copy.deepcopy(ours[0])
+    parts.unet.to(meta)
+    forward = Forward(replace(parts, device=meta))
+
+    def moved(piece: Piece) -> Piece:
+        branch, evaluation = piece.branch, piece.evaluation
+        told = {name: getattr(branch, name).to(meta) for name in ("prompt", "mask", "condition")}
+        return Piece(replace(evaluation, latents=evaluation.latents.to(meta)), replace(branch, **told))
+
+    with torch.device(meta):
+        look = ImageTokens(torch.empty(4, WIDTH), 0.5)
+    pieces = [moved(piece) for piece in [*row(1), *row(2)]]
+    pieces[1] = replace(pieces[1], branch=replace(pieces[1].branch, image=look))
+    predictions = forward.predict(pieces)
+    assert predictions.is_meta
+    assert predictions.shape == (4, 4, FRAMES, 8, 8)
+
+
 @pytest.mark.heavy  # torch traces the UNet twice
 def test_the_unet_compiles_in_one_graph_per_kind_of_forward_and_no_more(
     ours: tuple[Components, Forward], caplog: pytest.LogCaptureFixture

@@ -21,12 +21,13 @@ from pia_ray.config import DEFAULT_BATCH_SIZE
 from pia_ray.errors import DeviceLost, NonFiniteFrames, OutOfMemory, RowError, UnexpectedError
 from pia_ray.params import Animation, AnimationParams, AnimationRequest
 from pia_ray.pia.assemble import Components
+from pia_ray.pia.clock import Lead, Stopwatch, mark_of
 from pia_ray.pia.exact import most_positions
 from pia_ray.pia.faults import device_is_lost, is_out_of_memory
 from pia_ray.pia.finite import FiniteCheck
 from pia_ray.pia.forward import Piece
 from pia_ray.pia.memory import evaluations_that_fit
-from pia_ray.pia.output import finished
+from pia_ray.pia.output import Making, begin, finished
 from pia_ray.pia.program import Branch, Evaluation, Program
 from pia_ray.pia.row import row_program
 from pia_ray.pia.shelf import Model
@@ -50,9 +51,12 @@ class Row:
     evaluation: Evaluation
     """What the program waits for."""
     joined_at: float
-    engine_s: float = 0.0
+    times: list[tuple[Stopwatch, float]] = field(default_factory=list)
+    """What the device did for it, each with the row's share."""
     latents: torch.Tensor | None = None
     """Set when the program has returned."""
+    making: Making | None = None
+    """What the device has been told to make of the latents."""
     error: RowError | None = field(default=None)
     checks: deque[tuple[FiniteCheck, slice, int]] = field(default_factory=deque)
     """Of its latest predictions: the check, where in it they are, and the steps that were done before."""
@@ -64,6 +68,8 @@ class Row:
 
     def find_non_finite(self) -> None:
         """Fails the row if one of its predictions is known to be NaN or infinite by now."""
+        if self.error is not None:
+            return
         while self.checks and self.checks[0][0].known:
             check, part, steps_done = self.checks.popleft()
             if check.fails(part):
@@ -73,7 +79,7 @@ class Row:
 
 
 class Engine:
-    """Rows in flight. Not thread-safe: one thread joins, steps and leaves.
+    """Rows in flight. Not thread-safe but for `finish`: one thread joins, advances and leaves.
 
     `components` are those of rows that join without a model. `batch_size` bounds the rows of a forward; with `tunes`
     that is the most, and what pays is found by timing.
@@ -85,6 +91,7 @@ class Engine:
         self._tunes = tunes
         self._tuners: dict[tuple[object, ...], ForwardTuner] = {}
         """Evaluations per forward by model version and shape."""
+        self._lead = Lead()
         self.rows: list[Row] = []
 
     def join(self, request: AnimationRequest, model: Model | None = None) -> Row:
@@ -93,8 +100,9 @@ class Engine:
         Raises:
             RowError: the request cannot be run by this model; other rows are not touched.
         """
-        started = time.perf_counter()
+        joined_at = time.perf_counter()
         model = self._given(model)
+        watch = Stopwatch(model.components.device)
         try:
             model = model.with_loras(request.params)
             program = row_program(request, model.components, model.conditions)
@@ -103,8 +111,8 @@ class Engine:
             raise
         except Exception as error:
             raise self._row_error(error, request) from error
-        row = Row(request, model, program, evaluation, joined_at=started)
-        row.engine_s = time.perf_counter() - started
+        row = Row(request, model, program, evaluation, joined_at=joined_at)
+        row.times.append((watch.stop(), 1.0))
         self.rows.append(row)
         return row
 
@@ -140,7 +148,17 @@ class Engine:
         row.program.close()
 
     def step(self) -> list[tuple[Row, Animation | RowError]]:
-        """Moves every row by one evaluation; returns those that ended, with what became of them.
+        """As `advance`; waits for what the ended rows made, and returns it with them.
+
+        Raises:
+            DeviceLost: the GPU is beyond repair for this process.
+        """
+        return [(row, self.finish(row)) for row in self.advance()]
+
+    def advance(self) -> list[Row]:
+        """Moves every row by one evaluation; returns those that ended, for `finish`.
+
+        The frames of those that did not fail are begun. A GPU is told, not waited for, but for a step long before.
 
         Raises:
             DeviceLost: the GPU is beyond repair for this process.
@@ -153,14 +171,49 @@ class Engine:
         for row in self.rows:
             if row.error is None:
                 row.find_non_finite()
-        ended: list[tuple[Row, Animation | RowError]] = []
-        for row in [row for row in self.rows if row.latents is not None or row.error is not None]:
+        ended = [row for row in self.rows if row.latents is not None or row.error is not None]
+        for row in ended:
             self.rows.remove(row)
-            ended.append((row, row.error or self._finish(row)))
+            if row.error is None:
+                self._begin_output(row)
+        for device in {row.model.components.device for row in (*self.rows, *ended)}:
+            if (mark := mark_of(device)) is not None:
+                self._lead.step(mark)
         return ended
 
+    def finish(self, row: Row) -> Animation | RowError:
+        """What became of a row that ended. Waits for the device; for any thread, beside what the engine's own does.
+
+        Raises:
+            DeviceLost: the GPU is beyond repair for this process.
+        """
+        if row.error is not None or row.making is None:
+            assert row.error is not None
+            return row.error
+        try:
+            watch = Stopwatch(_HOST)
+            pixels, motion, output = finished(row.making)
+            device_s = sum(share * stopwatch.seconds for stopwatch, share in row.times)
+        except RowError as error:
+            row.find_non_finite()  # by now the device has answered
+            return row.error or error
+        except Exception as error:  # noqa: BLE001 - the row boundary
+            return self._row_error(error, row.request)
+        if row.model.components.device.type != "cuda":  # what this took on a GPU is next to nothing
+            device_s += watch.stop().seconds
+        return Animation(
+            frames=pixels,
+            params=row.request.params,
+            model=row.model.components.version,
+            id=row.request.id,
+            gpu_s=device_s,
+            animate_s=time.perf_counter() - row.joined_at,
+            motion=motion,
+            output=output,
+        )
+
     def _advance(self, rows: list[Row]) -> None:
-        started = time.perf_counter()
+        watch = Stopwatch(rows[0].model.components.device)
         pieces = [(row, branch) for row in rows for branch in row.evaluation.branches]
         try:
             predictions = self._predict(pieces)
@@ -178,12 +231,12 @@ class Engine:
             for row in rows:
                 self._advance([row])
             return
-        share = (time.perf_counter() - started) / len(pieces)
+        watch.stop()
         check = FiniteCheck(predictions)
         start = 0
         for row in rows:
             num = len(row.evaluation.branches)
-            row.engine_s += share * num
+            row.times.append((watch, num / len(pieces)))
             row.checks.append((check, slice(start, start + num), row.evaluation.step))
             self._feed(row, predictions[start : start + num])
             start += num
@@ -261,28 +314,16 @@ class Engine:
         self._tuners[sized] = tuner
         return tuner
 
-    def _finish(self, row: Row) -> Animation | RowError:
-        started = time.perf_counter()
-        latents, request = row.latents, row.request
-        assert latents is not None
+    def _begin_output(self, row: Row) -> None:
+        assert row.latents is not None
+        watch = Stopwatch(row.model.components.device)
         try:
-            pixels, motion, output = finished(row.model.components, latents, request)
+            row.making = begin(row.model.components, row.latents, row.request)
         except RowError as error:
-            row.find_non_finite()  # by now the device has answered
-            return row.error or error
+            row.error = error
         except Exception as error:  # noqa: BLE001 - the row boundary
-            return self._row_error(error, request)
-        ended = time.perf_counter()
-        return Animation(
-            frames=pixels,
-            params=request.params,
-            model=row.model.components.version,
-            id=request.id,
-            gpu_s=row.engine_s + ended - started,
-            animate_s=ended - row.joined_at,
-            motion=motion,
-            output=output,
-        )
+            row.error = self._row_error(error, row.request)
+        row.times.append((watch.stop(), 1.0))
 
     def _given(self, model: Model | None) -> Model:
         if (model := model or self._model) is None:
@@ -298,6 +339,7 @@ class Engine:
         return UnexpectedError(f"{type(error).__name__}: {error}\n{text}")
 
 
+_HOST = torch.device("cpu")
 _NOT_FINITE = "the model produced NaN or infinite values for {row} {at}: try another seed, or dtype float32 or bfloat16"
 _TOO_LARGE = (
     "{width} x {height} px x {num_frames} frames does not fit in memory even alone: "
