@@ -31,14 +31,14 @@ CREDENTIALS = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing
 class S3Server:
     """A moto server. It checks no signatures, and rights only after `enforce_rights`."""
 
-    def __init__(self) -> None:
+    def __init__(self, host: str = "127.0.0.1") -> None:
         # moto takes a fixed port only; another process may take it between this look and the start.
         for _ in range(5):
             with socket.socket() as probe:
-                probe.bind(("127.0.0.1", 0))
+                probe.bind((host, 0))
                 self.port = probe.getsockname()[1]
-            self.url = f"http://127.0.0.1:{self.port}"
-            command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self.port)]
+            self.url = f"http://{host}:{self.port}"
+            command = [sys.executable, "-m", "moto.server", "-H", host, "-p", str(self.port)]
             environment = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
             self.process = subprocess.Popen(
                 command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL

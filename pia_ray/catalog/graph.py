@@ -24,7 +24,7 @@ import ray
 import ray.data
 from ray.data import ActorPoolStrategy, Dataset
 
-from pia_ray import ledger, storage
+from pia_ray import ledger
 from pia_ray.catalog.run import Execute, Job, Observer, Summary, run, settled, versions_of
 from pia_ray.catalog.worker import CatalogWorker, RowAnimator, failed_row
 from pia_ray.config import CatalogConfig
@@ -266,15 +266,20 @@ def _execute(make_animator: MakeAnimator) -> Execute:
 
 def _items(job: Job) -> Dataset:
     """The run's pending items, read where they were planned to, thin: no pass-through columns."""
-    filesystem, path = storage.arrow_filesystem(job.items_uri)
-    items = ray.data.read_parquet(path, filesystem=filesystem).select_columns([*ITEMS_SCHEMA.names, "pending"])
-    items = items.map_batches(_pending, batch_format="pyarrow", batch_size=None)
+    # Not by ray.data.read_parquet: for one small file it starts 32 actors that look at footers (ray 2.60), 45 s of CPU
+    # time on three nodes; a run of six rows took 11 s in place of 6 on two cores.
+    files = ledger.item_files(job.items_uri)
+    listed = ray.data.from_items([{"uri": uri} for uri in files], override_num_blocks=len(files))
+    items = listed.map_batches(_pending, batch_format="pyarrow", batch_size=1)
     # Style by style, so that an actor rarely changes its model. Blocks of large catalogues still come side by side;
     # what is mixed then the animator's line sorts out.
     return items.sort("style") if job.config.styles else items
 
 
-def _pending(items: pa.Table) -> pa.Table:
+def _pending(files: pa.Table) -> pa.Table:
+    """The items of one file that this run has to do."""
+    (uri,) = files["uri"].to_pylist()
+    items = ledger.read_item_file(uri, columns=[*ITEMS_SCHEMA.names, "pending"])
     return items.filter(items["pending"]).select(ITEMS_SCHEMA.names)
 
 

@@ -25,7 +25,15 @@ from pia_ray.ledger.results import (
     row_from_provenance,
     to_table,
 )
-from pia_ray.ledger.runs import COLUMN_PREFIX, RunRecord, latest_run, new_run, read_items
+from pia_ray.ledger.runs import (
+    COLUMN_PREFIX,
+    RunRecord,
+    item_files,
+    latest_run,
+    new_run,
+    read_item_file,
+    read_items,
+)
 from pia_ray.ledger.upkeep import Rebuilt, Summary, Verified, rebuild, summary, verify
 
 __all__ = [
@@ -45,10 +53,12 @@ __all__ = [
     "end_attempt",
     "from_record",
     "from_table",
+    "item_files",
     "items_uri",
     "latest_run",
     "new_run",
     "provenance",
+    "read_item_file",
     "read_items",
     "read_results",
     "rebuild",

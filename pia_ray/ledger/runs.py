@@ -99,14 +99,24 @@ def latest_run(output: str) -> RunRecord | None:
 
 def read_items(output: str, run_id: str, *, columns: list[str] | None = None) -> Iterator[pa.Table]:
     """The run's work items, file by file, in manifest order."""
-    for record in sorted(storage.list_objects(names.items_uri(output, run_id)), key=lambda found: found.uri):
-        yield read_parquet(storage.read_bytes(record.uri), columns=columns)
+    for uri in item_files(names.items_uri(output, run_id)):
+        yield read_item_file(uri, columns=columns)
+
+
+def item_files(items_uri: str) -> list[str]:
+    """The files of a run's work items, in manifest order."""
+    return sorted(found.uri for found in storage.list_objects(items_uri))
+
+
+def read_item_file(uri: str, *, columns: list[str] | None = None) -> pa.Table:
+    """The work items in one of these files."""
+    return read_parquet(storage.read_bytes(uri), columns=columns)
 
 
 def read_passed(output: str, run_id: str) -> Iterator[pa.Table]:
     """The pass-through columns of the run's work items, under their own names, file by file."""
-    for record in sorted(storage.list_objects(names.items_uri(output, run_id)), key=lambda found: found.uri):
-        content = storage.read_bytes(record.uri)
+    for uri in item_files(names.items_uri(output, run_id)):
+        content = storage.read_bytes(uri)
         schema = pq.read_schema(pa.BufferReader(content))
         passed = [name for name in schema.names if name.startswith(COLUMN_PREFIX)]
         table = read_parquet(content, columns=passed)

@@ -1,0 +1,47 @@
+"""The cluster that the tests of this package share, and a catalogue's place on an S3 server which its nodes reach."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from pia_ray import storage
+from pia_ray.online.serve.server import PROXY_CALLBACK
+from tests.cluster.networks import open_network
+from tests.cluster.nodes import Nodes
+from tests.s3_server import S3Server, point_at
+
+
+@pytest.fixture(scope="session")
+def shared_nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Nodes, S3Server]]:
+    network = open_network()
+    server = S3Server(network.host)
+    # Serve's proxies are to drop two headers: see docs/endpoint.md.
+    environment = {**server.environment, PROXY_CALLBACK: "pia_ray.online.serve:proxy_middlewares"}
+    nodes = Nodes(network, environment=environment, log=tmp_path_factory.mktemp("nodes") / "ray.log")
+    try:
+        nodes.start()
+        yield nodes, server
+    finally:
+        nodes.close()
+        server.stop()
+
+
+@pytest.fixture
+def nodes(shared_nodes: tuple[Nodes, S3Server]) -> Nodes:
+    """A head and two workers, also where the test before has killed one."""
+    found, _ = shared_nodes
+    found.bring_up(num_workers=2)
+    return found
+
+
+@pytest.fixture
+def bucket(
+    shared_nodes: tuple[Nodes, S3Server], monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
+    """`s3://<a new bucket>` on a server that the nodes reach, and this process too."""
+    _, server = shared_nodes
+    point_at(monkeypatch, server.environment, tmp_path_factory.mktemp("settings"))
+    yield f"s3://{server.new_bucket()}"
+    storage.forget_clients()

@@ -1,0 +1,139 @@
+"""jobs/animate_catalog.py through the Jobs API on several nodes, from and to S3: a node dies, a catalogue grows."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import uuid
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pia_ray import ledger, read_results, storage, video
+from pia_ray.testing import draw_picture
+from tests.cluster.networks import until
+from tests.cluster.nodes import PATIENCE_S, ROOT, Nodes
+
+pytestmark = [
+    pytest.mark.heavy,
+    # Ray's client code of 2.60 leaves sockets to the garbage collector.
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+]
+
+
+class Catalogue:
+    """Pictures and a manifest in a bucket, and the folder that is submitted to animate it."""
+
+    def __init__(self, bucket: str, folder: Path, **settings: Any) -> None:
+        self.output = f"{bucket}/videos"
+        self._bucket = bucket
+        self._num_rows = 0
+        self._folder = folder / "job"
+        self._folder.mkdir()
+        shutil.copy(ROOT / "jobs" / "animate_catalog.py", self._folder)
+        values = {
+            "manifest": f"{bucket}/catalogue/manifest.jsonl",
+            "output": self.output,
+            "model": "demo",
+            "gpus_per_actor": 1,
+            "defaults": {"num_frames": 4, "num_inference_steps": 8},
+            **settings,
+        }
+        (self._folder / "run.yaml").write_text(yaml.safe_dump(values))
+
+    def add_rows(self, num: int) -> None:
+        """Makes the catalogue longer by so many."""
+        for number in range(self._num_rows, self._num_rows + num):
+            self.draw(number, seed=number)
+        self._num_rows += num
+        lines = [
+            json.dumps({"id": f"item-{number}", "image": f"{number}.png", "prompt": f"picture {number}"}) + "\n"
+            for number in range(self._num_rows)
+        ]
+        storage.write_bytes(f"{self._bucket}/catalogue/manifest.jsonl", "".join(lines).encode())
+
+    def draw(self, number: int, *, seed: int) -> None:
+        """Puts a picture there, in place of what may be there."""
+        storage.write_bytes(f"{self._bucket}/catalogue/{number}.png", draw_picture((96, 64), seed=seed))
+
+    def submit(self, nodes: Nodes) -> str:
+        """Starts a job that animates what is new; its id."""
+        entrypoint = "python animate_catalog.py --config run.yaml"
+        return nodes.submit(entrypoint, self._folder, submission_id=f"nightly-{uuid.uuid4().hex[:8]}")
+
+    def videos(self) -> dict[str, bytes]:
+        """The videos that are there, by URI."""
+        found = storage.list_objects(f"{self.output}/videos", suffix=".mp4")
+        return {each.uri: storage.read_bytes(each.uri) for each in found}
+
+    def rows(self) -> dict[str, dict[str, Any]]:
+        """The results by id, once each."""
+        rows = read_results(self.output).to_pylist()
+        assert max(Counter(row["id"] for row in rows).values()) == 1
+        return {row["id"]: row for row in rows}
+
+
+def test_nodes_have_addresses_of_their_own(nodes: Nodes):
+    if nodes.network.shared:
+        pytest.skip(nodes.network.shared)
+    assert len({node["node_ip"] for node in nodes.alive()}) == 3
+
+
+def test_a_catalogue_is_complete_though_a_node_dies_in_mid_run_and_the_same_job_again_finds_nothing_to_do(
+    nodes: Nodes, bucket: str, tmp_path: Path
+):
+    catalogue = Catalogue(bucket, tmp_path, batch_size=2)
+    catalogue.add_rows(24)
+    job = catalogue.submit(nodes)
+    until(
+        lambda: nodes.job_ended(job) or len(catalogue.videos()) >= 3,
+        seconds=PATIENCE_S,
+        what="some videos are there",
+    )
+    at_work = [worker for worker in nodes.workers if worker.runs("AnimateRow")]
+    nodes.kill(at_work[0])
+    before = catalogue.videos()
+    assert len(before) < 24, "the run was over too soon to show anything"
+    nodes.finish(job)
+
+    rows = catalogue.rows()
+    assert {row["status"] for row in rows.values()} == {"succeeded"}
+    videos = catalogue.videos()
+    assert {row["video_uri"] for row in rows.values()} == set(videos)
+    assert len(videos) == 24
+    assert {uri: videos[uri] for uri in before} == before, "what was committed is not made again"
+    assert {video.probe(content).num_frames for content in videos.values()} == {4}
+    verified = ledger.verify(catalogue.output)
+    assert verified.ok, verified
+
+    nodes.finish(catalogue.submit(nodes))
+    assert catalogue.videos() == videos
+    assert catalogue.rows() == rows
+
+
+def test_a_nightly_job_animates_only_rows_that_are_new_or_whose_picture_has_changed(
+    nodes: Nodes, bucket: str, tmp_path: Path
+):
+    catalogue = Catalogue(bucket, tmp_path, detect_changes=True)
+    catalogue.add_rows(4)
+    nodes.finish(catalogue.submit(nodes))
+    first, videos = catalogue.rows(), catalogue.videos()
+    assert len(videos) == 4
+
+    catalogue.add_rows(2)
+    catalogue.draw(0, seed=100)
+    nodes.finish(catalogue.submit(nodes))
+    second = catalogue.rows()
+    assert {row["status"] for row in second.values()} == {"succeeded"}
+    new = {item for item, row in second.items() if item not in first or row["finished_at"] > first[item]["finished_at"]}
+    assert new == {"item-0", "item-4", "item-5"}
+    assert {item: row for item, row in second.items() if item not in new} == {
+        item: row for item, row in first.items() if item not in new
+    }
+    # The first picture's first video stays, for whoever links to it.
+    assert videos.items() <= catalogue.videos().items()
+    assert len(catalogue.videos()) == 7
+    assert second["item-0"]["video_uri"] != first["item-0"]["video_uri"]

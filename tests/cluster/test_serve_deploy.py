@@ -1,0 +1,155 @@
+"""The endpoint by `serve deploy` on several nodes: load brings a second engine, on another node, and its end takes one
+away again, while every call is answered. Video jobs and their videos are on S3.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from pia_ray import video
+from tests.cluster.networks import until
+from tests.cluster.nodes import PATIENCE_S, Nodes
+from tests.online.video_server import QUICK, hash_of, png
+
+pytestmark = [
+    pytest.mark.heavy,
+    # Ray's client code of 2.60 leaves sockets to the garbage collector.
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+]
+
+KEY = "a key of the tests"
+FIELDS = {**{name: str(value) for name, value in QUICK.items()}, "prompt": "a quiet sea"}
+
+
+class Endpoint:
+    """The deployed endpoint."""
+
+    def __init__(self, nodes: Nodes, folder: Path) -> None:
+        self._nodes = nodes
+        self._folder = folder
+        self.url = f"http://{nodes.head.place.address}:{nodes.http_port}"
+        self.answers: list[tuple[int, str]] = []
+        """Status and the beginning of what is wrong, of all calls in `callers`."""
+
+    def client(self) -> httpx.Client:
+        """A client with the key, which waits as long as the endpoint may take."""
+        return httpx.Client(base_url=self.url, headers={"Authorization": f"Bearer {KEY}"}, timeout=PATIENCE_S)
+
+    def deploy(self, **args: Any) -> None:
+        """Deploys it by Serve's command line, and waits until it takes calls."""
+        config = {
+            "proxy_location": "HeadOnly",
+            "http_options": {"host": "0.0.0.0", "port": self._nodes.http_port},
+            "applications": [
+                {
+                    "name": "pia-ray",
+                    "route_prefix": "/",
+                    "import_path": "pia_ray.online.serve:build_app",
+                    "args": {"model": "demo", "host": "0.0.0.0", "api_keys": [hash_of(KEY)], **args},
+                }
+            ],
+        }
+        path = self._folder / "serve.yaml"
+        path.write_text(yaml.safe_dump(config))
+        command = [Path(sys.executable).parent / "serve", "deploy", path, "--address", self._nodes.dashboard]
+        ended = subprocess.run(
+            command, env=self._nodes.environment, capture_output=True, text=True, timeout=PATIENCE_S, check=False
+        )
+        assert ended.returncode == 0, ended.stderr
+        until(lambda: self.application()["status"] != "DEPLOYING", seconds=PATIENCE_S, what="it is deployed")
+        assert self.application()["status"] == "RUNNING", self.application()
+
+    def application(self) -> dict[str, Any]:
+        """What Serve says of it."""
+        answer = self._nodes.ask("/api/serve/applications/") or {}
+        found: dict[str, Any] = answer.get("applications", {}).get("pia-ray", {"status": "DEPLOYING"})
+        return found
+
+    def engines(self) -> set[str]:
+        """The nodes whose engines are up."""
+        replicas = self.application()["deployments"]["Engine"]["replicas"]
+        return {replica["node_id"] for replica in replicas if replica["state"] == "RUNNING"}
+
+    @contextmanager
+    def callers(self, num: int) -> Iterator[None]:
+        """So many who call again and again, one call after the other each, until the block ends."""
+        stop = threading.Event()
+
+        def call() -> None:
+            with self.client() as client:
+                while not stop.is_set():
+                    try:
+                        answer = client.post("/v1/animations", data=FIELDS, files={"image": ("picture.png", png())})
+                    except httpx.TransportError as error:
+                        self.answers.append((0, repr(error)))
+                        return
+                    told = "" if answer.status_code == 200 else answer.text[:200]
+                    self.answers.append((answer.status_code, told))
+
+        threads = [threading.Thread(target=call) for _ in range(num)]
+        for thread in threads:
+            thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join()
+
+
+@pytest.fixture
+def endpoint(nodes: Nodes, tmp_path: Path) -> Iterator[Endpoint]:
+    yield Endpoint(nodes, tmp_path)
+    httpx.delete(f"{nodes.dashboard}/api/serve/applications/", headers=nodes.bearer, timeout=PATIENCE_S)
+
+
+def test_load_brings_a_second_engine_and_its_end_takes_it_away_while_every_call_is_answered(
+    endpoint: Endpoint, bucket: str
+):
+    endpoint.deploy(
+        storage=f"{bucket}/endpoint",
+        gpus_per_replica=1,
+        batch_size=2,
+        min_replicas=1,
+        max_replicas=2,
+        upscale_delay_s=1,
+        downscale_delay_s=2,
+        requests_per_minute=100_000,
+    )
+    assert len(endpoint.engines()) == 1
+    with endpoint.client() as client, endpoint.callers(1):
+        with endpoint.callers(5):
+            until(lambda: len(endpoint.engines()) == 2, seconds=PATIENCE_S, what="a second engine is up")
+            jobs = [created(client) for _ in range(4)]
+        until(lambda: len(endpoint.engines()) == 1, seconds=PATIENCE_S, what="one engine has gone")
+        for job in jobs:
+            until(lambda job=job: ended(client, job), seconds=PATIENCE_S, what=f"{job} has ended")
+            content = client.get(f"/v1/videos/{job}/content", follow_redirects=True)  # to S3, presigned
+            assert video.probe(content.content).num_frames == QUICK["num_frames"]
+    assert len(endpoint.answers) > 6
+    assert set(endpoint.answers) == {(200, "")}
+
+
+def created(client: httpx.Client) -> str:
+    """The id of a new video job."""
+    answer = client.post("/v1/videos", data=FIELDS, files={"input_reference": ("picture.png", png())})
+    assert answer.status_code == 200, answer.text
+    job: str = answer.json()["id"]
+    return job
+
+
+def ended(client: httpx.Client, job: str) -> bool:
+    """Whether the job has come to a video; no other end is right."""
+    document = client.get(f"/v1/videos/{job}").raise_for_status().json()
+    assert document["status"] in ("queued", "in_progress", "completed"), document
+    return document["status"] == "completed"
