@@ -48,12 +48,14 @@ def connect() -> httpx.Client:
     path = f"/apis/ray.io/v1/namespaces/{namespace}/rayjobs/"
     if (url := os.environ.get("KUBERNETES_API")) is not None:
         return httpx.Client(base_url=url + path, timeout=30)
-    server = f"https://{os.environ['KUBERNETES_SERVICE_HOST']}:{os.environ['KUBERNETES_SERVICE_PORT']}"
+    host = os.environ["KUBERNETES_SERVICE_HOST"]
+    server = f"https://{f'[{host}]' if ':' in host else host}:{os.environ['KUBERNETES_SERVICE_PORT']}"
+    trusted = ssl.create_default_context(cafile=str(IN_POD / "ca.crt"))
     return httpx.Client(
         base_url=server + path,
         # Read for each request: tokens of pods expire within the hour and are renewed in place.
         auth=_with_token,
-        verify=ssl.create_default_context(cafile=str(IN_POD / "ca.crt")),
+        transport=httpx.HTTPTransport(verify=trusted, retries=5),  # a new pod's network may take some seconds
         timeout=30,
     )
 

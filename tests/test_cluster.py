@@ -27,6 +27,7 @@ from typing import Any
 import botocore.session
 import jsonschema
 import kubernetes_validate
+import promql_parser
 import pytest
 import yaml
 from botocore.validate import ParamValidator
@@ -257,6 +258,34 @@ def test_kustomize_builds_the_folder():
         container["image"] for each in built for pod in pod_templates(each) for container in pod["spec"]["containers"]
     }
     assert images == {"registry.example.com/pia-ray:0.1.0-cuda"}
+
+
+@pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed")
+def test_the_overlay_of_the_runbook_builds(tmp_path: Path):
+    shutil.copytree(K8S, tmp_path / "k8s")
+    overlay = re.search(r"```yaml\n(# kustomization.yaml.*?)```", (CLUSTER / "README.md").read_text(), re.DOTALL)[1]
+    values = yaml.safe_load(overlay)
+    values["resources"] = ["k8s"]  # the runbook's is a place on GitHub
+    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(values))
+    (tmp_path / "catalog.yaml").write_text("manifest: s3://other/manifest.parquet\n")
+    kinds = {"role-arn.yaml": ("v1", "ServiceAccount"), "serve-config.yaml": ("ray.io/v1", "RayService")}
+    for name, (version, kind) in kinds.items():
+        patch = {
+            "apiVersion": version,
+            "kind": kind,
+            "metadata": {"name": "pia-ray", "annotations": {"patched": "yes"}},
+        }
+        (tmp_path / name).write_text(yaml.safe_dump(patch))
+    done = subprocess.run(["kubectl", "kustomize", str(tmp_path)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    built = [each for each in yaml.safe_load_all(done.stdout) if each]
+    images = {
+        container["image"] for each in built for pod in pod_templates(each) for container in pod["spec"]["containers"]
+    }
+    assert images == {"REGISTRY/pia-ray:0.1.0-cuda"}
+    assert sum(each["metadata"].get("annotations", {}).get("patched") == "yes" for each in built) == 2
+    (config,) = [each for each in built if each["kind"] == "ConfigMap"]
+    assert "s3://other" in config["data"]["catalog.yaml"]
 
 
 def test_the_serve_config_is_one_that_serve_and_the_builder_take():
@@ -491,6 +520,13 @@ def expressions() -> list[str]:
 def rules() -> list[Mapping]:
     (group,) = documents(CLUSTER / "alerts.yaml")[0]["groups"]
     return group["rules"]
+
+
+def test_every_query_of_dashboard_and_alerts_is_promql():
+    for expression in expressions():
+        promql_parser.parse(expression)
+    with pytest.raises(ValueError, match="paren"):
+        promql_parser.parse("sum(rate(x[5m])")
 
 
 def test_dashboard_and_alerts_ask_only_for_metrics_that_there_are():
