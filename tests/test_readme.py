@@ -8,15 +8,18 @@ from __future__ import annotations
 import ast
 import re
 import shlex
+import subprocess
+import sys
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from pia_ray import cli, errors
+from pia_ray.catalog.estimate import evaluated_frames
 from pia_ray.config import CatalogConfig, ModelConfig, ServeConfig
 from pia_ray.ledger import RESULTS_SCHEMA
-from pia_ray.params import KNOBS, ResultRow
+from pia_ray.params import KNOBS, AnimationParams, ResultRow, resolve
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -83,6 +86,63 @@ def codes() -> str:
     return "\n".join(lines)
 
 
+STEP_TFLOP = 35.354 * 0.945
+"""One step with guidance, 16 frames of 512 x 512 px: counted on diffusers' UNet, times what `test_exact.py` leaves."""
+
+OTHER_TFLOP = 40.232 * 0.846 + 1.117 + 0.027
+"""Frames decoded, the picture and both prompts encoded."""
+
+PEAKS = {
+    "T4": (16, 65),
+    "L4": (24, 121),
+    "RTX 4090": (24, 165),
+    "A100": (40, 312),
+    "L40S": (48, 362),
+    "H100": (80, 989),
+}
+"""Memory in GB and dense float16 TFLOP/s of the makers' data sheets."""
+
+SHARES = (0.2, 0.4)
+"""Of its peak, what a GPU is taken to reach: published runs of like networks lie between 17 and 46 %."""
+
+
+def gpus() -> str:
+    video = 25 * STEP_TFLOP + OTHER_TFLOP
+    lines = ["| GPU | memory | peak, TFLOP/s | s per video | videos per hour |", "|---|---|---|---|---|"]
+    for name, (memory, peak) in PEAKS.items():
+        slow, fast = (video / (peak * share) for share in SHARES)
+        lines.append(
+            f"| {name} | {memory} GB | {peak} | {fast:.2g} to {slow:.2g} | {3600 / slow:.0f} to {3600 / fast:.0f} |"
+        )
+    return "\n".join(lines)
+
+
+ASKED = (
+    {"num_inference_steps": 50},
+    {"num_frames": 32},
+    {"num_frames": 64},
+    {"guidance_scale": 1.0},
+    {"image_guidance_scale": 2.0},
+    {"strength": 0.6},
+    {"scheduler": "heun"},
+    {"free_init": "butterworth"},
+    {"preset": "draft"},
+    {"num_videos": 3},
+)
+
+
+def work() -> str:
+    def counted(knobs: dict[str, object]) -> int:
+        params = resolve(AnimationParams(prompt="-", **knobs), {}, model_defaults={})
+        return params.num_videos * evaluated_frames(params)
+
+    lines = ["| a row with | evaluates, against one of the defaults |", "|---|---|"]
+    for knobs in ASKED:
+        ((name, value),) = knobs.items()
+        lines.append(f"| `{name}` {value} | {counted(knobs) / counted({}):.2g} times |")
+    return "\n".join(lines)
+
+
 def every_row_error(root: type[errors.RowError] = errors.RowError) -> list[type[errors.RowError]]:
     found = []
     for kind in root.__subclasses__():
@@ -90,7 +150,16 @@ def every_row_error(root: type[errors.RowError] = errors.RowError) -> list[type[
     return found
 
 
-TABLES = {"knobs": knobs, "settings": settings, "serve": serve, "models": models, "results": results, "codes": codes}
+TABLES = {
+    "knobs": knobs,
+    "settings": settings,
+    "serve": serve,
+    "models": models,
+    "results": results,
+    "codes": codes,
+    "gpus": gpus,
+    "work": work,
+}
 
 
 def table(name: str) -> tuple[Path, str]:
@@ -128,6 +197,26 @@ def test_every_command_is_one_that_the_parser_takes() -> None:
         words = shlex.split(command)
         start = next(i for i, word in enumerate(words) if word.endswith("pia-ray"))
         cli._parser().parse_args(words[start + 1 :])
+
+
+def first_commands() -> list[list[str]]:
+    """Those of the section for newcomers, but for `make`, which CI runs as it stands."""
+    section = README.read_text("utf-8").split("## Five minutes")[1].split("\n## ")[0]
+    found = [shlex.split(line, comments=True) for line in re.findall(r"^\$ (.*)$", section, re.MULTILINE)]
+    return [words[1:] for words in found if words[0] != "make"]
+
+
+@pytest.mark.heavy
+def test_a_newcomers_commands_run_one_after_the_other(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()  # `make demo` makes it
+    assert len(first_commands()) == 3
+    for words in first_commands():
+        arguments = [word.replace("pia_ray/demo", str(ROOT / "pia_ray" / "demo")) for word in words]
+        command = [sys.executable, "-m", "pia_ray.cli", *arguments]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=900, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "out" / "cat.mp4").stat().st_size > 1000
+    assert len(list((tmp_path / "out" / "mine" / "videos").rglob("*.mp4"))) == 3
 
 
 def test_every_make_target_exists() -> None:
@@ -175,6 +264,23 @@ def test_every_guide_is_reached_from_the_readme() -> None:
 
 def test_the_readme_stays_short_enough_to_read() -> None:
     assert len(README.read_text("utf-8").splitlines()) < 400, "move what a newcomer does not read into docs/"
+
+
+def test_the_drawn_modules_are_those_of_the_package() -> None:
+    lines = README.read_text("utf-8").split("| module | what it is |")[1].split("\n\n")[0].splitlines()
+    named = [name for line in lines[2:] for name in re.findall(r"`(\w+)`", line.split("|")[1])]
+    there = [
+        path.stem for path in (ROOT / "pia_ray").iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()
+    ]
+    assert sorted(named) == sorted(name for name in there if name != "__init__")
+
+
+def test_the_reading_order_names_what_is_there() -> None:
+    section = (ROOT / "CONTRIBUTING.md").read_text("utf-8").split("## Reading order")[1].split("\n## ")[0]
+    paths = re.findall(r"`([\w/]+(?:\.py|/))`", section)
+    assert len(paths) > 10
+    for path in paths:
+        assert (ROOT / "pia_ray" / path).exists() or path == "pia_ray/", path
 
 
 def test_results_columns_are_those_of_the_value_type() -> None:
