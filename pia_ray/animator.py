@@ -377,11 +377,16 @@ class Animator:
         busy = {ticket.model for ticket in self._present.values()}
         if missing != wanted[0] or self._line.first_may_wait:
             busy.update(wanted)  # rows that wait for a model in memory go first
-        self._shelf.begin(missing, partial(self._load, self._models[missing]), busy=busy)
+        if self._shelf.begin(missing, partial(self._load, self._models[missing]), busy=busy):
+            self._engine.measure_memory()  # another one may have been dropped for it
 
     def _collect(self) -> None:
         """Takes in models that have been loaded; where that failed, fails the rows that wait for it."""
-        for key, error in self._shelf.collect().items():
+        num_loads, num_models = self._shelf.num_loads, len(self._shelf)
+        failed = self._shelf.collect()
+        if (self._shelf.num_loads, len(self._shelf)) != (num_loads, num_models):
+            self._engine.measure_memory()
+        for key, error in failed.items():
             while key in self._line.models:
                 _settle(self._line.pop(key), error)
 

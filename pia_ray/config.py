@@ -154,7 +154,10 @@ class ModelConfig(BaseModel):
         "sequential, one layer at a time, the least memory and by far the slowest.",
     )
     memory_gib: float | None = Field(
-        None, gt=0, description="Most memory of the device that a worker may use, in GiB. Left out: what is free there."
+        None,
+        gt=0,
+        description="Most memory of the device that a worker may use, in GiB; of several models in a worker, the least "
+        "counts on a GPU. Left out: what is free there.",
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes the GPU if there is one.")
     long_edge: int = Field(512, ge=16, le=2048, description="Longer side of the model's size buckets, in px.")
@@ -165,7 +168,9 @@ class ModelConfig(BaseModel):
         "first rows of each size wait for it.",
     )
     compile_cache: str | None = Field(
-        None, description="Local file that keeps compiled code: the next process compiles in seconds."
+        None,
+        description="Local folder that keeps compiled code, for the next process to compile in seconds; workers may "
+        "share it.",
     )
     allow_pickle: bool = Field(
         False, description="Also load .bin checkpoints (weights only). safetensors alone is the safe default."

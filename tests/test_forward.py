@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.compiler._cache import CacheArtifactManager
 
 from pia_ray.config import ModelConfig
+from pia_ray.errors import ConfigError
 from pia_ray.pia.assemble import Components, assemble
-from pia_ray.pia.compilation import MOST_GRAPHS, CompiledForward
+from pia_ray.pia.compilation import MOST_GRAPHS, CompileCache, CompiledForward
 from pia_ray.pia.exact.cross import REMEMBERED
 from pia_ray.pia.forward import Forward, Piece
 from pia_ray.pia.program import Branch, Evaluation, ImageTokens
@@ -152,6 +154,16 @@ def test_the_unet_compiles_in_one_graph_per_kind_of_forward_and_no_more(
     assert len(graphs) == 1
     forward.predict([*row(1), *row(2)])
     assert len(graphs) == 2
+    # Another model of the same kind, such as one with LoRAs merged, runs the same graph on its own weights.
+    other = copy.deepcopy(parts)
+    for weight in other.unet.parameters():
+        weight.data = weight.data * 1.01
+    theirs = Forward(replace(other, compile_mode="default"))
+    theirs._compiled = CompiledForward(other.unet, mode="default", backend=count)  # type: ignore[arg-type]
+    prediction = theirs.predict(row(1))
+    assert distance(prediction, Forward(replace(other, compile_mode=None)).predict(row(1))) < 5e-6
+    assert distance(prediction, forward.predict(row(1))) > 1e-3
+    assert len(graphs) == 2
     # FreeU runs uncompiled, and leaves no trace.
     forward.predict([replace(piece, free_u=(0.9, 0.2, 1.5, 1.6)) for piece in row(1)])
     forward.predict(row(1))
@@ -189,6 +201,41 @@ def test_a_module_that_cannot_be_compiled_runs_plain_and_says_so(caplog: pytest.
     compiled = CompiledForward(Printing(), mode="default", backend="eager")
     assert float(compiled(("one",), torch.tensor(1.0))) == 2
     assert "runs uncompiled" in caplog.text
+
+
+def test_a_cache_that_cannot_be_read_is_told_before_anything_runs(tmp_path: Path) -> None:
+    (tmp_path / "cache").write_bytes(b"compiled by an earlier version")
+    with pytest.raises(ConfigError, match="must be a folder"):
+        CompiledForward(torch.nn.Identity(), mode="default", backend="eager", cache=tmp_path / "cache")
+
+
+def test_damaged_compiled_code_is_left_out_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "one.compiled").write_bytes(b"damaged")
+    compiled = CompiledForward(torch.nn.Identity(), mode="default", backend="eager", cache=tmp_path)
+    assert float(compiled(("one",), torch.tensor(3.0))) == 3
+    assert "one.compiled holds no compiled code" in caplog.text
+
+
+def test_processes_that_share_a_cache_keep_each_others_code_and_write_nothing_twice(tmp_path: Path) -> None:
+    CacheArtifactManager._ensure_cache_artifacts_registered()
+
+    def process(*kinds: str) -> set[str]:
+        """As one that compiles these kinds one after the other."""
+        with CacheArtifactManager.with_fresh_cache():
+            cache = CompileCache(tmp_path)
+            for kind in kinds:
+                CacheArtifactManager.record_artifact("inductor", kind, kind.encode())
+                cache.save()
+        return {path.name for path in tmp_path.iterdir()}
+
+    first = process("small", "large")
+    assert len(first) == 1, "the second file holds what was in the first"
+    both = process("small", "wide")
+    assert first < both
+    assert len(both) == 2
+    times = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    assert process("small", "large") == both
+    assert {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == times
 
 
 def test_a_cache_that_cannot_be_written_costs_nothing_else(tmp_path: Path) -> None:

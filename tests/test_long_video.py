@@ -15,7 +15,7 @@ from diffusers.pipelines.free_noise_utils import AnimateDiffFreeNoiseMixin
 from pia_ray.animator import Animator
 from pia_ray.config import ModelConfig
 from pia_ray.errors import BadParameter
-from pia_ray.params import Animation, AnimationParams, AnimationRequest
+from pia_ray.params import Animation, AnimationParams, AnimationRequest, StepEnd
 from pia_ray.pia.assemble import Components, assemble
 from pia_ray.pia.condition import Conditions, affinity_mask
 from pia_ray.pia.engine import Engine
@@ -225,6 +225,21 @@ def test_40_frames_are_made_and_progress_reaches_the_end(long_video: str, model:
     assert made.frames.shape == (40, 32, 32, 3)
     assert seen[-1] == ((2, 2) if long_video == "windows" else (6, 6))
     assert seen == sorted(seen)
+
+
+def test_embeddings_that_a_callback_replaces_stay_so_in_the_segments_that_follow(
+    components: Components, model: ModelConfig
+) -> None:
+    request = ask(model, num_frames=7, context_frames=4, long_video="chain", num_inference_steps=2)
+    sea = Conditions(components).prompt("the sea", clip_skip=None)
+
+    def at_first(end: StepEnd) -> dict[str, torch.Tensor]:
+        return {"prompt_embeds": sea} if end.step == 0 else {}
+
+    once = latents_of(components, replace(request, on_step_end=at_first))
+    always = latents_of(components, replace(request, on_step_end=lambda end: {"prompt_embeds": sea}))
+    assert torch.equal(once, always)
+    assert not torch.equal(once, latents_of(components, request))
 
 
 def test_what_cannot_be_is_refused_and_says_why(model: ModelConfig, components: Components) -> None:

@@ -63,6 +63,25 @@ def test_what_memory_does_not_hold_is_not_tried_again() -> None:
     assert tuner.limit == 4
 
 
+def test_room_that_goes_and_comes_back_bounds_forwards_while_it_lasts() -> None:
+    tuner = tune(lambda size: 10 + size, most=8)
+    tuner.room = 3
+    assert tuner.limit == 3
+    tuner.room = None
+    assert tuner.limit == 8
+
+
+def test_sizes_that_there_is_no_room_for_are_tried_once_there_is() -> None:
+    tuner = ForwardTuner(most=8)
+    tuner.room = 2
+    while tuner.limit == 2 and not tuner.settled:
+        tuner.record(2, 1.0)
+    assert tuner.limit == 2
+    tuner.room = 8
+    assert not tuner.settled
+    assert tuner.limit == 4
+
+
 def test_where_the_start_is_the_bound_there_is_nothing_to_find() -> None:
     tuner = ForwardTuner(most=6, start=6)
     assert tuner.settled

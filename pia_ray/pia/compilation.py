@@ -6,6 +6,8 @@ machine without a compiler must still animate.
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import logging
 import shutil
 import tempfile
@@ -17,6 +19,7 @@ import torch
 from torch import nn
 
 from pia_ray.config import ModelConfig
+from pia_ray.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +28,7 @@ Mode = Literal["default", "reduce-overhead", "max-autotune"]
 MOST_GRAPHS: Final = 12
 """Kinds of forward of one model that are compiled for; further ones run uncompiled."""
 
+_SUFFIX: Final = ".compiled"
 _TORCH_LIMITS: Final[dict[str, Any]] = {
     "recompile_limit": 2**16,
     "accumulated_recompile_limit": 2**16,
@@ -61,20 +65,23 @@ def compile_mode_of(model: ModelConfig, device: torch.device) -> Mode | None:
 class CompiledForward:
     """A module's forward, compiled for the first kinds of call that occur.
 
-    `cache` is a file in which what has been compiled is kept; another process with the same torch, device and model
+    `cache` is a folder in which what has been compiled is kept; another process with the same torch, device and model
     takes it up and compiles in seconds. `backend` is torch.compile's, for tests without a compiler.
+
+    Raises:
+        ConfigError: the cache cannot be read.
     """
 
     def __init__(self, module: nn.Module, *, mode: Mode, cache: Path | None = None, backend: str = "inductor") -> None:
         self._module = module
-        self._cache = cache
+        self._cache = None if cache is None else CompileCache(cache)
         self._kinds: set[tuple[object, ...]] = set()
         how: dict[str, Any] = {"mode": mode} if backend == "inductor" else {}
         self._compiled: Callable[..., Any] | None = torch.compile(
             module, fullgraph=True, dynamic=False, backend=backend, **how
         )
-        if cache is not None and cache.is_file():
-            torch.compiler.load_cache_artifacts(cache.read_bytes())
+        if self._cache is not None:
+            self._cache.load()
 
     def __call__(self, kind: tuple[object, ...], *args: Any, **kwargs: Any) -> Any:
         """The module's answer; `kind` is equal for calls that one compiled graph serves. Not for several threads.
@@ -94,17 +101,59 @@ class CompiledForward:
             return self._module(*args, **kwargs)
         self._kinds.add(kind)
         if is_new and self._cache is not None:
-            self._save(self._cache)
+            self._cache.save()
         return answer
 
-    def _save(self, path: Path) -> None:
+
+class CompileCache:
+    """A folder of what processes have compiled, a file for each set of it: they share it and lose nothing."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._written: Path | None = None
+
+    def load(self) -> None:
+        """Takes up what is there; a file that is damaged, or another torch's, is compiled anew.
+
+        Raises:
+            ConfigError: it cannot be read, or is no folder.
+        """
+        try:
+            if not self._folder.exists():
+                return
+            for path in sorted(self._folder.glob(f"*{_SUFFIX}")):
+                if torch.compiler.load_cache_artifacts(path.read_bytes()) is None:
+                    log.warning("%s holds no compiled code that this torch reads: it is compiled anew", path)
+            if not self._folder.is_dir():
+                raise NotADirectoryError(errno.ENOTDIR, "it is a file, and must be a folder", str(self._folder))
+        except OSError as error:
+            raise ConfigError(f"compile_cache {self._folder} cannot be read: {error.strerror or error}") from error
+
+    def save(self) -> None:
+        """Keeps what this process has compiled or taken up so far, if that is not there yet."""
         found = torch.compiler.save_cache_artifacts()
         if found is None:
             return
+        content, about = found
+        keys = sorted(f"{kind} {key}" for kind, keys in about.artifacts.items() for key in keys)
+        path = self._folder / (hashlib.sha256("\n".join(keys).encode()).hexdigest()[:32] + _SUFFIX)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, delete=False) as file:
-                file.write(found[0])
-            Path(file.name).replace(path)
+            if not path.exists():
+                self._write(path, content)
+            if self._written not in (None, path):  # all of it is in the new one
+                self._written.unlink(missing_ok=True)
+            self._written = path
         except OSError as error:
-            log.warning("the compiled model is not kept: %s", error)
+            log.warning("what has been compiled is not kept: %s", error)
+
+    def _write(self, path: Path, content: bytes) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=self._folder, prefix=".", delete=False) as file:
+            temporary = Path(file.name)
+            try:
+                file.write(content)
+                file.close()
+                temporary.replace(path)
+            except OSError:
+                temporary.unlink(missing_ok=True)
+                raise

@@ -91,6 +91,8 @@ class Engine:
         self._tunes = tunes
         self._tuners: dict[tuple[object, ...], ForwardTuner] = {}
         """Evaluations per forward by model version and shape."""
+        self._measured: set[tuple[object, ...]] = set()
+        """Those for which memory has been asked since models last came or went."""
         self._lead = Lead()
         self.rows: list[Row] = []
 
@@ -140,6 +142,10 @@ class Engine:
             return self._batch_size
         largest = max((tuner.limit for tuner in self._tuners.values()), default=0)
         return max(DEFAULT_BATCH_SIZE, min(self._batch_size, largest // 2))
+
+    def measure_memory(self) -> None:
+        """Asks anew how much memory holds, for models have come or gone."""
+        self._measured.clear()
 
     def leave(self, row: Row) -> None:
         """Lets a row go before its end; the others do not notice."""
@@ -301,17 +307,17 @@ class Engine:
         # By version: an id may be that of a model that was dropped.
         components = row.model.components
         sized = (components.version, *row.evaluation.shape)
-        if (known := self._tuners.get(sized)) is not None:
+        if (known := self._tuners.get(sized)) is not None and sized in self._measured:
             return known
         num_frames, height, width = row.evaluation.shape[:3]
         device = components.device
         bound = most_positions(components.unet, device)
         most = most_evaluations(self._batch_size, num_frames, height, width, device=device, most_positions=bound)
-        fit = evaluations_that_fit(components, num_frames=num_frames, height=height, width=width)
-        most = most if fit is None else min(most, fit)
         # A CPU's best size is known: see speed.CPU_FORWARD_PIXELS.
-        tuner = ForwardTuner(most=most, start=START if self._tunes and device.type == "cuda" else most)
-        self._tuners[sized] = tuner
+        start = START if self._tunes and device.type == "cuda" else most
+        tuner = self._tuners.setdefault(sized, ForwardTuner(most=most, start=start))
+        tuner.room = evaluations_that_fit(components, num_frames=num_frames, height=height, width=width)
+        self._measured.add(sized)
         return tuner
 
     def _begin_output(self, row: Row) -> None:

@@ -39,7 +39,7 @@ CPU_DECODE_BYTES: Final = 4 * 2**30
 
 
 def limit_memory(model: ModelConfig, device: torch.device) -> int | None:
-    """The model's own bound in bytes, which torch holds on a GPU; None where it states none.
+    """The model's own bound in bytes; None where it states none. On a GPU torch holds the least of this process.
 
     Raises:
         ConfigError: the device has less.
@@ -53,7 +53,9 @@ def limit_memory(model: ModelConfig, device: torch.device) -> int | None:
             raise ConfigError(
                 f"model {model.name}: memory_gib is {model.memory_gib:g}, but the GPU has {total / 2**30:.1f} GiB"
             )
-        torch.cuda.set_per_process_memory_fraction(most / total)  # of the current device, the one in use
+        # Of the current device, the one in use. A later model's wider bound must not undo an earlier one's.
+        share = min(most / total, torch.cuda.get_per_process_memory_fraction())
+        torch.cuda.set_per_process_memory_fraction(share)
     return most
 
 

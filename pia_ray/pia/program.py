@@ -93,6 +93,7 @@ def denoise(
     branches: tuple[Branch, ...],
     generator: torch.Generator,
     on_step_end: OnStepEnd | None = None,
+    texts: dict[Text, torch.Tensor] | None = None,
     segment: int = 0,
     num_segments: int = 1,
 ) -> Program:
@@ -100,6 +101,7 @@ def denoise(
 
     `noise` [4, T, h, w] and `condition` [4, 1 or T, h, w] have been drawn; only FreeInit (by `fresh_noise`) and the
     schedulers draw here. The order of draws is that of diffusers' PIAPipeline, so equal seeds give equal frames.
+    What `on_step_end` makes of the embeddings is written to `texts`, for the segments that follow.
     `schedulers` are one per FreeInit iteration, unused. `segment` of `num_segments` is only for the count of steps.
     Source: arXiv 2312.13964; FreeInit: arXiv 2312.07537.
     """
@@ -128,6 +130,8 @@ def denoise(
             latents = scheduler.step(prediction[None], timestep, latents[None], **extras).prev_sample[0]
             if on_step_end is not None:
                 latents, branches = call_back(on_step_end, evaluated, float(timestep), latents, branches)
+                if texts is not None:
+                    texts.update({branch.text: branch.prompt for branch in branches})
             evaluated += 1
         done += count
     return latents

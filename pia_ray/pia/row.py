@@ -72,6 +72,7 @@ def row_program(request: AnimationRequest, components: Components, conditions: C
             branches=branches,
             generator=generator,
             on_step_end=request.on_step_end,
+            texts=texts,
             segment=segment,
             num_segments=len(parts),
         )

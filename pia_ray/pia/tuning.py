@@ -31,13 +31,20 @@ class ForwardTuner:
         self._best = self._trying = min(start, self._most)
         self._best_s = float("inf")
         self._seconds: list[float] = []
-        self.settled = self._trying == self._most
-        """Whether there is nothing left to find out."""
+        self._found = self._trying == self._most
+        self.room: int | None = None
+        """Evaluations that memory holds as things stand, which may change; None: any number."""
+
+    @property
+    def settled(self) -> bool:
+        """Whether there is nothing left to find out, as things stand."""
+        return self._found or (self.room is not None and self._trying > self.room)
 
     @property
     def limit(self) -> int:
-        """Most evaluations of the coming forwards."""
-        return self._best if self.settled else self._trying
+        """Most evaluations of the coming forwards, at least 1."""
+        most = self._best if self.settled else self._trying
+        return most if self.room is None else max(1, min(most, self.room))
 
     def record(self, size: int, seconds: float) -> None:
         """Takes note of a forward; those of another size than `limit` tell nothing."""
@@ -49,11 +56,11 @@ class ForwardTuner:
         each_s = statistics.median(self._seconds[1:]) / size
         self._seconds.clear()
         if each_s > self._best_s * (1 - LEAST_GAIN):
-            self.settled = True
+            self._found = True
             return
         self._best, self._best_s = size, each_s
         if 2 * size > self._most:
-            self.settled = True
+            self._found = True
         else:
             self._trying = 2 * size
 
@@ -62,4 +69,4 @@ class ForwardTuner:
         self._most = max(1, most)
         self._best = min(self._best, self._most)
         self._trying = min(self._trying, self._most)
-        self.settled = True
+        self._found = True

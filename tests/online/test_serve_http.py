@@ -23,6 +23,7 @@ import httpx
 import pytest
 import ray
 import yaml
+from openai import OpenAI
 from PIL import Image
 from ray import serve
 from ray.serve.schema import ServeDeploySchema
@@ -202,26 +203,26 @@ def ended(client: httpx.Client, job: str, *, seconds: float) -> dict[str, Any]:
     return document
 
 
-def test_a_video_job_survives_the_death_of_its_engine(endpoint: Callable[..., httpx.Client], tmp_path: Path):
-    client = endpoint()
-    job = created(client, prompt="die-once")
-    document = ended(client, job, seconds=90)
-    assert (document["status"], document["progress"]) == ("completed", 100)
-    assert video.probe(client.get(f"/v1/videos/{job}/content").content).num_frames == 4
-    assert [row["id"] for row in begun(tmp_path)] == [job, job]
-
-
-def test_a_video_job_survives_the_death_of_its_ingress(endpoint: Callable[..., httpx.Client], tmp_path: Path):
+@pytest.mark.filterwarnings("ignore:The Sora API is scheduled:DeprecationWarning")
+@pytest.mark.parametrize("deployment", ["Engine", "Ingress"])
+def test_a_video_of_the_openai_client_survives_kill_9_of_the_process_that_makes_it(
+    endpoint: Callable[..., httpx.Client], tmp_path: Path, deployment: str
+):
     client = endpoint(step_s=0.2)
-    job = created(client, num_inference_steps="20")
-    until(lambda: len(begun(tmp_path)) == 1, seconds=30)
-    killed = replicas("Ingress")
-    for pid in killed:
-        os.kill(pid, signal.SIGKILL)
-    document = ended(client, job, seconds=180)
-    assert document["status"] == "completed"
-    assert not set(replicas("Ingress")) & set(killed)
-    assert video.probe(client.get(f"/v1/videos/{job}/content").content).num_frames == 4
+    url = str(client.base_url.join("/v1"))
+    with OpenAI(base_url=url, api_key="none", timeout=60, max_retries=20) as caller:
+        knobs = {name: value for name, value in KNOBS.items() if name != "prompt"} | {"num_inference_steps": 20}
+        asked = caller.videos.create(prompt="a cat", input_reference=noise(), extra_body=knobs)
+        until(lambda: len(begun(tmp_path)) == 1, seconds=60)
+        killed = replicas(deployment)
+        for pid in killed:
+            os.kill(pid, signal.SIGKILL)
+        made = caller.videos.poll(asked.id)
+        assert (made.status, made.progress) == ("completed", 100)
+        assert not set(replicas(deployment)) & set(killed)
+        assert video.probe(caller.videos.download_content(made.id).content).num_frames == 4
+        assert [each.id for each in caller.videos.list()] == [made.id]
+    assert {row["id"] for row in begun(tmp_path)} == {asked.id}
 
 
 def replicas(deployment: str) -> list[int]:
@@ -414,3 +415,28 @@ def test_the_endpoint_file_of_the_guide_is_one_that_serve_takes():
     config = load_serve(None, application.args)
     assert (config.default_model, config.max_replicas) == ("photo", 4)
     assert ingress_options(config)["num_replicas"] == 2
+
+
+@pytest.mark.parametrize("form", ["import path", "file"])
+def test_serve_run_deploys_the_demo_model_on_a_cluster(address: str, tmp_path: Path, form: str):
+    settings = {"model": "demo", "gpus_per_replica": 0, "storage": str(tmp_path / "jobs"), "graceful_shutdown_s": 1}
+    if form == "file":
+        application = {"name": "run", "import_path": "pia_ray.online.serve:build_app", "args": settings}
+        what = [str(tmp_path / "serve.yaml")]
+        Path(what[0]).write_text(yaml.safe_dump({"applications": [{**application, "route_prefix": "/"}]}))
+    else:
+        what = ["pia_ray.online.serve:build_app", *(f"{name}={value}" for name, value in settings.items())]
+        what = ["--name", "run", *what]
+    command = [Path(sys.executable).parent / "serve", "run", "--non-blocking"]
+    joined = ray.get_runtime_context().gcs_address
+    done = subprocess.run([*map(str, command), "--address", joined, *what], capture_output=True, text=True, timeout=300)
+    try:
+        assert done.returncode == 0, done.stdout + done.stderr
+        with httpx.Client(base_url=address, timeout=200) as client:
+            until(lambda: client.get("/readyz").status_code == 200, seconds=300)
+            answer = animate(client)
+            assert answer.status_code == 200, answer.text
+            assert answer.headers["x-animation-model"].startswith("demo@")
+            assert video.probe(answer.content).num_frames == 4
+    finally:
+        serve.delete("run")

@@ -84,19 +84,55 @@ def test_a_video_is_made_polled_downloaded_and_deleted(client: OpenAI, tmp_path:
     assert refusal(lambda: client.videos.retrieve(made.id)).status_code == 404
 
 
-def test_on_s3_the_client_downloads_by_a_link_that_shows_no_key(s3: str):
+def test_on_s3_the_client_does_the_same_and_downloads_by_a_link_that_shows_no_key(s3: str, tmp_path: Path):
     with serve_videos(f"{s3}/serve") as up:
         client = up.client("secret-key")
         made = make_and_wait(client)
         answer = client.videos.download_content(made.id)
-        assert video.probe(answer.content).num_frames == 4
+        answer.write_to_file(tmp_path / "made.mp4")
+        assert video.probe((tmp_path / "made.mp4").read_bytes()).num_frames == 4
         asked = answer.response.request
         assert asked.url.host == "127.0.0.1" and f":{asked.url.port}" not in up.url
         assert "secret-key" not in str(asked.url) + str(asked.headers)
         head = httpx.head(f"{up.url}/v1/videos/{made.id}/content")
         assert (head.status_code, head.headers["content-length"]) == (200, str(len(answer.content)))
-        assert [each.id for each in client.videos.list()] == [made.id]
+        failed = make_and_wait(client, "nan")
+        assert (failed.status, failed.error.code) == ("failed", "nan_frames")
+        hanging = make(client, "hang")
+        client.post(f"/videos/{hanging.id}/cancel", cast_to=Video)
+        assert client.videos.poll(hanging.id).error.code == "cancelled"
+        assert [each.id for each in client.videos.list(limit=1)] == [hanging.id, failed.id, made.id]
         assert client.videos.delete(made.id).deleted
+        assert refusal(lambda: client.videos.retrieve(made.id)).status_code == 404
+
+
+@pytest.mark.parametrize("place", ["disk", "s3"])
+def test_any_replica_answers_for_any_video(request: pytest.FixtureRequest, tmp_path: Path, place: str):
+    storage = str(tmp_path) if place == "disk" else f"{request.getfixturevalue('s3')}/serve"
+    with serve_videos(storage) as one, serve_videos(storage) as other:
+        first, second = one.client(), other.client()
+        made = make(first)
+        assert second.videos.poll(made.id).status == "completed"
+        assert video.probe(second.videos.download_content(made.id).content).num_frames == 4
+        hanging = make(first, "hang")
+        second.post(f"/videos/{hanging.id}/cancel", cast_to=Video)
+        assert first.videos.poll(hanging.id).error.code == "cancelled"
+        assert [each.id for each in second.videos.list()] == [hanging.id, made.id]
+        assert second.videos.delete(made.id).deleted
+        assert refusal(lambda: first.videos.retrieve(made.id)).status_code == 404
+
+
+def test_what_is_too_large_is_refused_with_413(tmp_path: Path):
+    with serve_videos(str(tmp_path), max_body_bytes=100_000, max_image_bytes=50_000, max_image_pixels=100_000) as up:
+        client = up.client()
+        for picture, code in (
+            (png() + bytes(60_000), "image_too_large"),
+            (png(400, 400), "image_too_large"),
+            (png() + bytes(110_000), "body_too_large"),
+        ):
+            error = refusal(lambda picture=picture: make(client, picture=picture))
+            assert (error.status_code, error.code) == (413, code)
+        assert make_and_wait(client).status == "completed"
 
 
 def test_a_list_of_fifty_is_read_page_by_page_in_both_orders(server: VideoServer):
