@@ -15,10 +15,11 @@ from pia_ray.online import faults, schema
 from pia_ray.online.delivery import delivery
 from pia_ray.online.dispatcher import Dispatcher, Outlook
 from pia_ray.online.edge import Owner
-from pia_ray.online.forms import IMAGE_FIELDS, FormReader
+from pia_ray.online.forms import FormReader
 from pia_ray.online.intake import Intake
 from pia_ray.online.jobs import JobStore, VideoJob
 from pia_ray.online.listing import Listed, Listing, Page
+from pia_ray.online.spelling import IMAGE_FIELDS
 from pia_ray.params import REFERENCE_KNOBS, AnimationParams
 
 Variant = Literal["video", "thumbnail", "spritesheet"]
