@@ -274,9 +274,15 @@ def video_routes(
 def _create_body() -> dict[str, Any]:
     body = schema.request_body()
     for content in body["content"].values():
-        content["schema"]["properties"] |= _JOB_FIELDS
+        shape = content["schema"]
+        shape["properties"] |= _JOB_FIELDS
         for name in IMAGE_FIELDS:
-            content["schema"]["properties"][name]["anyOf"].append(_BY_FILE_ID)
+            shape["properties"][name]["anyOf"].append(_BY_FILE_ID)
+        if "patternProperties" in shape:
+            shape["patternProperties"][rf"^({'|'.join((*IMAGE_FIELDS, *REFERENCE_KNOBS))})\[file_id\]$"] = {
+                "type": "string"
+            }
+            shape["anyOf"] += [{"required": [f"{name}[file_id]"]} for name in IMAGE_FIELDS]
     return body
 
 
