@@ -71,7 +71,20 @@ def test_the_full_size_needs_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.heavy
 def test_the_command_prints_a_card_and_one_json_line_last(tmp_path: Path) -> None:
-    flags = ["--size", "demo", "--steps", "2", "--frames", "4", "--rounds", "2", "--batches", "1,2"]
+    flags = [
+        "--size",
+        "demo",
+        "--steps",
+        "2",
+        "--frames",
+        "4",
+        "--rounds",
+        "2",
+        "--batches",
+        "1,2",
+        "--offload",
+        "model",
+    ]
     program = "import sys; from pia_ray.cli import main; sys.exit(main())"
     done = subprocess.run(
         [sys.executable, "-c", program, "bench", *flags, "--json", str(tmp_path / "card.json")],
@@ -88,7 +101,9 @@ def test_the_command_prints_a_card_and_one_json_line_last(tmp_path: Path) -> Non
         "diffusers, resident",
         OURS,
         "pia-ray, 2 rows in flight",
+        "pia-ray, offload model, 1 row",
     }
+    assert "pia-ray, offload model, 1 row against diffusers, resident" in found["ratios"]
     assert set(found["stages"]) == {"text", "encode", "denoise", "decode", "transfer", "video encode"}
     assert all(value > 0 for value in found["ratios"].values())
     assert found["step_tflop"] > 0
