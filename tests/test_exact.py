@@ -146,6 +146,8 @@ def test_each_shape_of_self_attention_gets_the_kernel_that_is_fastest_there(plai
     assert {name for (shape, _), name in kernels._chosen.items() if shape[2] == 64} == {"FLASH_ATTENTION"}
     assert {name for (shape, _), name in kernels._chosen.items() if shape[2] < 64} == {"default"}
     assert distance(predict(unet, sample, timesteps), predict(plain, sample, timesteps)) < 5e-6
+    assert chosen_kernels(unet)["8 x 4 x 64 x 4 float32"] == "FLASH_ATTENTION"
+    assert chosen_kernels(plain) == {}
     assert choose_kernels(copy.deepcopy(unet)) is kernels, "what is known of a device holds for copies of the model"
 
 
