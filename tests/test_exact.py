@@ -18,6 +18,7 @@ from pia_ray.pia.exact import (
     Kernels,
     Prefix,
     choose_kernels,
+    chosen_kernels,
     most_positions,
     restructure_unet,
     restructure_vae,
