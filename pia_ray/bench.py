@@ -33,6 +33,7 @@ from pia_ray.pia.assemble import Components, assemble
 from pia_ray.pia.condition import Conditions
 from pia_ray.pia.decode import decode, to_numpy
 from pia_ray.pia.engine import Engine
+from pia_ray.pia.exact import chosen_kernels
 from pia_ray.pia.memory import weight_bytes
 from pia_ray.request import prepare
 from pia_ray.testing import make_random_pipeline
@@ -186,6 +187,7 @@ def text_of(card: Card) -> str:
         f"{card.useful_tflop_per_s:.4g} TFLOP/s, {card.share_of_matmul:.0%} of a large matrix product's "
         f"{card.matmul_tflop_per_s:.4g}"
     )
+    lines += [f"  self-attention of {shape}: {name}" for shape, name in card.extra.get("attention", {}).items()]
     lines.append("  peak memory: " + ", ".join(f"{k} {v / 2**30:.2f} GiB" for k, v in card.peak_bytes.items()))
     lines.append("  " + ", ".join(f"{name} {value}" for name, value in card.machine.items()))
     return "\n".join(lines)
@@ -256,6 +258,7 @@ def _measure(model: ModelConfig, settings: BenchSettings, report: Callable[[str]
         peak_bytes=peaks,
         step_tflop=step,
         decode_tflop=decoding,
+        extra={"attention": chosen_kernels(parts.unet)},
     )
 
 

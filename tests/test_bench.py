@@ -58,7 +58,8 @@ def test_seconds_are_compared_on_gpus_only() -> None:
 
 
 def test_the_card_names_every_way_and_every_ratio() -> None:
-    text = text_of(card())
+    text = text_of(replace(card(), extra={"attention": {"32 x 8 x 4096 x 40 float16": "CUDNN_ATTENTION"}}))
+    assert "self-attention of 32 x 8 x 4096 x 40 float16: CUDNN_ATTENTION" in text
     assert OURS in text
     assert f"{RATIO}: 1.50 x" in text
 

@@ -121,12 +121,15 @@ def test_compact_ledger_leaves_fewer_parts_and_the_same_results(tmp_path: Path):
 
 
 @pytest.mark.heavy
-def test_failed_rows_end_a_job_well_unless_asked_and_are_tried_again_when_mended(tmp_path: Path):
+def test_a_job_ends_well_with_failed_rows_and_at_its_deadline_where_asked_and_tries_again(tmp_path: Path):
     manifest = put_catalog(str(tmp_path / "in"), rows=3, broken=0.34)
     output = str(tmp_path / "out")
     config = tmp_path / "run.yaml"
     settings = {"manifest": manifest, "output": output, "model": "demo", "format": "gif"}
     config.write_text(yaml.safe_dump({**settings, "defaults": {"num_inference_steps": 1, "num_frames": 8}}))
+    # The deadline has passed before the first worker is there.
+    run("animate_catalog.py", "--config", config, "--deadline", "1s", "--ok-at-deadline")
+    assert ledger.summary(ledger.Ledger.open(output)).num_left == 3
     run("animate_catalog.py", "--config", config)
     rows = read_results(output).to_pylist()
     assert sorted(row["status"] for row in rows) == ["failed", "succeeded", "succeeded"]
