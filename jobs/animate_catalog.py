@@ -1,6 +1,6 @@
 """Animates a catalogue on the cluster that this job was submitted to: a config file, and any flag of `pia-ray animate`.
 
-Exits with 0 also where rows failed, unless --fail-on-rows: RayJob would run them again and again otherwise.
+Exits with 0 also where rows failed, unless --fail-on-rows: RayJob runs again whatever exits with anything else.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ exit codes
   0    finished; with --fail-on-rows: and every row has succeeded, now or before
   1    finished with failed rows (--fail-on-rows only)
   2    could not run: bad config, manifest or weights, or another run is at work on the output
-  4    deadline, 130 stopped; the next run goes on from there
+  4    deadline (0 with --ok-at-deadline), 130 stopped; the next run goes on from there
 
 Submitting again is always safe: a run animates only what no earlier run has finished, and two at once are kept apart by
 a lease. A deterministic id keeps a scheduler that tries twice from submitting twice; Ray refuses an id it has had:
@@ -37,10 +37,14 @@ def main(words: Sequence[str]) -> int:
         description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--fail-on-rows", action="store_true", help="exit with 1 if rows failed")
+    parser.add_argument(
+        "--ok-at-deadline", action="store_true", help="exit with 0 at the deadline, so that nothing goes on at once"
+    )
     args, flags = parser.parse_known_args(words)
     cluster = os.environ.get("RAY_ADDRESS")  # set in every submitted job; by hand there may be none
     code = cli.main(["animate", *(["--address", cluster] if cluster else []), *flags])
-    return 0 if code == 1 and not args.fail_on_rows else code
+    well = {1: not args.fail_on_rows, 4: args.ok_at_deadline}
+    return 0 if well.get(code) else code
 
 
 if __name__ == "__main__":

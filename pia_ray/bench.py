@@ -14,7 +14,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -33,11 +33,14 @@ from pia_ray.pia.assemble import Components, assemble
 from pia_ray.pia.condition import Conditions
 from pia_ray.pia.decode import decode, to_numpy
 from pia_ray.pia.engine import Engine
+from pia_ray.pia.exact import chosen_kernels
+from pia_ray.pia.memory import weight_bytes
 from pia_ray.request import prepare
 from pia_ray.testing import make_random_pipeline
 from pia_ray.weights import resolve as resolve_weights
 
 Size = Literal["full", "reduced", "demo"]
+Offload = Literal["model", "sequential"]
 
 PACKAGES: Final = ("torch", "diffusers", "transformers")
 LEAST_MOVED: Final = 0.05
@@ -59,6 +62,8 @@ class BenchSettings:
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     verbatim: bool = True
     """Whether the documented example runs too."""
+    offload: tuple[Offload, ...] = ()
+    """Ways to keep weights in host memory that run too, one row in flight each: what the memory they save costs."""
 
 
 def settings_here(*, size: Size | None, steps: int | None, side: int | None, **others: Any) -> BenchSettings:
@@ -182,6 +187,7 @@ def text_of(card: Card) -> str:
         f"{card.useful_tflop_per_s:.4g} TFLOP/s, {card.share_of_matmul:.0%} of a large matrix product's "
         f"{card.matmul_tflop_per_s:.4g}"
     )
+    lines += [f"  self-attention of {shape}: {name}" for shape, name in card.extra.get("attention", {}).items()]
     lines.append("  peak memory: " + ", ".join(f"{k} {v / 2**30:.2f} GiB" for k, v in card.peak_bytes.items()))
     lines.append("  " + ", ".join(f"{name} {value}" for name, value in card.machine.items()))
     return "\n".join(lines)
@@ -193,7 +199,9 @@ def _measure(model: ModelConfig, settings: BenchSettings, report: Callable[[str]
     side = settings.side // parts.spatial_factor
     shape = {"num_frames": settings.num_frames, "height": side, "width": side}
     peaks: dict[str, int] = {}
-    with tempfile.TemporaryDirectory() as folder, Animator(model, batch_size=max(settings.batches)) as animator:
+    with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        animator = stack.enter_context(Animator(model, batch_size=max(settings.batches)))
         resident = reference.resident_pipeline(weights.base, parts)
         ways: dict[str, Callable[[int], float]] = {}
         if settings.verbatim:
@@ -211,13 +219,25 @@ def _measure(model: ModelConfig, settings: BenchSettings, report: Callable[[str]
             ways[_ours(rows)] = lambda turn, rows=rows: (  # type: ignore[misc]
                 _timed(parts, lambda: _animated(animator, model, settings, turn, rows)) / rows
             )
+        for mode in settings.offload:
+            offloaded = model.model_copy(update={"offload": mode})
+            other = stack.enter_context(Animator(offloaded, batch_size=1))
+            ways[_offloaded(mode)] = lambda turn, other=other, offloaded=offloaded: (  # type: ignore[misc]
+                _timed(parts, lambda: _animated(other, offloaded, settings, turn, 1))
+            )
+        # Weights that lie on the device all the time are in no way's own peak, but part of what it takes.
+        own = weight_bytes(vars(parts).values())
+        at_home = {"documented example, verbatim", *map(_offloaded, settings.offload)}
         times: dict[str, list[float]] = {name: [] for name in ways}
         for turn in range(settings.rounds + 1):
             report(f"round {turn} of {settings.rounds}" if turn else "warming up")
             for name in list(ways)[:: -1 if turn % 2 else 1]:
-                _reset_peak(parts)
+                before = _reset_peak(parts)
                 seconds = ways[name](turn)
-                peaks[name] = max(peaks.get(name, 0), _peak(parts))
+                peak = _peak(parts)
+                if parts.device.type == "cuda":
+                    peak += (0 if name in at_home else own) - before
+                peaks[name] = max(peaks.get(name, 0), peak)
                 if turn:
                     times[name].append(seconds)
     timings = {name: Timing.of(seconds) for name, seconds in times.items()}
@@ -238,6 +258,7 @@ def _measure(model: ModelConfig, settings: BenchSettings, report: Callable[[str]
         peak_bytes=peaks,
         step_tflop=step,
         decode_tflop=decoding,
+        extra={"attention": chosen_kernels(parts.unet)},
     )
 
 
@@ -262,9 +283,17 @@ def _ours(rows: int) -> str:
     return f"pia-ray, {rows} row{'s' if rows > 1 else ''} in flight"
 
 
+def _offloaded(mode: Offload) -> str:
+    return f"pia-ray, offload {mode}, 1 row"
+
+
 def _ratios(times: Mapping[str, Sequence[float]], settings: BenchSettings) -> dict[str, float]:
     """Medians over the rounds of the other's seconds by ours, each within its round."""
     ratios = {}
+    for mode, other in itertools.product(settings.offload, ("diffusers, resident", "documented example, verbatim")):
+        if other in times:
+            pairs = zip(times[other], times[_offloaded(mode)], strict=True)
+            ratios[f"{_offloaded(mode)} against {other}"] = statistics.median(theirs / ours for theirs, ours in pairs)
     for other, rows in itertools.product(("documented example, verbatim", "diffusers, resident"), settings.batches):
         if other in times:
             pairs = zip(times[other], times[_ours(rows)], strict=True)
@@ -359,9 +388,12 @@ def _timed(parts: Components, work: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def _reset_peak(parts: Components) -> None:
-    if parts.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
+def _reset_peak(parts: Components) -> int:
+    """Begins to look for a new peak; bytes of the GPU that are taken already, by all ways that wait."""
+    if parts.device.type != "cuda":
+        return 0
+    torch.cuda.reset_peak_memory_stats()
+    return int(torch.cuda.memory_allocated())
 
 
 def _peak(parts: Components) -> int:

@@ -171,6 +171,7 @@ def _parser() -> _Parser:
     bench.add_argument("--rounds", metavar="N", type=int, default=5, help="rounds by turns (default: %(default)s)")
     bench.add_argument("--batches", metavar="N,N", default="1,2,4,8", help="rows in flight (default: %(default)s)")
     bench.add_argument("--dtype", choices=("auto", "float32", "float16", "bfloat16"), default="auto", help="precision")
+    bench.add_argument("--offload", metavar="MODE,MODE", help="also with weights in host memory: model, sequential")
     bench.add_argument("--no-verbatim", action="store_true", help="leave the documented example out")
     bench.add_argument("--against", metavar="PATH", help="a card's JSON, or a folder of them: tell what has moved")
     bench.add_argument("--json", metavar="FILE", help="also write the JSON line to a file")
@@ -552,6 +553,9 @@ def _bench(args: argparse.Namespace) -> int:
     batches = args.batches.split(",")
     if not all(number.strip().isdecimal() for number in batches):
         raise ConfigError(f"--batches must be numbers such as 1,2,4 (got {args.batches})")
+    offload = tuple(filter(None, (args.offload or "").split(",")))
+    if not set(offload) <= {"model", "sequential"}:
+        raise ConfigError(f"--offload must be model, sequential or both with a comma between (got {args.offload})")
     settings = settings_here(
         size=args.size,
         steps=args.steps,
@@ -561,6 +565,7 @@ def _bench(args: argparse.Namespace) -> int:
         batches=tuple(map(int, batches)),
         dtype=args.dtype,
         verbatim=not args.no_verbatim,
+        offload=offload,
     )
     card = bench(settings, report=lambda line: print(line, file=sys.stderr))
     print(text_of(card))

@@ -58,7 +58,8 @@ def test_seconds_are_compared_on_gpus_only() -> None:
 
 
 def test_the_card_names_every_way_and_every_ratio() -> None:
-    text = text_of(card())
+    text = text_of(replace(card(), extra={"attention": {"32 x 8 x 4096 x 40 float16": "CUDNN_ATTENTION"}}))
+    assert "self-attention of 32 x 8 x 4096 x 40 float16: CUDNN_ATTENTION" in text
     assert OURS in text
     assert f"{RATIO}: 1.50 x" in text
 
@@ -71,7 +72,20 @@ def test_the_full_size_needs_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.heavy
 def test_the_command_prints_a_card_and_one_json_line_last(tmp_path: Path) -> None:
-    flags = ["--size", "demo", "--steps", "2", "--frames", "4", "--rounds", "2", "--batches", "1,2"]
+    flags = [
+        "--size",
+        "demo",
+        "--steps",
+        "2",
+        "--frames",
+        "4",
+        "--rounds",
+        "2",
+        "--batches",
+        "1,2",
+        "--offload",
+        "model",
+    ]
     program = "import sys; from pia_ray.cli import main; sys.exit(main())"
     done = subprocess.run(
         [sys.executable, "-c", program, "bench", *flags, "--json", str(tmp_path / "card.json")],
@@ -88,7 +102,9 @@ def test_the_command_prints_a_card_and_one_json_line_last(tmp_path: Path) -> Non
         "diffusers, resident",
         OURS,
         "pia-ray, 2 rows in flight",
+        "pia-ray, offload model, 1 row",
     }
+    assert "pia-ray, offload model, 1 row against diffusers, resident" in found["ratios"]
     assert set(found["stages"]) == {"text", "encode", "denoise", "decode", "transfer", "video encode"}
     assert all(value > 0 for value in found["ratios"].values())
     assert found["step_tflop"] > 0

@@ -10,9 +10,19 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, UNetMotionModel
 from diffusers.models.upsampling import Upsample2D
+from torch.nn.attention import SDPBackend
 from torch.utils.flop_counter import FlopCounterMode
 
-from pia_ray.pia.exact import CrossAttention, Prefix, most_positions, restructure_unet, restructure_vae
+from pia_ray.pia.exact import (
+    CrossAttention,
+    Kernels,
+    Prefix,
+    choose_kernels,
+    chosen_kernels,
+    most_positions,
+    restructure_unet,
+    restructure_vae,
+)
 from pia_ray.pia.exact.temporal import TemporalTransformer, attend_over_time
 from pia_ray.pia.exact.upsample import SubpixelUpsample
 from pia_ray.pia.program import Branch
@@ -112,6 +122,55 @@ def test_only_motion_modules_as_diffusers_has_them_bound_what_a_gpu_takes_at_onc
     assert most_positions(plain, cuda) == SDPA_ROWS
     assert most_positions(plain, cpu) is None
     assert most_positions(rewritten[0], cuda) is None
+
+
+def test_each_shape_of_self_attention_gets_the_kernel_that_is_fastest_there(plain: UNetMotionModel) -> None:
+    unet = copy.deepcopy(plain)
+    asked: list[tuple[int, str]] = []
+
+    def time_of(query: torch.Tensor, kernel: SDPBackend | None) -> float:
+        """As if one kernel were the fastest for large pictures, none for small ones, and another did not exist."""
+        asked.append((query.shape[2], "" if kernel is None else kernel.name))
+        if kernel is SDPBackend.CUDNN_ATTENTION:
+            raise RuntimeError("No available kernel. Aborting execution.")
+        fast = kernel is SDPBackend.FLASH_ATTENTION and query.shape[2] == 64
+        return 0.5 if fast else 0.97 if kernel is not None else 1.0
+
+    kernels = choose_kernels(unet, time_of)
+    sample, timesteps = inputs(2, 8, 8), torch.tensor([900.0, 41.0])
+    assert distance(predict(unet, sample, timesteps), predict(plain, sample, timesteps)) < 5e-6
+    assert not asked, "outside of choosing no time is spent on it"
+    for _ in range(2):
+        with kernels.choosing():
+            assert distance(predict(unet, sample, timesteps), predict(plain, sample, timesteps)) < 5e-6
+    assert len(asked) == len(set(asked)), "once for each shape"
+    assert {name for (shape, _), name in kernels._chosen.items() if shape[2] == 64} == {"FLASH_ATTENTION"}
+    assert {name for (shape, _), name in kernels._chosen.items() if shape[2] < 64} == {"default"}
+    assert distance(predict(unet, sample, timesteps), predict(plain, sample, timesteps)) < 5e-6
+    assert chosen_kernels(unet)["8 x 4 x 64 x 4 float32"] == "FLASH_ATTENTION"
+    assert chosen_kernels(plain) == {}
+    assert choose_kernels(copy.deepcopy(unet)) is kernels, "what is known of a device holds for copies of the model"
+
+
+def test_a_chosen_kernel_is_compiled_without_a_graph_break_and_other_shapes_change_nothing() -> None:
+    kernels, graphs = (
+        Kernels(lambda query, kernel: 0.5 if kernel is SDPBackend.FLASH_ATTENTION else 1.0),
+        list[object](),
+    )
+
+    def count(graph: torch.fx.GraphModule, inputs: object) -> object:
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(kernels.attend, fullgraph=True, dynamic=False, backend=count)
+    small, large = torch.randn(1, 2, 8, 4), torch.randn(1, 2, 16, 4)
+    for values in (small, large):
+        with kernels.choosing():
+            expected = kernels.attend(values, values, values)
+        assert distance(compiled(values, values, values), expected) < 1e-6
+    assert len(graphs) == 2
+    compiled(small, small, small)
+    assert len(graphs) == 2
 
 
 def test_the_rewritten_vae_equals_the_plain_one(folder: Path) -> None:

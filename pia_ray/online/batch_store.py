@@ -16,7 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pia_ray import storage
 from pia_ray.errors import Conflict, NotFound, StorageError, StorageNotFound
-from pia_ray.online.files import Order, ids_below, is_id, new_id, owner_folder, page, shown
+from pia_ray.online.fields import shown
+from pia_ray.online.files import Order, ids_below, is_id, new_id, owner_folder, page
 
 BatchStatus = Literal[
     "validating", "failed", "in_progress", "finalizing", "completed", "expired", "cancelling", "cancelled"

@@ -16,8 +16,8 @@ from pia_ray.online import faults
 from pia_ray.online.batch_runner import ENDPOINT
 from pia_ray.online.batch_store import Batch, BatchFault, BatchStatus, BatchStore
 from pia_ray.online.edge import Owner
-from pia_ray.online.files import FileStore, shown
-from pia_ray.online.forms import parse_json
+from pia_ray.online.fields import parse_json, shown
+from pia_ray.online.files import FileStore
 from pia_ray.online.listing import Listed, Listing, Page
 
 WINDOW_S: Final = 24 * 3600.0

@@ -21,7 +21,6 @@ from typing import Final, ParamSpec, TypeVar, cast
 from pia_ray.errors import (
     Busy,
     Cancelled,
-    FetchError,
     JobConflict,
     JobError,
     JobNotFound,
@@ -31,6 +30,7 @@ from pia_ray.errors import (
     UnexpectedError,
     WorkerDied,
 )
+from pia_ray.online.courier import Courier
 from pia_ray.online.jobs import Entry, JobStore, Revision, VideoJob, VideoResult
 from pia_ray.online.render import Event, Rendered, Renderer, RenderRequest, Step
 from pia_ray.online.webhooks import Webhooks
@@ -40,7 +40,6 @@ RETRY_DELAY_S: Final = 2.0
 LOOKED_AT: Final = 1000
 """Jobs at the head of the queue that a dispatcher looks at: one page of S3's lists, however long the queue is."""
 _SNAPSHOT_S: Final = 2.0
-_SENDERS: Final = 4
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -107,23 +106,22 @@ class Dispatcher:
         sweep_s: float = 300.0,
         retry_delay_s: float = RETRY_DELAY_S,
     ) -> None:
+        self.worker: Final = f"dispatcher-{secrets.token_hex(8)}"
+        """Its name in leases."""
         self._renderer = renderer
         self._jobs = jobs
         self._max_in_flight = max_in_flight
         self._max_attempts = max_attempts
         self._job_timeout_s = job_timeout_s
-        self._webhooks = webhooks
+        self._courier = None if webhooks is None else Courier(jobs, webhooks, worker=self.worker, poll_s=5 * poll_s)
         self._poll_s = poll_s
         self._heartbeat_s = heartbeat_s
         self._sweep_s = sweep_s
         self._retry_delay_s = retry_delay_s
-        self.worker: Final = f"dispatcher-{secrets.token_hex(8)}"
-        """Its name in leases."""
         # Its own: a store that stalls must not hold back other work of the process, nor that the heartbeats.
-        self._threads = ThreadPoolExecutor(2 * max_in_flight + _SENDERS + 4, thread_name_prefix="jobs")
+        self._threads = ThreadPoolExecutor(2 * max_in_flight + 4, thread_name_prefix="jobs")
         self._in_hand: dict[str, _InHand] = {}
         self._wake = asyncio.Event()
-        self._mail = asyncio.Event()
         self._look_again_at: dict[str, float] = {}
         """By job, when it is worth a look, for those that others have in hand."""
         self._paused_until = 0.0
@@ -140,8 +138,8 @@ class Dispatcher:
     async def run(self) -> None:
         """Works until it is cancelled; then its jobs are given back. Once only."""
         loops = [self._dispatch(), self._sweep()]
-        if self._webhooks is not None:
-            loops.append(self._deliver(self._webhooks))
+        if self._courier is not None:
+            loops.append(self._courier.run())
         tasks = [asyncio.create_task(loop) for loop in loops]
         try:
             await asyncio.gather(*tasks)
@@ -167,7 +165,7 @@ class Dispatcher:
 
     def nudge(self, job_id: str) -> None:
         """Says that a job was cancelled or deleted: if it is in hand here, the engine drops it at its next step."""
-        self._mail.set()
+        self._tell_courier()
         if (one := self._in_hand.get(job_id)) is not None:
             one.nudged.set()
 
@@ -237,7 +235,7 @@ class Dispatcher:
         if held.job.attempt > self._max_attempts:
             died = WorkerDied(f"The engine died at each of {self._max_attempts} attempts at this video.")
             await self._in_thread(self._jobs.queue.fail, held, died)
-            self._mail.set()
+            self._tell_courier()
             return
         _log.info("%s taken up, attempt %d", entry.id, held.job.attempt)
         one = self._in_hand[entry.id] = _InHand(held)
@@ -258,7 +256,7 @@ class Dispatcher:
         finally:
             del self._in_hand[job_id]
             self._wake.set()
-            self._mail.set()
+            self._tell_courier()
 
     async def _attempt(self, one: _InHand) -> VideoJob | None:
         """The job as it has ended, or None where it is to be tried again.
@@ -362,43 +360,9 @@ class Dispatcher:
             return None
         return await self._in_thread(self._jobs.queue.fail, one.held, error)
 
-    async def _deliver(self, webhooks: Webhooks) -> None:
-        at_once = asyncio.Semaphore(_SENDERS)
-
-        async def one_by_one(entry: Entry) -> None:
-            async with at_once:
-                try:
-                    await self._in_thread(self._send, webhooks, entry)
-                except (JobConflict, JobNotFound):
-                    pass
-                except StorageError as error:
-                    _log.warning("the webhook of %s waits: %s", entry.id, error.message)
-
-        while True:
-            self._mail.clear()
-            try:
-                entries = await self._in_thread(self._jobs.outbox.entries)
-                await asyncio.gather(*(one_by_one(entry) for entry in entries))
-            except StorageError as error:
-                _log.warning("the outbox cannot be read: %s", error.message)
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._mail.wait(), 5 * self._poll_s)
-
-    def _send(self, webhooks: Webhooks, entry: Entry) -> None:
-        """One try of one webhook, if it is due; on a thread."""
-        outbox = self._jobs.outbox
-        held = outbox.claim(outbox.read(entry), worker=self.worker)
-        try:
-            webhooks.send(held.job)
-        except FetchError as error:
-            tries = held.job.webhook_attempts
-            _log.info("the webhook of %s, try %d: %s", entry.id, tries, error.message)
-            if error.retryable and tries <= len(webhooks.retry_delays_s):
-                outbox.postpone(held, delay_s=webhooks.retry_delays_s[tries - 1])
-            else:
-                outbox.settle(held, "failed")
-        else:
-            outbox.settle(held, "delivered")
+    def _tell_courier(self) -> None:
+        if self._courier is not None:
+            self._courier.wake()
 
     async def _sweep(self) -> None:
         while True:

@@ -16,7 +16,8 @@ from pia_ray.errors import BadParameter, UnsupportedBody
 from pia_ray.online import faults
 from pia_ray.online.delivery import delivery
 from pia_ray.online.edge import Owner
-from pia_ray.online.files import FileStore, Order, Purpose, StoredFile, parse_purpose, shown
+from pia_ray.online.fields import shown
+from pia_ray.online.files import FileStore, Order, Purpose, StoredFile, parse_purpose
 from pia_ray.online.limits import MAX_FILES
 from pia_ray.online.listing import Listed, Listing, Page
 

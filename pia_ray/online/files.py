@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pia_ray import storage
 from pia_ray.errors import BadParameter, NotFound, StorageError, StorageNotFound
+from pia_ray.online.fields import shown
 
 Purpose = Literal["batch", "batch_output", "vision", "user_data"]
 UPLOAD_PURPOSES: Final = ("batch", "vision", "user_data")
@@ -175,11 +176,6 @@ def page(ids: Iterable[str], *, after: str | None, order: Order) -> Iterable[str
     if order == "asc":
         return (each for each in ids if after is None or each > after)
     return reversed([each for each in ids if after is None or each < after])
-
-
-def shown(text: str) -> str:
-    """Text of a caller as it may stand in a message: short."""
-    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def parse_purpose(text: str) -> Purpose:

@@ -7,13 +7,11 @@ Every knob of `AnimationParams` is a field, beside the names that clients of the
 from __future__ import annotations
 
 import hashlib
-import json
-import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final, TypeVar, get_args
+from typing import Final, TypeVar
 
 import anyio.to_thread
 from anyio import CapacityLimiter
@@ -27,13 +25,14 @@ from pia_ray.errors import BadParameter, ImageTooLarge, RowError, UnsupportedBod
 from pia_ray.fetch import fetch
 from pia_ray.manifest import canonical_params, decode_data_url
 from pia_ray.online import limits
+from pia_ray.online.fields import Fields, parse_json, shown, unfold
 from pia_ray.online.render import INTERACTIVE, RenderRequest
+from pia_ray.online.spelling import IMAGE_FIELDS, format_of, lora_of, sources_of, spell_out_seconds, spell_out_size
 from pia_ray.params import (
     ARRAY_KNOBS,
     DEFAULT_STYLE,
     KNOBS,
     PICTURE_KNOBS,
-    REFERENCE_KNOBS,
     AnimationParams,
     VideoFormat,
     lora_strengths,
@@ -42,14 +41,8 @@ from pia_ray.params import (
     suggest,
 )
 
-Fields = Mapping[str, object]
-"""A request's fields: JSON values, and bytes for files."""
-
 FetchUrl = Callable[[str, int], bytes]
 """The bytes at an https:// URL, at most so many. Raises FetchError, ImageError."""
-
-IMAGE_FIELDS: Final = ("image", "input_reference", "image_url")
-"""Names of the field that has the picture: ours, that of the videos API, and one that many servers take."""
 
 OTHER_FIELDS: Final = (*IMAGE_FIELDS, "model", "size", "seconds", "format")
 """Fields of every request beside the knobs."""
@@ -153,11 +146,11 @@ class FormReader:
         given = {name: value for name, value in fields.items() if value is not None}
         for name in given:
             if name not in KNOBS and name not in OTHER_FIELDS:
-                near = suggest(_short(name), (*KNOBS, *OTHER_FIELDS))
-                raise BadParameter(f'there is no field "{_short(name)}".{near}', _short(name))
+                near = suggest(shown(name), (*KNOBS, *OTHER_FIELDS))
+                raise BadParameter(f'there is no field "{shown(name)}".{near}', shown(name))
         model_name, model = self._model(given)
-        video_format = _format(given.pop("format", None))
-        sources = _sources(given)
+        video_format = format_of(given.pop("format", None))
+        sources = sources_of(given)
         params = self._params(given, sources, model_name, model)
         resolved = resolve(params, {}, model_defaults=model.defaults)
         limits.check_size(resolved, self._config)
@@ -197,7 +190,7 @@ class FormReader:
             name = self._config.default_model
         if name not in models:
             known = f"This endpoint has {', '.join(models)}."
-            raise BadParameter(f'there is no model "{_short(name)}". {known}{suggest(_short(name), models)}', field)
+            raise BadParameter(f'there is no model "{shown(name)}". {known}{suggest(shown(name), models)}', field)
         return name, models[name]
 
     def _params(
@@ -207,9 +200,9 @@ class FormReader:
         if "prompt" not in given:
             raise BadParameter("prompt is missing: say what the picture shows and how it moves", "prompt")
         if (lora := given.get("lora")) is not None:
-            given["lora"] = _lora(lora)
-        _spell_out_size(given)
-        _spell_out_seconds(given, model)
+            given["lora"] = lora_of(lora)
+        spell_out_size(given)
+        spell_out_seconds(given, model)
         stand_ins = dict.fromkeys((knob for knob in sources if knob != "image"), "-")
         return parse_params({**given, **stand_ins, "style": model_name})
 
@@ -255,158 +248,8 @@ class FormReader:
         return await anyio.to_thread.run_sync(call, limiter=places)
 
 
-def parse_json(content: bytes) -> dict[str, object]:
-    """The object in a JSON text.
-
-    Raises:
-        BadParameter: none, or one with NaN, a name twice, or nested beyond reason.
-    """
-    try:
-        value = json.loads(content, parse_constant=_no_constant, object_pairs_hook=_unique)
-    except (ValueError, RecursionError) as error:  # decoding faults are ValueErrors
-        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise BadParameter(f"the body is not JSON: {_short(reason)}") from None
-    if not isinstance(value, dict):
-        raise BadParameter("the body must be a JSON object of fields")
-    return value
-
-
-def unfold(pairs: list[tuple[str, str | bytes]]) -> dict[str, object]:
-    """Fields as a form lists them -> as JSON has them: `a[b]` is in an object, `a[]` in a list.
-
-    Raises:
-        BadParameter: a field occurs twice, or in two ways.
-    """
-    fields: dict[str, Any] = {}
-    for name, value in pairs:
-        match = re.fullmatch(r"([^\[\]]+)\[([^\[\]]*)\]", name)
-        top, inner = (match[1], match[2]) if match else (name, None)
-        if inner is None:
-            taken = top in fields
-            fields.setdefault(top, value)
-        elif inner == "":
-            found = fields.setdefault(top, [])
-            taken = not isinstance(found, list)
-            if not taken:
-                found.append(value)
-        else:
-            found = fields.setdefault(top, {})
-            taken = not isinstance(found, dict) or inner in found
-            if not taken:
-                found[inner] = value
-        if taken:
-            raise BadParameter(f"{_short(name)} occurs twice", _short(top))
-    return fields
-
-
-def _sources(given: dict[str, object]) -> dict[str, object]:
-    """What each file is to be made of, by knob, with `image` first; taken out of `given`."""
-    images = [(name, given.pop(name)) for name in IMAGE_FIELDS if name in given]
-    if not images:
-        raise BadParameter("image is missing: send a file, an https:// URL or a data: URL", "image")
-    if len(images) > 1:
-        raise BadParameter(f"{' and '.join(name for name, _ in images)} are the same field: give one", images[1][0])
-    sources: dict[str, object] = {"image": _reference(images[0][1], images[0][0])}
-    for knob in REFERENCE_KNOBS:
-        if knob in given:
-            sources[knob] = _reference(given.pop(knob), knob)
-    return sources
-
-
-def _reference(value: object, field: str) -> object:
-    """The URL of `{"image_url": ...}` and `{"url": ...}`; others as they are."""
-    for name in ("image_url", "url"):
-        if isinstance(value, dict) and set(value) == {name}:
-            value = value[name]
-    if isinstance(value, dict):
-        if "file_id" in value:
-            raise BadParameter(f"{field}: pictures are not taken by file_id; send a file or an image_url", field)
-        raise BadParameter(f"{field} must be a file, a URL or an object with image_url alone", field)
-    return value
-
-
-def _spell_out_size(given: dict[str, object]) -> None:
-    size = given.pop("size", None)
-    if size is None:
-        return
-    match = re.fullmatch(r"([1-9][0-9]{1,3})x([1-9][0-9]{1,3})", size) if isinstance(size, str) else None
-    if match is None:
-        raise BadParameter(f"size must be WIDTHxHEIGHT in pixels, such as 512x384 (got {_short(repr(size))})", "size")
-    if "width" in given or "height" in given:
-        raise BadParameter("size says the same as width and height: give either", "size")
-    given["width"], given["height"] = int(match[1]), int(match[2])
-
-
-def _spell_out_seconds(given: dict[str, object], model: ModelConfig) -> None:
-    """`seconds` becomes `num_frames` at the speed that the video will have."""
-    seconds = given.pop("seconds", None)
-    if seconds is None:
-        return
-    try:
-        number = math.nan if isinstance(seconds, bool) else float(seconds)  # type: ignore[arg-type]
-    except (TypeError, ValueError, OverflowError):
-        number = math.nan
-    if not 0 < number <= 3600:
-        raise BadParameter(f"seconds must be a number above 0 (got {_short(repr(seconds))})", "seconds")
-    if "num_frames" in given:
-        raise BadParameter("seconds says the same as num_frames: give either", "seconds")
-    fps = parse_params({"prompt": "-", "fps": given.get("fps", model.defaults.get("fps", KNOBS["fps"].default))}).fps
-    frames = max(1, round(number * fps))
-    try:
-        parse_params({"prompt": "-", "num_frames": frames})
-    except BadParameter:
-        raise BadParameter(
-            f"seconds: {number:g} s at {fps} frames/s are {frames} frames, and num_frames goes from "
-            f"{KNOBS['num_frames'].bounds}; ask for less, or for a lower fps",
-            "seconds",
-        ) from None
-    given["num_frames"] = frames
-
-
-def _lora(value: object) -> object:
-    """The knob's own spelling of an object of names and weights, given as such or as JSON text."""
-    if isinstance(value, str) and value.lstrip().startswith("{"):
-        try:
-            value = parse_json(value.encode("utf-8", "surrogatepass"))
-        except BadParameter as error:
-            raise BadParameter(f"lora: {error.message}", "lora") from None
-    if not isinstance(value, dict):
-        return value
-    parts = []
-    for name, weight in value.items():
-        if isinstance(weight, bool) or not isinstance(weight, int | float | str):
-            raise BadParameter(f"lora: the weight of {_short(name)} must be a number", "lora")
-        parts.append(f"{name}:{weight}")
-    return "+".join(parts) if parts else "none"
-
-
-def _format(value: object) -> VideoFormat | None:
-    formats = get_args(VideoFormat)
-    if value is None:
-        return None
-    text = value.strip().lower() if isinstance(value, str) else ""
-    if text not in formats:
-        raise BadParameter(f"format must be one of {', '.join(formats)} (got {_short(repr(value))})", "format")
-    return text  # type: ignore[return-value]  # one of VideoFormat, as was just seen
-
-
 def _check_encodable(video_format: VideoFormat, resolved: AnimationParams) -> None:
     try:
         video.require_encodable(video_format, width=resolved.width or 8, height=resolved.height or 8, fps=resolved.fps)
     except VideoError as error:
         raise BadParameter(error.message, "format") from None
-
-
-def _no_constant(name: str) -> object:
-    raise ValueError(f"{name} is no JSON number")
-
-
-def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("an object has the same name twice")
-    return found
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 80 else text[:77] + "..."

@@ -12,9 +12,10 @@ from pia_ray.errors import BadParameter, Conflict, FetchError
 from pia_ray.fetch import check_url
 from pia_ray.online.batch_runner import LineAsked
 from pia_ray.online.files import FileStore
-from pia_ray.online.forms import IMAGE_FIELDS, Form, FormReader
+from pia_ray.online.forms import Form, FormReader
 from pia_ray.online.jobs import JobStore, VideoJob
 from pia_ray.online.render import BATCH_LINE, VIDEO_JOB
+from pia_ray.online.spelling import IMAGE_FIELDS
 from pia_ray.params import REFERENCE_KNOBS
 
 _REMIXED: Final = frozenset({*IMAGE_FIELDS, *REFERENCE_KNOBS})

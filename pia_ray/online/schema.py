@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from typing import Any, Final, get_args
 
+from pia_ray.online.spelling import IMAGE_FIELDS
 from pia_ray.params import (
     ARRAY_KNOBS,
     KNOBS,
     MAX_COEFFICIENTS,
     MOTION_NAMES,
     PICTURE_KNOBS,
+    REFERENCE_KNOBS,
     AnimationParams,
     VideoFormat,
 )
@@ -87,13 +89,21 @@ def body_schema(*, files: bool) -> dict[str, Any]:
             fields[name] = {"anyOf": options, "description": KNOBS[name].meaning}
         else:
             fields[name] = _field(name, declared[name])
-    return {
+    shape: dict[str, Any] = {
         "type": "object",
         "required": ["prompt"],
-        "anyOf": [{"required": [name]} for name in ("image", "input_reference", "image_url")],
+        "anyOf": [{"required": [name]} for name in IMAGE_FIELDS],
         "properties": fields,
-        "additionalProperties": files,  # where objects are written as lora[name]
+        "additionalProperties": False,
     }
+    if files:  # where objects and lists are written as lora[name], affinity[]
+        pictures = "|".join((*IMAGE_FIELDS, *REFERENCE_KNOBS))
+        lists = "|".join(name for name in KNOBS if KNOBS[name].many)
+        folded = rf"^(lora\[[^\[\]]+\]|({pictures})\[(image_url|url)\]|({lists})\[\])$"
+        shape["patternProperties"] = {folded: {"type": "string"}}
+        nested = [{"required": [f"{name}[{inner}]"]} for name in IMAGE_FIELDS for inner in ("image_url", "url")]
+        shape["anyOf"] += nested
+    return shape
 
 
 def _by_url() -> dict[str, Any]:

@@ -15,10 +15,11 @@ from pia_ray.online import faults, schema
 from pia_ray.online.delivery import delivery
 from pia_ray.online.dispatcher import Dispatcher, Outlook
 from pia_ray.online.edge import Owner
-from pia_ray.online.forms import IMAGE_FIELDS, FormReader
+from pia_ray.online.forms import FormReader
 from pia_ray.online.intake import Intake
 from pia_ray.online.jobs import JobStore, VideoJob
 from pia_ray.online.listing import Listed, Listing, Page
+from pia_ray.online.spelling import IMAGE_FIELDS
 from pia_ray.params import REFERENCE_KNOBS, AnimationParams
 
 Variant = Literal["video", "thumbnail", "spritesheet"]
@@ -273,9 +274,15 @@ def video_routes(
 def _create_body() -> dict[str, Any]:
     body = schema.request_body()
     for content in body["content"].values():
-        content["schema"]["properties"] |= _JOB_FIELDS
+        shape = content["schema"]
+        shape["properties"] |= _JOB_FIELDS
         for name in IMAGE_FIELDS:
-            content["schema"]["properties"][name]["anyOf"].append(_BY_FILE_ID)
+            shape["properties"][name]["anyOf"].append(_BY_FILE_ID)
+        if "patternProperties" in shape:
+            shape["patternProperties"][rf"^({'|'.join((*IMAGE_FIELDS, *REFERENCE_KNOBS))})\[file_id\]$"] = {
+                "type": "string"
+            }
+            shape["anyOf"] += [{"required": [f"{name}[file_id]"]} for name in IMAGE_FIELDS]
     return body
 
 

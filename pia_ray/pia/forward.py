@@ -15,7 +15,7 @@ from diffusers import UNetMotionModel
 
 from pia_ray.pia.assemble import Components
 from pia_ray.pia.compilation import CompiledForward
-from pia_ray.pia.exact import CrossAttention, restructure_unet, restructure_vae
+from pia_ray.pia.exact import CrossAttention, choose_kernels, restructure_unet, restructure_vae
 from pia_ray.pia.free_u import free_u
 from pia_ray.pia.ip_adapter import cross_attention_states
 from pia_ray.pia.program import Branch, Evaluation
@@ -50,6 +50,8 @@ class Forward:
             restructure_vae(components.vae)
             if CrossAttention.suits(unet):
                 self._cross = CrossAttention(unet)
+        self._kernels = choose_kernels(unet) if self._prefix is not None and components.device.type == "cuda" else None
+        self._timed: set[tuple[object, ...]] = set()
         self._compiled: CompiledForward | None = None
         if components.compile_mode is not None:
             with free_u(unet, (1.0, 1.0, 1.0, 1.0)):
@@ -84,9 +86,13 @@ class Forward:
             if prefix is not None:
                 places = torch.tensor(spread).to(parts.device, non_blocking=True)
                 stack.enter_context(prefix.shared(num=num, num_frames=num_frames, spread=places))
+            kind = (tuple(sample.shape), num if prefix is not None else 0)
+            if self._kernels is not None and kind not in self._timed:
+                with self._kernels.choosing(), free_u(parts.unet, setting):
+                    parts.unet(sample, timesteps, **told)
+                self._timed.add(kind)
             if self._compiled is not None and setting is None:
-                kind = (tuple(sample.shape), num if prefix is not None else 0, _form(states))
-                prediction = self._compiled(kind, sample, timesteps, **told)[0].clone()
+                prediction = self._compiled((*kind, _form(states)), sample, timesteps, **told)[0].clone()
             else:
                 stack.enter_context(free_u(parts.unet, setting))
                 prediction = parts.unet(sample, timesteps, **told)[0]

@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import logging
+import re
 from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
 from typing import Any
@@ -535,6 +536,12 @@ def test_the_openapi_document_has_every_field_example_and_error(client: TestClie
         schema = route["requestBody"]["content"][kind]["schema"]
         assert {*KNOBS, "image", "input_reference", "model", "format", "size", "seconds"} <= set(schema["properties"])
         assert all(field.get("description") for field in schema["properties"].values())
+        assert schema["additionalProperties"] is False
+    (folded,) = route["requestBody"]["content"]["multipart/form-data"]["schema"]["patternProperties"]
+    for name in ("lora[pixar]", "image[image_url]", "affinity[]"):
+        assert re.search(folded, name)
+    for name in ("tags[]", "image[path]", "lora", "prompt[x]"):
+        assert not re.search(folded, name)
     assert {"400", "401", "413", "415", "429", "500", "503"} <= set(route["responses"])
     assert route["security"] == [{"api_key": []}]
     assert document["components"]["schemas"]["Error"]["required"] == ["error"]

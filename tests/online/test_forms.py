@@ -14,7 +14,8 @@ from safetensors.numpy import save
 
 from pia_ray.config import ServeConfig
 from pia_ray.errors import AddressRefused, BadParameter, ImageError, ImageTooLarge, ImageTruncated, UnsupportedImage
-from pia_ray.online.forms import Form, FormReader, parse_json, unfold
+from pia_ray.online.fields import parse_json, unfold
+from pia_ray.online.forms import Form, FormReader
 from pia_ray.params import KNOBS
 
 CONFIG = ServeConfig.model_validate(

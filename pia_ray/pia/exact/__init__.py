@@ -11,10 +11,20 @@ from diffusers import AutoencoderKL, UNetMotionModel
 
 from pia_ray.pia.exact.cross import CrossAttention
 from pia_ray.pia.exact.prefix import Prefix, share_prefix
+from pia_ray.pia.exact.spatial import Kernels, choose_kernels, chosen_kernels
 from pia_ray.pia.exact.temporal import TemporalTransformer, most_positions
 from pia_ray.pia.exact.upsample import SubpixelUpsample
 
-__all__ = ["CrossAttention", "Prefix", "most_positions", "restructure_unet", "restructure_vae"]
+__all__ = [
+    "CrossAttention",
+    "Kernels",
+    "Prefix",
+    "choose_kernels",
+    "chosen_kernels",
+    "most_positions",
+    "restructure_unet",
+    "restructure_vae",
+]
 
 
 def restructure_unet(unet: UNetMotionModel) -> Prefix | None:
