@@ -429,7 +429,7 @@ class ServeConfig(BaseModel):
     upscale_delay_s: float = Field(10.0, ge=0, description="Seconds of load before an engine is added.")
     downscale_delay_s: float = Field(600.0, ge=0, description="Seconds of idleness before an engine is let go.")
     graceful_shutdown_s: float = Field(
-        1800.0, gt=0, description="Seconds that an engine may take to finish what it has; above the longest video."
+        3900.0, gt=0, description="Seconds that an engine may take to finish what it has; above job_timeout_s."
     )
     gpus_per_replica: float | None = Field(
         None, ge=0, le=8, description="GPUs (or a share of one) per engine. Left out: 1 where there are GPUs, else 0."
