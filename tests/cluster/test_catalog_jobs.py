@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from pia_ray import ledger, read_results, storage, video
+from pia_ray.config import read_yaml
 from pia_ray.testing import draw_picture
 from tests.cluster.networks import until
 from tests.cluster.nodes import PATIENCE_S, ROOT, Nodes
@@ -36,7 +37,7 @@ class Catalogue:
         self._folder = folder / "job"
         self._folder.mkdir()
         shutil.copy(ROOT / "jobs" / "animate_catalog.py", self._folder)
-        values = yaml.safe_load((ROOT / "jobs" / "configs" / config).read_text())
+        values = read_yaml(ROOT / "jobs" / "configs" / config)
         values |= {
             "manifest": f"{bucket}/manifests/",
             "output": self.output,

@@ -1,5 +1,5 @@
-"""The endpoint of cluster/ by `serve deploy` on several nodes: load brings a second engine, on another node, and its end takes one
-away again, while every call is answered. Video jobs and their videos are on S3.
+"""The endpoint of cluster/ by `serve deploy` on several nodes: load brings a second engine, on another node, and its
+end takes one away again, while every call is answered. Video jobs and their videos are on S3.
 """
 
 from __future__ import annotations
