@@ -1,6 +1,6 @@
 """Runs a copy of a RayJob that serves as a template, and ends as it does: what a CronJob's pod does with its life.
 
-    run_rayjob.py pia-ray-catalog --name pia-ray-nightly-29384720
+    run_rayjob.py pia-ray-catalog --name pia-ray-nightly-29384720-run
 
 While the pod lives, `concurrencyPolicy: Forbid` starts no second one. A pod that is started again finds the copy by its
 name and follows it. The copy belongs to the Kubernetes Job named by JOB_NAME and JOB_UID, and is removed with it.
@@ -30,7 +30,7 @@ def main(words: Sequence[str]) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("template", metavar="TEMPLATE", help="name of the suspended RayJob")
-    parser.add_argument("--name", required=True, metavar="NAME", help="of the copy; at most 47 characters")
+    parser.add_argument("--name", required=True, metavar="NAME", help="of the copy, and of no Job; 47 characters")
     parser.add_argument("--poll-s", type=float, default=15.0, metavar="S", help="between looks (default: %(default)s)")
     args = parser.parse_args(words)
     try:

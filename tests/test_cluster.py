@@ -195,6 +195,10 @@ def test_every_cluster_asks_for_a_token_and_drains_before_it_is_killed(name: str
         (container,) = pod["containers"]
         drains = {each["name"]: each.get("value") for each in container["env"]}["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"]
         assert float(drains) < pod["terminationGracePeriodSeconds"]
+    for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
+        volumes = {each["name"]: each for each in group["template"]["spec"]["volumes"]}
+        shm = int(volumes["shm"]["emptyDir"]["sizeLimit"].removesuffix("Gi")) * 2**30
+        assert int(group["rayStartParams"]["object-store-memory"]) < shm  # else Ray takes a disk
 
 
 def test_workers_outlive_their_longest_row_and_spot_comes_before_on_demand():
@@ -236,6 +240,8 @@ def test_jobs_start_programs_that_the_image_has_with_files_that_are_mounted():
         "/app/cluster/run_rayjob.py",
         OF_RAY["RayJob/pia-ray-catalog"]["metadata"]["name"],
     ]
+    # KubeRay's Job that submits has the name of its RayJob.
+    assert starter["command"][3:] == ["--name", "$(JOB_NAME)-run"]
     assert "COPY cluster/run_rayjob.py /app/cluster/run_rayjob.py" in (CLUSTER / "Dockerfile").read_text()
     for resource in kustomization["resources"]:
         assert (K8S / resource).is_file()
@@ -244,8 +250,9 @@ def test_jobs_start_programs_that_the_image_has_with_files_that_are_mounted():
 def test_the_disruption_budgets_select_pods_that_there_are():
     labels = [template["metadata"]["labels"] for found in RESOURCES.values() for template in pod_templates(found)]
     for name in ("pia-ray-heads", "pia-ray-engines"):
-        wanted = NATIVE[f"PodDisruptionBudget/{name}"]["spec"]["selector"]["matchLabels"].items()
-        assert any(wanted <= found.items() for found in labels)
+        spec = NATIVE[f"PodDisruptionBudget/{name}"]["spec"]
+        assert any(spec["selector"]["matchLabels"].items() <= found.items() for found in labels)
+        assert set(spec) == {"selector", "minAvailable"}  # a RayCluster has no scale subresource for the other
 
 
 @pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed")
@@ -334,6 +341,10 @@ def test_the_aws_launcher_file_is_one_that_ray_and_ec2_take():
     assert kinds["gpu-spot"]["node_config"]["InstanceMarketOptions"]["MarketType"] == "spot"
     assert kinds["gpu-spot"]["priority"] > kinds["gpu-on-demand"]["priority"]
     assert "-e RAY_AUTH_MODE=token" in config["docker"]["run_options"]
+    # What Ray's launcher runs inside containers, and NVIDIA's runtime looks for.
+    assert "-e NVIDIA_VISIBLE_DEVICES=all" in config["docker"]["run_options"]
+    packages = re.search(r"apt-get install .* (ca-certificates .*?) \\", (CLUSTER / "Dockerfile").read_text())[1]
+    assert {"openssh-client", "rsync"} <= set(packages.split())
 
 
 def test_the_dockerfile_passes_its_linter():
@@ -624,7 +635,7 @@ def api() -> Iterator[Api]:
 
 def start(api: Api, template: str = "catalog") -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, str(CLUSTER / "run_rayjob.py"), template, "--name", "nightly-1", "--poll-s", "0.01"],
+        [sys.executable, str(CLUSTER / "run_rayjob.py"), template, "--name", "nightly-1-run", "--poll-s", "0.01"],
         env={"KUBERNETES_API": api.url, "NAMESPACE": "pia-ray", "JOB_NAME": "nightly-1", "JOB_UID": "abc"},
         capture_output=True,
         text=True,
@@ -636,22 +647,22 @@ def test_the_starter_runs_a_copy_of_the_template_until_it_ends_and_owns_it(api: 
     api.states += [{"down": True}, {"jobDeploymentStatus": "Complete", "jobStatus": "SUCCEEDED"}]
     ended = start(api)
     assert ended.returncode == 0, ended.stderr
-    copied = api.jobs["nightly-1"]
+    copied = api.jobs["nightly-1-run"]
     template = api.jobs["catalog"]
     assert copied["spec"] == {**template["spec"], "suspend": False}
     (owner,) = copied["metadata"]["ownerReferences"]
     assert (owner["kind"], owner["name"], owner["uid"]) == ("Job", "nightly-1", "abc")
-    assert "nightly-1: Running RUNNING\n" in ended.stdout
+    assert "nightly-1-run: Running RUNNING\n" in ended.stdout
 
 
 def test_a_starter_that_comes_again_follows_the_copy_there_is_and_tells_its_failure(api: Api):
-    api.jobs["nightly-1"] = {"metadata": {"name": "nightly-1"}}
+    api.jobs["nightly-1-run"] = {"metadata": {"name": "nightly-1-run"}}
     api.states[:] = [{"jobDeploymentStatus": "Failed", "jobStatus": "FAILED", "message": "out of tries"}]
     ended = start(api)
     assert ended.returncode == 1
     assert "following it" in ended.stdout
     assert "out of tries" in ended.stdout
-    assert set(api.jobs) == {"catalog", "nightly-1"}
+    assert set(api.jobs) == {"catalog", "nightly-1-run"}
 
 
 def test_a_starter_without_its_template_says_so(api: Api):
