@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import os
 import re
+import shutil
 import subprocess
 import sys
 from importlib import import_module
@@ -15,8 +16,17 @@ import yaml
 
 from pia_ray import CatalogConfig, ModelConfig, ledger, read_results, storage, weights
 from pia_ray.catalog.local import run_local
-from pia_ray.config import load
-from pia_ray.testing import make_catalog, make_fake, make_pipeline_folder, put_catalog
+from pia_ray.config import build, load, read_yaml
+from pia_ray.testing import (
+    make_catalog,
+    make_fake,
+    make_ip_adapter,
+    make_lora,
+    make_pipeline_folder,
+    make_split_checkpoint,
+    make_textual_inversion,
+    put_catalog,
+)
 from tests.s3_server import S3Server, s3, s3_server
 
 __all__ = ["s3", "s3_server"]  # fixtures
@@ -120,6 +130,26 @@ def test_compact_ledger_leaves_fewer_parts_and_the_same_results(tmp_path: Path):
     run("compact_ledger.py", tmp_path / "nothing", expect=2)
 
 
+def test_a_reader_that_has_gone_is_no_failed_row(tmp_path: Path):
+    config = CatalogConfig(
+        manifest=str(make_catalog(tmp_path / "in", rows=1)),
+        output=str(tmp_path / "out"),
+        model=ModelConfig.named("demo"),
+        defaults={"num_frames": 4, "num_inference_steps": 1},
+    )
+    with make_fake(config, 1) as animator:
+        run_local(config, animator=animator)
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "pia_ray.cli", "report", config.output, "--json"]
+    try:
+        done = subprocess.run([*command, "--follow"], stdout=writer, stderr=subprocess.PIPE, timeout=300)
+    finally:
+        os.close(writer)
+    # 1 would be that, which a job turns into 0.
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
 @pytest.mark.heavy
 def test_a_job_ends_well_with_failed_rows_and_at_its_deadline_where_asked_and_tries_again(tmp_path: Path):
     manifest = put_catalog(str(tmp_path / "in"), rows=3, broken=0.34)
@@ -168,6 +198,30 @@ def test_a_copy_that_is_whole_is_left_alone_and_one_that_is_not_is_mended(tmp_pa
     unet.write_bytes(whole[:-100])
     weights.copy(model, str(place))
     assert unet.read_bytes() == whole
+
+
+def test_every_part_of_a_model_is_copied_and_found_there(tmp_path: Path):
+    base, adapter, vae = make_split_checkpoint(tmp_path / "parts")
+    ip_adapter, encoder = make_ip_adapter(tmp_path / "ip", base)
+    model = ModelConfig(
+        base=str(base),
+        motion_adapter=str(adapter),
+        vae=str(vae),
+        ip_adapter=str(ip_adapter),
+        image_encoder=str(encoder),
+        loras={"soft": {"path": str(make_lora(tmp_path / "lora.safetensors", base)), "weight": 0.5}},
+        textual_inversions={"../<odd>": str(make_textual_inversion(tmp_path / "word.safetensors"))},
+    )
+    copied = weights.copy(model, str(tmp_path / "shared"))
+    shutil.rmtree(tmp_path / "parts")
+    (tmp_path / "lora.safetensors").unlink()
+    found = weights.resolve(copied)
+    assert found.motion_adapter == tmp_path / "shared" / "motion_adapter"
+    assert found.loras == {"soft": tmp_path / "shared" / "loras" / "soft" / "lora.safetensors"}
+    assert copied.loras["soft"].weight == 0.5
+    (odd,) = found.textual_inversions.values()
+    assert odd.is_relative_to(tmp_path / "shared" / "textual_inversions")
+    assert build(ModelConfig, read_yaml(tmp_path / "shared" / "model.yaml")) == copied
 
 
 @pytest.mark.heavy
