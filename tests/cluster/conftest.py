@@ -1,4 +1,4 @@
-"""The cluster that the tests of a module share, and a catalogue's place on an S3 server which its nodes reach."""
+"""The cluster that the tests of this package share, and a catalogue's place on an S3 server which its nodes reach."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.cluster.nodes import Nodes
 from tests.s3_server import S3Server, point_at
 
 
-@pytest.fixture(scope="module")  # and no longer: other tests see whether Ray is left on this machine
+@pytest.fixture(scope="package")
 def shared_nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Nodes, S3Server]]:
     network = open_network()
     server = S3Server(network.host)
