@@ -32,7 +32,7 @@ def picture(shade: int) -> bytes:
 
 async def neighbour(renderer: LocalRenderer, number: int, begun: asyncio.Event) -> None:
     """Denoises for long; tells when it has begun."""
-    knobs = {**SMALL, "num_inference_steps": 100, "motion_scale": number, "guidance_scale": 1.0 + number / 2}
+    knobs = {**SMALL, "num_inference_steps": 400, "motion_scale": number, "guidance_scale": 1.0 + number / 2}
     params = AnimationParams(prompt=f"neighbour {number}", **knobs)
     async with aclosing(renderer.render(RenderRequest(f"n{number}", params, picture(60 * number)))) as events:
         async for event in events:
