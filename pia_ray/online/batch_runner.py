@@ -104,6 +104,8 @@ class BatchRunner:
         """The video object of a job, as callers get it."""
         self._worker = uuid.uuid4().hex
         self._lines: dict[str, list[BatchLine]] = {}
+        self._writing: asyncio.Future[Batch] | None = None
+        """The latest change of a batch's document; one at a time."""
 
     async def run(self, poll_s: float) -> None:
         """Works until it is cancelled; then other runners may go on at once."""
@@ -115,6 +117,8 @@ class BatchRunner:
                     _log.warning("batches wait: %s", error.message)
                 await asyncio.sleep(poll_s)
         finally:
+            if self._writing is not None:  # a thread goes on when its caller is cancelled, and would renew the lease
+                await asyncio.gather(self._writing, return_exceptions=True)
             await asyncio.to_thread(self._release)
 
     async def tick(self) -> None:
@@ -296,7 +300,8 @@ class BatchRunner:
         return await self._change(batch.owner, batch.id, edit)
 
     async def _change(self, owner: str, batch_id: str, edit: Callable[[Batch], Batch]) -> Batch:
-        return await asyncio.to_thread(self._batches.change, owner, batch_id, edit)
+        self._writing = asyncio.ensure_future(asyncio.to_thread(self._batches.change, owner, batch_id, edit))
+        return await asyncio.shield(self._writing)
 
 
 def read_lines(content: bytes) -> tuple[list[BatchLine], list[BatchFault]]:

@@ -129,7 +129,8 @@ class VideoService:
             await asyncio.gather(*tasks)
         finally:
             for task in tasks:
-                task.cancel()
+                if not task.cancelling():  # a second cancel would break off how they give back what they have
+                    task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def drain(self, *, timeout_s: float) -> None:

@@ -13,7 +13,7 @@ from tests.cluster.nodes import Nodes
 from tests.s3_server import S3Server, point_at
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def shared_nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Nodes, S3Server]]:
     network = open_network()
     server = S3Server(network.host)

@@ -1,4 +1,4 @@
-"""A Ray cluster of several nodes on this machine: a head without GPU and workers that say they have one each.
+"""A Ray cluster of several nodes on this machine: a head that runs no rows, and workers that say they have a GPU.
 
 Every node is a `ray start` of its own, which dies as a machine does: all its processes at once. What is started here
 is stopped here, and nothing else.
@@ -143,7 +143,7 @@ class Nodes:
             f"--port={self._gcs_port}",
             f"--dashboard-port={self._dashboard_port}",
             f"--ray-client-server-port={free_port()}",
-            "--num-cpus=1",
+            "--num-cpus=0",
             "--num-gpus=0",
         ]
         for left in (2, 1, 0):

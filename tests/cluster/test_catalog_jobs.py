@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from pia_ray import ledger, read_results, storage, video
+from pia_ray.config import read_yaml
 from pia_ray.testing import draw_picture
 from tests.cluster.networks import until
 from tests.cluster.nodes import PATIENCE_S, ROOT, Nodes
@@ -25,44 +26,49 @@ pytestmark = [
 
 
 class Catalogue:
-    """Pictures and a manifest in a bucket, and the folder that is submitted to animate it."""
+    """Pictures and manifests in a bucket, and the folder that is submitted to animate them: the script and one of its
+    config files, with places and a model for this machine.
+    """
 
-    def __init__(self, bucket: str, folder: Path, **settings: Any) -> None:
+    def __init__(self, bucket: str, folder: Path, config: str, **settings: Any) -> None:
         self.output = f"{bucket}/videos"
         self._bucket = bucket
         self._num_rows = 0
         self._folder = folder / "job"
         self._folder.mkdir()
         shutil.copy(ROOT / "jobs" / "animate_catalog.py", self._folder)
-        values = {
-            "manifest": f"{bucket}/catalogue/manifest.jsonl",
+        values = read_yaml(ROOT / "jobs" / "configs" / config)
+        values |= {
+            "manifest": f"{bucket}/manifests/",
             "output": self.output,
             "model": "demo",
-            "gpus_per_actor": 1,
+            "cpus_per_actor": 1,
             "defaults": {"num_frames": 4, "num_inference_steps": 8},
             **settings,
         }
-        (self._folder / "run.yaml").write_text(yaml.safe_dump(values))
+        (self._folder / config).write_text(yaml.safe_dump(values))
+        self._entrypoint = f"python animate_catalog.py --config {config}"
 
     def add_rows(self, num: int) -> None:
-        """Makes the catalogue longer by so many."""
-        for number in range(self._num_rows, self._num_rows + num):
+        """Makes the catalogue longer by so many, in a manifest of their own."""
+        numbers = range(self._num_rows, self._num_rows + num)
+        for number in numbers:
             self.draw(number, seed=number)
-        self._num_rows += num
         lines = [
-            json.dumps({"id": f"item-{number}", "image": f"{number}.png", "prompt": f"picture {number}"}) + "\n"
-            for number in range(self._num_rows)
+            json.dumps({"id": f"item-{n}", "image": f"{self._bucket}/pictures/{n}.png", "prompt": f"picture {n}"})
+            + "\n"
+            for n in numbers
         ]
-        storage.write_bytes(f"{self._bucket}/catalogue/manifest.jsonl", "".join(lines).encode())
+        storage.write_bytes(f"{self._bucket}/manifests/from-{self._num_rows:06d}.jsonl", "".join(lines).encode())
+        self._num_rows += num
 
     def draw(self, number: int, *, seed: int) -> None:
         """Puts a picture there, in place of what may be there."""
-        storage.write_bytes(f"{self._bucket}/catalogue/{number}.png", draw_picture((96, 64), seed=seed))
+        storage.write_bytes(f"{self._bucket}/pictures/{number}.png", draw_picture((96, 64), seed=seed))
 
     def submit(self, nodes: Nodes) -> str:
         """Starts a job that animates what is new; its id."""
-        entrypoint = "python animate_catalog.py --config run.yaml"
-        return nodes.submit(entrypoint, self._folder, submission_id=f"nightly-{uuid.uuid4().hex[:8]}")
+        return nodes.submit(self._entrypoint, self._folder, submission_id=f"nightly-{uuid.uuid4().hex[:8]}")
 
     def videos(self) -> dict[str, bytes]:
         """The videos that are there, by URI."""
@@ -85,25 +91,24 @@ def test_nodes_have_addresses_of_their_own(nodes: Nodes):
 def test_a_catalogue_is_complete_though_a_node_dies_in_mid_run_and_the_same_job_again_finds_nothing_to_do(
     nodes: Nodes, bucket: str, tmp_path: Path
 ):
-    catalogue = Catalogue(bucket, tmp_path, batch_size=2)
-    catalogue.add_rows(24)
+    catalogue = Catalogue(bucket, tmp_path, "spot_workers.yaml", batch_size=2)
+    catalogue.add_rows(16)
     job = catalogue.submit(nodes)
     until(
-        lambda: nodes.job_ended(job) or len(catalogue.videos()) >= 3,
-        seconds=PATIENCE_S,
-        what="some videos are there",
+        lambda: nodes.job_ended(job) or len(catalogue.videos()) >= 3, seconds=PATIENCE_S, what="some videos are there"
     )
     at_work = [worker for worker in nodes.workers if worker.runs("AnimateRow")]
+    assert at_work, "the run was over too soon to show anything"
     nodes.kill(at_work[0])
     before = catalogue.videos()
-    assert len(before) < 24, "the run was over too soon to show anything"
+    assert len(before) < 16, "the run was over too soon to show anything"
     nodes.finish(job)
 
     rows = catalogue.rows()
     assert {row["status"] for row in rows.values()} == {"succeeded"}
     videos = catalogue.videos()
     assert {row["video_uri"] for row in rows.values()} == set(videos)
-    assert len(videos) == 24
+    assert len(videos) == 16
     assert {uri: videos[uri] for uri in before} == before, "what was committed is not made again"
     assert {video.probe(content).num_frames for content in videos.values()} == {4}
     verified = ledger.verify(catalogue.output)
@@ -117,7 +122,7 @@ def test_a_catalogue_is_complete_though_a_node_dies_in_mid_run_and_the_same_job_
 def test_a_nightly_job_animates_only_rows_that_are_new_or_whose_picture_has_changed(
     nodes: Nodes, bucket: str, tmp_path: Path
 ):
-    catalogue = Catalogue(bucket, tmp_path, detect_changes=True)
+    catalogue = Catalogue(bucket, tmp_path, "nightly.yaml")
     catalogue.add_rows(4)
     nodes.finish(catalogue.submit(nodes))
     first, videos = catalogue.rows(), catalogue.videos()

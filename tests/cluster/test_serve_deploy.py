@@ -1,5 +1,5 @@
-"""The endpoint by `serve deploy` on several nodes: load brings a second engine, on another node, and its end takes one
-away again, while every call is answered. Video jobs and their videos are on S3.
+"""The endpoint of cluster/ by `serve deploy` on several nodes: load brings a second engine, on another node, and its
+end takes one away again, while every call is answered. Video jobs and their videos are on S3.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import yaml
 
 from pia_ray import video
 from tests.cluster.networks import until
-from tests.cluster.nodes import PATIENCE_S, Nodes
+from tests.cluster.nodes import PATIENCE_S, ROOT, Nodes
 from tests.online.video_server import QUICK, hash_of, png
 
 pytestmark = [
@@ -46,19 +46,16 @@ class Endpoint:
         return httpx.Client(base_url=self.url, headers={"Authorization": f"Bearer {KEY}"}, timeout=PATIENCE_S)
 
     def deploy(self, **args: Any) -> None:
-        """Deploys it by Serve's command line, and waits until it takes calls."""
-        config = {
-            "proxy_location": "HeadOnly",
-            "http_options": {"host": "0.0.0.0", "port": self._nodes.http_port},
-            "applications": [
-                {
-                    "name": "pia-ray",
-                    "route_prefix": "/",
-                    "import_path": "pia_ray.online.serve:build_app",
-                    "args": {"model": "demo", "host": "0.0.0.0", "api_keys": [hash_of(KEY)], **args},
-                }
-            ],
-        }
+        """Deploys the RayService's config with these settings over its own, by Serve's command line."""
+        (service,) = yaml.safe_load_all((ROOT / "cluster" / "k8s" / "rayservice.yaml").read_text())
+        config = yaml.safe_load(service["spec"]["serveConfigV2"])
+        config["http_options"]["port"] = self._nodes.http_port
+        if self._nodes.network.shared:
+            config["proxy_location"] = "HeadOnly"  # at one address one proxy can listen
+        (application,) = config["applications"]
+        keys = self._folder / "keys"
+        keys.write_text(f"{hash_of(KEY)}\n")
+        application["args"] |= {"api_keys": str(keys), **args}
         path = self._folder / "serve.yaml"
         path.write_text(yaml.safe_dump(config))
         command = [Path(sys.executable).parent / "serve", "deploy", path, "--address", self._nodes.dashboard]
@@ -117,10 +114,10 @@ def test_load_brings_a_second_engine_and_its_end_takes_it_away_while_every_call_
     endpoint: Endpoint, bucket: str
 ):
     endpoint.deploy(
+        models={"demo": "demo"},
         storage=f"{bucket}/endpoint",
-        gpus_per_replica=1,
+        cpus_per_replica=1,
         batch_size=2,
-        min_replicas=1,
         max_replicas=2,
         upscale_delay_s=1,
         downscale_delay_s=2,

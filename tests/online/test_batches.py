@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from pia_ray import ledger, storage, video
 from pia_ray.cli import main
 from pia_ray.errors import BadParameter, Busy, NotFound
 from pia_ray.online.batch_runner import BatchRunner, LineAsked, read_lines
+from pia_ray.online.batch_store import Batch as StoredBatch
 from pia_ray.online.batch_store import BatchStore
 from pia_ray.online.files import FileStore
 from pia_ray.online.jobs import JobStore, VideoJob
@@ -334,6 +336,42 @@ def test_another_runner_takes_over_only_when_the_lease_is_over_and_makes_no_line
     assert len(desk.jobs.list("ann").jobs) == 3
     asyncio.run(first.tick())
     assert len(desk.asked) == num_asked + 3
+
+
+class SlowStore(BatchStore):
+    """A store whose changes wait until they are let on, once that is asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(str(folder), ttl_s=0)
+        self.held, self.let_on = threading.Event(), threading.Event()
+
+    def change(self, owner: str, batch_id: str, edit: Callable[[StoredBatch], StoredBatch]) -> StoredBatch:
+        if not self.let_on.is_set():
+            self.held.set()
+            assert self.let_on.wait(60)
+        return super().change(owner, batch_id, edit)
+
+
+def test_a_runner_that_is_ended_in_the_midst_of_a_change_leaves_its_batches_to_others_at_once(
+    desk: Desk, tmp_path: Path
+):
+    batch_id = desk.begin(2)
+    ready, desk.batches = desk.batches, SlowStore(tmp_path)
+    slow, runner = desk.batches, desk.new_runner()
+
+    async def work() -> None:
+        running = asyncio.create_task(runner.run(0.01))
+        await asyncio.to_thread(slow.held.wait, 60)
+        running.cancel()
+        await asyncio.sleep(0)
+        slow.let_on.set()
+        await asyncio.gather(running, return_exceptions=True)
+
+    asyncio.run(work())
+    assert ready.get("ann", batch_id).lease_owner  # the change was made, though its caller had gone
+    assert ready.get("ann", batch_id).lease_until == 0
+    desk.tick(2)
+    assert len(desk.jobs.list("ann").jobs) == 2
 
 
 def test_a_line_whose_video_is_deleted_is_told_as_such(desk: Desk):
