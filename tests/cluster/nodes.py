@@ -15,6 +15,7 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -201,7 +202,7 @@ class Nodes:
         self.network.close()
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    @property
+    @cached_property
     def _jobs(self) -> JobSubmissionClient:
         return JobSubmissionClient(self.dashboard, headers=self.bearer)
 

@@ -63,18 +63,24 @@ class Endpoint:
             command, env=self._nodes.environment, capture_output=True, text=True, timeout=PATIENCE_S, check=False
         )
         assert ended.returncode == 0, ended.stderr
-        until(lambda: self.application()["status"] != "DEPLOYING", seconds=PATIENCE_S, what="it is deployed")
-        assert self.application()["status"] == "RUNNING", self.application()
+        state: dict[str, Any] = {}
+
+        def is_deployed() -> bool:
+            state.update(self.application())
+            return state.get("status") in ("RUNNING", "DEPLOY_FAILED")
+
+        until(is_deployed, seconds=PATIENCE_S, what="it is deployed")
+        assert state["status"] == "RUNNING", state
 
     def application(self) -> dict[str, Any]:
-        """What Serve says of it."""
+        """What Serve says of it; nothing while nobody answers."""
         answer = self._nodes.ask("/api/serve/applications/") or {}
-        found: dict[str, Any] = answer.get("applications", {}).get("pia-ray", {"status": "DEPLOYING"})
+        found: dict[str, Any] = answer.get("applications", {}).get("pia-ray", {})
         return found
 
     def engines(self) -> set[str]:
         """The nodes whose engines are up."""
-        replicas = self.application()["deployments"]["Engine"]["replicas"]
+        replicas = self.application().get("deployments", {}).get("Engine", {}).get("replicas", [])
         return {replica["node_id"] for replica in replicas if replica["state"] == "RUNNING"}
 
     @contextmanager
@@ -123,7 +129,7 @@ def test_load_brings_a_second_engine_and_its_end_takes_it_away_while_every_call_
         downscale_delay_s=2,
         requests_per_minute=100_000,
     )
-    assert len(endpoint.engines()) == 1
+    until(lambda: len(endpoint.engines()) == 1, seconds=PATIENCE_S, what="the first engine is up")
     with endpoint.client() as client, endpoint.callers(1):
         with endpoint.callers(5):
             until(lambda: len(endpoint.engines()) == 2, seconds=PATIENCE_S, what="a second engine is up")

@@ -148,7 +148,7 @@ def test_a_call_survives_the_death_of_its_engine(endpoint: Callable[..., httpx.C
 def test_an_engine_whose_device_hangs_is_replaced_and_its_call_and_job_are_made_by_the_next(
     endpoint: Callable[..., httpx.Client], tmp_path: Path
 ):
-    client = endpoint(stall_timeout_s=2, deployment_config={"health_check_period_s": 1})
+    client = endpoint(stall_timeout_s=8, deployment_config={"health_check_period_s": 1})
     answer = animate(client, fields={"prompt": "hang-once"})
     assert answer.status_code == 200, answer.text
     job = created(client, prompt="hang-once")
@@ -321,7 +321,7 @@ def answer_on(connection: socket.socket) -> bytes:
 
 
 def test_slow_and_broken_clients_are_given_up_and_hold_nobody_up(endpoint: Callable[..., httpx.Client], tmp_path: Path):
-    client = endpoint(batch_size=1, max_waiting=0, body_timeout_s=3)
+    client = endpoint(batch_size=1, max_waiting=0, body_timeout_s=6)
     port = client.base_url.port
     with ExitStack() as open_ones:
         slow = [open_ones.enter_context(half_a_call(client, announced=10_000, sent=b'{"prompt": "')) for _ in range(20)]
@@ -341,7 +341,8 @@ def test_slow_and_broken_clients_are_given_up_and_hold_nobody_up(endpoint: Calla
                 flood.sendall(b"x-flood-%d: %s\r\n" % (number, b"y" * 1000))
             flood.sendall(b"\r\n")
         with suppress(ConnectionError):
-            assert flood.recv(65536).startswith((b"HTTP/1.1 431 ", b"HTTP/1.1 400 "))
+            answer = flood.recv(65536)
+            assert not answer or answer.startswith((b"HTTP/1.1 431 ", b"HTTP/1.1 400 "))
         assert animate(client).status_code == 200
     assert len(begun(tmp_path)) == 2
     assert client.get("/readyz").status_code == 200
