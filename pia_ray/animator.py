@@ -10,7 +10,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, replace
 from functools import partial
 from types import TracebackType
@@ -143,13 +143,13 @@ class Animator:
         """Rows that have been denoised; their frames are on the way, beside the next rows' denoising."""
         self._held = False
         """Whether the row that goes next waits for one of these to end."""
-        self._own_threads: set[int] = set()
-        self._finisher = ThreadPoolExecutor(
-            1, thread_name_prefix="finisher", initializer=lambda: self._own_threads.add(threading.get_ident())
-        )
+        self._denoised: queue.SimpleQueue[tuple[Row, _Ticket] | None] = queue.SimpleQueue()
         self._closed = False
         self._spoiled: PiaRayError | None = None
         self._lock = threading.Lock()
+        # No ThreadPoolExecutor: it takes nothing more once the main thread has ended, and callers on others may wait.
+        self._finisher = threading.Thread(target=self._finish_all, name=f"finisher-{model.name}", daemon=True)
+        self._finisher.start()
         self._thread = threading.Thread(target=self._run, name=f"animator-{model.name}", daemon=True)
         self._thread.start()
 
@@ -256,10 +256,10 @@ class Animator:
             if not self._closed:
                 self._closed = True
                 self._arrivals.put(None)
-        if threading.get_ident() in self._own_threads:
+        if threading.current_thread() in (self._thread, self._finisher):
             return
         self._thread.join()
-        self._finisher.shutdown()
+        self._finisher.join()
         self._shelf.close()
 
     def __enter__(self) -> Animator:
@@ -271,7 +271,6 @@ class Animator:
         self.close()
 
     def _run(self) -> None:
-        self._own_threads.add(threading.get_ident())
         try:
             while self._take():
                 self._collect()
@@ -289,8 +288,9 @@ class Animator:
         else:
             self._fail_all(Cancelled("the animator is closed"))
             # Here, too, for it may be a callback that closed the animator, which cannot wait for its own thread.
-            self._finisher.shutdown(wait=False)
             self._shelf.close()
+        finally:
+            self._denoised.put(None)  # the last word: what has been denoised is still finished
 
     @property
     def _only_loads(self) -> bool:
@@ -411,10 +411,16 @@ class Animator:
         for row in ended:
             ticket = self._present.pop(row)
             self._finishing.add(ticket)
-            self._finisher.submit(self._finish, row, ticket)
+            self._denoised.put((row, ticket))
+
+    def _finish_all(self) -> None:
+        """Finishes rows one after the other, on a thread of its own."""
+        while (denoised := self._denoised.get()) is not None:
+            self._finish(*denoised)
+            del denoised  # its frames on the device would lie there until the next one
 
     def _finish(self, row: Row, ticket: _Ticket) -> None:
-        """On a thread of its own: waits for the frames of a row that ended, and gives its caller the outcome."""
+        """Waits for the frames of a row that ended, and gives its caller the outcome."""
         spoiled: PiaRayError | None = None
         outcome: Animation | PiaRayError
         try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -169,6 +171,28 @@ def test_a_callback_may_close_the_animator(model: ModelConfig) -> None:
             future.result(timeout=60)
     animator.close()
     assert not [thread for thread in threading.enumerate() if thread is animator._thread]
+
+
+@pytest.mark.heavy
+def test_a_thread_gets_its_animation_also_when_the_main_thread_has_ended(model: ModelConfig) -> None:
+    program = """
+import sys, threading
+from PIL import Image
+from pia_ray import Animator, AnimationParams, AnimationRequest, ModelConfig
+
+animator = Animator(ModelConfig.model_validate_json(sys.argv[1]), batch_size=1)
+
+def work():
+    threading.main_thread().join()
+    request = AnimationRequest(Image.new("RGB", (32, 32)), AnimationParams(prompt="a cat"))
+    print(animator.submit(request).result().frames.shape)
+
+threading.Thread(target=work).start()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, model.model_dump_json()], capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout == "(4, 32, 32, 3)\n", done.stderr
 
 
 def test_many_threads_may_submit_at_once_and_each_gets_its_own_answer(animator: Animator) -> None:

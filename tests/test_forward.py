@@ -216,6 +216,12 @@ def test_damaged_compiled_code_is_left_out_and_said(tmp_path: Path, caplog: pyte
     assert "one.compiled holds no compiled code" in caplog.text
 
 
+def test_a_file_of_a_shared_cache_that_goes_while_it_is_read_harms_nobody(tmp_path: Path) -> None:
+    (tmp_path / "gone.compiled").symlink_to(tmp_path / "replaced by another process")
+    compiled = CompiledForward(torch.nn.Identity(), mode="default", backend="eager", cache=tmp_path)
+    assert float(compiled(("one",), torch.tensor(3.0))) == 3
+
+
 def test_processes_that_share_a_cache_keep_each_others_code_and_write_nothing_twice(tmp_path: Path) -> None:
     CacheArtifactManager._ensure_cache_artifacts_registered()
 

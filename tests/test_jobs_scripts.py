@@ -17,6 +17,7 @@ import yaml
 from pia_ray import CatalogConfig, ModelConfig, ledger, read_results, storage, weights
 from pia_ray.catalog.local import run_local
 from pia_ray.config import build, load, read_yaml
+from pia_ray.errors import StorageError
 from pia_ray.testing import (
     make_catalog,
     make_fake,
@@ -198,6 +199,17 @@ def test_a_copy_that_is_whole_is_left_alone_and_one_that_is_not_is_mended(tmp_pa
     unet.write_bytes(whole[:-100])
     weights.copy(model, str(place))
     assert unet.read_bytes() == whole
+
+
+def test_a_copy_that_is_not_whole_is_not_called_a_model(tmp_path: Path):
+    first, second = (make_pipeline_folder(tmp_path / name, seed=seed) for name, seed in (("one", 0), ("two", 1)))
+    place = tmp_path / "copy"
+    weights.copy(ModelConfig(base=str(first)), str(place))
+    (place / "base" / "vae").rename(place / "elsewhere")
+    (place / "base" / "vae").write_bytes(b"a file where a folder must be")
+    with pytest.raises(StorageError):
+        weights.copy(ModelConfig(base=str(second)), str(place))
+    assert not (place / "model.yaml").exists(), "it would name files of two models"
 
 
 def test_every_part_of_a_model_is_copied_and_found_there(tmp_path: Path):

@@ -50,6 +50,8 @@ class LocalRenderer:
         self._num_arrivals = 0
         self._tally = Tally()
         self._moved_at = time.monotonic()
+        self._unmoved_s = 0.0
+        """Seconds without a step until a caller gave up: where a device hangs, the next request goes on from there."""
         # Decoding and encoding: what more threads would add is memory for frames.
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="render")
         self._models: tuple[ModelFacts, ...] | None = None
@@ -59,15 +61,21 @@ class LocalRenderer:
         place = self._admit(request)
         clock = Clock(request.deadline_s)
         submitted: Future[Future[Animation]] | None = None
+        animating: Future[Animation] | None = None
 
-        def tell(event: Event | None) -> None:
-            self._moved_at = time.monotonic()
+        def tell(event: Step) -> None:
+            self._moved_at, self._unmoved_s = time.monotonic(), 0.0
             place.tell_from_thread(event)
+
+        def tell_end(ended: Future[Animation]) -> None:
+            if not ended.cancelled():
+                self._moved_at, self._unmoved_s = time.monotonic(), 0.0
+            place.tell_from_thread(None)
 
         try:
             submitted = self._threads.submit(self._submit, request, clock, tell)
             animating = await clock.within(asyncio.wrap_future(submitted))
-            animating.add_done_callback(lambda _: tell(None))
+            animating.add_done_callback(tell_end)
             while (event := await clock.within(place.events.get())) is not None:
                 if isinstance(event, Step):
                     self._tally.count(request.id, event)
@@ -94,6 +102,8 @@ class LocalRenderer:
             log.exception("request %s failed", request.id)
             raise UnexpectedError(f"{type(error).__name__}: {error}\n{traceback.format_exc()}") from error
         finally:
+            if animating is not None and not animating.done():
+                self._unmoved_s = self.stalled_s
             if submitted is not None and not submitted.cancel():
                 submitted.add_done_callback(_take_back)
             self._tally.end(request.id)
@@ -134,7 +144,7 @@ class LocalRenderer:
             after_s = self._tally.seconds_until_a_place(config.rows_at_once)
             raise Busy(f"{len(self._places)} requests are in hand: try again in about {after_s:.0f} s", after_s)
         if all(each.animated for each in self._places):
-            self._moved_at = time.monotonic()  # idle until now
+            self._moved_at = time.monotonic() - self._unmoved_s  # idle until now
         self._num_arrivals += 1
         place = _Place(rank(self._num_arrivals, request.priority), asyncio.get_running_loop())
         self._places.append(place)
@@ -157,7 +167,7 @@ class LocalRenderer:
                 place.position = position
                 place.events.put_nowait(Queued(position))
 
-    def _submit(self, request: RenderRequest, clock: Clock, tell: Callable[[Event | None], None]) -> Future[Animation]:
+    def _submit(self, request: RenderRequest, clock: Clock, tell: Callable[[Step], None]) -> Future[Animation]:
         """Decodes and hands over; on a thread."""
         return self._animator.submit(
             decode(request, self._config, deadline_s=clock.left_s),

@@ -122,7 +122,11 @@ class CompileCache:
             if not self._folder.exists():
                 return
             for path in sorted(self._folder.glob(f"*{_SUFFIX}")):
-                if torch.compiler.load_cache_artifacts(path.read_bytes()) is None:
+                try:
+                    content = path.read_bytes()
+                except FileNotFoundError:
+                    continue  # another process has just put a file with more in its place
+                if torch.compiler.load_cache_artifacts(content) is None:
                     log.warning("%s holds no compiled code that this torch reads: it is compiled anew", path)
             if not self._folder.is_dir():
                 raise NotADirectoryError(errno.ENOTDIR, "it is a file, and must be a folder", str(self._folder))

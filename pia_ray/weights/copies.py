@@ -56,6 +56,7 @@ def write(sources: Sequence[Source], uri: str, *, settings: str, version: str) -
     if _is_whole(files, uri, text):
         log.info("%s is already in %s", version, uri)
         return
+    storage.delete(storage.join(uri, MODEL_FILE))  # of what lies there from now on it would not be true
     for target, path in files.items():
         log.info("copying %s, %d bytes", target, path.stat().st_size)
         storage.upload_file(path, target)

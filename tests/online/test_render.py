@@ -306,6 +306,30 @@ def test_a_renderer_without_steps_counts_as_stalled_only_while_it_has_requests()
     run(work)
 
 
+def test_callers_who_give_up_one_after_the_other_do_not_hide_that_the_device_hangs():
+    async def work() -> None:
+        async with renderer() as made:
+
+            async def stalls() -> bool:
+                return made.stalled_s > 0.5
+
+            first = asyncio.create_task(events_of(made, ask("hang")))
+            await until(stalls)
+            first.cancel()
+            await asyncio.gather(first, return_exceptions=True)
+            second = asyncio.create_task(events_of(made, ask("hang")))
+
+            async def waits() -> bool:
+                return (await made.load()).num_waiting == 1
+
+            await until(waits)
+            assert made.stalled_s > 0.5
+            second.cancel()
+            await asyncio.gather(second, return_exceptions=True)
+
+    run(work)
+
+
 def test_the_same_request_makes_the_same_video_alone_and_in_company():
     async def work() -> list[np.ndarray]:
         request = ask(request_id="same")

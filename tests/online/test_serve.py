@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import aclosing
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,6 +26,7 @@ from pia_ray.errors import Busy, ConfigError, NonFiniteFrames, NotReady, PiaRayE
 from pia_ray.online.render import INTERACTIVE, VIDEO_JOB, Event, Load, Rendered, RenderRequest, Step
 from pia_ray.online.serve import RayRenderer, build_app, proxy_middlewares
 from pia_ray.online.serve.deployments import bind_engines, engine_options, ingress_options
+from pia_ray.online.serve.engines import STATUS_S
 from pia_ray.params import AnimationParams
 from pia_ray.testing import make_fake_engine
 
@@ -263,3 +266,32 @@ def test_what_other_applications_say_passes_serves_proxy_as_it_is():
         asked = says(status, b"own words", PLAIN, (b"content-length", b"9"))
         assert through_the_proxy(*asked)[::2] == (status, b"own words")
     assert through_the_proxy(*says(200, b"streamed", PLAIN))[::2] == (200, b"streamed")
+
+
+def test_readiness_asks_serve_once_at_a_time_however_long_it_takes(monkeypatch: pytest.MonkeyPatch):
+    asked: list[float] = []
+    answers = threading.Event()
+
+    def status() -> Any:
+        asked.append(time.monotonic())
+        answers.wait(60)
+        engines = SimpleNamespace(replica_states={"RUNNING": 1}, status="HEALTHY")
+        return SimpleNamespace(applications={"app": SimpleNamespace(deployments={"Engine": engines})})
+
+    async def work() -> None:
+        handle: Any = SimpleNamespace(app_name="app", deployment_name="Engine")
+        handle.options = lambda **_: handle
+        renderer = RayRenderer(handle, ServeConfig())
+        checks = [asyncio.create_task(renderer.check_ready())]
+        await asyncio.sleep(STATUS_S + 0.1)
+        checks += [asyncio.create_task(renderer.check_ready()) for _ in range(3)]
+        await asyncio.sleep(0.1)
+        answers.set()
+        await asyncio.gather(*checks)  # none raises
+        assert len(asked) == 1
+
+    monkeypatch.setattr(serve, "status", status)
+    try:
+        asyncio.run(work())
+    finally:
+        answers.set()

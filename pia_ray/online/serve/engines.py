@@ -62,6 +62,9 @@ _AT_REST: Final = ("HEALTHY", "UPSCALING", "DOWNSCALING")
 STATUS_S: Final = 1.0
 """How long an answer about engines is good for: anybody may ask whether the endpoint is ready."""
 
+STATUS_TIMEOUT_S: Final = 5.0
+"""How long an answer about engines is waited for; while Serve's controller is away engines go on without it."""
+
 
 class Engine:
     """One replica: warm models, and the requests that denoise together in them."""
@@ -113,6 +116,7 @@ class RayRenderer:
         self._models: tuple[ModelFacts, ...] | None = None
         self._ready = False
         self._looked_at = float("-inf")
+        self._looking: asyncio.Task[None] | None = None
 
     async def render(self, request: RenderRequest) -> AsyncGenerator[Event, None]:
         """As `Renderer.render`; begins when it is first iterated.
@@ -156,14 +160,28 @@ class RayRenderer:
         )
 
     async def check_ready(self) -> None:
-        """As `Renderer.check_ready`: an engine runs, or Serve has none on purpose and starts one for a request."""
-        if time.monotonic() - self._looked_at > STATUS_S:
-            self._looked_at = time.monotonic()
+        """As `Renderer.check_ready`: an engine runs, or Serve has none on purpose and starts one for a request.
+
+        Serve is asked once at a time; until it answers, what it said before counts.
+        """
+        looks = self._looking is not None and not self._looking.done()
+        if not looks and time.monotonic() - self._looked_at > STATUS_S:
+            self._looking = asyncio.create_task(self._look())
+            await asyncio.wait([self._looking], timeout=STATUS_TIMEOUT_S)
+        elif self._looking is not None and self._looked_at == float("-inf"):
+            await asyncio.wait([self._looking], timeout=STATUS_TIMEOUT_S)
+        if not self._ready:
+            raise NotReady("no engine runs yet: models may be loading, or no node has room for one")
+
+    async def _look(self) -> None:
+        try:
             self._ready = await asyncio.to_thread(
                 _takes_requests, self._engines.app_name, self._engines.deployment_name
             )
-        if not self._ready:
-            raise NotReady("no engine runs yet: models may be loading, or no node has room for one")
+        except (ray.exceptions.RayError, RayServeException) as error:
+            log.warning("Serve does not say whether engines run: %s", error)
+        finally:
+            self._looked_at = time.monotonic()
 
     async def _events(self, request: RenderRequest, clock: Clock) -> AsyncGenerator[Event, None]:
         """The events of one try."""
