@@ -17,7 +17,7 @@ import yaml
 from pia_ray import CatalogConfig, ModelConfig, ledger, read_results, storage, weights
 from pia_ray.catalog.local import run_local
 from pia_ray.config import build, load, read_yaml
-from pia_ray.errors import StorageError
+from pia_ray.errors import StorageError, WeightsError
 from pia_ray.testing import (
     make_catalog,
     make_fake,
@@ -210,6 +210,16 @@ def test_a_copy_that_is_not_whole_is_not_called_a_model(tmp_path: Path):
     with pytest.raises(StorageError):
         weights.copy(ModelConfig(base=str(second)), str(place))
     assert not (place / "model.yaml").exists(), "it would name files of two models"
+
+
+def test_a_copy_does_not_mix_with_what_another_model_left(tmp_path: Path):
+    first, second = (make_pipeline_folder(tmp_path / name) for name in ("one", "two"))
+    (first / "tokenizer" / "added_tokens.json").write_text("{}")
+    place = tmp_path / "copy"
+    copied = weights.copy(ModelConfig(base=str(first)), str(place))
+    with pytest.raises(WeightsError, match=r"added_tokens\.json is of another model"):
+        weights.copy(ModelConfig(base=str(second)), str(place))
+    assert build(ModelConfig, read_yaml(place / "model.yaml")) == copied
 
 
 def test_every_part_of_a_model_is_copied_and_found_there(tmp_path: Path):

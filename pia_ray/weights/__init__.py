@@ -77,7 +77,7 @@ def copy(model: ModelConfig, uri: str) -> ModelConfig:
     Work keys follow: what was animated with the hub's copy counts as another model's.
 
     Raises:
-        WeightsError: as `resolve`.
+        WeightsError: as `resolve`, or files of another model lie there.
         StorageError: the place cannot be written or read.
     """
     if not storage.is_s3(uri):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from pia_ray import storage
-from pia_ray.checkpoint import Part, verify
+from pia_ray.checkpoint import PICKLED_SUFFIXES, Part, verify
 from pia_ray.errors import StorageNotFound, WeightsError
 
 MODEL_FILE: Final = "model.yaml"
@@ -48,7 +48,7 @@ def write(sources: Sequence[Source], uri: str, *, settings: str, version: str) -
     copy of that version is whole.
 
     Raises:
-        WeightsError: a file came out different.
+        WeightsError: files of another model lie there that would count, or a file came out different.
         StorageError: the place cannot be written or read.
     """
     files = {target: path for source in sources for target, path in _files(source, uri).items()}
@@ -56,6 +56,8 @@ def write(sources: Sequence[Source], uri: str, *, settings: str, version: str) -
     if _is_whole(files, uri, text):
         log.info("%s is already in %s", version, uri)
         return
+    if strays := _strays(sources, files, uri):
+        raise WeightsError(f"{strays[0]} is of another model and would count: remove it, or copy to a place of its own")
     storage.delete(storage.join(uri, MODEL_FILE))  # of what lies there from now on it would not be true
     for target, path in files.items():
         log.info("copying %s, %d bytes", target, path.stat().st_size)
@@ -76,6 +78,14 @@ def _is_whole(files: Mapping[str, Path], uri: str, text: bytes) -> bool:
 def _different(files: Mapping[str, Path], uri: str) -> list[str]:
     sizes = {found.uri: found.size_bytes for found in storage.list_objects(uri)}
     return [target for target, path in files.items() if sizes.get(target) != path.stat().st_size]
+
+
+def _strays(sources: Sequence[Source], files: Mapping[str, Path], uri: str) -> list[str]:
+    """What an earlier copy left in the parts' folders, and this one does not replace."""
+    folders = tuple(f"{_folder(source.part, uri)}/" for source in sources if not source.part.is_file)
+    count = (".safetensors", ".json", ".txt", *PICKLED_SUFFIXES)
+    names = (found.uri for found in storage.list_objects(uri))
+    return [name for name in names if name not in files and name.startswith(folders) and name.endswith(count)]
 
 
 def _files(source: Source, uri: str) -> dict[str, Path]:
