@@ -170,7 +170,7 @@ class ModelConfig(BaseModel):
     compile_cache: str | None = Field(
         None,
         description="Local folder that keeps compiled code, for the next process to compile in seconds; workers may "
-        "share it.",
+        "share it. Whoever may write to it runs code in them.",
     )
     allow_pickle: bool = Field(
         False, description="Also load .bin checkpoints (weights only). safetensors alone is the safe default."
