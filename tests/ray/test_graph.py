@@ -273,7 +273,7 @@ def test_a_model_that_no_actor_can_load_ends_the_run_in_its_own_words(
 
 def test_a_deadline_stops_the_actors_of_a_cluster_that_lives_on(tmp_path: Path) -> None:
     manifest = write(tmp_path, {**{f"n{number}": "sea" for number in range(3)}, "h": "hang", "i": "hang"})
-    config = configure(manifest, tmp_path / "out", batch_size=4, deadline_s=25)
+    config = configure(manifest, tmp_path / "out", batch_size=4, deadline_s=45)
     log = tmp_path / "log"
     summary = run_catalog(config, make_animator=partial(make_fake, log=log))
     assert summary.exit_code == 4
