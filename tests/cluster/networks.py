@@ -64,7 +64,8 @@ def open_network() -> Network:
     try:
         network.open()
     except (subprocess.CalledProcessError, subprocess.TimeoutExpired, OSError) as error:
-        network.close()
+        with suppress(subprocess.CalledProcessError, subprocess.TimeoutExpired, OSError):
+            network.close()  # what is half there may not go either
         said = (getattr(error, "stderr", "") or "").strip()
         return Loopback(f"this machine permits no network namespaces: {error} {said}".strip())
     return network
