@@ -30,7 +30,7 @@ demo: $(READY)
 test: check test-heavy
 
 check: lint
-	$(BIN)/pytest -m "not heavy"
+	$(BIN)/pytest -m "not heavy" --numprocesses 2 --dist loadfile
 
 test-heavy: $(READY)
 	$(BIN)/pytest -m heavy
