@@ -313,7 +313,7 @@ def test_the_serve_config_is_one_that_serve_and_the_builder_take():
     assert config.max_replicas == group["maxReplicas"]
     (container,) = group["template"]["spec"]["containers"]
     drain = next(each["value"] for each in container["env"] if "DRAIN" in each["name"])
-    assert config.graceful_shutdown_s < float(drain)
+    assert config.job_timeout_s < config.graceful_shutdown_s < float(drain)
     assert spec["rayClusterDeletionDelaySeconds"] > config.sync_timeout_s
     mounts = {mount["mountPath"] for mount in container["volumeMounts"]}
     assert isinstance(config.api_keys, str)

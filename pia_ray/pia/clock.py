@@ -66,7 +66,7 @@ def mark_of(device: torch.device) -> Mark | None:
     """Where the queue of the device ends now; None for a device without one, whose work is done when told."""
     if device.type != "cuda":
         return None
-    mark: Mark = torch.cuda.Event()
+    mark: Mark = torch.cuda.Event(blocking=True)  # a thread that waits sleeps, and leaves its core to the encoders
     torch.cuda.current_stream(device).record_event(mark)  # type: ignore[arg-type]
     return mark
 
