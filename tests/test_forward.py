@@ -239,6 +239,7 @@ def test_processes_that_share_a_cache_keep_each_others_code_and_write_nothing_tw
     both = process("small", "wide")
     assert first < both
     assert len(both) == 2
+    assert all(path.stat().st_mode & 0o444 == 0o444 for path in tmp_path.iterdir()), "other users' workers read it"
     times = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
     assert process("small", "large") == both
     assert {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == times

@@ -157,6 +157,7 @@ class CompileCache:
             try:
                 file.write(content)
                 file.close()
+                temporary.chmod(0o644)  # workers of other users read it, too
                 temporary.replace(path)
             except OSError:
                 temporary.unlink(missing_ok=True)
