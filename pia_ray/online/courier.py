@@ -23,7 +23,7 @@ _log = logging.getLogger(__name__)
 class Courier:
     """Empties the outbox of a job store, which it looks at every `poll_s` and when it is woken.
 
-    `worker` is its name in leases. All methods belong to one event loop.
+    `worker` is its name in leases. `wake` belongs to the event loop of `run`.
     """
 
     def __init__(self, jobs: JobStore, webhooks: Webhooks, *, worker: str, poll_s: float) -> None:
@@ -32,28 +32,29 @@ class Courier:
         self._worker = worker
         self._poll_s = poll_s
         self._woken = asyncio.Event()
-        self._threads = ThreadPoolExecutor(_SENDERS + 1, thread_name_prefix="webhooks")
 
     def wake(self) -> None:
         """Says that a job has ended."""
         self._woken.set()
 
     async def run(self) -> None:
-        """Works until it is cancelled. Once only."""
+        """Works until it is cancelled. One call at a time."""
         loop = asyncio.get_running_loop()
+        self._woken = asyncio.Event()  # of this event loop
+        threads = ThreadPoolExecutor(_SENDERS + 1, thread_name_prefix="webhooks")
         try:
             while True:
                 self._woken.clear()
                 try:
-                    entries = await loop.run_in_executor(self._threads, self._jobs.outbox.entries)
+                    entries = await loop.run_in_executor(threads, self._jobs.outbox.entries)
                 except StorageError as error:
                     _log.warning("the outbox cannot be read: %s", error.message)
                 else:
-                    await asyncio.gather(*(loop.run_in_executor(self._threads, self._send, each) for each in entries))
+                    await asyncio.gather(*(loop.run_in_executor(threads, self._send, each) for each in entries))
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._woken.wait(), self._poll_s)
         finally:
-            self._threads.shutdown(wait=False, cancel_futures=True)
+            threads.shutdown(wait=False, cancel_futures=True)
 
     def _send(self, entry: Entry) -> None:
         """One try of one webhook, if it is due; on a thread."""

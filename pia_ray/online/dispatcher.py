@@ -118,8 +118,9 @@ class Dispatcher:
         self._heartbeat_s = heartbeat_s
         self._sweep_s = sweep_s
         self._retry_delay_s = retry_delay_s
-        # Its own: a store that stalls must not hold back other work of the process, nor that the heartbeats.
-        self._threads = ThreadPoolExecutor(2 * max_in_flight + 4, thread_name_prefix="jobs")
+        self._threads: ThreadPoolExecutor | None = None
+        """Its own while it runs: a store that stalls must not hold back other work of the process, nor that the
+        heartbeats."""
         self._in_hand: dict[str, _InHand] = {}
         self._wake = asyncio.Event()
         self._look_again_at: dict[str, float] = {}
@@ -136,7 +137,10 @@ class Dispatcher:
         return len(self._in_hand)
 
     async def run(self) -> None:
-        """Works until it is cancelled; then its jobs are given back. Once only."""
+        """Works until it is cancelled; then its jobs are given back. One call at a time."""
+        threads = self._threads = ThreadPoolExecutor(2 * self._max_in_flight + 4, thread_name_prefix="jobs")
+        self._wake = asyncio.Event()  # of this event loop; an app may be started again in another
+        self._snapshot_at = float("-inf")
         loops = [self._dispatch(), self._sweep()]
         if self._courier is not None:
             loops.append(self._courier.run())
@@ -148,7 +152,7 @@ class Dispatcher:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            self._threads.shutdown(wait=False)
+            threads.shutdown(wait=False)
 
     async def drain(self, *, timeout_s: float) -> None:
         """Takes no more jobs, and waits for those in hand to end, or for the time to pass."""

@@ -108,6 +108,7 @@ class VideoService:
         finally:
             working.cancel()
             await asyncio.wait([working])  # how it ended has been logged
+            self._working = None
 
     def check_alive(self) -> None:
         """Without effect while video jobs are worked on.
@@ -120,7 +121,7 @@ class VideoService:
 
     async def run(self) -> None:
         """Renders video jobs, feeds batches to their queue and removes what has expired, until it is cancelled. Jobs
-        in hand are then given back. Once only."""
+        in hand are then given back. One call at a time."""
         tasks = [
             asyncio.create_task(each)
             for each in (self._dispatcher.run(), self._runner.run(self._poll_s), self._sweep())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import logging
 import time
 from pathlib import Path
@@ -14,7 +15,7 @@ from pia_ray.config import ServeConfig
 from pia_ray.online.jobs import JobStore
 from pia_ray.online.local import LocalRenderer
 from pia_ray.online.service import create_endpoint
-from pia_ray.testing import FakeAnimator
+from pia_ray.testing import FakeAnimator, draw_picture
 
 
 class BrokenStore(JobStore):
@@ -42,3 +43,19 @@ def test_a_process_that_works_on_no_jobs_any_more_asks_to_be_replaced(
                 assert answer.status_code == (503 if broken else 200)
                 assert not broken or answer.json()["error"]["code"] == "not_ready"
     assert ("the work on video jobs has ended" in caplog.text) == broken
+
+
+def test_an_app_that_is_started_again_goes_on_with_its_jobs(tmp_path: Path):
+    config = ServeConfig.model_validate({"storage": str(tmp_path)})
+    picture = "data:image/png;base64," + base64.b64encode(draw_picture((64, 48), seed=1)).decode()
+    with FakeAnimator(config.models["demo"], styles=config.models) as animator:
+        app = create_endpoint(LocalRenderer(animator, config), JobStore(config.storage), config)
+        for number in range(2):  # each in an event loop of its own
+            with TestClient(app, base_url="http://127.0.0.1:8000") as client:
+                asked = {"prompt": f"the {number}th", "input_reference": {"image_url": picture}}
+                job = client.post("/v1/videos", json=asked).json()
+                deadline = time.monotonic() + 60
+                while (job := client.get(f"/v1/videos/{job['id']}").json())["status"] != "completed":
+                    assert time.monotonic() < deadline
+                    time.sleep(0.1)
+                assert client.get("/healthz").status_code == 200
