@@ -20,7 +20,8 @@ import card
 import torch
 
 from pia_ray.config import ModelConfig
-from pia_ray.pia.assemble import Components, assemble
+from pia_ray.pia.assemble import assemble
+from pia_ray.pia.components import Components
 from pia_ray.pia.decode import decode
 from pia_ray.testing import make_pipeline_folder
 from pia_ray.weights import resolve

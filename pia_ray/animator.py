@@ -30,7 +30,8 @@ from pia_ray.errors import (
     WeightsError,
 )
 from pia_ray.params import DEFAULT_STYLE, Animation, AnimationRequest
-from pia_ray.pia.assemble import Components, assemble
+from pia_ray.pia.assemble import assemble
+from pia_ray.pia.components import Components
 from pia_ray.pia.engine import Engine, Row
 from pia_ray.pia.line import Line
 from pia_ray.pia.sharing import Pool

@@ -29,7 +29,8 @@ from pia_ray.config import ModelConfig
 from pia_ray.errors import ConfigError
 from pia_ray.params import Animation, AnimationParams, AnimationRequest
 from pia_ray.pia import reference
-from pia_ray.pia.assemble import Components, assemble
+from pia_ray.pia.assemble import assemble
+from pia_ray.pia.components import Components
 from pia_ray.pia.condition import Conditions
 from pia_ray.pia.decode import decode, to_numpy
 from pia_ray.pia.engine import Engine

@@ -10,7 +10,8 @@ import torch
 from diffusers import MotionAdapter
 
 from pia_ray.config import ModelConfig
-from pia_ray.pia.assemble import Components, assemble
+from pia_ray.pia.assemble import assemble
+from pia_ray.pia.components import Components
 from pia_ray.testing import make_single_file_checkpoint, make_split_checkpoint
 from pia_ray.weights import resolve
 

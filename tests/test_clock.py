@@ -11,7 +11,8 @@ import torch
 
 from pia_ray.params import AnimationParams
 from pia_ray.pia.clock import MOST_AHEAD, Lead, Stopwatch, mark_of
-from pia_ray.pia.program import Branch, Evaluation, denoise
+from pia_ray.pia.evaluation import Branch, Evaluation
+from pia_ray.pia.program import denoise
 from pia_ray.pia.schedulers import SCHEDULERS, make_scheduler
 from pia_ray.testing import make_pipeline_folder
 

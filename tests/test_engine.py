@@ -17,7 +17,8 @@ from PIL import Image
 from pia_ray.config import ModelConfig
 from pia_ray.errors import BadParameter, NonFiniteFrames, OutOfMemory, RowError, UnexpectedError, WeightsError
 from pia_ray.params import Animation, AnimationParams, AnimationRequest
-from pia_ray.pia.assemble import Components, assemble
+from pia_ray.pia.assemble import assemble
+from pia_ray.pia.components import Components
 from pia_ray.pia.engine import Engine
 from pia_ray.pia.schedulers import SCHEDULERS
 from pia_ray.request import prepare

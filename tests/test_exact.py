@@ -13,6 +13,7 @@ from diffusers.models.upsampling import Upsample2D
 from torch.nn.attention import SDPBackend
 from torch.utils.flop_counter import FlopCounterMode
 
+from pia_ray.pia.evaluation import Branch
 from pia_ray.pia.exact import (
     CrossAttention,
     Kernels,
@@ -25,7 +26,6 @@ from pia_ray.pia.exact import (
 )
 from pia_ray.pia.exact.temporal import TemporalTransformer, attend_over_time
 from pia_ray.pia.exact.upsample import SubpixelUpsample
-from pia_ray.pia.program import Branch
 from pia_ray.pia.speed import SDPA_ROWS
 from pia_ray.testing import make_pipeline_folder
 

@@ -13,11 +13,12 @@ from torch.compiler._cache import CacheArtifactManager
 
 from pia_ray.config import ModelConfig
 from pia_ray.errors import ConfigError
-from pia_ray.pia.assemble import Components, assemble
+from pia_ray.pia.assemble import assemble
 from pia_ray.pia.compilation import MOST_GRAPHS, CompileCache, CompiledForward
+from pia_ray.pia.components import Components
+from pia_ray.pia.evaluation import Branch, Evaluation, ImageTokens
 from pia_ray.pia.exact.cross import REMEMBERED
 from pia_ray.pia.forward import Forward, Piece
-from pia_ray.pia.program import Branch, Evaluation, ImageTokens
 from pia_ray.testing import make_ip_adapter, make_pipeline_folder
 from pia_ray.weights import resolve
 

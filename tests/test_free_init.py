@@ -12,10 +12,12 @@ from diffusers.pipelines.free_init_utils import FreeInitMixin
 from pia_ray.animator import Animator
 from pia_ray.config import ModelConfig
 from pia_ray.params import Animation, AnimationParams
-from pia_ray.pia.assemble import Components, assemble
+from pia_ray.pia.assemble import assemble
+from pia_ray.pia.components import Components
 from pia_ray.pia.engine import Engine
+from pia_ray.pia.evaluation import Branch
 from pia_ray.pia.free_init import low_pass, mix
-from pia_ray.pia.program import Branch, denoise
+from pia_ray.pia.program import denoise
 from pia_ray.pia.schedulers import make_scheduler
 from pia_ray.testing import make_pipeline_folder
 from pia_ray.weights import resolve

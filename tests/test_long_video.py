@@ -16,7 +16,8 @@ from pia_ray.animator import Animator
 from pia_ray.config import ModelConfig
 from pia_ray.errors import BadParameter
 from pia_ray.params import Animation, AnimationParams, AnimationRequest, StepEnd
-from pia_ray.pia.assemble import Components, assemble
+from pia_ray.pia.assemble import assemble
+from pia_ray.pia.components import Components
 from pia_ray.pia.condition import Conditions, affinity_mask
 from pia_ray.pia.engine import Engine
 from pia_ray.pia.long_video import blend, frame_noise

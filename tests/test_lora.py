@@ -21,7 +21,8 @@ from pia_ray.config import CatalogConfig, ModelConfig
 from pia_ray.errors import BadParameter, WeightsError
 from pia_ray.manifest import open_manifest, plan
 from pia_ray.params import Animation, AnimationParams, AnimationRequest, parse_params
-from pia_ray.pia.assemble import Components, assemble
+from pia_ray.pia.assemble import assemble
+from pia_ray.pia.components import Components
 from pia_ray.pia.engine import Engine
 from pia_ray.pia.lora import variant
 from pia_ray.pia.shelf import KEPT_VARIANTS
@@ -251,7 +252,7 @@ def test_older_names_mean_the_same_as_todays(layout: Any, folder: Path, componen
 def merged(components: Components, path: Path) -> dict[str, torch.Tensor]:
     from dataclasses import replace
 
-    from pia_ray.pia.lora import Lora
+    from pia_ray.pia.components import Lora
 
     parts = variant(replace(components, loras={"x": Lora(path, 1.0)}), (("x", 1.0),))
     tensors = {**parts.unet.state_dict(), **parts.text_encoder.state_dict()}

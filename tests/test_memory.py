@@ -15,7 +15,8 @@ from pia_ray import Animation, AnimationParams, AnimationRequest, Animator, Cata
 from pia_ray.config import build, load_model
 from pia_ray.errors import ConfigError, NonFiniteFrames
 from pia_ray.manifest.items import run_spec
-from pia_ray.pia.assemble import Components, assemble
+from pia_ray.pia.assemble import assemble
+from pia_ray.pia.components import Components
 from pia_ray.pia.condition import Conditions
 from pia_ray.pia.decode import decode
 from pia_ray.pia.memory import (

@@ -20,7 +20,8 @@ from pia_ray.config import CatalogConfig, ModelConfig, build
 from pia_ray.errors import BadParameter, RowError
 from pia_ray.params import Animation, AnimationParams, AnimationRequest, parse_params, resolve
 from pia_ray.pia.affinity import TABLES, affinity, keyframe_affinity, nearest_keyframe
-from pia_ray.pia.assemble import Components, assemble
+from pia_ray.pia.assemble import assemble
+from pia_ray.pia.components import Components
 from pia_ray.pia.engine import Engine
 from pia_ray.request import prepare
 from pia_ray.testing import make_pipeline_folder

@@ -15,7 +15,8 @@ from PIL import Image
 
 from pia_ray import Animation, AnimationParams, AnimationRequest, Animator, CatalogConfig, ModelConfig
 from pia_ray.manifest.items import run_spec
-from pia_ray.pia.assemble import Components, assemble
+from pia_ray.pia.assemble import assemble
+from pia_ray.pia.components import Components
 from pia_ray.pia.engine import Engine
 from pia_ray.pia.norm import normalise_as_original
 from pia_ray.request import prepare

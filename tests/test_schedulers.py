@@ -14,7 +14,8 @@ from pia_ray.catalog.validate import validate
 from pia_ray.config import CatalogConfig, ModelConfig
 from pia_ray.errors import BadParameter
 from pia_ray.params import Animation, Scheduler
-from pia_ray.pia.assemble import Components, assemble
+from pia_ray.pia.assemble import assemble
+from pia_ray.pia.components import Components
 from pia_ray.pia.engine import Engine
 from pia_ray.pia.schedulers import SCHEDULERS, make_scheduler
 from pia_ray.testing import make_pipeline_folder

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from diffusers import AutoencoderKL, MotionAdapter, UNet2DConditionModel, UNetMotionModel
@@ -21,14 +20,15 @@ from pia_ray.checkpoint import PICKLED_SUFFIXES, digest
 from pia_ray.config import ModelConfig
 from pia_ray.errors import WeightsError
 from pia_ray.pia import single_file
-from pia_ray.pia.compilation import Mode, compile_mode_of
+from pia_ray.pia.compilation import compile_mode_of
+from pia_ray.pia.components import Components, Held, Lora
 from pia_ray.pia.inversion import with_inversions
-from pia_ray.pia.ip_adapter import IPAdapter, install_ip_adapter
-from pia_ray.pia.lora import Lora, read_lora
+from pia_ray.pia.ip_adapter import install_ip_adapter
+from pia_ray.pia.lora import read_lora
 from pia_ray.pia.memory import limit_memory
 from pia_ray.pia.norm import normalise_as_original
 from pia_ray.pia.offload import offload
-from pia_ray.pia.sharing import Held, Pool, SourceOf
+from pia_ray.pia.sharing import Pool, SourceOf
 from pia_ray.pia.speed import device_of, dtype_of, text_encoder_dtype_of, vae_dtype_of
 from pia_ray.pia.tensors import read_tensors
 from pia_ray.weights import LocalWeights
@@ -36,59 +36,6 @@ from pia_ray.weights import LocalWeights
 # Their loading bars are for notebooks; a worker's standard error is for what goes wrong.
 diffusers_logging.disable_progress_bar()
 transformers_logging.disable_progress_bar()
-
-
-@dataclass(frozen=True)
-class Components:
-    """A model in memory, on its device and in its precision."""
-
-    unet: UNetMotionModel
-    vae: AutoencoderKL
-    text_encoder: CLIPTextModel
-    tokenizer: CLIPTokenizer
-    scheduler_config: Mapping[str, Any]
-    device: torch.device
-    """Where forwards run; with offload, weights wait in host memory."""
-    dtype: torch.dtype
-    """Of the UNet."""
-    vae_dtype: torch.dtype
-    vae_tiling: Literal["auto", "on", "off"]
-    memory_bytes: int | None
-    """Most memory of the device to use; None: what is free."""
-    compile_mode: Mode | None
-    """torch.compile's mode for the UNet; None: it runs as it is."""
-    compile_cache: Path | None
-    """File in which compiled code is kept for the next process."""
-    version: str
-    """Name and revision or digest of the weights."""
-    ip_adapter: IPAdapter | None = None
-    """None: rows may bring no picture for one."""
-    loras: Mapping[str, Lora] = field(default_factory=dict)
-    """What rows may choose from, by name; none of them is merged into these parts."""
-    inversions: Mapping[str, int] = field(default_factory=dict)
-    """Textual inversions in text encoder and tokenizer: the number of vectors of each token."""
-    held: tuple[Held, ...] = ()
-    """Keeps weights known to the pool they are shared through."""
-
-    @property
-    def spatial_factor(self) -> int:
-        """Pixels per latent pixel: from the VAE's own blocks, 8 for Stable Diffusion 1.5."""
-        return int(2 ** (len(self.vae.config["block_out_channels"]) - 1))
-
-    @property
-    def latent_channels(self) -> int:
-        """Channels of a latent: 4 for Stable Diffusion 1.5."""
-        return int(self.vae.config["latent_channels"])
-
-    @property
-    def latent_scale(self) -> float:
-        """Factor between the VAE's latents and those of the UNet: 0.18215 for Stable Diffusion 1.5."""
-        return float(self.vae.config["scaling_factor"])
-
-    @property
-    def max_frames(self) -> int:
-        """Frames the motion modules have positions for."""
-        return int(self.unet.config["motion_max_seq_length"])
 
 
 def assemble(weights: LocalWeights, model: ModelConfig, pool: Pool | None = None) -> Components:

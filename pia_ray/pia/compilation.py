@@ -13,17 +13,17 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import torch
 from torch import nn
 
 from pia_ray.config import ModelConfig
 from pia_ray.errors import ConfigError
+from pia_ray.pia.components import Mode
 
 log = logging.getLogger(__name__)
 
-Mode = Literal["default", "reduce-overhead", "max-autotune"]
 
 MOST_GRAPHS: Final = 12
 """Kinds of forward of one model that are compiled for; further ones run uncompiled."""

@@ -15,10 +15,10 @@ from PIL import Image
 from pia_ray.errors import BadParameter
 from pia_ray.params import AnimationParams, AnimationRequest
 from pia_ray.pia.affinity import affinity, keyframe_affinity
-from pia_ray.pia.assemble import Components
+from pia_ray.pia.components import Components
+from pia_ray.pia.evaluation import ImageTokens, Text
 from pia_ray.pia.inversion import expand
 from pia_ray.pia.ip_adapter import encode_picture, image_tokens
-from pia_ray.pia.program import ImageTokens, Text
 from pia_ray.pia.tiling import TILE_PIXELS, is_tiled, tiled
 
 CACHED_PROMPTS: Final = 256

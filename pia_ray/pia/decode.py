@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from pia_ray.errors import NonFiniteFrames
-from pia_ray.pia.assemble import Components
 from pia_ray.pia.clock import Mark, mark_of
+from pia_ray.pia.components import Components
 from pia_ray.pia.faults import is_out_of_memory
 from pia_ray.pia.memory import frames_at_once
 from pia_ray.pia.tiling import TILE_PIXELS, is_tiled, tiled

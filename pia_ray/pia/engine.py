@@ -20,15 +20,15 @@ import torch
 from pia_ray.config import DEFAULT_BATCH_SIZE
 from pia_ray.errors import DeviceLost, NonFiniteFrames, OutOfMemory, RowError, UnexpectedError
 from pia_ray.params import Animation, AnimationParams, AnimationRequest
-from pia_ray.pia.assemble import Components
 from pia_ray.pia.clock import Lead, Stopwatch, mark_of
+from pia_ray.pia.components import Components
+from pia_ray.pia.evaluation import Branch, Evaluation, Program
 from pia_ray.pia.exact import most_positions
 from pia_ray.pia.faults import device_is_lost, is_out_of_memory
 from pia_ray.pia.finite import FiniteCheck
 from pia_ray.pia.forward import Piece
 from pia_ray.pia.memory import evaluations_that_fit
 from pia_ray.pia.output import Making, begin, finished
-from pia_ray.pia.program import Branch, Evaluation, Program
 from pia_ray.pia.row import row_program
 from pia_ray.pia.shelf import Model
 from pia_ray.pia.speed import forward_sizes, most_evaluations

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from diffusers import UNetMotionModel
 
-from pia_ray.pia.assemble import Components
 from pia_ray.pia.compilation import CompiledForward
+from pia_ray.pia.components import Components
+from pia_ray.pia.evaluation import Branch, Evaluation
 from pia_ray.pia.exact import CrossAttention, choose_kernels, restructure_unet, restructure_vae
 from pia_ray.pia.free_u import free_u
 from pia_ray.pia.ip_adapter import cross_attention_states
-from pia_ray.pia.program import Branch, Evaluation
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from pia_ray.errors import WeightsError
 from pia_ray.pia.tensors import read_tensors, sharing_copy
 
 if TYPE_CHECKING:
-    from pia_ray.pia.assemble import Components
+    from pia_ray.pia.components import Components
 
 
 def with_inversions(components: Components, files: Mapping[str, Path]) -> Components:

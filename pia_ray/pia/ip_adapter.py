@@ -7,7 +7,6 @@ forward. Rows without a picture share a forward with those that have one and los
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,33 +14,17 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers.models.attention_processor import AttnProcessor2_0
-from diffusers.models.embeddings import ImageProjection
 from PIL import Image
 from transformers import CLIPVisionModelWithProjection
 
 from pia_ray.errors import BadParameter, WeightsError
-from pia_ray.pia.program import Branch, ImageTokens, Text
+from pia_ray.pia.components import IPAdapter
+from pia_ray.pia.evaluation import Branch, ImageTokens, Text
 from pia_ray.pia.tensors import read_tensors
 
 CLIP_MEAN: Final = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD: Final = (0.26862954, 0.26130258, 0.27577711)
 """What CLIP's image encoders take red, green and blue to be normalised by. Source: CLIP, arXiv 2103.00020, its code."""
-
-
-@dataclass(frozen=True)
-class IPAdapter:
-    """What turns pictures into tokens; the attention that reads them sits in the UNet."""
-
-    projection: torch.nn.Module
-    """Embeddings of pictures -> tokens as wide as the prompt's."""
-    embed_width: int
-    image_encoder: CLIPVisionModelWithProjection | None
-    """None: rows bring embeddings in place of pictures."""
-
-    @property
-    def reads_patches(self) -> bool:
-        """Whether it reads a vector for each patch of the picture (plus, full) or one for all of it."""
-        return not isinstance(self.projection, ImageProjection)
 
 
 def install_ip_adapter(

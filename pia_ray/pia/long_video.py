@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from pia_ray.params import AnimationParams
-from pia_ray.pia.windows import Window
+from pia_ray.pia.evaluation import Window
 
 
 def frame_noise(

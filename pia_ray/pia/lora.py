@@ -17,7 +17,7 @@ from pia_ray.errors import WeightsError
 from pia_ray.pia.tensors import read_header, read_tensors, sharing_copy
 
 if TYPE_CHECKING:
-    from pia_ray.pia.assemble import Components
+    from pia_ray.pia.components import Components
 
 Strengths = tuple[tuple[str, float], ...]
 """LoRAs of a model by name with the factor of each."""
@@ -50,15 +50,6 @@ _OTHER_KINDS: Final = {
     "hada_w": "LoHa",
     "lokr_w": "LoKr",
 }
-
-
-@dataclass(frozen=True)
-class Lora:
-    """A LoRA of a model."""
-
-    path: Path
-    weight: float
-    """Its strength for rows that name none."""
 
 
 @dataclass(frozen=True)

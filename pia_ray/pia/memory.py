@@ -17,7 +17,7 @@ from pia_ray.errors import ConfigError
 from pia_ray.pia.tiling import TILE_PIXELS, is_tiled
 
 if TYPE_CHECKING:
-    from pia_ray.pia.assemble import Components
+    from pia_ray.pia.components import Components
 
 DECODE_WIDTHS: Final = 6
 """Values alive at the peak of a decode, per pixel and channel of the VAE's first block: 768 for 128 channels."""

@@ -17,7 +17,7 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 from pia_ray.params import AnimationRequest
-from pia_ray.pia.assemble import Components
+from pia_ray.pia.components import Components
 from pia_ray.pia.schedulers import make_scheduler
 
 FULL_STEP_TFLOP = 35.354

@@ -11,11 +11,12 @@ from PIL import Image
 from pia_ray.errors import BadParameter
 from pia_ray.params import AnimationParams, AnimationRequest
 from pia_ray.pia.affinity import nearest_keyframe
-from pia_ray.pia.assemble import Components
+from pia_ray.pia.components import Components
 from pia_ray.pia.condition import Conditions, affinity_mask, stillness
+from pia_ray.pia.evaluation import Branch, Program, Text
 from pia_ray.pia.exact import most_positions
 from pia_ray.pia.long_video import frame_noise
-from pia_ray.pia.program import Branch, Program, Text, chain, denoise
+from pia_ray.pia.program import chain, denoise
 from pia_ray.pia.schedulers import make_scheduler
 from pia_ray.pia.windows import segments
 

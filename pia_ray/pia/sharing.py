@@ -6,22 +6,15 @@ Weights are told apart by the digest of their files, never by name. What is shar
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from weakref import WeakValueDictionary
 
 import torch
 
+from pia_ray.pia.components import Held
 from pia_ray.pia.speed import MEMORY_FORMAT
 
 SourceOf = Callable[[str], str]
 """Digest of the files that a parameter of this name comes from."""
-
-
-@dataclass(eq=False)
-class Held:
-    """Tensors from one source on one device in one precision; alive while a model refers to it."""
-
-    tensors: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
 class Pool:

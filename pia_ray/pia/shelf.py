@@ -18,7 +18,7 @@ import torch
 
 from pia_ray.errors import DeviceLost, ModelUnavailable, OutOfMemory, PiaRayError, RowError, UnexpectedError
 from pia_ray.params import AnimationParams, lora_strengths
-from pia_ray.pia.assemble import Components
+from pia_ray.pia.components import Components
 from pia_ray.pia.condition import Conditions
 from pia_ray.pia.faults import device_is_lost, is_out_of_memory
 from pia_ray.pia.forward import Forward

@@ -8,9 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from pia_ray.params import AnimationParams
-
-Window = tuple[int, ...]
-"""Frames that the motion modules see as their positions 0, 1, 2 ..."""
+from pia_ray.pia.evaluation import Window
 
 
 def segments(params: AnimationParams) -> tuple[int, ...]:

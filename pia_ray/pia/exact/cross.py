@@ -15,8 +15,8 @@ from diffusers import UNetMotionModel
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from torch.nn import functional as F
 
+from pia_ray.pia.evaluation import Branch, ImageTokens
 from pia_ray.pia.ip_adapter import ImageCrossAttention
-from pia_ray.pia.program import Branch, ImageTokens
 
 REMEMBERED: Final = 64
 """Prompts and pictures whose keys and values are kept, the least recently used going first: some 4 MB each in Stable

@@ -1,0 +1,101 @@
+"""The parts of a loaded model, as values: what loading makes and the engine, the UNet's rewrites and the memory use."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from diffusers import AutoencoderKL, UNetMotionModel
+from diffusers.models.embeddings import ImageProjection
+from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
+
+
+@dataclass(frozen=True)
+class Lora:
+    """A LoRA of a model."""
+
+    path: Path
+    weight: float
+    """Its strength for rows that name none."""
+
+
+@dataclass(eq=False)
+class Held:
+    """Tensors from one source on one device in one precision; alive while a model refers to it."""
+
+    tensors: dict[str, torch.Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Components:
+    """A model in memory, on its device and in its precision."""
+
+    unet: UNetMotionModel
+    vae: AutoencoderKL
+    text_encoder: CLIPTextModel
+    tokenizer: CLIPTokenizer
+    scheduler_config: Mapping[str, Any]
+    device: torch.device
+    """Where forwards run; with offload, weights wait in host memory."""
+    dtype: torch.dtype
+    """Of the UNet."""
+    vae_dtype: torch.dtype
+    vae_tiling: Literal["auto", "on", "off"]
+    memory_bytes: int | None
+    """Most memory of the device to use; None: what is free."""
+    compile_mode: Mode | None
+    """torch.compile's mode for the UNet; None: it runs as it is."""
+    compile_cache: Path | None
+    """File in which compiled code is kept for the next process."""
+    version: str
+    """Name and revision or digest of the weights."""
+    ip_adapter: IPAdapter | None = None
+    """None: rows may bring no picture for one."""
+    loras: Mapping[str, Lora] = field(default_factory=dict)
+    """What rows may choose from, by name; none of them is merged into these parts."""
+    inversions: Mapping[str, int] = field(default_factory=dict)
+    """Textual inversions in text encoder and tokenizer: the number of vectors of each token."""
+    held: tuple[Held, ...] = ()
+    """Keeps weights known to the pool they are shared through."""
+
+    @property
+    def spatial_factor(self) -> int:
+        """Pixels per latent pixel: from the VAE's own blocks, 8 for Stable Diffusion 1.5."""
+        return int(2 ** (len(self.vae.config["block_out_channels"]) - 1))
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of a latent: 4 for Stable Diffusion 1.5."""
+        return int(self.vae.config["latent_channels"])
+
+    @property
+    def latent_scale(self) -> float:
+        """Factor between the VAE's latents and those of the UNet: 0.18215 for Stable Diffusion 1.5."""
+        return float(self.vae.config["scaling_factor"])
+
+    @property
+    def max_frames(self) -> int:
+        """Frames the motion modules have positions for."""
+        return int(self.unet.config["motion_max_seq_length"])
+
+
+Mode = Literal["default", "reduce-overhead", "max-autotune"]
+
+
+@dataclass(frozen=True)
+class IPAdapter:
+    """What turns pictures into tokens; the attention that reads them sits in the UNet."""
+
+    projection: torch.nn.Module
+    """Embeddings of pictures -> tokens as wide as the prompt's."""
+    embed_width: int
+    image_encoder: CLIPVisionModelWithProjection | None
+    """None: rows bring embeddings in place of pictures."""
+
+    @property
+    def reads_patches(self) -> bool:
+        """Whether it reads a vector for each patch of the picture (plus, full) or one for all of it."""
+        return not isinstance(self.projection, ImageProjection)
