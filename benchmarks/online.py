@@ -27,12 +27,13 @@ import uvicorn
 from PIL import Image
 
 from pia_ray import video
+from pia_ray.animation import Animation, provenance_of
 from pia_ray.config import ServeConfig
 from pia_ray.online.jobs import JobStore
 from pia_ray.online.local import LocalRenderer, decode
 from pia_ray.online.render import RenderRequest, RowAnimator
 from pia_ray.online.service import create_endpoint
-from pia_ray.params import Animation, AnimationParams
+from pia_ray.params import AnimationParams
 
 ROWS_AT_ONCE = 4
 STATUS_BUSY = 429
@@ -192,7 +193,7 @@ def batch(animator: RowAnimator, load: Load, config: ServeConfig, num_rows: int)
 def encode(animation: Animation) -> None:
     """The files that an endpoint makes of a row."""
     fps = animation.params.fps
-    video.verify(video.encode(animation.frames, fps=fps, format="mp4", provenance=video.provenance_of(animation)))
+    video.verify(video.encode(animation.frames, fps=fps, format="mp4", provenance=provenance_of(animation)))
     video.thumbnail(animation.frames, fps=fps)
     video.spritesheet(animation.frames)
 

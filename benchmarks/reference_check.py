@@ -28,14 +28,16 @@ from PIL import Image
 from transformers import CLIPVisionModelWithProjection
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+from pia_ray.animation import Animation
 from pia_ray.animator import Animator
 from pia_ray.config import ModelConfig, load_model
 from pia_ray.image import decode
-from pia_ray.params import Animation, AnimationRequest, parse_params
+from pia_ray.params import parse_params
 from pia_ray.pia.schedulers import SCHEDULERS
 from pia_ray.pia.speed import device_of, dtype_of
-from pia_ray.request import prepare
+from pia_ray.prepare import prepare
 from pia_ray.testing import draw_picture
+from pia_ray.types import AnimationRequest
 from pia_ray.weights import LocalWeights, resolve
 
 LEAST_PSNR = {torch.float32: 40.0, torch.float16: 25.0, torch.bfloat16: 20.0}

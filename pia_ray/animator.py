@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from pia_ray.animation import Animation
 from pia_ray.config import DEFAULT_BATCH_SIZE, DEFAULT_KEEP_MODELS, MOST_ROWS, ModelConfig, check_style_name, model_for
 from pia_ray.errors import (
     Cancelled,
@@ -29,7 +30,7 @@ from pia_ray.errors import (
     Timeout,
     WeightsError,
 )
-from pia_ray.params import DEFAULT_STYLE, Animation, AnimationRequest
+from pia_ray.params import DEFAULT_STYLE
 from pia_ray.pia.assemble import assemble
 from pia_ray.pia.components import Components
 from pia_ray.pia.engine import Engine, Row
@@ -37,7 +38,8 @@ from pia_ray.pia.line import Line
 from pia_ray.pia.sharing import Pool
 from pia_ray.pia.shelf import Shelf
 from pia_ray.pia.speed import set_cpu_threads
-from pia_ray.request import prepare
+from pia_ray.prepare import prepare
+from pia_ray.types import AnimationRequest
 from pia_ray.weights import resolve as resolve_weights
 from pia_ray.weights import version
 

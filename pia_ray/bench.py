@@ -24,10 +24,11 @@ import numpy as np
 import torch
 
 from pia_ray import video
+from pia_ray.animation import Animation
 from pia_ray.animator import Animator
 from pia_ray.config import ModelConfig
 from pia_ray.errors import ConfigError
-from pia_ray.params import Animation, AnimationParams, AnimationRequest
+from pia_ray.params import AnimationParams
 from pia_ray.pia import reference
 from pia_ray.pia.assemble import assemble
 from pia_ray.pia.components import Components
@@ -36,8 +37,9 @@ from pia_ray.pia.decode import decode, to_numpy
 from pia_ray.pia.engine import Engine
 from pia_ray.pia.exact import chosen_kernels
 from pia_ray.pia.memory import weight_bytes
-from pia_ray.request import prepare
+from pia_ray.prepare import prepare
 from pia_ray.testing import make_random_pipeline
+from pia_ray.types import AnimationRequest
 from pia_ray.weights import resolve as resolve_weights
 
 Size = Literal["full", "reduced", "demo"]

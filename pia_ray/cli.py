@@ -389,7 +389,7 @@ def _image(args: argparse.Namespace) -> int:
     from pia_ray import steps
     from pia_ray.animator import Animator
     from pia_ray.manifest import shown
-    from pia_ray.params import AnimationRequest
+    from pia_ray.types import AnimationRequest
     from pia_ray.video import MIME
 
     if (extension := Path(args.output).suffix.lower().removeprefix(".")) not in MIME:

@@ -9,9 +9,8 @@ from __future__ import annotations
 import difflib
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
-from datetime import datetime
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, get_args, get_origin
 
 import numpy as np
@@ -20,9 +19,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pia_ray.errors import BadParameter
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from PIL import Image
+    pass
 
 Scheduler = Literal[
     "ddim",
@@ -120,8 +117,6 @@ ARRAY_KNOBS: Final[Mapping[str, str]] = {
 
 REFERENCE_KNOBS: Final = (*PICTURE_KNOBS, *ARRAY_KNOBS)
 """Knobs whose value names a file; what is in it is the field of that name of `AnimationRequest`."""
-
-OutputType = Literal["uint8", "pil", "np", "pt", "latent"]
 
 
 def _no_bool(value: object) -> object:
@@ -781,192 +776,3 @@ def seed_from_id(row_id: str) -> int:
 def seed_of_video(seed: int, video_index: int) -> int:
     """The seed of the n-th video of a row: seed + index, modulo 2^64."""
     return (seed + video_index) % (MAX_SEED + 1)
-
-
-@dataclass(frozen=True)
-class ManifestRow:
-    """One work item as planned: thin, picklable, everything resolved. Holds no image bytes."""
-
-    id: str
-    video_index: int
-    image: str
-    """URI of the picture, or `<manifest uri>#row=<n>&column=<name>` for bytes inside a Parquet manifest."""
-    image_identity: str
-    """What the work key says of the picture: its reference as written, or `sha256:<hex>` for bytes."""
-    params: AnimationParams
-    """Resolved; `seed` is set; `width` and `height` may still be None (chosen from the picture). Knobs that refer to
-    files hold the identity of what they name, as `image_identity` does."""
-    work_key: str
-    """64 hex digits."""
-    references: Mapping[str, str] = field(default_factory=dict)
-    """Where the files lie that the params refer to: URIs as in `image`, by knob."""
-
-
-@dataclass(frozen=True)
-class StepEnd:
-    """What `AnimationRequest.on_step_end` is told when a denoising step is done."""
-
-    step: int
-    """From 0; a scheduler that takes two evaluations a step, such as heun, counts each."""
-    timestep: float
-    """That the step began at."""
-    tensors: Mapping[str, Any]
-    """torch tensors of this row alone: `latents` [4, T, h, w], `prompt_embeds` [L, C] and, with guidance,
-    `negative_prompt_embeds` [L, C]. Copies: what is changed in them changes nothing."""
-
-
-OnStepEnd = Callable[[StepEnd], Mapping[str, Any] | None]
-"""May return tensors by the names of `StepEnd.tensors`, of the same shapes, that take the place of the row's own."""
-
-
-@dataclass(frozen=True)
-class AnimationRequest:
-    """One animation to make: a picture and its params."""
-
-    image: Image.Image | np.ndarray[Any, Any]
-    """PIL image, or uint8 [H, W, 3] RGB (also [H, W] or [H, W, 4])."""
-    params: AnimationParams
-    id: str = ""
-    """Names the request in logs and errors; gives the seed where `params` has none."""
-    deadline_s: float | None = None
-    """Seconds from submission after which the request fails with `Timeout`."""
-    end_image: Image.Image | np.ndarray[Any, Any] | None = None
-    """Second keyframe: the picture that the last frame is to be. Fitted like `image`."""
-    mask_image: Image.Image | np.ndarray[Any, Any] | None = None
-    """Where the picture may move: white moves, black and transparent stay. Cropped and scaled as `image` is; in an
-    engine it has mode L."""
-    ip_adapter_image: Image.Image | np.ndarray[Any, Any] | None = None
-    """Picture whose look the video takes on."""
-    ip_adapter_image_embeds: np.ndarray[Any, Any] | None = None
-    """float32, in place of `ip_adapter_image`: one embedding, several (a further axis in front), or diffusers' layout
-    (two axes in front, the outer one of 2 with the negative first)."""
-    latents: np.ndarray[Any, Any] | None = None
-    """float32 [4, T, h, w], normal noise to start from in place of the seed's own first draw; below strength 1, the
-    noise that the picture is given."""
-    prompt_embeds: np.ndarray[Any, Any] | None = None
-    """float32 [L, C], in place of the prompt's, which then plays no part."""
-    negative_prompt_embeds: np.ndarray[Any, Any] | None = None
-    """float32 [L, C], in place of the negative prompt's; both sides of guidance must have the same L."""
-    output_type: OutputType = "uint8"
-    """What `Animation.output` is."""
-    on_step_end: OnStepEnd | None = None
-    """Called after each denoising step, on the engine's thread: other rows wait for it. Raising fails this row."""
-
-    def videos(self) -> list[AnimationRequest]:
-        """One request for each of `params.num_videos` videos, with seeds of their own: the first one's + 0, 1, 2 ..."""
-        params = self.params
-        first = seed_from_id(self.id) if params.seed is None else params.seed
-        return [
-            replace(self, params=params.model_copy(update={"num_videos": 1, "seed": seed_of_video(first, index)}))
-            for index in range(params.num_videos)
-        ]
-
-
-@dataclass(frozen=True)
-class Animation:
-    """A finished animation in memory."""
-
-    frames: np.ndarray[Any, Any]
-    """uint8 [T, H, W, 3], RGB. Empty for the output type "latent", which is not decoded."""
-    params: AnimationParams
-    """Resolved, with the width, height and seed that were used."""
-    model: str
-    """Name and version of the model that made it."""
-    id: str
-    gpu_s: float
-    """Seconds of engine time: this row's share of every forward it took part in, plus its decode."""
-    animate_s: float
-    """Seconds from submission to the finished frames."""
-    motion: float
-    """Mean L1 over H, S, V and an edge channel against the condition frame, 0 to 1. Source: PIA's training score."""
-    output: Any = None
-    """As the request's `output_type` asks: "uint8": `frames`; "pil": a list of PIL images; "np": float32 [T, H, W, 3]
-    and "pt": a torch tensor [T, 3, H, W], both 0 to 1 and not rounded to 8 bits; "latent": the denoised latents, a
-    torch tensor [4, T, h, w]. Tensors are float32, on the CPU."""
-
-    def save(self, path: str | Path) -> None:
-        """Encodes to a file; the extension picks the format (mp4, gif, webp, webm).
-
-        Raises:
-            VideoError: unknown extension, no frames, or the encoder failed.
-        """
-        from pia_ray.video import save_animation  # the one step down the module order: a method people expect
-
-        save_animation(self, path)
-
-    def to_html(self, *, width: int | None = None) -> str:
-        """A figure that holds and plays the video, for a notebook; `width` in px, left out: as large as the video.
-
-        Raises:
-            VideoError: no frames, or the encoder failed.
-        """
-        from pia_ray.inline import as_html  # as above
-
-        return as_html(self, width=width)
-
-    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
-        """What a notebook shows of it: the video, where there are frames."""
-        count, height, width = self.frames.shape[:3] if self.frames.size else (0, 0, 0)
-        text = {"text/plain": f"<Animation: {count} frames of {width} x {height} px, {self.params.prompt!r}>"}
-        return {**text, "text/html": self.to_html()} if count else text
-
-
-@dataclass(frozen=True)
-class EncodedVideo:
-    """A finished video file in memory."""
-
-    content: bytes
-    format: VideoFormat
-    num_frames: int
-    width: int
-    height: int
-    fps: int
-    sha256: str
-
-    @property
-    def size_bytes(self) -> int:
-        """Length of the file."""
-        return len(self.content)
-
-
-@dataclass(frozen=True)
-class ResultRow:
-    """One row of the results table; the fields are RESULTS_SCHEMA, in order. Unknown values are None."""
-
-    id: str
-    video_index: int
-    status: Literal["succeeded", "failed"]
-    error_code: str | None
-    error_message: str | None
-    retryable: bool | None
-    attempts: int
-    video_uri: str | None
-    thumbnail_uri: str | None
-    input_thumbnail_uri: str | None
-    image_uri: str
-    prompt: str | None
-    seed: int
-    width: int | None
-    height: int | None
-    num_frames: int | None
-    fps: int | None
-    duration_s: float | None
-    size_bytes: int | None
-    sha256: str | None
-    input_sha256: str | None
-    original_width: int | None
-    original_height: int | None
-    params: str
-    """The resolved params as canonical JSON; seeds as strings."""
-    work_key: str
-    model: str
-    run_id: str
-    worker: str
-    fetch_s: float | None
-    animate_s: float | None
-    publish_s: float | None
-    gpu_s: float | None
-    motion: float | None
-    finished_at: datetime
-    flags: str | None = None
-    """What is suspicious about the video, by commas: `black_frames`, `frozen`."""

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from pia_ray import arrays, ledger, manifest, storage, video
 from pia_ray import image as pictures
+from pia_ray.animation import Animation
 from pia_ray.config import CatalogConfig
 from pia_ray.errors import (
     BadParameter,
@@ -32,7 +33,8 @@ from pia_ray.errors import (
 )
 from pia_ray.fetch import fetch as fetch_url
 from pia_ray.flags import flags_of
-from pia_ray.params import ARRAY_KNOBS, Animation, AnimationRequest, ManifestRow, ResultRow
+from pia_ray.params import ARRAY_KNOBS
+from pia_ray.types import AnimationRequest, ManifestRow, ResultRow
 
 if TYPE_CHECKING:
     import numpy as np

@@ -12,10 +12,8 @@ import io
 import itertools
 import json
 import math
-import os
 import re
 import struct
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -31,7 +29,8 @@ from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTr
 from PIL import Image
 
 from pia_ray.errors import VideoError
-from pia_ray.params import Animation, EncodedVideo, VideoFormat
+from pia_ray.params import VideoFormat
+from pia_ray.types import EncodedVideo
 
 if TYPE_CHECKING:
     from av.video.stream import VideoStream
@@ -235,48 +234,6 @@ def spritesheet(frames: Frames, *, max_edge: int = 192) -> bytes:
     except OSError as error:
         raise VideoError(f"the spritesheet could not be written: {error}") from error
     return out.getvalue()
-
-
-def provenance_of(animation: Animation) -> dict[str, Any]:
-    """What every file says of how it was made: id, seed, params and model. Seeds are strings."""
-    params = animation.params.model_dump(mode="json")
-    params["seed"] = None if animation.params.seed is None else str(animation.params.seed)
-    return {"id": animation.id, "seed": params["seed"], "params": params, "model": animation.model}
-
-
-def save_animation(animation: Animation, path: str | Path) -> None:
-    """Encodes to a file whose extension picks the format; the file appears whole or not at all.
-
-    Raises:
-        VideoError: unknown extension, the encoder failed, or the file could not be written.
-    """
-    target = Path(path)
-    extension = target.suffix.lower().removeprefix(".")
-    if extension not in MIME:
-        raise VideoError(f'cannot tell a video format from "{target.name}": end it in .{", .".join(MIME)}')
-    video = encode(
-        animation.frames,
-        fps=animation.params.fps,
-        format=cast("VideoFormat", extension),
-        provenance=provenance_of(animation),
-    )
-    verify(video)
-    try:
-        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name[:64]}.", delete=False) as file:
-            unfinished = Path(file.name)
-            try:
-                file.write(video.content)
-                file.flush()
-                os.fsync(file.fileno())
-                umask = os.umask(0)
-                os.umask(umask)
-                unfinished.chmod(0o666 & ~umask)
-                unfinished.replace(target)
-            except BaseException:
-                unfinished.unlink(missing_ok=True)
-                raise
-    except OSError as error:
-        raise VideoError(f"cannot write {target}: {error.strerror or error}") from error
 
 
 def _canonical(provenance: Mapping[str, Any]) -> str:

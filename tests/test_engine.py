@@ -14,15 +14,17 @@ import pytest
 import torch
 from PIL import Image
 
+from pia_ray.animation import Animation
 from pia_ray.config import ModelConfig
 from pia_ray.errors import BadParameter, NonFiniteFrames, OutOfMemory, RowError, UnexpectedError, WeightsError
-from pia_ray.params import Animation, AnimationParams, AnimationRequest
+from pia_ray.params import AnimationParams
 from pia_ray.pia.assemble import assemble
 from pia_ray.pia.components import Components
 from pia_ray.pia.engine import Engine
 from pia_ray.pia.schedulers import SCHEDULERS
-from pia_ray.request import prepare
+from pia_ray.prepare import prepare
 from pia_ray.testing import make_pipeline_folder, make_split_checkpoint
+from pia_ray.types import AnimationRequest
 from pia_ray.weights import resolve
 
 SIZE = 32

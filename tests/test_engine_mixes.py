@@ -15,14 +15,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pia_ray.animation import Animation
 from pia_ray.config import ModelConfig
 from pia_ray.errors import BadParameter
-from pia_ray.params import KNOBS, Animation, AnimationParams, AnimationRequest, ContextSchedule, Scheduler
+from pia_ray.params import KNOBS, AnimationParams, ContextSchedule, Scheduler
 from pia_ray.pia.assemble import assemble
 from pia_ray.pia.engine import Engine, Row
 from pia_ray.pia.shelf import Model
-from pia_ray.request import prepare
+from pia_ray.prepare import prepare
 from pia_ray.testing import make_ip_adapter, make_lora, make_pipeline_folder
+from pia_ray.types import AnimationRequest
 from pia_ray.weights import resolve
 
 FRAMES: Final = 4

@@ -16,12 +16,13 @@ from pia_ray.catalog.estimate import Estimate, estimate, evaluated_frames, evalu
 from pia_ray.catalog.local import run_local
 from pia_ray.config import CatalogConfig, ModelConfig, build
 from pia_ray.errors import ConfigError, OutputError
-from pia_ray.params import AnimationParams, AnimationRequest, Scheduler
+from pia_ray.params import AnimationParams, Scheduler
 from pia_ray.pia.assemble import assemble
 from pia_ray.pia.condition import Conditions
 from pia_ray.pia.row import row_program
-from pia_ray.request import prepare
+from pia_ray.prepare import prepare
 from pia_ray.testing import FakeAnimator, make_catalog
+from pia_ray.types import AnimationRequest
 from pia_ray.weights import resolve
 
 # The demo model at a size and steps of these tests' own, whatever its defaults are.

@@ -9,9 +9,10 @@ import pytest
 import torch
 from diffusers.pipelines.free_init_utils import FreeInitMixin
 
+from pia_ray.animation import Animation
 from pia_ray.animator import Animator
 from pia_ray.config import ModelConfig
-from pia_ray.params import Animation, AnimationParams
+from pia_ray.params import AnimationParams
 from pia_ray.pia.assemble import assemble
 from pia_ray.pia.components import Components
 from pia_ray.pia.engine import Engine

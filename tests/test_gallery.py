@@ -12,7 +12,7 @@ import pytest
 
 from pia_ray import gallery, ledger
 from pia_ray.errors import OutputError
-from pia_ray.params import ResultRow
+from pia_ray.types import ResultRow
 
 HOSTILE = '</script><!--<script><img src=x onerror="window.hurt=1">&lt; @@SCRIPT@@ \\ \' \u2028 🐻'
 

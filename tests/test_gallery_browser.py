@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pia_ray import gallery, image, ledger, video
-from pia_ray.params import ResultRow
+from pia_ray.types import ResultRow
 
 pytestmark = pytest.mark.heavy
 

@@ -12,13 +12,15 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from pia_ray.animation import Animation
 from pia_ray.animator import Animator
 from pia_ray.config import ModelConfig
 from pia_ray.errors import WeightsError
-from pia_ray.params import Animation, AnimationParams, AnimationRequest
+from pia_ray.params import AnimationParams
 from pia_ray.pia.assemble import assemble
 from pia_ray.pia.inversion import expand, with_inversions
 from pia_ray.testing import make_lora, make_pipeline_folder, make_textual_inversion
+from pia_ray.types import AnimationRequest
 from pia_ray.weights import resolve
 
 KNOBS: dict[str, Any] = {

@@ -15,12 +15,14 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from pia_ray import read_results, storage
+from pia_ray.animation import Animation
 from pia_ray.animator import Animator
 from pia_ray.catalog.local import run_local
 from pia_ray.config import CatalogConfig, ModelConfig, build
 from pia_ray.errors import BadParameter, RowError, WeightsError
-from pia_ray.params import Animation, AnimationParams, AnimationRequest
+from pia_ray.params import AnimationParams
 from pia_ray.testing import make_ip_adapter, make_pipeline_folder
+from pia_ray.types import AnimationRequest
 from pia_ray.video import decode_frames
 
 SIZE = 32

@@ -12,10 +12,11 @@ import pytest
 import torch
 from diffusers.pipelines.free_noise_utils import AnimateDiffFreeNoiseMixin
 
+from pia_ray.animation import Animation
 from pia_ray.animator import Animator
 from pia_ray.config import ModelConfig
 from pia_ray.errors import BadParameter
-from pia_ray.params import Animation, AnimationParams, AnimationRequest, StepEnd
+from pia_ray.params import AnimationParams
 from pia_ray.pia.assemble import assemble
 from pia_ray.pia.components import Components
 from pia_ray.pia.condition import Conditions, affinity_mask
@@ -24,6 +25,7 @@ from pia_ray.pia.long_video import blend, frame_noise
 from pia_ray.pia.schedulers import make_scheduler
 from pia_ray.pia.windows import segments, windows
 from pia_ray.testing import make_pipeline_folder
+from pia_ray.types import AnimationRequest, StepEnd
 from pia_ray.weights import resolve
 from tests.test_engine import alone, ask, assert_same, model_of, run
 

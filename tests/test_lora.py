@@ -16,18 +16,20 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from pia_ray import cli
+from pia_ray.animation import Animation
 from pia_ray.animator import Animator
 from pia_ray.config import CatalogConfig, ModelConfig
 from pia_ray.errors import BadParameter, WeightsError
 from pia_ray.manifest import open_manifest, plan
-from pia_ray.params import Animation, AnimationParams, AnimationRequest, parse_params
+from pia_ray.params import AnimationParams, parse_params
 from pia_ray.pia.assemble import assemble
 from pia_ray.pia.components import Components
 from pia_ray.pia.engine import Engine
 from pia_ray.pia.lora import variant
 from pia_ray.pia.shelf import KEPT_VARIANTS
-from pia_ray.request import prepare
+from pia_ray.prepare import prepare
 from pia_ray.testing import make_lora, make_pipeline_folder
+from pia_ray.types import AnimationRequest
 from pia_ray.weights import resolve
 
 LAYOUTS: dict[str, dict[str, Any]] = {

@@ -15,16 +15,18 @@ from diffusers import DDIMScheduler
 from PIL import Image
 
 from pia_ray import manifest
+from pia_ray.animation import Animation
 from pia_ray.catalog.estimate import evaluations
 from pia_ray.config import CatalogConfig, ModelConfig, build
 from pia_ray.errors import BadParameter, RowError
-from pia_ray.params import Animation, AnimationParams, AnimationRequest, parse_params, resolve
+from pia_ray.params import AnimationParams, parse_params, resolve
 from pia_ray.pia.affinity import TABLES, affinity, keyframe_affinity, nearest_keyframe
 from pia_ray.pia.assemble import assemble
 from pia_ray.pia.components import Components
 from pia_ray.pia.engine import Engine
-from pia_ray.request import prepare
+from pia_ray.prepare import prepare
 from pia_ray.testing import make_pipeline_folder
+from pia_ray.types import AnimationRequest
 from pia_ray.weights import resolve as resolve_weights
 
 SIZE, FRAMES = 32, 5

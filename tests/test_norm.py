@@ -19,7 +19,7 @@ from pia_ray.pia.assemble import assemble
 from pia_ray.pia.components import Components
 from pia_ray.pia.engine import Engine
 from pia_ray.pia.norm import normalise_as_original
-from pia_ray.request import prepare
+from pia_ray.prepare import prepare
 from pia_ray.testing import make_pipeline_folder
 from pia_ray.weights import resolve
 

@@ -19,7 +19,8 @@ from pia_ray import cli, errors
 from pia_ray.catalog.estimate import evaluated_frames
 from pia_ray.config import CatalogConfig, ModelConfig, ServeConfig
 from pia_ray.ledger import RESULTS_SCHEMA
-from pia_ray.params import KNOBS, AnimationParams, ResultRow, resolve
+from pia_ray.params import KNOBS, AnimationParams, resolve
+from pia_ray.types import ResultRow
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"

@@ -25,7 +25,7 @@ from pia_ray.config import CatalogConfig, build
 from pia_ray.errors import BadParameter, ConfigError, ManifestError
 from pia_ray.image import fit, fit_mask
 from pia_ray.params import ARRAY_KNOBS, PICTURE_KNOBS, AnimationParams
-from pia_ray.request import prepare
+from pia_ray.prepare import prepare
 from pia_ray.testing import FakeAnimator, draw_picture, make_pipeline_folder
 from pia_ray.video import decode_frames
 from tests.s3_server import s3, s3_server

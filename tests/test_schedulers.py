@@ -10,10 +10,11 @@ from typing import Any, get_args
 
 import pytest
 
+from pia_ray.animation import Animation
 from pia_ray.catalog.validate import validate
 from pia_ray.config import CatalogConfig, ModelConfig
 from pia_ray.errors import BadParameter
-from pia_ray.params import Animation, Scheduler
+from pia_ray.params import Scheduler
 from pia_ray.pia.assemble import assemble
 from pia_ray.pia.components import Components
 from pia_ray.pia.engine import Engine

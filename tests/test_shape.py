@@ -28,12 +28,13 @@ ORDER = (
     "errors",
     "params",
     "config",
+    "types",
     "image",
     "arrays",
     "flags",
-    "request",
+    "prepare",
     "video",
-    "inline",
+    "animation",
     "storage",
     "fetch",
     "manifest",
@@ -53,12 +54,6 @@ ORDER = (
     "cli",
 )
 """A module or package imports only those that stand before it."""
-
-UPWARD_IMPORTS = {
-    ("pia_ray.params", "video"): "Animation.save, a method people expect, encodes; it is loaded when called",
-    ("pia_ray.params", "inline"): "Animation.to_html, which notebooks show, encodes too",
-}
-"""Imports against the order, each with its reason."""
 
 NEVER = {
     "catalog": {"online": "the wings are siblings"},
@@ -189,14 +184,9 @@ def test_a_module_imports_only_what_stands_above_it():
         importer, target = unit_of(found.importer), unit_of(found.target)
         if not within(found.target, "pia_ray") or "" in (importer, target) or importer == target:
             continue
-        if ORDER.index(target) > ORDER.index(importer) and (found.importer, target) not in UPWARD_IMPORTS:
+        if ORDER.index(target) > ORDER.index(importer):
             wrong.append(f"{found.importer}:{found.line} imports {found.target}")
     assert not wrong
-
-
-def test_every_exception_to_the_order_is_still_needed():
-    made = {(found.importer, unit_of(found.target)) for found in imports()}
-    assert set(UPWARD_IMPORTS) <= made
 
 
 def test_wings_and_model_keep_to_themselves():
@@ -211,7 +201,7 @@ def test_wings_and_model_keep_to_themselves():
 def test_no_modules_import_each_other_in_a_circle():
     below: dict[str, set[str]] = {}
     for found in imports():
-        if found.target in modules() and (found.importer, unit_of(found.target)) not in UPWARD_IMPORTS:
+        if found.target in modules():
             below.setdefault(found.importer, set()).add(found.target)
     done: set[str] = set()
 

@@ -11,12 +11,14 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from pia_ray.animation import Animation
 from pia_ray.animator import Animator
 from pia_ray.config import ModelConfig
 from pia_ray.errors import WeightsError
-from pia_ray.params import Animation, AnimationParams, AnimationRequest
+from pia_ray.params import AnimationParams
 from pia_ray.pia.assemble import assemble
 from pia_ray.testing import make_single_file_checkpoint, make_split_checkpoint
+from pia_ray.types import AnimationRequest
 from pia_ray.weights import is_pulled, pin, resolve, version
 
 Files = tuple[Path, Path, Path, Path]

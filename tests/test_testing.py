@@ -16,10 +16,12 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from pia_ray.animation import Animation
 from pia_ray.config import ModelConfig
 from pia_ray.errors import Cancelled, NonFiniteFrames, OutOfMemory, Timeout
-from pia_ray.params import Animation, AnimationParams, AnimationRequest
+from pia_ray.params import AnimationParams
 from pia_ray.testing import FakeAnimator, draw_picture, make_catalog, make_pipeline_folder, make_split_checkpoint
+from pia_ray.types import AnimationRequest
 
 MODEL = ModelConfig(name="fake", base="embedded", long_edge=64, size_step=16, defaults={"num_inference_steps": 3})
 

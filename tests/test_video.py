@@ -13,8 +13,9 @@ import pytest
 from PIL import Image
 
 from pia_ray import video
+from pia_ray.animation import Animation
 from pia_ray.errors import VideoError
-from pia_ray.params import Animation, AnimationParams
+from pia_ray.params import AnimationParams
 
 FORMATS = list(video.MIME)
 PROVENANCE = {

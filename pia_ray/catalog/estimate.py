@@ -31,8 +31,9 @@ from pia_ray.errors import ConfigError, OutputError, RowError
 from pia_ray.image import choose_size
 from pia_ray.ledger.book import sort_items
 from pia_ray.ledger.parts import Index
-from pia_ray.params import AnimationParams, ManifestRow, ResultRow
+from pia_ray.params import AnimationParams
 from pia_ray.pia.windows import segments, windows
+from pia_ray.types import ManifestRow, ResultRow
 
 SAMPLED_PICTURES: Final = 64
 """Pictures that are opened for their size, where rows leave the size to the picture."""

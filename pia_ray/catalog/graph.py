@@ -30,7 +30,7 @@ from pia_ray.catalog.worker import CatalogWorker, RowAnimator, failed_row
 from pia_ray.config import CatalogConfig
 from pia_ray.errors import ConfigError, JobError, PiaRayError, RowError
 from pia_ray.manifest import ITEMS_SCHEMA, plan_row, row_from_item
-from pia_ray.params import ResultRow
+from pia_ray.types import ResultRow
 
 log = logging.getLogger(__name__)
 

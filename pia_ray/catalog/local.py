@@ -16,7 +16,8 @@ from pia_ray.catalog.run import Execute, Job, Observer, Summary, run
 from pia_ray.catalog.worker import CatalogWorker, RowAnimator
 from pia_ray.config import CatalogConfig
 from pia_ray.manifest import ITEMS_SCHEMA, row_from_item
-from pia_ray.params import DEFAULT_STYLE, ResultRow
+from pia_ray.params import DEFAULT_STYLE
+from pia_ray.types import ResultRow
 
 
 def run_local(

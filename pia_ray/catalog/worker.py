@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from typing import Any, Final, Protocol
 
 from pia_ray import ledger, steps
+from pia_ray.animation import Animation
 from pia_ray.config import CatalogConfig
 from pia_ray.errors import (
     Cancelled,
@@ -29,7 +30,8 @@ from pia_ray.errors import (
     WorkerDied,
 )
 from pia_ray.manifest import canonical_params, shown
-from pia_ray.params import Animation, AnimationParams, AnimationRequest, ManifestRow, ResultRow, seed_from_id
+from pia_ray.params import AnimationParams, seed_from_id
+from pia_ray.types import AnimationRequest, ManifestRow, ResultRow
 
 log = logging.getLogger(__name__)
 

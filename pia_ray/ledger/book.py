@@ -37,7 +37,7 @@ from pia_ray.ledger.parts import (
 from pia_ray.ledger.results import RESULTS_SCHEMA, conform
 from pia_ray.ledger.runs import COLUMN_PREFIX, RunRecord
 from pia_ray.manifest import ITEMS_SCHEMA
-from pia_ray.params import ResultRow
+from pia_ray.types import ResultRow
 
 ITEMS_ROWS: Final = 50_000
 """Rows of one items file, and of one row group of `results.parquet`."""

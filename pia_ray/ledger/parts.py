@@ -22,7 +22,7 @@ from pia_ray import storage
 from pia_ray.errors import LedgerError, OutputError, StorageError, StorageNotFound
 from pia_ray.ledger import names
 from pia_ray.ledger.results import read_parquet, to_table
-from pia_ray.params import ResultRow
+from pia_ray.types import ResultRow
 
 PART_ROWS: Final = 64
 PART_S: Final = 30.0

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from pia_ray import storage
 from pia_ray.errors import LedgerError, OutputError, StorageError, StorageNotFound, VideoError
 from pia_ray.ledger import names
-from pia_ray.params import ResultRow
+from pia_ray.types import ResultRow
 
 _WIDE: Final = {"seed": pa.uint64(), "size_bytes": pa.int64()}
 _ARROW: Final = {

@@ -22,7 +22,7 @@ from pia_ray.ledger.book import Ledger, output_errors
 from pia_ray.ledger.parts import read_winners
 from pia_ray.ledger.results import row_from_provenance
 from pia_ray.ledger.runs import RunRecord
-from pia_ray.params import ResultRow
+from pia_ray.types import ResultRow
 
 PERCENTILES: Final = (50, 90, 99)
 TIMINGS: Final = ("fetch_s", "animate_s", "publish_s", "gpu_s")

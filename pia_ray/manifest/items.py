@@ -22,7 +22,6 @@ from pia_ray.params import (
     KNOBS,
     REFERENCE_KNOBS,
     AnimationParams,
-    ManifestRow,
     lora_strengths,
     parse_defaults,
     parse_params,
@@ -30,6 +29,7 @@ from pia_ray.params import (
     seed_from_id,
     seed_of_video,
 )
+from pia_ray.types import ManifestRow
 
 ITEMS_SCHEMA: Final = pa.schema(
     [

@@ -29,7 +29,8 @@ from pia_ray.manifest.items import (
 )
 from pia_ray.manifest.parquet import cell_reference
 from pia_ray.manifest.tables import TableFile, is_gzip
-from pia_ray.params import ARRAY_KNOBS, DEFAULT_STYLE, REFERENCE_KNOBS, ManifestRow, seed_from_id
+from pia_ray.params import ARRAY_KNOBS, DEFAULT_STYLE, REFERENCE_KNOBS, seed_from_id
+from pia_ray.types import ManifestRow
 
 BAD_MANIFEST_ROW: Final = "bad_manifest_row"
 """Error code of a row that could not be read at all."""

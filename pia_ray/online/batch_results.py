@@ -14,7 +14,8 @@ from typing import Any
 from pia_ray import ledger, manifest
 from pia_ray.ledger import Ledger, RunRecord
 from pia_ray.online.jobs import VideoJob
-from pia_ray.params import ResultRow, seed_from_id
+from pia_ray.params import seed_from_id
+from pia_ray.types import ResultRow
 
 
 def row_of_job(job: VideoJob, *, batch_id: str, line: int, custom_id: str) -> dict[str, Any]:

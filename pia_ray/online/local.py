@@ -16,6 +16,7 @@ from typing import Any
 
 from pia_ray import image as pictures
 from pia_ray import steps, video, weights
+from pia_ray.animation import Animation, provenance_of
 from pia_ray.config import ServeConfig
 from pia_ray.errors import Busy, PiaRayError, UnexpectedError, WeightsError
 from pia_ray.online.pace import Clock, Tally
@@ -30,8 +31,9 @@ from pia_ray.online.render import (
     RowAnimator,
     Step,
 )
-from pia_ray.params import Animation, AnimationRequest, VideoFormat
+from pia_ray.params import VideoFormat
 from pia_ray.pia.line import rank
+from pia_ray.types import AnimationRequest
 
 log = logging.getLogger(__name__)
 
@@ -225,7 +227,7 @@ class _Place:
 
 def _encode(animation: Animation, video_format: VideoFormat) -> Rendered:
     fps = animation.params.fps
-    encoded = video.encode(animation.frames, fps=fps, format=video_format, provenance=video.provenance_of(animation))
+    encoded = video.encode(animation.frames, fps=fps, format=video_format, provenance=provenance_of(animation))
     video.verify(encoded)
     return Rendered(
         video=encoded,

@@ -10,7 +10,9 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
-from pia_ray.params import Animation, AnimationParams, AnimationRequest, EncodedVideo, VideoFormat
+from pia_ray.animation import Animation
+from pia_ray.params import AnimationParams, VideoFormat
+from pia_ray.types import AnimationRequest, EncodedVideo
 
 INTERACTIVE: Final = 0
 """Priority of a synchronous call: somebody waits for it."""

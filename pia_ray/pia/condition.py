@@ -13,13 +13,14 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from PIL import Image
 
 from pia_ray.errors import BadParameter
-from pia_ray.params import AnimationParams, AnimationRequest
+from pia_ray.params import AnimationParams
 from pia_ray.pia.affinity import affinity, keyframe_affinity
 from pia_ray.pia.components import Components
 from pia_ray.pia.evaluation import ImageTokens, Text
 from pia_ray.pia.inversion import expand
 from pia_ray.pia.ip_adapter import encode_picture, image_tokens
 from pia_ray.pia.tiling import TILE_PIXELS, is_tiled, tiled
+from pia_ray.types import AnimationRequest
 
 CACHED_PROMPTS: Final = 256
 CACHED_PICTURES: Final = 64

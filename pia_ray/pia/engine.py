@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from pia_ray.animation import Animation
 from pia_ray.config import DEFAULT_BATCH_SIZE
 from pia_ray.errors import DeviceLost, NonFiniteFrames, OutOfMemory, RowError, UnexpectedError
-from pia_ray.params import Animation, AnimationParams, AnimationRequest
+from pia_ray.params import AnimationParams
 from pia_ray.pia.clock import Lead, Stopwatch, mark_of
 from pia_ray.pia.components import Components
 from pia_ray.pia.evaluation import Branch, Evaluation, Program
@@ -33,6 +34,7 @@ from pia_ray.pia.row import row_program
 from pia_ray.pia.shelf import Model
 from pia_ray.pia.speed import forward_sizes, most_evaluations
 from pia_ray.pia.tuning import START, ForwardTuner
+from pia_ray.types import AnimationRequest
 
 log = logging.getLogger(__name__)
 

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from pia_ray.params import AnimationRequest
 from pia_ray.pia.components import Components
 from pia_ray.pia.decode import Decoded, begin_decode, begin_decode_exactly, quantised, require_finite
 from pia_ray.pia.faults import is_out_of_memory
 from pia_ray.pia.motion import measure_motion
+from pia_ray.types import AnimationRequest
 
 
 @dataclass(frozen=True)

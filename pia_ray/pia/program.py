@@ -14,11 +14,12 @@ from typing import Any
 import torch
 
 from pia_ray.errors import BadParameter
-from pia_ray.params import AnimationParams, OnStepEnd, StepEnd
+from pia_ray.params import AnimationParams
 from pia_ray.pia import free_init
 from pia_ray.pia.evaluation import Branch, Evaluation, Program, Text, Window
 from pia_ray.pia.long_video import blend
 from pia_ray.pia.windows import windows
+from pia_ray.types import OnStepEnd, StepEnd
 
 
 def denoise(

@@ -16,9 +16,9 @@ from diffusers.utils.export_utils import export_to_gif
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
-from pia_ray.params import AnimationRequest
 from pia_ray.pia.components import Components
 from pia_ray.pia.schedulers import make_scheduler
+from pia_ray.types import AnimationRequest
 
 FULL_STEP_TFLOP = 35.354
 """One step of a 16-frame 512 x 512 video with guidance in Stable Diffusion 1.5's architecture: two evaluations."""

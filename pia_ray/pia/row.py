@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from pia_ray.errors import BadParameter
-from pia_ray.params import AnimationParams, AnimationRequest
+from pia_ray.params import AnimationParams
 from pia_ray.pia.affinity import nearest_keyframe
 from pia_ray.pia.components import Components
 from pia_ray.pia.condition import Conditions, affinity_mask, stillness
@@ -19,12 +19,13 @@ from pia_ray.pia.long_video import frame_noise
 from pia_ray.pia.program import chain, denoise
 from pia_ray.pia.schedulers import make_scheduler
 from pia_ray.pia.windows import segments
+from pia_ray.types import AnimationRequest
 
 _UNPREPARED: Final = "the engine takes resolved requests: see Animator.submit"
 
 
 def row_program(request: AnimationRequest, components: Components, conditions: Conditions) -> Program:
-    """The program of a resolved request (see `pia_ray.request.prepare`) on this model.
+    """The program of a resolved request (see `pia_ray.prepare.prepare`) on this model.
 
     Draws from the row's own generator: noise first, then the picture's posterior and the end picture's, then below
     strength 1 the noise of the pictures; the programs draw the rest. Latents that are given take the place of the noise

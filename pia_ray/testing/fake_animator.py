@@ -16,9 +16,11 @@ from typing import Final, Literal, Self
 
 import numpy as np
 
+from pia_ray.animation import Animation
 from pia_ray.config import DEFAULT_KEEP_MODELS, CatalogConfig, ModelConfig, ServeConfig, model_for
 from pia_ray.errors import Cancelled, NonFiniteFrames, OutOfMemory, RowError, Timeout
-from pia_ray.params import DEFAULT_STYLE, Animation, AnimationRequest
+from pia_ray.params import DEFAULT_STYLE
+from pia_ray.types import AnimationRequest
 
 FAULTS: Final = ("oom", "nan", "die", "die-once", "hang", "hang-once")
 """Words that make `FakeAnimator` fail a row when they stand alone in its prompt."""
@@ -150,7 +152,7 @@ class FakeAnimator:
         on_step: Callable[[int, int], None] | None,
     ) -> Animation:
         started = time.monotonic()
-        from pia_ray.request import prepare  # brings Pillow, which a program that only draws checkpoints needs not
+        from pia_ray.prepare import prepare  # brings Pillow, which a program that only draws checkpoints needs not
 
         style = request.params.style
         ready = prepare(request, model_for(style, self.model, self.styles))

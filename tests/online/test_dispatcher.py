@@ -24,8 +24,9 @@ from pia_ray.online.dispatcher import Dispatcher
 from pia_ray.online.jobs import JobStore, VideoJob
 from pia_ray.online.local import LocalRenderer
 from pia_ray.online.render import BATCH_LINE, VIDEO_JOB, Event, Load, Queued, Rendered, RenderRequest, Step
-from pia_ray.params import AnimationParams, EncodedVideo
+from pia_ray.params import AnimationParams
 from pia_ray.testing import FakeAnimator
+from pia_ray.types import EncodedVideo
 from tests.chaos_proxy import ChaosProxy, chaos
 from tests.s3_server import s3, s3_server
 

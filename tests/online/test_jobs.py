@@ -27,7 +27,8 @@ from pia_ray.errors import (
 )
 from pia_ray.online.jobs import JobStore, Revision, VideoJob
 from pia_ray.online.render import Rendered, RenderRequest
-from pia_ray.params import AnimationParams, EncodedVideo
+from pia_ray.params import AnimationParams
+from pia_ray.types import EncodedVideo
 from tests.chaos_proxy import LOSE_ANSWER, ChaosProxy, chaos
 from tests.s3_server import s3, s3_server
 

@@ -13,13 +13,12 @@ from pia_ray.params import (
     ARRAY_KNOBS,
     PICTURE_KNOBS,
     REFERENCE_KNOBS,
-    AnimationRequest,
-    OutputType,
     check_pictures,
     lora_strengths,
     resolve,
     seed_from_id,
 )
+from pia_ray.types import AnimationRequest, OutputType
 
 if TYPE_CHECKING:
     from PIL.Image import Image

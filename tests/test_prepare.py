@@ -17,9 +17,9 @@ from PIL import Image
 
 from pia_ray import Animation, AnimationParams, AnimationRequest, Animator, ModelConfig
 from pia_ray.errors import BadParameter, Cancelled, RowError, UnexpectedError
-from pia_ray.params import StepEnd
-from pia_ray.request import prepare
+from pia_ray.prepare import prepare
 from pia_ray.testing import make_pipeline_folder
+from pia_ray.types import StepEnd
 
 SIZE = 32
 LATENTS = (4, 4, 8, 8)

@@ -10,8 +10,9 @@ import pytest
 from IPython.core.formatters import DisplayFormatter
 
 from pia_ray import video
+from pia_ray.animation import Animation
 from pia_ray.errors import VideoError
-from pia_ray.params import Animation, AnimationParams
+from pia_ray.params import AnimationParams
 
 
 def animation(prompt: str = "waves", *, num_frames: int = 4, **knobs) -> Animation:

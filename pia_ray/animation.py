@@ -1,0 +1,142 @@
+"""A finished animation in memory: its frames, how to save it, and how a notebook shows it."""
+
+from __future__ import annotations
+
+import base64
+import html
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, cast
+
+import numpy as np
+
+from pia_ray.errors import VideoError
+from pia_ray.params import MOTION_NAMES, AnimationParams
+
+if TYPE_CHECKING:
+    from pia_ray.params import VideoFormat
+
+LEAST_WIDTH: Final = 192
+"""Smaller videos are shown at this width, in px."""
+
+
+@dataclass(frozen=True)
+class Animation:
+    """A finished animation in memory."""
+
+    frames: np.ndarray[Any, Any]
+    """uint8 [T, H, W, 3], RGB. Empty for the output type "latent", which is not decoded."""
+    params: AnimationParams
+    """Resolved, with the width, height and seed that were used."""
+    model: str
+    """Name and version of the model that made it."""
+    id: str
+    gpu_s: float
+    """Seconds of engine time: this row's share of every forward it took part in, plus its decode."""
+    animate_s: float
+    """Seconds from submission to the finished frames."""
+    motion: float
+    """Mean L1 over H, S, V and an edge channel against the condition frame, 0 to 1. Source: PIA's training score."""
+    output: Any = None
+    """As the request's `output_type` asks: "uint8": `frames`; "pil": a list of PIL images; "np": float32 [T, H, W, 3]
+    and "pt": a torch tensor [T, 3, H, W], both 0 to 1 and not rounded to 8 bits; "latent": the denoised latents, a
+    torch tensor [4, T, h, w]. Tensors are float32, on the CPU."""
+
+    def save(self, path: str | Path) -> None:
+        """Encodes to a file; the extension picks the format (mp4, gif, webp, webm).
+
+        Raises:
+            VideoError: unknown extension, no frames, or the encoder failed.
+        """
+        save_animation(self, path)
+
+    def to_html(self, *, width: int | None = None) -> str:
+        """A figure that holds and plays the video, for a notebook; `width` in px, left out: as large as the video.
+
+        Raises:
+            VideoError: no frames, or the encoder failed.
+        """
+        return as_html(self, width=width)
+
+    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
+        """What a notebook shows of it: the video, where there are frames."""
+        count, height, width = self.frames.shape[:3] if self.frames.size else (0, 0, 0)
+        text = {"text/plain": f"<Animation: {count} frames of {width} x {height} px, {self.params.prompt!r}>"}
+        return {**text, "text/html": self.to_html()} if count else text
+
+
+def provenance_of(animation: Animation) -> dict[str, Any]:
+    """What every file says of how it was made: id, seed, params and model. Seeds are strings."""
+    params = animation.params.model_dump(mode="json")
+    params["seed"] = None if animation.params.seed is None else str(animation.params.seed)
+    return {"id": animation.id, "seed": params["seed"], "params": params, "model": animation.model}
+
+
+def save_animation(animation: Animation, path: str | Path) -> None:
+    """Encodes to a file whose extension picks the format; the file appears whole or not at all.
+
+    Raises:
+        VideoError: unknown extension, the encoder failed, or the file could not be written.
+    """
+    from pia_ray.video import MIME, encode, verify  # here, so that an animator starts without a codec
+
+    target = Path(path)
+    extension = target.suffix.lower().removeprefix(".")
+    if extension not in MIME:
+        raise VideoError(f'cannot tell a video format from "{target.name}": end it in .{", .".join(MIME)}')
+    video = encode(
+        animation.frames,
+        fps=animation.params.fps,
+        format=cast("VideoFormat", extension),
+        provenance=provenance_of(animation),
+    )
+    verify(video)
+    try:
+        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name[:64]}.", delete=False) as file:
+            unfinished = Path(file.name)
+            try:
+                file.write(video.content)
+                file.flush()
+                os.fsync(file.fileno())
+                umask = os.umask(0)
+                os.umask(umask)
+                unfinished.chmod(0o666 & ~umask)
+                unfinished.replace(target)
+            except BaseException:
+                unfinished.unlink(missing_ok=True)
+                raise
+    except OSError as error:
+        raise VideoError(f"cannot write {target}: {error.strerror or error}") from error
+
+
+def as_html(animation: Animation, *, width: int | None = None) -> str:
+    """A figure that plays the video round and round, with what was asked for below it.
+
+    `width` in px; left out: the video's own, and at least 192. Several in a row stand side by side.
+
+    Raises:
+        VideoError: there are no frames, or the encoder failed.
+    """
+    from pia_ray.video import MIME, encode  # as above
+
+    if width is not None and width < 1:
+        raise VideoError(f"width must be at least 1 px (got {width})")
+    params = animation.params
+    video = encode(animation.frames, fps=params.fps, format="mp4", provenance=provenance_of(animation))
+    shown = max(LEAST_WIDTH, video.width) if width is None else width
+    content = base64.b64encode(video.content).decode("ascii")
+    return (
+        f'<figure style="display:inline-block;margin:0 12px 12px 0;width:{shown}px;vertical-align:top">'
+        f'<video src="data:{MIME["mp4"]};base64,{content}" width="{shown}" autoplay loop muted playsinline controls>'
+        f'</video><figcaption style="font-size:12px;overflow-wrap:anywhere">{html.escape(caption(animation))}'
+        "</figcaption></figure>"
+    )
+
+
+def caption(animation: Animation) -> str:
+    """One line: the prompt, the motion that was asked for, and the motion that was measured."""
+    params = animation.params
+    motion = "of its own affinity" if params.affinity is not None else MOTION_NAMES[params.motion_scale]
+    return f"{params.prompt} · motion {motion}, measured {animation.motion:.3f}"

@@ -1,0 +1,161 @@
+"""The values that travel between modules: a manifest's row, a request, an encoded video, a row of the results.
+
+Reads and writes nothing and loads no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from pia_ray.params import AnimationParams, VideoFormat, seed_from_id, seed_of_video
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+OutputType = Literal["uint8", "pil", "np", "pt", "latent"]
+
+
+@dataclass(frozen=True)
+class ManifestRow:
+    """One work item as planned: thin, picklable, everything resolved. Holds no image bytes."""
+
+    id: str
+    video_index: int
+    image: str
+    """URI of the picture, or `<manifest uri>#row=<n>&column=<name>` for bytes inside a Parquet manifest."""
+    image_identity: str
+    """What the work key says of the picture: its reference as written, or `sha256:<hex>` for bytes."""
+    params: AnimationParams
+    """Resolved; `seed` is set; `width` and `height` may still be None (chosen from the picture). Knobs that refer to
+    files hold the identity of what they name, as `image_identity` does."""
+    work_key: str
+    """64 hex digits."""
+    references: Mapping[str, str] = field(default_factory=dict)
+    """Where the files lie that the params refer to: URIs as in `image`, by knob."""
+
+
+@dataclass(frozen=True)
+class StepEnd:
+    """What `AnimationRequest.on_step_end` is told when a denoising step is done."""
+
+    step: int
+    """From 0; a scheduler that takes two evaluations a step, such as heun, counts each."""
+    timestep: float
+    """That the step began at."""
+    tensors: Mapping[str, Any]
+    """torch tensors of this row alone: `latents` [4, T, h, w], `prompt_embeds` [L, C] and, with guidance,
+    `negative_prompt_embeds` [L, C]. Copies: what is changed in them changes nothing."""
+
+
+OnStepEnd = Callable[[StepEnd], Mapping[str, Any] | None]
+"""May return tensors by the names of `StepEnd.tensors`, of the same shapes, that take the place of the row's own."""
+
+
+@dataclass(frozen=True)
+class AnimationRequest:
+    """One animation to make: a picture and its params."""
+
+    image: Image.Image | np.ndarray[Any, Any]
+    """PIL image, or uint8 [H, W, 3] RGB (also [H, W] or [H, W, 4])."""
+    params: AnimationParams
+    id: str = ""
+    """Names the request in logs and errors; gives the seed where `params` has none."""
+    deadline_s: float | None = None
+    """Seconds from submission after which the request fails with `Timeout`."""
+    end_image: Image.Image | np.ndarray[Any, Any] | None = None
+    """Second keyframe: the picture that the last frame is to be. Fitted like `image`."""
+    mask_image: Image.Image | np.ndarray[Any, Any] | None = None
+    """Where the picture may move: white moves, black and transparent stay. Cropped and scaled as `image` is; in an
+    engine it has mode L."""
+    ip_adapter_image: Image.Image | np.ndarray[Any, Any] | None = None
+    """Picture whose look the video takes on."""
+    ip_adapter_image_embeds: np.ndarray[Any, Any] | None = None
+    """float32, in place of `ip_adapter_image`: one embedding, several (a further axis in front), or diffusers' layout
+    (two axes in front, the outer one of 2 with the negative first)."""
+    latents: np.ndarray[Any, Any] | None = None
+    """float32 [4, T, h, w], normal noise to start from in place of the seed's own first draw; below strength 1, the
+    noise that the picture is given."""
+    prompt_embeds: np.ndarray[Any, Any] | None = None
+    """float32 [L, C], in place of the prompt's, which then plays no part."""
+    negative_prompt_embeds: np.ndarray[Any, Any] | None = None
+    """float32 [L, C], in place of the negative prompt's; both sides of guidance must have the same L."""
+    output_type: OutputType = "uint8"
+    """What `Animation.output` is."""
+    on_step_end: OnStepEnd | None = None
+    """Called after each denoising step, on the engine's thread: other rows wait for it. Raising fails this row."""
+
+    def videos(self) -> list[AnimationRequest]:
+        """One request for each of `params.num_videos` videos, with seeds of their own: the first one's + 0, 1, 2 ..."""
+        params = self.params
+        first = seed_from_id(self.id) if params.seed is None else params.seed
+        return [
+            replace(self, params=params.model_copy(update={"num_videos": 1, "seed": seed_of_video(first, index)}))
+            for index in range(params.num_videos)
+        ]
+
+
+@dataclass(frozen=True)
+class EncodedVideo:
+    """A finished video file in memory."""
+
+    content: bytes
+    format: VideoFormat
+    num_frames: int
+    width: int
+    height: int
+    fps: int
+    sha256: str
+
+    @property
+    def size_bytes(self) -> int:
+        """Length of the file."""
+        return len(self.content)
+
+
+@dataclass(frozen=True)
+class ResultRow:
+    """One row of the results table; the fields are RESULTS_SCHEMA, in order. Unknown values are None."""
+
+    id: str
+    video_index: int
+    status: Literal["succeeded", "failed"]
+    error_code: str | None
+    error_message: str | None
+    retryable: bool | None
+    attempts: int
+    video_uri: str | None
+    thumbnail_uri: str | None
+    input_thumbnail_uri: str | None
+    image_uri: str
+    prompt: str | None
+    seed: int
+    width: int | None
+    height: int | None
+    num_frames: int | None
+    fps: int | None
+    duration_s: float | None
+    size_bytes: int | None
+    sha256: str | None
+    input_sha256: str | None
+    original_width: int | None
+    original_height: int | None
+    params: str
+    """The resolved params as canonical JSON; seeds as strings."""
+    work_key: str
+    model: str
+    run_id: str
+    worker: str
+    fetch_s: float | None
+    animate_s: float | None
+    publish_s: float | None
+    gpu_s: float | None
+    motion: float | None
+    finished_at: datetime
+    flags: str | None = None
+    """What is suspicious about the video, by commas: `black_frames`, `frozen`."""
