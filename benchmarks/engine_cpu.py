@@ -20,9 +20,9 @@ import card
 import torch
 
 from pia_ray.config import ModelConfig
-from pia_ray.pia.assemble import assemble
 from pia_ray.pia.components import Components
-from pia_ray.pia.decode import decode
+from pia_ray.pia.decoding.decode import decode
+from pia_ray.pia.loading.load import assemble
 from pia_ray.testing import make_pipeline_folder
 from pia_ray.weights import resolve
 

@@ -18,8 +18,8 @@ import torch
 from diffusers import AutoencoderKL, UNetMotionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from pia_ray.pia.memory import weight_bytes
-from pia_ray.pia.tiling import TILE_PIXELS, tiled
+from pia_ray.pia.device.memory import weight_bytes
+from pia_ray.pia.device.vae_tiling import TILE_PIXELS, tiled
 from pia_ray.testing.memory import peak_bytes, weightless
 
 SIZES = ((256, 16), (512, 16), (512, 32), (768, 16), (1024, 16))

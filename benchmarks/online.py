@@ -171,7 +171,7 @@ def animator_of(name: str, config: ServeConfig, *, step_s: float) -> RowAnimator
     """What both modes animate with."""
     model = config.models[config.default_model]
     if name == "demo":
-        from pia_ray.animator import Animator  # torch takes seconds, and the fake one does without
+        from pia_ray.pia.animator import Animator  # torch takes seconds, and the fake one does without
 
         return Animator(model, styles=config.models, batch_size=config.rows_at_once)
     from pia_ray.testing import FakeAnimator

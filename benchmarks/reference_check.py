@@ -29,12 +29,12 @@ from transformers import CLIPVisionModelWithProjection
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from pia_ray.animation import Animation
-from pia_ray.animator import Animator
 from pia_ray.config import ModelConfig, load_model
 from pia_ray.image import decode
 from pia_ray.params import parse_params
-from pia_ray.pia.schedulers import SCHEDULERS
-from pia_ray.pia.speed import device_of, dtype_of
+from pia_ray.pia.animator import Animator
+from pia_ray.pia.denoising.schedulers import SCHEDULERS
+from pia_ray.pia.device.placement import device_of, dtype_of
 from pia_ray.prepare import prepare
 from pia_ray.testing import draw_picture
 from pia_ray.types import AnimationRequest

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pia_ray.animation import Animation
-    from pia_ray.animator import Animator
     from pia_ray.catalog.graph import build_processor, run_catalog
     from pia_ray.config import CatalogConfig, ModelConfig, ServeConfig
     from pia_ray.ledger import read_results
     from pia_ray.online.serve import build_app
     from pia_ray.params import AnimationParams
+    from pia_ray.pia.animator import Animator
     from pia_ray.types import AnimationRequest
 
 __version__ = "0.1.0"
@@ -25,7 +25,7 @@ _HOMES = {
     "Animation": "pia_ray.animation",
     "AnimationParams": "pia_ray.params",
     "AnimationRequest": "pia_ray.types",
-    "Animator": "pia_ray.animator",
+    "Animator": "pia_ray.pia.animator",
     "CatalogConfig": "pia_ray.config",
     "ModelConfig": "pia_ray.config",
     "ServeConfig": "pia_ray.config",

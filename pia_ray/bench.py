@@ -25,18 +25,18 @@ import torch
 
 from pia_ray import video
 from pia_ray.animation import Animation
-from pia_ray.animator import Animator
 from pia_ray.config import ModelConfig
 from pia_ray.errors import ConfigError
 from pia_ray.params import AnimationParams
 from pia_ray.pia import reference
-from pia_ray.pia.assemble import assemble
+from pia_ray.pia.animator import Animator
 from pia_ray.pia.components import Components
-from pia_ray.pia.condition import Conditions
-from pia_ray.pia.decode import decode, to_numpy
+from pia_ray.pia.decoding.decode import decode, to_numpy
+from pia_ray.pia.denoising.conditions import Conditions
+from pia_ray.pia.device.memory import weight_bytes
 from pia_ray.pia.engine import Engine
-from pia_ray.pia.exact import chosen_kernels
-from pia_ray.pia.memory import weight_bytes
+from pia_ray.pia.loading.load import assemble
+from pia_ray.pia.unet.rewrites import chosen_kernels
 from pia_ray.prepare import prepare
 from pia_ray.testing import make_random_pipeline
 from pia_ray.types import AnimationRequest

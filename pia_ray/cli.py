@@ -387,8 +387,8 @@ def _image(args: argparse.Namespace) -> int:
 
     from pia_ray import image as pictures
     from pia_ray import steps
-    from pia_ray.animator import Animator
     from pia_ray.manifest import shown
+    from pia_ray.pia.animator import Animator
     from pia_ray.types import AnimationRequest
     from pia_ray.video import MIME
 

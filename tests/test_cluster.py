@@ -489,7 +489,7 @@ def test_the_wheel_works_with_the_runtime_s_packages_alone(wheel: Path, tmp_path
     program = python.with_name("pia-ray")
     assert "commands" in run(program, "--help")
     assert "demo@" in run(program, "models", "pull", "demo")
-    modules = "pia_ray.animator, pia_ray.bench, pia_ray.catalog.graph, pia_ray.online.serve, pia_ray.online.service"
+    modules = "pia_ray.pia.animator, pia_ray.bench, pia_ray.catalog.graph, pia_ray.online.serve, pia_ray.online.service"
     printed = run(python, "-c", f"import {modules}; print(pia_ray.__file__)")
     assert Path(printed.strip()).is_relative_to(site)
 

@@ -17,9 +17,9 @@ from pia_ray.catalog.local import run_local
 from pia_ray.config import CatalogConfig, ModelConfig, build
 from pia_ray.errors import ConfigError, OutputError
 from pia_ray.params import AnimationParams, Scheduler
-from pia_ray.pia.assemble import assemble
-from pia_ray.pia.condition import Conditions
-from pia_ray.pia.row import row_program
+from pia_ray.pia.denoising.conditions import Conditions
+from pia_ray.pia.denoising.row_program import row_program
+from pia_ray.pia.loading.load import assemble
 from pia_ray.prepare import prepare
 from pia_ray.testing import FakeAnimator, make_catalog
 from pia_ray.types import AnimationRequest

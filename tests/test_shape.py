@@ -42,7 +42,6 @@ ORDER = (
     "checkpoint",
     "weights",
     "pia",
-    "animator",
     "steps",
     "testing",
     "gallery",  # a run ends by writing its gallery, so it stands above the wings
@@ -61,7 +60,7 @@ NEVER = {
     "pia": dict.fromkeys(
         ("storage", "fetch", "manifest", "ledger", "video", "steps"), "the model knows no manifest, URI or file format"
     ),
-    "testing": dict.fromkeys(("pia", "animator"), "the fake animator must start without torch"),
+    "testing": dict.fromkeys(("pia",), "the fake animator must start without torch"),
 }
 
 OWNERS = {

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from pia_ray import AnimationParams, AnimationRequest, Animator, ModelConfig
-from pia_ray.pia.affinity import TABLES, affinity
+from pia_ray.pia.denoising.affinity import TABLES, affinity
 from training import export, registration, unet, vae
 from training.draws import Draws
 from training.masks import AMOUNTS, masks

@@ -7,7 +7,7 @@ from typing import Final
 import torch
 
 from pia_ray.params import LOOPS
-from pia_ray.pia.affinity import TABLES, affinity
+from pia_ray.pia.denoising.affinity import TABLES, affinity
 
 AMOUNTS: Final = (0.25, 0.55, 0.9)
 """Amount of motion that the small, moderate and large table of each kind stand for; 1 is the most a camera moves."""

@@ -32,7 +32,7 @@ from pia_ray.image import choose_size
 from pia_ray.ledger.book import sort_items
 from pia_ray.ledger.parts import Index
 from pia_ray.params import AnimationParams
-from pia_ray.pia.windows import segments, windows
+from pia_ray.pia.denoising.context_windows import segments, windows
 from pia_ray.types import ManifestRow, ResultRow
 
 SAMPLED_PICTURES: Final = 64
@@ -273,7 +273,7 @@ def calibrate_here(
         JobError: the model cannot be loaded.
     """
     if animator is None:
-        from pia_ray.animator import Animator
+        from pia_ray.pia.animator import Animator
 
         with Animator(
             config.model, styles=config.styles, keep_models=config.keep_models, batch_size=config.batch_size

@@ -73,7 +73,7 @@ class Pool:
 
 def make_animator(config: CatalogConfig, cpu_threads: int) -> RowAnimator:
     """The configured model, as each actor holds it."""
-    from pia_ray.animator import Animator  # torch is for the actors: the driver starts seconds sooner without
+    from pia_ray.pia.animator import Animator  # torch is for the actors: the driver starts seconds sooner without
 
     return Animator(
         config.model,

@@ -11,12 +11,12 @@ from typing import Any
 import pyarrow.compute as pc
 
 from pia_ray import ledger
-from pia_ray.animator import Animator
 from pia_ray.catalog.run import Execute, Job, Observer, Summary, run
 from pia_ray.catalog.worker import CatalogWorker, RowAnimator
 from pia_ray.config import CatalogConfig
 from pia_ray.manifest import ITEMS_SCHEMA, row_from_item
 from pia_ray.params import DEFAULT_STYLE
+from pia_ray.pia.animator import Animator
 from pia_ray.types import ResultRow
 
 

@@ -32,7 +32,7 @@ from pia_ray.online.render import (
     Step,
 )
 from pia_ray.params import VideoFormat
-from pia_ray.pia.line import rank
+from pia_ray.pia.admission import rank
 from pia_ray.types import AnimationRequest
 
 log = logging.getLogger(__name__)

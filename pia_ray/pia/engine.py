@@ -21,19 +21,19 @@ from pia_ray.animation import Animation
 from pia_ray.config import DEFAULT_BATCH_SIZE
 from pia_ray.errors import DeviceLost, NonFiniteFrames, OutOfMemory, RowError, UnexpectedError
 from pia_ray.params import AnimationParams
-from pia_ray.pia.clock import Lead, Stopwatch, mark_of
 from pia_ray.pia.components import Components
+from pia_ray.pia.decoding.output import Making, begin, finished
+from pia_ray.pia.denoising.row_program import row_program
+from pia_ray.pia.device.batch_tuner import START, ForwardTuner
+from pia_ray.pia.device.errors import device_is_lost, is_out_of_memory
+from pia_ray.pia.device.memory import evaluations_that_fit
+from pia_ray.pia.device.nan_check import FiniteCheck
+from pia_ray.pia.device.placement import forward_sizes, most_evaluations
+from pia_ray.pia.device.timing import Lead, Stopwatch, mark_of
 from pia_ray.pia.evaluation import Branch, Evaluation, Program
-from pia_ray.pia.exact import most_positions
-from pia_ray.pia.faults import device_is_lost, is_out_of_memory
-from pia_ray.pia.finite import FiniteCheck
-from pia_ray.pia.forward import Piece
-from pia_ray.pia.memory import evaluations_that_fit
-from pia_ray.pia.output import Making, begin, finished
-from pia_ray.pia.row import row_program
-from pia_ray.pia.shelf import Model
-from pia_ray.pia.speed import forward_sizes, most_evaluations
-from pia_ray.pia.tuning import START, ForwardTuner
+from pia_ray.pia.model_cache import Model
+from pia_ray.pia.unet.forward import Piece
+from pia_ray.pia.unet.rewrites import most_positions
 from pia_ray.types import AnimationRequest
 
 log = logging.getLogger(__name__)

@@ -17,7 +17,7 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 from pia_ray.pia.components import Components
-from pia_ray.pia.schedulers import make_scheduler
+from pia_ray.pia.denoising.schedulers import make_scheduler
 from pia_ray.types import AnimationRequest
 
 FULL_STEP_TFLOP = 35.354

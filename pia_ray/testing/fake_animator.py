@@ -1,4 +1,4 @@
-"""An animator without a model: the interface of `pia_ray.animator.Animator`, faults on demand, no torch."""
+"""An animator without a model: the interface of `pia_ray.pia.animator.Animator`, faults on demand, no torch."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """A `ModelConfig` -> verified local folders and files, fetched once per node and usable offline; their version.
 
-Owns huggingface_hub. Loads nothing: that is left to `pia_ray.pia.assemble`. The parts are `hub`, `prefixes` (S3) and
-`copies`, which puts a model where a whole cluster reads it.
+Owns huggingface_hub. Loads nothing: that is left to `pia_ray.pia.loading.load`. The parts are `hub`, `prefixes` (S3)
+and `copies`, which puts a model where a whole cluster reads it.
 """
 
 from __future__ import annotations

@@ -12,12 +12,12 @@ import pytest
 from PIL import Image
 
 from pia_ray import video
-from pia_ray.animator import Animator
 from pia_ray.config import ServeConfig
 from pia_ray.online.api import create_app
 from pia_ray.online.local import LocalRenderer
 from pia_ray.online.render import RenderRequest, Step
 from pia_ray.params import AnimationParams
+from pia_ray.pia.animator import Animator
 
 pytestmark = pytest.mark.heavy
 

@@ -50,7 +50,7 @@ def build_app(settings: ServeConfig | Mapping[str, Any]) -> serve.Application:
 
 def make_animator(config: ServeConfig, cpu_threads: int) -> RowAnimator:
     """The configured models, as each engine holds them."""
-    from pia_ray.animator import Animator  # torch is for the engines: an ingress starts seconds sooner without
+    from pia_ray.pia.animator import Animator  # torch is for the engines: an ingress starts seconds sooner without
 
     return Animator(
         config.models[config.default_model],

@@ -1,0 +1,1 @@
+"""From denoised latents to frames: VAE decode, output types, the motion score."""

@@ -1,0 +1,190 @@
+"""What a row's denoising is conditioned on: text embeddings, the picture's latent, the affinity mask; with caches."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any, Final
+
+import numpy as np
+import torch
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from PIL import Image
+
+from pia_ray.errors import BadParameter
+from pia_ray.params import AnimationParams
+from pia_ray.pia.components import Components
+from pia_ray.pia.denoising.affinity import affinity, keyframe_affinity
+from pia_ray.pia.device.vae_tiling import TILE_PIXELS, is_tiled, tiled
+from pia_ray.pia.evaluation import ImageTokens, Text
+from pia_ray.pia.loading.ip_adapter import encode_picture, image_tokens
+from pia_ray.pia.loading.textual_inversion import expand
+from pia_ray.types import AnimationRequest
+
+CACHED_PROMPTS: Final = 256
+CACHED_PICTURES: Final = 64
+
+
+def affinity_mask(
+    params: AnimationParams, *, keyframes: Sequence[int], device: torch.device, still: torch.Tensor | None = None
+) -> torch.Tensor:
+    """The row's affinity coefficients as [1, T, 1, 1], to be spread over the latent's height and width, in float32.
+
+    `still` [h, w] says how much each latent pixel shall stay as it is, 0 to 1; with it the mask is [1, T, h, w]:
+    coefficient + still * (1 - coefficient).
+    """
+    if len(keyframes) == 1:
+        coefficients = affinity(
+            params.motion_scale,
+            params.num_frames,
+            condition_frame=keyframes[0],
+            coefficients=params.affinity,
+        )
+    else:
+        coefficients = keyframe_affinity(
+            params.motion_scale, params.num_frames, keyframes=keyframes, coefficients=params.affinity
+        )
+    mask = torch.tensor(coefficients, dtype=torch.float32, device=device).view(1, -1, 1, 1)
+    # lerp is exact at both ends.
+    return mask if still is None else torch.lerp(mask, torch.ones_like(mask), still.to(device))
+
+
+def stillness(mask_image: Image.Image, factor: int) -> torch.Tensor:
+    """How much each latent pixel shall stay as it is, [h, w] from 0 (white) to 1 (black): the mean over its pixels."""
+    values = torch.from_numpy(np.array(mask_image.convert("L"), dtype=np.float32)) / 255  # [H, W]
+    return 1 - torch.nn.functional.avg_pool2d(values[None, None], factor)[0, 0]
+
+
+class Conditions:
+    """Encodes prompts and pictures for one model and remembers the latest ones."""
+
+    def __init__(self, components: Components) -> None:
+        self.components = components
+        self._prompts: OrderedDict[tuple[str, int | None], torch.Tensor] = OrderedDict()
+        self._pictures: OrderedDict[str, tuple[torch.Tensor, torch.Tensor]] = OrderedDict()
+        self._looks: OrderedDict[str, torch.Tensor] = OrderedDict()
+
+    @torch.inference_mode()
+    def prompt(self, text: str, *, clip_skip: int | None) -> torch.Tensor:
+        """Embedding of a prompt, [L, C] with L the tokenizer's length; longer prompts are cut there.
+
+        Raises:
+            BadParameter: clip_skip leaves no layer of this text encoder.
+        """
+        key = (text, clip_skip)
+        if (found := _recall(self._prompts, key)) is not None:
+            return found
+        parts = self.components
+        layers = parts.text_encoder.config.num_hidden_layers
+        if clip_skip is not None and clip_skip >= layers:
+            raise BadParameter(f"clip_skip must be 0 to {layers - 1} for this model (got {clip_skip})", "clip_skip")
+        tokens = parts.tokenizer(
+            expand(text, parts.inversions),
+            padding="max_length",
+            max_length=parts.tokenizer.model_max_length,
+            truncation=True,
+            return_tensors="pt",
+        ).input_ids.to(parts.device)
+        if clip_skip is None:
+            embedding = parts.text_encoder(tokens).last_hidden_state[0]
+        else:
+            output = parts.text_encoder(tokens, output_hidden_states=True)
+            embedding = parts.text_encoder.final_layer_norm(output.hidden_states[-(clip_skip + 1)])[0]
+        return _remember(self._prompts, key, embedding.to(parts.dtype), CACHED_PROMPTS)
+
+    def embedding(self, values: np.ndarray[Any, Any], *, field: str) -> torch.Tensor:
+        """An embedding that was made elsewhere, [L, C], as the model takes it.
+
+        Raises:
+            BadParameter: it is not as wide as this model's own; names the `field`.
+        """
+        parts = self.components
+        width = int(parts.text_encoder.config.hidden_size)
+        if values.ndim != 2 or values.shape[1] != width or not len(values):
+            raise BadParameter(f"{field} must be [L, {width}] for this model (got {list(values.shape)})", field)
+        return torch.tensor(values, dtype=torch.float32).to(parts.device, parts.dtype)
+
+    @torch.inference_mode()
+    def picture(self, image: Image.Image, generator: torch.Generator) -> torch.Tensor:
+        """The picture's condition latent, [4, h, w] in float32, scaled for the UNet; one draw from `generator`.
+
+        The posterior's moments are remembered by content; the sample is the row's own.
+        """
+        pixels = np.asarray(image)
+        key = _digest(pixels)
+        moments = _recall(self._pictures, key)
+        if moments is None:
+            moments = _remember(self._pictures, key, self._encode(pixels), CACHED_PICTURES)
+        mean, std = moments
+        noise = torch.randn(mean.shape, generator=generator, dtype=torch.float32).to(mean.device)
+        return (mean + std * noise) * self.components.latent_scale
+
+    @torch.inference_mode()
+    def looks(self, request: AnimationRequest) -> dict[Text, ImageTokens]:
+        """What an IP-Adapter says of the request's picture or embeddings, to the side of guidance with each text.
+
+        Empty where the request has neither, or gives them no weight. Embeddings of pictures are remembered by content.
+
+        Raises:
+            BadParameter: this model cannot take what the request has.
+        """
+        picture, embeds = request.ip_adapter_image, request.ip_adapter_image_embeds
+        if picture is None and embeds is None:
+            return {}
+        field = "ip_adapter_image" if picture is not None else "ip_adapter_image_embeds"
+        if picture is not None and embeds is not None:
+            raise BadParameter("give either ip_adapter_image or ip_adapter_image_embeds, not both", field)
+        adapter = self.components.ip_adapter
+        if adapter is None:
+            raise BadParameter(f"{field} needs a model with an ip_adapter, and this one has none", field)
+        if picture is not None and adapter.image_encoder is None:
+            raise BadParameter(
+                f"{field} needs a model with an image_encoder: give it one, or give ip_adapter_image_embeds", field
+            )
+        scale = request.params.ip_adapter_scale
+        if scale == 0:
+            return {}
+        if embeds is not None:
+            return image_tokens(adapter, torch.tensor(embeds, dtype=torch.float32), scale=scale)
+        assert isinstance(picture, Image.Image)
+        key = _digest(np.asarray(picture))
+        if (embedding := _recall(self._looks, key)) is None:
+            embedding = _remember(self._looks, key, encode_picture(adapter, picture), CACHED_PICTURES)
+        return image_tokens(adapter, embedding, scale=scale)
+
+    def _encode(self, pixels: np.ndarray[Any, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        parts = self.components
+        values = torch.from_numpy(pixels.copy()).to(parts.device, torch.float32) / 127.5 - 1
+        values = values.permute(2, 0, 1)[None].to(parts.vae_dtype)  # [1, 3, H, W]
+        posterior = encode(parts, values)
+        return posterior.mean[0].float(), posterior.std[0].float()
+
+
+def encode(components: Components, values: torch.Tensor) -> DiagonalGaussianDistribution:
+    """The VAE's posterior of pictures [N, 3, H, W] in its precision, -1 to 1; in tiles where the size asks for them."""
+    vae, factor = components.vae, components.spatial_factor
+    height, width = values.shape[-2:]
+    if not is_tiled(components.vae_tiling, height=height, width=width):
+        return vae.encode(values).latent_dist
+    # Moments are blended as they come out, mean and log variance: [N, 8, h, w].
+    return DiagonalGaussianDistribution(
+        tiled(lambda tile: vae.encode(tile).latent_dist.parameters, values, tile=TILE_PIXELS, scale=1 / factor)
+    )
+
+
+def _digest(pixels: np.ndarray[Any, Any]) -> str:
+    return hashlib.sha256(pixels.tobytes() + str(pixels.shape).encode()).hexdigest()
+
+
+def _recall(cache: OrderedDict[Any, Any], key: Any) -> Any:
+    if key in cache:
+        cache.move_to_end(key)
+    return cache.get(key)
+
+
+def _remember(cache: OrderedDict[Any, Any], key: Any, value: Any, most: int) -> Any:
+    cache[key] = value
+    while len(cache) > most:
+        cache.popitem(last=False)
+    return value

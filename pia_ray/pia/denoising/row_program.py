@@ -1,0 +1,202 @@
+"""A request -> its row's program: what the model is told of it, its noise, its scheduler; checked for this model."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Final
+
+import torch
+from PIL import Image
+
+from pia_ray.errors import BadParameter
+from pia_ray.params import AnimationParams
+from pia_ray.pia.components import Components
+from pia_ray.pia.denoising.affinity import nearest_keyframe
+from pia_ray.pia.denoising.conditions import Conditions, affinity_mask, stillness
+from pia_ray.pia.denoising.context_windows import segments
+from pia_ray.pia.denoising.denoise import chain, denoise
+from pia_ray.pia.denoising.schedulers import make_scheduler
+from pia_ray.pia.denoising.window_blending import frame_noise
+from pia_ray.pia.evaluation import Branch, Program, Text
+from pia_ray.pia.unet.rewrites import most_positions
+from pia_ray.types import AnimationRequest
+
+_UNPREPARED: Final = "the engine takes resolved requests: see Animator.submit"
+
+
+def row_program(request: AnimationRequest, components: Components, conditions: Conditions) -> Program:
+    """The program of a resolved request (see `pia_ray.prepare.prepare`) on this model.
+
+    Draws from the row's own generator: noise first, then the picture's posterior and the end picture's, then below
+    strength 1 the noise of the pictures; the programs draw the rest. Latents that are given take the place of the noise
+    that the row starts from, and nothing is drawn for it.
+
+    Raises:
+        BadParameter: this model cannot do what the request asks for.
+    """
+    params, image = request.params, request.image
+    if params.seed is None or params.width is None or params.height is None or not isinstance(image, Image.Image):
+        raise TypeError(_UNPREPARED)
+    _check(request, components)
+    device, factor = components.device, components.spatial_factor
+    parts = [replace(request, params=params.model_copy(update={"num_frames": num})) for num in segments(params)]
+    config, name = components.scheduler_config, params.scheduler
+    # All of them now: a step count that one cannot do is refused before anything is encoded.
+    schedulers = [[make_scheduler(config, name, steps=steps) for steps in params.iterations] for _ in parts]
+    generator = torch.Generator("cpu").manual_seed(params.seed)
+    size = (params.height // factor, params.width // factor)
+
+    def draw(part: AnimationParams) -> torch.Tensor:
+        return frame_noise(part, (components.latent_channels, part.num_frames, *size), generator, device)
+
+    given = start_noise(request, (components.latent_channels, params.num_frames, *size), device)
+    noise = draw(parts[0].params) if given is None else given
+    keyframes, condition = shown(parts[0], conditions, generator)
+    if params.strength < 1 and given is None:
+        noise = draw(parts[0].params)
+    texts, looks = text_embeddings(request, conditions), conditions.looks(request)
+
+    def program_of(segment: int, before: torch.Tensor | None) -> Program:
+        part = parts[segment].params
+        picture = condition if before is None else before
+        mask = mask_of(parts[segment], keyframes, components)
+        nothing = torch.zeros_like(mask), torch.zeros_like(picture)
+        branches = tuple(
+            Branch(texts[text], *((mask, picture) if with_picture else nothing), text=text, image=looks.get(text))
+            for text, with_picture in sides_of(part)
+        )
+        return denoise(
+            part,
+            schedulers=schedulers[segment],
+            noise=noise if before is None else draw(part),
+            fresh_noise=lambda: draw(part),
+            condition=picture,
+            branches=branches,
+            generator=generator,
+            on_step_end=request.on_step_end,
+            texts=texts,
+            segment=segment,
+            num_segments=len(parts),
+        )
+
+    program = program_of(0, None) if len(parts) == 1 else chain(program_of, len(parts))
+    return _without_seam(program) if params.seam == "drop" else program
+
+
+def shown(
+    request: AnimationRequest, conditions: Conditions, generator: torch.Generator
+) -> tuple[list[int], torch.Tensor]:
+    """The keyframes, and the latents of their pictures as each frame is conditioned on the nearest, [4, 1 or T, h, w].
+
+    They are drawn from the row's generator, the end picture's after the picture's.
+    """
+    params = request.params
+    if not all(isinstance(picture, Image.Image | None) for picture in (request.end_image, request.mask_image)):
+        raise TypeError(_UNPREPARED)
+    assert isinstance(request.image, Image.Image)
+    condition = conditions.picture(request.image, generator)[:, None]  # [4, 1, h, w]
+    keyframes = [params.condition_frame]
+    if isinstance(request.end_image, Image.Image):
+        keyframes.append(params.num_frames - 1)
+        end = conditions.picture(request.end_image, generator)[:, None]
+        condition = torch.cat([condition, end], dim=1)[:, list(nearest_keyframe(params.num_frames, keyframes))]
+    return keyframes, condition
+
+
+def mask_of(request: AnimationRequest, keyframes: list[int], components: Components) -> torch.Tensor:
+    """The affinity that the branches with the picture are told, [1, T, 1 or h, 1 or w]."""
+    still = None
+    if isinstance(request.mask_image, Image.Image):
+        still = stillness(request.mask_image, components.spatial_factor)
+    return affinity_mask(request.params, keyframes=keyframes, device=components.device, still=still)
+
+
+def sides_of(params: AnimationParams) -> list[tuple[Text, bool]]:
+    """The branches of guidance: which text each one is told, and whether it sees the picture.
+
+    Without the picture mask and condition latent are zero, as in a fifth of PIA's training. Source: its published code.
+    """
+    sides: list[tuple[Text, bool]] = [("prompt", params.image_guidance_scale != 0)]
+    if params.has_guidance:
+        sides.insert(0, ("negative_prompt", params.image_guidance_scale != 0))
+    if params.has_image_guidance:
+        sides.insert(0, (sides[0][0], False))
+    return sides
+
+
+def start_noise(request: AnimationRequest, shape: tuple[int, ...], device: torch.device) -> torch.Tensor | None:
+    """The request's own latents, or None where its seed is to draw them.
+
+    Raises:
+        BadParameter: they have another shape.
+    """
+    if request.latents is None:
+        return None
+    if request.latents.shape != shape:
+        raise BadParameter(
+            f"latents must be {list(shape)} for this row's frames and size (got {list(request.latents.shape)})",
+            "latents",
+        )
+    return torch.tensor(request.latents, dtype=torch.float32, device=device)
+
+
+def text_embeddings(request: AnimationRequest, conditions: Conditions) -> dict[Text, torch.Tensor]:
+    """What the row's sides of guidance are told, the negative one first: given embeddings, or the encoded text.
+
+    Raises:
+        BadParameter: given embeddings do not fit this model, or each other.
+    """
+    params = request.params
+    texts: dict[Text, torch.Tensor] = {}
+    if params.has_guidance:
+        texts["negative_prompt"] = (
+            conditions.prompt(params.negative_prompt, clip_skip=params.clip_skip)
+            if request.negative_prompt_embeds is None
+            else conditions.embedding(request.negative_prompt_embeds, field="negative_prompt_embeds")
+        )
+    texts["prompt"] = (
+        conditions.prompt(params.prompt, clip_skip=params.clip_skip)
+        if request.prompt_embeds is None
+        else conditions.embedding(request.prompt_embeds, field="prompt_embeds")
+    )
+    lengths = {text: len(embedding) for text, embedding in texts.items()}
+    if len(set(lengths.values())) > 1:
+        missing = "negative_prompt_embeds" if request.negative_prompt_embeds is None else "prompt_embeds"
+        raise BadParameter(
+            f"both sides of guidance need embeddings of one length (the negative prompt's is "
+            f"{lengths['negative_prompt']}, the prompt's {lengths['prompt']}): give prompt_embeds and "
+            "negative_prompt_embeds of equal length",
+            missing,
+        )
+    return texts
+
+
+def _without_seam(program: Program) -> Program:
+    """The same program; the last frame, which is the first again, is left out of what it returns."""
+    return (yield from program)[:, :-1]
+
+
+def _check(request: AnimationRequest, components: Components) -> None:
+    params, factor = request.params, components.spatial_factor
+    width, height = params.width or 0, params.height or 0
+    if params.piece_frames > components.max_frames:
+        most = components.max_frames
+        if params.context_frames is not None and params.context_frames < params.num_frames:
+            text = f"context_frames must be 2 to {most} for this model (got {params.context_frames})"
+            raise BadParameter(text, "context_frames")
+        raise BadParameter(
+            f"num_frames must be 1 to {most} for this model (got {params.num_frames}), "
+            f"or context_frames at most {most} be given, which makes longer videos of pieces",
+            "num_frames",
+        )
+    if request.latents is not None and len(segments(params)) > 1:
+        raise BadParameter("latents cannot be given for a chain: use long_video windows", "latents")
+    bound = most_positions(components.unet, components.device)
+    if bound is not None and (width // factor) * (height // factor) > bound:
+        raise BadParameter(
+            f"width x height must be at most {bound * factor**2:,} px for this model on a GPU (got {width} x {height})",
+            "width",
+        )
+    for side, value in (("width", width), ("height", height)):
+        if value % factor:
+            raise BadParameter(f"{side} must be a multiple of {factor} for this model (got {value})", side)

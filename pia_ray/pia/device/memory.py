@@ -1,0 +1,103 @@
+"""How much of a device's memory a model may use, and how many frames or evaluations fit into it at once.
+
+The sizes of activations are those that `benchmarks/memory.py` finds by running Stable Diffusion 1.5's architecture on
+tensors without content; they grow with pixels and frames in proportion, since no attention keeps its whole matrix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Final
+
+import torch
+from torch import nn
+
+from pia_ray.config import ModelConfig
+from pia_ray.errors import ConfigError
+from pia_ray.pia.device.vae_tiling import TILE_PIXELS, is_tiled
+
+if TYPE_CHECKING:
+    from pia_ray.pia.components import Components
+
+DECODE_WIDTHS: Final = 6
+"""Values alive at the peak of a decode, per pixel and channel of the VAE's first block: 768 for 128 channels."""
+
+EVALUATION_WIDTHS: Final = 28
+"""Values alive at the peak of an evaluation, per latent pixel of all frames and channel of the UNet's first block.
+
+8,344 for 320 channels, 26.1; 27.7 with the original's GroupNorm.
+"""
+
+HEADROOM: Final = 0.8
+"""Share of what is free that activations may take; the rest is for workspaces of convolutions and what is torn."""
+
+MOST_DECODED_PIXELS: Final = 16 * 512 * 512
+"""Pixels decoded at once, however much memory there is: larger chunks are no faster."""
+
+CPU_DECODE_BYTES: Final = 4 * 2**30
+"""Taken as free for a decode on a CPU where the model states no bound: four frames of 512 x 512 px in float32."""
+
+
+def limit_memory(model: ModelConfig, device: torch.device) -> int | None:
+    """The model's own bound in bytes; None where it states none. On a GPU torch holds the least of this process.
+
+    Raises:
+        ConfigError: the device has less.
+    """
+    if model.memory_gib is None:
+        return None
+    most = int(model.memory_gib * 2**30)
+    if device.type == "cuda":
+        total = torch.cuda.get_device_properties(device).total_memory
+        if most > total:
+            raise ConfigError(
+                f"model {model.name}: memory_gib is {model.memory_gib:g}, but the GPU has {total / 2**30:.1f} GiB"
+            )
+        # Of the current device, the one in use. A later model's wider bound must not undo an earlier one's.
+        share = min(most / total, torch.cuda.get_per_process_memory_fraction())
+        torch.cuda.set_per_process_memory_fraction(share)
+    return most
+
+
+def frames_at_once(components: Components, *, height: int, width: int) -> int:
+    """Frames of this size in px to decode at once, at least 1."""
+    tiled = is_tiled(components.vae_tiling, height=height, width=width)
+    pixels = min(height, TILE_PIXELS) * min(width, TILE_PIXELS) if tiled else height * width
+    channels = components.vae.config["block_out_channels"][0]
+    one = DECODE_WIDTHS * channels * pixels * components.vae_dtype.itemsize
+    free = _free_bytes(components, components.vae)
+    if free is None:
+        free = CPU_DECODE_BYTES
+    return max(1, min(int(HEADROOM * free) // one, MOST_DECODED_PIXELS // pixels))
+
+
+def evaluations_that_fit(components: Components, *, num_frames: int, height: int, width: int) -> int | None:
+    """Evaluations of this latent size whose activations fit at once, at least 1; None: no bound is known."""
+    free = _free_bytes(components, components.unet)
+    if free is None:
+        return None
+    channels = components.unet.config["block_out_channels"][0]
+    one = EVALUATION_WIDTHS * channels * num_frames * height * width * components.dtype.itemsize
+    return max(1, int(HEADROOM * free) // one)
+
+
+def weight_bytes(parts: Iterable[object]) -> int:
+    """Memory of the weights of those parts that are modules, wherever they are."""
+    modules = [part for part in parts if isinstance(part, nn.Module)]
+    return sum(weight.numel() * weight.element_size() for part in modules for weight in part.parameters())
+
+
+def _free_bytes(components: Components, part: nn.Module) -> int | None:
+    """What activations of a part may take of the device: below the model's bound, and on a GPU what is free there."""
+    device, bound = components.device, components.memory_bytes
+    if device.type != "cuda":
+        return None if bound is None else max(0, bound - weight_bytes(vars(components).values()))
+    free, _ = torch.cuda.mem_get_info(device)
+    # What torch holds for later use counts as free, too.
+    allocated = torch.cuda.memory_allocated(device)
+    free += torch.cuda.memory_reserved(device) - allocated
+    if bound is not None:
+        free = min(free, bound - allocated)
+    if next(part.parameters()).device.type == "cpu":  # it waits in host memory, and comes when it runs
+        free -= weight_bytes([part])
+    return max(0, free)

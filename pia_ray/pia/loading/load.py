@@ -1,0 +1,238 @@
+"""Weights on disk -> components ready to run: UNet with motion modules, VAE, text encoder, tokenizer, scheduler config.
+
+Loads by diffusers' and transformers' own loaders, safetensors only unless the model says otherwise.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from diffusers import AutoencoderKL, MotionAdapter, UNet2DConditionModel, UNetMotionModel
+from diffusers.utils import logging as diffusers_logging
+from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
+from transformers.utils import logging as transformers_logging
+
+from pia_ray.checkpoint import PICKLED_SUFFIXES, digest
+from pia_ray.config import ModelConfig
+from pia_ray.errors import WeightsError
+from pia_ray.pia.components import Components, Held, Lora
+from pia_ray.pia.device.memory import limit_memory
+from pia_ray.pia.device.placement import device_of, dtype_of, text_encoder_dtype_of, vae_dtype_of
+from pia_ray.pia.loading import single_file
+from pia_ray.pia.loading.checkpoint_tensors import read_tensors
+from pia_ray.pia.loading.group_norm import normalise_as_original
+from pia_ray.pia.loading.ip_adapter import install_ip_adapter
+from pia_ray.pia.loading.lora import read_lora
+from pia_ray.pia.loading.offload import offload
+from pia_ray.pia.loading.textual_inversion import with_inversions
+from pia_ray.pia.loading.weight_sharing import Pool, SourceOf
+from pia_ray.pia.unet.compilation import compile_mode_of
+from pia_ray.weights import LocalWeights
+
+# Their loading bars are for notebooks; a worker's standard error is for what goes wrong.
+diffusers_logging.disable_progress_bar()
+transformers_logging.disable_progress_bar()
+
+
+def assemble(weights: LocalWeights, model: ModelConfig, pool: Pool | None = None) -> Components:
+    """The model of these weights, on its device; what other models of the pool hold already is held once.
+
+    Raises:
+        WeightsError: a part is missing, damaged, or not a PIA model (no 9-channel input); a LoRA or textual inversion
+            does not fit.
+        ConfigError: the device is not there.
+    """
+    device = device_of(model)
+    dtypes = _Dtypes(dtype_of(model, device), vae_dtype_of(model, device), text_encoder_dtype_of(model, device))
+    memory_bytes = limit_memory(model, device)
+    kwargs = {"use_safetensors": None if model.allow_pickle else True}
+    unet, vae, text_encoder = _parts(weights, kwargs, dtypes)
+    if (channels := unet.config["in_channels"]) != 9:
+        raise WeightsError(
+            f"the UNet of model {model.name} takes {channels} channels, PIA's takes 9: "
+            "motion_adapter must be PIA's condition adapter, which brings its own conv_in"
+        )
+    configs = weights.base if weights.base.is_dir() or weights.config is None else weights.config
+    tokenizer = _load(CLIPTokenizer, configs / "tokenizer", {})
+    parts: dict[str, torch.nn.Module] = {"text_encoder": text_encoder, "unet": unet, "vae": vae}
+    if (encoder := _image_encoder(weights, kwargs, dtype=dtypes.unet)) is not None:
+        parts["image_encoder"] = encoder
+    home = device if model.offload == "none" else torch.device("cpu")
+    held = _place(parts, weights, pool, device=home)
+    if model.group_norm == "original":
+        normalise_as_original(unet)
+    ip_adapter = None
+    if weights.ip_adapter is not None:
+        ip_adapter = install_ip_adapter(unet, weights.ip_adapter, image_encoder=encoder, device=device)
+    components = Components(
+        unet=unet,
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        scheduler_config=_read_config(configs / "scheduler" / "scheduler_config.json"),
+        device=device,
+        dtype=dtypes.unet,
+        vae_dtype=dtypes.vae,
+        vae_tiling=model.vae_tiling,
+        memory_bytes=memory_bytes,
+        compile_mode=compile_mode_of(model, device),
+        compile_cache=None if model.compile_cache is None else Path(model.compile_cache).expanduser(),
+        version=weights.version,
+        ip_adapter=ip_adapter,
+        loras={name: Lora(path, model.loras[name].weight) for name, path in weights.loras.items()},
+        held=held,
+    )
+    if weights.textual_inversions:
+        components = with_inversions(components, weights.textual_inversions)
+    for lora in components.loras.values():
+        read_lora(lora.path, components)  # a LoRA for another model is told before any row asks for it
+    visiting = [components.text_encoder, components.unet, components.vae, *([] if encoder is None else [encoder])]
+    offload(visiting, model.offload, device)
+    return components
+
+
+class _Dtypes(NamedTuple):
+    unet: torch.dtype
+    vae: torch.dtype
+    text_encoder: torch.dtype
+
+
+def _parts(
+    weights: LocalWeights, kwargs: dict[str, Any], dtypes: _Dtypes
+) -> tuple[UNetMotionModel, AutoencoderKL, CLIPTextModel]:
+    """UNet with motion modules, VAE and text encoder, each out of a folder or a single file."""
+    checkpoint: dict[str, torch.Tensor] = {}
+    unet_kwargs = {**kwargs, "torch_dtype": dtypes.unet}
+    if weights.base.is_file():
+        checkpoint = read_tensors(weights.base)
+        single_file.check_base(checkpoint, weights.base)
+        plain = _single(single_file.load_unet, weights, checkpoint, dtype=dtypes.unet)
+        unet = _with_motion(plain, weights, unet_kwargs)
+        text_encoder = _single(single_file.load_text_encoder, weights, checkpoint, dtype=dtypes.text_encoder)
+    else:
+        unet = _unet(weights, unet_kwargs)
+        text_encoder = _load(CLIPTextModel, weights.base / "text_encoder", {**kwargs, "dtype": dtypes.text_encoder})
+    if weights.vae is not None and weights.vae.is_file():
+        vae = _single(single_file.load_vae, weights, read_tensors(weights.vae), dtype=dtypes.vae, path=weights.vae)
+    elif weights.vae is None and weights.base.is_file():
+        vae = _single(single_file.load_vae, weights, checkpoint, dtype=dtypes.vae)
+    else:
+        vae = _load(AutoencoderKL, weights.vae or weights.base / "vae", {**kwargs, "torch_dtype": dtypes.vae})
+    return unet, vae, text_encoder
+
+
+def _single(
+    load: Callable[..., Any],
+    weights: LocalWeights,
+    tensors: dict[str, torch.Tensor],
+    *,
+    dtype: torch.dtype,
+    path: Path | None = None,
+) -> Any:
+    if weights.config is None:
+        raise WeightsError(f"{path or weights.base} is a single file: it needs a config folder in diffusers layout")
+    return load(tensors, path=path or weights.base, config=weights.config, dtype=dtype)
+
+
+def _unet(weights: LocalWeights, kwargs: dict[str, Any]) -> UNetMotionModel:
+    folder = weights.base / "unet"
+    kind = _read_config(folder / "config.json").get("_class_name")
+    if kind != "UNetMotionModel":
+        return _with_motion(None, weights, kwargs)
+    if weights.motion_adapter is not None:
+        raise WeightsError(
+            f"{folder} already holds motion modules: leave motion_adapter out, or give a plain SD 1.5 base"
+        )
+    return _load(UNetMotionModel, folder, kwargs)
+
+
+def _with_motion(plain: UNet2DConditionModel | None, weights: LocalWeights, kwargs: dict[str, Any]) -> UNetMotionModel:
+    """The plain UNet (None: the one in the base's folder) with PIA's motion modules."""
+    if weights.motion_adapter is None:
+        raise WeightsError(f"{weights.base} is a plain Stable Diffusion: the model needs a motion_adapter to animate")
+    adapter = _load(MotionAdapter, weights.motion_adapter, kwargs)
+    if adapter.conv_in is None:
+        raise WeightsError(f"the motion adapter in {weights.motion_adapter} has no conv_in: it is not PIA's")
+    if plain is None:
+        plain = _load(UNet2DConditionModel, weights.base / "unet", kwargs)
+    # The new UNet shares conv_in with the adapter object. Both sources are dropped here, so nothing can alias it.
+    return UNetMotionModel.from_unet2d(plain, adapter)
+
+
+def _image_encoder(
+    weights: LocalWeights, kwargs: dict[str, Any], *, dtype: torch.dtype
+) -> CLIPVisionModelWithProjection | None:
+    if weights.image_encoder is None:
+        return None
+    return _load(CLIPVisionModelWithProjection, weights.image_encoder, {"dtype": dtype, **kwargs})
+
+
+def _place(
+    parts: Mapping[str, torch.nn.Module], weights: LocalWeights, pool: Pool | None, *, device: torch.device
+) -> tuple[Held, ...]:
+    """Moves the parts to the device, through the pool."""
+
+    def source(place: Path | None, name: str) -> str:
+        # Digests take seconds where the files are large, and nothing is shared without a pool.
+        return "" if pool is None or place is None else _source(place, name)
+
+    base, motion = source(weights.base, "unet"), source(weights.motion_adapter, "")
+    vae = source(weights.base, "vae") if weights.vae is None else source(weights.vae, "")
+    text = source(weights.base, "text_encoder")
+    image = source(weights.image_encoder, "")
+    sources: dict[str, SourceOf] = {
+        "unet": lambda name: _unet_source(name, base, motion),
+        "vae": lambda _: vae,
+        "text_encoder": lambda _: text,
+        "image_encoder": lambda _: image,
+    }
+    used, held = Pool() if pool is None else pool, list[Held]()
+    for name, part in parts.items():
+        held += used.place(part.requires_grad_(False).eval(), sources[name], device=device)
+    return tuple(held)
+
+
+def _source(place: Path, name: str) -> str:
+    """Digest of the weights in a file, or in that subfolder; configs may name their makers and say the same."""
+    if place.is_file():
+        return digest(place, [place])
+    folder = place / name
+    suffixes = (".safetensors", *PICKLED_SUFFIXES)
+    return digest(folder, sorted(path for path in folder.iterdir() if path.suffix in suffixes))
+
+
+def _unet_source(name: str, base: str, motion: str) -> str:
+    """Where a weight of the UNet comes from: the base's UNet, the motion adapter, or, for the input, both."""
+    if not motion:
+        return base
+    if name.startswith("conv_in."):
+        return f"{base}+{motion}"
+    return motion if "motion_modules" in name else base
+
+
+def _load(kind: Any, folder: Path, kwargs: dict[str, Any]) -> Any:
+    # In float32, and cast after: for another precision both libraries set torch's default for a while, which is that
+    # of the whole process, and rows of another model may be denoising.
+    given = [name for name in ("torch_dtype", "dtype") if name in kwargs]
+    wide: dict[str, Any] = {**kwargs, **dict.fromkeys(given, torch.float32)}
+    try:
+        loaded = kind.from_pretrained(folder, local_files_only=True, **wide)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise WeightsError(f"cannot load {kind.__name__} from {folder}: {reason}") from error
+    # Not the module's own `to`: diffusers' warns of parts to be kept in float32, also where there are none.
+    return torch.nn.Module.to(loaded, kwargs[given[0]]) if given else loaded
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"cannot read {path}: {error}") from None
+    if not isinstance(value, dict):
+        raise WeightsError(f"{path} is not a configuration: it must hold a JSON object")
+    return value

@@ -1,0 +1,163 @@
+"""Models in memory: at most so many, loaded beside the rows that run, the least recently used dropped first.
+
+Used by one thread; only the loading itself runs on another.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import time
+import traceback
+from collections import OrderedDict
+from collections.abc import Callable, Collection
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Final
+
+import torch
+
+from pia_ray.errors import DeviceLost, ModelUnavailable, OutOfMemory, PiaRayError, RowError, UnexpectedError
+from pia_ray.params import AnimationParams, lora_strengths
+from pia_ray.pia.components import Components
+from pia_ray.pia.denoising.conditions import Conditions
+from pia_ray.pia.device.errors import device_is_lost, is_out_of_memory
+from pia_ray.pia.loading.lora import Strengths, variant
+from pia_ray.pia.unet.forward import Forward
+
+log = logging.getLogger(__name__)
+
+KEPT_VARIANTS: Final = 4
+"""Sets of LoRAs kept merged in memory beside each plain model, those wanted last."""
+
+Load = Callable[[], Components]
+
+
+class Model:
+    """A model in memory with the caches of what it has encoded, and its variants with LoRAs."""
+
+    def __init__(self, components: Components) -> None:
+        self.components = components
+        self.conditions = Conditions(components)
+        self.forward = Forward(components)
+        self._variants: OrderedDict[Strengths, Model] = OrderedDict()
+
+    def with_loras(self, params: AnimationParams) -> Model:
+        """The model with the row's LoRAs: one of those that were wanted last, or made now.
+
+        Raises:
+            BadParameter: the row names a LoRA that the model has not.
+        """
+        weights = {name: lora.weight for name, lora in self.components.loras.items()}
+        loras = lora_strengths(params, weights)
+        if not loras:
+            return self
+        model = self._variants.pop(loras, None)
+        if model is None:
+            while len(self._variants) >= KEPT_VARIANTS:
+                self._variants.popitem(last=False)  # rows in flight keep theirs alive
+            model = Model(variant(self.components, loras))
+        self._variants[loras] = model
+        return model
+
+
+class Shelf:
+    """The models in memory by key.
+
+    `keep` bounds their number, and falls where memory is found to hold fewer; `when_loaded` is called, on the loading
+    thread, when there is something for `collect`.
+    """
+
+    def __init__(self, *, keep: int, when_loaded: Callable[[], None]) -> None:
+        self._keep = keep
+        self._when_loaded = when_loaded
+        self._models: OrderedDict[str, Model] = OrderedDict()
+        self._coming: dict[str, Future[Components]] = {}
+        # One thread: loaders of diffusers and transformers patch torch while they make a module.
+        self._loader = ThreadPoolExecutor(1, thread_name_prefix="loader")
+        self.num_loads = 0
+        """Models loaded so far, each as often as it was."""
+
+    @property
+    def coming(self) -> Collection[str]:
+        """Keys of the models that are being loaded."""
+        return self._coming.keys()
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._models
+
+    def __len__(self) -> int:
+        return len(self._models)
+
+    def put(self, key: str, components: Components) -> None:
+        """Takes in a model that has been loaded elsewhere."""
+        self.num_loads += 1
+        self._models[key] = Model(components)
+
+    def use(self, key: str) -> Model:
+        """The model of that key, which is in memory; it counts as the most recently used."""
+        self._models.move_to_end(key)
+        return self._models[key]
+
+    def begin(self, key: str, load: Load, *, busy: Collection[str]) -> bool:
+        """Starts to load a model, dropping others that are not `busy` where there is no room; False if all are."""
+        if len(self._models) + len(self._coming) >= self._keep:
+            victim = next((other for other in self._models if other not in busy), None)
+            if victim is None:
+                return False
+            self._drop(victim)
+        self._coming[key] = self._loader.submit(load)
+        self._coming[key].add_done_callback(lambda _: self._when_loaded())
+        return True
+
+    def collect(self) -> dict[str, RowError]:
+        """Puts what has been loaded on the shelf; by key, what to tell rows whose model could not be.
+
+        Where memory has run out beside other models, fewer are kept from now on, and the key may be asked for again.
+
+        Raises:
+            DeviceLost: the GPU is beyond repair for this process.
+        """
+        failed: dict[str, RowError] = {}
+        for key in [key for key, future in self._coming.items() if future.done()]:
+            future = self._coming.pop(key)
+            error = future.exception()
+            if error is None:
+                self.put(key, future.result())
+            elif is_out_of_memory(error) and self._models:
+                self._keep = max(1, len(self._models))
+                log.warning("out of memory: from now on %d models are kept at most", self._keep)
+                _free()
+            else:
+                failed[key] = _row_error(error)
+        return failed
+
+    def close(self) -> None:
+        """Drops all models; one that is being loaded is waited for."""
+        self._loader.shutdown(cancel_futures=True)
+        self._coming.clear()
+        self._models.clear()
+        _free()
+
+    def _drop(self, key: str) -> None:
+        started = time.perf_counter()
+        version = self._models.pop(key).components.version
+        _free()
+        log.info("model %s dropped in %.1f s", version, time.perf_counter() - started)
+
+
+def _row_error(error: BaseException) -> RowError:
+    if isinstance(error, PiaRayError):
+        return ModelUnavailable(f"the model of this style cannot be loaded: {error.message}")
+    if is_out_of_memory(error):
+        return OutOfMemory("the model of this style does not fit in memory even alone: take a larger device")
+    if device_is_lost(error):
+        raise DeviceLost(f"the GPU failed and needs a new process: {error}") from error
+    text = "".join(traceback.format_exception(error)).strip()
+    return UnexpectedError(f"{type(error).__name__}: {error}\n{text}")
+
+
+def _free() -> None:
+    """Gives the memory of dropped models back: modules are cyclic, and torch keeps the GPU's for itself."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

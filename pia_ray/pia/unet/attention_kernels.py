@@ -1,0 +1,181 @@
+"""Which of torch's attention kernels runs the spatial self-attention of a shape: the fastest, found by timing them.
+
+Stable Diffusion 1.5 has heads of 40 channels, for which no kernel is made, and torch's own order of preference does not
+look at sizes. All kernels give the same to float tolerance.
+"""
+
+from __future__ import annotations
+
+import logging
+import statistics
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Final
+
+import torch
+from diffusers.models.attention_processor import Attention, AttnProcessor2_0
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from pia_ray.pia.device.errors import device_is_lost
+
+log = logging.getLogger(__name__)
+
+LEAST_GAIN: Final = 0.05
+"""A kernel must take this share less time than torch's own choice to be taken in its place."""
+
+SAMPLES: Final = 5
+
+KERNELS: Final = (SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION)
+
+Shape = tuple[int, ...]
+"""[N*T, heads, S, d] of the queries."""
+
+Time = Callable[[torch.Tensor, SDPBackend | None], float]
+"""Seconds of self-attention over such a tensor by a kernel (None: torch's choice); RuntimeError where it cannot."""
+
+
+class Kernels:
+    """The kernel for each shape, for all self-attentions of a UNet and of its copies.
+
+    Shapes are timed only within `choosing`; others run as torch chooses.
+    """
+
+    def __init__(self, time: Time | None = None) -> None:
+        self._time = time or seconds_on_gpu
+        self._chosen: dict[tuple[Shape, torch.dtype], str] = {}
+        self._choosing = False
+
+    def __deepcopy__(self, memo: object) -> Kernels:
+        return self  # what is found is the device's, not the model's
+
+    @contextmanager
+    def choosing(self) -> Iterator[None]:
+        """Times kernels for the shapes that occur within, once each; the device is waited for."""
+        self._choosing = True
+        try:
+            yield
+        finally:
+            self._choosing = False
+
+    def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        """Attention by the kernel for its shape."""
+        if not torch.compiler.is_compiling() and self._choosing and not self.name_of(query.shape, query.dtype):
+            fastest = self._fastest(query)
+            self._chosen[tuple(query.shape), query.dtype] = "default" if fastest is None else fastest.name
+        name = self.name_of(tuple(query.shape), query.dtype)
+        if name in ("", "default"):
+            return F.scaled_dot_product_attention(query, key, value)
+        with sdpa_kernel(SDPBackend.__members__[name]):
+            return F.scaled_dot_product_attention(query, key, value)
+
+    # Else code would be compiled anew whenever another shape has been timed.
+    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+    def name_of(self, shape: Shape, dtype: torch.dtype) -> str:
+        """Name of the kernel, "default" for torch's own choice, or nothing where it has not been looked for."""
+        return self._chosen.get((tuple(shape), dtype), "")
+
+    def _fastest(self, query: torch.Tensor) -> SDPBackend | None:
+        best, best_s = None, self._time(query, None) * (1 - LEAST_GAIN)
+        for kernel in KERNELS:
+            try:
+                seconds = self._time(query, kernel)
+            except RuntimeError as error:
+                if device_is_lost(error):
+                    raise
+                continue  # this kernel cannot run it here
+            if seconds < best_s:
+                best, best_s = kernel, seconds
+        log.info("self-attention of %s: %s", list(query.shape), "as torch chooses" if best is None else best.name)
+        return best
+
+
+class SelfAttention(torch.nn.Module):
+    """The processor of one spatial self-attention: as diffusers' own, with the kernel for the shape."""
+
+    def __init__(self, kernels: Kernels) -> None:
+        super().__init__()
+        self.kernels = kernels
+
+    def forward(
+        self,
+        attn: Attention,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        temb: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """[N*T, S, C] -> the same shape."""
+        rows, positions, _ = hidden_states.shape
+        query, key, value = (
+            project(hidden_states).view(rows, positions, attn.heads, -1).transpose(1, 2)
+            for project in (attn.to_q, attn.to_k, attn.to_v)
+        )
+        mixed = self.kernels.attend(query, key, value).transpose(1, 2).reshape(rows, positions, -1)
+        return attn.to_out[0](mixed)
+
+
+def choose_kernels(unet: torch.nn.Module, time: Time | None = None) -> Kernels:
+    """Makes the UNet's spatial self-attentions, where they are of the kind that Stable Diffusion has, ask for their
+    kernels; gives the one that they ask."""
+    modules = [
+        module
+        for name, module in unet.named_modules()
+        if name.endswith("attn1") and "motion_modules" not in name and isinstance(module, Attention)
+    ]
+    for module in modules:
+        if isinstance(module.processor, SelfAttention):
+            return module.processor.kernels
+    kernels = Kernels(time)
+    for module in filter(_is_plain, modules):
+        module.set_processor(SelfAttention(kernels))
+    return kernels
+
+
+def chosen_kernels(unet: torch.nn.Module) -> dict[str, str]:
+    """By shape of the queries and precision, the kernel that was found for it; empty where none was looked for."""
+    for module in unet.modules():
+        if isinstance(module, SelfAttention):
+            chosen = module.kernels._chosen.items()
+            return {
+                f"{' x '.join(map(str, shape))} {str(dtype).removeprefix('torch.')}": name
+                for (shape, dtype), name in chosen
+            }
+    return {}
+
+
+def seconds_on_gpu(query: torch.Tensor, kernel: SDPBackend | None) -> float:
+    """Median seconds of self-attention over a tensor of this shape on its GPU.
+
+    Raises:
+        RuntimeError: the kernel cannot run it.
+    """
+    values = torch.randn_like(query)
+    seconds = []
+    for sample in range(SAMPLES + 1):
+        started, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        started.record()
+        if kernel is None:
+            F.scaled_dot_product_attention(values, values, values)
+        else:
+            with sdpa_kernel(kernel):
+                F.scaled_dot_product_attention(values, values, values)
+        ended.record()
+        ended.synchronize()
+        if sample:  # the first one loads the kernel
+            seconds.append(started.elapsed_time(ended) / 1000)
+    return statistics.median(seconds)
+
+
+def _is_plain(attention: Attention) -> bool:
+    return (
+        isinstance(attention.processor, AttnProcessor2_0)
+        and not attention.is_cross_attention
+        and attention.spatial_norm is None
+        and attention.group_norm is None
+        and attention.norm_q is None
+        and attention.norm_k is None
+        and not attention.residual_connection
+        and attention.rescale_output_factor == 1
+        and attention.scale_qk
+    )

@@ -1,0 +1,102 @@
+"""Schedulers by name: few steps, step counts that one cannot do, and many of them in one batch.
+
+That each equals diffusers' is in test_engine, where its list of names is.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+
+from pia_ray.animation import Animation
+from pia_ray.catalog.validate import validate
+from pia_ray.config import CatalogConfig, ModelConfig
+from pia_ray.errors import BadParameter
+from pia_ray.params import Scheduler
+from pia_ray.pia.components import Components
+from pia_ray.pia.denoising.schedulers import SCHEDULERS, make_scheduler
+from pia_ray.pia.engine import Engine
+from pia_ray.pia.loading.load import assemble
+from pia_ray.testing import make_pipeline_folder
+from pia_ray.weights import resolve
+from tests.pia.test_engine import alone, ask, assert_same, model_of, run
+
+OWN = {
+    "epsilon": {"prediction_type": "epsilon", "steps_offset": 1, "timestep_spacing": "leading"},
+    "zero SNR": {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"},
+}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> ModelConfig:
+    return model_of(make_pipeline_folder(tmp_path_factory.mktemp("checkpoint"), vae_factor=4))
+
+
+@pytest.fixture(scope="module")
+def components(model: ModelConfig) -> Components:
+    return assemble(resolve(model), model)
+
+
+def test_every_name_has_a_scheduler() -> None:
+    assert tuple(SCHEDULERS) == get_args(Scheduler)
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+@pytest.mark.parametrize("own", OWN)
+def test_betas_are_linear_and_samples_are_not_clipped_whatever_the_checkpoint_says(name: str, own: str) -> None:
+    scheduler = make_scheduler(
+        {**OWN[own], "beta_schedule": "scaled_linear", "clip_sample": True, "thresholding": False}, name, steps=4
+    )
+    assert (scheduler.config["beta_schedule"], scheduler.config["beta_start"]) == ("linear", 0.00085)
+    assert not scheduler.config.get("clip_sample", False)
+    assert scheduler.config["prediction_type"] == OWN[own]["prediction_type"]
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+@pytest.mark.parametrize("own", OWN)
+def test_a_number_of_steps_is_done_or_refused(name: str, own: str) -> None:
+    for steps in (1, 2, 3, 50, 51, 999, 1000):
+        try:
+            scheduler = make_scheduler(OWN[own], name, steps=steps)
+        except BadParameter as error:
+            assert steps > 50, error
+            assert error.field == "num_inference_steps"
+        else:
+            assert 0 <= float(scheduler.timesteps.min()) <= float(scheduler.timesteps.max()) <= 999
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_all_of_them_in_one_batch_with_few_steps_give_frames(
+    steps: int, components: Components, model: ModelConfig
+) -> None:
+    requests = [
+        ask(model, seed=n, scheduler=name, num_inference_steps=steps, guidance_scale=1.0, num_frames=2)
+        for n, name in enumerate(SCHEDULERS)
+    ]
+    outcomes = run(Engine(components, batch_size=8), requests)
+    for request, outcome in zip(requests, outcomes, strict=True):
+        assert isinstance(outcome, Animation), (request.params.scheduler, outcome)
+        if steps == 3:
+            assert_same(outcome.frames, alone(components, request).frames)
+
+
+BAD: dict[str, tuple[dict[str, Any], str]] = {
+    "lcm": ({"scheduler": "lcm", "num_inference_steps": 51}, "scheduler lcm cannot do 51 steps, at most 50"),
+    "overlap": ({"num_frames": 20, "context_frames": 4}, "context_overlap must be below context_frames (got 4 and 4)"),
+    "loop": ({"num_frames": 40, "long_video": "chain", "motion_scale": 4}, "long_video chain cannot close a loop"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_what_knobs_cannot_do_together_is_told_of_every_row_before_the_run(case: str, tmp_path: Path) -> None:
+    knobs, text = BAD[case]
+    manifest = tmp_path / "manifest.csv"
+    manifest.write_text(f"image,prompt,{','.join(knobs)}\na.png,sea,{','.join(map(str, knobs.values()))}\n", "utf-8")
+    config = CatalogConfig(manifest=str(manifest), output=str(tmp_path / "out"), model=ModelConfig.named("demo"))
+    (finding,) = validate(config, fetch=False)
+    assert finding.code == "bad_parameter"
+    assert text in str(finding.message)
+    with pytest.raises(BadParameter, match=text.replace("(", r"\(").replace(")", r"\)")):
+        ask(ModelConfig.named("demo"), **knobs)

@@ -1,0 +1,50 @@
+"""Several models built from the same files leave each other alone, and leave nothing behind."""
+
+from __future__ import annotations
+
+import gc
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import MotionAdapter
+
+from pia_ray.config import ModelConfig
+from pia_ray.pia.components import Components
+from pia_ray.pia.loading.load import assemble
+from pia_ray.testing import make_single_file_checkpoint, make_split_checkpoint
+from pia_ray.weights import resolve
+
+
+def load(base: Path, adapter: Path, **settings: Any) -> Components:
+    model = ModelConfig(base=str(base), motion_adapter=str(adapter), device="cpu", **settings)
+    return assemble(resolve(model), model)
+
+
+def predict(components: Components) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1)
+    sample = torch.randn(1, 9, 2, 8, 8, generator=generator)
+    words = torch.randn(2, 77, 32, generator=generator)
+    with torch.inference_mode():
+        return components.unet(sample, 500, encoder_hidden_states=words).sample
+
+
+def test_building_a_second_model_from_one_motion_adapter_leaves_the_first_unchanged(tmp_path: Path) -> None:
+    base, adapter, _ = make_split_checkpoint(tmp_path / "one")
+    other, _, _, config = make_single_file_checkpoint(tmp_path / "two", seed=9)
+    first = load(base, adapter)
+    before = predict(first)
+    second = load(other, adapter, config=str(config))
+    assert torch.equal(predict(first), before)
+    assert not torch.allclose(predict(second), before, atol=0.1)
+    ours, theirs = first.unet.conv_in.weight, second.unet.conv_in.weight
+    assert torch.equal(ours[:, 4:], theirs[:, 4:]), "mask and condition come from the adapter"
+    assert not torch.equal(ours[:, :4], theirs[:, :4]), "the noisy latents from each base"
+
+
+def test_no_copy_of_the_motion_adapter_stays_in_memory(tmp_path: Path) -> None:
+    base, adapter, _ = make_split_checkpoint(tmp_path)
+    components = load(base, adapter)
+    gc.collect()
+    assert not [found for found in gc.get_objects() if type(found) is MotionAdapter]
+    assert components.unet.conv_in.weight.shape[1] == 9

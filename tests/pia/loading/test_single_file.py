@@ -1,0 +1,149 @@
+"""Checkpoints and VAEs in one file: the same frames as in diffusers layout, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from pia_ray.animation import Animation
+from pia_ray.config import ModelConfig
+from pia_ray.errors import WeightsError
+from pia_ray.params import AnimationParams
+from pia_ray.pia.animator import Animator
+from pia_ray.pia.loading.load import assemble
+from pia_ray.testing import make_single_file_checkpoint, make_split_checkpoint
+from pia_ray.types import AnimationRequest
+from pia_ray.weights import is_pulled, pin, resolve, version
+
+Files = tuple[Path, Path, Path, Path]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
+    return make_single_file_checkpoint(tmp_path_factory.mktemp("single"), vae_factor=4)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
+    return make_split_checkpoint(tmp_path_factory.mktemp("split"), vae_factor=4)
+
+
+def model_of(base: Path, adapter: Path, **settings: Any) -> ModelConfig:
+    sizes: dict[str, Any] = {"device": "cpu", "long_edge": 32, "size_step": 16}
+    paths = {name: str(value) for name, value in settings.items()}
+    return ModelConfig(name="tiny", base=str(base), motion_adapter=str(adapter), **sizes, **paths)
+
+
+def frames(model: ModelConfig) -> np.ndarray:
+    picture = Image.fromarray(np.random.default_rng(3).integers(0, 256, (32, 32, 3), dtype=np.uint8))
+    params = AnimationParams(prompt="a red cat", seed=5, num_frames=4, num_inference_steps=3, guidance_scale=3.0)
+    with Animator(model) as animator:
+        (animation,) = animator.animate([AnimationRequest(picture, params)])
+    assert isinstance(animation, Animation), animation
+    return animation.frames
+
+
+def test_a_single_file_checkpoint_makes_the_frames_of_the_same_model_in_folders(
+    files: Files, folders: tuple[Path, Path, Path]
+) -> None:
+    base, adapter, vae, config = files
+    expected = frames(model_of(folders[0], folders[1]))
+    np.testing.assert_array_equal(frames(model_of(base, adapter, config=config)), expected)
+    with_vae = frames(model_of(folders[0], folders[1], vae=folders[2]))
+    assert np.abs(with_vae.astype(int) - expected).mean() > 1, "the separate VAE is another one"
+    np.testing.assert_array_equal(frames(model_of(base, adapter, vae=vae, config=config)), with_vae)
+    np.testing.assert_array_equal(frames(model_of(folders[0], adapter, vae=vae, config=config)), with_vae)
+
+
+def test_the_original_layout_is_read_as_diffusers_own_loader_reads_it(files: Files, tmp_path: Path) -> None:
+    from diffusers import UNet2DConditionModel
+
+    base, adapter, _, config = files
+    model = model_of(base, adapter, config=config)
+    parts = assemble(resolve(model), model)
+    theirs = UNet2DConditionModel.from_single_file(str(base), config=str(config), subfolder="unet").state_dict()
+    ours = parts.unet.state_dict()
+    for name, tensor in theirs.items():
+        if not name.startswith("conv_in."):
+            assert torch.equal(ours[name], tensor), name
+
+
+def test_the_version_of_a_single_file_is_of_its_content(files: Files, tmp_path: Path) -> None:
+    base, adapter, _, config = files
+    model = model_of(base, adapter, config=config)
+    copy = tmp_path / "renamed.safetensors"
+    copy.write_bytes(base.read_bytes())
+    assert version(model_of(copy, adapter, config=config)) == version(model) == resolve(model).version
+    content = bytearray(base.read_bytes())
+    content[-1] ^= 1
+    copy.write_bytes(content)
+    assert version(model_of(copy, adapter, config=config)) != version(model)
+    assert is_pulled(model)
+    assert pin(model) == model
+
+
+def test_a_relative_single_file_is_pinned_to_its_place(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    base, adapter, _, config = files
+    monkeypatch.chdir(base.parent)
+    pinned = pin(model_of(Path(base.name), adapter, config=config))
+    assert pinned.base == str(base)
+    assert pinned.config == str(config)
+
+
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [
+        ("conditioner.embedders.0.transformer.x", "Stable Diffusion XL"),
+        ("cond_stage_model.model.positional_embedding", "Stable Diffusion 2"),
+        ("lora_unet_down_blocks_0.lora_down.weight", "a LoRA"),
+    ],
+)
+def test_a_checkpoint_of_another_family_is_called_by_its_name(
+    files: Files, tmp_path: Path, key: str, text: str
+) -> None:
+    other = tmp_path / "other.safetensors"
+    save_file({"model.diffusion_model.x": torch.zeros(1), key: torch.zeros(1)}, other)
+    assert text in refusal(model_of(other, files[1], config=files[3]))
+
+
+def test_what_is_missing_or_misshapen_in_a_single_file_is_named(files: Files, tmp_path: Path) -> None:
+    base, adapter, vae, config = files
+    whole, changed = load_file(base), tmp_path / "changed.safetensors"
+    model = model_of(changed, adapter, config=config)
+
+    def write(**changes: torch.Tensor | None) -> None:
+        tensors = {**whole, **{name.replace("__", "."): tensor for name, tensor in changes.items()}}
+        save_file({name: tensor for name, tensor in tensors.items() if tensor is not None}, changed)
+
+    write(model__diffusion_model__out__2__weight=None)
+    assert "unet" in (text := refusal(model)) and "lacks some" in text
+    write(model__diffusion_model__out__2__weight=torch.zeros(4, 8, 3, 3))
+    assert "does not fit the config" in refusal(model)
+    write(cond_stage_model__transformer__text_model__final_layer_norm__weight=None)
+    assert "final_layer_norm.weight" in refusal(model)
+    save_file({name: value for name, value in whole.items() if not name.startswith("cond_stage")}, changed)
+    assert "no text encoder" in refusal(model)
+    save_file({name: value for name, value in whole.items() if not name.startswith("first_stage")}, changed)
+    assert "holds no vae" in refusal(model)
+    assert frames(model_of(changed, adapter, vae=vae, config=config)).shape == (4, 32, 32, 3)
+
+
+def test_a_single_file_without_motion_adapter_is_refused_with_what_to_do(files: Files) -> None:
+    model = ModelConfig(base=str(files[0]), config=str(files[3]), device="cpu")
+    assert "needs a motion_adapter" in refusal(model)
+
+
+def test_a_motion_adapter_as_a_single_file_is_refused(files: Files) -> None:
+    assert "folder in diffusers layout" in refusal(model_of(files[0], files[2], config=files[3]))
+
+
+def refusal(model: ModelConfig) -> str:
+    with pytest.raises(WeightsError) as caught:
+        assemble(resolve(model), model)
+    return caught.value.message

@@ -1,0 +1,254 @@
+"""Forwards of many pieces against diffusers' UNet on each alone; compiled ones against plain ones."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch.compiler._cache import CacheArtifactManager
+
+from pia_ray.config import ModelConfig
+from pia_ray.errors import ConfigError
+from pia_ray.pia.components import Components
+from pia_ray.pia.evaluation import Branch, Evaluation, ImageTokens
+from pia_ray.pia.loading.load import assemble
+from pia_ray.pia.unet.compilation import MOST_GRAPHS, CompileCache, CompiledForward
+from pia_ray.pia.unet.cross_attention import REMEMBERED
+from pia_ray.pia.unet.forward import Forward, Piece
+from pia_ray.testing import make_ip_adapter, make_pipeline_folder
+from pia_ray.weights import resolve
+
+FRAMES = 4
+WIDTH = 32
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Components:
+    folder = make_pipeline_folder(tmp_path_factory.mktemp("checkpoint"))
+    adapter, encoder = make_ip_adapter(tmp_path_factory.mktemp("ip-adapter"), folder)
+    model = ModelConfig(
+        name="tiny", base=str(folder), device="cpu", ip_adapter=str(adapter), image_encoder=str(encoder)
+    )
+    return assemble(resolve(model), model)
+
+
+@pytest.fixture(scope="module")
+def ours(plain: Components) -> tuple[Components, Forward]:
+    parts = copy.deepcopy(plain)
+    return parts, Forward(parts)
+
+
+def evaluation_of(seed: int, branches: tuple[Branch, ...], *, frames: int = FRAMES, side: int = 8) -> Evaluation:
+    latents = torch.randn(4, frames, side, side, generator=torch.Generator().manual_seed(seed))
+    return Evaluation(latents, timestep=100.0 * seed + 1, branches=branches, step=0, num_steps=1)
+
+
+def branch_of(seed: int, *, picture: Branch | None = None, look: ImageTokens | None = None, length: int = 7) -> Branch:
+    generator = torch.Generator().manual_seed(1000 + seed)
+    mask, condition = torch.rand(1, FRAMES, 1, 1, generator=generator), torch.randn(4, 1, 8, 8, generator=generator)
+    if picture is not None:
+        mask, condition = picture.mask, picture.condition
+    return Branch(torch.randn(length, WIDTH, generator=generator), mask, condition, image=look)
+
+
+def row(seed: int, *, look: ImageTokens | None = None) -> list[Piece]:
+    negative = branch_of(seed)
+    positive = branch_of(seed + 50, picture=negative, look=look)
+    evaluation = evaluation_of(seed, (negative, positive))
+    return [Piece(evaluation, branch, None) for branch in evaluation.branches]
+
+
+@torch.inference_mode()
+def by_diffusers(parts: Components, piece: Piece) -> torch.Tensor:
+    latents, branch = piece.evaluation.latents, piece.branch
+    spread = latents.shape[1:]
+    sample = torch.cat([latents, branch.mask.expand(1, *spread), branch.condition.expand(-1, *spread)])[None]
+    prompts = branch.prompt[None].repeat_interleave(spread[0], dim=0)
+    return parts.unet(sample, torch.tensor([piece.evaluation.timestep]), prompts, return_dict=False)[0]
+
+
+def distance(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    return float((ours - theirs).norm() / theirs.norm())
+
+
+def test_rows_that_share_a_forward_get_what_diffusers_gives_each_alone(
+    plain: Components, ours: tuple[Components, Forward]
+) -> None:
+    pieces = [*row(1), *row(2), *row(3)[1:]]
+    predictions = ours[1].predict(pieces)
+    for piece, prediction in zip(pieces, predictions, strict=True):
+        assert distance(prediction[None], by_diffusers(plain, piece)) < 5e-6
+
+
+def test_a_side_with_another_picture_keeps_its_own_beginning(
+    plain: Components, ours: tuple[Components, Forward]
+) -> None:
+    with_picture, without = branch_of(1), branch_of(2)
+    evaluation = evaluation_of(1, (without, with_picture, branch_of(3, picture=with_picture)))
+    pieces = [Piece(evaluation, branch, None) for branch in evaluation.branches]
+    for piece, prediction in zip(pieces, ours[1].predict(pieces), strict=True):
+        assert distance(prediction[None], by_diffusers(plain, piece)) < 5e-6
+
+
+def test_looks_of_different_sizes_and_none_share_a_forward(ours: tuple[Components, Forward]) -> None:
+    looks = [ImageTokens(torch.randn(num, WIDTH), scale) for num, scale in ((4, 0.5), (8, 1.0))]
+    pieces = [*row(1, look=looks[0]), *row(2, look=looks[1]), *row(3)]
+    together = ours[1].predict(pieces)
+    for piece, prediction in zip(pieces, together, strict=True):
+        alone = ours[1].predict([piece])
+        assert distance(prediction[None], alone) < 5e-6
+    assert distance(together[1], ours[1].predict(row(1))[1]) > 1e-3
+
+
+def test_many_prompts_do_not_pile_up(ours: tuple[Components, Forward]) -> None:
+    forward = ours[1]
+    first = row(1)
+    before = forward.predict(first)
+    for seed in range(REMEMBERED):
+        forward.predict(row(seed % 7 + 2))
+    assert forward._cross is not None
+    assert len(forward._cross._prompts) <= REMEMBERED
+    assert torch.equal(forward.predict(first), before)
+
+
+def test_a_forward_reads_nothing_back_from_the_device(ours: tuple[Components, Forward]) -> None:
+    """On torch's meta device tensors have no values: whatever would wait for a GPU to read one raises here."""
+    meta = torch.device("meta")
+    parts = copy.deepcopy(ours[0])
+    parts.unet.to(meta)
+    forward = Forward(replace(parts, device=meta))
+
+    def moved(piece: Piece) -> Piece:
+        branch, evaluation = piece.branch, piece.evaluation
+        told = {name: getattr(branch, name).to(meta) for name in ("prompt", "mask", "condition")}
+        return Piece(replace(evaluation, latents=evaluation.latents.to(meta)), replace(branch, **told))
+
+    with torch.device(meta):
+        look = ImageTokens(torch.empty(4, WIDTH), 0.5)
+    pieces = [moved(piece) for piece in [*row(1), *row(2)]]
+    pieces[1] = replace(pieces[1], branch=replace(pieces[1].branch, image=look))
+    predictions = forward.predict(pieces)
+    assert predictions.is_meta
+    assert predictions.shape == (4, 4, FRAMES, 8, 8)
+
+
+@pytest.mark.heavy  # torch traces the UNet twice
+def test_the_unet_compiles_in_one_graph_per_kind_of_forward_and_no_more(
+    ours: tuple[Components, Forward], caplog: pytest.LogCaptureFixture
+) -> None:
+    parts = replace(copy.deepcopy(ours[0]), compile_mode="default")
+    forward = Forward(parts)
+    graphs: list[object] = []
+
+    def count(graph: torch.fx.GraphModule, inputs: object) -> object:
+        graphs.append(graph)
+        return graph.forward
+
+    forward._compiled = CompiledForward(parts.unet, mode="default", backend=count)  # type: ignore[arg-type]
+    for seed in range(1, 4):  # other timesteps, prompts and noise: the same graph
+        pieces = row(seed)
+        assert distance(forward.predict(pieces), ours[1].predict(pieces)) < 5e-6
+    assert len(graphs) == 1
+    forward.predict([*row(1), *row(2)])
+    assert len(graphs) == 2
+    # Another model of the same kind, such as one with LoRAs merged, runs the same graph on its own weights.
+    other = copy.deepcopy(parts)
+    for weight in other.unet.parameters():
+        weight.data = weight.data * 1.01
+    theirs = Forward(replace(other, compile_mode="default"))
+    theirs._compiled = CompiledForward(other.unet, mode="default", backend=count)  # type: ignore[arg-type]
+    prediction = theirs.predict(row(1))
+    assert distance(prediction, Forward(replace(other, compile_mode=None)).predict(row(1))) < 5e-6
+    assert distance(prediction, forward.predict(row(1))) > 1e-3
+    assert len(graphs) == 2
+    # FreeU runs uncompiled, and leaves no trace.
+    forward.predict([replace(piece, free_u=(0.9, 0.2, 1.5, 1.6)) for piece in row(1)])
+    forward.predict(row(1))
+    assert len(graphs) == 2
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+def test_further_kinds_run_uncompiled() -> None:
+    compiled = CompiledForward(torch.nn.Identity(), mode="default", backend="eager")
+    for kind in range(3 * MOST_GRAPHS):
+        value = torch.full((kind + 1,), float(kind))
+        assert torch.equal(compiled((kind,), value), value)
+    assert len(compiled._kinds) == MOST_GRAPHS
+
+
+def test_many_models_of_one_class_compile_side_by_side() -> None:
+    class Doubling(torch.nn.Module):
+        def forward(self, value: torch.Tensor) -> torch.Tensor:
+            return 2 * value
+
+    for model in range(3):
+        compiled = CompiledForward(Doubling(), mode="default", backend="eager")
+        for kind in range(MOST_GRAPHS):
+            value = torch.ones(model * MOST_GRAPHS + kind + 2)
+            assert torch.equal(compiled((kind,), value), 2 * value)
+        assert len(compiled._kinds) == MOST_GRAPHS
+
+
+def test_a_module_that_cannot_be_compiled_runs_plain_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    class Printing(torch.nn.Module):
+        def forward(self, value: torch.Tensor) -> torch.Tensor:
+            torch._dynamo.graph_break()
+            return value + 1
+
+    compiled = CompiledForward(Printing(), mode="default", backend="eager")
+    assert float(compiled(("one",), torch.tensor(1.0))) == 2
+    assert "runs uncompiled" in caplog.text
+
+
+def test_a_cache_that_cannot_be_read_is_told_before_anything_runs(tmp_path: Path) -> None:
+    (tmp_path / "cache").write_bytes(b"compiled by an earlier version")
+    with pytest.raises(ConfigError, match="must be a folder"):
+        CompiledForward(torch.nn.Identity(), mode="default", backend="eager", cache=tmp_path / "cache")
+
+
+def test_damaged_compiled_code_is_left_out_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "one.compiled").write_bytes(b"damaged")
+    compiled = CompiledForward(torch.nn.Identity(), mode="default", backend="eager", cache=tmp_path)
+    assert float(compiled(("one",), torch.tensor(3.0))) == 3
+    assert "one.compiled holds no compiled code" in caplog.text
+
+
+def test_a_file_of_a_shared_cache_that_goes_while_it_is_read_harms_nobody(tmp_path: Path) -> None:
+    (tmp_path / "gone.compiled").symlink_to(tmp_path / "replaced by another process")
+    compiled = CompiledForward(torch.nn.Identity(), mode="default", backend="eager", cache=tmp_path)
+    assert float(compiled(("one",), torch.tensor(3.0))) == 3
+
+
+def test_processes_that_share_a_cache_keep_each_others_code_and_write_nothing_twice(tmp_path: Path) -> None:
+    CacheArtifactManager._ensure_cache_artifacts_registered()
+
+    def process(*kinds: str) -> set[str]:
+        """As one that compiles these kinds one after the other."""
+        with CacheArtifactManager.with_fresh_cache():
+            cache = CompileCache(tmp_path)
+            for kind in kinds:
+                CacheArtifactManager.record_artifact("inductor", kind, kind.encode())
+                cache.save()
+        return {path.name for path in tmp_path.iterdir()}
+
+    first = process("small", "large")
+    assert len(first) == 1, "the second file holds what was in the first"
+    both = process("small", "wide")
+    assert first < both
+    assert len(both) == 2
+    assert all(path.stat().st_mode & 0o444 == 0o444 for path in tmp_path.iterdir()), "other users' workers read it"
+    times = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    assert process("small", "large") == both
+    assert {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == times
+
+
+def test_a_cache_that_cannot_be_written_costs_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    compiled = CompiledForward(
+        torch.nn.Identity(), mode="default", backend="eager", cache=tmp_path / "file" / "below.bin"
+    )
+    assert float(compiled(("one",), torch.tensor(3.0))) == 3
