@@ -29,10 +29,10 @@ from PIL import Image
 from pia_ray import video
 from pia_ray.animation import Animation, provenance_of
 from pia_ray.config import ServeConfig
-from pia_ray.online.jobs import JobStore
-from pia_ray.online.local import LocalRenderer, decode
-from pia_ray.online.render import RenderRequest, RowAnimator
+from pia_ray.online.rendering.local_renderer import LocalRenderer, decode
+from pia_ray.online.rendering.renderer import RenderRequest, RowAnimator
 from pia_ray.online.service import create_endpoint
+from pia_ray.online.video_jobs import JobStore
 from pia_ray.params import AnimationParams
 
 ROWS_AT_ONCE = 4

@@ -502,8 +502,8 @@ def metrics() -> frozenset[str]:
     """Names of the series that the endpoint has, and those that Ray's own dashboards draw."""
     import ray
 
-    from pia_ray.online.metrics import Metrics
-    from pia_ray.online.render import Load
+    from pia_ray.online.http.metrics import Metrics
+    from pia_ray.online.rendering.renderer import Load
 
     own = Metrics()
     own.answered("/", "GET", 200, 1.0)

@@ -101,7 +101,7 @@ OWNERS = {
     "ray": {"pia_ray.catalog.graph": "Ray Data", "pia_ray.online.serve": "Ray Serve"},
     "fastapi": {"pia_ray.online": "the HTTP interface"},
     "starlette": {"pia_ray.online": "the HTTP interface"},
-    "prometheus_client": {"pia_ray.online.metrics": "what the endpoint counts"},
+    "prometheus_client": {"pia_ray.online.http.metrics": "what the endpoint counts"},
     "anyio": {"pia_ray.online": "the event loop's side of the HTTP interface"},
     "uvicorn": {"pia_ray.online": "the HTTP interface", "pia_ray.cli": "pia-ray serve"},
     "rich": {"pia_ray.console": "the live display", "pia_ray.cli": "tables on the terminal"},

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pia_ray import storage
 from pia_ray.errors import BadParameter, NotFound, StorageError, StorageNotFound
-from pia_ray.online.fields import shown
+from pia_ray.online.requests.bodies import shown
 
 Purpose = Literal["batch", "batch_output", "vision", "user_data"]
 UPLOAD_PURPOSES: Final = ("batch", "vision", "user_data")

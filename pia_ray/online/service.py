@@ -12,19 +12,19 @@ from fastapi import APIRouter, FastAPI
 
 from pia_ray.config import ServeConfig
 from pia_ray.errors import NotReady, PiaRayError
-from pia_ray.online.api import create_app
-from pia_ray.online.batch_runner import BatchRunner
-from pia_ray.online.batch_store import BatchStore
-from pia_ray.online.batches import batch_routes
-from pia_ray.online.dispatcher import Dispatcher
-from pia_ray.online.file_routes import FILE_TTL_S, file_routes
+from pia_ray.online.app import create_app
+from pia_ray.online.batches.runner import BatchRunner
+from pia_ray.online.batches.store import BatchStore
 from pia_ray.online.files import FileStore
-from pia_ray.online.forms import FormReader
-from pia_ray.online.intake import Intake
-from pia_ray.online.jobs import JobStore
-from pia_ray.online.render import Renderer
-from pia_ray.online.videos import video_object, video_routes
-from pia_ray.online.webhooks import Webhooks
+from pia_ray.online.rendering.renderer import Renderer
+from pia_ray.online.requests.request_reader import FormReader
+from pia_ray.online.routes.batches import batch_routes
+from pia_ray.online.routes.files import FILE_TTL_S, file_routes
+from pia_ray.online.routes.videos import video_object, video_routes
+from pia_ray.online.video_jobs import JobStore
+from pia_ray.online.video_jobs.creation import Intake
+from pia_ray.online.video_jobs.dispatcher import Dispatcher
+from pia_ray.online.video_jobs.webhooks import Webhooks
 
 SWEEP_S: Final = 3600.0
 

@@ -13,10 +13,10 @@ from PIL import Image
 from schemathesis.specs.openapi.checks import negative_data_rejection, positive_data_acceptance
 
 from pia_ray.config import ServeConfig
-from pia_ray.online.forms import FormReader
-from pia_ray.online.jobs import JobStore
-from pia_ray.online.local import LocalRenderer
+from pia_ray.online.rendering.local_renderer import LocalRenderer
+from pia_ray.online.requests.request_reader import FormReader
 from pia_ray.online.service import create_endpoint
+from pia_ray.online.video_jobs import JobStore
 from pia_ray.testing import FakeAnimator
 
 pytestmark = pytest.mark.heavy

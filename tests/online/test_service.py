@@ -12,9 +12,9 @@ import pytest
 from fastapi.testclient import TestClient
 
 from pia_ray.config import ServeConfig
-from pia_ray.online.jobs import JobStore
-from pia_ray.online.local import LocalRenderer
+from pia_ray.online.rendering.local_renderer import LocalRenderer
 from pia_ray.online.service import create_endpoint
+from pia_ray.online.video_jobs import JobStore
 from pia_ray.testing import FakeAnimator, draw_picture
 
 

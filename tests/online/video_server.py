@@ -18,9 +18,9 @@ from openai import OpenAI
 from PIL import Image
 
 from pia_ray.config import ServeConfig
-from pia_ray.online.jobs import JobStore
-from pia_ray.online.local import LocalRenderer
+from pia_ray.online.rendering.local_renderer import LocalRenderer
 from pia_ray.online.service import create_endpoint
+from pia_ray.online.video_jobs import JobStore
 from pia_ray.testing import FakeAnimator
 
 QUICK = {"num_frames": 4, "num_inference_steps": 3, "width": 64, "height": 64, "fps": 4}

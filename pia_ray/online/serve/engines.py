@@ -38,9 +38,18 @@ from pia_ray.errors import (
     UnexpectedError,
     WorkerDied,
 )
-from pia_ray.online.local import LocalRenderer, model_facts
-from pia_ray.online.pace import Clock, Tally
-from pia_ray.online.render import INTERACTIVE, Event, Load, ModelFacts, Rendered, RenderRequest, RowAnimator, Step
+from pia_ray.online.rendering.local_renderer import LocalRenderer, model_facts
+from pia_ray.online.rendering.renderer import (
+    INTERACTIVE,
+    Event,
+    Load,
+    ModelFacts,
+    Rendered,
+    RenderRequest,
+    RowAnimator,
+    Step,
+)
+from pia_ray.online.rendering.timing import Clock, Tally
 from pia_ray.params import DEFAULT_STYLE
 
 log = logging.getLogger(__name__)

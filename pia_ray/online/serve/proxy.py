@@ -15,7 +15,7 @@ from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pia_ray.errors import HeadersTooLarge
-from pia_ray.online import faults, limits
+from pia_ray.online.http import error_responses, limits
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ class StripOverrides:
             try:
                 limits.check_headers(scope["headers"])
             except HeadersTooLarge as error:
-                refusal = faults.answer(error)
+                refusal = error_responses.answer(error)
                 refusal.headers["x-request-id"] = _new_id()
                 await refusal(scope, receive, send)
                 return
@@ -109,7 +109,7 @@ def _is_serves_own(headers: Headers) -> bool:
 async def _refuse(send: Send, status: int, serves: Headers) -> None:
     """Says it in our shape; of Serve's own headers the wait and the request's id are kept."""
     code, kind, message = _REFUSALS[status]
-    content = json.dumps(faults.body(message, code=code, kind=kind)).encode()
+    content = json.dumps(error_responses.body(message, code=code, kind=kind)).encode()
     identity = serves.get("x-request-id") or _new_id()
     log.warning("%s: Serve answers %d", identity, status)
     headers = {

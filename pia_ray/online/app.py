@@ -1,0 +1,204 @@
+"""create_app: the endpoint's HTTP interface. Routes live in modules of their own; this puts them together.
+
+Knows no Ray: `serve.py` gives it a renderer that reaches engines elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Final
+
+from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.openapi.utils import get_openapi
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+import pia_ray
+from pia_ray.config import ServeConfig
+from pia_ray.errors import NotFound, PiaRayError
+from pia_ray.online.http import error_responses, metrics
+from pia_ray.online.http.api_keys import KeyRing
+from pia_ray.online.http.metrics import Metrics
+from pia_ray.online.http.middleware import HEALTH, METRICS, Edge, Owner, mark, request_id
+from pia_ray.online.rendering.renderer import ModelFacts, Renderer
+from pia_ray.online.requests.request_reader import FormReader
+from pia_ray.online.routes import animations, page
+
+_DESCRIPTION: Final = (
+    "Animates pictures with PIA. `/v1/animations` answers with the video; `/v1/videos` is the videos API that the "
+    "openai clients speak. Errors have the shape of the schema Error, and every answer an `x-request-id`."
+)
+
+
+def create_app(
+    renderer: Renderer,
+    config: ServeConfig,
+    *,
+    forms: FormReader | None = None,
+    routers: Sequence[APIRouter] = (),
+    lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]] | None = None,
+    check_alive: Callable[[], None] = lambda: None,
+    replica: str = "",
+) -> FastAPI:
+    """The ASGI application. `forms` takes the place of the endpoint's own reader; `routers` go beside its routes, and
+    `lifespan` is entered before the first request and left after the last. `check_alive` raises `NotReady` where this
+    process has to be replaced; `replica` names it in metrics.
+
+    Raises:
+        ConfigError: the file of API keys cannot be read.
+    """
+    counters = Metrics(replica)
+    app = FastAPI(
+        title="pia-ray",
+        description=_DESCRIPTION,
+        version=pia_ray.__version__,
+        # What there is to call is told to those who may call it, and no page loads scripts from elsewhere.
+        openapi_url=None,
+        docs_url=None,
+        redoc_url=None,
+        lifespan=lifespan,
+    )
+    app.add_middleware(
+        Edge,
+        config=config,
+        keys=KeyRing(config.api_keys, allow_anonymous=config.allow_anonymous),
+        metrics=counters,
+    )
+    app.add_exception_handler(PiaRayError, error_responses.of_error)
+    app.add_exception_handler(HTTPException, error_responses.of_framework)
+    app.add_exception_handler(RequestValidationError, error_responses.of_validation)
+    app.add_exception_handler(ClientDisconnect, _of_hangup)
+    app.add_exception_handler(Exception, _of_bug)
+    app.include_router(animations.router(renderer, forms or FormReader(config), config, counters))
+    app.include_router(_models(renderer))
+    app.include_router(_health(renderer, counters, check_alive))
+    app.include_router(page.router(config))
+    for each in routers:
+        app.include_router(each)
+
+    @app.get("/openapi.json", include_in_schema=False)
+    async def openapi(_: Owner) -> JSONResponse:
+        return JSONResponse(app.openapi())
+
+    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]  # FastAPI's own way to extend it
+    return app
+
+
+def _models(renderer: Renderer) -> APIRouter:
+    routes = APIRouter(tags=["models"])
+
+    @routes.get(
+        "/v1/models",
+        operation_id="list_models",
+        summary="The models that requests can name",
+        responses=_document(_MODEL_LIST) | error_responses.responses(),
+    )
+    async def list_models(_: Owner) -> JSONResponse:
+        load = await renderer.load()
+        return JSONResponse({"object": "list", "data": [_model(facts) for facts in load.models]})
+
+    @routes.get(
+        "/v1/models/{model}",
+        operation_id="retrieve_model",
+        summary="One model",
+        responses=_document(_MODEL) | error_responses.responses(404, 422),
+    )
+    async def retrieve_model(model: str, _: Owner) -> JSONResponse:
+        for facts in (await renderer.load()).models:
+            if facts.name == model:
+                return JSONResponse(_model(facts))
+        raise NotFound("There is no model of that name; GET /v1/models lists them.")
+
+    return routes
+
+
+def _model(facts: ModelFacts) -> dict[str, Any]:
+    return {
+        "id": facts.name,
+        "object": "model",
+        "created": 0,  # clients want a number; models have no birthday
+        "owned_by": "pia-ray",
+        "version": facts.version,
+        "description": facts.description,
+        "default": facts.default,
+    }
+
+
+def _health(renderer: Renderer, counters: Metrics, check_alive: Callable[[], None]) -> APIRouter:
+    routes = APIRouter(tags=["health"])
+    alive, ready = HEALTH
+
+    @routes.get(
+        alive,
+        operation_id="alive",
+        summary="Whether the process is sound",
+        responses=_document(_HEALTH) | {503: error_responses.responses()[503]},
+    )
+    async def healthz() -> dict[str, str]:
+        check_alive()
+        return {"status": "ok"}
+
+    @routes.get(
+        ready,
+        operation_id="ready",
+        summary="Whether requests are taken up: an engine runs, or starts when one comes",
+        responses=_document(_HEALTH) | {503: error_responses.responses()[503]},
+    )
+    async def readyz() -> dict[str, str]:
+        check_alive()
+        await renderer.check_ready()
+        return {"status": "ok"}
+
+    @routes.get(METRICS, include_in_schema=False)
+    async def read_metrics() -> Response:
+        return Response(counters.text(await renderer.load()), headers={"content-type": metrics.CONTENT_TYPE})
+
+    return routes
+
+
+async def _of_hangup(_: Request, __: Exception) -> Response:
+    """Handler of callers that hang up while they send; nobody reads the answer."""
+    return Response(status_code=499)
+
+
+async def _of_bug(request: Request, error: Exception) -> Response:
+    """The answer to a bug leaves outside of the edge, so the edge's headers are put on here."""
+    response = await error_responses.of_bug(request, error)
+    mark(response.headers, request_id(request))
+    return response
+
+
+def _openapi(app: FastAPI) -> dict[str, Any]:
+    if app.openapi_schema is None:
+        schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+        schema.setdefault("components", {}).setdefault("schemas", {})["Error"] = dict(error_responses.SCHEMA)
+        app.openapi_schema = schema
+    return app.openapi_schema
+
+
+def _document(schema: dict[str, Any]) -> dict[int | str, dict[str, Any]]:
+    return {200: {"description": "As asked.", "content": {"application/json": {"schema": schema}}}}
+
+
+_HEALTH: Final = {"type": "object", "required": ["status"], "properties": {"status": {"const": "ok"}}}
+_MODEL: Final = {
+    "type": "object",
+    "required": ["id", "object", "created", "owned_by", "version", "description", "default"],
+    "properties": {
+        "id": {"type": "string", "description": "What requests name it by."},
+        "object": {"const": "model"},
+        "created": {"type": "integer"},
+        "owned_by": {"type": "string"},
+        "version": {"type": "string"},
+        "description": {"type": "string"},
+        "default": {"type": "boolean", "description": "Whether requests that name none get it."},
+    },
+}
+_MODEL_LIST: Final = {
+    "type": "object",
+    "required": ["object", "data"],
+    "properties": {"object": {"const": "list"}, "data": {"type": "array", "items": _MODEL}},
+}

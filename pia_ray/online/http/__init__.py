@@ -1,0 +1,1 @@
+"""What all routes share: middleware, API keys, limits, error responses, metrics, pagination, downloads."""

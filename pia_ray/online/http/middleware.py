@@ -1,0 +1,218 @@
+"""The edge of the endpoint: every request passes here before any of it is parsed, and every answer on its way out.
+
+Request ids, API keys, rate and body limits, headers, the log line and the counters. One place, so that no route can be
+reached around it.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import re
+import secrets
+import time
+from contextlib import ExitStack
+from typing import Annotated, Final
+from urllib.parse import quote, urlsplit
+
+from fastapi import Depends, Request, Security
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from pia_ray.config import ServeConfig, is_loopback
+from pia_ray.errors import BadParameter, Forbidden, PiaRayError
+from pia_ray.online.http import error_responses, limits
+from pia_ray.online.http.api_keys import ANONYMOUS, KeyRing
+from pia_ray.online.http.metrics import Metrics
+
+logger = logging.getLogger(__name__)
+
+HEALTH: Final = ("/healthz", "/readyz")
+"""Paths that whoever reaches the port may ask: probes have no keys, and come under any host name."""
+
+METRICS: Final = "/metrics"
+
+_PUBLIC: Final = ("/", "/favicon.ico")
+_PUBLIC_FOLDER: Final = "/page/"
+
+SERVE_HEADERS: Final = ("x-request-timeout-seconds", "x-request-disconnect-disabled")
+"""Headers by which any client could tell Ray Serve to wait for ever, or to go on when it has hung up."""
+
+_RESPONSE_HEADERS: Final = {
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cross-origin-resource-policy": "same-origin",
+    "cache-control": "no-store",
+    "content-security-policy": "default-src 'none'; frame-ancestors 'none'",
+}
+"""Of answers that have none of their own."""
+
+_bearer = HTTPBearer(auto_error=False, scheme_name="api_key", description="An API key of this endpoint.")
+
+
+def _owner(request: Request, _: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)]) -> str:
+    return str(request.state.owner)
+
+
+Owner = Annotated[str, Depends(_owner)]
+"""In a route's parameters: under which name the caller's things are kept. The edge has checked the key."""
+
+
+def request_id(request: Request) -> str:
+    """The id under which the log has this request."""
+    return str(request.state.request_id)
+
+
+class Edge:
+    """ASGI middleware around all routes."""
+
+    def __init__(self, app: ASGIApp, config: ServeConfig, keys: KeyRing, metrics: Metrics) -> None:
+        self._app = app
+        self._config = config
+        self._keys = keys
+        self._metrics = metrics
+        self._rate = limits.RateLimit(config.requests_per_minute)
+        self._room = limits.BodyRoom(limits.LARGEST_BODIES * config.max_body_bytes)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serves one connection."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = time.perf_counter()
+        headers = Headers(scope=scope)
+        state = scope.setdefault("state", {})
+        state["request_id"] = identity = _request_id(headers.get("x-request-id"))
+        state["owner"] = ANONYMOUS
+        status = 500  # what ServerErrorMiddleware says, outside of here, where an exception gets that far
+
+        async def send_marked(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                mark(MutableHeaders(scope=message), identity)
+            await send(message)
+
+        scope["headers"] = [pair for pair in scope["headers"] if pair[0].decode("latin-1") not in SERVE_HEADERS]
+        try:
+            with ExitStack() as held:
+                try:
+                    limits.check_headers(scope["headers"])
+                    state["owner"] = self._admit(scope, headers)
+                    held.enter_context(self._room.hold(self._body_bytes(headers)))
+                except PiaRayError as error:
+                    await error_responses.answer(error)(scope, receive, send_marked)
+                    return
+                config = self._config
+                body = limits.limited(receive, max_bytes=config.max_body_bytes, timeout_s=config.body_timeout_s)
+                await self._app(scope, body, send_marked)
+        finally:
+            seconds = time.perf_counter() - started
+            route = getattr(scope.get("route"), "path", "unmatched")
+            self._metrics.answered(route, scope["method"], status, seconds)
+            method, path = quote(scope["method"]), quote(scope["path"])[:200]
+            logger.info("%s %s %s %d %.3f s %s", identity, method, path, status, seconds, state["owner"])
+
+    def _admit(self, scope: Scope, headers: Headers) -> str:
+        """The owner that the request comes from.
+
+        Raises:
+            PiaRayError: it is refused.
+        """
+        path = scope["path"]
+        if path in HEALTH:
+            return ANONYMOUS
+        if path == METRICS:
+            self._check_metrics(scope, headers)
+            return ANONYMOUS
+        client = scope.get("client")
+        _check_serve_headers(headers)
+        if not self._keys.open or self._config.allow_anonymous:
+            pass
+        elif not is_loopback(_host(headers)):
+            # A page elsewhere could let its own name lead to 127.0.0.1 (DNS rebinding) and read what it likes.
+            raise Forbidden("This endpoint answers to localhost alone; give it api_keys to reach it by other names.")
+        if path in _PUBLIC or path.startswith(_PUBLIC_FOLDER):
+            return ANONYMOUS
+        owner = self._keys.owner_of(_key(headers))
+        if owner == ANONYMOUS:
+            _check_origin(headers)
+        self._rate.take(owner if owner != ANONYMOUS else f"address {client[0] if client else ''}")
+        return owner
+
+    def _body_bytes(self, headers: Headers) -> int:
+        chunked = "transfer-encoding" in headers
+        most = self._config.max_body_bytes
+        return limits.announced_bytes(headers.get("content-length"), chunked=chunked, max_bytes=most)
+
+    def _check_metrics(self, scope: Scope, headers: Headers) -> None:
+        token = self._config.metrics_token
+        if token is not None:
+            given = _key(headers)
+            if given is None or not secrets.compare_digest(given.encode(), token.get_secret_value().encode()):
+                raise Forbidden("/metrics needs its token: `Authorization: Bearer <metrics_token>`.")
+            return
+        client = scope.get("client")
+        forwarded = any(name in headers for name in ("forwarded", "x-forwarded-for", "x-real-ip"))
+        if client is None or forwarded or not _is_this_machine(client[0]):
+            raise Forbidden("/metrics is for this machine alone; set metrics_token to read it from elsewhere.")
+
+
+def mark(headers: MutableHeaders, identity: str) -> None:
+    """Puts on an answer what every answer has."""
+    headers["x-request-id"] = identity
+    for name, value in _RESPONSE_HEADERS.items():
+        headers.setdefault(name, value)
+
+
+def _request_id(given: str | None) -> str:
+    """The caller's own where it is fit for a log, so that a call can be followed through several servers."""
+    if given is not None and re.fullmatch(r"[A-Za-z0-9._:-]{1,64}", given):
+        return given
+    return f"req_{secrets.token_hex(12)}"
+
+
+def _key(headers: Headers) -> str | None:
+    scheme, _, key = headers.get("authorization", "").partition(" ")
+    return key.strip() if scheme.lower() == "bearer" and key.strip() else None
+
+
+def _host(headers: Headers) -> str:
+    try:
+        return urlsplit(f"//{headers.get('host', '')}").hostname or ""
+    except ValueError:
+        return ""
+
+
+def _check_origin(headers: Headers) -> None:
+    """A browser lets any page post a form anywhere; without a key nothing else would tell it from the caller's own."""
+    origin = headers.get("origin")
+    if origin is not None and _netloc(origin) != headers.get("host", "").lower():
+        raise Forbidden("Pages of other origins may not call this endpoint without an API key.")
+
+
+def _netloc(origin: str) -> str:
+    """Host and port of an Origin header; an empty string of "null" and of what is none."""
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return ""
+
+
+def _check_serve_headers(headers: Headers) -> None:
+    """Serve's proxy reads these before any application can take them off, so what they would switch off is refused."""
+    timeout, goes_on = (headers.get(name) for name in SERVE_HEADERS)
+    if timeout is not None and re.fullmatch(r"0*[1-9][0-9]{0,4}(\.[0-9]+)?", timeout) is None:
+        raise BadParameter(f"{SERVE_HEADERS[0]} must be a number of seconds of 1 or more", SERVE_HEADERS[0])
+    if goes_on not in (None, "?0"):
+        raise BadParameter(f"{SERVE_HEADERS[1]} is not taken: hanging up cancels a request", SERVE_HEADERS[1])
+
+
+def _is_this_machine(address: str) -> bool:
+    try:
+        found = ipaddress.ip_address(address)
+    except ValueError:
+        return False
+    mapped = getattr(found, "ipv4_mapped", None)
+    return (mapped or found).is_loopback

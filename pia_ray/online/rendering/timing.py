@@ -1,0 +1,83 @@
+"""Time in a renderer: how fast its requests go, and how long each of them has."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Awaitable
+from typing import TypeVar
+
+from pia_ray.errors import Timeout
+from pia_ray.online.rendering.renderer import Step
+
+Result = TypeVar("Result")
+
+
+class Tally:
+    """How fast requests go, by the events of each."""
+
+    def __init__(self) -> None:
+        self._latest: dict[str, tuple[int, float]] = {}
+        self._begun_at: dict[str, float] = {}
+        self.step_s: float | None = None
+        """Seconds that a step of one request took lately; None before the first."""
+        self._request_s: float | None = None
+
+    @property
+    def num_running(self) -> int:
+        """Requests that have done a step and not ended."""
+        return len(self._latest)
+
+    def count(self, request_id: str, event: Step) -> None:
+        """Takes in a step of a request."""
+        now = time.monotonic()
+        self._begun_at.setdefault(request_id, now)
+        done, at = self._latest.get(request_id, (0, now))
+        if 0 < done < event.done:
+            self.step_s = _mean(self.step_s, (now - at) / (event.done - done))
+        self._latest[request_id] = event.done, now
+
+    def end(self, request_id: str) -> None:
+        """Takes in that a request has ended; without effect on one that never began."""
+        if self._latest.pop(request_id, None) is not None:
+            self._request_s = _mean(self._request_s, time.monotonic() - self._begun_at.pop(request_id))
+
+    def seconds_until_a_place(self, rows_at_once: int) -> float:
+        """About when one of so many requests ends: a whole number, 1 to 60."""
+        if self._request_s is None:
+            return 5.0
+        return float(min(60, max(1, math.ceil(self._request_s / rows_at_once))))
+
+
+class Clock:
+    """The time that a request has; None: as much as it takes."""
+
+    def __init__(self, deadline_s: float | None) -> None:
+        self._started = time.monotonic()
+        self._deadline_s = deadline_s
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since it began."""
+        return time.monotonic() - self._started
+
+    @property
+    def left_s(self) -> float | None:
+        """Seconds until its deadline, at least 0."""
+        return None if self._deadline_s is None else max(0.0, self._deadline_s - self.elapsed_s)
+
+    async def within(self, awaited: Awaitable[Result]) -> Result:
+        """What is awaited, if it comes before the deadline.
+
+        Raises:
+            Timeout: it does not.
+        """
+        try:
+            return await asyncio.wait_for(awaited, self.left_s)
+        except TimeoutError:
+            raise Timeout(f"not finished within its deadline of {self._deadline_s:g} s") from None
+
+
+def _mean(before: float | None, value: float) -> float:
+    return value if before is None else 0.8 * before + 0.2 * value

@@ -1,0 +1,163 @@
+"""The OpenAPI entries that routes cannot derive from their signatures, since forms are read by `FormReader`.
+
+Made from `AnimationParams`, like the form itself.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, get_args
+
+from pia_ray.online.requests.aliases import IMAGE_FIELDS
+from pia_ray.params import (
+    ARRAY_KNOBS,
+    KNOBS,
+    MAX_COEFFICIENTS,
+    MOTION_NAMES,
+    PICTURE_KNOBS,
+    REFERENCE_KNOBS,
+    AnimationParams,
+    VideoFormat,
+)
+from pia_ray.video import MIME
+
+_PICTURE: Final = "data:image/png;base64,iVBORw0KGgo..."
+
+_EXAMPLE: Final = {
+    "image": "https://example.com/cat.jpg",
+    "prompt": "a cat on a wall, its tail moves",
+    "motion_scale": 1,
+    "seed": 7,
+}
+
+
+def request_body() -> dict[str, Any]:
+    """A request's body in both types that are read."""
+    return {
+        "required": True,
+        "content": {
+            "multipart/form-data": {"schema": body_schema(files=True), "example": {**_EXAMPLE, "image": "(file)"}},
+            "application/json": {
+                "schema": body_schema(files=False),
+                "examples": {
+                    "url": {"summary": "A picture by its URL", "value": _EXAMPLE},
+                    "data_url": {
+                        "summary": "A picture in the request itself",
+                        "value": {"image": _PICTURE, "prompt": "waves roll", "motion_scale": "loop-small"},
+                    },
+                },
+            },
+        },
+    }
+
+
+def body_schema(*, files: bool) -> dict[str, Any]:
+    """Every field of a request; with `files`, as multipart has it."""
+    picture: dict[str, Any] = (
+        {"anyOf": [{"type": "string", "format": "binary"}, {"type": "string", "format": "uri"}]}
+        if files
+        else {"anyOf": [{"type": "string", "format": "uri", "pattern": "^(https://|data:)"}, _by_url()]}
+    )
+    fields: dict[str, Any] = {
+        "image": {**picture, "description": "The picture: a file part, an https:// URL or a data: URL."},
+        "input_reference": {**picture, "description": "The same under the name that the videos API has for it."},
+        "image_url": {**picture, "description": "The same."},
+        "model": {"type": "string", "description": "A model of /v1/models. Left out: the endpoint's default."},
+        "format": {
+            "type": "string",
+            "enum": list(get_args(VideoFormat)),
+            "description": "Format of the video. Left out: what Accept says, else mp4.",
+        },
+        "size": {
+            "type": "string",
+            "pattern": "^[1-9][0-9]{1,3}x[1-9][0-9]{1,3}$",
+            "example": "512x384",
+            "description": "width and height in one.",
+        },
+        "seconds": {
+            "anyOf": [{"type": "number", "exclusiveMinimum": 0}, {"type": "string", "pattern": "^[0-9]+(\\.[0-9]+)?$"}],
+            "example": "2",
+            "description": "Duration, in place of num_frames.",
+        },
+    }
+    declared = AnimationParams.model_json_schema()["properties"]
+    for name in KNOBS:
+        if name in PICTURE_KNOBS:
+            fields[name] = {**picture, "description": KNOBS[name].meaning}
+        elif name in ARRAY_KNOBS:
+            numbers = {"type": "array", "items": {}, "description": f"Nested lists of floats {ARRAY_KNOBS[name]}."}
+            options = picture["anyOf"] if files else [*picture["anyOf"], numbers]
+            fields[name] = {"anyOf": options, "description": KNOBS[name].meaning}
+        else:
+            fields[name] = _field(name, declared[name])
+    shape: dict[str, Any] = {
+        "type": "object",
+        "required": ["prompt"],
+        "anyOf": [{"required": [name]} for name in IMAGE_FIELDS],
+        "properties": fields,
+        "additionalProperties": False,
+    }
+    if files:  # where objects and lists are written as lora[name], affinity[]
+        pictures = "|".join((*IMAGE_FIELDS, *REFERENCE_KNOBS))
+        lists = "|".join(name for name in KNOBS if KNOBS[name].many)
+        folded = rf"^(lora\[[^\[\]]+\]|({pictures})\[(image_url|url)\]|({lists})\[\])$"
+        shape["patternProperties"] = {folded: {"type": "string"}}
+        nested = [{"required": [f"{name}[{inner}]"]} for name in IMAGE_FIELDS for inner in ("image_url", "url")]
+        shape["anyOf"] += nested
+    return shape
+
+
+def _by_url() -> dict[str, Any]:
+    return {
+        "type": "object",
+        "required": ["image_url"],
+        "properties": {"image_url": {"type": "string", "format": "uri"}},
+        "additionalProperties": False,
+    }
+
+
+def _field(name: str, declared: dict[str, Any]) -> dict[str, Any]:
+    knob = KNOBS[name]
+    field = {key: value for key, value in declared.items() if key not in ("title", "unit", "bounds")}
+    field["description"] = knob.meaning + (f" Unit: {knob.unit}." if knob.unit else "")
+    if name == "motion_scale":
+        return {
+            "anyOf": [{"type": "integer", "minimum": 0, "maximum": 8}, {"type": "string", "enum": list(MOTION_NAMES)}],
+            "default": 0,
+            "description": field["description"],
+        }
+    if name == "lora":
+        weights = {"type": "object", "additionalProperties": {"type": "number", "minimum": -10, "maximum": 10}}
+        return {**field, "anyOf": [{"type": field.pop("type", "string")}, weights]}
+    if knob.many:
+        numbers = {"type": "array", "items": {"type": "number"}, "minItems": 1, "maxItems": MAX_COEFFICIENTS}
+        text = {"type": "string", "pattern": "^[0-9]", "description": "The same as text: numbers and commas."}
+        return {"anyOf": [numbers, text], "description": f"{field['description']} Range: {knob.bounds}."}
+    return field
+
+
+ANIMATION_RESPONSE: Final[dict[str, Any]] = {
+    "description": "The video, or the events of its making.",
+    "headers": {
+        "x-animation-id": {"description": "Names the animation.", "schema": {"type": "string"}},
+        "x-animation-model": {"description": "Model and version that made it.", "schema": {"type": "string"}},
+        "x-animation-seed": {"description": "The seed that was used.", "schema": {"type": "string"}},
+        "x-animation-params": {
+            "description": "Every knob that was used but the prompts, as JSON.",
+            "schema": {"type": "string"},
+        },
+        "x-animation-frames": {"description": "Frames of the video.", "schema": {"type": "integer"}},
+        "x-animation-size": {"description": "Width and height.", "schema": {"type": "string"}},
+        "x-animation-gpu-seconds": {"description": "Engine time.", "schema": {"type": "number"}},
+        "x-animation-motion": {"description": "How much moves, 0 to 1.", "schema": {"type": "number"}},
+        "x-request-id": {"description": "Names the call in the server's log.", "schema": {"type": "string"}},
+    },
+    "content": {
+        **{mime: {"schema": {"type": "string", "format": "binary"}} for mime in MIME.values()},
+        "text/event-stream": {
+            "schema": {"type": "string"},
+            "example": 'event: queued\ndata: {"position":1}\n\nevent: step\ndata: {"done":1,"total":25}\n\n'
+            'event: completed\ndata: {"id":"anim_...","seed":"7","video":"data:video/mp4;base64,..."}\n\n',
+        },
+    },
+}
+"""The answer of POST /v1/animations."""

@@ -1,0 +1,26 @@
+"""The largest body, form and upload that a request may bring."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from pia_ray.config import ServeConfig
+from pia_ray.errors import BadParameter
+from pia_ray.params import AnimationParams
+
+MAX_FIELDS: Final = 100
+
+MAX_FILES: Final = 10
+
+
+def check_size(resolved: AnimationParams, config: ServeConfig) -> None:
+    """Refuses videos that are longer than this endpoint makes.
+
+    Raises:
+        BadParameter: names the knob.
+    """
+    for name, most in (("num_frames", config.max_frames), ("num_inference_steps", config.max_steps)):
+        if (value := getattr(resolved, name)) > most:
+            raise BadParameter(f"{name} must be at most {most} at this endpoint (got {value})", name)
+    if resolved.num_videos > 1:
+        raise BadParameter("num_videos must be 1 here: a request makes one video; send one for each seed", "num_videos")

@@ -1,0 +1,264 @@
+"""What callers send -> what an engine is asked: multipart and JSON fields, pictures by part, URL or data URL.
+
+Every knob of `AnimationParams` is a field, beside the names that clients of the videos API use for the same things:
+`model`, `size`, `seconds`, `input_reference`. Everything is checked here, before a GPU hears of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Final, TypeVar
+
+import anyio.to_thread
+from anyio import CapacityLimiter
+from fastapi import Request
+from starlette.datastructures import UploadFile
+
+from pia_ray import arrays, video
+from pia_ray import image as pictures
+from pia_ray.config import ModelConfig, ServeConfig
+from pia_ray.errors import BadParameter, ImageTooLarge, RowError, UnsupportedBody, VideoError
+from pia_ray.fetch import fetch
+from pia_ray.manifest import canonical_params, decode_data_url
+from pia_ray.online.rendering.renderer import INTERACTIVE, RenderRequest
+from pia_ray.online.requests import request_limits
+from pia_ray.online.requests.aliases import (
+    IMAGE_FIELDS,
+    format_of,
+    lora_of,
+    sources_of,
+    spell_out_seconds,
+    spell_out_size,
+)
+from pia_ray.online.requests.bodies import Fields, parse_json, shown, unfold
+from pia_ray.params import (
+    ARRAY_KNOBS,
+    DEFAULT_STYLE,
+    KNOBS,
+    PICTURE_KNOBS,
+    AnimationParams,
+    VideoFormat,
+    lora_strengths,
+    parse_params,
+    resolve,
+    suggest,
+)
+
+FetchUrl = Callable[[str, int], bytes]
+"""The bytes at an https:// URL, at most so many. Raises FetchError, ImageError."""
+
+OTHER_FIELDS: Final = (*IMAGE_FIELDS, "model", "size", "seconds", "format")
+"""Fields of every request beside the knobs."""
+
+_Value = TypeVar("_Value")
+
+
+def fetch_url(url: str, max_bytes: int) -> bytes:
+    """Fetches from public addresses only, as for a catalogue."""
+    return fetch(url, max_bytes=max_bytes)
+
+
+@dataclass(frozen=True)
+class Form:
+    """A request that an engine can be asked, all checked."""
+
+    params: AnimationParams
+    """The knobs that were given. `style` is the model's name; knobs that refer to files hold `sha256:<hex>` of them."""
+    resolved: AnimationParams
+    """Every knob, but for the seed where none was given; with the width and height that the video will have."""
+    model: str
+    """Its name among the endpoint's models."""
+    image: bytes
+    inputs: Mapping[str, bytes]
+    """Files of the knobs that refer to one, by the knob's name."""
+    format: VideoFormat | None
+    """As asked for; None where the request leaves it to the endpoint."""
+
+    @property
+    def size(self) -> str:
+        """Width and height of the video, such as "512x384"."""
+        return f"{self.resolved.width}x{self.resolved.height}"
+
+    @property
+    def seconds(self) -> str:
+        """Duration of the video, such as "2" or "1.6"."""
+        return f"{self.resolved.video_frames / self.resolved.fps:.3f}".rstrip("0").rstrip(".")
+
+    @property
+    def digest(self) -> str:
+        """sha256 in hex of all that was asked for; equal for equal requests."""
+        digest = hashlib.sha256(f"{self.model}\n{self.format}\n{canonical_params(self.resolved)}\n".encode())
+        digest.update(hashlib.sha256(self.image).digest())
+        return digest.hexdigest()
+
+    def request(
+        self, request_id: str, *, deadline_s: float | None, priority: int = INTERACTIVE, default_format: VideoFormat
+    ) -> RenderRequest:
+        """What an engine is asked."""
+        return RenderRequest(
+            id=request_id,
+            params=self.params,
+            image=self.image,
+            inputs=self.inputs,
+            format=self.format or default_format,
+            deadline_s=deadline_s,
+            priority=priority,
+        )
+
+
+class FormReader:
+    """Reads the requests of one endpoint. Holds the places in which pictures are fetched and decoded."""
+
+    def __init__(self, config: ServeConfig, *, fetch_url: FetchUrl = fetch_url) -> None:
+        self._config = config
+        self._fetch_url = fetch_url
+        # Decoding the largest picture takes some hundred MB, fetching waits for servers elsewhere.
+        self._decoders = CapacityLimiter(2)
+        self._fetchers = CapacityLimiter(16)
+
+    async def fields(self, request: Request) -> dict[str, object]:
+        """The fields of a multipart, urlencoded or JSON body. Names such as `lora[pixar]` and `tags[]` are unfolded.
+
+        Raises:
+            BadParameter: not JSON, no object, or a field occurs twice.
+            UnsupportedBody: of another type.
+            BodyTooLarge, SlowBody: over the limits.
+        """
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind == "application/json" or kind.endswith("+json"):
+            return parse_json(await request.body())
+        if kind not in ("multipart/form-data", "application/x-www-form-urlencoded"):
+            raise UnsupportedBody("Send multipart/form-data or application/json.")
+        most = self._config.max_body_bytes
+        async with request.form(
+            max_files=request_limits.MAX_FILES, max_fields=request_limits.MAX_FIELDS, max_part_size=most
+        ) as form:
+            pairs: list[tuple[str, str | bytes]] = []
+            for name, value in form.multi_items():
+                if isinstance(value, UploadFile):
+                    if value.filename or value.size:  # a browser sends an empty part where no file was chosen
+                        pairs.append((name, await value.read()))
+                elif value or name in ("prompt", "negative_prompt"):  # and an empty text where nothing was entered
+                    pairs.append((name, value))
+        return unfold(pairs)
+
+    async def parse(self, fields: Fields) -> Form:
+        """The request that these fields make. Fields of null count as absent.
+
+        Raises:
+            RowError: a field is unknown or wrong, or a picture cannot be had or used.
+        """
+        given = {name: value for name, value in fields.items() if value is not None}
+        for name in given:
+            if name not in KNOBS and name not in OTHER_FIELDS:
+                near = suggest(shown(name), (*KNOBS, *OTHER_FIELDS))
+                raise BadParameter(f'there is no field "{shown(name)}".{near}', shown(name))
+        model_name, model = self._model(given)
+        video_format = format_of(given.pop("format", None))
+        sources = sources_of(given)
+        params = self._params(given, sources, model_name, model)
+        resolved = resolve(params, {}, model_defaults=model.defaults)
+        request_limits.check_size(resolved, self._config)
+        lora_strengths(resolved, model.lora_weights)
+        files = {}
+        for knob, source in sources.items():  # in turn: one request does not take many places
+            files[knob] = await self._content(source, knob)
+        image = files.pop("image")
+        width, height = await self._run(self._decoders, partial(self._checked_size, image, "image"))
+        for knob, content in files.items():
+            check = self._checked_size if knob in PICTURE_KNOBS else arrays.decode
+            await self._run(self._decoders, partial[object](check, content, knob))
+        identities = {knob: "sha256:" + hashlib.sha256(content).hexdigest() for knob, content in files.items()}
+        params = params.model_copy(update=identities)
+        width, height = pictures.choose_size(
+            (width, height),
+            long_edge=model.long_edge,
+            size_step=model.size_step,
+            width=resolved.width,
+            height=resolved.height,
+        )
+        resolved = resolved.model_copy(update={"width": width, "height": height, **identities})
+        _check_encodable(video_format or "mp4", resolved)
+        return Form(params, resolved, model_name, image, files, video_format)
+
+    def _model(self, given: dict[str, object]) -> tuple[str, ModelConfig]:
+        models, named = self._config.models, given.pop("model", None)
+        style = given.pop("style", None)
+        for field, value in (("model", named), ("style", style)):
+            if value is not None and not isinstance(value, str):
+                raise BadParameter(f"{field} must be text, not {type(value).__name__}", field)
+        if named is not None and style not in (None, DEFAULT_STYLE, named):
+            raise BadParameter("model and style both name the model: give one of them", "style")
+        field = "style" if named is None else "model"
+        name = str(style if named is None else named).strip() if (named or style) is not None else DEFAULT_STYLE
+        if name == DEFAULT_STYLE and name not in models:
+            name = self._config.default_model
+        if name not in models:
+            known = f"This endpoint has {', '.join(models)}."
+            raise BadParameter(f'there is no model "{shown(name)}". {known}{suggest(shown(name), models)}', field)
+        return name, models[name]
+
+    def _params(
+        self, given: dict[str, object], sources: Mapping[str, object], model_name: str, model: ModelConfig
+    ) -> AnimationParams:
+        """The knobs that were given; those that refer to files hold a stand-in until their files are here."""
+        if "prompt" not in given:
+            raise BadParameter("prompt is missing: say what the picture shows and how it moves", "prompt")
+        if (lora := given.get("lora")) is not None:
+            given["lora"] = lora_of(lora)
+        spell_out_size(given)
+        spell_out_seconds(given, model)
+        stand_ins = dict.fromkeys((knob for knob in sources if knob != "image"), "-")
+        return parse_params({**given, **stand_ins, "style": model_name})
+
+    async def _content(self, source: object, knob: str) -> bytes:
+        """The bytes of a file, URL, data URL or list of numbers."""
+        most = self._config.max_image_bytes
+        if isinstance(source, list) and knob in ARRAY_KNOBS:
+            return await self._run(self._decoders, partial(arrays.encode, source, knob))
+        if isinstance(source, bytes):
+            content = source
+        elif not isinstance(source, str):
+            raise BadParameter(f"{knob} must be a file, an https:// URL or a data: URL", knob)
+        elif source[:5].lower() == "data:":
+            content = await self._run(self._decoders, partial(decode_data_url, source, what=knob))
+        elif re.match(r"\s*[a-zA-Z][a-zA-Z0-9+.-]*://", source):
+            return await self._run(self._fetchers, partial(self._fetched, source.strip(), knob))
+        else:
+            raise BadParameter(f"{knob} must be a file, an https:// URL or a data: URL (got other text)", knob)
+        if len(content) > most:
+            raise ImageTooLarge(f"{knob} has {len(content):,} bytes; the limit is {most:,}.")
+        return content
+
+    def _fetched(self, url: str, knob: str) -> bytes:
+        try:
+            return self._fetch_url(url, self._config.max_image_bytes)
+        except RowError as error:
+            raise type(error)(f"{knob}: {error.message}") from None
+
+    def _checked_size(self, content: bytes, knob: str) -> tuple[int, int]:
+        """Width and height of the picture, upright, once it is known to be whole."""
+        try:
+            found = pictures.decode(
+                content,
+                background=self._config.background,
+                max_bytes=self._config.max_image_bytes,
+                max_pixels=self._config.max_image_pixels,
+            )
+        except RowError as error:
+            raise type(error)(f"{knob}: {error.message}") from None
+        return found.original_width, found.original_height
+
+    async def _run(self, places: CapacityLimiter, call: Callable[[], _Value]) -> _Value:
+        return await anyio.to_thread.run_sync(call, limiter=places)
+
+
+def _check_encodable(video_format: VideoFormat, resolved: AnimationParams) -> None:
+    try:
+        video.require_encodable(video_format, width=resolved.width or 8, height=resolved.height or 8, fps=resolved.fps)
+    except VideoError as error:
+        raise BadParameter(error.message, "format") from None

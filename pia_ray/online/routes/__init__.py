@@ -1,0 +1,1 @@
+"""The routes of the endpoint, a file for each resource."""

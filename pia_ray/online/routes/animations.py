@@ -1,0 +1,282 @@
+"""POST /v1/animations: one picture in, one video out, in the same call; or its progress as server-sent events."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import secrets
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from typing import Any, Final, cast
+from urllib.parse import quote
+
+from anyio import CancelScope
+from fastapi import APIRouter, Request, Response
+from starlette.types import Receive, Scope, Send
+
+from pia_ray.config import ServeConfig
+from pia_ray.errors import Cancelled, NotAcceptable, PiaRayError, Timeout, UnexpectedError
+from pia_ray.manifest import canonical_params
+from pia_ray.online.http import error_responses
+from pia_ray.online.http.metrics import Metrics
+from pia_ray.online.http.middleware import Owner
+from pia_ray.online.rendering.renderer import Event, Queued, Rendered, Renderer, Step
+from pia_ray.online.requests import openapi
+from pia_ray.online.requests.request_reader import FormReader
+from pia_ray.params import VideoFormat
+from pia_ray.video import MIME
+
+EVENT_STREAM: Final = "text/event-stream"
+
+KEEP_ALIVE_S: Final = 15.0
+"""Seconds of silence after which a stream says that it lives, for proxies that cut what is still."""
+
+_GRACE: Final = 1.1
+"""Times the engine's deadline is when the call itself is given up, so that the engine's own words about it arrive."""
+
+
+def router(renderer: Renderer, forms: FormReader, config: ServeConfig, metrics: Metrics) -> APIRouter:
+    """The route."""
+    routes = APIRouter(tags=["animations"])
+
+    @routes.post(
+        "/v1/animations",
+        operation_id="create_animation",
+        summary="Animate a picture",
+        response_class=Response,
+        responses={200: openapi.ANIMATION_RESPONSE, **error_responses.responses(404, 406, 415, 502, 504, 507)},
+        openapi_extra={"requestBody": openapi.request_body()},
+    )
+    async def create_animation(request: Request, _: Owner) -> Response:
+        """Answers with the video. `Accept` chooses mp4, webm, webp or gif; `text/event-stream` asks for progress."""
+        accept = request.headers.get("accept")
+        negotiate(accept, None)  # before the body is read
+        form = await forms.parse(await forms.fields(request))
+        stream, video_format = negotiate(accept, form.format)
+        asked = form.request(
+            f"anim_{secrets.token_hex(16)}", deadline_s=config.sync_timeout_s, default_format=video_format
+        )
+        events = _counted(renderer.render(asked), form.model, metrics)
+        heard = _heard(events, request.receive, timeout_s=_GRACE * config.sync_timeout_s)
+        if stream:
+            first = await _first(heard)
+            return _EventStream(heard, first, asked.id)
+        async with aclosing(heard):
+            async for event in heard:
+                if isinstance(event, Rendered):
+                    return _video(asked.id, event)
+        raise UnexpectedError("the renderer ended without a video")
+
+    return routes
+
+
+def negotiate(accept: str | None, asked: VideoFormat | None) -> tuple[bool, VideoFormat]:
+    """Whether to stream events, and the format of the video. A field `format` decides among what is accepted.
+
+    Raises:
+        NotAcceptable: none of what can be given is accepted.
+    """
+    quality = _qualities(accept or "*/*")
+    formats: list[VideoFormat] = [asked] if asked else list(MIME)
+    scored = [(_quality(quality, MIME[each]), each) for each in formats]
+    best = max(scored, key=lambda pair: pair[0])  # the first of equals
+    streamed = quality.get(EVENT_STREAM, 0.0)  # by its own name only: a wildcard means a video
+    if streamed and streamed >= best[0]:
+        return True, asked or "mp4"
+    if not best[0]:
+        types = ", ".join(MIME[each] for each in formats)
+        raise NotAcceptable(f"This call answers with {types} or {EVENT_STREAM}, none of which is accepted.")
+    return False, best[1]
+
+
+def describe(request_id: str, rendered: Rendered) -> dict[str, Any]:
+    """A finished animation as JSON, without its files. Seeds are text, since JavaScript rounds large numbers."""
+    made = rendered.video
+    return {
+        "id": request_id,
+        "object": "animation",
+        "model": rendered.model,
+        "seed": str(rendered.params.seed),
+        "params": json.loads(canonical_params(rendered.params)),
+        "width": made.width,
+        "height": made.height,
+        "num_frames": made.num_frames,
+        "fps": made.fps,
+        "format": made.format,
+        "size_bytes": made.size_bytes,
+        "sha256": made.sha256,
+        "gpu_s": rendered.gpu_s,
+        "animate_s": rendered.animate_s,
+        "motion": rendered.motion,
+    }
+
+
+def _qualities(accept: str) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for part in accept.lower().split(",")[:50]:
+        kind, *options = (piece.strip() for piece in part.split(";"))
+        quality = 1.0
+        for option in options:
+            if option.startswith("q="):
+                try:
+                    quality = min(1.0, max(0.0, float(option[2:])))
+                except ValueError:
+                    quality = 0.0
+        if kind:
+            found[kind] = quality if quality == quality else 0.0  # "q=nan" parses
+    return found
+
+
+def _quality(qualities: dict[str, float], mime: str) -> float:
+    for kind in (mime, f"{mime.partition('/')[0]}/*", "*/*"):  # the most exact of them counts
+        if kind in qualities:
+            return qualities[kind]
+    return 0.0
+
+
+async def _counted(events: AsyncIterator[Event], model: str, metrics: Metrics) -> AsyncGenerator[Event, None]:
+    async with aclosing(cast(AsyncGenerator[Event, None], events)):
+        try:
+            async for event in events:
+                if isinstance(event, Rendered):
+                    metrics.rendered(model, event)
+                yield event
+        except PiaRayError as error:
+            metrics.failed(model, error)
+            raise
+        except (asyncio.CancelledError, GeneratorExit):
+            metrics.failed(model, Cancelled())
+            raise
+
+
+async def _heard(
+    events: AsyncGenerator[Event, None], receive: Receive, *, timeout_s: float
+) -> AsyncGenerator[Event | None, None]:
+    """The events while the caller listens; None where nothing has happened for `KEEP_ALIVE_S`.
+
+    However it ends, the rendering ends with it.
+
+    Raises:
+        Cancelled: the caller has hung up.
+        Timeout: it takes longer than `timeout_s`.
+        RowError, JobError: the renderer's own.
+    """
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + timeout_s
+    gone = asyncio.ensure_future(_disconnected(receive))
+    upcoming: asyncio.Future[Event | None] | None = None
+    try:
+        while True:
+            upcoming = upcoming or asyncio.ensure_future(_next(events))
+            left = deadline - loop.time()
+            either: set[asyncio.Future[Any]] = {gone, upcoming}
+            patience = max(0.0, min(KEEP_ALIVE_S, left))
+            await asyncio.wait(either, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
+            if upcoming.done():
+                event, upcoming = upcoming.result(), None
+                if event is None:
+                    return
+                yield event
+            elif gone.done():
+                raise Cancelled("The caller has hung up.")
+            elif left <= 0:
+                raise Timeout(f"The video was not finished within {timeout_s / _GRACE:g} seconds.")
+            else:
+                yield None
+    finally:
+        with CancelScope(shield=True):  # the engine must hear of it, whatever else is being torn down
+            tasks: set[asyncio.Future[Any]] = {gone} if upcoming is None else {gone, upcoming}
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+            await events.aclose()
+
+
+async def _next(events: AsyncGenerator[Event, None]) -> Event | None:
+    return await anext(events, None)
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _first(heard: AsyncGenerator[Event | None, None]) -> Event | None:
+    """The first event, so that a refusal is an HTTP status and not an event in a stream."""
+    try:
+        return await anext(heard)
+    except BaseException:
+        await heard.aclose()
+        raise
+
+
+def _video(request_id: str, rendered: Rendered) -> Response:
+    made = rendered.video
+    facts = describe(request_id, rendered)
+    # Prompts are left out: ten thousand characters do not fit into a header.
+    knobs = {name: value for name, value in facts["params"].items() if name not in ("prompt", "negative_prompt")}
+    headers = {
+        "content-disposition": f'inline; filename="{request_id}.{made.format}"',
+        "etag": f'"{made.sha256}"',
+        "x-animation-id": request_id,
+        "x-animation-model": quote(rendered.model, safe=" /:@+,"),  # headers are ASCII
+        "x-animation-seed": facts["seed"],
+        "x-animation-params": json.dumps(knobs, separators=(",", ":")),
+        "x-animation-frames": str(made.num_frames),
+        "x-animation-size": f"{made.width}x{made.height}",
+        "x-animation-gpu-seconds": f"{rendered.gpu_s:.3f}",
+        "x-animation-motion": f"{rendered.motion:.4f}",
+    }
+    return Response(made.content, media_type=MIME[made.format], headers=headers)
+
+
+class _EventStream(Response):
+    """Events as they come. Ends the rendering when the caller is gone, whichever way that is noticed."""
+
+    media_type = EVENT_STREAM
+
+    def __init__(self, heard: AsyncGenerator[Event | None, None], first: Event | None, request_id: str) -> None:
+        super().__init__(headers={"x-animation-id": request_id, "x-accel-buffering": "no"})
+        del self.headers["content-length"]
+        self._heard = heard
+        self._first = first
+        self._request_id = request_id
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with aclosing(self._heard):
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            try:
+                await self._send(send, self._first)
+                async for event in self._heard:
+                    await self._send(send, event)
+            except PiaRayError as error:
+                await _send_text(send, _event("error", error_responses.body_of(error)))
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _send(self, send: Send, event: Event | None) -> None:
+        match event:
+            case None:
+                await _send_text(send, ": still at work\n\n")
+            case Queued(position):
+                await _send_text(send, _event("queued", {"position": position}))
+            case Step(done, total):
+                await _send_text(send, _event("step", {"done": done, "total": total}))
+            case Rendered():
+                files = {
+                    "video": _data_url(MIME[event.video.format], event.video.content),
+                    "thumbnail": _data_url("image/webp", event.thumbnail),
+                }
+                await _send_text(send, _event("completed", {**describe(self._request_id, event), **files}))
+
+
+async def _send_text(send: Send, text: str) -> None:
+    await send({"type": "http.response.body", "body": text.encode(), "more_body": True})
+
+
+def _event(name: str, value: dict[str, Any]) -> str:
+    return f"event: {name}\ndata: {json.dumps(value, separators=(',', ':'))}\n\n"
+
+
+def _data_url(mime: str, content: bytes) -> str:
+    return f"data:{mime};base64,{base64.b64encode(content).decode()}"

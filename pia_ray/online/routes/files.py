@@ -1,0 +1,203 @@
+"""/v1/files in the wire format of the OpenAI API: lines of batches, pictures, and what batches give."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Mapping
+from functools import partial
+from typing import Annotated, Any, Final, Literal
+
+from fastapi import APIRouter, Query, Request, Response
+from pydantic import BaseModel, Field
+
+from pia_ray.config import ServeConfig
+from pia_ray.errors import BadParameter, UnsupportedBody
+from pia_ray.online.files import FileStore, Order, Purpose, StoredFile, parse_purpose
+from pia_ray.online.http import error_responses
+from pia_ray.online.http.downloads import delivery
+from pia_ray.online.http.middleware import Owner
+from pia_ray.online.http.pagination import Listed, Listing, Page
+from pia_ray.online.requests.bodies import shown
+from pia_ray.online.requests.request_limits import MAX_FILES
+
+FILE_TTL_S: Final = 30 * 24 * 3600.0
+"""How long files are kept that say nothing else."""
+
+_TTL_BOUNDS_S: Final = (3600, 30 * 24 * 3600)
+
+
+class FileObject(Listed):
+    """A file, as the openai clients know it."""
+
+    object: Literal["file"] = "file"
+    bytes: int
+    created_at: int
+    expires_at: int
+    filename: str
+    purpose: Purpose
+    status: Literal["processed"] = "processed"
+
+
+class FileList(Listing[FileObject]):
+    """Part of the list of files."""
+
+
+class FilePage(Page):
+    """Which part of the list of files."""
+
+    limit: int = Field(100, ge=1, le=10_000)
+    order: Order = Field("desc", description="By the time of creation.")
+    purpose: Purpose | None = Field(None, description="Of these files alone.")
+
+
+class FileDeleted(BaseModel):
+    """That a file is gone."""
+
+    id: str
+    object: Literal["file"] = "file"
+    deleted: Literal[True] = True
+
+
+def file_object(file: StoredFile) -> FileObject:
+    """The file as callers get it."""
+    return FileObject(
+        id=file.id,
+        bytes=file.size_bytes,
+        created_at=int(file.created_at),
+        expires_at=int(file.expires_at),
+        filename=file.filename,
+        purpose=file.purpose,
+    )
+
+
+def file_routes(files: FileStore, *, config: ServeConfig, prefix: str = "/v1") -> APIRouter:
+    """The routes below /v1/files."""
+    router = APIRouter(prefix=f"{prefix}/files", tags=["batches"])
+
+    @router.post(
+        "",
+        operation_id="create_file",
+        summary="Upload lines of a batch, or a picture",
+        responses=error_responses.responses(415),
+        openapi_extra=_multipart(
+            {
+                "file": {"type": "string", "format": "binary"},
+                "purpose": {"type": "string", "enum": ["batch", "vision", "user_data"]},
+                "expires_after[seconds]": {"type": "integer", "minimum": 3600, "maximum": 2592000},
+                "expires_after[anchor]": {"type": "string", "enum": ["created_at"]},
+            },
+            required=["file", "purpose"],
+        ),
+    )
+    async def create(request: Request, owner: Owner) -> FileObject:
+        name, content, fields = await _upload(request, max_bytes=config.max_body_bytes)
+        create_file = partial(
+            files.create,
+            owner,
+            content,
+            filename=name,
+            purpose=parse_purpose(fields.get("purpose", "")),
+            ttl_s=_ttl_s(fields),
+        )
+        return file_object(await asyncio.to_thread(create_file))
+
+    @router.get("", operation_id="list_files", summary="List files", responses=error_responses.responses(422))
+    async def list_files(owner: Owner, page: Annotated[FilePage, Query()]) -> FileList:
+        found, more = await asyncio.to_thread(
+            lambda: files.list(owner, after=page.after, limit=page.limit, order=page.order, purpose=page.purpose)
+        )
+        return FileList.of([file_object(each) for each in found], more=more)
+
+    @router.get(
+        "/{file_id}",
+        operation_id="retrieve_file",
+        summary="What a file is",
+        responses=error_responses.responses(404, 422),
+    )
+    async def retrieve(owner: Owner, file_id: str) -> FileObject:
+        return file_object(await asyncio.to_thread(files.get, owner, file_id))
+
+    @router.delete(
+        "/{file_id}", operation_id="delete_file", summary="Delete a file", responses=error_responses.responses(404, 422)
+    )
+    async def delete(owner: Owner, file_id: str) -> FileDeleted:
+        await asyncio.to_thread(files.delete, owner, file_id)
+        return FileDeleted(id=file_id)
+
+    @router.get(
+        "/{file_id}/content",
+        operation_id="download_file",
+        summary="A file's content",
+        response_class=Response,
+        responses={
+            **error_responses.responses(404, 422),
+            200: {"description": "The content.", "content": {"application/octet-stream": {}}},
+            302: {"description": "A link to it, which works for a quarter of an hour."},
+        },
+    )
+    @router.head(
+        "/{file_id}/content",
+        operation_id="describe_file",
+        summary="Length and type of a file's content",
+        response_class=Response,
+        responses=error_responses.responses(404, 422),
+    )
+    async def content(request: Request, owner: Owner, file_id: str) -> Response:
+        file = await asyncio.to_thread(files.get, owner, file_id)
+        return await delivery(
+            files.content_uri(file),
+            method=request.method,
+            media_type="application/octet-stream",
+            filename=file.filename,
+            disposition="attachment",
+        )
+
+    return router
+
+
+async def _upload(request: Request, *, max_bytes: int) -> tuple[str, bytes, Mapping[str, str]]:
+    """Name and content of the one file of a form, and the other fields."""
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "multipart/form-data":
+        raise UnsupportedBody("Send multipart/form-data.")
+    fields: dict[str, str] = {}
+    found: tuple[str, bytes] | None = None
+    async with request.form(max_files=MAX_FILES, max_fields=10, max_part_size=max_bytes) as form:
+        for field, value in form.multi_items():
+            if field in fields or (field == "file" and found is not None):
+                raise BadParameter(f"{shown(field)} occurs twice", field)
+            if isinstance(value, str):
+                fields[field] = value
+            elif field != "file":
+                raise BadParameter(f'there is no file field "{shown(field)}": send it as "file"', field)
+            else:
+                found = (_filename(value.filename or ""), await value.read())
+    if found is None:
+        raise BadParameter("file is missing: send one as multipart/form-data", "file")
+    known = {"purpose", "expires_after[seconds]", "expires_after[anchor]"}
+    for field in fields:
+        if field not in known:
+            raise BadParameter(f'there is no field "{shown(field)}"', field)
+    return (*found, fields)
+
+
+def _filename(text: str) -> str:
+    """A name to show and to save under; it enters no path of ours."""
+    return re.sub(r"[^\w .()+-]", "_", re.split(r"[/\\]", text)[-1])[:128].strip(" .") or "file"
+
+
+def _ttl_s(fields: Mapping[str, str]) -> float | None:
+    text = fields.get("expires_after[seconds]")
+    if fields.get("expires_after[anchor]", "created_at") != "created_at":
+        raise BadParameter("expires_after: anchor must be created_at", "expires_after")
+    if text is None:
+        return None
+    least, most = _TTL_BOUNDS_S
+    if not (text.isascii() and text.isdigit() and len(text) < 10 and least <= int(text) <= most):
+        raise BadParameter(f"expires_after: seconds must be a whole number from {least} to {most}", "expires_after")
+    return float(text)
+
+
+def _multipart(properties: Mapping[str, Any], *, required: list[str]) -> dict[str, Any]:
+    schema = {"type": "object", "properties": dict(properties), "required": required}
+    return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}}

@@ -1,0 +1,333 @@
+"""/v1/videos in the wire format of the OpenAI videos API: create, retrieve, list, delete, content, remix, cancel."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Annotated, Any, Final, Literal
+
+from fastapi import APIRouter, Header, Query, Request, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from pia_ray import video
+from pia_ray.errors import Conflict
+from pia_ray.online.http import error_responses
+from pia_ray.online.http.downloads import delivery
+from pia_ray.online.http.middleware import Owner
+from pia_ray.online.http.pagination import Listed, Listing, Page
+from pia_ray.online.requests import openapi
+from pia_ray.online.requests.aliases import IMAGE_FIELDS
+from pia_ray.online.requests.request_reader import FormReader
+from pia_ray.online.video_jobs import JobStore, VideoJob
+from pia_ray.online.video_jobs.creation import Intake
+from pia_ray.online.video_jobs.dispatcher import Dispatcher, Outlook
+from pia_ray.params import REFERENCE_KNOBS, AnimationParams
+
+Variant = Literal["video", "thumbnail", "spritesheet"]
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        alias="Idempotency-Key",
+        min_length=1,
+        max_length=255,
+        description="Requests with the same key make one video.",
+    ),
+]
+RetryCount = Annotated[
+    str | None, Header(alias="x-stainless-retry-count", description="Told by the openai clients.", max_length=20)
+]
+
+
+class VideoError(BaseModel):
+    """Why a video failed."""
+
+    code: str
+    message: str
+
+
+class VideoObject(Listed):
+    """A video job, as the openai clients know it, with what more there is to tell."""
+
+    model_config = ConfigDict(
+        protected_namespaces=(),
+        json_schema_extra={
+            "example": {
+                "id": "video_064c1b9e8a7f50f3c1d2e3a4b5968778695a4b3c2d1e0f",
+                "object": "video",
+                "created_at": 1767225600,
+                "status": "in_progress",
+                "model": "demo",
+                "progress": 40,
+                "seconds": "2",
+                "size": "512x384",
+                "prompt": "clouds drift over the lake",
+                "format": "mp4",
+                "params": {"prompt": "clouds drift over the lake", "motion_scale": 1},
+            }
+        },
+    )
+
+    object: Literal["video"] = "video"
+    created_at: int = Field(description="Seconds since 1970, UTC, as all times here.")
+    completed_at: int | None = Field(None, description="When it completed or failed.")
+    expires_at: int | None = Field(None, description="When the video is deleted.")
+    status: Literal["queued", "in_progress", "completed", "failed"]
+    model: str
+    progress: int = Field(ge=0, le=100, description="Percent of the denoising steps done.")
+    seconds: str = Field(description="Duration of the video.")
+    size: str = Field(description="WIDTHxHEIGHT.")
+    prompt: str
+    error: VideoError | None = Field(None, description='A cancelled job has failed with the code "cancelled".')
+    remixed_from_video_id: str | None = None
+    format: str
+    params: dict[str, Any] = Field(
+        description="The knobs that were given; once completed, all of them. The seed is text: it has 64 bits."
+    )
+    batch_id: str | None = None
+    queue_position: int | None = Field(None, description="Jobs that go first, while it is queued.")
+    estimated_completion_at: int | None = Field(None, description="About when it will be done.")
+    num_frames: int | None = None
+    fps: int | None = None
+    size_bytes: int | None = None
+    sha256: str | None = Field(None, description="Of the video's file.")
+    model_version: str | None = None
+    gpu_seconds: float | None = None
+    motion: float | None = Field(None, description="How much moves, measured: 0 to 1.")
+
+
+class VideoList(Listing[VideoObject]):
+    """Part of the list of videos."""
+
+
+class VideoPage(Page):
+    """Which part of the list of videos."""
+
+    limit: int = Field(20, ge=1, le=100)
+    order: Literal["asc", "desc"] = Field("desc", description="By the time of creation.")
+
+
+class VideoDeleted(BaseModel):
+    """That a video is gone."""
+
+    id: str
+    object: Literal["video.deleted"] = "video.deleted"
+    deleted: Literal[True] = True
+
+
+def video_object(job: VideoJob, outlook: Outlook | None = None) -> VideoObject:
+    """The job as callers get it, with what its future may bring as far as that is told."""
+    left_s = None if outlook is None or job.ended else outlook.eta_s
+    made = job.result
+    return VideoObject(
+        id=job.id,
+        created_at=int(job.created_at),
+        completed_at=None if job.completed_at is None else int(job.completed_at),
+        expires_at=None if job.expires_at is None else int(job.expires_at),
+        status=job.status,
+        model=job.model,
+        progress=job.progress,
+        seconds=job.seconds,
+        size=job.size,
+        prompt=job.prompt,
+        error=None if job.error is None else VideoError(code=job.error.code, message=job.error.message),
+        remixed_from_video_id=job.remixed_from_video_id,
+        format=job.format,
+        params=_shown(job.params if made is None else made.params),
+        batch_id=job.batch_id,
+        queue_position=None if outlook is None or job.status != "queued" else outlook.position,
+        estimated_completion_at=None if left_s is None else int(time.time() + left_s + 0.5),
+        num_frames=None if made is None else made.num_frames,
+        fps=None if made is None else made.fps,
+        size_bytes=None if made is None else made.size_bytes,
+        sha256=None if made is None else made.sha256,
+        model_version=None if made is None else made.model_version,
+        gpu_seconds=None if made is None else made.gpu_s,
+        motion=None if made is None else made.motion,
+    )
+
+
+def video_routes(
+    *, intake: Intake, jobs: JobStore, reader: FormReader, dispatcher: Dispatcher, prefix: str = "/v1"
+) -> APIRouter:
+    """The routes below /v1/videos."""
+    router = APIRouter(prefix=f"{prefix}/videos", tags=["videos"])
+
+    async def told(job: VideoJob, response: Response) -> VideoObject:
+        outlook = await dispatcher.outlook(job)
+        if not job.ended:
+            response.headers["openai-poll-after-ms"] = str(outlook.poll_after_ms)
+        return video_object(job, outlook)
+
+    @router.post(
+        "",
+        operation_id="create_video",
+        summary="Make a video",
+        responses=error_responses.responses(404, 409, 415, 422, 502),
+        openapi_extra={"requestBody": _create_body()},
+    )
+    async def create(
+        request: Request,
+        response: Response,
+        owner: Owner,
+        idempotency_key: IdempotencyKey = None,
+        retry_count: RetryCount = None,
+    ) -> VideoObject:
+        fields = await reader.fields(request)
+        job = await intake.create(owner, fields, idempotency_key=idempotency_key, retry_count=_count(retry_count))
+        dispatcher.wake()
+        return await told(job, response)
+
+    @router.get("", operation_id="list_videos", summary="List videos", responses=error_responses.responses(404, 422))
+    async def list_videos(owner: Owner, page: Annotated[VideoPage, Query()]) -> VideoList:
+        found = await asyncio.to_thread(lambda: jobs.list(owner, after=page.after, limit=page.limit, order=page.order))
+        return VideoList.of([video_object(job) for job in found.jobs], more=found.has_more)
+
+    @router.get(
+        "/{video_id}",
+        operation_id="retrieve_video",
+        summary="How a video is coming on",
+        responses=error_responses.responses(404, 422),
+    )
+    async def retrieve(owner: Owner, response: Response, video_id: str) -> VideoObject:
+        return await told(await asyncio.to_thread(jobs.get, owner, video_id), response)
+
+    @router.delete(
+        "/{video_id}",
+        operation_id="delete_video",
+        summary="Delete a video",
+        responses=error_responses.responses(404, 422),
+    )
+    async def delete(owner: Owner, video_id: str) -> VideoDeleted:
+        await asyncio.to_thread(jobs.delete, owner, video_id)
+        dispatcher.nudge(video_id)
+        return VideoDeleted(id=video_id)
+
+    @router.post(
+        "/{video_id}/cancel",
+        operation_id="cancel_video",
+        summary="Stop a video that is not done",
+        responses=error_responses.responses(404, 409, 422),
+    )
+    async def cancel(owner: Owner, response: Response, video_id: str) -> VideoObject:
+        job = await asyncio.to_thread(jobs.cancel, owner, video_id)
+        dispatcher.nudge(video_id)
+        return await told(job, response)
+
+    @router.post(
+        "/{video_id}/remix",
+        operation_id="remix_video",
+        summary="Make another video of the same picture",
+        responses=error_responses.responses(404, 409, 415, 422),
+        openapi_extra={"requestBody": _remix_body()},
+    )
+    async def remix(
+        request: Request,
+        response: Response,
+        owner: Owner,
+        video_id: str,
+        idempotency_key: IdempotencyKey = None,
+        retry_count: RetryCount = None,
+    ) -> VideoObject:
+        fields = await reader.fields(request)
+        job = await intake.remix(
+            owner,
+            video_id,
+            fields,
+            idempotency_key=idempotency_key,
+            retry_count=_count(retry_count),
+        )
+        dispatcher.wake()
+        return await told(job, response)
+
+    @router.get(
+        "/{video_id}/content",
+        operation_id="download_video",
+        summary="The video's file, or pictures of it",
+        response_class=Response,
+        responses={
+            **error_responses.responses(404, 409, 422),
+            200: {"description": "The file.", "content": {mime: {} for mime in (*video.MIME.values(), "image/webp")}},
+            206: {"description": "The part that a Range header asked for."},
+            302: {"description": "A link to the file, which works for a quarter of an hour."},
+            416: {"description": "The file has no such part."},
+        },
+    )
+    @router.head(
+        "/{video_id}/content",
+        operation_id="describe_video_content",
+        summary="Length and type of what the same GET gives",
+        response_class=Response,
+        responses=error_responses.responses(404, 409, 422),
+    )
+    async def content(request: Request, owner: Owner, video_id: str, variant: Variant = "video") -> Response:
+        job = await asyncio.to_thread(jobs.get, owner, video_id)
+        if job.result is None:
+            raise Conflict(f"video {job.id} has no content: it is {job.status}")
+        uri = {
+            "video": job.result.video_uri,
+            "thumbnail": job.result.thumbnail_uri,
+            "spritesheet": job.result.spritesheet_uri,
+        }[variant]
+        kind = video.MIME[job.format] if variant == "video" else "image/webp"
+        ext = job.format if variant == "video" else "webp"
+        return await delivery(uri, method=request.method, media_type=kind, filename=f"{job.id}-{variant}.{ext}")
+
+    return router
+
+
+def _create_body() -> dict[str, Any]:
+    body = openapi.request_body()
+    for content in body["content"].values():
+        shape = content["schema"]
+        shape["properties"] |= _JOB_FIELDS
+        for name in IMAGE_FIELDS:
+            shape["properties"][name]["anyOf"].append(_BY_FILE_ID)
+        if "patternProperties" in shape:
+            shape["patternProperties"][rf"^({'|'.join((*IMAGE_FIELDS, *REFERENCE_KNOBS))})\[file_id\]$"] = {
+                "type": "string"
+            }
+            shape["anyOf"] += [{"required": [f"{name}[file_id]"]} for name in IMAGE_FIELDS]
+    return body
+
+
+def _remix_body() -> dict[str, Any]:
+    """As for a new video, without the files, which are the first video's."""
+    found = openapi.body_schema(files=False)
+    left_out = {*IMAGE_FIELDS, *REFERENCE_KNOBS}
+    properties = {name: each for name, each in found["properties"].items() if name not in left_out}
+    shape = {
+        "type": "object",
+        "required": ["prompt"],
+        "properties": properties | _JOB_FIELDS,
+        "additionalProperties": False,
+    }
+    example = {"prompt": "the same lake under a storm"}
+    return {"required": True, "content": {"application/json": {"schema": shape, "example": example}}}
+
+
+_JOB_FIELDS: Final[dict[str, Any]] = {
+    "webhook_url": {
+        "type": "string",
+        "format": "uri",
+        "maxLength": 2000,
+        "description": "An https:// URL that is told when the video is completed or has failed, signed by the Standard "
+        "Webhooks scheme.",
+    }
+}
+_BY_FILE_ID: Final[dict[str, Any]] = {
+    "type": "object",
+    "required": ["file_id"],
+    "properties": {"file_id": {"type": "string", "description": "A picture of /v1/files."}},
+    "additionalProperties": False,
+}
+
+
+def _shown(params: AnimationParams) -> dict[str, Any]:
+    values = params.model_dump(mode="json", exclude_unset=True)
+    if values.get("seed") is not None:
+        values["seed"] = str(values["seed"])
+    return values
+
+
+def _count(text: str | None) -> int:
+    return int(text) if text is not None and text.isascii() and text.isdigit() else 0

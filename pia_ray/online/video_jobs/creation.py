@@ -1,0 +1,174 @@
+"""Makes video jobs of what callers ask for: one video, a remix, a line of a batch. Knows no routes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final
+
+from pia_ray.config import ServeConfig
+from pia_ray.errors import BadParameter, Conflict, FetchError
+from pia_ray.fetch import check_url
+from pia_ray.online.files import FileStore
+from pia_ray.online.rendering.renderer import BATCH_LINE, VIDEO_JOB
+from pia_ray.online.requests.aliases import IMAGE_FIELDS
+from pia_ray.online.requests.request_reader import Form, FormReader
+from pia_ray.online.video_jobs import JobStore, VideoJob
+from pia_ray.params import REFERENCE_KNOBS
+
+_REMIXED: Final = frozenset({*IMAGE_FIELDS, *REFERENCE_KNOBS})
+
+
+@dataclass(frozen=True)
+class LineAsked:
+    """A line that is to become a video job."""
+
+    owner: str
+    batch_id: str
+    body: Mapping[str, Any]
+    idempotency_key: str
+
+
+class Intake:
+    """Where requests become video jobs."""
+
+    def __init__(self, config: ServeConfig, *, jobs: JobStore, files: FileStore, reader: FormReader) -> None:
+        self._config = config
+        self._jobs = jobs
+        self._files = files
+        self._reader = reader
+
+    async def create(
+        self, owner: str, fields: Mapping[str, object], *, idempotency_key: str | None, retry_count: int
+    ) -> VideoJob:
+        """The job of a request for one video.
+
+        Raises:
+            RowError: a field is wrong, or a picture cannot be had or used.
+            Busy: the owner has as many open jobs as a key may have.
+        """
+        asked = await self._read(owner, fields)
+        return await self._create(
+            asked,
+            VIDEO_JOB,
+            owner=owner,
+            idempotency_key=idempotency_key,
+            retry_count=retry_count,
+            max_open=self._config.max_jobs_per_key,
+        )
+
+    async def remix(
+        self,
+        owner: str,
+        video_id: str,
+        fields: Mapping[str, object],
+        *,
+        idempotency_key: str | None,
+        retry_count: int,
+    ) -> VideoJob:
+        """The job of another video of the same picture, model and seed, with other words or knobs.
+
+        Raises:
+            JobNotFound: there is no such video.
+            Conflict: it is not completed.
+            RowError, Busy: as `create`.
+        """
+        source = await asyncio.to_thread(self._jobs.get, owner, video_id)
+        if source.result is None:
+            raise Conflict(f"video {source.id} is {source.status}: only a completed video can be remixed")
+        for name in fields:
+            if name in _REMIXED:
+                raise BadParameter(f"{name} is the remixed video's own and cannot be changed: make a new video", name)
+        if "prompt" not in fields:
+            raise BadParameter("prompt is missing: say what is to change", "prompt")
+        asked = await asyncio.to_thread(self._jobs.request, source)
+        kept: dict[str, object] = {
+            name: value
+            for name, value in source.params.model_dump(exclude_unset=True).items()
+            if name not in REFERENCE_KNOBS and name != "style"
+        }
+        if "size" in fields:
+            kept = {name: value for name, value in kept.items() if name not in ("width", "height")}
+        if "seconds" in fields:
+            kept.pop("num_frames", None)
+        seed = source.result.params.seed
+        given = {"model": source.model, "format": source.format, "seed": seed, **kept, **asked.inputs}
+        return await self._create(
+            await self._read(owner, {**given, "image": asked.image, **fields}),
+            VIDEO_JOB,
+            owner=owner,
+            remixed_from_video_id=source.id,
+            idempotency_key=idempotency_key,
+            retry_count=retry_count,
+            max_open=self._config.max_jobs_per_key,
+        )
+
+    async def create_line(self, line: LineAsked) -> VideoJob:
+        """The job of a batch's line; the same one when asked again.
+
+        Raises:
+            RowError: as `create`. Open jobs of a batch do not count as the owner's.
+        """
+        return await self._create(
+            await self._read(line.owner, line.body),
+            BATCH_LINE,
+            owner=line.owner,
+            batch_id=line.batch_id,
+            idempotency_key=line.idempotency_key,
+        )
+
+    async def _create(
+        self,
+        asked: tuple[Form, str | None],
+        priority: int,
+        *,
+        owner: str,
+        idempotency_key: str | None,
+        retry_count: int = 0,
+        max_open: int | None = None,
+        batch_id: str | None = None,
+        remixed_from_video_id: str | None = None,
+    ) -> VideoJob:
+        form, webhook_url = asked
+        return await asyncio.to_thread(
+            partial(
+                self._jobs.create,
+                form.request("", deadline_s=None, priority=priority, default_format="mp4"),
+                owner=owner,
+                model=form.model,
+                seconds=form.seconds,
+                size=form.size,
+                webhook_url=webhook_url,
+                remixed_from_video_id=remixed_from_video_id,
+                batch_id=batch_id,
+                idempotency_key=idempotency_key,
+                retry_count=retry_count,
+                max_open=max_open,
+            )
+        )
+
+    async def _read(self, owner: str, fields: Mapping[str, object]) -> tuple[Form, str | None]:
+        given = {name: value for name, value in fields.items() if value is not None}
+        webhook_url = self._webhook_url(given.pop("webhook_url", None))
+        for name in (*IMAGE_FIELDS, *REFERENCE_KNOBS):
+            value = given.get(name)
+            if isinstance(value, dict) and set(value) == {"file_id"}:
+                if not isinstance(value["file_id"], str):
+                    raise BadParameter(f"{name}: file_id must be text", name)
+                given[name] = await asyncio.to_thread(self._files.read, owner, value["file_id"])
+        return await self._reader.parse(given), webhook_url
+
+    def _webhook_url(self, value: object) -> str | None:
+        if value is None:
+            return None
+        if self._config.webhook_secret is None:
+            raise BadParameter("webhook_url: this endpoint has no secret to sign webhooks with", "webhook_url")
+        if not isinstance(value, str) or len(value) > 2000:
+            raise BadParameter("webhook_url must be an https:// URL of at most 2000 characters", "webhook_url")
+        try:
+            check_url(value)
+        except FetchError as error:
+            raise BadParameter(f"webhook_url: {error.message}", "webhook_url") from None
+        return value

@@ -1,0 +1,146 @@
+"""What the document of a video job says, and what may be told of an error."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_serializer
+
+from pia_ray.online.public_errors import Fault
+from pia_ray.params import AnimationParams, VideoFormat
+
+Status = Literal["queued", "in_progress", "completed", "failed"]
+
+CANCELLED: Final = "cancelled"
+"""Code of the error of a job that its owner took back."""
+
+
+class VideoResult(BaseModel):
+    """The finished video of a job: where its files are, and what was used and measured."""
+
+    model_config = ConfigDict(frozen=True, protected_namespaces=())
+
+    video_uri: str
+    thumbnail_uri: str
+    spritesheet_uri: str
+    size_bytes: int
+    sha256: str
+    num_frames: int
+    """Frames of the video."""
+    width: int
+    height: int
+    fps: int
+    params: AnimationParams
+    """Resolved, with the seed that was used."""
+    model_version: str
+    """Name and version of the model that made it."""
+    gpu_s: float
+    animate_s: float
+    motion: float
+
+
+class VideoJob(BaseModel):
+    """One video job. Times are seconds since 1970 by the store's clock."""
+
+    # A newer replica's fields stay in the document when an older one changes it, as during an upgrade.
+    model_config = ConfigDict(frozen=True, extra="allow", protected_namespaces=())
+
+    id: str
+    """`video_`, the time of creation and 128 random bits: sorts by time, and cannot be guessed."""
+    owner: str
+    """Id of the key that made it."""
+    status: Status = "queued"
+    created_at: float
+    started_at: float | None = None
+    """When the engine did the first step of the latest attempt."""
+    completed_at: float | None = None
+    """When it completed or failed."""
+    expires_at: float | None = None
+    """When it is deleted; set when it ends."""
+    model: str
+    """As asked for: the name of a model."""
+    prompt: str
+    seconds: str
+    """Length of the video, as text."""
+    size: str
+    """`<width>x<height>`."""
+    progress: int = Field(0, ge=0, le=100)
+    """Percent of the denoising steps done; 100 when completed."""
+    eta_at: float | None = None
+    """About when it will be done, once it is in progress."""
+    error: Fault | None = None
+    params: AnimationParams
+    """As asked for; which knobs were given is kept."""
+    format: VideoFormat = "mp4"
+    inputs: dict[str, str] = Field(default_factory=dict)
+    """URIs of the files that came with it: `image`, and knobs by name."""
+    result: VideoResult | None = None
+    remixed_from_video_id: str | None = None
+    batch_id: str | None = None
+    priority: int = Field(ge=0, le=9)
+    """As a RenderRequest's: the least goes first."""
+    record: str
+    """Name of the record by which an equal request finds it."""
+    webhook_url: str | None = None
+    webhook_state: Literal["none", "pending", "delivered", "failed"] = "none"
+    webhook_attempts: int = 0
+    attempt: int = 0
+    """Attempts begun, but for those given back."""
+    not_before: float = 0.0
+    """No attempt begins earlier."""
+    lease_owner: str | None = None
+    """The dispatcher that has it in hand, or that delivers its webhook."""
+    lease_until: float = 0.0
+    revision: int = 0
+    """Counts the changes of this document."""
+
+    @field_serializer("params")
+    def _given_params(self, params: AnimationParams) -> dict[str, Any]:
+        return params.model_dump(mode="json", exclude_unset=True)
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will happen to it."""
+        return self.status in ("completed", "failed")
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether its owner took it back."""
+        return self.error is not None and self.error.code == CANCELLED
+
+    @property
+    def claimable_at(self) -> float:
+        """From when on a dispatcher may claim it; infinite once it has ended."""
+        return math.inf if self.ended else max(self.not_before, self.lease_until)
+
+
+@dataclass(frozen=True)
+class Revision:
+    """A job as it was read or written, for a change that is refused if somebody else has changed it since."""
+
+    job: VideoJob
+    etag: str
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A job as an index names it: the queue, the outbox, or the list of what expires."""
+
+    id: str
+    rank: int
+    """What the index sorts by before the time of creation: the priority in the queue, the second of expiry, else 0."""
+    owner_folder: str
+    written_at: datetime
+    uri: str
+
+
+@dataclass(frozen=True)
+class Page:
+    """Part of a list of jobs."""
+
+    jobs: tuple[VideoJob, ...]
+    has_more: bool
+    """Whether others follow the last of these."""

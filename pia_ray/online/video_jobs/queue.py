@@ -1,0 +1,151 @@
+"""What dispatchers do with video jobs: find open ones, claim them, keep them by heartbeats, end them."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+
+from pia_ray import storage, video
+from pia_ray.errors import JobConflict, JobNotFound, PiaRayError
+from pia_ray.online.public_errors import public_fault
+from pia_ray.online.rendering.renderer import Rendered
+from pia_ray.online.video_jobs import layout
+from pia_ray.online.video_jobs.document import Entry, Revision, VideoJob, VideoResult
+from pia_ray.online.video_jobs.documents import QUEUED, Documents
+
+
+class JobQueue:
+    """The open jobs of all owners. Of several workers that want a job one gets it, and one ends it."""
+
+    def __init__(self, documents: Documents) -> None:
+        self._documents = documents
+
+    @property
+    def lease_s(self) -> float:
+        """A claim that was not renewed for so long may be taken over."""
+        return self._documents.lease_s
+
+    def entries(self, limit: int | None = None) -> tuple[Entry, ...]:
+        """The first `limit` jobs that have not ended, or all, as they go: by priority, then by age."""
+        return tuple(itertools.islice(self._documents.entries(layout.queue_uri(self._documents.prefix)), limit))
+
+    def read(self, entry: Entry) -> Revision:
+        """The job of an entry. An entry whose job has ended is removed.
+
+        Raises:
+            JobNotFound: there is no such job, or not yet.
+        """
+        now = self._documents.read_entry(entry)
+        if now.job.ended:
+            storage.delete(entry.uri)
+        return now
+
+    def claim(self, at: Revision, *, worker: str) -> Revision:
+        """The job in this worker's hands until its lease runs out; one more attempt is counted.
+
+        Raises:
+            JobConflict: it is not to be had (any more).
+        """
+        if at.job.claimable_at > self._documents.now():
+            raise JobConflict(f"{at.job.id} is in other hands, or has ended")
+        change = {**QUEUED, **self._documents.lease(worker), "attempt": at.job.attempt + 1}
+        return self._documents.replace(at, change)
+
+    def heartbeat(self, at: Revision, *, progress: int | None = None, eta_s: float | None = None) -> Revision:
+        """Renews the lease. With a `progress`, in percent, the job is in progress, and done in about `eta_s`.
+
+        Raises:
+            JobConflict: it was cancelled, or another worker has taken it over.
+            JobNotFound: it was deleted.
+        """
+        now = self._documents.now()
+        change: dict[str, object] = {"lease_until": now + self.lease_s}
+        if progress is not None:
+            change |= {"status": "in_progress", "progress": max(0, min(progress, 99))}
+            change |= {"started_at": at.job.started_at or now, "eta_at": None if eta_s is None else now + eta_s}
+        return self._documents.replace_held(at, change)
+
+    def finish(self, at: Revision, rendered: Rendered) -> VideoJob:
+        """Stores the video and its pictures, and after that the document that says `completed`.
+
+        Raises:
+            JobConflict, JobNotFound: as `heartbeat`; the files are removed again.
+            StorageError: the store failed.
+        """
+        return self.complete(at, self.store(at, rendered))
+
+    def store(self, at: Revision, rendered: Rendered) -> VideoResult:
+        """Stores the video and its pictures, where no other attempt of any worker does."""
+        folder, made = self._attempt_uri(at), rendered.video
+        result = VideoResult(
+            video_uri=storage.join(folder, f"video.{made.format}"),
+            thumbnail_uri=storage.join(folder, "thumbnail.webp"),
+            spritesheet_uri=storage.join(folder, "spritesheet.webp"),
+            size_bytes=made.size_bytes,
+            sha256=made.sha256,
+            num_frames=made.num_frames,
+            width=made.width,
+            height=made.height,
+            fps=made.fps,
+            params=rendered.params,
+            model_version=rendered.model,
+            gpu_s=rendered.gpu_s,
+            animate_s=rendered.animate_s,
+            motion=rendered.motion,
+        )
+        storage.write_bytes(result.thumbnail_uri, rendered.thumbnail, content_type="image/webp")
+        storage.write_bytes(result.spritesheet_uri, rendered.spritesheet, content_type="image/webp")
+        storage.write_bytes(result.video_uri, made.content, content_type=video.MIME[made.format])
+        return result
+
+    def complete(self, at: Revision, result: VideoResult) -> VideoJob:
+        """Ends the job with what `store` has stored.
+
+        Raises:
+            JobConflict, JobNotFound: as `heartbeat`; the files are removed again.
+        """
+        change = {
+            "status": "completed",
+            "progress": 100,
+            "result": result,
+            "seconds": f"{result.num_frames / result.fps:g}",
+            "size": f"{result.width}x{result.height}",
+        }
+        try:
+            return self._documents.end(at, change)
+        except (JobConflict, JobNotFound):
+            self.discard(at)
+            raise
+
+    def discard(self, at: Revision) -> None:
+        """Removes what `store` stored for this attempt."""
+        for found in storage.list_objects(self._attempt_uri(at)):
+            storage.delete(found.uri)
+
+    def fail(self, at: Revision, error: PiaRayError) -> VideoJob:
+        """Ends the job with what its owner may know of the error.
+
+        Raises:
+            JobConflict, JobNotFound: as `heartbeat`.
+        """
+        return self._documents.end(at, {"status": "failed", "error": public_fault(error)})
+
+    def give_back(self, at: Revision) -> None:
+        """Lets another worker have it at once; the attempt does not count.
+
+        Raises:
+            JobConflict, JobNotFound: as `heartbeat`.
+        """
+        self._documents.replace_held(at, {**QUEUED, "attempt": at.job.attempt - 1})
+
+    def postpone(self, at: Revision, *, delay_s: float) -> None:
+        """Lets anyone try it once more after that time; the attempt counts.
+
+        Raises:
+            JobConflict, JobNotFound: as `heartbeat`.
+        """
+        self._documents.replace_held(at, {**QUEUED, "not_before": self._documents.now() + delay_s})
+
+    def _attempt_uri(self, at: Revision) -> str:
+        attempt = hashlib.sha256(f"{at.job.lease_owner}/{at.job.attempt}".encode()).hexdigest()[:16]
+        return storage.join(layout.content_uri(self._documents.prefix, at.job.id), f"{at.job.attempt}-{attempt}")

@@ -1,0 +1,420 @@
+"""/v1/files and /v1/batches with the real openai client, and batches that outlive servers and their time."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+from openai import OpenAI
+from openai.types import Batch, Video
+
+from pia_ray import ledger, storage, video
+from pia_ray.cli import main
+from pia_ray.errors import BadParameter, Busy, NotFound
+from pia_ray.online.batches.runner import BatchRunner, read_lines
+from pia_ray.online.batches.store import Batch as StoredBatch
+from pia_ray.online.batches.store import BatchStore
+from pia_ray.online.files import FileStore
+from pia_ray.online.rendering.renderer import BATCH_LINE, RenderRequest
+from pia_ray.online.routes.videos import video_object
+from pia_ray.online.video_jobs import JobStore, VideoJob
+from pia_ray.online.video_jobs.creation import LineAsked
+from pia_ray.params import AnimationParams
+from tests.online.video_server import QUICK, VideoServer, batch_lines, data_url, hash_of, png, serve_videos
+from tests.s3_server import s3, s3_server
+
+__all__ = ["s3", "s3_server"]  # fixtures
+
+pytestmark = pytest.mark.filterwarnings("ignore:The Sora API is scheduled:DeprecationWarning")
+
+heavy = pytest.mark.heavy
+
+
+def body(prompt: str = "waves", **more: Any) -> dict[str, Any]:
+    return {"prompt": prompt, "image": data_url(png()), **QUICK, **more}
+
+
+def upload(client: OpenAI, content: bytes, purpose: Any = "batch", name: str = "lines.jsonl") -> str:
+    return client.files.create(file=(name, content), purpose=purpose).id
+
+
+def begin(client: OpenAI, content: bytes, **more: Any) -> Batch:
+    return client.batches.create(
+        input_file_id=upload(client, content), endpoint="/v1/videos", completion_window="24h", **more
+    )
+
+
+def wait_for(client: OpenAI, batch: Batch, *, timeout_s: float = 60) -> Batch:
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        batch = client.batches.retrieve(batch.id)
+        if batch.status in ("completed", "failed", "expired", "cancelled"):
+            return batch
+        time.sleep(0.1)
+    raise AssertionError(f"the batch is still {batch.status}: {batch.request_counts}")
+
+
+def lines_of(client: OpenAI, file_id: str | None) -> dict[str, dict[str, Any]]:
+    if file_id is None:
+        return {}
+    found = [json.loads(line) for line in client.files.content(file_id).text.splitlines()]
+    return {line["custom_id"]: line for line in found}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VideoServer]:
+    keys = [hash_of(key) for key in ("ann", "bob", "list")]
+    with serve_videos(str(tmp_path_factory.mktemp("serve")), step_s=0.02, api_keys=keys) as up:
+        yield up
+
+
+@pytest.fixture
+def client(server: VideoServer) -> OpenAI:
+    return server.client("ann")
+
+
+@heavy
+@pytest.mark.parametrize("store", ["local", "s3"])
+def test_a_batch_makes_its_videos_and_tells_which_lines_it_could_not(
+    store: str, tmp_path: Path, request: pytest.FixtureRequest
+):
+    prefix = str(tmp_path / "serve") if store == "local" else f"{request.getfixturevalue('s3')}/serve"
+    with serve_videos(prefix) as up:
+        client = up.client()
+        picture = upload(client, png(96, 48), "vision", "cat.png")
+        asked = batch_lines(
+            body("first", seed=2**64 - 1),
+            {**body("by file", width=None, height=None), "image": {"file_id": picture}},
+            body("wrong knob", motion_scale=99),
+            body("nan"),
+        )
+        batch = wait_for(client, begin(client, asked, metadata={"season": "autumn"}))
+        assert (batch.status, batch.errors, batch.metadata) == ("completed", None, {"season": "autumn"})
+        assert batch.request_counts is not None
+        assert batch.request_counts.model_dump() == {"total": 4, "completed": 2, "failed": 2}
+        made, wrong = lines_of(client, batch.output_file_id), lines_of(client, batch.error_file_id)
+        assert (set(made), set(wrong)) == ({"line-0", "line-1"}, {"line-2", "line-3"})
+        first = Video.construct(**made["line-0"]["response"]["body"])
+        assert (first.status, first.prompt, first.params["seed"]) == ("completed", "first", str(2**64 - 1))
+        assert video.probe(client.videos.download_content(first.id).content).num_frames == 4
+        assert client.videos.retrieve(first.id).batch_id == batch.id
+        assert wrong["line-2"]["response"]["status_code"] == 400
+        assert wrong["line-2"]["response"]["body"]["error"]["param"] == "motion_scale"
+        assert wrong["line-3"]["error"]["code"] == "nan_frames"
+    output = storage.join(prefix, "batches", "outputs", batch.id)
+    rows = {row["id"]: row for row in ledger.read_results(output).to_pylist()}
+    assert [rows[f"line-{n}"]["error_code"] for n in range(4)] == [None, None, "bad_parameter", "nan_frames"]
+    assert rows["line-0"]["seed"] == 2**64 - 1
+    assert storage.head(rows["line-0"]["video_uri"]).size_bytes == rows["line-0"]["size_bytes"]
+    summary = ledger.summary(ledger.Ledger.open(output))
+    assert (summary.num_succeeded, summary.num_failed) == (2, 2)
+    assert main(["report", output]) in (0, 1)
+    assert main(["gallery", output]) == 0
+    assert b"by file" in storage.read_bytes(storage.join(output, "index.html"))
+
+
+@heavy
+def test_an_input_file_with_faults_fails_as_a_whole_and_names_the_lines(client: OpenAI):
+    content = batch_lines(body(), body()).replace(b'"line-1"', b'"line-0"') + b"\nno json\n[]\n"
+    content += b'{"custom_id": "x", "method": "GET", "url": "/v1/videos", "body": {}}\n'
+    content += b'{"custom_id": "y", "method": "POST", "url": "/v1/responses", "body": {}}\n'
+    batch = wait_for(client, begin(client, content))
+    assert (batch.status, batch.output_file_id) == ("failed", None)
+    assert batch.errors is not None and batch.errors.data is not None
+    assert [(fault.line, fault.code) for fault in batch.errors.data] == [
+        (2, "duplicate_custom_id"),
+        (4, "invalid_json_line"),
+        (5, "invalid_json_line"),
+        (6, "invalid_method"),
+        (7, "invalid_url"),
+    ]
+    empty = wait_for(client, begin(client, b"\n\n"))
+    assert empty.errors is not None and empty.errors.data is not None
+    assert empty.errors.data[0].code == "empty_file"
+
+
+@heavy
+def test_a_cancelled_batch_keeps_what_is_made_and_frees_the_engines(client: OpenAI):
+    batch = begin(client, batch_lines(body("quick"), *[body("hang", seed=n) for n in range(4)]))
+    deadline = time.monotonic() + 30
+    while client.batches.retrieve(batch.id).request_counts.completed < 1 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert client.batches.cancel(batch.id).status == "cancelling"
+    batch = wait_for(client, batch)
+    assert (batch.status, set(lines_of(client, batch.output_file_id))) == ("cancelled", {"line-0"})
+    assert {line["error"]["code"] for line in lines_of(client, batch.error_file_id).values()} == {"batch_cancelled"}
+    assert client.batches.cancel(batch.id).status == "cancelled"
+    alone = client.videos.create(prompt="waves", input_reference=png(), extra_body=QUICK)
+    assert client.videos.poll(alone.id).status == "completed"
+
+
+@heavy
+def test_a_video_that_somebody_waits_for_goes_before_the_lines_of_a_batch(client: OpenAI):
+    slow = [body(f"line {n}", num_inference_steps=20, seed=n) for n in range(12)]
+    batch = begin(client, batch_lines(*slow))
+    deadline = time.monotonic() + 30
+    while client.batches.retrieve(batch.id).status == "validating" and time.monotonic() < deadline:
+        time.sleep(0.05)
+    alone = client.videos.create(prompt="now", input_reference=png(), extra_body=QUICK)
+    alone = client.videos.poll(alone.id)
+    batch = wait_for(client, batch)
+    made = [line["response"]["body"]["completed_at"] for line in lines_of(client, batch.output_file_id).values()]
+    assert len(made) == 12
+    assert sum(at > alone.completed_at for at in made) >= 1
+
+
+@heavy
+def test_a_batch_outlives_its_server_and_the_deletion_of_its_file_and_makes_each_line_once(tmp_path: Path):
+    asked = batch_lines(*[body(f"number {n}", num_inference_steps=10) for n in range(8)])
+    with serve_videos(str(tmp_path), step_s=0.03) as up:
+        client = up.client()
+        batch = begin(client, asked)
+        while client.batches.retrieve(batch.id).request_counts.completed < 2:
+            time.sleep(0.05)
+        client.files.delete(batch.input_file_id)
+    with serve_videos(str(tmp_path)) as one, serve_videos(str(tmp_path)) as two:  # two at once
+        client = one.client()
+        batch = wait_for(two.client(), batch)
+        assert (batch.status, len(lines_of(client, batch.output_file_id))) == ("completed", 8)
+        assert sorted(each.prompt for each in client.videos.list(limit=100)) == [f"number {n}" for n in range(8)]
+
+
+@heavy
+def test_files_are_listed_downloaded_and_deleted_by_their_key_alone(server: VideoServer):
+    client, other = server.client("list"), server.client("bob")
+    ids = [upload(client, f"number {n}".encode(), "user_data", f"../{n}.txt") for n in range(5)]
+    assert [each.id for each in client.files.list(limit=2)] == ids[::-1]
+    assert [each.id for each in client.files.list(limit=2, order="asc", purpose="user_data")] == ids
+    assert list(client.files.list(purpose="batch")) == []
+    found = client.files.retrieve(ids[3])
+    assert (found.filename, found.bytes, found.purpose, found.status) == ("3.txt", 8, "user_data", "processed")
+    answer = client.files.content(ids[3])
+    assert answer.content == b"number 3"
+    assert answer.response.headers["content-disposition"].startswith("attachment")
+    for call in (other.files.retrieve, other.files.content, other.files.delete):
+        with pytest.raises(openai.NotFoundError):
+            call(ids[0])
+    assert client.files.delete(ids[0]).deleted
+    with pytest.raises(openai.NotFoundError):
+        client.files.content(ids[0])
+    batch = begin(client, batch_lines(body()))
+    with pytest.raises(openai.NotFoundError):
+        other.batches.retrieve(batch.id)
+    with pytest.raises(openai.NotFoundError):
+        other.batches.cancel(batch.id)
+    with pytest.raises(openai.NotFoundError):
+        other.batches.create(input_file_id=batch.input_file_id, endpoint="/v1/videos", completion_window="24h")
+    assert list(other.batches.list()) == []
+    newer = begin(client, b"no json")
+    assert [each.id for each in client.batches.list(limit=1)] == [newer.id, batch.id]
+    wait_for(client, batch)
+
+
+@heavy
+def test_what_is_no_file_or_batch_of_ours_is_refused(client: OpenAI):
+    def refused(call: Any) -> str | None:
+        with pytest.raises(openai.BadRequestError) as caught:
+            call()
+        return caught.value.param
+
+    file_id = upload(client, b"x", "user_data")
+    new: Any = client.batches.create
+    good = {"input_file_id": file_id, "endpoint": "/v1/videos", "completion_window": "24h"}
+    assert refused(lambda: new(**good)) == "input_file_id"
+    assert refused(lambda: new(**{**good, "endpoint": "/v1/responses"})) == "endpoint"
+    assert refused(lambda: new(**{**good, "completion_window": "1h"})) == "completion_window"
+    assert refused(lambda: new(**good, metadata={"k": "v" * 600})) == "metadata"
+    assert refused(lambda: new(**good, extra_body={"output_path": "/tmp/x"})) == "output_path"
+    assert refused(lambda: upload(client, b"x", "fine-tune")) == "purpose"
+    expires: Any = {"anchor": "created_at", "seconds": 5}
+    assert refused(lambda: client.files.create(file=b"x", purpose="batch", expires_after=expires)) == "expires_after"
+    expires["seconds"] = 3600
+    kept = client.files.create(file=b"x", purpose="batch", expires_after=expires)
+    assert kept.expires_at == pytest.approx(kept.created_at + 3600, abs=1)
+
+
+class Desk:
+    """A batch runner over local storage, whose lines become jobs that nobody renders."""
+
+    def __init__(self, folder: Path) -> None:
+        self.files = FileStore(str(folder), ttl_s=3600)
+        self.batches = BatchStore(str(folder), ttl_s=0)
+        self.jobs = JobStore(str(folder))
+        self.fault: Exception | None = None
+        self.asked: list[LineAsked] = []
+        self.runner = self.new_runner()
+
+    def new_runner(self) -> BatchRunner:
+        show = lambda job: video_object(job).model_dump(mode="json")  # noqa: E731
+        return BatchRunner(self.batches, self.files, jobs=self.jobs, submit=self.submit, show=show)
+
+    async def submit(self, line: LineAsked) -> VideoJob:
+        self.asked.append(line)
+        if self.fault is not None:
+            raise self.fault
+        params = AnimationParams(prompt=str(line.body["prompt"]))
+        request = RenderRequest(id="", params=params, image=b"x", priority=BATCH_LINE)
+        return self.jobs.create(
+            request,
+            owner=line.owner,
+            model="demo",
+            seconds="2",
+            size="64x64",
+            batch_id=line.batch_id,
+            idempotency_key=line.idempotency_key,
+        )
+
+    def begin(self, count: int, *, window_s: float = 3600) -> str:
+        lines = batch_lines(*[{"prompt": f"number {n}"} for n in range(count)])
+        file = self.files.create("ann", lines, filename="lines.jsonl", purpose="batch")
+        return self.batches.create("ann", file.id, metadata=None, window_s=window_s).id
+
+    def tick(self, times: int = 1) -> None:
+        for _ in range(times):
+            asyncio.run(self.runner.tick())
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Desk:
+    return Desk(tmp_path)
+
+
+def test_a_batch_whose_time_is_over_gives_up_what_is_not_made(desk: Desk):
+    batch_id = desk.begin(3)
+    desk.tick(2)
+    assert len(desk.jobs.list("ann").jobs) == 3
+    desk.batches.change("ann", batch_id, lambda batch: batch.model_copy(update={"expires_at": time.time()}))
+    desk.tick(2)
+    batch = desk.batches.get("ann", batch_id)
+    assert (batch.status, batch.num_failed, batch.output_file_id) == ("expired", 3, None)
+    assert all(job.cancelled for job in desk.jobs.list("ann").jobs)
+    assert batch.error_file_id is not None
+    codes = [json.loads(line)["error"]["code"] for line in desk.files.read("ann", batch.error_file_id).splitlines()]
+    assert codes == ["batch_expired"] * 3
+    assert list(desk.batches.open_batches()) == []
+
+
+def test_a_batch_makes_so_many_jobs_at_once_and_more_as_they_end(desk: Desk):
+    desk.begin(40)
+    desk.tick(3)
+    assert desk.jobs.num_open("ann") == 0  # lines take no places of the key's own
+    waiting = desk.jobs.queue.entries()
+    assert len(waiting) == 32
+    for entry in waiting[:5]:
+        desk.jobs.cancel("ann", entry.id)
+    desk.tick()
+    assert len(desk.jobs.queue.entries()) == 32
+
+
+def test_a_line_that_cannot_be_taken_now_is_tried_again_and_no_other_goes_before(desk: Desk):
+    batch_id = desk.begin(2)
+    desk.fault = Busy("later")
+    desk.tick(3)
+    assert {line.body["prompt"] for line in desk.asked} == {"number 0"}
+    desk.fault = BadParameter("never", "prompt")
+    desk.tick(2)
+    batch = desk.batches.get("ann", batch_id)
+    assert (batch.status, batch.num_failed) == ("completed", 2)
+
+
+def test_another_runner_takes_over_only_when_the_lease_is_over_and_makes_no_line_twice(desk: Desk):
+    batch_id = desk.begin(3)
+    desk.tick(2)
+    first, desk.runner = desk.runner, desk.new_runner()
+    desk.tick()
+    num_asked = len(desk.asked)
+    forgotten = {"lease_until": 0.0, "next_line": 0, "jobs": {}}  # as if it had died before it wrote the jobs down
+    desk.batches.change("ann", batch_id, lambda batch: batch.model_copy(update=forgotten))
+    desk.tick()
+    assert len(desk.asked) == num_asked + 3
+    assert len(desk.jobs.list("ann").jobs) == 3
+    asyncio.run(first.tick())
+    assert len(desk.asked) == num_asked + 3
+
+
+class SlowStore(BatchStore):
+    """A store whose changes wait until they are let on, once that is asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(str(folder), ttl_s=0)
+        self.held, self.let_on = threading.Event(), threading.Event()
+
+    def change(self, owner: str, batch_id: str, edit: Callable[[StoredBatch], StoredBatch]) -> StoredBatch:
+        if not self.let_on.is_set():
+            self.held.set()
+            assert self.let_on.wait(60)
+        return super().change(owner, batch_id, edit)
+
+
+def test_a_runner_that_is_ended_in_the_midst_of_a_change_leaves_its_batches_to_others_at_once(
+    desk: Desk, tmp_path: Path
+):
+    batch_id = desk.begin(2)
+    ready, desk.batches = desk.batches, SlowStore(tmp_path)
+    slow, runner = desk.batches, desk.new_runner()
+
+    async def work() -> None:
+        running = asyncio.create_task(runner.run(0.01))
+        await asyncio.to_thread(slow.held.wait, 60)
+        running.cancel()
+        await asyncio.sleep(0)
+        slow.let_on.set()
+        await asyncio.gather(running, return_exceptions=True)
+
+    asyncio.run(work())
+    assert ready.get("ann", batch_id).lease_owner  # the change was made, though its caller had gone
+    assert ready.get("ann", batch_id).lease_until == 0
+    desk.tick(2)
+    assert len(desk.jobs.list("ann").jobs) == 2
+
+
+def test_a_line_whose_video_is_deleted_is_told_as_such(desk: Desk):
+    batch_id = desk.begin(1)
+    desk.tick(2)
+    desk.jobs.delete("ann", desk.jobs.list("ann").jobs[0].id)
+    desk.tick()
+    batch = desk.batches.get("ann", batch_id)
+    assert (batch.status, batch.num_failed) == ("completed", 1)
+    outcomes = desk.batches.read_outcomes(batch)
+    assert [each.record["error"]["code"] for each in outcomes] == ["video_deleted"]
+
+
+def test_what_has_expired_is_swept_and_what_is_open_stays(desk: Desk):
+    old = desk.files.create("ann", b"old", filename="old", purpose="vision", ttl_s=-1)
+    with pytest.raises(NotFound):
+        desk.files.get("ann", old.id)
+    kept = desk.files.create("ann", b"new", filename="new", purpose="vision")
+    assert (desk.files.sweep(), desk.files.read("ann", kept.id)) == (1, b"new")
+    ended, open_still = desk.begin(1, window_s=-1), desk.begin(1)
+    desk.tick(3)
+    time.sleep(0.01)
+    assert desk.batches.sweep() == 1
+    with pytest.raises(NotFound):
+        desk.batches.get("ann", ended)
+    assert desk.batches.get("ann", open_still).status == "in_progress"
+
+
+def test_an_id_of_any_other_form_reaches_no_path(desk: Desk):
+    for file_id in ("../../x", "file_", "file_" + "g" * 38, "batch_" + "0" * 38, "file_" + "0" * 39, "\0", ""):
+        with pytest.raises(NotFound):
+            desk.files.get("ann", file_id)
+        with pytest.raises(NotFound):
+            desk.batches.get("ann", file_id)
+
+
+def test_lines_that_are_no_requests_are_told_apart():
+    deep = b'{"custom_id": "a", "method": "POST", "url": "/v1/videos", "body": ' + b"[" * 100_000
+    lines, faults = read_lines(b"\n".join([deep, b"\xff\xfe", b'{"custom_id": 5}', batch_lines(body())]))
+    assert [line.custom_id for line in lines] == ["line-0"]
+    assert [(fault.line, fault.code) for fault in faults] == [
+        (1, "invalid_json_line"),
+        (2, "invalid_json_line"),
+        (3, "missing_required_parameter"),
+    ]

@@ -1,0 +1,352 @@
+"""LocalRenderer through its one door: events in order, refusals, fairness, cancel, deadlines, with a fake animator."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import pickle
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import aclosing, asynccontextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pia_ray import video
+from pia_ray.config import ServeConfig
+from pia_ray.errors import (
+    BadParameter,
+    Busy,
+    ImageTooLarge,
+    NonFiniteFrames,
+    Timeout,
+    UnexpectedError,
+    UnsupportedImage,
+    VideoError,
+)
+from pia_ray.online.rendering.local_renderer import LocalRenderer
+from pia_ray.online.rendering.renderer import (
+    BATCH_LINE,
+    INTERACTIVE,
+    VIDEO_JOB,
+    Event,
+    Queued,
+    Rendered,
+    RenderRequest,
+    Step,
+)
+from pia_ray.params import AnimationParams
+from pia_ray.testing import FakeAnimator
+
+
+def png(width: int = 64, height: int = 64) -> bytes:
+    out = io.BytesIO()
+    Image.effect_noise((width, height), 60).convert("RGB").save(out, "PNG")
+    return out.getvalue()
+
+
+def ask(prompt: str = "a cat", request_id: str = "r", **how: Any) -> RenderRequest:
+    knobs = {"num_frames": 4, "num_inference_steps": 3, "width": 64, "height": 64, **how.pop("knobs", {})}
+    return RenderRequest(request_id, AnimationParams(prompt=prompt, **knobs), how.pop("image", png()), **how)
+
+
+def run(work: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+    async def bounded() -> Any:
+        async with asyncio.timeout(60):
+            return await work()
+
+    return asyncio.run(bounded())
+
+
+@asynccontextmanager
+async def renderer(step_s: float = 0.0, **settings: Any) -> AsyncIterator[LocalRenderer]:
+    config = ServeConfig.model_validate({"batch_size": 1, **settings})
+    animator = FakeAnimator(
+        config.models[config.default_model],
+        styles=config.models,
+        batch_size=config.batch_size,
+        seconds_per_step=step_s,
+    )
+    made = LocalRenderer(animator, config)
+    try:
+        yield made
+    finally:
+        await made.close()
+
+
+async def events_of(made: LocalRenderer, request: RenderRequest) -> list[Event]:
+    return [event async for event in made.render(request)]
+
+
+async def until(condition: Callable[[], Coroutine[Any, Any, bool]]) -> None:
+    while not await condition():
+        await asyncio.sleep(0.01)
+
+
+def test_a_request_tells_its_steps_and_ends_with_a_video_that_plays():
+    async def work() -> list[Event]:
+        async with renderer() as made:
+            return await events_of(made, ask())
+
+    events = run(work)
+    assert events[:-1] == [Step(1, 3), Step(2, 3), Step(3, 3)]
+    rendered = events[-1]
+    assert isinstance(rendered, Rendered)
+    facts = video.probe(rendered.video.content)
+    assert (facts.format, facts.num_frames, facts.width, facts.height) == ("mp4", 4, 64, 64)
+    assert facts.provenance["params"]["prompt"] == "a cat"
+    assert video.probe(rendered.thumbnail).num_frames == 4
+    with Image.open(io.BytesIO(rendered.spritesheet)) as sheet:
+        assert sheet.size == (128, 128)
+    assert rendered.params.seed is not None
+    assert pickle.loads(pickle.dumps(events)) == events
+
+
+@pytest.mark.parametrize("video_format", ["mp4", "gif", "webp", "webm"])
+def test_the_video_has_the_format_that_was_asked_for(video_format: Any):
+    async def work() -> list[Event]:
+        async with renderer() as made:
+            return await events_of(made, ask(format=video_format))
+
+    assert video.probe(run(work)[-1].video.content).format == video_format
+
+
+def test_models_are_named_by_style_also_the_default_one():
+    async def work() -> list[str]:
+        async with renderer(models={"plain": "demo", "ink": {"base": "embedded"}}) as made:
+            styles = [{}, {"style": "plain"}, {"style": "ink"}]
+            return [(await events_of(made, ask(knobs=style)))[-1].model for style in styles]
+
+    assert run(work) == ["demo@fake", "demo@fake", "ink@fake"]
+
+
+@pytest.mark.parametrize(
+    ("request_", "error"),
+    [
+        (ask(image=b"no picture at all"), UnsupportedImage),
+        (ask(image=png(300, 300)), ImageTooLarge),
+        (ask(knobs={"style": "oil"}), BadParameter),
+        (ask(knobs={"width": 72, "num_frames": 4, "fps": 60}, format="gif"), VideoError),
+        (ask(inputs={"latents": b"no tensors"}), BadParameter),
+        (ask(inputs={"end_image": b"no picture"}), UnsupportedImage),
+        (ask("nan"), NonFiniteFrames),
+    ],
+)
+def test_a_request_fails_with_its_own_error_and_leaves_its_place(request_: RenderRequest, error: type[Exception]):
+    async def work() -> int:
+        async with renderer(max_image_pixels=250 * 250) as made:
+            with pytest.raises(error):
+                await events_of(made, request_)
+            load = await made.load()
+            return load.num_running + load.num_waiting
+
+    assert run(work) == 0
+
+
+def test_a_bug_is_this_requests_error_alone():
+    class Broken(FakeAnimator):
+        def submit(self, request: Any, **how: Any) -> Any:
+            raise ZeroDivisionError("a bug")
+
+    async def work() -> None:
+        config = ServeConfig.model_validate({})
+        made = LocalRenderer(Broken(config.models["demo"]), config)
+        with pytest.raises(UnexpectedError, match="a bug"):
+            await events_of(made, ask())
+        await made.close()
+
+    run(work)
+
+
+def test_pictures_that_knobs_refer_to_reach_the_model():
+    async def work() -> None:
+        async with renderer() as made:
+            end = {"end_image": "upload"}
+            with pytest.raises(BadParameter, match="end_image"):
+                await events_of(made, ask(knobs=end))
+            assert isinstance((await events_of(made, ask(knobs=end, inputs={"end_image": png()})))[-1], Rendered)
+
+    run(work)
+
+
+def test_a_full_queue_refuses_and_says_when_to_come_again():
+    async def work() -> None:
+        async with renderer(step_s=0.02, batch_size=2, max_waiting=2) as made:
+            await events_of(made, ask())
+            running = [asyncio.create_task(events_of(made, ask(request_id=str(number)))) for number in range(4)]
+            await asyncio.sleep(0)
+            with pytest.raises(Busy) as refused:
+                await events_of(made, ask())
+            assert 1 <= refused.value.retry_after_s <= 60
+            assert all(isinstance(events[-1], Rendered) for events in await asyncio.gather(*running))
+            assert isinstance((await events_of(made, ask()))[-1], Rendered)
+
+    run(work)
+
+
+def test_half_of_the_queue_is_for_synchronous_calls_alone():
+    async def work() -> None:
+        async with renderer(step_s=0.02, max_waiting=2) as made:
+            jobs = [asyncio.create_task(events_of(made, ask(priority=VIDEO_JOB))) for _ in range(2)]
+            await asyncio.sleep(0)
+            for priority in (VIDEO_JOB, BATCH_LINE):
+                with pytest.raises(Busy):
+                    await events_of(made, ask(priority=priority))
+            assert isinstance((await events_of(made, ask(priority=INTERACTIVE)))[-1], Rendered)
+            await asyncio.gather(*jobs)
+
+    run(work)
+
+
+def test_urgent_requests_start_first_and_positions_tell_so():
+    order: list[str] = []
+
+    async def follow(made: LocalRenderer, request: RenderRequest) -> list[Event]:
+        events = []
+        async for event in made.render(request):
+            if event == Step(1, 3):
+                order.append(request.id)
+            events.append(event)
+        return events
+
+    async def work() -> list[list[Event]]:
+        async with renderer(step_s=0.1, max_waiting=8) as made:
+            asked = []
+            for name, priority in [("first", 0), ("line", BATCH_LINE), ("job", VIDEO_JOB), ("call", INTERACTIVE)]:
+                asked.append(asyncio.create_task(follow(made, ask(request_id=name, priority=priority))))
+                await asyncio.sleep(0.04)  # decoding runs on threads: each is to be in line before the next comes
+            return await asyncio.gather(*asked)
+
+    first, line, job, call = run(work)
+    assert order == ["first", "call", "job", "line"]
+    positions = [[event.position for event in events if isinstance(event, Queued)] for events in (first, call)]
+    assert positions[0] == []
+    assert positions[1][0] == 1
+    line_positions = [event.position for event in line if isinstance(event, Queued)]
+    assert line_positions[0] == 1
+    assert max(line_positions) == 3
+    assert isinstance(job[-1], Rendered)
+
+
+def test_closing_the_iterator_frees_the_engine_at_its_next_step():
+    async def work() -> float:
+        async with renderer(step_s=0.05) as made:
+            async with aclosing(made.render(ask(knobs={"num_inference_steps": 900}))) as events:
+                assert await anext(events) == Step(1, 900)
+            started = time.monotonic()
+            assert isinstance((await events_of(made, ask()))[-1], Rendered)
+            return time.monotonic() - started
+
+    assert run(work) < 20  # and not the 45 s of the other's steps
+
+
+def test_a_cancelled_task_takes_its_request_back_wherever_it_is():
+    async def work() -> None:
+        async with renderer(step_s=0.05, max_waiting=3) as made:
+            tasks = [asyncio.create_task(events_of(made, ask("hang", str(number)))) for number in range(4)]
+            for pause_s, task in zip((0.0, 0.01, 0.05, 0.2), tasks, strict=True):
+                await asyncio.sleep(pause_s)
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            load = await made.load()
+            assert (load.num_running, load.num_waiting) == (0, 0)
+            assert isinstance((await events_of(made, ask()))[-1], Rendered)
+
+    run(work)
+
+
+def test_a_request_that_waits_or_hangs_ends_at_its_deadline():
+    async def work() -> None:
+        async with renderer() as made:
+            hanging = asyncio.create_task(events_of(made, ask("hang", deadline_s=2)))
+            await asyncio.sleep(0.05)
+            with pytest.raises(Timeout):
+                await events_of(made, ask(deadline_s=0.1))
+            with pytest.raises(Timeout):
+                await hanging
+            assert isinstance((await events_of(made, ask(deadline_s=30)))[-1], Rendered)
+
+    run(work)
+
+
+def test_load_tells_what_runs_what_waits_and_how_long_a_step_takes():
+    async def work() -> None:
+        async with renderer(step_s=0.05, models="plain=demo,other=demo", default_model="other", max_waiting=5) as made:
+            empty = await made.load()
+            assert (empty.num_running, empty.num_waiting, empty.max_waiting, empty.step_s) == (0, 0, 5, None)
+            assert [(model.name, model.default) for model in empty.models] == [("other", True), ("plain", False)]
+            assert empty.models[0].version.startswith("demo@")
+            knobs = {"num_inference_steps": 40}
+            tasks = [asyncio.create_task(events_of(made, ask(request_id=str(n), knobs=knobs))) for n in range(3)]
+
+            async def in_progress() -> bool:
+                return (await made.load()).step_s is not None
+
+            await until(in_progress)
+            busy = await made.load()
+            assert (busy.num_running, busy.num_waiting) == (1, 2)
+            assert 0.04 < busy.step_s < 2
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    run(work)
+
+
+def test_a_renderer_without_steps_counts_as_stalled_only_while_it_has_requests():
+    async def work() -> None:
+        async with renderer() as made:
+            await asyncio.sleep(0.2)
+            assert made.stalled_s == 0
+            hanging = asyncio.create_task(events_of(made, ask("hang")))
+
+            async def stalls() -> bool:
+                return made.stalled_s > 0.3
+
+            await until(stalls)
+            hanging.cancel()
+            await asyncio.gather(hanging, return_exceptions=True)
+            assert made.stalled_s == 0
+            await events_of(made, ask())
+            assert made.stalled_s == 0
+
+    run(work)
+
+
+def test_callers_who_give_up_one_after_the_other_do_not_hide_that_the_device_hangs():
+    async def work() -> None:
+        async with renderer() as made:
+
+            async def stalls() -> bool:
+                return made.stalled_s > 0.5
+
+            first = asyncio.create_task(events_of(made, ask("hang")))
+            await until(stalls)
+            first.cancel()
+            await asyncio.gather(first, return_exceptions=True)
+            second = asyncio.create_task(events_of(made, ask("hang")))
+
+            async def waits() -> bool:
+                return (await made.load()).num_waiting == 1
+
+            await until(waits)
+            assert made.stalled_s > 0.5
+            second.cancel()
+            await asyncio.gather(second, return_exceptions=True)
+
+    run(work)
+
+
+def test_the_same_request_makes_the_same_video_alone_and_in_company():
+    async def work() -> list[np.ndarray]:
+        request = ask(request_id="same")
+        async with renderer(batch_size=3) as made:
+            alone = await events_of(made, request)
+            others = [events_of(made, ask(request_id=str(number))) for number in range(2)]
+            company, *_ = await asyncio.gather(events_of(made, request), *others)
+        return [video.decode_frames(events[-1].video.content) for events in (alone, company)]
+
+    alone, company = run(work)
+    assert np.array_equal(alone, company)

@@ -1,0 +1,297 @@
+"""Engines behind real Ray Serve: events, errors, cancel, deaths, refusals, scale to zero. Animators are fakes."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import aclosing
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import ray
+from PIL import Image
+from ray import serve
+from starlette.types import Message, Receive, Scope, Send
+
+from pia_ray import video
+from pia_ray.config import ServeConfig, load_serve
+from pia_ray.errors import Busy, ConfigError, NonFiniteFrames, NotReady, PiaRayError, Timeout, WorkerDied
+from pia_ray.online.rendering.renderer import INTERACTIVE, VIDEO_JOB, Event, Load, Rendered, RenderRequest, Step
+from pia_ray.online.serve import RayRenderer, build_app, proxy_middlewares
+from pia_ray.online.serve.deployments import bind_engines, engine_options, ingress_options
+from pia_ray.online.serve.engines import STATUS_S
+from pia_ray.params import AnimationParams
+from pia_ray.testing import make_fake_engine
+
+heavy = pytest.mark.heavy
+# Ray's client code of 2.60 leaves sockets and event loops to the garbage collector.
+pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
+
+
+def png() -> bytes:
+    out = io.BytesIO()
+    Image.effect_noise((64, 64), 60).convert("RGB").save(out, "PNG")
+    return out.getvalue()
+
+
+def ask(prompt: str = "a cat", request_id: str = "r", **how: Any) -> RenderRequest:
+    knobs = {"num_frames": 4, "num_inference_steps": 3, "width": 64, "height": 64, **how.pop("knobs", {})}
+    return RenderRequest(request_id, AnimationParams(prompt=prompt, **knobs), png(), **how)
+
+
+class Caller:
+    """An ingress without HTTP: asks its renderer, and tells what came."""
+
+    def __init__(self, config: ServeConfig, engines: Any) -> None:
+        self._renderer = RayRenderer(engines, config)
+
+    async def ask(self, request: RenderRequest) -> list[Event] | PiaRayError:
+        """All events, or the error."""
+        try:
+            return [event async for event in self._renderer.render(request)]
+        except PiaRayError as error:
+            return error
+
+    async def ask_together(self, requests: list[RenderRequest]) -> list[list[Event] | PiaRayError]:
+        """As `ask`, all at once."""
+        return await asyncio.gather(*map(self.ask, requests))
+
+    async def hang_up(self, request: RenderRequest, after: int) -> None:
+        """Takes so many events and goes away."""
+        async with aclosing(self._renderer.render(request)) as events:
+            for _ in range(after):
+                await anext(events)
+
+    async def load(self) -> Load:
+        """The renderer's."""
+        return await self._renderer.load()
+
+    async def ready(self) -> bool:
+        """Whether the renderer takes up requests."""
+        try:
+            await self._renderer.check_ready()
+        except NotReady:
+            return False
+        return True
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    ray.init(
+        address="local",
+        num_cpus=8,
+        include_dashboard=False,
+        log_to_driver=False,
+        object_store_memory=200 * 2**20,
+        logging_level="ERROR",
+    )
+    try:
+        serve.start(proxy_location="Disabled")
+        yield
+        serve.shutdown()
+    finally:
+        ray.shutdown()  # whatever happened: the next module starts a cluster of its own
+
+
+@pytest.fixture
+def endpoint(cluster: None, tmp_path: Path) -> Iterator[Callable[..., Any]]:
+    """Starts engines by their settings; the handle of a `Caller` of them."""
+
+    def start(step_s: float = 0.0, **settings: Any) -> Any:
+        config = ServeConfig.model_validate({"batch_size": 2, "graceful_shutdown_s": 1, **settings})
+        make = partial(make_fake_engine, seconds_per_step=step_s, marks=tmp_path, log=tmp_path / "log.jsonl")
+        caller = serve.deployment(Caller).options(ray_actor_options={"num_cpus": 0.1}, max_ongoing_requests=500)
+        return serve.run(caller.bind(config, bind_engines(config, make_animator=make)), name="test", route_prefix=None)
+
+    yield start
+    serve.delete("test")
+
+
+def begun(folder: Path) -> list[dict[str, Any]]:
+    """The rows that engines have begun."""
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+@heavy
+def test_an_engine_in_another_process_tells_events_and_errors_as_a_local_one(endpoint: Callable[..., Any]):
+    caller = endpoint()
+    events = caller.ask.remote(ask()).result(timeout_s=60)
+    assert events[:-1] == [Step(1, 3), Step(2, 3), Step(3, 3)]
+    assert isinstance(events[-1], Rendered)
+    assert video.probe(events[-1].video.content).num_frames == 4
+    assert isinstance(caller.ask.remote(ask("nan")).result(timeout_s=60), NonFiniteFrames)
+    assert isinstance(caller.ask.remote(ask("hang", deadline_s=0.3)).result(timeout_s=60), Timeout)
+    load = caller.load.remote().result(timeout_s=60)
+    assert (load.num_running, load.num_waiting) == (0, 0)
+    assert [model.name for model in load.models] == ["demo"]
+
+
+@heavy
+def test_a_caller_that_hangs_up_frees_the_engine_at_its_next_step(endpoint: Callable[..., Any]):
+    caller = endpoint(step_s=0.1, batch_size=1, max_waiting=0)
+    started = time.monotonic()
+    caller.hang_up.remote(ask(knobs={"num_inference_steps": 1000}), 2).result(timeout_s=60)
+    while isinstance(outcome := caller.ask.remote(ask()).result(timeout_s=60), Busy):
+        assert time.monotonic() - started < 50, "the engine is still at work, as it would be for 100 s"
+    assert isinstance(outcome[-1], Rendered)
+
+
+@heavy
+def test_a_call_whose_engine_dies_is_made_by_another_one_and_a_job_is_told(
+    endpoint: Callable[..., Any], tmp_path: Path
+):
+    caller = endpoint()
+    outcome = caller.ask.remote(ask("die-once", "call", priority=INTERACTIVE)).result(timeout_s=120)
+    assert isinstance(outcome[-1], Rendered)
+    first, second = begun(tmp_path)
+    assert (first["id"], second["id"]) == ("call", "call")
+    assert first["pid"] != second["pid"]
+    job = ask("die-once", "job", priority=VIDEO_JOB)
+    assert isinstance(caller.ask.remote(job).result(timeout_s=120), WorkerDied)
+    assert [row["id"] for row in begun(tmp_path)] == ["call", "call", "job"]
+
+
+@heavy
+def test_every_one_of_a_hundred_callers_is_answered_or_refused(endpoint: Callable[..., Any]):
+    caller = endpoint(step_s=0.05, max_waiting=6)
+    requests = [ask(request_id=str(number)) for number in range(100)]
+    outcomes = caller.ask_together.remote(requests).result(timeout_s=200)
+    made = [outcome for outcome in outcomes if isinstance(outcome, list)]
+    assert all(isinstance(events[-1], Rendered) for events in made)
+    assert len(made) >= 8
+    assert {type(outcome) for outcome in outcomes if not isinstance(outcome, list)} == {Busy}
+
+
+@heavy
+def test_a_request_wakes_engines_that_were_scaled_to_zero(endpoint: Callable[..., Any]):
+    caller = endpoint(min_replicas=0, upscale_delay_s=0)
+    load = caller.load.remote().result(timeout_s=60)
+    assert (load.num_running, load.num_waiting) == (0, 0)
+    assert "Engine" in serve.status().applications["test"].deployments
+    assert not serve.status().applications["test"].deployments["Engine"].replica_states
+    assert caller.ready.remote().result(timeout_s=60)
+    assert isinstance(caller.ask.remote(ask()).result(timeout_s=120)[-1], Rendered)
+
+
+@heavy
+def test_two_engines_share_the_requests_of_two_models(endpoint: Callable[..., Any], tmp_path: Path):
+    caller = endpoint(step_s=0.2, min_replicas=2, max_replicas=2, models="plain=demo,other=demo")
+    styles = ["default", "other"] * 4
+    requests = [ask(request_id=str(n), knobs={"style": style}) for n, style in enumerate(styles)]
+    outcomes = caller.ask_together.remote(requests).result(timeout_s=120)
+    assert all(isinstance(outcome[-1], Rendered) for outcome in outcomes)
+    assert len({row["pid"] for row in begun(tmp_path)}) == 2
+
+
+def test_serve_gets_the_options_that_follow_from_the_config():
+    options = engine_options(load_serve(None, {"min_replicas": 0, "max_replicas": 3, "gpus_per_replica": 1}))
+    scaling = options["autoscaling_config"]
+    assert (scaling["min_replicas"], scaling["max_replicas"], scaling["target_ongoing_requests"]) == (0, 3, 4)
+    assert options["ray_actor_options"] == {"num_cpus": 1, "num_gpus": 1}
+    assert options["graceful_shutdown_timeout_s"] == 3900
+
+
+def test_options_of_the_user_go_over_ours_and_a_misspelt_one_is_refused():
+    config = load_serve(
+        None,
+        {
+            "deployment_config": {"num_replicas": 2, "ray_actor_options": {"num_cpus": 3}},
+            "ingress_deployment_config": {"num_replica": 2},
+        },
+    )
+    options = engine_options(config)
+    assert options["num_replicas"] == 2
+    assert "autoscaling_config" not in options
+    assert options["ray_actor_options"]["num_cpus"] == 3
+    assert "num_gpus" in options["ray_actor_options"]
+    with pytest.raises(ConfigError, match='Did you mean "num_replicas"'):
+        ingress_options(config)
+
+
+def test_the_builder_takes_plain_settings_and_refuses_wrong_ones():
+    assert isinstance(build_app({"model": "demo", "gpus_per_replica": "0"}), serve.Application)
+    with pytest.raises(ConfigError, match='no model "demmo"'):
+        build_app({"model": "demmo"})
+
+
+def through_the_proxy(*messages: Message) -> tuple[int | None, dict[str, str], bytes]:
+    """Status, headers and body that a caller gets where what is behind Serve's proxies sends these messages."""
+    sent: list[Message] = []
+
+    async def behind(scope: Scope, receive: Receive, send: Send) -> None:
+        for message in messages:
+            await send(message)
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    app: Any = behind
+    for each in proxy_middlewares():
+        app = each.cls(app, *each.args, **each.kwargs)
+    asyncio.run(app({"type": "http", "headers": []}, receive, send))
+    headers = {name.decode(): value.decode() for name, value in sent[0]["headers"]}
+    return sent[0]["status"], headers, b"".join(message.get("body", b"") for message in sent[1:])
+
+
+def says(status: int, content: bytes, *headers: tuple[bytes, bytes]) -> list[Message]:
+    start = {"type": "http.response.start", "status": status, "headers": list(headers)}
+    return [start, {"type": "http.response.body", "body": content}]
+
+
+PLAIN = (b"content-type", b"text/plain; charset=utf-8")
+
+
+def test_what_serve_itself_refuses_has_the_shape_of_the_endpoints_errors():
+    status, headers, body = through_the_proxy(*says(429, b"dropped", PLAIN, (b"retry-after", b"7")))
+    assert (status, headers["retry-after"], headers["content-type"]) == (429, "7", "application/json")
+    assert json.loads(body)["error"]["code"] == "busy"
+    status, headers, body = through_the_proxy(*says(503, b"unavailable", PLAIN))
+    assert (status, json.loads(body)["error"]["code"], headers["x-should-retry"]) == (503, "not_ready", "true")
+    status, _, body = through_the_proxy()
+    assert (status, json.loads(body)["error"]["code"]) == (500, "worker_died")
+
+
+def test_what_other_applications_say_passes_serves_proxy_as_it_is():
+    for status in (200, 404, 429):
+        asked = says(status, b"own words", PLAIN, (b"content-length", b"9"))
+        assert through_the_proxy(*asked)[::2] == (status, b"own words")
+    assert through_the_proxy(*says(200, b"streamed", PLAIN))[::2] == (200, b"streamed")
+
+
+def test_readiness_asks_serve_once_at_a_time_however_long_it_takes(monkeypatch: pytest.MonkeyPatch):
+    asked: list[float] = []
+    answers = threading.Event()
+
+    def status() -> Any:
+        asked.append(time.monotonic())
+        answers.wait(60)
+        engines = SimpleNamespace(replica_states={"RUNNING": 1}, status="HEALTHY")
+        return SimpleNamespace(applications={"app": SimpleNamespace(deployments={"Engine": engines})})
+
+    async def work() -> None:
+        handle: Any = SimpleNamespace(app_name="app", deployment_name="Engine")
+        handle.options = lambda **_: handle
+        renderer = RayRenderer(handle, ServeConfig())
+        checks = [asyncio.create_task(renderer.check_ready())]
+        await asyncio.sleep(STATUS_S + 0.1)
+        checks += [asyncio.create_task(renderer.check_ready()) for _ in range(3)]
+        await asyncio.sleep(0.1)
+        answers.set()
+        await asyncio.gather(*checks)  # none raises
+        assert len(asked) == 1
+
+    monkeypatch.setattr(serve, "status", status)
+    try:
+        asyncio.run(work())
+    finally:
+        answers.set()
