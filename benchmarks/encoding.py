@@ -17,7 +17,7 @@ import numpy as np
 from card import line, machine
 from PIL import Image
 
-from pia_ray.video import MIME, encode, thumbnail, verify
+from pia_ray.media.video import MIME, encode, thumbnail, verify
 
 PICTURES = ("sunset-mountains.jpg", "cat.webp", "night-city.webp", "forest-path.jpg")
 NUM_FRAMES = 16

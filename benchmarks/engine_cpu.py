@@ -19,7 +19,7 @@ from pathlib import Path
 import card
 import torch
 
-from pia_ray.config import ModelConfig
+from pia_ray.config.model import ModelConfig
 from pia_ray.pia.components import Components
 from pia_ray.pia.decoding.decode import decode
 from pia_ray.pia.loading.load import assemble

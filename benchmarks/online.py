@@ -26,14 +26,14 @@ import httpx
 import uvicorn
 from PIL import Image
 
-from pia_ray import video
 from pia_ray.animation import Animation, provenance_of
-from pia_ray.config import ServeConfig
+from pia_ray.config.knobs import AnimationParams
+from pia_ray.config.serve import ServeConfig
+from pia_ray.media import video
 from pia_ray.online.rendering.local_renderer import LocalRenderer, decode
 from pia_ray.online.rendering.renderer import RenderRequest, RowAnimator
 from pia_ray.online.service import create_endpoint
 from pia_ray.online.video_jobs import JobStore
-from pia_ray.params import AnimationParams
 
 ROWS_AT_ONCE = 4
 STATUS_BUSY = 429

@@ -29,7 +29,8 @@ from pia_ray import Animation, AnimationRequest, Animator, manifest, read_result
 from pia_ray.catalog.graph import run_catalog
 from pia_ray.catalog.local import run_local
 from pia_ray.catalog.run import Progress, Summary
-from pia_ray.config import CatalogConfig, build
+from pia_ray.config.catalog import CatalogConfig
+from pia_ray.config.model import build
 
 AIM = 0.15
 """Most overhead of the graph over the bare animator, once warm."""

@@ -21,7 +21,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pia_ray import ledger, manifest
-from pia_ray.config import CatalogConfig, build
+from pia_ray.config.catalog import CatalogConfig
+from pia_ray.config.model import build
 from pia_ray.ledger.parts import MERGED_ROWS, write_part
 from pia_ray.ledger.results import RESULTS_SCHEMA
 

@@ -29,9 +29,9 @@ from transformers import CLIPVisionModelWithProjection
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from pia_ray.animation import Animation
-from pia_ray.config import ModelConfig, load_model
-from pia_ray.image import decode
-from pia_ray.params import parse_params
+from pia_ray.config.model import ModelConfig, load_model
+from pia_ray.config.resolving import parse_params
+from pia_ray.media.image import decode
 from pia_ray.pia.animator import Animator
 from pia_ray.pia.denoising.schedulers import SCHEDULERS
 from pia_ray.pia.device.placement import device_of, dtype_of

@@ -18,7 +18,7 @@ AIM_S = 0.5
 COMMANDS = {
     "python -c pass": [sys.executable, "-c", "pass"],
     "import pia_ray": [sys.executable, "-c", "import pia_ray"],
-    "import pia_ray.config": [sys.executable, "-c", "import pia_ray.config"],
+    "import pia_ray.config.catalog": [sys.executable, "-c", "import pia_ray.config.catalog"],
     "pia-ray --help": [str(Path(sys.executable).parent / "pia-ray"), "--help"],
 }
 

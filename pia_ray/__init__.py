@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pia_ray.animation import Animation
     from pia_ray.catalog.graph import build_processor, run_catalog
-    from pia_ray.config import CatalogConfig, ModelConfig, ServeConfig
+    from pia_ray.config.catalog import CatalogConfig
+    from pia_ray.config.knobs import AnimationParams
+    from pia_ray.config.model import ModelConfig
+    from pia_ray.config.serve import ServeConfig
     from pia_ray.ledger import read_results
     from pia_ray.online.serve import build_app
-    from pia_ray.params import AnimationParams
     from pia_ray.pia.animator import Animator
     from pia_ray.types import AnimationRequest
 
@@ -23,12 +25,12 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Animation": "pia_ray.animation",
-    "AnimationParams": "pia_ray.params",
+    "AnimationParams": "pia_ray.config.knobs",
     "AnimationRequest": "pia_ray.types",
     "Animator": "pia_ray.pia.animator",
-    "CatalogConfig": "pia_ray.config",
-    "ModelConfig": "pia_ray.config",
-    "ServeConfig": "pia_ray.config",
+    "CatalogConfig": "pia_ray.config.catalog",
+    "ModelConfig": "pia_ray.config.model",
+    "ServeConfig": "pia_ray.config.serve",
     "build_app": "pia_ray.online.serve",
     "build_processor": "pia_ray.catalog.graph",
     "read_results": "pia_ray.ledger",

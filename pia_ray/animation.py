@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 import numpy as np
 
+from pia_ray.config.knobs import MOTION_NAMES, AnimationParams
 from pia_ray.errors import VideoError
-from pia_ray.params import MOTION_NAMES, AnimationParams
 
 if TYPE_CHECKING:
-    from pia_ray.params import VideoFormat
+    from pia_ray.config.knobs import VideoFormat
 
 LEAST_WIDTH: Final = 192
 """Smaller videos are shown at this width, in px."""
@@ -80,7 +80,7 @@ def save_animation(animation: Animation, path: str | Path) -> None:
     Raises:
         VideoError: unknown extension, the encoder failed, or the file could not be written.
     """
-    from pia_ray.video import MIME, encode, verify  # here, so that an animator starts without a codec
+    from pia_ray.media.video import MIME, encode, verify  # here, so that an animator starts without a codec
 
     target = Path(path)
     extension = target.suffix.lower().removeprefix(".")
@@ -119,7 +119,7 @@ def as_html(animation: Animation, *, width: int | None = None) -> str:
     Raises:
         VideoError: there are no frames, or the encoder failed.
     """
-    from pia_ray.video import MIME, encode  # as above
+    from pia_ray.media.video import MIME, encode  # as above
 
     if width is not None and width < 1:
         raise VideoError(f"width must be at least 1 px (got {width})")

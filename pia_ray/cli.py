@@ -24,29 +24,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn, get_args
 
 from pia_ray import __version__
-from pia_ray.config import (
-    CatalogConfig,
+from pia_ray.config.catalog import CatalogConfig, load
+from pia_ray.config.knobs import DEFAULT_STYLE, KNOBS, REFERENCE_KNOBS, Knob, VideoFormat, suggest
+from pia_ray.config.model import (
     ModelConfig,
-    ServeConfig,
     check_style_name,
-    load,
     load_model,
-    load_serve,
     model_for,
     named_models,
     parse_styles,
 )
+from pia_ray.config.resolving import parse_defaults, parse_params
+from pia_ray.config.serve import ServeConfig, load_serve
 from pia_ray.errors import BadParameter, ConfigError, OutputError, PiaRayError, RowError, StorageError
-from pia_ray.params import (
-    DEFAULT_STYLE,
-    KNOBS,
-    REFERENCE_KNOBS,
-    Knob,
-    VideoFormat,
-    parse_defaults,
-    parse_params,
-    suggest,
-)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -385,12 +375,12 @@ def _program() -> list[str]:
 def _image(args: argparse.Namespace) -> int:
     from rich.progress import Progress as Bar
 
-    from pia_ray import image as pictures
     from pia_ray import steps
     from pia_ray.manifest import shown
+    from pia_ray.media import image as pictures
+    from pia_ray.media.video import MIME
     from pia_ray.pia.animator import Animator
     from pia_ray.types import AnimationRequest
-    from pia_ray.video import MIME
 
     if (extension := Path(args.output).suffix.lower().removeprefix(".")) not in MIME:
         raise ConfigError(f'-o {args.output}: "{extension}" is no video format; end it in .{", .".join(MIME)}')

@@ -22,8 +22,8 @@ from typing import Any, Final
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from pia_ray import ledger, storage
+from pia_ray.config.knobs import MOTION_NAMES
 from pia_ray.errors import RowError
-from pia_ray.params import MOTION_NAMES
 from pia_ray.types import ResultRow
 
 _Row = Mapping[str, Any]

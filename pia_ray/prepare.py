@@ -5,19 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, get_args
 
-from pia_ray import arrays
-from pia_ray import image as pictures
-from pia_ray.config import ModelConfig
+from pia_ray.config.knobs import ARRAY_KNOBS, PICTURE_KNOBS, REFERENCE_KNOBS
+from pia_ray.config.model import ModelConfig
+from pia_ray.config.resolving import check_pictures, lora_strengths, resolve, seed_from_id
 from pia_ray.errors import BadParameter
-from pia_ray.params import (
-    ARRAY_KNOBS,
-    PICTURE_KNOBS,
-    REFERENCE_KNOBS,
-    check_pictures,
-    lora_strengths,
-    resolve,
-    seed_from_id,
-)
+from pia_ray.media import arrays, sizes
+from pia_ray.media import image as pictures
 from pia_ray.types import AnimationRequest, OutputType
 
 if TYPE_CHECKING:
@@ -42,7 +35,7 @@ def prepare(request: AnimationRequest, model: ModelConfig) -> AnimationRequest:
     params = resolve(request.params, {}, model_defaults=model.defaults)
     lora_strengths(params, model.lora_weights)
     picture = pictures.as_rgb(request.image)
-    width, height = pictures.choose_size(
+    width, height = sizes.choose_size(
         picture.size,
         long_edge=model.long_edge,
         size_step=model.size_step,
@@ -67,9 +60,9 @@ def prepare(request: AnimationRequest, model: ModelConfig) -> AnimationRequest:
     return replace(
         request,
         params=params,
-        image=pictures.fit(picture, size),
-        end_image=None if end is None else pictures.fit(_picture(end, "end_image"), size),
-        mask_image=None if mask is None else pictures.fit_mask(_picture(mask, "mask_image"), picture.size, size),
+        image=sizes.fit(picture, size),
+        end_image=None if end is None else sizes.fit(_picture(end, "end_image"), size),
+        mask_image=None if mask is None else sizes.fit_mask(_picture(mask, "mask_image"), picture.size, size),
         ip_adapter_image=None if look is None else _picture(look, "ip_adapter_image"),
         **checked,
     )

@@ -17,10 +17,10 @@ from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from pia_ray import arrays, ledger, manifest, storage, video
-from pia_ray import image as pictures
+from pia_ray import ledger, manifest, storage
 from pia_ray.animation import Animation
-from pia_ray.config import CatalogConfig
+from pia_ray.config.catalog import CatalogConfig
+from pia_ray.config.knobs import ARRAY_KNOBS
 from pia_ray.errors import (
     BadParameter,
     ImageNotFound,
@@ -32,8 +32,9 @@ from pia_ray.errors import (
     VideoError,
 )
 from pia_ray.fetch import fetch as fetch_url
-from pia_ray.flags import flags_of
-from pia_ray.params import ARRAY_KNOBS
+from pia_ray.media import arrays, video
+from pia_ray.media import image as pictures
+from pia_ray.media.quality import flags_of
 from pia_ray.types import AnimationRequest, ManifestRow, ResultRow
 
 if TYPE_CHECKING:

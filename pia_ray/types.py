@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from pia_ray.params import AnimationParams, VideoFormat, seed_from_id, seed_of_video
+from pia_ray.config.knobs import AnimationParams, VideoFormat
+from pia_ray.config.resolving import seed_from_id, seed_of_video
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from IPython.core.formatters import DisplayFormatter
 
-from pia_ray import video
 from pia_ray.animation import Animation
+from pia_ray.config.knobs import AnimationParams
 from pia_ray.errors import VideoError
-from pia_ray.params import AnimationParams
+from pia_ray.media import video
 
 
 def animation(prompt: str = "waves", *, num_frames: int = 4, **knobs) -> Animation:

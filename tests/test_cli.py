@@ -28,11 +28,12 @@ from rich.console import Console
 from pia_ray import __version__, cli, ledger, read_results, storage
 from pia_ray.catalog.local import run_local
 from pia_ray.catalog.run import Progress, Summary
-from pia_ray.config import CatalogConfig, ModelConfig, build
+from pia_ray.config.catalog import CatalogConfig
+from pia_ray.config.knobs import KNOBS
+from pia_ray.config.model import ModelConfig, build
 from pia_ray.console import RunDisplay, show_summary
-from pia_ray.params import KNOBS
+from pia_ray.media.video import probe
 from pia_ray.testing import FakeAnimator, draw_picture, make_catalog, make_pipeline_folder
-from pia_ray.video import probe
 from tests.s3_server import S3Server, point_at, s3, s3_server
 
 __all__ = ["s3", "s3_server"]  # fixtures

@@ -34,7 +34,8 @@ from botocore.validate import ParamValidator
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from pia_ray.config import load, load_serve
+from pia_ray.config.catalog import load
+from pia_ray.config.serve import load_serve
 
 ROOT = Path(__file__).parent.parent
 CLUSTER = ROOT / "cluster"

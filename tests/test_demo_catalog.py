@@ -8,9 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from pia_ray.config.knobs import AnimationParams
 from pia_ray.demo.draw import CATALOG, ENTRIES, draw
-from pia_ray.image import decode
-from pia_ray.params import AnimationParams
+from pia_ray.media.image import decode
 
 FILES = sorted((CATALOG / "images").iterdir())
 

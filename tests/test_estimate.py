@@ -14,9 +14,10 @@ from PIL import Image
 from pia_ray import cli, read_results
 from pia_ray.catalog.estimate import Estimate, estimate, evaluated_frames, evaluations, facts_of, text_of
 from pia_ray.catalog.local import run_local
-from pia_ray.config import CatalogConfig, ModelConfig, build
+from pia_ray.config.catalog import CatalogConfig
+from pia_ray.config.knobs import AnimationParams, Scheduler
+from pia_ray.config.model import ModelConfig, build
 from pia_ray.errors import ConfigError, OutputError
-from pia_ray.params import AnimationParams, Scheduler
 from pia_ray.pia.denoising.conditions import Conditions
 from pia_ray.pia.denoising.row_program import row_program
 from pia_ray.pia.loading.load import assemble

@@ -19,13 +19,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from pia_ray import ledger, storage
+from pia_ray.config.knobs import MAX_SEED
 from pia_ray.errors import LeaseHeld, LedgerError, OutputError, VideoError
 from pia_ray.ledger import Lease, Ledger, names, new_run, runs
 from pia_ray.ledger.parts import find_keys, split_keys, write_part
 from pia_ray.manifest import ITEMS_SCHEMA
-from pia_ray.params import MAX_SEED
+from pia_ray.media.video import encode
 from pia_ray.types import ResultRow
-from pia_ray.video import encode
 from tests.chaos_proxy import CUT_BODY, LOSE_ANSWER, RESET, ChaosProxy, chaos
 from tests.s3_server import s3, s3_server
 

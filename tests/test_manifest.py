@@ -19,10 +19,11 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from pia_ray import manifest, storage
-from pia_ray.config import CatalogConfig, ModelConfig, build
+from pia_ray.config.catalog import CatalogConfig
+from pia_ray.config.model import ModelConfig, build
+from pia_ray.config.resolving import seed_from_id
 from pia_ray.errors import BadParameter, ImageNotFound, ManifestError, StorageError, StorageNotFound
 from pia_ray.manifest import ITEMS_SCHEMA, open_manifest, plan_row, read_image_cell, row_from_item
-from pia_ray.params import seed_from_id
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(range(64))
 ITEM_COLUMNS = ITEMS_SCHEMA.names

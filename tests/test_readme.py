@@ -17,9 +17,12 @@ import pytest
 
 from pia_ray import cli, errors
 from pia_ray.catalog.estimate import evaluated_frames
-from pia_ray.config import CatalogConfig, ModelConfig, ServeConfig
+from pia_ray.config.catalog import CatalogConfig
+from pia_ray.config.knobs import KNOBS, AnimationParams
+from pia_ray.config.model import ModelConfig
+from pia_ray.config.resolving import resolve
+from pia_ray.config.serve import ServeConfig
 from pia_ray.ledger import RESULTS_SCHEMA
-from pia_ray.params import KNOBS, AnimationParams, resolve
 from pia_ray.types import ResultRow
 
 ROOT = Path(__file__).parent.parent

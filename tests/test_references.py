@@ -17,17 +17,19 @@ import pytest
 from PIL import Image
 from safetensors.numpy import save
 
-from pia_ray import Animation, AnimationRequest, Animator, ModelConfig, arrays, cli, manifest, read_results, storage
+from pia_ray import Animation, AnimationRequest, Animator, ModelConfig, cli, manifest, read_results, storage
 from pia_ray.catalog.local import run_local
 from pia_ray.catalog.validate import validate
-from pia_ray.config import CatalogConfig, build
+from pia_ray.config.catalog import CatalogConfig
+from pia_ray.config.knobs import ARRAY_KNOBS, PICTURE_KNOBS, AnimationParams
+from pia_ray.config.model import build
 from pia_ray.errors import BadParameter, ConfigError, ManifestError
-from pia_ray.image import fit, fit_mask
-from pia_ray.params import ARRAY_KNOBS, PICTURE_KNOBS, AnimationParams
+from pia_ray.media import arrays
+from pia_ray.media.sizes import fit, fit_mask
+from pia_ray.media.video import decode_frames
 from pia_ray.pia.animator import OnStep
 from pia_ray.prepare import prepare
 from pia_ray.testing import FakeAnimator, draw_picture, make_pipeline_folder
-from pia_ray.video import decode_frames
 from tests.s3_server import s3, s3_server
 
 __all__ = ["s3", "s3_server"]  # fixtures

@@ -17,9 +17,9 @@ import pytest
 from PIL import Image
 
 from pia_ray.animation import Animation
-from pia_ray.config import ModelConfig
+from pia_ray.config.knobs import AnimationParams
+from pia_ray.config.model import ModelConfig
 from pia_ray.errors import Cancelled, NonFiniteFrames, OutOfMemory, Timeout
-from pia_ray.params import AnimationParams
 from pia_ray.testing import FakeAnimator, draw_picture, make_catalog, make_pipeline_folder, make_split_checkpoint
 from pia_ray.types import AnimationRequest
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from pia_ray.config import ModelConfig, build
+from pia_ray.config.model import ModelConfig, build
 from pia_ray.errors import ConfigError, WeightsError
 from pia_ray.testing import make_ip_adapter, make_pipeline_folder, make_split_checkpoint
 from pia_ray.weights import is_pulled, pin, pull, resolve, version
@@ -292,7 +292,7 @@ def test_a_lora_cannot_have_a_name_that_a_row_could_not_choose(folder: Path, nam
 PROGRAM = """
 import json, sys
 from pia_ray import weights
-from pia_ray.config import ModelConfig
+from pia_ray.config.catalog import ModelConfig
 from pia_ray.errors import WeightsError
 
 action, settings = sys.argv[1], json.loads(sys.argv[2])

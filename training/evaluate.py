@@ -21,7 +21,7 @@ from PIL import Image, ImageDraw
 
 from pia_ray import Animation, AnimationParams, AnimationRequest, Animator, ModelConfig
 from pia_ray.errors import RowError
-from pia_ray.image import fit
+from pia_ray.media.sizes import fit
 from training import registration
 from training.draws import Draws
 from training.prompts import MOTIONS, PHRASES

@@ -6,7 +6,7 @@ from typing import Final
 
 import torch
 
-from pia_ray.params import LOOPS
+from pia_ray.config.knobs import LOOPS
 from pia_ray.pia.denoising.affinity import TABLES, affinity
 
 AMOUNTS: Final = (0.25, 0.55, 0.9)

@@ -16,7 +16,8 @@ from PIL import Image, ImageDraw, ImageFont
 from pia_ray import AnimationParams, AnimationRequest, Animator, ModelConfig
 from pia_ray.demo.draw import CATALOG, ENTRIES
 from pia_ray.errors import RowError
-from pia_ray.image import decode, fit
+from pia_ray.media.image import decode
+from pia_ray.media.sizes import fit
 
 SHOWN: Final = ("sunset-mountains", "balloon", "cat", "sailboat", "mug", "perfume", "candle")
 TILE, GAP, CAPTION = 132, 10, 34

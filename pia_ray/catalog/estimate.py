@@ -26,12 +26,12 @@ import pyarrow as pa
 from pia_ray import ledger, manifest, steps, storage
 from pia_ray.catalog.run import settled, versions_of
 from pia_ray.catalog.worker import CatalogWorker, RowAnimator
-from pia_ray.config import CatalogConfig
+from pia_ray.config.catalog import CatalogConfig
+from pia_ray.config.knobs import AnimationParams
 from pia_ray.errors import ConfigError, OutputError, RowError
-from pia_ray.image import choose_size
 from pia_ray.ledger.book import sort_items
 from pia_ray.ledger.parts import Index
-from pia_ray.params import AnimationParams
+from pia_ray.media.sizes import choose_size
 from pia_ray.pia.denoising.context_windows import segments, windows
 from pia_ray.types import ManifestRow, ResultRow
 

@@ -27,7 +27,7 @@ from ray.data import ActorPoolStrategy, Dataset
 from pia_ray import ledger
 from pia_ray.catalog.run import Execute, Job, Observer, Summary, run, settled, versions_of
 from pia_ray.catalog.worker import CatalogWorker, RowAnimator, failed_row
-from pia_ray.config import CatalogConfig
+from pia_ray.config.catalog import CatalogConfig
 from pia_ray.errors import ConfigError, JobError, PiaRayError, RowError
 from pia_ray.manifest import ITEMS_SCHEMA, plan_row, row_from_item
 from pia_ray.types import ResultRow

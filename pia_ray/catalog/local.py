@@ -13,9 +13,9 @@ import pyarrow.compute as pc
 from pia_ray import ledger
 from pia_ray.catalog.run import Execute, Job, Observer, Summary, run
 from pia_ray.catalog.worker import CatalogWorker, RowAnimator
-from pia_ray.config import CatalogConfig
+from pia_ray.config.catalog import CatalogConfig
+from pia_ray.config.knobs import DEFAULT_STYLE
 from pia_ray.manifest import ITEMS_SCHEMA, row_from_item
-from pia_ray.params import DEFAULT_STYLE
 from pia_ray.pia.animator import Animator
 from pia_ray.types import ResultRow
 

@@ -17,9 +17,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
 
 from pia_ray import gallery, ledger, manifest, storage, weights
-from pia_ray.config import CatalogConfig
+from pia_ray.config.catalog import CatalogConfig
+from pia_ray.config.knobs import REFERENCE_KNOBS
 from pia_ray.errors import JobError, OutputError, PiaRayError, StorageError
-from pia_ray.params import REFERENCE_KNOBS
 from pia_ray.types import ResultRow
 
 log = logging.getLogger(__name__)

@@ -7,9 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final
 
-from pia_ray import manifest, steps, video
-from pia_ray.config import CatalogConfig
+from pia_ray import manifest, steps
+from pia_ray.config.catalog import CatalogConfig
 from pia_ray.errors import RowError
+from pia_ray.media import video
 
 FETCHES: Final = 8
 """Images opened at once."""

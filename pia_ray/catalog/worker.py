@@ -17,7 +17,9 @@ from typing import Any, Final, Protocol
 
 from pia_ray import ledger, steps
 from pia_ray.animation import Animation
-from pia_ray.config import CatalogConfig
+from pia_ray.config.catalog import CatalogConfig
+from pia_ray.config.knobs import AnimationParams
+from pia_ray.config.resolving import seed_from_id
 from pia_ray.errors import (
     Cancelled,
     FetchUnavailable,
@@ -30,7 +32,6 @@ from pia_ray.errors import (
     WorkerDied,
 )
 from pia_ray.manifest import canonical_params, shown
-from pia_ray.params import AnimationParams, seed_from_id
 from pia_ray.types import AnimationRequest, ManifestRow, ResultRow
 
 log = logging.getLogger(__name__)

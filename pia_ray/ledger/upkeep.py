@@ -242,7 +242,7 @@ def rebuild(output: str) -> Rebuilt:
 
 
 def _restore(output: str, uri: str, pictures: set[str]) -> ResultRow:
-    from pia_ray.video import probe  # decoding is heavy to import, and only this needs it
+    from pia_ray.media.video import probe  # decoding is heavy to import, and only this needs it
 
     content = storage.read_bytes(uri)
     values = probe(content).provenance

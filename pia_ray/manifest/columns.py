@@ -10,11 +10,11 @@ from typing import Final
 
 import pyarrow as pa
 
+from pia_ray.config.knobs import ARRAY_KNOBS, KNOBS, REFERENCE_KNOBS, RESERVED_KNOBS, suggest
 from pia_ray.errors import ManifestError
 from pia_ray.manifest.files import find
 from pia_ray.manifest.items import ITEMS_SCHEMA
 from pia_ray.manifest.tables import TableFile, unify
-from pia_ray.params import ARRAY_KNOBS, KNOBS, REFERENCE_KNOBS, RESERVED_KNOBS, suggest
 from pia_ray.types import ResultRow
 
 IMAGE_COLUMNS: Final = ("image", "url", "image_url", "image_path", "file_name")

@@ -14,14 +14,10 @@ from typing import Any, Final, NamedTuple
 
 import pyarrow as pa
 
-from pia_ray.config import CatalogConfig, ModelConfig
-from pia_ray.errors import BadParameter, ConfigError
-from pia_ray.manifest import references
-from pia_ray.params import (
-    DEFAULT_STYLE,
-    KNOBS,
-    REFERENCE_KNOBS,
-    AnimationParams,
+from pia_ray.config.catalog import CatalogConfig
+from pia_ray.config.knobs import DEFAULT_STYLE, KNOBS, REFERENCE_KNOBS, AnimationParams
+from pia_ray.config.model import ModelConfig
+from pia_ray.config.resolving import (
     lora_strengths,
     parse_defaults,
     parse_params,
@@ -29,6 +25,8 @@ from pia_ray.params import (
     seed_from_id,
     seed_of_video,
 )
+from pia_ray.errors import BadParameter, ConfigError
+from pia_ray.manifest import references
 from pia_ray.types import ManifestRow
 
 ITEMS_SCHEMA: Final = pa.schema(

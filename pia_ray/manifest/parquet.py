@@ -19,7 +19,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pia_ray import arrays, storage
+from pia_ray import storage
+from pia_ray.config.knobs import ARRAY_KNOBS
 from pia_ray.errors import ImageNotFound, StorageDenied, StorageError, StorageNotFound, StorageUnavailable
 from pia_ray.manifest.references import decode_data_url
 from pia_ray.manifest.tables import (
@@ -33,7 +34,7 @@ from pia_ray.manifest.tables import (
     nulls,
     plain_type,
 )
-from pia_ray.params import ARRAY_KNOBS
+from pia_ray.media import arrays
 
 _CACHED_FILES: Final = 4
 _CACHED_COLUMN_BYTES: Final = 64 * 2**20

@@ -17,7 +17,16 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 
-from pia_ray.config import CatalogConfig
+from pia_ray.config.catalog import CatalogConfig
+from pia_ray.config.knobs import DEFAULT_STYLE, MAX_SEED
+from pia_ray.config.resolving import (
+    lora_strengths,
+    parse_params,
+    resolve,
+    seed_from_id,
+    seed_of_video,
+    style_of,
+)
 from pia_ray.errors import BadParameter, ManifestError
 from pia_ray.manifest import files, references
 from pia_ray.manifest.columns import Columns, Manifest
@@ -38,16 +47,6 @@ from pia_ray.manifest.items import (
 )
 from pia_ray.manifest.rows import BAD_MANIFEST_ROW, knobs_of, picture_of, references_of, rejected
 from pia_ray.manifest.tables import Chunk, TableFile
-from pia_ray.params import (
-    DEFAULT_STYLE,
-    MAX_SEED,
-    lora_strengths,
-    parse_params,
-    resolve,
-    seed_from_id,
-    seed_of_video,
-    style_of,
-)
 
 _EASY_CHARS: Final = 1000  # longer texts go the plain way, which knows the true limits
 _MEMO_SIZE: Final = 10_000

@@ -13,8 +13,9 @@ from typing import Any, Final
 
 import numpy as np
 
-from pia_ray import arrays
-from pia_ray.config import CatalogConfig
+from pia_ray.config.catalog import CatalogConfig
+from pia_ray.config.knobs import ARRAY_KNOBS, DEFAULT_STYLE, REFERENCE_KNOBS
+from pia_ray.config.resolving import seed_from_id
 from pia_ray.errors import BadParameter
 from pia_ray.manifest import files, references
 from pia_ray.manifest.columns import IMAGE_COLUMNS, Columns, columns_of
@@ -29,7 +30,7 @@ from pia_ray.manifest.items import (
 )
 from pia_ray.manifest.parquet import cell_reference
 from pia_ray.manifest.tables import TableFile, is_gzip
-from pia_ray.params import ARRAY_KNOBS, DEFAULT_STYLE, REFERENCE_KNOBS, seed_from_id
+from pia_ray.media import arrays
 from pia_ray.types import ManifestRow
 
 BAD_MANIFEST_ROW: Final = "bad_manifest_row"

@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 import pia_ray
-from pia_ray.config import ServeConfig
+from pia_ray.config.serve import ServeConfig
 from pia_ray.errors import NotFound, PiaRayError
 from pia_ray.online.http import error_responses, metrics
 from pia_ray.online.http.api_keys import KeyRing

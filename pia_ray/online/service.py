@@ -10,7 +10,7 @@ from typing import Final
 
 from fastapi import APIRouter, FastAPI
 
-from pia_ray.config import ServeConfig
+from pia_ray.config.serve import ServeConfig
 from pia_ray.errors import NotReady, PiaRayError
 from pia_ray.online.app import create_app
 from pia_ray.online.batches.runner import BatchRunner

@@ -19,7 +19,9 @@ from typing import Any, Literal
 import numpy as np
 
 from pia_ray.animation import Animation
-from pia_ray.config import DEFAULT_BATCH_SIZE, DEFAULT_KEEP_MODELS, MOST_ROWS, ModelConfig, check_style_name, model_for
+from pia_ray.config.fields import DEFAULT_BATCH_SIZE, DEFAULT_KEEP_MODELS, MOST_ROWS
+from pia_ray.config.knobs import DEFAULT_STYLE
+from pia_ray.config.model import ModelConfig, check_style_name, model_for
 from pia_ray.errors import (
     Cancelled,
     ConfigError,
@@ -30,7 +32,6 @@ from pia_ray.errors import (
     Timeout,
     WeightsError,
 )
-from pia_ray.params import DEFAULT_STYLE
 from pia_ray.pia.admission import Line
 from pia_ray.pia.components import Components
 from pia_ray.pia.device.placement import set_cpu_threads

@@ -16,8 +16,9 @@ from typing import Final
 
 import torch
 
+from pia_ray.config.knobs import AnimationParams
+from pia_ray.config.resolving import lora_strengths
 from pia_ray.errors import DeviceLost, ModelUnavailable, OutOfMemory, PiaRayError, RowError, UnexpectedError
-from pia_ray.params import AnimationParams, lora_strengths
 from pia_ray.pia.components import Components
 from pia_ray.pia.denoising.conditions import Conditions
 from pia_ray.pia.device.errors import device_is_lost, is_out_of_memory

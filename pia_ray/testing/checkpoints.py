@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from pia_ray.params import seed_from_id
+from pia_ray.config.resolving import seed_from_id
 from pia_ray.testing.original import original_text_encoder, original_unet, original_vae
 
 if TYPE_CHECKING:

@@ -17,9 +17,12 @@ from typing import Final, Literal, Self
 import numpy as np
 
 from pia_ray.animation import Animation
-from pia_ray.config import DEFAULT_KEEP_MODELS, CatalogConfig, ModelConfig, ServeConfig, model_for
+from pia_ray.config.catalog import CatalogConfig
+from pia_ray.config.fields import DEFAULT_KEEP_MODELS
+from pia_ray.config.knobs import DEFAULT_STYLE
+from pia_ray.config.model import ModelConfig, model_for
+from pia_ray.config.serve import ServeConfig
 from pia_ray.errors import Cancelled, NonFiniteFrames, OutOfMemory, RowError, Timeout
-from pia_ray.params import DEFAULT_STYLE
 from pia_ray.types import AnimationRequest
 
 FAULTS: Final = ("oom", "nan", "die", "die-once", "hang", "hang-once")

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
-from pia_ray.params import seed_from_id
+from pia_ray.config.resolving import seed_from_id
 
 if TYPE_CHECKING:
     import torch

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
-from pia_ray.params import seed_from_id
+from pia_ray.config.resolving import seed_from_id
 
 if TYPE_CHECKING:
     import torch

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from pia_ray import storage
 from pia_ray.checkpoint import FILE_NAMES, Part, digest, refuse_pickle, verify
-from pia_ray.config import ModelConfig, model_file
+from pia_ray.config.model import ModelConfig, model_file
 from pia_ray.errors import WeightsError
 from pia_ray.weights import copies, hub, prefixes
 

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 import yaml
 
-from pia_ray import ledger, read_results, storage, video
-from pia_ray.config import read_yaml
+from pia_ray import ledger, read_results, storage
+from pia_ray.config.model import read_yaml
+from pia_ray.media import video
 from pia_ray.testing import draw_picture
 from tests.cluster.networks import until
 from tests.cluster.nodes import PATIENCE_S, ROOT, Nodes

@@ -16,7 +16,7 @@ import httpx
 import pytest
 import yaml
 
-from pia_ray import video
+from pia_ray.media import video
 from tests.cluster.networks import until
 from tests.cluster.nodes import PATIENCE_S, ROOT, Nodes
 from tests.online.video_server import QUICK, hash_of, png

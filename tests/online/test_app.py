@@ -18,8 +18,8 @@ from fastapi import APIRouter, Request
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from pia_ray import storage, video
-from pia_ray.config import ServeConfig
+from pia_ray import storage
+from pia_ray.config.serve import ServeConfig
 from pia_ray.errors import (
     BadParameter,
     Busy,
@@ -33,6 +33,7 @@ from pia_ray.errors import (
     Timeout,
     UnexpectedError,
 )
+from pia_ray.media import video
 from pia_ray.online.app import create_app
 from pia_ray.online.http.middleware import request_id
 from pia_ray.online.rendering.local_renderer import LocalRenderer
@@ -528,7 +529,7 @@ def test_every_answer_forbids_sniffing_storing_and_embedding(client: TestClient)
 
 
 def test_the_openapi_document_has_every_field_example_and_error(client: TestClient):
-    from pia_ray.params import KNOBS
+    from pia_ray.config.knobs import KNOBS
 
     document = client.get("/openapi.json").json()
     route = document["paths"]["/v1/animations"]["post"]

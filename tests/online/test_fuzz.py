@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, settings
 from PIL import Image
 from schemathesis.specs.openapi.checks import negative_data_rejection, positive_data_acceptance
 
-from pia_ray.config import ServeConfig
+from pia_ray.config.serve import ServeConfig
 from pia_ray.online.rendering.local_renderer import LocalRenderer
 from pia_ray.online.requests.request_reader import FormReader
 from pia_ray.online.service import create_endpoint

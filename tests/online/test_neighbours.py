@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pia_ray import video
-from pia_ray.config import ServeConfig
+from pia_ray.config.knobs import AnimationParams
+from pia_ray.config.serve import ServeConfig
+from pia_ray.media import video
 from pia_ray.online.app import create_app
 from pia_ray.online.rendering.local_renderer import LocalRenderer
 from pia_ray.online.rendering.renderer import RenderRequest, Step
-from pia_ray.params import AnimationParams
 from pia_ray.pia.animator import Animator
 
 pytestmark = pytest.mark.heavy

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from pia_ray.config import ServeConfig
+from pia_ray.config.serve import ServeConfig
 from pia_ray.online.rendering.local_renderer import LocalRenderer
 from pia_ray.online.service import create_endpoint
 from pia_ray.online.video_jobs import JobStore

@@ -16,7 +16,7 @@ from urllib.parse import quote
 import httpx
 import pytest
 
-from pia_ray.config import ServeConfig
+from pia_ray.config.serve import ServeConfig
 from pia_ray.fetch import fetch
 from pia_ray.online.rendering.local_renderer import LocalRenderer
 from pia_ray.online.requests.request_reader import FormReader

@@ -17,7 +17,7 @@ import uvicorn
 from openai import OpenAI
 from PIL import Image
 
-from pia_ray.config import ServeConfig
+from pia_ray.config.serve import ServeConfig
 from pia_ray.online.rendering.local_renderer import LocalRenderer
 from pia_ray.online.service import create_endpoint
 from pia_ray.online.video_jobs import JobStore

@@ -16,11 +16,11 @@ import torch
 from PIL import Image
 
 from pia_ray import Animation, AnimationParams, AnimationRequest, Animator, ModelConfig
+from pia_ray.config.resolving import seed_from_id
 from pia_ray.errors import BadParameter, Cancelled, ConfigError, DeviceLost, RowError, Timeout, WeightsError
-from pia_ray.params import seed_from_id
+from pia_ray.media.video import probe
 from pia_ray.pia.components import Components
 from pia_ray.testing import make_pipeline_folder
-from pia_ray.video import probe
 
 
 @pytest.fixture(scope="module")

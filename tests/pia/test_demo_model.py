@@ -5,7 +5,8 @@ import pytest
 
 from pia_ray import AnimationParams, AnimationRequest, Animator, ModelConfig
 from pia_ray.demo.draw import CATALOG
-from pia_ray.image import decode, fit
+from pia_ray.media.image import decode
+from pia_ray.media.sizes import fit
 from training import registration
 
 PICTURES = ("sunset-mountains.jpg", "cat.webp", "balloon.gif", "mug.png")

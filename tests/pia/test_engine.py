@@ -15,9 +15,9 @@ import torch
 from PIL import Image
 
 from pia_ray.animation import Animation
-from pia_ray.config import ModelConfig
+from pia_ray.config.knobs import AnimationParams
+from pia_ray.config.model import ModelConfig
 from pia_ray.errors import BadParameter, NonFiniteFrames, OutOfMemory, RowError, UnexpectedError, WeightsError
-from pia_ray.params import AnimationParams
 from pia_ray.pia.components import Components
 from pia_ray.pia.denoising.schedulers import SCHEDULERS
 from pia_ray.pia.engine import Engine

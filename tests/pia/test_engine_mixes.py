@@ -16,9 +16,9 @@ import pytest
 from PIL import Image
 
 from pia_ray.animation import Animation
-from pia_ray.config import ModelConfig
+from pia_ray.config.knobs import KNOBS, AnimationParams, ContextSchedule, Scheduler
+from pia_ray.config.model import ModelConfig
 from pia_ray.errors import BadParameter
-from pia_ray.params import KNOBS, AnimationParams, ContextSchedule, Scheduler
 from pia_ray.pia.engine import Engine, Row
 from pia_ray.pia.loading.load import assemble
 from pia_ray.pia.model_cache import Model

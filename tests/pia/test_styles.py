@@ -20,7 +20,8 @@ from pia_ray.catalog import estimate
 from pia_ray.catalog.local import run_local
 from pia_ray.catalog.validate import validate
 from pia_ray.cli import main
-from pia_ray.config import CatalogConfig, build, load, parse_styles
+from pia_ray.config.catalog import CatalogConfig, load
+from pia_ray.config.model import build, parse_styles
 from pia_ray.errors import BadParameter, ConfigError, ModelUnavailable
 from pia_ray.pia.admission import PATIENCE, PRIORITY_STEP, Line
 from pia_ray.pia.loading.load import assemble

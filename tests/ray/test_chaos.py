@@ -18,7 +18,8 @@ import ray
 from pia_ray import read_results, storage
 from pia_ray.catalog.graph import run_catalog
 from pia_ray.catalog.local import run_local
-from pia_ray.config import CatalogConfig, ModelConfig, build
+from pia_ray.config.catalog import CatalogConfig
+from pia_ray.config.model import ModelConfig, build
 from pia_ray.errors import ConfigError
 from pia_ray.testing import FakeAnimator, make_catalog, make_fake, make_pipeline_folder
 from tests.s3_server import s3, s3_server
@@ -38,7 +39,7 @@ import json, sys
 from functools import partial
 from pathlib import Path
 from pia_ray.catalog.graph import run_catalog
-from pia_ray.config import CatalogConfig, build
+from pia_ray.config.catalog import CatalogConfig, build
 from pia_ray.testing import make_fake
 
 values = json.loads(sys.argv[1])

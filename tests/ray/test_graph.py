@@ -25,10 +25,11 @@ from pia_ray import Animator, build_processor, ledger, read_results
 from pia_ray.catalog.graph import run_catalog, size_pool
 from pia_ray.catalog.local import run_local
 from pia_ray.catalog.run import Progress
-from pia_ray.config import CatalogConfig, ModelConfig, build
+from pia_ray.config.catalog import CatalogConfig
+from pia_ray.config.model import ModelConfig, build
 from pia_ray.errors import JobError, WeightsError
+from pia_ray.media.video import decode_frames
 from pia_ray.testing import FakeAnimator, draw_picture, make_catalog, make_fake, make_pipeline_folder
-from pia_ray.video import decode_frames
 
 pytestmark = [
     pytest.mark.heavy,

@@ -12,9 +12,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pia_ray import ledger, manifest
+from pia_ray.config.resolving import seed_from_id
 from pia_ray.ledger import Ledger, RunRecord
 from pia_ray.online.video_jobs import VideoJob
-from pia_ray.params import seed_from_id
 from pia_ray.types import ResultRow
 
 

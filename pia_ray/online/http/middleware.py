@@ -20,7 +20,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from pia_ray.config import ServeConfig, is_loopback
+from pia_ray.config.serve import ServeConfig, is_loopback
 from pia_ray.errors import BadParameter, Forbidden, PiaRayError
 from pia_ray.online.http import error_responses, limits
 from pia_ray.online.http.api_keys import ANONYMOUS, KeyRing

@@ -14,11 +14,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from pia_ray import image as pictures
-from pia_ray import steps, video, weights
+from pia_ray import steps, weights
 from pia_ray.animation import Animation, provenance_of
-from pia_ray.config import ServeConfig
+from pia_ray.config.knobs import VideoFormat
+from pia_ray.config.serve import ServeConfig
 from pia_ray.errors import Busy, PiaRayError, UnexpectedError, WeightsError
+from pia_ray.media import image as pictures
+from pia_ray.media import video
 from pia_ray.online.rendering.renderer import (
     INTERACTIVE,
     Event,
@@ -31,7 +33,6 @@ from pia_ray.online.rendering.renderer import (
     Step,
 )
 from pia_ray.online.rendering.timing import Clock, Tally
-from pia_ray.params import VideoFormat
 from pia_ray.pia.admission import rank
 from pia_ray.types import AnimationRequest
 

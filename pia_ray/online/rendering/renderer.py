@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from pia_ray.animation import Animation
-from pia_ray.params import AnimationParams, VideoFormat
+from pia_ray.config.knobs import AnimationParams, VideoFormat
 from pia_ray.types import AnimationRequest, EncodedVideo
 
 INTERACTIVE: Final = 0

@@ -6,10 +6,11 @@ import math
 import re
 from typing import Final, get_args
 
-from pia_ray.config import ModelConfig
+from pia_ray.config.knobs import KNOBS, REFERENCE_KNOBS, VideoFormat
+from pia_ray.config.model import ModelConfig
+from pia_ray.config.resolving import parse_params
 from pia_ray.errors import BadParameter
 from pia_ray.online.requests.bodies import parse_json, shown
-from pia_ray.params import KNOBS, REFERENCE_KNOBS, VideoFormat, parse_params
 
 IMAGE_FIELDS: Final = ("image", "input_reference", "image_url")
 """Names of the field that has the picture: ours, that of the videos API, and one that many servers take."""

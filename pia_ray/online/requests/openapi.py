@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from typing import Any, Final, get_args
 
-from pia_ray.online.requests.aliases import IMAGE_FIELDS
-from pia_ray.params import (
+from pia_ray.config.knobs import (
     ARRAY_KNOBS,
     KNOBS,
     MAX_COEFFICIENTS,
@@ -18,7 +17,8 @@ from pia_ray.params import (
     AnimationParams,
     VideoFormat,
 )
-from pia_ray.video import MIME
+from pia_ray.media.video import MIME
+from pia_ray.online.requests.aliases import IMAGE_FIELDS
 
 _PICTURE: Final = "data:image/png;base64,iVBORw0KGgo..."
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Final
 
-from pia_ray.config import ServeConfig
+from pia_ray.config.knobs import AnimationParams
+from pia_ray.config.serve import ServeConfig
 from pia_ray.errors import BadParameter
-from pia_ray.params import AnimationParams
 
 MAX_FIELDS: Final = 100
 

@@ -18,12 +18,23 @@ from anyio import CapacityLimiter
 from fastapi import Request
 from starlette.datastructures import UploadFile
 
-from pia_ray import arrays, video
-from pia_ray import image as pictures
-from pia_ray.config import ModelConfig, ServeConfig
+from pia_ray.config.knobs import (
+    ARRAY_KNOBS,
+    DEFAULT_STYLE,
+    KNOBS,
+    PICTURE_KNOBS,
+    AnimationParams,
+    VideoFormat,
+    suggest,
+)
+from pia_ray.config.model import ModelConfig
+from pia_ray.config.resolving import lora_strengths, parse_params, resolve
+from pia_ray.config.serve import ServeConfig
 from pia_ray.errors import BadParameter, ImageTooLarge, RowError, UnsupportedBody, VideoError
 from pia_ray.fetch import fetch
 from pia_ray.manifest import canonical_params, decode_data_url
+from pia_ray.media import arrays, sizes, video
+from pia_ray.media import image as pictures
 from pia_ray.online.rendering.renderer import INTERACTIVE, RenderRequest
 from pia_ray.online.requests import request_limits
 from pia_ray.online.requests.aliases import (
@@ -35,18 +46,6 @@ from pia_ray.online.requests.aliases import (
     spell_out_size,
 )
 from pia_ray.online.requests.bodies import Fields, parse_json, shown, unfold
-from pia_ray.params import (
-    ARRAY_KNOBS,
-    DEFAULT_STYLE,
-    KNOBS,
-    PICTURE_KNOBS,
-    AnimationParams,
-    VideoFormat,
-    lora_strengths,
-    parse_params,
-    resolve,
-    suggest,
-)
 
 FetchUrl = Callable[[str, int], bytes]
 """The bytes at an https:// URL, at most so many. Raises FetchError, ImageError."""
@@ -174,7 +173,7 @@ class FormReader:
             await self._run(self._decoders, partial[object](check, content, knob))
         identities = {knob: "sha256:" + hashlib.sha256(content).hexdigest() for knob, content in files.items()}
         params = params.model_copy(update=identities)
-        width, height = pictures.choose_size(
+        width, height = sizes.choose_size(
             (width, height),
             long_edge=model.long_edge,
             size_step=model.size_step,

@@ -15,17 +15,17 @@ from anyio import CancelScope
 from fastapi import APIRouter, Request, Response
 from starlette.types import Receive, Scope, Send
 
-from pia_ray.config import ServeConfig
+from pia_ray.config.knobs import VideoFormat
+from pia_ray.config.serve import ServeConfig
 from pia_ray.errors import Cancelled, NotAcceptable, PiaRayError, Timeout, UnexpectedError
 from pia_ray.manifest import canonical_params
+from pia_ray.media.video import MIME
 from pia_ray.online.http import error_responses
 from pia_ray.online.http.metrics import Metrics
 from pia_ray.online.http.middleware import Owner
 from pia_ray.online.rendering.renderer import Event, Queued, Rendered, Renderer, Step
 from pia_ray.online.requests import openapi
 from pia_ray.online.requests.request_reader import FormReader
-from pia_ray.params import VideoFormat
-from pia_ray.video import MIME
 
 EVENT_STREAM: Final = "text/event-stream"
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Final, Literal
 from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, Field
 
-from pia_ray.config import ServeConfig
+from pia_ray.config.serve import ServeConfig
 from pia_ray.errors import BadParameter, Busy, UnsupportedBody
 from pia_ray.online.batches.runner import ENDPOINT
 from pia_ray.online.batches.store import Batch, BatchFault, BatchStatus, BatchStore

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final, Literal
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, Field
 
-from pia_ray.config import ServeConfig
+from pia_ray.config.serve import ServeConfig
 from pia_ray.errors import BadParameter, UnsupportedBody
 from pia_ray.online.files import FileStore, Order, Purpose, StoredFile, parse_purpose
 from pia_ray.online.http import error_responses

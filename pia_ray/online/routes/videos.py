@@ -9,8 +9,9 @@ from typing import Annotated, Any, Final, Literal
 from fastapi import APIRouter, Header, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from pia_ray import video
+from pia_ray.config.knobs import REFERENCE_KNOBS, AnimationParams
 from pia_ray.errors import Conflict
+from pia_ray.media import video
 from pia_ray.online.http import error_responses
 from pia_ray.online.http.downloads import delivery
 from pia_ray.online.http.middleware import Owner
@@ -21,7 +22,6 @@ from pia_ray.online.requests.request_reader import FormReader
 from pia_ray.online.video_jobs import JobStore, VideoJob
 from pia_ray.online.video_jobs.creation import Intake
 from pia_ray.online.video_jobs.dispatcher import Dispatcher, Outlook
-from pia_ray.params import REFERENCE_KNOBS, AnimationParams
 
 Variant = Literal["video", "thumbnail", "spritesheet"]
 IdempotencyKey = Annotated[

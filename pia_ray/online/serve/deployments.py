@@ -15,12 +15,12 @@ from ray.serve.schema import DeploymentSchema
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pia_ray import weights
-from pia_ray.config import ServeConfig, is_loopback, load_serve
+from pia_ray.config.knobs import suggest
+from pia_ray.config.serve import ServeConfig, is_loopback, load_serve
 from pia_ray.errors import ConfigError
 from pia_ray.online.rendering.renderer import RowAnimator
 from pia_ray.online.serve.engines import Engine, MakeAnimator, RayRenderer
 from pia_ray.online.video_jobs import JobStore
-from pia_ray.params import suggest
 
 if TYPE_CHECKING:
     from pia_ray.online.service import VideoService

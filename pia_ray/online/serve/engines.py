@@ -25,7 +25,8 @@ from ray.serve.exceptions import (
 )
 from ray.serve.handle import DeploymentHandle
 
-from pia_ray.config import ServeConfig
+from pia_ray.config.knobs import DEFAULT_STYLE
+from pia_ray.config.serve import ServeConfig
 from pia_ray.errors import (
     Busy,
     Cancelled,
@@ -50,7 +51,6 @@ from pia_ray.online.rendering.renderer import (
     Step,
 )
 from pia_ray.online.rendering.timing import Clock, Tally
-from pia_ray.params import DEFAULT_STYLE
 
 log = logging.getLogger(__name__)
 

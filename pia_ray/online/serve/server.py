@@ -13,7 +13,7 @@ from typing import Any, Final
 import ray
 from ray import serve
 
-from pia_ray.config import ServeConfig
+from pia_ray.config.serve import ServeConfig
 from pia_ray.errors import ConfigError, JobError
 from pia_ray.online.serve.deployments import build_endpoint, make_animator
 from pia_ray.online.serve.engines import MakeAnimator

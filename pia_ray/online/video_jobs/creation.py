@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
-from pia_ray.config import ServeConfig
+from pia_ray.config.knobs import REFERENCE_KNOBS
+from pia_ray.config.serve import ServeConfig
 from pia_ray.errors import BadParameter, Conflict, FetchError
 from pia_ray.fetch import check_url
 from pia_ray.online.files import FileStore
@@ -16,7 +17,6 @@ from pia_ray.online.rendering.renderer import BATCH_LINE, VIDEO_JOB
 from pia_ray.online.requests.aliases import IMAGE_FIELDS
 from pia_ray.online.requests.request_reader import Form, FormReader
 from pia_ray.online.video_jobs import JobStore, VideoJob
-from pia_ray.params import REFERENCE_KNOBS
 
 _REMIXED: Final = frozenset({*IMAGE_FIELDS, *REFERENCE_KNOBS})
 

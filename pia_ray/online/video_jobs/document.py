@@ -9,8 +9,8 @@ from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_serializer
 
+from pia_ray.config.knobs import AnimationParams, VideoFormat
 from pia_ray.online.public_errors import Fault
-from pia_ray.params import AnimationParams, VideoFormat
 
 Status = Literal["queued", "in_progress", "completed", "failed"]
 

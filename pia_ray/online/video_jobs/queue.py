@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import itertools
 
-from pia_ray import storage, video
+from pia_ray import storage
 from pia_ray.errors import JobConflict, JobNotFound, PiaRayError
+from pia_ray.media import video
 from pia_ray.online.public_errors import public_fault
 from pia_ray.online.rendering.renderer import Rendered
 from pia_ray.online.video_jobs import layout

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, Literal
 
 from pia_ray import storage
+from pia_ray.config.knobs import REFERENCE_KNOBS
 from pia_ray.errors import BadParameter, Busy, ConfigError, JobConflict, JobNotFound
 from pia_ray.online.public_errors import Fault
 from pia_ray.online.rendering.renderer import BATCH_LINE, VIDEO_JOB, RenderRequest
@@ -18,7 +19,6 @@ from pia_ray.online.video_jobs.document import CANCELLED, Page, VideoJob
 from pia_ray.online.video_jobs.documents import ABANDONED_S, Documents, read_record
 from pia_ray.online.video_jobs.queue import JobQueue
 from pia_ray.online.video_jobs.webhook_outbox import Outbox
-from pia_ray.params import REFERENCE_KNOBS
 
 LEASE_S: Final = 20.0
 """A dispatcher that has not renewed its claim for so long is taken for dead."""

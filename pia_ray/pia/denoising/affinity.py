@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from pia_ray.params import LOOPS
+from pia_ray.config.knobs import LOOPS
 
 TABLES: Final[tuple[tuple[float, ...], ...]] = (
     (1.0, 0.9, 0.85, 0.85, 0.85, 0.8),

@@ -12,8 +12,8 @@ import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from PIL import Image
 
+from pia_ray.config.knobs import AnimationParams
 from pia_ray.errors import BadParameter
-from pia_ray.params import AnimationParams
 from pia_ray.pia.components import Components
 from pia_ray.pia.denoising.affinity import affinity, keyframe_affinity
 from pia_ray.pia.device.vae_tiling import TILE_PIXELS, is_tiled, tiled

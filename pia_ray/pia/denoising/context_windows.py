@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pia_ray.params import AnimationParams
+from pia_ray.config.knobs import AnimationParams
 from pia_ray.pia.evaluation import Window
 
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
+from pia_ray.config.knobs import AnimationParams
 from pia_ray.errors import BadParameter
-from pia_ray.params import AnimationParams
 from pia_ray.pia.denoising import free_init
 from pia_ray.pia.denoising.context_windows import windows
 from pia_ray.pia.denoising.window_blending import blend

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from pia_ray.params import AnimationParams
+from pia_ray.config.knobs import AnimationParams
 
 
 def low_pass(params: AnimationParams, shape: tuple[int, ...], device: torch.device) -> torch.Tensor:

@@ -8,8 +8,8 @@ from typing import Final
 import torch
 from PIL import Image
 
+from pia_ray.config.knobs import AnimationParams
 from pia_ray.errors import BadParameter
-from pia_ray.params import AnimationParams
 from pia_ray.pia.components import Components
 from pia_ray.pia.denoising.affinity import nearest_keyframe
 from pia_ray.pia.denoising.conditions import Conditions, affinity_mask, stillness

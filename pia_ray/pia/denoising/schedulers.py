@@ -23,8 +23,8 @@ from diffusers.schedulers import (
     UniPCMultistepScheduler,
 )
 
+from pia_ray.config.knobs import DISTILLED_STEPS
 from pia_ray.errors import BadParameter
-from pia_ray.params import DISTILLED_STEPS
 
 LINEAR_BETAS: Final[Mapping[str, Any]] = {
     "beta_schedule": "linear",

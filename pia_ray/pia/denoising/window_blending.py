@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from pia_ray.params import AnimationParams
+from pia_ray.config.knobs import AnimationParams
 from pia_ray.pia.evaluation import Window
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 import torch
 from torch import nn
 
-from pia_ray.config import ModelConfig
+from pia_ray.config.model import ModelConfig
 from pia_ray.errors import ConfigError
 from pia_ray.pia.device.vae_tiling import TILE_PIXELS, is_tiled
 

@@ -6,7 +6,7 @@ from typing import Final
 
 import torch
 
-from pia_ray.config import ModelConfig
+from pia_ray.config.model import ModelConfig
 from pia_ray.errors import ConfigError
 
 DTYPES: Final = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}

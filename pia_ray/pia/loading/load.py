@@ -17,7 +17,7 @@ from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjec
 from transformers.utils import logging as transformers_logging
 
 from pia_ray.checkpoint import PICKLED_SUFFIXES, digest
-from pia_ray.config import ModelConfig
+from pia_ray.config.model import ModelConfig
 from pia_ray.errors import WeightsError
 from pia_ray.pia.components import Components, Held, Lora
 from pia_ray.pia.device.memory import limit_memory

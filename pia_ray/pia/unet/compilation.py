@@ -18,7 +18,7 @@ from typing import Any, Final
 import torch
 from torch import nn
 
-from pia_ray.config import ModelConfig
+from pia_ray.config.model import ModelConfig
 from pia_ray.errors import ConfigError
 from pia_ray.pia.components import Mode
 

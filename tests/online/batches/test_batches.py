@@ -15,9 +15,11 @@ import pytest
 from openai import OpenAI
 from openai.types import Batch, Video
 
-from pia_ray import ledger, storage, video
+from pia_ray import ledger, storage
 from pia_ray.cli import main
+from pia_ray.config.knobs import AnimationParams
 from pia_ray.errors import BadParameter, Busy, NotFound
+from pia_ray.media import video
 from pia_ray.online.batches.runner import BatchRunner, read_lines
 from pia_ray.online.batches.store import Batch as StoredBatch
 from pia_ray.online.batches.store import BatchStore
@@ -26,7 +28,6 @@ from pia_ray.online.rendering.renderer import BATCH_LINE, RenderRequest
 from pia_ray.online.routes.videos import video_object
 from pia_ray.online.video_jobs import JobStore, VideoJob
 from pia_ray.online.video_jobs.creation import LineAsked
-from pia_ray.params import AnimationParams
 from tests.online.video_server import QUICK, VideoServer, batch_lines, data_url, hash_of, png, serve_videos
 from tests.s3_server import s3, s3_server
 

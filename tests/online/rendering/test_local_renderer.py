@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pia_ray import video
-from pia_ray.config import ServeConfig
+from pia_ray.config.knobs import AnimationParams
+from pia_ray.config.serve import ServeConfig
 from pia_ray.errors import (
     BadParameter,
     Busy,
@@ -26,6 +26,7 @@ from pia_ray.errors import (
     UnsupportedImage,
     VideoError,
 )
+from pia_ray.media import video
 from pia_ray.online.rendering.local_renderer import LocalRenderer
 from pia_ray.online.rendering.renderer import (
     BATCH_LINE,
@@ -37,7 +38,6 @@ from pia_ray.online.rendering.renderer import (
     RenderRequest,
     Step,
 )
-from pia_ray.params import AnimationParams
 from pia_ray.testing import FakeAnimator
 
 

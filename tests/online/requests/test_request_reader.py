@@ -12,11 +12,11 @@ import pytest
 from PIL import Image
 from safetensors.numpy import save
 
-from pia_ray.config import ServeConfig
+from pia_ray.config.knobs import KNOBS
+from pia_ray.config.serve import ServeConfig
 from pia_ray.errors import AddressRefused, BadParameter, ImageError, ImageTooLarge, ImageTruncated, UnsupportedImage
 from pia_ray.online.requests.bodies import parse_json, unfold
 from pia_ray.online.requests.request_reader import Form, FormReader
-from pia_ray.params import KNOBS
 
 CONFIG = ServeConfig.model_validate(
     {

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from pia_ray import video
-from pia_ray.params import MOTION_NAMES
+from pia_ray.config.knobs import MOTION_NAMES
+from pia_ray.media import video
 from tests.online.video_server import hash_of, png, serve_videos
 
 pytestmark = pytest.mark.heavy

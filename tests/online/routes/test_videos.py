@@ -15,7 +15,7 @@ import pytest
 from openai import OpenAI
 from openai.types import Video
 
-from pia_ray import video
+from pia_ray.media import video
 from tests.online.video_server import QUICK, VideoServer, data_url, hash_of, png, serve_videos
 from tests.s3_server import s3, s3_server
 

@@ -20,14 +20,14 @@ from PIL import Image
 from ray import serve
 from starlette.types import Message, Receive, Scope, Send
 
-from pia_ray import video
-from pia_ray.config import ServeConfig, load_serve
+from pia_ray.config.knobs import AnimationParams
+from pia_ray.config.serve import ServeConfig, load_serve
 from pia_ray.errors import Busy, ConfigError, NonFiniteFrames, NotReady, PiaRayError, Timeout, WorkerDied
+from pia_ray.media import video
 from pia_ray.online.rendering.renderer import INTERACTIVE, VIDEO_JOB, Event, Load, Rendered, RenderRequest, Step
 from pia_ray.online.serve import RayRenderer, build_app, proxy_middlewares
 from pia_ray.online.serve.deployments import bind_engines, engine_options, ingress_options
 from pia_ray.online.serve.engines import STATUS_S
-from pia_ray.params import AnimationParams
 from pia_ray.testing import make_fake_engine
 
 heavy = pytest.mark.heavy

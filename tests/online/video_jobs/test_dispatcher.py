@@ -17,14 +17,15 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from pia_ray import storage, video
-from pia_ray.config import ServeConfig
+from pia_ray import storage
+from pia_ray.config.knobs import AnimationParams
+from pia_ray.config.serve import ServeConfig
 from pia_ray.errors import Busy, DeviceLost, NonFiniteFrames, OutOfMemory, RowError, Timeout
+from pia_ray.media import video
 from pia_ray.online.rendering.local_renderer import LocalRenderer
 from pia_ray.online.rendering.renderer import BATCH_LINE, VIDEO_JOB, Event, Load, Queued, Rendered, RenderRequest, Step
 from pia_ray.online.video_jobs import JobStore, VideoJob
 from pia_ray.online.video_jobs.dispatcher import Dispatcher
-from pia_ray.params import AnimationParams
 from pia_ray.testing import FakeAnimator
 from pia_ray.types import EncodedVideo
 from tests.chaos_proxy import ChaosProxy, chaos

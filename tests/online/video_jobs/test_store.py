@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from pia_ray import storage
+from pia_ray.config.knobs import AnimationParams
 from pia_ray.errors import (
     BadParameter,
     Busy,
@@ -27,7 +28,6 @@ from pia_ray.errors import (
 )
 from pia_ray.online.rendering.renderer import Rendered, RenderRequest
 from pia_ray.online.video_jobs import JobStore, Revision, VideoJob
-from pia_ray.params import AnimationParams
 from pia_ray.types import EncodedVideo
 from tests.chaos_proxy import LOSE_ANSWER, ChaosProxy, chaos
 from tests.s3_server import s3, s3_server

@@ -20,12 +20,12 @@ from typing import Any
 import pytest
 
 from pia_ray import storage
+from pia_ray.config.knobs import AnimationParams
 from pia_ray.errors import AddressRefused, ConfigError, FetchError, FetchUnavailable, JobNotFound
 from pia_ray.online.rendering.renderer import RenderRequest
 from pia_ray.online.video_jobs import JobStore, VideoJob
 from pia_ray.online.video_jobs.dispatcher import Dispatcher
 from pia_ray.online.video_jobs.webhooks import Webhooks
-from pia_ray.params import AnimationParams
 from tests.online.video_jobs.test_dispatcher import QUICK, ScriptedRenderer, ended, run, running
 from tests.test_fetch import certificate
 

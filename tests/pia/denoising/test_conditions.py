@@ -17,9 +17,11 @@ from PIL import Image
 from pia_ray import manifest
 from pia_ray.animation import Animation
 from pia_ray.catalog.estimate import evaluations
-from pia_ray.config import CatalogConfig, ModelConfig, build
+from pia_ray.config.catalog import CatalogConfig
+from pia_ray.config.knobs import AnimationParams
+from pia_ray.config.model import ModelConfig, build
+from pia_ray.config.resolving import parse_params, resolve
 from pia_ray.errors import BadParameter, RowError
-from pia_ray.params import AnimationParams, parse_params, resolve
 from pia_ray.pia.components import Components
 from pia_ray.pia.denoising.affinity import TABLES, affinity, keyframe_affinity, nearest_keyframe
 from pia_ray.pia.engine import Engine

@@ -10,8 +10,8 @@ import torch
 from diffusers.pipelines.free_init_utils import FreeInitMixin
 
 from pia_ray.animation import Animation
-from pia_ray.config import ModelConfig
-from pia_ray.params import AnimationParams
+from pia_ray.config.knobs import AnimationParams
+from pia_ray.config.model import ModelConfig
 from pia_ray.pia.animator import Animator
 from pia_ray.pia.components import Components
 from pia_ray.pia.denoising.denoise import denoise

@@ -13,9 +13,9 @@ import torch
 from diffusers.pipelines.free_noise_utils import AnimateDiffFreeNoiseMixin
 
 from pia_ray.animation import Animation
-from pia_ray.config import ModelConfig
+from pia_ray.config.knobs import AnimationParams
+from pia_ray.config.model import ModelConfig
 from pia_ray.errors import BadParameter
-from pia_ray.params import AnimationParams
 from pia_ray.pia.animator import Animator
 from pia_ray.pia.components import Components
 from pia_ray.pia.denoising.conditions import Conditions, affinity_mask

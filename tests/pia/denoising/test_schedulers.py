@@ -12,9 +12,10 @@ import pytest
 
 from pia_ray.animation import Animation
 from pia_ray.catalog.validate import validate
-from pia_ray.config import CatalogConfig, ModelConfig
+from pia_ray.config.catalog import CatalogConfig
+from pia_ray.config.knobs import Scheduler
+from pia_ray.config.model import ModelConfig
 from pia_ray.errors import BadParameter
-from pia_ray.params import Scheduler
 from pia_ray.pia.components import Components
 from pia_ray.pia.denoising.schedulers import SCHEDULERS, make_scheduler
 from pia_ray.pia.engine import Engine

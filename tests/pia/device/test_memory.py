@@ -12,7 +12,7 @@ from PIL import Image
 from torch import nn
 
 from pia_ray import Animation, AnimationParams, AnimationRequest, Animator, CatalogConfig, ModelConfig
-from pia_ray.config import build, load_model
+from pia_ray.config.model import build, load_model
 from pia_ray.errors import ConfigError, NonFiniteFrames
 from pia_ray.manifest.items import run_spec
 from pia_ray.pia.components import Components

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from pia_ray.params import AnimationParams
+from pia_ray.config.knobs import AnimationParams
 from pia_ray.pia.denoising.denoise import denoise
 from pia_ray.pia.denoising.schedulers import SCHEDULERS, make_scheduler
 from pia_ray.pia.device.timing import MOST_AHEAD, Lead, Stopwatch, mark_of

@@ -17,13 +17,14 @@ from safetensors.torch import load_file, save_file
 from pia_ray import read_results, storage
 from pia_ray.animation import Animation
 from pia_ray.catalog.local import run_local
-from pia_ray.config import CatalogConfig, ModelConfig, build
+from pia_ray.config.catalog import CatalogConfig
+from pia_ray.config.knobs import AnimationParams
+from pia_ray.config.model import ModelConfig, build
 from pia_ray.errors import BadParameter, RowError, WeightsError
-from pia_ray.params import AnimationParams
+from pia_ray.media.video import decode_frames
 from pia_ray.pia.animator import Animator
 from pia_ray.testing import make_ip_adapter, make_pipeline_folder
 from pia_ray.types import AnimationRequest
-from pia_ray.video import decode_frames
 
 SIZE = 32
 KINDS = ("plain", "plus", "full")

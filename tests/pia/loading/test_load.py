@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from diffusers import MotionAdapter
 
-from pia_ray.config import ModelConfig
+from pia_ray.config.model import ModelConfig
 from pia_ray.pia.components import Components
 from pia_ray.pia.loading.load import assemble
 from pia_ray.testing import make_single_file_checkpoint, make_split_checkpoint

@@ -17,10 +17,12 @@ from safetensors.torch import load_file, save_file
 
 from pia_ray import cli
 from pia_ray.animation import Animation
-from pia_ray.config import CatalogConfig, ModelConfig
+from pia_ray.config.catalog import CatalogConfig
+from pia_ray.config.knobs import AnimationParams
+from pia_ray.config.model import ModelConfig
+from pia_ray.config.resolving import parse_params
 from pia_ray.errors import BadParameter, WeightsError
 from pia_ray.manifest import open_manifest, plan
-from pia_ray.params import AnimationParams, parse_params
 from pia_ray.pia.animator import Animator
 from pia_ray.pia.components import Components
 from pia_ray.pia.engine import Engine

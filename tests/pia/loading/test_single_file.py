@@ -12,9 +12,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from pia_ray.animation import Animation
-from pia_ray.config import ModelConfig
+from pia_ray.config.knobs import AnimationParams
+from pia_ray.config.model import ModelConfig
 from pia_ray.errors import WeightsError
-from pia_ray.params import AnimationParams
 from pia_ray.pia.animator import Animator
 from pia_ray.pia.loading.load import assemble
 from pia_ray.testing import make_single_file_checkpoint, make_split_checkpoint

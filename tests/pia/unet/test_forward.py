@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.compiler._cache import CacheArtifactManager
 
-from pia_ray.config import ModelConfig
+from pia_ray.config.model import ModelConfig
 from pia_ray.errors import ConfigError
 from pia_ray.pia.components import Components
 from pia_ray.pia.evaluation import Branch, Evaluation, ImageTokens

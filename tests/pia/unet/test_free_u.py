@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from pia_ray.animation import Animation
+from pia_ray.config.resolving import parse_params
 from pia_ray.errors import BadParameter
-from pia_ray.params import parse_params
 from pia_ray.pia.engine import Engine
 from pia_ray.pia.loading.load import assemble
 from pia_ray.testing import make_pipeline_folder

@@ -13,9 +13,9 @@ from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
 
 import pia_ray
-from pia_ray.config import ServeConfig
-from pia_ray.params import KNOBS, VideoFormat
-from pia_ray.video import MIME
+from pia_ray.config.knobs import KNOBS, VideoFormat
+from pia_ray.config.serve import ServeConfig
+from pia_ray.media.video import MIME
 
 LABELS: Final = {
     "num_frames": "Frames",

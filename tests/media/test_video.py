@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pia_ray import video
 from pia_ray.animation import Animation
+from pia_ray.config.knobs import AnimationParams
 from pia_ray.errors import VideoError
-from pia_ray.params import AnimationParams
+from pia_ray.media import video
 
 FORMATS = list(video.MIME)
 PROVENANCE = {

@@ -12,7 +12,8 @@ import pytest
 from PIL import Image, ImageCms, ImageDraw, ImageFile, PngImagePlugin, TiffImagePlugin
 
 from pia_ray.errors import BadParameter, ImageError, ImageTooLarge, ImageTooSmall, ImageTruncated, UnsupportedImage
-from pia_ray.image import as_rgb, buckets, choose_size, decode, fit, thumbnail
+from pia_ray.media.image import as_rgb, decode, thumbnail
+from pia_ray.media.sizes import buckets, choose_size, fit
 
 RED, GREEN, BLUE, WHITE, BLACK = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255), (0, 0, 0)
 SIZE = (64, 48)

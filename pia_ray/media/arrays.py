@@ -12,8 +12,8 @@ import numpy as np
 from safetensors import SafetensorError, deserialize
 from safetensors.numpy import save
 
+from pia_ray.config.knobs import ARRAY_KNOBS
 from pia_ray.errors import BadParameter
-from pia_ray.params import ARRAY_KNOBS
 
 Array = np.ndarray[Any, Any]
 

@@ -15,8 +15,9 @@ from PIL import Image
 
 from pia_ray import Animation, AnimationRequest, ModelConfig, ledger, read_results, storage
 from pia_ray.catalog.local import run_local
-from pia_ray.config import CatalogConfig, build
-from pia_ray.flags import flags_of
+from pia_ray.config.catalog import CatalogConfig
+from pia_ray.config.model import build
+from pia_ray.media.quality import flags_of
 from pia_ray.pia.animator import OnStep
 from pia_ray.testing import FakeAnimator, draw_picture
 

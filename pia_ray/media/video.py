@@ -9,13 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import io
-import itertools
-import json
 import math
-import re
 import struct
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
@@ -28,15 +24,15 @@ import numpy as np
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, Interpolation
 from PIL import Image
 
+from pia_ray.config.knobs import VideoFormat
 from pia_ray.errors import VideoError
-from pia_ray.params import VideoFormat
+from pia_ray.media.animated_images import probe_animated_image, write_gif, write_webp
+from pia_ray.media.video_facts import Frames, VideoFacts, canonical_json, frame_delays, read_provenance
 from pia_ray.types import EncodedVideo
 
 if TYPE_CHECKING:
     from av.video.stream import VideoStream
 
-Frames = np.ndarray[Any, np.dtype[np.uint8]]
-"""uint8 [T, H, W, 3], RGB."""
 
 MIME: Final[Mapping[VideoFormat, str]] = MappingProxyType(
     {"mp4": "video/mp4", "gif": "image/gif", "webp": "image/webp", "webm": "video/webm"}
@@ -62,21 +58,6 @@ _TICK_S: Final[Mapping[VideoFormat, float]] = {"mp4": 1e-3, "gif": 1e-2, "webp":
 """Steps in which each container counts time: a duration can be off by half of one, or by one where both ends round."""
 
 _BT709 = (ColorPrimaries.BT709, ColorTrc.BT709, Colorspace.ITU709, ColorRange.MPEG)
-
-
-@dataclass(frozen=True)
-class VideoFacts:
-    """What a video file holds, by decoding it."""
-
-    format: VideoFormat
-    num_frames: int
-    """Frames that were decoded, whatever the header says."""
-    width: int
-    height: int
-    fps: float
-    """Frames by duration; off the asked-for rate by as much as the container rounds times."""
-    provenance: dict[str, Any]
-    """What `encode` put in; empty for a file from elsewhere."""
 
 
 def require_encodable(format: VideoFormat, *, width: int, height: int, fps: int) -> None:  # noqa: A002 - the field's word
@@ -118,12 +99,12 @@ def encode(
         raise VideoError(f'there is no video format "{format}": use one of {", ".join(MIME)}')
     num_frames, height, width = frames.shape[:3]
     require_encodable(format, width=width, height=height, fps=fps)
-    note = _canonical(provenance)
+    note = canonical_json(provenance)
     try:
         if format == "gif":
-            content = _gif(frames, _delays(num_frames, fps, ticks=100), note)
+            content = write_gif(frames, frame_delays(num_frames, fps, ticks=100), note)
         elif format == "webp":
-            content = _webp(frames, _delays(num_frames, fps, ticks=1000), note, quality=85, method=4)
+            content = write_webp(frames, frame_delays(num_frames, fps, ticks=1000), note, quality=85, method=4)
         else:
             content = _libav(frames, fps, format, note)
     except (av.FFmpegError, OSError) as error:
@@ -147,7 +128,7 @@ def probe(video: bytes | str | Path) -> VideoFacts:
     """
     content = _read(video)
     video_format = _format_of(content)
-    look = _probe_image if video_format in ("gif", "webp") else _probe_libav
+    look = probe_animated_image if video_format in ("gif", "webp") else _probe_libav
     try:
         facts = look(content, video_format)
         whole = _ends(content, video_format)
@@ -200,11 +181,11 @@ def thumbnail(frames: Frames, *, fps: int, max_edge: int = 256) -> bytes:
     scale = min(1.0, max_edge / max(height, width))
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     small = np.stack([np.asarray(Image.fromarray(f).resize(size, Image.Resampling.LANCZOS)) for f in frames])
-    delays = _delays(num_frames, fps, ticks=1000)
+    delays = frame_delays(num_frames, fps, ticks=1000)
     content = b""
     try:
         for quality in (75, 55, 30):
-            content = _webp(small, delays, "", quality=quality, method=2)
+            content = write_webp(small, delays, "", quality=quality, method=2)
             if len(content) <= THUMBNAIL_BYTES:
                 break
     except OSError as error:
@@ -234,26 +215,6 @@ def spritesheet(frames: Frames, *, max_edge: int = 192) -> bytes:
     except OSError as error:
         raise VideoError(f"the spritesheet could not be written: {error}") from error
     return out.getvalue()
-
-
-def _canonical(provenance: Mapping[str, Any]) -> str:
-    """One line of JSON. A lone surrogate, which no container holds, becomes the JSON escape that reads back as it."""
-    text = json.dumps(dict(provenance), sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
-
-
-def _provenance(note: str | bytes | None) -> dict[str, Any]:
-    try:
-        value = json.loads(note or "")
-    except ValueError:
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
-def _delays(num_frames: int, fps: int, *, ticks: int) -> list[int]:
-    """How long each frame stands, in 1/ticks s, so that every frame begins at the tick nearest to its time."""
-    starts = [(2 * i * ticks + fps) // (2 * fps) for i in range(num_frames + 1)]
-    return [max(1, after - start) for start, after in itertools.pairwise(starts)]
 
 
 def _read(video: bytes | str | Path) -> bytes:
@@ -367,113 +328,7 @@ def _probe_libav(content: bytes, video_format: VideoFormat) -> VideoFacts:
         else:
             raise VideoError(f"the {video_format} does not say how long it lasts")
         note = {key.lower(): value for key, value in container.metadata.items()}.get("comment")
-        return VideoFacts(video_format, num_frames, stream.width, stream.height, fps, _provenance(note))
+        return VideoFacts(video_format, num_frames, stream.width, stream.height, fps, read_provenance(note))
 
 
 # --- gif and webp -----------------------------------------------------------------------------------------------------
-
-
-def _probe_image(content: bytes, video_format: VideoFormat) -> VideoFacts:
-    with Image.open(io.BytesIO(content), formats=[video_format]) as image:
-        num_frames = getattr(image, "n_frames", 1)
-        note = image.info.get("comment") if video_format == "gif" else _xmp_note(image.info.get("xmp", b""))
-        duration_ms = 0.0
-        for i in range(num_frames):
-            image.seek(i)
-            image.load()
-            duration_ms += image.info.get("duration", 0)
-        if not duration_ms:
-            raise VideoError(f"the {video_format} does not say how long it lasts")
-        return VideoFacts(
-            video_format, num_frames, image.width, image.height, num_frames * 1000 / duration_ms, _provenance(note)
-        )
-
-
-def _gif(frames: Frames, delays: Sequence[int], note: str) -> bytes:
-    """Source: GIF89a specification, CompuServe 1990. One palette for all frames, so that still parts do not flicker."""
-    height, width = frames.shape[1:3]
-    palette = _palette(frames)
-    colours = bytes(palette.getpalette("RGB") or b"")[:768].ljust(768, b"\0")
-    size = width.to_bytes(2, "little") + height.to_bytes(2, "little")
-    parts = [b"GIF89a", size, b"\xf7\0\0", colours]  # 256 colours
-    parts += [b"\x21\xff\x0bNETSCAPE2.0\x03\x01\0\0\0"]  # loops for ever
-    parts += [b"\x21\xfe", *_sub_blocks(note.encode()), b"\0"]
-    for frame, delay in zip(frames, delays, strict=True):
-        indices = Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG)
-        parts += [b"\x21\xf9\x04\x04", delay.to_bytes(2, "little"), b"\0\0"]  # leave the frame in place
-        parts += [b"\x2c\0\0\0\0", size, b"\0", _lzw(np.asarray(indices))]
-    return b"".join([*parts, b"\x3b"])
-
-
-def _palette(frames: Frames) -> Image.Image:
-    """256 colours for all frames, from some 20,000 of their pixels.
-
-    On 16 noisy frames of 512x512, with error diffusion: squared error 96, the palette made in 0.3 s; median cut 243 in
-    0.1 s; libav's palettegen and paletteuse 155, in 8.6 s for the whole gif. Shared 2-core machine, one run each.
-    """
-    step = max(1, round((frames[..., 0].size / 20_000) ** 0.5))
-    pixels = frames[:, step // 2 :: step, step // 2 :: step].reshape(1, -1, 3)
-    if not pixels.size:
-        pixels = frames.reshape(1, -1, 3)
-    return Image.fromarray(pixels).quantize(256, method=Image.Quantize.MAXCOVERAGE, kmeans=1)
-
-
-def _lzw(indices: np.ndarray[Any, Any]) -> bytes:
-    """The compressed pixels of one frame, taken out of a gif of that frame alone."""
-    file = io.BytesIO()
-    Image.fromarray(indices).save(file, "GIF", optimize=False, interlace=0)
-    content = file.getvalue()
-    at = 13 + (3 << (content[10] & 7) + 1)
-    while content[at] == 0x21:  # extensions, in sub-blocks
-        at += 2
-        while content[at]:
-            at += content[at] + 1
-        at += 1
-    flags = content[at + 9]
-    return content[at + 10 + ((3 << (flags & 7) + 1) if flags & 0x80 else 0) : -1]
-
-
-def _sub_blocks(content: bytes) -> list[bytes]:
-    return [bytes([len(part := content[i : i + 255])]) + part for i in range(0, len(content), 255)]
-
-
-def _webp(frames: Frames, delays: Sequence[int], note: str, *, quality: int, method: int) -> bytes:
-    """Source: WebP container specification, Google. Every frame is whole, so none depends on another or is merged."""
-    height, width = frames.shape[1:3]
-    sides = (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
-    has_xmp = 0x04 if note else 0
-    chunks = [
-        _chunk(b"VP8X", bytes([0x02 | has_xmp, 0, 0, 0]) + sides),
-        _chunk(b"ANIM", b"\xff\xff\xff\xff\0\0"),  # white below; loops for ever
-    ]
-    for frame, delay in zip(frames, delays, strict=True):
-        file = io.BytesIO()
-        Image.fromarray(frame).save(file, "WEBP", quality=quality, method=method)
-        head = b"\0\0\0\0\0\0" + sides + delay.to_bytes(3, "little") + b"\x02"  # at 0, 0; replaces what was there
-        chunks.append(_chunk(b"ANMF", head + file.getvalue()[12:]))
-    if note:
-        chunks.append(_chunk(b"XMP ", _xmp(note)))
-    return _chunk(b"RIFF", b"WEBP" + b"".join(chunks))
-
-
-def _chunk(name: bytes, content: bytes) -> bytes:
-    return name + len(content).to_bytes(4, "little") + content + b"\0" * (len(content) % 2)
-
-
-_XMP_START: Final = (
-    '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
-    '<rdf:Description rdf:about="" xmlns:dc="http://purl.org/dc/elements/1.1/"><dc:description><rdf:Alt>'
-    '<rdf:li xml:lang="x-default">'
-)
-_XMP_END: Final = "</rdf:li></rdf:Alt></dc:description></rdf:Description></rdf:RDF></x:xmpmeta>"
-
-
-def _xmp(note: str) -> bytes:
-    text = note.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return f"{_XMP_START}{text}{_XMP_END}".encode()
-
-
-def _xmp_note(xmp: bytes) -> str:
-    """The note in a packet of ours, by its exact frame: no XML parser is fed with a file from elsewhere."""
-    found = re.search(re.escape(_XMP_START) + "(.*?)" + re.escape(_XMP_END), xmp.decode("utf-8", "replace"), re.DOTALL)
-    return found[1].replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&") if found else ""

@@ -9,15 +9,8 @@ from typing import Any
 
 import pytest
 
-from pia_ray.config import (
-    DEFAULT_BATCH_SIZE,
-    MOST_ROWS,
-    CatalogConfig,
-    ServeConfig,
-    is_loopback,
-    load,
-    load_serve,
-)
+from pia_ray.config.catalog import DEFAULT_BATCH_SIZE, MOST_ROWS, CatalogConfig, load
+from pia_ray.config.serve import ServeConfig, is_loopback, load_serve
 from pia_ray.errors import ConfigError
 
 KEY = hashlib.sha256(b"a key").hexdigest()

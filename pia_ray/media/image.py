@@ -7,7 +7,6 @@ gamuts taken for sRGB, sideways phone pictures, decompression bombs. Reads no fi
 from __future__ import annotations
 
 import hashlib
-import math
 import struct
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -31,6 +30,7 @@ from PIL import (
 )
 
 from pia_ray.errors import BadParameter, ImageTooLarge, ImageTooSmall, ImageTruncated, UnsupportedImage
+from pia_ray.media.file_kinds import sniff
 
 MAX_SIDE: Final = 16_384
 MAX_ASPECT: Final = 20
@@ -95,61 +95,6 @@ def decode(
     )
 
 
-def buckets(long_edge: int, size_step: int) -> tuple[tuple[int, int], ...]:
-    """The sizes (width, height) a model works at: one side is `long_edge`, the other half of it or more, in steps."""
-    low = math.ceil(long_edge / 2 / size_step) * size_step
-    shorts = [*range(low, long_edge, size_step), long_edge]
-    return tuple((long_edge, short) for short in shorts) + tuple((short, long_edge) for short in shorts[-2::-1])
-
-
-def choose_size(
-    original: tuple[int, int], *, long_edge: int, size_step: int, width: int | None, height: int | None
-) -> tuple[int, int]:
-    """The size (width, height) at which a picture of the size `original` is animated.
-
-    Without `width` and `height`: the bucket of the nearest aspect ratio. With one of them: the other follows the
-    picture's aspect ratio, as a multiple of 8. With both: those.
-    """
-    aspect = original[0] / original[1]
-    if width is not None and height is not None:
-        return width, height
-    if width is not None:
-        return width, _eights(width / aspect)
-    if height is not None:
-        return _eights(height * aspect), height
-    return min(buckets(long_edge, size_step), key=lambda size: abs(math.log(size[0] / size[1] / aspect)))
-
-
-def fit(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """The middle of the image at exactly `size` (width, height): scaled to cover it, never squashed."""
-    if image.size == size:
-        return image
-    # A gap of 3 first shrinks very large pictures by whole numbers, which the Lanczos filter cannot tell apart.
-    return image.resize(size, Image.Resampling.LANCZOS, box=_middle(image.size, size), reducing_gap=3.0)
-
-
-def fit_mask(mask: Image.Image, original: tuple[int, int], size: tuple[int, int]) -> Image.Image:
-    """A mask, mode L, cropped and scaled as `fit` does with a picture of the size `original`.
-
-    A mask of another size than its picture is first stretched over it. Unlike `fit`, no filter overshoots: what is
-    black or white over the reach of the filter stays so.
-    """
-    grey = mask.convert("L")
-    if grey.size != original:
-        grey = grey.resize(original, Image.Resampling.BILINEAR)
-    if grey.size != size:
-        grey = grey.resize(size, Image.Resampling.BILINEAR, box=_middle(original, size))
-    return grey
-
-
-def _middle(original: tuple[int, int], size: tuple[int, int]) -> tuple[float, float, float, float]:
-    """The part (left, top, right, bottom) of a picture that a video of `size` shows."""
-    scale = max(size[0] / original[0], size[1] / original[1])
-    width, height = min(original[0], size[0] / scale), min(original[1], size[1] / scale)
-    left, top = (original[0] - width) / 2, (original[1] - height) / 2
-    return left, top, left + width, top + height
-
-
 def as_rgb(image: Image.Image | np.ndarray[Any, Any], *, background: str = "#ffffff") -> Image.Image:
     """An RGB copy of what Python code hands in: an upright PIL image of any mode `decode` takes, or a uint8 array.
 
@@ -190,56 +135,6 @@ def thumbnail(image: Image.Image, *, max_edge: int = 256) -> bytes:
     small.save(out, "WEBP", quality=80, method=4)
     return out.getvalue()
 
-
-def sniff(content: bytes) -> str:
-    """What the first bytes say the content is, in words: "JPEG", "a web page (HTML)", "an empty file" ..."""
-    if not content:
-        return "an empty file"
-    if content[:4] == b"RIFF":
-        return "WebP" if content[8:12] == b"WEBP" else "a RIFF file (audio or video)"
-    if content[4:8] == b"ftyp":
-        brand = content[8:12]
-        return "AVIF" if brand in _AVIF_BRANDS else "HEIC" if brand in _HEIC_BRANDS else "a video (MP4 or MOV)"
-    for magic, kind in _MAGIC:
-        if content.startswith(magic):
-            return kind
-    text = content[:1024].removeprefix(b"\xef\xbb\xbf").lstrip().lower()
-    if text.startswith((b"<!doctype html", b"<html", b"<head", b"<body")):
-        return "a web page (HTML)"
-    if text.startswith((b"<svg", b"<?xml", b"<!--")):
-        return "SVG" if b"<svg" in text else "a web page (HTML)" if b"<html" in text else "XML text"
-    if text.startswith((b"{", b"[")):
-        return "JSON text"
-    return "text" if text and all(byte in _TEXT_BYTES for byte in text) else "a file of unknown kind"
-
-
-_MAGIC: Final = (
-    (b"\xff\xd8\xff", "JPEG"),
-    (b"\x89PNG\r\n\x1a\n", "PNG"),
-    (b"GIF87a", "GIF"),
-    (b"GIF89a", "GIF"),
-    (b"II*\0\x10\0\0\0CR", "a camera raw file (CR2)"),
-    (b"II*\0", "TIFF"),
-    (b"MM\0*", "TIFF"),
-    (b"II+\0", "TIFF"),
-    (b"MM\0+", "TIFF"),
-    (b"BM", "BMP"),
-    (b"%PDF", "a PDF document"),
-    (b"%!PS", "PostScript"),
-    (b"8BPS", "a Photoshop document"),
-    (b"\0\0\0\x0cjP  ", "JPEG 2000"),
-    (b"\xff\x4f\xff\x51", "JPEG 2000"),
-    (b"\0\0\0\x0cJXL ", "JPEG XL"),
-    (b"\xff\x0a", "JPEG XL"),
-    (b"\0\0\1\0", "a Windows icon"),
-    (b"\x1aE\xdf\xa3", "a video (WebM or MKV)"),
-    (b"PK\x03\x04", "a ZIP archive"),
-    (b"\x1f\x8b", "a gzip archive"),
-    (b"version https://git-lfs", "a Git LFS pointer"),
-)
-_HEIC_BRANDS: Final = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
-_AVIF_BRANDS: Final = frozenset({b"avif", b"avis"})
-_TEXT_BYTES: Final = frozenset(range(32, 127)) | {9, 10, 12, 13} | frozenset(range(128, 256))
 
 _KIND_ADVICE: Final[Mapping[str, str]] = {
     "an empty file": "Write it again; an upload may have broken off.",
@@ -445,7 +340,3 @@ def _colour(background: str) -> tuple[int, int, int]:
     except ValueError:
         raise BadParameter(f'"{background}" is not a colour; write it as #rrggbb or a name.', "background") from None
     return red, green, blue
-
-
-def _eights(side: float) -> int:
-    return min(2048, max(8, round(side / 8) * 8))

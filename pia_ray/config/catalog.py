@@ -1,0 +1,159 @@
+"""Frozen configuration models, built once at the edge and passed whole; named models; `load` for files.
+
+Reads YAML files and nothing else: no environment variables, no network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_validator,
+)
+
+from pia_ray.config.fields import DEFAULT_BATCH_SIZE, DEFAULT_KEEP_MODELS, MOST_ROWS, BatchSize, HexColour, KnobDefaults
+from pia_ray.config.knobs import DEFAULT_STYLE, AnimationParams, VideoFormat, suggest
+from pia_ray.config.model import ModelConfig, build, load_model, load_models, model_for, read_yaml
+from pia_ray.config.resolving import lora_strengths
+from pia_ray.errors import BadParameter, ConfigError, RowError
+
+
+class CatalogConfig(BaseModel):
+    """One catalogue run: what to animate, where to put it, on how many workers."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    manifest: str = Field(description="File, folder, glob or folder of images; local or s3://.")
+    output: str = Field(description="Folder or s3:// prefix for videos, results and gallery.")
+    model: ModelConfig = Field(description="Name of a model, YAML file of one, or its settings.")
+    styles: dict[str, ModelConfig] = Field(
+        default_factory=dict,
+        description="More models by name, for rows that ask for one in style: each a name, a YAML file or settings.",
+    )
+    keep_models: int = Field(
+        DEFAULT_KEEP_MODELS,
+        ge=1,
+        le=64,
+        description="Models that a worker keeps in memory; the least recently used goes first.",
+    )
+    defaults: KnobDefaults = Field(default_factory=dict, description="Knobs for rows that leave them out.")
+    format: VideoFormat = Field("mp4", description="Format of the videos.")
+    id_col: str | None = Field(None, description="Column that holds the id.")
+    image_col: str | None = Field(None, description="Column that holds the image.")
+    prompt_col: str | None = Field(None, description="Column that holds the prompt.")
+    limit: int | None = Field(None, ge=1, description="Only the first so many rows of the manifest.")
+    retry: tuple[str, ...] = Field((), description='"failed", or error codes of failed rows to try again.')
+    detect_changes: bool = Field(
+        False, description="Let a picture's ETag, or size and time of change, count towards its work key."
+    )
+    actors: tuple[int, int] | None = Field(
+        None, description="Least and most workers. Left out: one per GPU, or one on a machine without."
+    )
+    gpus_per_actor: float | None = Field(
+        None, ge=0, le=8, description="GPUs (or a share of one) per worker. Left out: 1 where there are GPUs, else 0."
+    )
+    cpus_per_actor: float = Field(1.0, ge=0, le=64, description="CPU cores reserved per worker.")
+    batch_size: BatchSize = Field(
+        "auto",
+        description="Rows that denoise together in one worker; auto is 4 on a CPU, and on a GPU what pays, up to 8.",
+    )
+    prefetch: int = Field(2, ge=0, le=64, description="Rows fetched or encoded beside those that denoise, per worker.")
+    max_attempts: int = Field(3, ge=1, le=100, description="Tries of a row whose worker dies, or that may be retried.")
+    deadline_s: float | None = Field(None, gt=0, description="Seconds after which the run stops, resumable.")
+    row_timeout_s: float = Field(3600.0, gt=0, description="Seconds after which a row in the engine fails.")
+    background: HexColour = Field("#ffffff", description="Colour under transparent pictures.")
+    max_image_bytes: int = Field(50_000_000, ge=1, description="Larger image files are refused, unread.")
+    max_image_pixels: int = Field(64_000_000, ge=1, description="Larger images are refused, undecoded.")
+    address: str | None = Field(None, description="Ray cluster to join. Left out: a cluster of this run's own.")
+
+    def rows_at_once(self, gpus: float = 0.0) -> int:
+        """Rows that a worker with so many GPUs has in hand: those that may denoise together, and beside them those
+        fetched or published."""
+        most = MOST_ROWS if gpus else DEFAULT_BATCH_SIZE
+        return (most if self.batch_size == "auto" else self.batch_size) + self.prefetch
+
+    @model_validator(mode="after")
+    def _known_style_and_loras(self) -> CatalogConfig:
+        """Refuses what no row could run with: a default style or LoRA that none of the run's models has."""
+        loras = {name: 1.0 for model in (self.model, *self.styles.values()) for name in model.loras}
+        try:
+            self.model_for(self.defaults.get("style", DEFAULT_STYLE))
+            lora_strengths(AnimationParams(prompt="-", lora=self.defaults.get("lora", "default")), loras)
+        except BadParameter as error:
+            raise ValueError(error.message) from None
+        return self
+
+    def model_for(self, style: str) -> ModelConfig:
+        """The model that animates rows of that style.
+
+        Raises:
+            BadParameter: there is no such style; lists those there are.
+        """
+        return model_for(style, self.model, self.styles)
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _named(cls, value: object) -> object:
+        return load_model(value) if isinstance(value, str) else value
+
+    @field_validator("styles", mode="before")
+    @classmethod
+    def _styles(cls, value: object) -> object:
+        return load_models(value)
+
+    @field_validator("actors", mode="before")
+    @classmethod
+    def _range(cls, value: object) -> object:
+        if isinstance(value, str):
+            low, _, high = value.partition(":")
+            if not low.isdigit() or (high and not high.isdigit()):
+                raise ValueError('must be a number or MIN:MAX, such as "4" or "1:8"')
+            value = (int(low), int(high or low))
+        elif isinstance(value, int):
+            value = (value, value)
+        if isinstance(value, tuple | list) and len(value) == 2 and not 1 <= value[0] <= value[1]:
+            raise ValueError("must be at least 1, and the least not above the most")
+        return value
+
+    @field_validator("retry", mode="before")
+    @classmethod
+    def _codes(cls, value: object) -> object:
+        if isinstance(value, str):
+            value = tuple(part.strip() for part in value.split(",") if part.strip())
+        if isinstance(value, tuple | list):
+            known = {"failed", "bad_manifest_row", *_codes_below(RowError)}
+            for code in value:
+                if code not in known:
+                    # It would match no row, and the run would end as if there was nothing to do.
+                    raise ValueError(f'must be "failed" or error codes.{suggest(str(code), known)}'.rstrip("."))
+        return value
+
+
+def _codes_below(kind: type[RowError]) -> Iterator[str]:
+    yield kind.code
+    for below in kind.__subclasses__():
+        yield from _codes_below(below)
+
+
+def load(path: str | Path | None, overrides: Mapping[str, Any]) -> CatalogConfig:
+    """The catalogue config of a YAML file with `overrides` on top; `defaults` and `styles` are merged one by one.
+
+    Raises:
+        ConfigError: the file or a value is wrong.
+    """
+    values = read_yaml(path) if path is not None else {}
+    merged = {**values, **overrides}
+    for name in ("defaults", "styles"):
+        if isinstance(values.get(name), dict) and name in overrides:
+            merged[name] = {**values[name], **overrides[name]}
+    merged.setdefault("model", "realistic-vision")
+    for key in ("manifest", "output"):
+        if key not in merged:
+            raise ConfigError(f"{key} is missing: give it on the command line or in the config file")
+    return build(CatalogConfig, merged, source=str(path) if path is not None else "")

@@ -1,0 +1,176 @@
+"""`ServeConfig`: the endpoint's models, limits and replicas, from a YAML file and flags."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+
+from pia_ray.config.fields import DEFAULT_BATCH_SIZE, DEFAULT_KEEP_MODELS, BatchSize, HexColour
+from pia_ray.config.model import ModelConfig, build, load_models, parse_styles, read_yaml
+from pia_ray.errors import ConfigError
+
+
+class ServeConfig(BaseModel):
+    """The online endpoint: its models, its limits, and how Ray Serve runs it.
+
+    Everyone may call an endpoint on a loopback address. Bound wider it needs `api_keys`, or says `allow_anonymous`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    models: dict[str, ModelConfig] = Field(
+        description="Models by the name that requests use: each a named model, a YAML file or settings."
+    )
+    default_model: str = Field("", description="The model of requests that name none. Left out: the first.")
+    keep_models: int = Field(
+        DEFAULT_KEEP_MODELS, ge=1, le=64, description="Models that a replica keeps in memory; as for a catalogue."
+    )
+    storage: str = Field(
+        "./pia-ray-serve", description="Folder (one host) or s3:// prefix (many) for video jobs and their videos."
+    )
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+
+    api_keys: tuple[str, ...] | str = Field(
+        (), description="sha256 of each key in hex, or a file of such lines, which is read again when it changes."
+    )
+    allow_anonymous: bool = Field(False, description="Let callers without a key in, also from other hosts.")
+    webhook_secret: SecretStr | None = Field(None, description="whsec_... with which webhooks are signed.")
+    metrics_token: SecretStr | None = Field(None, description="Bearer token for /metrics; without it, loopback only.")
+
+    max_body_bytes: int = Field(64_000_000, ge=1, description="Larger request bodies are refused, unread.")
+    max_image_bytes: int = Field(20_000_000, ge=1, description="Larger image files are refused.")
+    max_image_pixels: int = Field(40_000_000, ge=1, description="Larger images are refused, undecoded.")
+    max_frames: int = Field(64, ge=1, description="Most frames of a video.")
+    max_steps: int = Field(100, ge=1, description="Most inference steps of a video.")
+    max_jobs_per_key: int = Field(32, ge=1, description="Video jobs that a key may have open at once.")
+    max_waiting: int = Field(16, ge=0, description="Requests that wait in a replica beside those that denoise.")
+    requests_per_minute: int = Field(600, ge=1, description="Calls of one key (or address, without keys) per minute.")
+    sync_timeout_s: float = Field(300.0, gt=0, description="Seconds after which a synchronous call fails.")
+    job_timeout_s: float = Field(3600.0, gt=0, description="Seconds in an engine after which a video job fails.")
+    job_ttl_s: float = Field(86_400.0, gt=0, description="Seconds that a finished video job is kept.")
+    max_attempts: int = Field(3, ge=1, le=100, description="Tries of a video job whose replica dies.")
+    body_timeout_s: float = Field(120.0, gt=0, description="Seconds that a request's body may take to arrive.")
+    stall_timeout_s: float = Field(
+        900.0,
+        gt=0,
+        description="Seconds without a step, in an engine that has requests, after which it is replaced; above the "
+        "time that a model takes to load.",
+    )
+
+    min_replicas: int = Field(1, ge=0, description="Least engines; 0 lets the GPUs go while nobody asks.")
+    max_replicas: int = Field(1, ge=1, description="Most engines.")
+    target_ongoing_requests: float | None = Field(
+        None, gt=0, description="Requests per engine that autoscaling aims at. Left out: batch_size."
+    )
+    upscale_delay_s: float = Field(10.0, ge=0, description="Seconds of load before an engine is added.")
+    downscale_delay_s: float = Field(600.0, ge=0, description="Seconds of idleness before an engine is let go.")
+    graceful_shutdown_s: float = Field(
+        3900.0, gt=0, description="Seconds that an engine may take to finish what it has; above job_timeout_s."
+    )
+    gpus_per_replica: float | None = Field(
+        None, ge=0, le=8, description="GPUs (or a share of one) per engine. Left out: 1 where there are GPUs, else 0."
+    )
+    cpus_per_replica: float = Field(1.0, ge=0, le=64, description="CPU cores reserved per engine.")
+    batch_size: BatchSize = Field(
+        "auto",
+        description="Requests that denoise together in one engine; auto is 4, and on a GPU up to 8 where that pays. "
+        "Limits and autoscaling count with 4.",
+    )
+    background: HexColour = Field("#ffffff", description="Colour under transparent pictures.")
+    deployment_config: dict[str, Any] = Field(
+        default_factory=dict, description="Ray Serve's options for the engines, over those that follow from the above."
+    )
+    ingress_deployment_config: dict[str, Any] = Field(
+        default_factory=dict, description="The same for the HTTP ingress, such as num_replicas."
+    )
+
+    @property
+    def rows_at_once(self) -> int:
+        """Requests that denoise together in one engine, as limits and autoscaling count them."""
+        return DEFAULT_BATCH_SIZE if self.batch_size == "auto" else self.batch_size
+
+    @property
+    def needs_key(self) -> bool:
+        """Whether callers must show an API key."""
+        return bool(self.api_keys)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _first_model(cls, values: object) -> object:
+        if not isinstance(values, Mapping):
+            return values
+        models = values.get("models", {"demo": "demo"})
+        if isinstance(models, str):
+            models = parse_styles([models])
+        first = next(iter(models), "") if isinstance(models, Mapping) else ""
+        return {**values, "models": models, "default_model": values.get("default_model") or first}
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ServeConfig:
+        if self.default_model not in self.models:
+            raise ValueError(
+                f'default_model must be one of {", ".join(self.models)} (got "{self.default_model}")'
+                if self.models
+                else "models must name at least one"
+            )
+        if self.max_replicas < self.min_replicas:
+            raise ValueError("max_replicas must not be below min_replicas")
+        if not self.needs_key and not self.allow_anonymous and not is_loopback(self.host):
+            raise ValueError(
+                f"host {self.host} can be reached from elsewhere: give api_keys, or say allow_anonymous: true if "
+                "everybody who reaches it may use it"
+            )
+        return self
+
+    @field_validator("models", mode="before")
+    @classmethod
+    def _models(cls, value: object) -> object:
+        return load_models(value)
+
+    @field_validator("api_keys")
+    @classmethod
+    def _hashes(cls, value: tuple[str, ...] | str) -> tuple[str, ...] | str:
+        for each in () if isinstance(value, str) else value:
+            if re.fullmatch("[0-9a-f]{64}", each) is None:
+                # Not quoted: it may be the key itself.
+                raise ValueError("each must be the sha256 of a key: 64 hex digits, in lower case")
+        return value
+
+
+def is_loopback(host: str) -> bool:
+    """Whether that host, a name or an address to listen on, is reached from this machine alone."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def load_serve(path: str | Path | None, overrides: Mapping[str, Any]) -> ServeConfig:
+    """The endpoint's config of a YAML file with `overrides` on top.
+
+    Both may say `model` in place of `models`: the only one, a named model or a YAML file.
+
+    Raises:
+        ConfigError: the file or a value is wrong.
+    """
+    values = read_yaml(path) if path is not None else {}
+    merged = {**values, **overrides}
+    if "model" in overrides and "models" in values:
+        merged.pop("models")
+        merged.pop("default_model", None)
+    if (model := merged.pop("model", None)) is not None:
+        if "models" in merged or "default_model" in merged:
+            raise ConfigError("model is the only model: leave it out where models or default_model are given")
+        if not isinstance(model, str):
+            raise ConfigError("model must be the name of a model, or a YAML file of one")
+        name = Path(model).stem if model.endswith((".yaml", ".yml")) else model
+        merged["models"] = {name: model}
+    return build(ServeConfig, merged, source=str(path) if path is not None else "")
