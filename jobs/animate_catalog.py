@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from pia_ray import cli
+from pia_ray.cli import main as cli
 
 EPILOG = """\
 All other arguments are those of `pia-ray animate`; flags go before what the config file says.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 
-from pia_ray import cli
+from pia_ray.cli.main import main
 
 if __name__ == "__main__":
-    sys.exit(cli.main(["bench", *sys.argv[1:]]))
+    sys.exit(main(["bench", *sys.argv[1:]]))

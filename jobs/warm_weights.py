@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sys
 
-from pia_ray import cli
+from pia_ray.cli.main import main
 
 if __name__ == "__main__":
-    sys.exit(cli.main(["models", "pull", *sys.argv[1:]]))
+    sys.exit(main(["models", "pull", *sys.argv[1:]]))

@@ -86,7 +86,7 @@ def test_the_command_prints_a_card_and_one_json_line_last(tmp_path: Path) -> Non
         "--offload",
         "model",
     ]
-    program = "import sys; from pia_ray.cli import main; sys.exit(main())"
+    program = "import sys; from pia_ray.cli.main import main; sys.exit(main())"
     done = subprocess.run(
         [sys.executable, "-c", program, "bench", *flags, "--json", str(tmp_path / "card.json")],
         capture_output=True,

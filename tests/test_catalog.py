@@ -476,6 +476,6 @@ def test_a_store_that_is_away_for_a_moment_costs_no_second_animation(tmp_path: P
 
 
 def test_a_reader_that_goes_away_does_not_end_the_work() -> None:
-    code = "from pia_ray.console import Screen; s = Screen(); [s.print('x' * 70) for _ in range(20000)]; exit(7)"
+    code = "from pia_ray.cli.console import Screen; s = Screen(); [s.print('x' * 70) for _ in range(20000)]; exit(7)"
     script = f'"{sys.executable}" -c "{code}" | head -1 >/dev/null; exit ${{PIPESTATUS[0]}}'
     assert subprocess.run(["bash", "-c", script], capture_output=True, timeout=60).returncode == 7

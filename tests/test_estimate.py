@@ -11,9 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from pia_ray import cli, read_results
+from pia_ray import read_results
 from pia_ray.catalog.estimate import Estimate, estimate, evaluated_frames, evaluations, facts_of, text_of
 from pia_ray.catalog.local import run_local
+from pia_ray.cli.main import main
 from pia_ray.config.catalog import CatalogConfig
 from pia_ray.config.knobs import AnimationParams, Scheduler
 from pia_ray.config.model import ModelConfig, build
@@ -234,10 +235,10 @@ def test_the_command_prints_json_and_text(
     model = tmp_path / "model.yaml"
     model.write_text(json.dumps(DEMO.model_dump(exclude_none=True)))  # JSON is YAML
     given = ["estimate", animated.manifest, "--model", str(model), "--calibrate", animated.output]
-    assert cli.main([*given, "--json"]) == 0
+    assert main([*given, "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts == json.loads(json.dumps(facts_of(estimate(animated, calibrate=animated.output))))
-    assert cli.main([*given, "--price-per-hour", "2"]) == 0
+    assert main([*given, "--price-per-hour", "2"]) == 0
     text = capsys.readouterr().out
     assert "8 to make" in text
     assert "GPU-hours" in text

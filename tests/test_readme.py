@@ -15,8 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from pia_ray import cli, errors
+from pia_ray import errors
 from pia_ray.catalog.estimate import evaluated_frames
+from pia_ray.cli.parser import make_parser
 from pia_ray.config.catalog import CatalogConfig
 from pia_ray.config.knobs import KNOBS, AnimationParams
 from pia_ray.config.model import ModelConfig
@@ -200,7 +201,7 @@ def test_every_command_is_one_that_the_parser_takes() -> None:
     for command in commands():
         words = shlex.split(command)
         start = next(i for i, word in enumerate(words) if word.endswith("pia-ray"))
-        cli._parser().parse_args(words[start + 1 :])
+        make_parser().parse_args(words[start + 1 :])
 
 
 def first_commands() -> list[list[str]]:

@@ -17,9 +17,10 @@ import pytest
 from PIL import Image
 from safetensors.numpy import save
 
-from pia_ray import Animation, AnimationRequest, Animator, ModelConfig, cli, manifest, read_results, storage
+from pia_ray import Animation, AnimationRequest, Animator, ModelConfig, manifest, read_results, storage
 from pia_ray.catalog.local import run_local
 from pia_ray.catalog.validate import validate
+from pia_ray.cli.main import main
 from pia_ray.config.catalog import CatalogConfig
 from pia_ray.config.knobs import ARRAY_KNOBS, PICTURE_KNOBS, AnimationParams
 from pia_ray.config.model import build
@@ -446,13 +447,13 @@ def test_the_image_command_takes_the_references_as_flags(
     (tmp_path / "tiny.yaml").write_text(json.dumps(tiny.model_dump()))
     words = ["image", str(tmp_path / "a.png"), "--model", str(tmp_path / "tiny.yaml"), "--prompt", "p"]
     words += ["-o", str(tmp_path / "v.webp"), "--guidance-scale", "1", "--seed", "3"]
-    assert cli.main([*words, "--prompt-embeds", str(tmp_path / "t.safetensors")]) == 0
+    assert main([*words, "--prompt-embeds", str(tmp_path / "t.safetensors")]) == 0
     params = AnimationParams(prompt="p", guidance_scale=1, seed=3)
     (expected,) = animator.animate([AnimationRequest(rgb(PNG), params, prompt_embeds=TEXT)])
     assert isinstance(expected, Animation)
     expected.save(tmp_path / "expected.webp")
     np.testing.assert_array_equal(decode_frames(tmp_path / "v.webp"), decode_frames(tmp_path / "expected.webp"))
-    assert cli.main([*words, "--latents", str(tmp_path / "none.safetensors")]) == 1
+    assert main([*words, "--latents", str(tmp_path / "none.safetensors")]) == 1
     assert "latents: there is no" in capsys.readouterr().err
 
 

@@ -32,6 +32,7 @@ ORDER = (
     "fetch",
     "checkpoint",
     "weights",
+    "ray_runtime",
     "media",
     "animation",
     "prepare",
@@ -43,7 +44,6 @@ ORDER = (
     "gallery",  # a run ends by writing its gallery, so it stands above the wings
     "catalog",
     "online",
-    "console",
     "demo",
     "bench",
     "cli",
@@ -92,18 +92,22 @@ OWNERS = {
         "pia_ray.testing": "writes manifests, when called",
         "pia_ray.demo": "writes the bundled manifest",
     },
-    "ray": {"pia_ray.catalog.graph": "Ray Data", "pia_ray.online.serve": "Ray Serve"},
+    "ray": {
+        "pia_ray.ray_runtime": "starts and ends it",
+        "pia_ray.catalog.graph": "Ray Data",
+        "pia_ray.online.serve": "Ray Serve",
+    },
     "fastapi": {"pia_ray.online": "the HTTP interface"},
     "starlette": {"pia_ray.online": "the HTTP interface"},
     "prometheus_client": {"pia_ray.online.http.metrics": "what the endpoint counts"},
     "anyio": {"pia_ray.online": "the event loop's side of the HTTP interface"},
     "uvicorn": {"pia_ray.online": "the HTTP interface", "pia_ray.cli": "pia-ray serve"},
-    "rich": {"pia_ray.console": "the live display", "pia_ray.cli": "tables on the terminal"},
+    "rich": {"pia_ray.cli": "the live display and tables on the terminal"},
     "yaml": {"pia_ray.config": "configuration files"},
 }
 """Each heavy dependency with the modules (and what is below them) that may import it, and why."""
 
-ENVIRONMENT_READERS = ("pia_ray.cli", "pia_ray.console", "pia_ray.online.serve")
+ENVIRONMENT_READERS = ("pia_ray.cli", "pia_ray.online.serve")
 """Entry points: the only modules that may look at environment variables."""
 
 HEAVY = ("torch", "diffusers", "transformers", "ray", "PIL", "boto3", "pyarrow", "av", "imageio", "httpx", "fastapi")
@@ -284,7 +288,7 @@ def test_the_help_of_the_command_loads_neither_torch_nor_ray():
     done = subprocess.run([sys.executable, "-X", "importtime", command, "--help"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if "|" in line}
-    assert "pia_ray.cli" in loaded
+    assert "pia_ray.cli.main" in loaded
     assert not loaded & {"torch", "ray", "diffusers", "transformers", "pyarrow", "boto3", "PIL", "av"}
 
 

@@ -19,7 +19,7 @@ from pia_ray import Animation, AnimationParams, AnimationRequest, Animator, Mode
 from pia_ray.catalog import estimate
 from pia_ray.catalog.local import run_local
 from pia_ray.catalog.validate import validate
-from pia_ray.cli import main
+from pia_ray.cli.main import main
 from pia_ray.config.catalog import CatalogConfig, load
 from pia_ray.config.model import build, parse_styles
 from pia_ray.errors import BadParameter, ConfigError, ModelUnavailable

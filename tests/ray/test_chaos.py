@@ -150,7 +150,15 @@ def test_a_model_that_its_actors_cannot_load_ends_the_command_with_2_and_one_cle
     unet.write_text(json.dumps({**settings, "cross_attention_dim": 24}))
     (tmp_path / "tiny.yaml").write_text(f"base: {folder}\nlong_edge: 64\ndevice: cpu\n")
     manifest = make_catalog(tmp_path, rows=2)
-    command = [sys.executable, "-m", "pia_ray.cli", "animate", str(manifest), "--output", str(tmp_path / "out")]
+    command = [
+        sys.executable,
+        "-m",
+        "pia_ray.cli",
+        "animate",
+        str(manifest),
+        "--output",
+        str(tmp_path / "out"),
+    ]
     ended = subprocess.run(
         [*command, "--model", str(tmp_path / "tiny.yaml")], capture_output=True, text=True, timeout=200, check=False
     )

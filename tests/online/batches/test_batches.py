@@ -16,7 +16,7 @@ from openai import OpenAI
 from openai.types import Batch, Video
 
 from pia_ray import ledger, storage
-from pia_ray.cli import main
+from pia_ray.cli.main import main
 from pia_ray.config.knobs import AnimationParams
 from pia_ray.errors import BadParameter, Busy, NotFound
 from pia_ray.media import video

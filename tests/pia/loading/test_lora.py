@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from pia_ray import cli
 from pia_ray.animation import Animation
+from pia_ray.cli.parser import make_parser
 from pia_ray.config.catalog import CatalogConfig
 from pia_ray.config.knobs import AnimationParams
 from pia_ray.config.model import ModelConfig
@@ -330,5 +330,5 @@ def test_a_manifest_column_and_a_flag_choose_the_lora(tmp_path: Path, model: Mod
     assert [json.loads(cell)["lora"] for cell in table["params"].to_pylist()[:2]] == ["two:0.5", "one"]
     assert [json.loads(cell)["lora_scale"] for cell in table["params"].to_pylist()[:2]] == [0.5, 0.5]
     assert 'no LoRA "nine"' in table["error_message"].to_pylist()[2]
-    arguments = cli._parser().parse_args(["animate", "m.csv", "--output", "o", "--lora", "two:.5", "--lora-scale", "2"])
+    arguments = make_parser().parse_args(["animate", "m.csv", "--output", "o", "--lora", "two:.5", "--lora-scale", "2"])
     assert (arguments.lora, arguments.lora_scale) == ("two:.5", "2")

@@ -1,7 +1,4 @@
-"""The command line. Every knob of `AnimationParams` is a flag; heavy imports stand inside the commands.
-
-Exit codes: 0 all rows succeeded, 1 some failed, 2 could not run, 4 deadline, 130 interrupted.
-"""
+"""The commands of `pia-ray`: each takes the parsed flags and gives the exit code. Heavy imports stand inside them."""
 
 from __future__ import annotations
 
@@ -10,22 +7,19 @@ import dataclasses
 import json
 import logging
 import os
-import re
 import shlex
 import shutil
 import signal
 import socket
 import sys
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NoReturn, get_args
+from typing import TYPE_CHECKING, Any
 
-from pia_ray import __version__
 from pia_ray.config.catalog import CatalogConfig, load
-from pia_ray.config.knobs import DEFAULT_STYLE, KNOBS, REFERENCE_KNOBS, Knob, VideoFormat, suggest
+from pia_ray.config.knobs import DEFAULT_STYLE, KNOBS, REFERENCE_KNOBS
 from pia_ray.config.model import (
     ModelConfig,
     check_style_name,
@@ -35,8 +29,8 @@ from pia_ray.config.model import (
     parse_styles,
 )
 from pia_ray.config.resolving import parse_defaults, parse_params
-from pia_ray.config.serve import ServeConfig, load_serve
-from pia_ray.errors import BadParameter, ConfigError, OutputError, PiaRayError, RowError, StorageError
+from pia_ray.config.serve import load_serve
+from pia_ray.errors import BadParameter, ConfigError, OutputError, StorageError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -45,212 +39,6 @@ if TYPE_CHECKING:
     from pia_ray.ledger import Lease, Ledger
 
 Command = Callable[[argparse.Namespace], int]
-
-_FORMATS: Final = get_args(VideoFormat)
-_WRONG_CHOICE: Final = re.compile(r"argument (\S+): invalid choice: '(.*)' \(choose from (.*)\)")
-_DURATION: Final = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?")
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; the exit code. Installed as `pia-ray`."""
-    given = list(sys.argv[1:] if argv is None else argv)
-    parser = _parser()
-    args, unknown = parser.parse_known_args(given)
-    if unknown:
-        args.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
-    args.argv = given
-    _set_up(args)
-    command: Command = args.command
-    try:
-        return command(args)
-    except PiaRayError as error:
-        print(f"pia-ray: {error.message}", file=sys.stderr)
-        # `pia-ray image` is a run of one row. Anywhere else a store's or a knob's error means that nothing could run.
-        return 1 if isinstance(error, RowError) and args.command is _image else 2
-    except KeyboardInterrupt:
-        print("pia-ray: interrupted", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        # Whoever read our output has gone; Python would complain once more when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE  # as of a program that SIGPIPE ends; 1 would mean failed rows
-    except Exception:  # noqa: BLE001 - exit 1 means failed rows, which a bug does not
-        traceback.print_exc()
-        return 2
-
-
-class _Parser(argparse.ArgumentParser):
-    """argparse that suggests the nearest flag or command, and points at the help where argparse prints all flags."""
-
-    def error(self, message: str) -> NoReturn:
-        if message.startswith("unrecognized arguments: "):
-            flag = message.removeprefix("unrecognized arguments: ").split()[0].partition("=")[0]
-            if flag.startswith("-"):
-                message += "." + suggest(flag, (name for name in self._option_string_actions if name[:2] == "--"))
-        elif (wrong := _WRONG_CHOICE.fullmatch(message)) is not None:
-            name, value, choices = wrong.groups()
-            known = [choice.strip(" '") for choice in choices.split(",")]
-            message = f'{name} "{value}" is none of {", ".join(known)}.{suggest(value, known)}'
-        self.exit(2, f"{self.prog}: {message}\nSee `{self.prog} --help`.\n")
-
-
-def _parser() -> _Parser:
-    parser = _Parser(prog="pia-ray", description="Animates catalogues of images with PIA on Ray.", allow_abbrev=False)
-    parser.add_argument("--version", action="version", version=f"pia-ray {__version__}")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-
-    def add(name: str, command: Command, text: str) -> argparse.ArgumentParser:
-        added = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", allow_abbrev=False)
-        added.set_defaults(command=command, parser=added)
-        added.add_argument("-v", "--verbose", action="store_true", help="log what is done, with ids and seconds")
-        return added
-
-    demo = add("demo", _demo, "animate the bundled catalogue with the bundled model on this machine")
-    demo.add_argument("--output", default="pia-ray-demo", metavar="DIR", help="where to (default: %(default)s)")
-
-    animate = add("animate", _animate, "animate a catalogue: videos, results table and gallery")
-    animate.add_argument("manifest", metavar="MANIFEST", nargs="?", help=_MANIFEST_HELP)
-    animate.add_argument("--output", metavar="URI", help="folder or s3:// prefix for videos, results and gallery")
-    _add_catalog_flags(animate)
-    _add_knob_flags(animate)
-
-    image = add("image", _image, "animate one picture, without Ray")
-    image.add_argument("image", metavar="IMAGE", help="path, s3://, https:// or data: URL")
-    image.add_argument("-o", "--output", required=True, metavar="FILE", help=f"the video: .{', .'.join(_FORMATS)}")
-    image.add_argument("--model", default="realistic-vision", metavar="NAME|FILE", help="default: %(default)s")
-    _add_styles_flag(image)
-    _add_knob_flags(image)
-
-    validate = add("validate", _validate, "check every row of a manifest, without a GPU")
-    validate.add_argument("manifest", metavar="MANIFEST", help=_MANIFEST_HELP)
-    validate.add_argument("--fetch", action="store_true", help="also open the images")
-    validate.add_argument("--json", action="store_true", help="print one JSON line per bad row, and one of counts")
-    _add_catalog_flags(validate)
-    _add_knob_flags(validate)
-
-    estimate = add("estimate", _estimate, "what a run takes, before it runs: rows, time, GPU-hours, cost, storage")
-    estimate.add_argument("manifest", metavar="MANIFEST", help=_MANIFEST_HELP)
-    estimate.add_argument("--output", metavar="URI", help="of an earlier run: what it has done is left out")
-    speeds = estimate.add_mutually_exclusive_group()
-    speeds.add_argument("--calibrate", metavar="OUTPUT", help="speeds from an earlier run on such hardware")
-    speeds.add_argument("--measure", metavar="N", type=int, default=0, help="speeds from N rows, animated here and now")
-    estimate.add_argument("--price-per-hour", metavar="X", type=float, help="of one worker, in any currency")
-    estimate.add_argument("--json", action="store_true", help="print JSON")
-    _add_catalog_flags(estimate)
-    _add_knob_flags(estimate)
-
-    report = add("report", _report, "what happened in an output: counts, errors, throughput, percentiles")
-    report.add_argument("output", metavar="OUTPUT")
-    report.add_argument("--json", action="store_true", help="print JSON")
-    report.add_argument("--follow", action="store_true", help="again every few seconds, until interrupted")
-
-    gallery = add("gallery", _gallery, "write OUTPUT/index.html")
-    gallery.add_argument("output", metavar="OUTPUT")
-
-    ledger = add("ledger", _ledger, "care of the ledger")
-    ledger.add_argument("action", choices=("verify", "compact", "rebuild"))
-    ledger.add_argument("output", metavar="OUTPUT")
-
-    bench = add("bench", _bench, "the benchmark card: this animator beside diffusers' own pipeline, in one run")
-    bench.add_argument("--size", choices=("full", "reduced", "demo"), help="model (default: full with a GPU)")
-    bench.add_argument("--steps", metavar="N", type=int, help="denoising steps (default: 25 with a GPU, else 4)")
-    bench.add_argument("--frames", metavar="N", type=int, default=16, help="frames of a video (default: %(default)s)")
-    bench.add_argument(
-        "--side", metavar="PX", type=int, help="of the square frames (default: 512; reduced 128; demo 64)"
-    )
-    bench.add_argument("--rounds", metavar="N", type=int, default=5, help="rounds by turns (default: %(default)s)")
-    bench.add_argument("--batches", metavar="N,N", default="1,2,4,8", help="rows in flight (default: %(default)s)")
-    bench.add_argument("--dtype", choices=("auto", "float32", "float16", "bfloat16"), default="auto", help="precision")
-    bench.add_argument("--offload", metavar="MODE,MODE", help="also with weights in host memory: model, sequential")
-    bench.add_argument("--no-verbatim", action="store_true", help="leave the documented example out")
-    bench.add_argument("--against", metavar="PATH", help="a card's JSON, or a folder of them: tell what has moved")
-    bench.add_argument("--json", metavar="FILE", help="also write the JSON line to a file")
-
-    serve = add("serve", _serve, "the endpoint and its page on this machine, until interrupted")
-    serve.add_argument("--config", metavar="FILE", help="YAML file with the endpoint's settings; flags go first")
-    for name, metavar in (("host", "ADDR"), ("port", "N"), ("storage", "URI")):
-        field = ServeConfig.model_fields[name]
-        text = f"{(field.description or '').rstrip('.')} (default: {field.default})"
-        serve.add_argument(f"--{name}", metavar=metavar, help=text)
-    serve.add_argument("--model", metavar="NAME|FILE", help="the only model (default: demo)")
-    serve.add_argument(
-        "--allow-anonymous",
-        action="store_true",
-        default=None,
-        help=(ServeConfig.model_fields["allow_anonymous"].description or "").rstrip("."),
-    )
-
-    models = add("models", _models, "named models; `models pull NAME` fetches and verifies weights")
-    models.add_argument("action", nargs="?", choices=("pull",))
-    models.add_argument("name", nargs="?", metavar="NAME|FILE")
-    models.add_argument(
-        "--to", metavar="URI", help="with pull: also copy the weights to a folder or s3:// prefix that workers share"
-    )
-    return parser
-
-
-_MANIFEST_HELP: Final = (
-    "a .parquet, .csv, .tsv or .jsonl file (also .gz), a folder or glob of these, or a folder of images; local or s3://"
-)
-
-
-def _add_catalog_flags(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("the run")
-
-    def add(name: str, metavar: str, **how: Any) -> None:
-        field = CatalogConfig.model_fields[name]
-        default = "" if field.default in (None, (), False) else f" (default: {field.default})"
-        text = (field.description or "").rstrip(".") + default
-        how = {"metavar": metavar, **how} if metavar else how
-        group.add_argument(f"--{name.removesuffix('_s').replace('_', '-')}", dest=name, help=text, **how)
-
-    group.add_argument("--config", metavar="FILE", help="YAML file with any of these settings; flags go first")
-    group.add_argument("--model", metavar="NAME|FILE", help="named model, or YAML file of one")
-    _add_styles_flag(group)
-    add("keep_models", "N", type=int)
-    add("limit", "N", type=int)
-    add("retry", "WHAT")
-    add("actors", "N|MIN:MAX")
-    add("gpus_per_actor", "X", type=float)
-    add("cpus_per_actor", "X", type=float)
-    add("batch_size", "N|auto")
-    add("prefetch", "N", type=int)
-    add("format", "", choices=_FORMATS)
-    add("max_attempts", "N", type=int)
-    add("deadline_s", "T", type=_seconds)
-    add("row_timeout_s", "T", type=_seconds)
-    add("detect_changes", "", action="store_true", default=None)
-    add("background", "#RRGGBB")
-    add("max_image_bytes", "N", type=int)
-    add("max_image_pixels", "N", type=int)
-    add("address", "ADDR")
-    add("id_col", "NAME")
-    add("image_col", "NAME")
-    add("prompt_col", "NAME")
-
-
-def _add_styles_flag(parser: argparse._ActionsContainer) -> None:
-    parser.add_argument(
-        "--styles",
-        metavar="NAME[=MODEL],...",
-        action="append",
-        help="more models, for rows that name one as their style; NAME alone is the model of that name. Repeatable",
-    )
-
-
-def _add_knob_flags(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("knobs", "for rows that leave them out; a row's own value goes first")
-    for knob in KNOBS.values():
-        group.add_argument(f"--{knob.name.replace('_', '-')}", dest=knob.name, metavar="X", help=_knob_help(knob))
-
-
-def _knob_help(knob: Knob) -> str:
-    facts = [", ".join(knob.choices)] if knob.choices else [" ".join(filter(None, [knob.bounds, knob.unit]))]
-    if knob.default not in (None, ""):
-        shown = str(knob.default)
-        facts.append(f"default {shown if len(shown) < 40 else shown[:37] + '...'}")
-    inside = "; ".join(filter(None, facts))
-    return (f"{knob.meaning} ({inside})" if inside else knob.meaning).replace("%", "%%")
 
 
 def _knobs_of(args: argparse.Namespace) -> dict[str, Any]:
@@ -298,13 +86,13 @@ def _styles_of(args: argparse.Namespace) -> dict[str, ModelConfig]:
     return models
 
 
-def _demo(args: argparse.Namespace) -> int:
+def demo_command(args: argparse.Namespace) -> int:
     manifest = str(files("pia_ray").joinpath("demo", "catalog", "catalog.parquet"))
     config = CatalogConfig(manifest=manifest, output=args.output, model=ModelConfig.named("demo"))
     return _run(config, args, again=["animate", manifest, "--output", args.output, "--model", "demo"])
 
 
-def _animate(args: argparse.Namespace) -> int:
+def animate_command(args: argparse.Namespace) -> int:
     config = _catalog_config(args)
     again = list(args.argv)
     while "--retry" in again:
@@ -315,7 +103,7 @@ def _animate(args: argparse.Namespace) -> int:
 def _run(config: CatalogConfig, args: argparse.Namespace, *, again: Sequence[str]) -> int:
     """Runs the catalogue; `again` are the arguments that repeat the run, the command first."""
     from pia_ray.catalog.graph import run_catalog
-    from pia_ray.console import RunDisplay, show_summary
+    from pia_ray.cli.console import RunDisplay, show_summary
 
     if not args.verbose:
         logging.getLogger("ray").setLevel(logging.ERROR)  # only now: importing ray sets its own level
@@ -372,7 +160,7 @@ def _program() -> list[str]:
     return [sys.argv[0]]
 
 
-def _image(args: argparse.Namespace) -> int:
+def image_command(args: argparse.Namespace) -> int:
     from rich.progress import Progress as Bar
 
     from pia_ray import steps
@@ -422,7 +210,7 @@ def _image(args: argparse.Namespace) -> int:
     return 0
 
 
-def _validate(args: argparse.Namespace) -> int:
+def validate_command(args: argparse.Namespace) -> int:
     from pia_ray.catalog.validate import validate
 
     config = _catalog_config(args, output="unused")
@@ -443,7 +231,7 @@ def _validate(args: argparse.Namespace) -> int:
     return 1 if counts["bad"] else 0
 
 
-def _estimate(args: argparse.Namespace) -> int:
+def estimate_command(args: argparse.Namespace) -> int:
     from pia_ray.catalog import estimate
 
     for flag, value in (("--measure", args.measure), ("--price-per-hour", args.price_per_hour or 0)):
@@ -461,9 +249,9 @@ def _estimate(args: argparse.Namespace) -> int:
     return 0
 
 
-def _report(args: argparse.Namespace) -> int:
+def report_command(args: argparse.Namespace) -> int:
     from pia_ray import ledger
-    from pia_ray.console import show_report
+    from pia_ray.cli.console import show_report
 
     console = _console()
     while True:
@@ -504,16 +292,16 @@ def _require_run(output: str, *places: str) -> None:
     raise OutputError(f"there is nothing of pia-ray in {output}: give the --output of an earlier run")
 
 
-def _gallery(args: argparse.Namespace) -> int:
+def gallery_command(args: argparse.Namespace) -> int:
     from pia_ray.gallery import write_gallery
 
     print(_shown(write_gallery(args.output)))
     return 0
 
 
-def _ledger(args: argparse.Namespace) -> int:
+def ledger_command(args: argparse.Namespace) -> int:
     from pia_ray import ledger
-    from pia_ray.console import show_report
+    from pia_ray.cli.console import show_report
 
     _require_run(args.output, "videos")
     if args.action == "compact":
@@ -537,7 +325,7 @@ def _lease(output: str) -> Lease:
     return ledger.Lease(output, run_id=f"ledger-{os.getpid()}")
 
 
-def _bench(args: argparse.Namespace) -> int:
+def bench_command(args: argparse.Namespace) -> int:
     from pia_ray.bench import bench, differences, settings_here, text_of
 
     batches = args.batches.split(",")
@@ -576,7 +364,7 @@ def _bench(args: argparse.Namespace) -> int:
     return 0
 
 
-def _serve(args: argparse.Namespace) -> int:
+def serve_command(args: argparse.Namespace) -> int:
     names = ("host", "port", "storage", "model", "allow_anonymous")
     given = {name: value for name in names if (value := getattr(args, name)) is not None}
     config = load_serve(args.config, given)
@@ -595,9 +383,9 @@ def _serve(args: argparse.Namespace) -> int:
     return 0
 
 
-def _models(args: argparse.Namespace) -> int:
+def models_command(args: argparse.Namespace) -> int:
     from pia_ray import storage, weights
-    from pia_ray.console import show_table
+    from pia_ray.cli.console import show_table
 
     if args.action == "pull":
         if args.name is None:
@@ -621,21 +409,8 @@ def _models(args: argparse.Namespace) -> int:
     return 0
 
 
-def _set_up(args: argparse.Namespace) -> None:
-    level = logging.INFO if args.verbose else logging.WARNING
-    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    for name in ("httpx", "httpcore", "botocore", "diffusers", "transformers"):
-        # httpx logs whole URLs at INFO, signatures of presigned ones included.
-        logging.getLogger(name).setLevel(logging.WARNING)
-    if not args.verbose:
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-
-
 def _console() -> Console:
-    from pia_ray.console import Screen
+    from pia_ray.cli.console import Screen
 
     # Where there is no terminal rich assumes 80 columns, and would cut the tables of a pipe or a log file.
     return Screen() if sys.stdout.isatty() else Screen(width=200)
@@ -644,16 +419,3 @@ def _console() -> Console:
 def _shown(uri: str) -> str:
     """A path that can be clicked or pasted: absolute where it is local."""
     return uri if "://" in uri else str(Path(uri).resolve())
-
-
-def _seconds(text: str) -> float:
-    """`90`, `90s`, `15m`, `1.5h` or `1h30m` in seconds."""
-    match = _DURATION.fullmatch(text.strip().lower())
-    if match is None or not any(match.groups()):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a time: write 90s, 15m or 1h30m")
-    hours, minutes, seconds = (float(part or 0) for part in match.groups())
-    return 3600 * hours + 60 * minutes + seconds
-
-
-if __name__ == "__main__":
-    sys.exit(main())

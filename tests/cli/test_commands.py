@@ -25,13 +25,14 @@ import pytest
 import yaml
 from rich.console import Console
 
-from pia_ray import __version__, cli, ledger, read_results, storage
+from pia_ray import __version__, ledger, read_results, storage
 from pia_ray.catalog.local import run_local
 from pia_ray.catalog.run import Progress, Summary
+from pia_ray.cli.console import RunDisplay, show_summary
+from pia_ray.cli.main import main
 from pia_ray.config.catalog import CatalogConfig
 from pia_ray.config.knobs import KNOBS
 from pia_ray.config.model import ModelConfig, build
-from pia_ray.console import RunDisplay, show_summary
 from pia_ray.media.video import probe
 from pia_ray.testing import FakeAnimator, draw_picture, make_catalog, make_pipeline_folder
 from tests.s3_server import S3Server, point_at, s3, s3_server
@@ -68,7 +69,7 @@ def pia(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp
 
     def run(*words: object) -> Ended:
         try:
-            code = cli.main([str(word) for word in words])
+            code = main([str(word) for word in words])
         except SystemExit as error:
             assert isinstance(error.code, int)
             code = error.code

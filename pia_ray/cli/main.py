@@ -1,0 +1,59 @@
+"""The entry point of `pia-ray`: logging, exit codes, and one line for each error.
+
+Exit codes: 0 all rows succeeded, 1 some failed, 2 could not run, 4 deadline, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+
+from pia_ray.cli.commands import Command, image_command
+from pia_ray.cli.parser import make_parser
+from pia_ray.errors import PiaRayError, RowError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; the exit code. Installed as `pia-ray`."""
+    given = list(sys.argv[1:] if argv is None else argv)
+    parser = make_parser()
+    args, unknown = parser.parse_known_args(given)
+    if unknown:
+        args.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    args.argv = given
+    _set_up(args)
+    command: Command = args.command
+    try:
+        return command(args)
+    except PiaRayError as error:
+        print(f"pia-ray: {error.message}", file=sys.stderr)
+        # `pia-ray image` is a run of one row. Anywhere else a store's or a knob's error means that nothing could run.
+        return 1 if isinstance(error, RowError) and args.command is image_command else 2
+    except KeyboardInterrupt:
+        print("pia-ray: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # Whoever read our output has gone; Python would complain once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE  # as of a program that SIGPIPE ends; 1 would mean failed rows
+    except Exception:  # noqa: BLE001 - exit 1 means failed rows, which a bug does not
+        traceback.print_exc()
+        return 2
+
+
+def _set_up(args: argparse.Namespace) -> None:
+    level = logging.INFO if args.verbose else logging.WARNING
+    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    for name in ("httpx", "httpcore", "botocore", "diffusers", "transformers"):
+        # httpx logs whole URLs at INFO, signatures of presigned ones included.
+        logging.getLogger(name).setLevel(logging.WARNING)
+    if not args.verbose:
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
