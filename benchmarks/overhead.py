@@ -25,7 +25,8 @@ import pyarrow.parquet as pq
 import ray
 import torch
 
-from pia_ray import Animation, AnimationRequest, Animator, manifest, read_results, steps
+from pia_ray import Animation, AnimationRequest, Animator, manifest, read_results
+from pia_ray.catalog import steps
 from pia_ray.catalog.graph import run_catalog
 from pia_ray.catalog.local import run_local
 from pia_ray.catalog.run import Progress, Summary

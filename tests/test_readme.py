@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from pia_ray import errors
-from pia_ray.catalog.estimate import evaluated_frames
+from pia_ray.catalog.workload import evaluated_frames
 from pia_ray.cli.parser import make_parser
 from pia_ray.config.catalog import CatalogConfig
 from pia_ray.config.knobs import KNOBS, AnimationParams

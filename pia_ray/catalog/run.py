@@ -16,7 +16,8 @@ from contextlib import AbstractContextManager, closing, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
 
-from pia_ray import gallery, ledger, manifest, storage, weights
+from pia_ray import ledger, manifest, storage, weights
+from pia_ray.catalog import gallery
 from pia_ray.config.catalog import CatalogConfig
 from pia_ray.config.knobs import REFERENCE_KNOBS
 from pia_ray.errors import JobError, OutputError, PiaRayError, StorageError

@@ -7,7 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final
 
-from pia_ray import manifest, steps
+from pia_ray import manifest
+from pia_ray.catalog import steps
 from pia_ray.config.catalog import CatalogConfig
 from pia_ray.errors import RowError
 from pia_ray.media import video

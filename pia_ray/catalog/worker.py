@@ -15,8 +15,9 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any, Final, Protocol
 
-from pia_ray import ledger, steps
+from pia_ray import ledger
 from pia_ray.animation import Animation
+from pia_ray.catalog import steps
 from pia_ray.config.catalog import CatalogConfig
 from pia_ray.config.knobs import AnimationParams
 from pia_ray.config.resolving import seed_from_id

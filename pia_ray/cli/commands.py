@@ -152,7 +152,7 @@ def _require_cluster(address: str | None) -> None:
 def _program() -> list[str]:
     """This program as a shell finds it: `pia-ray` where that is on the PATH, else as it was called."""
     called = Path(sys.argv[0])
-    if called.name == "cli.py":
+    if called.name == "__main__.py":
         return [sys.executable, "-m", "pia_ray.cli"]
     found = shutil.which("pia-ray")
     if called.name != "pia-ray" or (found is not None and Path(found).resolve() == called.resolve()):
@@ -163,8 +163,7 @@ def _program() -> list[str]:
 def image_command(args: argparse.Namespace) -> int:
     from rich.progress import Progress as Bar
 
-    from pia_ray import steps
-    from pia_ray.manifest import shown
+    from pia_ray.manifest import inputs, shown
     from pia_ray.media import image as pictures
     from pia_ray.media.video import MIME
     from pia_ray.pia.animator import Animator
@@ -186,10 +185,10 @@ def image_command(args: argparse.Namespace) -> int:
         raise ConfigError("--num-videos makes several files: use `pia-ray animate` on a manifest of one row")
     caps = CatalogConfig.model_fields
     max_bytes, max_pixels = caps["max_image_bytes"].default, caps["max_image_pixels"].default
-    picture = pictures.decode(steps.read_image(args.image, max_bytes=max_bytes)).rgb
+    picture = pictures.decode(inputs.read_image(args.image, max_bytes=max_bytes)).rgb
     named = {knob: uri for knob in REFERENCE_KNOBS if (uri := getattr(params, knob) or model.defaults.get(knob))}
     brings: dict[str, Any] = dict(
-        steps.read_references(named, background=caps["background"].default, max_bytes=max_bytes, max_pixels=max_pixels)
+        inputs.read_references(named, background=caps["background"].default, max_bytes=max_bytes, max_pixels=max_pixels)
     )
     # What the video says of itself holds no signature of a URL and no bytes.
     params = params.model_copy(update={knob: shown(uri) for knob, uri in named.items()})
@@ -293,7 +292,7 @@ def _require_run(output: str, *places: str) -> None:
 
 
 def gallery_command(args: argparse.Namespace) -> int:
-    from pia_ray.gallery import write_gallery
+    from pia_ray.catalog.gallery import write_gallery
 
     print(_shown(write_gallery(args.output)))
     return 0

@@ -13,9 +13,10 @@ from pia_ray.ledger.attempts import (
     withdraw_attempt,
     withdraw_latest_attempts,
 )
-from pia_ray.ledger.book import Ledger, Planned
+from pia_ray.ledger.layout import items_uri, results_uri, slug, thumbnail_uris, video_uri
 from pia_ray.ledger.lease import Lease
-from pia_ray.ledger.names import items_uri, results_uri, slug, thumbnail_uris, video_uri
+from pia_ray.ledger.ledger import Ledger
+from pia_ray.ledger.planning import Planned
 from pia_ray.ledger.results import (
     RESULTS_SCHEMA,
     from_record,

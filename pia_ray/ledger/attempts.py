@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from pia_ray import storage
 from pia_ray.errors import StorageError
-from pia_ray.ledger import names
+from pia_ray.ledger import layout
 
 _log = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ def withdraw_attempt(record: AttemptRecord) -> None:
 def withdraw_latest_attempts(output: str) -> int:
     """Removes the newest record of every row: its run stopped its own workers, no row killed them. How many."""
     newest: dict[str, storage.ObjectStat] = {}
-    for record in storage.list_objects(names.attempts_uri(output), suffix=".json"):
+    for record in storage.list_objects(layout.attempts_uri(output), suffix=".json"):
         other = newest.setdefault(_key(record.uri), record)
         if record.last_modified > other.last_modified:
             newest[_key(record.uri)] = record
@@ -87,7 +87,7 @@ def withdraw_latest_attempts(output: str) -> int:
 
 def count_attempts(output: str) -> Counter[str]:
     """Records per work key, in one listing."""
-    return Counter(_key(record.uri) for record in storage.list_objects(names.attempts_uri(output), suffix=".json"))
+    return Counter(_key(record.uri) for record in storage.list_objects(layout.attempts_uri(output), suffix=".json"))
 
 
 def end_stale_attempts(output: str, work_keys: Iterable[str]) -> int:
@@ -95,7 +95,7 @@ def end_stale_attempts(output: str, work_keys: Iterable[str]) -> int:
     ended = set(work_keys)
     uris = [
         record.uri
-        for record in storage.list_objects(names.attempts_uri(output), suffix=".json")
+        for record in storage.list_objects(layout.attempts_uri(output), suffix=".json")
         if _key(record.uri) in ended
     ]
     _remove(uris)
@@ -103,7 +103,7 @@ def end_stale_attempts(output: str, work_keys: Iterable[str]) -> int:
 
 
 def _folder(output: str, work_key: str) -> str:
-    return storage.join(names.attempts_uri(output), work_key[:2])
+    return storage.join(layout.attempts_uri(output), work_key[:2])
 
 
 def _key(uri: str) -> str:

@@ -20,7 +20,7 @@ from typing import Any, Final, Self
 
 from pia_ray import storage
 from pia_ray.errors import LeaseHeld, OutputError, StorageError, StorageNotFound
-from pia_ray.ledger import names
+from pia_ray.ledger import layout
 
 TTL_S: Final = 60.0
 """A lease that has not been renewed for so long may be taken over; renewal comes three times as often."""
@@ -56,7 +56,7 @@ class Lease:
 
     def __init__(self, output: str, *, run_id: str, ttl_s: float = TTL_S) -> None:
         self._output = output
-        self._uri = names.lease_uri(output)
+        self._uri = layout.lease_uri(output)
         self._ttl_s = ttl_s
         self._holder = Holder(
             run_id=run_id,

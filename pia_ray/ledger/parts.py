@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from pia_ray import storage
 from pia_ray.errors import LedgerError, OutputError, StorageError, StorageNotFound
-from pia_ray.ledger import names
+from pia_ray.ledger import layout
 from pia_ray.ledger.results import read_parquet, to_table
 from pia_ray.types import ResultRow
 
@@ -206,7 +206,7 @@ def read_index(output: str) -> Index:
     index = Index()
     read: set[str] = set()
     for _ in range(_LISTINGS):
-        uris = [part.uri for part in storage.list_objects(names.parts_uri(output), suffix=".parquet")]
+        uris = [part.uri for part in storage.list_objects(layout.parts_uri(output), suffix=".parquet")]
         gone = False
         for uri, table in read_parts([uri for uri in uris if uri not in read], columns=_INDEX_COLUMNS):
             read.add(uri)
@@ -286,14 +286,14 @@ def write_part(output: str, table: pa.Table) -> str:
     """Writes one part in one atomic step; its URI."""
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
-    uri = names.new_part_uri(output)
+    uri = layout.new_part_uri(output)
     storage.create_bytes(uri, sink.getvalue().to_pybytes(), content_type="application/vnd.apache.parquet")
     return uri
 
 
 def quarantine(output: str, part_uri: str) -> str:
     """Moves a damaged part aside, for people to look at; where to."""
-    target = names.quarantine_uri(output, part_uri)
+    target = layout.quarantine_uri(output, part_uri)
     storage.write_bytes(target, storage.read_bytes(part_uri))
     storage.delete(part_uri)
     _log.warning("moved the damaged part %s to %s", part_uri, target)

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from pia_ray import storage
 from pia_ray.errors import LedgerError, OutputError, StorageError, StorageNotFound, VideoError
-from pia_ray.ledger import names
+from pia_ray.ledger import layout
 from pia_ray.types import ResultRow
 
 _WIDE: Final = {"seed": pa.uint64(), "size_bytes": pa.int64()}
@@ -118,7 +118,7 @@ def read_results(output: str) -> pa.Table:
     Raises:
         OutputError: there is none yet, or it cannot be read.
     """
-    uri = names.results_uri(output)
+    uri = layout.results_uri(output)
     try:
         return pq.read_table(pa.BufferReader(storage.read_bytes(uri)))
     except StorageNotFound:

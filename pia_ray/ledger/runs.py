@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from pia_ray import storage
 from pia_ray.errors import LedgerError, StorageNotFound
-from pia_ray.ledger import names
+from pia_ray.ledger import layout
 from pia_ray.ledger.results import read_parquet
 
 KEPT_ITEMS: Final = 3
@@ -60,7 +60,7 @@ def write_run(output: str, run: RunRecord) -> None:
     values = dataclasses.asdict(run)
     times = {name: values[name].isoformat() for name in ("started_at", "planned_at", "finished_at") if values[name]}
     content = json.dumps({**values, **times}, indent=2, default=str)
-    storage.write_bytes(names.run_uri(output, run.run_id), content.encode(), content_type="application/json")
+    storage.write_bytes(layout.run_uri(output, run.run_id), content.encode(), content_type="application/json")
 
 
 def read_run(output: str, run_id: str) -> RunRecord:
@@ -69,7 +69,7 @@ def read_run(output: str, run_id: str) -> RunRecord:
     Raises:
         LedgerError: there is none, or it is damaged.
     """
-    uri = names.run_uri(output, run_id)
+    uri = layout.run_uri(output, run_id)
     try:
         values = json.loads(storage.read_bytes(uri))
         for name in ("started_at", "planned_at", "finished_at"):
@@ -83,7 +83,7 @@ def read_run(output: str, run_id: str) -> RunRecord:
 
 def latest_run(output: str) -> RunRecord | None:
     """The run that planned last, by the store's clock; None where none has planned to the end."""
-    records = list(storage.list_objects(names.runs_uri(output), suffix="/run.json"))
+    records = list(storage.list_objects(layout.runs_uri(output), suffix="/run.json"))
     records.sort(key=lambda record: record.last_modified)
     found = []
     for record in records[-_CONSIDERED:]:
@@ -99,7 +99,7 @@ def latest_run(output: str) -> RunRecord | None:
 
 def read_items(output: str, run_id: str, *, columns: list[str] | None = None) -> Iterator[pa.Table]:
     """The run's work items, file by file, in manifest order."""
-    for uri in item_files(names.items_uri(output, run_id)):
+    for uri in item_files(layout.items_uri(output, run_id)):
         yield read_item_file(uri, columns=columns)
 
 
@@ -115,7 +115,7 @@ def read_item_file(uri: str, *, columns: list[str] | None = None) -> pa.Table:
 
 def read_passed(output: str, run_id: str) -> Iterator[pa.Table]:
     """The pass-through columns of the run's work items, under their own names, file by file."""
-    for uri in item_files(names.items_uri(output, run_id)):
+    for uri in item_files(layout.items_uri(output, run_id)):
         content = storage.read_bytes(uri)
         schema = pq.read_schema(pa.BufferReader(content))
         passed = [name for name in schema.names if name.startswith(COLUMN_PREFIX)]
@@ -126,7 +126,7 @@ def read_passed(output: str, run_id: str) -> Iterator[pa.Table]:
 def prune_items(output: str, *, current: str) -> None:
     """Drops the items of all but the latest runs, by the store's clock, and of the run `current`."""
     items = sorted(
-        storage.list_objects(names.runs_uri(output), suffix=".parquet"), key=lambda found: found.last_modified
+        storage.list_objects(layout.runs_uri(output), suffix=".parquet"), key=lambda found: found.last_modified
     )
     latest = list(dict.fromkeys(_run_id(found.uri) for found in reversed(items)))
     kept = {current, *latest[:KEPT_ITEMS]}

@@ -17,10 +17,11 @@ import pyarrow.compute as pc
 
 from pia_ray import storage
 from pia_ray.errors import StorageNotFound, VideoError
-from pia_ray.ledger import names, runs
-from pia_ray.ledger.book import Ledger, output_errors
+from pia_ray.ledger import layout, runs
+from pia_ray.ledger.ledger import Ledger, output_errors
 from pia_ray.ledger.parts import read_winners
 from pia_ray.ledger.results import row_from_provenance
+from pia_ray.ledger.results_writer import winners_of
 from pia_ray.ledger.runs import RunRecord
 from pia_ray.types import ResultRow
 
@@ -114,7 +115,7 @@ def summary(ledger: Ledger) -> Summary:
     ledger.flush()
     with output_errors(ledger.output):
         run = runs.latest_run(ledger.output)
-        places, _ = ledger.winners_of(run.run_id if run is not None else None)
+        places, _ = winners_of(ledger.output, ledger.index, run.run_id if run is not None else None)
         pieces = [
             table
             for _, table, _ in read_winners(ledger.index, places[places >= 0], columns=_SUMMARY_COLUMNS)
@@ -246,7 +247,7 @@ def _restore(output: str, uri: str, pictures: set[str]) -> ResultRow:
 
     content = storage.read_bytes(uri)
     values = probe(content).provenance
-    thumbnails = names.thumbnail_uris(output, str(values.get("id", "")), work_key=str(values.get("work_key", "")))
+    thumbnails = layout.thumbnail_uris(output, str(values.get("id", "")), work_key=str(values.get("work_key", "")))
     input_uri, video_uri = (picture if picture in pictures else None for picture in thumbnails)
     row = row_from_provenance(
         values,
@@ -256,14 +257,14 @@ def _restore(output: str, uri: str, pictures: set[str]) -> ResultRow:
         size_bytes=len(content),
         sha256=hashlib.sha256(content).hexdigest(),
     )
-    if names.key_prefix(uri) != int(row.work_key[: names.KEY_DIGITS], 16):
+    if layout.key_prefix(uri) != int(row.work_key[: layout.KEY_DIGITS], 16):
         raise VideoError("the file's name is not that of the work item inside it")
     return row
 
 
 def _place_of(uri: str, high: _Array) -> int | None:
     """Where in the ordered first halves of keys the file's own is."""
-    prefix = names.key_prefix(uri)
+    prefix = layout.key_prefix(uri)
     if prefix is None:
         return None
     place = int(np.searchsorted(high, np.uint64(prefix)))

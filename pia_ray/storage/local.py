@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from pia_ray.storage.faults import local_errors, too_large
+from pia_ray.storage.errors import local_errors, too_large
 from pia_ray.storage.uris import ObjectStat, join, local_path
 
 _TEMPORARY_PREFIX: Final = ".tmp-"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from pia_ray.errors import OutputError, StorageError, StorageNotFound
 from pia_ray.storage import local, s3
-from pia_ray.storage.faults import local_errors
+from pia_ray.storage.errors import local_errors
 from pia_ray.storage.uris import ObjectStat, is_s3, join, local_path
 
 if TYPE_CHECKING:

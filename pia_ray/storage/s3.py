@@ -19,7 +19,7 @@ from botocore import exceptions as aws
 from pia_ray.errors import StorageError, StorageNotFound, StorageUnavailable
 from pia_ray.storage import client
 from pia_ray.storage.client import s3_client
-from pia_ray.storage.faults import retried, status_of, too_large
+from pia_ray.storage.errors import retried, status_of, too_large
 from pia_ray.storage.uris import ObjectStat, bucket_and_key, join, object_address
 
 if TYPE_CHECKING:

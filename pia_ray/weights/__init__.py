@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from pia_ray import storage
-from pia_ray.checkpoint import FILE_NAMES, Part, digest, refuse_pickle, verify
 from pia_ray.config.model import ModelConfig, model_file
 from pia_ray.errors import WeightsError
-from pia_ray.weights import copies, hub, prefixes
+from pia_ray.weights import copies, hub, s3_prefixes
+from pia_ray.weights.checkpoint import FILE_NAMES, Part, digest, refuse_pickle, verify
 
 MODEL_FILE: Final = copies.MODEL_FILE
 """Name of the settings beside a `copy`."""
@@ -101,7 +101,7 @@ def is_pulled(model: ModelConfig) -> bool:
     try:
         for part in _parts(model):
             if storage.is_s3(part.reference):
-                if not prefixes.is_cached(part):
+                if not s3_prefixes.is_cached(part):
                     return False
             elif hub.is_hub(part):
                 hub.cached(part)
@@ -196,7 +196,7 @@ def _find(model: ModelConfig, *, refresh: bool) -> list[tuple[Part, Path, str]]:
     found = []
     for part in _parts(model):
         if storage.is_s3(part.reference):
-            place, identity = prefixes.fetch(part)
+            place, identity = s3_prefixes.fetch(part)
         elif hub.is_hub(part):
             place = hub.fetch(part, refresh=refresh)
             identity = hub.identity(part, hub.commit_of(part, place))
@@ -222,7 +222,7 @@ def _version(model: ModelConfig, identities: Iterable[tuple[Part, str]]) -> str:
 
 def _identity(part: Part) -> str:
     if storage.is_s3(part.reference):
-        return prefixes.look_up(part)[0]
+        return s3_prefixes.look_up(part)[0]
     if hub.is_hub(part):
         return hub.identity(part, hub.commit(part))
     place = _local(part)

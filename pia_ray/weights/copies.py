@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from pia_ray import storage
-from pia_ray.checkpoint import PICKLED_SUFFIXES, Part, verify
 from pia_ray.errors import StorageNotFound, WeightsError
+from pia_ray.weights.checkpoint import PICKLED_SUFFIXES, Part, verify
 
 MODEL_FILE: Final = "model.yaml"
 

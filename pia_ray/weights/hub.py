@@ -23,8 +23,8 @@ from huggingface_hub.errors import (
 )
 
 from pia_ray import storage
-from pia_ray.checkpoint import Part, refuse_pickle, verify
 from pia_ray.errors import WeightsError
+from pia_ray.weights.checkpoint import Part, refuse_pickle, verify
 
 log = logging.getLogger(__name__)
 

@@ -17,14 +17,14 @@ import httpx
 import pytest
 
 from pia_ray.config.serve import ServeConfig
-from pia_ray.fetch import fetch
 from pia_ray.online.rendering.local_renderer import LocalRenderer
 from pia_ray.online.requests.request_reader import FormReader
 from pia_ray.online.service import create_endpoint
 from pia_ray.online.video_jobs import JobStore
+from pia_ray.storage.https import fetch
 from pia_ray.testing import FakeAnimator
 from tests.online.video_server import QUICK, data_url, png
-from tests.test_fetch import certificate, close, serve
+from tests.storage.test_https import certificate, close, serve
 
 ROUTES = ("/v1/animations", "/v1/videos")
 

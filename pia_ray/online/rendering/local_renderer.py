@@ -14,11 +14,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from pia_ray import steps, weights
+from pia_ray import weights
 from pia_ray.animation import Animation, provenance_of
 from pia_ray.config.knobs import VideoFormat
 from pia_ray.config.serve import ServeConfig
 from pia_ray.errors import Busy, PiaRayError, UnexpectedError, WeightsError
+from pia_ray.manifest import inputs
 from pia_ray.media import image as pictures
 from pia_ray.media import video
 from pia_ray.online.rendering.renderer import (
@@ -189,7 +190,7 @@ def decode(request: RenderRequest, config: ServeConfig, *, deadline_s: float | N
     video.require_encodable(request.format, width=params.width or 8, height=params.height or 8, fps=params.fps)
     limits = {"max_bytes": config.max_image_bytes, "max_pixels": config.max_image_pixels}
     picture = pictures.decode(request.image, background=config.background, **limits).rgb
-    brings: dict[str, Any] = dict(steps.decode_references(request.inputs, background=config.background, **limits))
+    brings: dict[str, Any] = dict(inputs.decode_references(request.inputs, background=config.background, **limits))
     return AnimationRequest(picture, params, id=request.id, deadline_s=deadline_s, **brings)
 
 

@@ -31,7 +31,6 @@ from pia_ray.config.model import ModelConfig
 from pia_ray.config.resolving import lora_strengths, parse_params, resolve
 from pia_ray.config.serve import ServeConfig
 from pia_ray.errors import BadParameter, ImageTooLarge, RowError, UnsupportedBody, VideoError
-from pia_ray.fetch import fetch
 from pia_ray.manifest import canonical_params, decode_data_url
 from pia_ray.media import arrays, sizes, video
 from pia_ray.media import image as pictures
@@ -46,6 +45,7 @@ from pia_ray.online.requests.aliases import (
     spell_out_size,
 )
 from pia_ray.online.requests.bodies import Fields, parse_json, shown, unfold
+from pia_ray.storage.https import fetch
 
 FetchUrl = Callable[[str, int], bytes]
 """The bytes at an https:// URL, at most so many. Raises FetchError, ImageError."""

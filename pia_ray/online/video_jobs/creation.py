@@ -11,12 +11,12 @@ from typing import Any, Final
 from pia_ray.config.knobs import REFERENCE_KNOBS
 from pia_ray.config.serve import ServeConfig
 from pia_ray.errors import BadParameter, Conflict, FetchError
-from pia_ray.fetch import check_url
 from pia_ray.online.files import FileStore
 from pia_ray.online.rendering.renderer import BATCH_LINE, VIDEO_JOB
 from pia_ray.online.requests.aliases import IMAGE_FIELDS
 from pia_ray.online.requests.request_reader import Form, FormReader
 from pia_ray.online.video_jobs import JobStore, VideoJob
+from pia_ray.storage.https import check_url
 
 _REMIXED: Final = frozenset({*IMAGE_FIELDS, *REFERENCE_KNOBS})
 

@@ -15,9 +15,9 @@ import time
 from collections.abc import Sequence
 from typing import Final
 
-from pia_ray import fetch
 from pia_ray.errors import ConfigError, FetchError, FetchUnavailable
 from pia_ray.online.video_jobs import VideoJob
+from pia_ray.storage import https
 
 TIMEOUT_S: Final = 5.0
 RETRY_DELAYS_S: Final = (5.0, 60.0, 600.0, 3600.0)
@@ -40,7 +40,7 @@ class Webhooks:
         *,
         retry_delays_s: Sequence[float] = RETRY_DELAYS_S,
         allowed_networks: Sequence[str] = (),
-        resolve: fetch.Resolver = fetch.resolve_by_system,
+        resolve: https.Resolver = https.resolve_by_system,
         ssl_context: ssl.SSLContext | None = None,
     ) -> None:
         self._key = _key_of(secret)
@@ -59,7 +59,7 @@ class Webhooks:
         if job.webhook_url is None or job.completed_at is None:
             raise ValueError(f"{job.id} has no webhook, or has not ended")
         body = event(job)
-        status = fetch.post(
+        status = https.post(
             job.webhook_url,
             body,
             headers={"Content-Type": "application/json", "User-Agent": "pia-ray", **self.headers(event_id(job), body)},

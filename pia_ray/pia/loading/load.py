@@ -16,7 +16,6 @@ from diffusers.utils import logging as diffusers_logging
 from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 from transformers.utils import logging as transformers_logging
 
-from pia_ray.checkpoint import PICKLED_SUFFIXES, digest
 from pia_ray.config.model import ModelConfig
 from pia_ray.errors import WeightsError
 from pia_ray.pia.components import Components, Held, Lora
@@ -32,6 +31,7 @@ from pia_ray.pia.loading.textual_inversion import with_inversions
 from pia_ray.pia.loading.weight_sharing import Pool, SourceOf
 from pia_ray.pia.unet.compilation import compile_mode_of
 from pia_ray.weights import LocalWeights
+from pia_ray.weights.checkpoint import PICKLED_SUFFIXES, digest
 
 # Their loading bars are for notebooks; a worker's standard error is for what goes wrong.
 diffusers_logging.disable_progress_bar()

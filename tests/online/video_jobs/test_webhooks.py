@@ -27,7 +27,7 @@ from pia_ray.online.video_jobs import JobStore, VideoJob
 from pia_ray.online.video_jobs.dispatcher import Dispatcher
 from pia_ray.online.video_jobs.webhooks import Webhooks
 from tests.online.video_jobs.test_dispatcher import QUICK, ScriptedRenderer, ended, run, running
-from tests.test_fetch import certificate
+from tests.storage.test_https import certificate
 
 KEY = bytes(range(32))
 SECRET = "whsec_" + base64.b64encode(KEY).decode()

@@ -16,7 +16,7 @@ from PIL import Image
 
 from pia_ray import manifest
 from pia_ray.animation import Animation
-from pia_ray.catalog.estimate import evaluations
+from pia_ray.catalog.workload import evaluations
 from pia_ray.config.catalog import CatalogConfig
 from pia_ray.config.knobs import AnimationParams
 from pia_ray.config.model import ModelConfig, build

@@ -29,7 +29,7 @@ from pia_ray.errors import (
     StorageTooLarge,
     StorageUnavailable,
 )
-from pia_ray.storage.faults import local_error
+from pia_ray.storage.errors import local_error
 from tests.chaos_proxy import CUT_BODY, LOSE_ANSWER, RESET, ChaosProxy, chaos
 from tests.s3_server import S3Server, point_at, s3, s3_server
 

@@ -396,7 +396,7 @@ def test_signatures_and_embedded_pictures_stay_out_of_the_results(tmp_path: Path
 
 
 def test_a_gallery_of_a_huge_catalogue_shows_part_and_says_so() -> None:
-    from pia_ray import gallery
+    from pia_ray.catalog import gallery
 
     statuses = ["succeeded"] * 30_000 + ["failed"] * 8_000
     chosen = gallery._chosen(statuses)

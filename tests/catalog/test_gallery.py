@@ -10,7 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pia_ray import gallery, ledger
+from pia_ray import ledger
+from pia_ray.catalog import gallery
 from pia_ray.errors import OutputError
 from pia_ray.types import ResultRow
 

@@ -14,7 +14,7 @@ import pytest
 
 from pia_ray import storage
 from pia_ray.errors import LeaseHeld
-from pia_ray.ledger import Lease, names
+from pia_ray.ledger import Lease, layout
 from tests.chaos_proxy import LOSE_ANSWER, ChaosProxy, chaos
 from tests.s3_server import s3, s3_server
 
@@ -146,7 +146,7 @@ def test_a_wrong_clock_neither_steals_nor_keeps_a_lease_of_another_machine(s3: s
     """Times that a holder with a wrong clock writes are for people; the store's own count."""
     started_at = (datetime.now(UTC) + timedelta(hours=hours)).isoformat()
     holder = {"run_id": "far", "host": "elsewhere", "pid": 1, "started_at": started_at, "process": "x/y/1:2"}
-    storage.write_bytes(names.lease_uri(s3), json.dumps({**holder, "ttl_s": 4}).encode())
+    storage.write_bytes(layout.lease_uri(s3), json.dumps({**holder, "ttl_s": 4}).encode())
     begin = time.monotonic()
     with Lease(s3, run_id="mine") as lease:
         assert lease.held

@@ -15,7 +15,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from pia_ray import gallery, ledger
+from pia_ray import ledger
+from pia_ray.catalog import gallery
 from pia_ray.media import image, video
 from pia_ray.types import ResultRow
 

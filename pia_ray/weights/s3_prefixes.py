@@ -13,8 +13,8 @@ from filelock import FileLock
 from huggingface_hub.constants import HF_HOME
 
 from pia_ray import storage
-from pia_ray.checkpoint import Part, refuse_pickle, verify
 from pia_ray.errors import StorageError, WeightsError
+from pia_ray.weights.checkpoint import Part, refuse_pickle, verify
 
 log = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ import pytest
 from pia_ray import ledger, storage
 from pia_ray.config.knobs import MAX_SEED
 from pia_ray.errors import LeaseHeld, LedgerError, OutputError, VideoError
-from pia_ray.ledger import Lease, Ledger, names, new_run, runs
+from pia_ray.ledger import Lease, Ledger, layout, new_run, runs
 from pia_ray.ledger.parts import find_keys, split_keys, write_part
 from pia_ray.manifest import ITEMS_SCHEMA
 from pia_ray.media.video import encode
@@ -40,7 +40,7 @@ def key_of(number: int, spec: str = "") -> str:
 
 def row_of(number: int, *, output: str = "out", **changes: Any) -> ResultRow:
     key = changes.pop("work_key", key_of(number))
-    input_uri, video_thumbnail = names.thumbnail_uris(output, f"row {number}", work_key=key)
+    input_uri, video_thumbnail = layout.thumbnail_uris(output, f"row {number}", work_key=key)
     row = ResultRow(
         id=f"row {number}",
         video_index=0,
@@ -49,7 +49,7 @@ def row_of(number: int, *, output: str = "out", **changes: Any) -> ResultRow:
         error_message=None,
         retryable=None,
         attempts=1,
-        video_uri=names.video_uri(output, f"row {number}", work_key=key, ext="mp4"),
+        video_uri=layout.video_uri(output, f"row {number}", work_key=key, ext="mp4"),
         thumbnail_uri=video_thumbnail,
         input_thumbnail_uri=input_uri,
         image_uri=f"pictures/{number}.png",
@@ -161,7 +161,7 @@ def output(tmp_path: Path) -> str:
     ],
 )
 def test_a_slug_is_a_harmless_file_name(row_id: str, expected: str) -> None:
-    assert names.slug(row_id) == expected
+    assert layout.slug(row_id) == expected
 
 
 def test_ids_with_the_same_slug_have_different_videos() -> None:
@@ -169,14 +169,14 @@ def test_ids_with_the_same_slug_have_different_videos() -> None:
     other = ledger.video_uri("out", "a b", work_key=key_of(2), ext=".mp4")
     assert one != other
     assert one == f"out/videos/{key_of(1)[:2]}/a-b-{key_of(1)[:16]}.mp4"
-    assert names.key_prefix(one) == int(key_of(1)[:16], 16)
+    assert layout.key_prefix(one) == int(key_of(1)[:16], 16)
 
 
 def test_thumbnails_lie_beside_each_other_under_the_work_key() -> None:
     first, second = ledger.thumbnail_uris("s3://b/out/", "a", work_key=key_of(1))
     assert first == f"s3://b/out/thumbnails/{key_of(1)[:2]}/a-{key_of(1)[:16]}-input.webp"
     assert second.endswith("-video.webp")
-    assert names.key_prefix(first) == names.key_prefix(second) == int(key_of(1)[:16], 16)
+    assert layout.key_prefix(first) == layout.key_prefix(second) == int(key_of(1)[:16], 16)
 
 
 # Rows and the table
@@ -314,7 +314,7 @@ def test_a_long_manifest_is_written_in_files_of_bounded_size(output: str) -> Non
 
 def test_items_of_old_runs_are_dropped_but_for_a_few(output: str) -> None:
     planned = [plan(output, range(2)) for _ in range(runs.KEPT_ITEMS + 2)]
-    kept = {uri.uri.split("/")[-3] for uri in storage.list_objects(names.runs_uri(output), suffix=".parquet")}
+    kept = {uri.uri.split("/")[-3] for uri in storage.list_objects(layout.runs_uri(output), suffix=".parquet")}
     assert kept == {each.run.run_id for each in planned[-runs.KEPT_ITEMS :]}
     latest = ledger.latest_run(output)
     assert latest is not None
@@ -542,7 +542,7 @@ def test_two_writers_on_one_output_lose_nothing(output: str) -> None:
     script = """
 import sys
 sys.path.insert(0, sys.argv[3])
-from tests.test_ledger import row_of
+from tests.ledger.test_ledger import row_of
 from pia_ray.ledger import Ledger
 begin = int(sys.argv[2])
 with Ledger.open(sys.argv[1]) as book:
@@ -550,7 +550,7 @@ with Ledger.open(sys.argv[1]) as book:
         book.append([row_of(number)])
 """
     writers = [
-        subprocess.Popen([sys.executable, "-c", script, output, str(begin), str(Path(__file__).parent.parent)])
+        subprocess.Popen([sys.executable, "-c", script, output, str(begin), str(Path(__file__).parents[2])])
         for begin in (0, 150)
     ]
     assert [writer.wait(60) for writer in writers] == [0, 0]
@@ -563,7 +563,7 @@ def test_a_driver_killed_anywhere_loses_no_written_row(output: str) -> None:
     script = """
 import sys
 sys.path.insert(0, sys.argv[2])
-from tests.test_ledger import items_of, row_of
+from tests.ledger.test_ledger import items_of, row_of
 from pia_ray.ledger import Ledger, new_run, read_items
 with Ledger.open(sys.argv[1]) as book:
     planned = book.plan([items_of(range(3000))], run=new_run(manifest="m", model="demo"))
@@ -578,7 +578,7 @@ with Ledger.open(sys.argv[1]) as book:
                     print("done", number, flush=True)
     book.finish(planned.run)
 """
-    command = [sys.executable, "-c", script, output, str(Path(__file__).parent.parent)]
+    command = [sys.executable, "-c", script, output, str(Path(__file__).parents[2])]
     for kill_after in range(2, 40, 3):
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None
@@ -772,10 +772,10 @@ def test_on_s3_a_run_is_planned_recorded_repeated_and_compacted(s3: str) -> None
 def test_on_s3_a_damaged_part_is_moved_aside(s3: str) -> None:
     record(s3, [row_of(0)])
     record(s3, [row_of(1)])
-    first = next(storage.list_objects(names.parts_uri(s3)))
+    first = next(storage.list_objects(layout.parts_uri(s3)))
     storage.write_bytes(first.uri, b"")
     assert plan(s3, range(2)).num_pending == 1
-    assert storage.exists(names.quarantine_uri(s3, first.uri))
+    assert storage.exists(layout.quarantine_uri(s3, first.uri))
     assert not storage.exists(first.uri)
 
 

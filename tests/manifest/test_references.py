@@ -25,6 +25,7 @@ from pia_ray.config.catalog import CatalogConfig
 from pia_ray.config.knobs import ARRAY_KNOBS, PICTURE_KNOBS, AnimationParams
 from pia_ray.config.model import build
 from pia_ray.errors import BadParameter, ConfigError, ManifestError
+from pia_ray.manifest import inputs
 from pia_ray.media import arrays
 from pia_ray.media.sizes import fit, fit_mask
 from pia_ray.media.video import decode_frames
@@ -220,7 +221,7 @@ def test_a_row_from_elsewhere_carries_what_it_holds(tmp_path: Path) -> None:
     config = configure(tmp_path, tmp_path / "out")
     cells = {"id": "a", "image": PNG, "prompt": "p", "end_image": END, "prompt_embeds": TEXT.tolist(), "latents": None}
     planned = manifest.plan_row(cells, config, model_version="v1")
-    from pia_ray import steps
+    from pia_ray.catalog import steps
 
     fetched = steps.fetch(planned, config)
     assert same(fetched.references["end_image"], rgb(END))
@@ -272,7 +273,6 @@ def test_a_repeated_run_animates_nothing_and_a_changed_file_counts_where_changes
 
 
 def test_a_manifest_whose_bytes_changed_since_the_plan_fails_the_row(tmp_path: Path) -> None:
-    from pia_ray import steps
 
     columns = {"id": ["a"], "image": [PNG], "prompt": ["p"], "latents": [NOISE[0, 0, 0].tolist()]}
     columns["latents"] = pa.array([NOISE.tolist()])
@@ -283,7 +283,7 @@ def test_a_manifest_whose_bytes_changed_since_the_plan_fails_the_row(tmp_path: P
     pq.write_table(pa.table({**columns, "latents": pa.array([(NOISE * 2).tolist()])}), tmp_path / "later" / "m.parquet")
     moved = {"latents": planned.references["latents"].replace("m.parquet", "later/m.parquet")}
     with pytest.raises(Exception, match="latents: the manifest has changed since it was planned"):
-        steps.read_references(
+        inputs.read_references(
             moved,
             background="#ffffff",
             max_bytes=10**6,

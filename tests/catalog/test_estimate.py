@@ -12,8 +12,9 @@ import torch
 from PIL import Image
 
 from pia_ray import read_results
-from pia_ray.catalog.estimate import Estimate, estimate, evaluated_frames, evaluations, facts_of, text_of
+from pia_ray.catalog.estimate import Estimate, estimate, facts_of, text_of
 from pia_ray.catalog.local import run_local
+from pia_ray.catalog.workload import evaluated_frames, evaluations
 from pia_ray.cli.main import main
 from pia_ray.config.catalog import CatalogConfig
 from pia_ray.config.knobs import AnimationParams, Scheduler

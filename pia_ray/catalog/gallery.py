@@ -69,7 +69,7 @@ def gallery_html(rows: Sequence[_Row], *, title: str, num_left_out: int = 0) -> 
 
     `num_left_out` rows are not among them; the page says so.
     """
-    folder = files("pia_ray")
+    folder = files("pia_ray.catalog")
     script = folder.joinpath("gallery.js").read_text("utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     parts = {

@@ -26,7 +26,7 @@ from pia_ray.errors import (
     ImageNotFound,
     ImageTooLarge,
 )
-from pia_ray.fetch import fetch, is_public
+from pia_ray.storage.https import fetch, is_public
 
 PICTURE = bytes(range(256)) * 40
 SECRET = "X-Amz-Signature=5ecret"

@@ -1,0 +1,238 @@
+"""The work that a manifest asks for, counted without a GPU: rows, UNet evaluations, frames, bytes."""
+
+from __future__ import annotations
+
+import json
+import random
+import statistics
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import chain
+from typing import Any, Final
+
+import pyarrow as pa
+
+from pia_ray import ledger, manifest
+from pia_ray.catalog import steps
+from pia_ray.catalog.run import settled, versions_of
+from pia_ray.config.catalog import CatalogConfig
+from pia_ray.config.knobs import AnimationParams
+from pia_ray.errors import RowError
+from pia_ray.ledger.parts import Index
+from pia_ray.ledger.planning import sort_items
+from pia_ray.media.sizes import choose_size
+from pia_ray.pia.denoising.context_windows import segments, windows
+from pia_ray.types import ManifestRow
+
+SAMPLED_PICTURES: Final = 64
+"""Pictures that are opened for their size, where rows leave the size to the picture."""
+
+FETCHES: Final = 8
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What a run has before it, from its plan."""
+
+    num_rows: int
+    """Rows of the manifest; num_videos makes several work items of one."""
+    num_items: int
+    num_bad: int
+    """Work items that fail without reaching a worker."""
+    num_before: int
+    """Work items that an earlier run on this output has done, or failed and will not try again."""
+    num_pending: int
+    styles: Mapping[str, int]
+    """Pending items by style."""
+    video_s: float
+    """Playing time of the videos to make."""
+    evaluations: int
+    cost_factor: float
+    """Work over that of one evaluation per step: what guidance, second-order schedulers, FreeInit and windows cost."""
+    pixel_frames: float
+    """Pixels of all frames of the videos to make."""
+    work: float
+    """Evaluations x frames x pixels."""
+    sizes: str
+    """How sizes were found that the rows leave open."""
+    sample: tuple[ManifestRow, ...]
+    """Some of the pending items, drawn at random."""
+
+
+def evaluations(params: AnimationParams) -> int:
+    """UNet evaluations of one video: those of the steps that are run, each side of guidance and each window counted."""
+    return _count(params)[0]
+
+
+def evaluated_frames(params: AnimationParams) -> int:
+    """Frames of all evaluations of one video: a window counts its own."""
+    return _count(params)[1]
+
+
+def plain_frames(params: AnimationParams) -> int:
+    """What `evaluated_frames` would be with one evaluation per step of all frames once."""
+    return params.num_frames * _kept(params.num_inference_steps, params.strength)
+
+
+def plan_workload(config: CatalogConfig, *, resume: bool) -> Workload:
+    """Counts the work items of the manifest and their work; opens some pictures where the rows leave sizes open."""
+    version, index = config.model.name, Index()
+    style_versions = {style: model.name for style, model in config.styles.items()}
+    if resume:
+        # Keys name the weights: only with their true version is it known what is done.
+        version, style_versions = versions_of(settled(config))
+        index = ledger.Ledger.open(config.output).index
+    opened = manifest.open_manifest(
+        config.manifest,
+        id_col=config.id_col,
+        image_col=config.image_col,
+        prompt_col=config.prompt_col,
+        has_default_prompt="prompt" in config.defaults,
+    )
+    rows = items = bad = before = pending = total_evaluations = 0
+    video_s = sized_work = sized_pixel_frames = 0.0
+    open_evaluation_frames = open_frames = frames_in_all = plain_frames_in_all = 0
+    sample, open_sample = _Reservoir(), _Reservoir()
+    styles: Counter[str] = Counter()
+    for table in manifest.plan(opened, config, model_version=version, style_versions=style_versions):
+        found = sort_items(index, table, retry=config.retry)
+        items += len(table)
+        rows += int((table["video_index"].to_numpy() == 0).sum())
+        bad += int(found.rejected.sum())
+        pending += int(found.pending.sum())
+        before += int((~found.rejected & ~found.pending).sum())
+        for batch in table.select(manifest.ITEMS_SCHEMA.names).filter(pa.array(found.pending)).to_batches():
+            for item in batch.to_pylist():
+                params = params_of(item["params"])
+                count, frames = _count(params)
+                total_evaluations += count
+                frames_in_all += frames
+                plain_frames_in_all += plain_frames(params)
+                video_s += params.video_frames / params.fps
+                styles[item["style"]] += 1
+                sample.add(item)
+                if params.width is not None and params.height is not None:
+                    sized_pixel_frames += float(params.width * params.height * params.num_frames)
+                    sized_work += float(params.width * params.height * frames)
+                else:
+                    open_frames += params.num_frames
+                    open_evaluation_frames += frames
+                    open_sample.add(item)
+    area, sizes = _mean_area(open_sample.rows(), config) if open_frames else (0.0, "every row states its size")
+    return Workload(
+        num_rows=rows,
+        num_items=items,
+        num_bad=bad,
+        num_before=before,
+        num_pending=pending,
+        styles=dict(styles.most_common()),
+        video_s=video_s,
+        evaluations=total_evaluations,
+        cost_factor=frames_in_all / plain_frames_in_all if plain_frames_in_all else 1.0,
+        pixel_frames=sized_pixel_frames + area * open_frames,
+        work=sized_work + area * open_evaluation_frames,
+        sizes=sizes,
+        sample=tuple(sample.rows()),
+    )
+
+
+def _count(params: AnimationParams) -> tuple[int, int]:
+    """Evaluations of a video, and frames of them all."""
+    keys = {name: getattr(params, name) for name in _COSTLY}
+    return _count_once(tuple(keys.values()))
+
+
+_COSTLY: Final = (
+    *("num_frames", "num_inference_steps", "guidance_scale", "image_guidance_scale", "strength", "scheduler"),
+    *("long_video", "context_frames", "context_overlap", "context_schedule", "context_stride"),
+    *("free_init", "free_init_iters", "free_init_fast_sampling"),
+)
+"""Knobs that change how much is evaluated: rows that agree in them are counted once."""
+
+
+@lru_cache(maxsize=1024)
+def _count_once(values: tuple[Any, ...]) -> tuple[int, int]:
+    params = AnimationParams.model_construct(prompt="-", **dict(zip(_COSTLY, values, strict=True)))
+    sides = params.num_branches
+    count = frames = 0
+    for length in segments(params):
+        part = params.model_copy(update={"num_frames": length})
+        for step in chain.from_iterable(_steps(params, num) for num in params.iterations):
+            views = windows(part, step)
+            count += sides * len(views)
+            frames += sides * len(views) * len(views[0])
+    return count, frames
+
+
+def _steps(params: AnimationParams, steps: int) -> Iterator[int]:
+    """The step of each evaluation as the engine counts them."""
+    count = _kept(steps, params.strength)
+    if params.scheduler.startswith(("heun", "kdpm2")):
+        # Every step but the last has a second evaluation.
+        yield from (index // 2 for index in range(2 * count - 1))
+    elif params.scheduler == "pndm" and steps > 1:
+        yield from range(count + 1)  # its start-up takes one step twice
+    else:
+        yield from range(count)
+
+
+def _kept(steps: int, strength: float) -> int:
+    return max(1, min(int(steps * strength), steps))
+
+
+def _mean_area(rows: Sequence[ManifestRow], config: CatalogConfig) -> tuple[float, str]:
+    """Mean pixels of a frame of rows that leave the size to their picture, and how it was found."""
+    with ThreadPoolExecutor(FETCHES, thread_name_prefix="fetch") as pool:
+        areas = [area for area in pool.map(lambda row: _area(row, config), rows) if area]
+    if not areas:
+        square = config.model.long_edge
+        return float(
+            square * square
+        ), f"assumed {square} x {square} px, as none of {len(rows)} pictures could be opened"
+    return statistics.fmean(areas), f"from {len(areas)} pictures, opened, of {len(rows)} drawn at random"
+
+
+def _area(row: ManifestRow, config: CatalogConfig) -> int:
+    """Pixels of one frame; 0 where the picture cannot be opened: others tell the sizes, this row will fail."""
+    try:
+        fetched = steps.fetch(row, config)
+    except RowError:
+        return 0
+    model = config.model_for(row.params.style)
+    width, height = choose_size(
+        (fetched.original_width, fetched.original_height),
+        long_edge=model.long_edge,
+        size_step=model.size_step,
+        width=row.params.width,
+        height=row.params.height,
+    )
+    return width * height
+
+
+def params_of(canonical: str) -> AnimationParams:
+    """Params as the plan or a result wrote them; unchecked, since a plan may have a million."""
+    return AnimationParams.model_construct(**json.loads(canonical))
+
+
+class _Reservoir:
+    """A fair sample of a stream of items, the same for the same stream."""
+
+    def __init__(self) -> None:
+        self._random = random.Random(0)  # noqa: S311 - a sample, not a secret
+        self._kept: list[Mapping[str, Any]] = []
+        self._seen = 0
+
+    def add(self, item: Mapping[str, Any]) -> None:
+        """Offers one item."""
+        self._seen += 1
+        if len(self._kept) < SAMPLED_PICTURES:
+            self._kept.append(item)
+        elif (place := self._random.randrange(self._seen)) < SAMPLED_PICTURES:
+            self._kept[place] = item
+
+    def rows(self) -> list[ManifestRow]:
+        """What was kept."""
+        return [manifest.row_from_item(item) for item in self._kept]

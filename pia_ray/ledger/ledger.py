@@ -1,0 +1,205 @@
+"""The row ledger of one output: what is done, what is to do, and the results table that people read.
+
+The driver alone writes here: it plans the catalogue and writes parts. Workers commit videos and hand their rows over.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import tempfile
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+import numpy as np
+import pyarrow as pa
+
+from pia_ray import storage
+from pia_ray.errors import OutputError, StorageError
+from pia_ray.ledger import attempts, layout, runs
+from pia_ray.ledger.parts import (
+    Index,
+    PartWriter,
+    drop_parts,
+    quarantine,
+    read_index,
+    read_winners,
+    split_keys,
+    write_part,
+)
+from pia_ray.ledger.planning import Planned, Planner, rejected_rows
+from pia_ray.ledger.results import conform
+from pia_ray.ledger.results_writer import ResultsWriter
+from pia_ray.ledger.runs import RunRecord
+from pia_ray.types import ResultRow
+
+FULL_PART_ROWS: Final = 8192
+MANY_PARTS: Final = 1000
+"""Planning compacts a ledger that has more: what many killed runs leave behind."""
+
+_STALE: Final = 0.8
+_TRIES: Final = 5
+
+_log = logging.getLogger(__name__)
+
+
+class Ledger:
+    """What an output holds, by work key. Reads every part once, when it is opened, and then keeps count by itself.
+
+    A context manager: leaving it writes the rows that wait.
+
+    Raises:
+        OutputError: wherever the store refuses or does not answer.
+    """
+
+    def __init__(self, output: str, index: Index) -> None:
+        self.output = output
+        self.index = index
+        self._writer = PartWriter(output, index)
+
+    @classmethod
+    def open(cls, output: str) -> Self:
+        """The ledger of an output, empty where nothing is there."""
+        with output_errors(output):
+            return cls(output, read_index(output))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.flush()
+
+    def plan(self, tables: Iterable[pa.Table], *, run: RunRecord, retry: Iterable[str] = ()) -> Planned:
+        """Writes down the work items of a manifest and which of them are pending.
+
+        `tables` have the columns of ITEMS_SCHEMA, then the pass-through columns. Succeeded items are never pending;
+        failed ones are if `retry` holds "failed" or their error code. Rejected items become failed rows at once. If
+        `tables` raises, nothing is kept.
+        """
+        with tempfile.TemporaryDirectory(prefix="pia-ray-") as folder:
+            planner = Planner(self.index, frozenset(retry), Path(folder))
+            for table in tables:
+                planner.add(table)
+            paths = planner.close()
+            with output_errors(self.output):
+                self.quarantine_damaged()
+                items_uri = layout.items_uri(self.output, run.run_id)
+                for path in paths:
+                    storage.upload_file(path, storage.join(items_uri, path.name))
+                for rejected in rejected_rows(paths, run) if planner.num_newly_rejected else ():
+                    self.index.add(write_part(self.output, rejected), rejected)
+                self._end_stale_attempts()
+                run = dataclasses.replace(run, planned_at=storage.clock(self.output), counts=planner.counts)
+                runs.write_run(self.output, run)
+                runs.prune_items(self.output, current=run.run_id)
+        if len(self.index.part_uris) > MANY_PARTS:
+            self.compact()
+        return Planned(run=run, items_uri=items_uri, **planner.counts)
+
+    def quarantine_damaged(self) -> None:
+        """Moves damaged parts aside, so that they are told of once."""
+        for uri in list(self.index.damaged):
+            quarantine(self.output, uri)
+            del self.index.damaged[uri]
+
+    def append(self, rows: Iterable[ResultRow]) -> None:
+        """Takes finished rows; they are written 64 at a time or after 30 s."""
+        self._writer.append(rows)
+
+    def flush_if_due(self) -> None:
+        """Writes rows that have waited for 30 s; to be called now and then while no rows come."""
+        self._writer.flush_if_due()
+
+    def flush(self) -> None:
+        """Writes the rows that wait, now."""
+        self._writer.flush()
+
+    def finish(self, run: RunRecord) -> RunRecord:
+        """Writes what waits, the results table and the end of the run."""
+        self.flush()
+        self._end_stale_attempts()
+        self.write_results()
+        run = dataclasses.replace(run, finished_at=datetime.now(UTC))
+        with output_errors(self.output):
+            runs.write_run(self.output, run)
+        return run
+
+    def write_results(self, run_id: str | None = None) -> int:
+        """Writes `results.parquet` in place of what is there, and gives its number of rows.
+
+        One row per work item of that run's manifest (the latest run's if none is named), in its order, with the
+        pass-through columns. Items that have not ended yet are left out until they have. Where no run's items are
+        kept, every row of the ledger, by time. Memory is bounded: rows are sorted through files on this machine.
+        """
+        self.flush()
+        with output_errors(self.output), tempfile.TemporaryDirectory(prefix="pia-ray-") as folder:
+            if run_id is None:
+                latest = runs.latest_run(self.output)
+                run_id = latest.run_id if latest is not None else None
+            path = Path(folder) / "results.parquet"
+            for _ in range(_TRIES):
+                writer = ResultsWriter(self.output, self.index, run_id, Path(folder))
+                num_rows = writer.write(path)
+                if not writer.num_gone:
+                    break
+                self.index.replace_by(read_index(self.output))  # another process has compacted the ledger
+            storage.upload_file(path, layout.results_uri(self.output), content_type="application/vnd.apache.parquet")
+        return num_rows
+
+    def compact(self) -> tuple[int, int]:
+        """Puts small parts, and those with many rows that lost, together: the number of parts before and after.
+
+        What is new is durable before anything is dropped, so a crash leaves equal rows twice, which count once.
+        """
+        self.flush()
+        with output_errors(self.output):
+            self.quarantine_damaged()
+            index = read_index(self.output)
+            places = np.arange(len(index.winners))
+            used = np.bincount(index.winners.part, minlength=len(index.part_uris))
+            sizes = np.array(index.part_sizes, np.int64)
+            old = (sizes < FULL_PART_ROWS // 2) | (used < _STALE * sizes)
+            num_before = len(index.part_uris)
+            if old.sum() > 1 or (used < sizes)[old].any():
+                dropped = [uri for uri, is_old in zip(index.part_uris, old, strict=True) if is_old]
+                self._rewrite(index, places[old[index.winners.part]], dropped)
+            self.index.replace_by(read_index(self.output))
+            storage.sweep(self.output)
+        return num_before, len(self.index.part_uris)
+
+    def _rewrite(self, index: Index, chosen: np.ndarray[Any, Any], dropped: list[str]) -> None:
+        waiting: list[pa.Table] = []
+        aside: set[str] = set()
+        for uri, table, _ in read_winners(index, chosen):
+            if isinstance(table, pa.Table):
+                waiting.append(conform(table))
+            elif table is not None:  # damaged where the index does not look
+                quarantine(self.output, uri)
+                aside.add(uri)
+            if sum(map(len, waiting)) >= FULL_PART_ROWS:
+                write_part(self.output, pa.concat_tables(waiting))
+                waiting = []
+        if waiting:
+            write_part(self.output, pa.concat_tables(waiting))
+        drop_parts([uri for uri in dropped if uri not in aside])
+
+    def _end_stale_attempts(self) -> None:
+        keys = [key for key in attempts.count_attempts(self.output) if len(key) == 64]
+        if keys:
+            found = self.index.find(*split_keys(pa.array(keys, pa.string())))
+            attempts.end_stale_attempts(self.output, [keys[place] for place in np.flatnonzero(found >= 0)])
+
+
+@contextlib.contextmanager
+def output_errors(output: str) -> Iterator[None]:
+    """Turns errors of the store into the one that stops the run."""
+    try:
+        yield
+    except StorageError as error:
+        raise OutputError(f"the output {output} cannot be used: {error.message}") from error

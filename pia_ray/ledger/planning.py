@@ -1,0 +1,155 @@
+"""The items of a run: planned, sorted into done and pending, and written down for the workers."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pia_ray.ledger.parts import Index, split_keys
+from pia_ray.ledger.results import RESULTS_SCHEMA
+from pia_ray.ledger.runs import COLUMN_PREFIX, RunRecord
+from pia_ray.manifest import ITEMS_SCHEMA
+
+ITEMS_ROWS: Final = 50_000
+"""Rows of one items file, and of one row group of `results.parquet`."""
+
+ITEMS_BYTES: Final = 128 * 2**20
+"""Rows that wait for an items file take no more memory: pictures may be inside them, as data: URLs."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """The work that a run has before it; the counts add up to `num_items`."""
+
+    run: RunRecord
+    items_uri: str
+    """Parquet files with the columns of ITEMS_SCHEMA, `pending`, and pass-through columns named `manifest:<name>`."""
+    num_items: int
+    num_pending: int
+    num_succeeded_before: int
+    num_failed_before: int
+    """Failed in an earlier run and not to be tried again."""
+    num_rejected: int
+
+
+class Sorted(NamedTuple):
+    """Masks over planned items."""
+
+    known: np.ndarray[Any, Any]
+    """Those that have ended in an earlier run."""
+    succeeded: np.ndarray[Any, Any]
+    rejected: np.ndarray[Any, Any]
+    pending: np.ndarray[Any, Any]
+
+
+def sort_items(index: Index, table: pa.Table, *, retry: Collection[str]) -> Sorted:
+    """Which items of a table with the columns of ITEMS_SCHEMA are done, bad, or to do, as `Ledger.plan` says."""
+    places = index.find(*split_keys(table["work_key"]))
+    known = places >= 0
+    winners = index.winners
+    succeeded = np.zeros(len(places), np.bool_)
+    succeeded[known] = winners.succeeded[places[known]]
+    again = np.zeros(len(places), np.bool_)
+    if retry:
+        named = [code for code, text in enumerate(index.codes) if text in retry]
+        again[known] = "failed" in retry or np.isin(winners.code[places[known]], named)
+    rejected = pc.is_valid(table["error_message"]).to_numpy() & ~succeeded
+    return Sorted(known, succeeded, rejected, pending=~succeeded & ~rejected & (~known | again))
+
+
+class Planner:
+    """Sorts items into done and pending, and writes them to local files."""
+
+    def __init__(self, index: Index, retry: frozenset[str], folder: Path) -> None:
+        self._index = index
+        self._retry = retry
+        self._folder = folder
+        self._waiting: list[pa.Table] = []
+        self._num_waiting = 0
+        self._paths: list[Path] = []
+        self._schema: pa.Schema | None = None
+        self.num_newly_rejected = 0
+        self.counts = dict.fromkeys(
+            ("num_items", "num_pending", "num_succeeded_before", "num_failed_before", "num_rejected"), 0
+        )
+
+    def add(self, table: pa.Table) -> None:
+        known, succeeded, rejected, pending = sort_items(self._index, table, retry=self._retry)
+        self.num_newly_rejected += int((rejected & ~known).sum())
+        counts = self.counts
+        counts["num_items"] += len(table)
+        counts["num_pending"] += int(pending.sum())
+        counts["num_succeeded_before"] += int(succeeded.sum())
+        counts["num_rejected"] += int(rejected.sum())
+        counts["num_failed_before"] += int((~succeeded & ~rejected & ~pending).sum())
+        # Columns by place: a pass-through column may have any name that no results column has.
+        own = len(ITEMS_SCHEMA)
+        columns = [*table.columns[:own], pa.array(pending), pa.array(rejected & ~known), *table.columns[own:]]
+        passed = [field.with_name(f"{COLUMN_PREFIX}{field.name}") for field in list(table.schema)[own:]]
+        schema = pa.schema([*ITEMS_SCHEMA, ("pending", pa.bool_()), ("newly_rejected", pa.bool_()), *passed])
+        if self._schema is None:
+            self._schema = schema
+        self._waiting.append(pa.table(columns, schema=schema).cast(self._schema))
+        self._num_waiting += len(table)
+        while self._num_waiting >= ITEMS_ROWS:
+            self._write(ITEMS_ROWS)
+        if sum(waiting.nbytes for waiting in self._waiting) > ITEMS_BYTES:
+            self._write(self._num_waiting)
+
+    def close(self) -> list[Path]:
+        if self._num_waiting or not self._paths:
+            self._write(self._num_waiting)
+        return self._paths
+
+    def _write(self, num_rows: int) -> None:
+        if self._schema is None:
+            self._schema = pa.schema([*ITEMS_SCHEMA, ("pending", pa.bool_()), ("newly_rejected", pa.bool_())])
+        waiting = pa.concat_tables([self._schema.empty_table(), *self._waiting])
+        path = self._folder / f"part-{len(self._paths):05d}.parquet"
+        unique = {"work_key", "id", "image", "image_identity", "params", "seed"}
+        pq.write_table(
+            waiting.slice(0, num_rows),
+            path,
+            compression="zstd",
+            use_dictionary=[name for name in self._schema.names if name not in unique],
+            write_page_checksum=True,
+        )
+        self._paths.append(path)
+        self._waiting = [waiting.slice(num_rows)]
+        self._num_waiting -= num_rows
+
+
+def rejected_rows(paths: Iterable[Path], run: RunRecord) -> Iterator[pa.Table]:
+    """Failed result rows, a table per items file, for rejected items that have no row yet."""
+    for path in paths:
+        items = pq.read_table(path, columns=[*ITEMS_SCHEMA.names, "newly_rejected"])
+        items = items.filter(items["newly_rejected"])
+        if not len(items):
+            continue
+        given: dict[str, Any] = {
+            "status": "failed",
+            "retryable": False,
+            "attempts": 0,
+            "model": run.model,
+            "run_id": run.run_id,
+            "worker": "planner",
+            "finished_at": datetime.now(UTC),
+        }
+        columns = []
+        for field in RESULTS_SCHEMA:
+            source = "image" if field.name == "image_uri" else field.name
+            if field.name in given:
+                columns.append(pa.repeat(pa.scalar(given[field.name], field.type), len(items)))
+            elif source in items.column_names:
+                columns.append(items[source].cast(field.type))
+            else:
+                columns.append(pa.nulls(len(items), field.type))
+        yield pa.table(columns, schema=RESULTS_SCHEMA)

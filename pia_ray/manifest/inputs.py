@@ -1,0 +1,131 @@
+"""The bytes behind the references of a manifest, and the pictures and arrays in them."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from pia_ray import storage
+from pia_ray.config.knobs import ARRAY_KNOBS
+from pia_ray.errors import BadParameter, ImageNotFound, ImageTooLarge, RowError, StorageNotFound, StorageTooLarge
+from pia_ray.manifest.parquet import read_image_cell
+from pia_ray.manifest.references import decode_data_url
+from pia_ray.media import arrays
+from pia_ray.media import image as pictures
+from pia_ray.storage.https import fetch as fetch_url
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL.Image import Image
+
+
+_CELL = re.compile(r".+#row=[1-9][0-9]*&column=.+", re.DOTALL)
+"""References that `manifest.read_image_cell` reads."""
+
+
+def read_image(reference: str, *, max_bytes: int) -> bytes:
+    """The bytes behind an image reference: a path, s3://, https:// or data: URL, or a cell of a Parquet manifest.
+
+    Raises:
+        ImageError, FetchError, StorageError: as `fetch`.
+    """
+    if reference.startswith("https://"):
+        return fetch_url(reference, max_bytes=max_bytes)
+    if reference.startswith("data:"):
+        return _capped(decode_data_url(reference), max_bytes)
+    if _CELL.fullmatch(reference):
+        return _capped(read_image_cell(reference), max_bytes)
+    try:
+        return storage.read_bytes(reference, max_bytes=max_bytes)
+    except StorageNotFound as error:
+        raise ImageNotFound(f"there is no image: {error.message}") from None
+    except StorageTooLarge as error:
+        raise ImageTooLarge(error.message) from None
+
+
+def read_references(
+    uris: Mapping[str, str],
+    *,
+    background: str,
+    max_bytes: int,
+    max_pixels: int,
+    identities: Mapping[str, str] = MappingProxyType({}),
+) -> dict[str, Image | np.ndarray[Any, Any]]:
+    """What is behind references, by knob: RGB pictures of their own size, and float32 arrays.
+
+    Transparent parts of a mask are black, which stays; those of other pictures show `background`. `identities` say
+    what was planned for bytes that lie in a manifest.
+
+    Raises:
+        RowError: as `fetch`; the message begins with the knob.
+    """
+    found: dict[str, Image | np.ndarray[Any, Any]] = {}
+    for knob, uri in uris.items():
+        with _named(knob):
+            content = read_image(uri, max_bytes=max_bytes)
+            require_planned(identities.get(knob, ""), hashlib.sha256(content).hexdigest())
+            limits = {"max_bytes": max_bytes, "max_pixels": max_pixels}
+            found[knob] = _decode_reference(content, knob, background=background, **limits)
+    return found
+
+
+def decode_references(
+    contents: Mapping[str, bytes], *, background: str, max_bytes: int, max_pixels: int
+) -> dict[str, Image | np.ndarray[Any, Any]]:
+    """As `read_references`, of files that are at hand.
+
+    Raises:
+        ImageError, BadParameter: a file is not what its knob takes; the message begins with the knob.
+    """
+    found: dict[str, Image | np.ndarray[Any, Any]] = {}
+    limits = {"max_bytes": max_bytes, "max_pixels": max_pixels}
+    for knob, content in contents.items():
+        with _named(knob):
+            found[knob] = _decode_reference(content, knob, background=background, **limits)
+    return found
+
+
+@contextmanager
+def _named(knob: str) -> Iterator[None]:
+    """Says in an error which knob's file it is about."""
+    try:
+        yield
+    except BadParameter as error:
+        raise BadParameter(error.message, knob) from None
+    except RowError as error:
+        message = f"{knob}: {error.message}"
+        if knob in ARRAY_KNOBS and isinstance(error, ImageNotFound):
+            raise StorageNotFound(message) from None
+        if knob in ARRAY_KNOBS and isinstance(error, ImageTooLarge):
+            raise StorageTooLarge(message) from None
+        raise type(error)(message) from None
+
+
+def require_planned(identity: str, sha256: str) -> None:
+    """Refuses bytes in a manifest that are not those that were planned.
+
+    Raises:
+        ImageNotFound: `identity` is the sha256 of other bytes.
+    """
+    planned = identity.partition("#")[0]
+    if planned.startswith("sha256:") and planned != f"sha256:{sha256}":
+        raise ImageNotFound("the manifest has changed since it was planned: run again, which plans it anew")
+
+
+def _decode_reference(
+    content: bytes, knob: str, *, background: str, max_bytes: int, max_pixels: int
+) -> Image | np.ndarray[Any, Any]:
+    if knob in ARRAY_KNOBS:
+        return arrays.decode(_capped(content, max_bytes), knob)
+    below = "#000000" if knob == "mask_image" else background
+    return pictures.decode(content, background=below, max_bytes=max_bytes, max_pixels=max_pixels).rgb
+
+
+def _capped(content: bytes, max_bytes: int) -> bytes:
+    if len(content) > max_bytes:
+        raise ImageTooLarge(f"the image has {len(content):,} bytes, the cap is {max_bytes:,}")
+    return content
