@@ -16,11 +16,11 @@ from typing import Any
 import card
 import torch
 from diffusers import AutoencoderKL, UNetMotionModel
+from peak_memory import peak_bytes, weightless
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from pia_ray.pia.device.memory import weight_bytes
 from pia_ray.pia.device.vae_tiling import TILE_PIXELS, tiled
-from pia_ray.testing.memory import peak_bytes, weightless
 
 SIZES = ((256, 16), (512, 16), (512, 32), (768, 16), (1024, 16))
 """Side in px and frames."""

@@ -14,10 +14,10 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from pia_ray import AnimationParams, AnimationRequest, Animator, ModelConfig
-from pia_ray.demo.draw import CATALOG, ENTRIES
 from pia_ray.errors import RowError
 from pia_ray.media.image import decode
 from pia_ray.media.sizes import fit
+from training.pictures.draw import CATALOG, ENTRIES
 
 SHOWN: Final = ("sunset-mountains", "balloon", "cat", "sailboat", "mug", "perfume", "candle")
 TILE, GAP, CAPTION = 132, 10, 34

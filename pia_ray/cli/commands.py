@@ -325,7 +325,7 @@ def _lease(output: str) -> Lease:
 
 
 def bench_command(args: argparse.Namespace) -> int:
-    from pia_ray.bench import bench, differences, settings_here, text_of
+    from pia_ray.bench.card import bench, differences, settings_here, text_of
 
     batches = args.batches.split(",")
     if not all(number.strip().isdecimal() for number in batches):

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from pia_ray import AnimationParams, AnimationRequest, Animator, ModelConfig
-from pia_ray.demo.draw import CATALOG
 from pia_ray.media.image import decode
 from pia_ray.media.sizes import fit
 from training import registration
+from training.pictures.draw import CATALOG
 
 PICTURES = ("sunset-mountains.jpg", "cat.webp", "balloon.gif", "mug.png")
 

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from benchmarks.peak_memory import peak_bytes, weightless
 from pia_ray import Animation, AnimationParams, AnimationRequest, Animator, CatalogConfig, ModelConfig
 from pia_ray.config.model import build, load_model
 from pia_ray.errors import ConfigError, NonFiniteFrames
@@ -32,7 +33,6 @@ from pia_ray.pia.loading.group_norm import normalise_as_original
 from pia_ray.pia.loading.load import assemble
 from pia_ray.pia.loading.offload import offload
 from pia_ray.testing import make_lora, make_pipeline_folder, make_textual_inversion
-from pia_ray.testing.memory import peak_bytes, weightless
 from pia_ray.weights import resolve
 
 CPU = torch.device("cpu")

@@ -33,7 +33,7 @@ from tests.s3_server import S3Server, s3, s3_server
 
 __all__ = ["s3", "s3_server"]  # fixtures
 
-JOBS = Path(__file__).parent.parent / "jobs"
+JOBS = Path(__file__).parents[2] / "jobs"
 SCRIPTS = sorted(JOBS.glob("*.py"))
 CONFIGS = sorted(JOBS.glob("configs/*.yaml"))
 

@@ -24,11 +24,11 @@ import numpy as np
 import torch
 
 from pia_ray.animation import Animation
+from pia_ray.bench import reference
 from pia_ray.config.knobs import AnimationParams
 from pia_ray.config.model import ModelConfig
 from pia_ray.errors import ConfigError
 from pia_ray.media import video
-from pia_ray.pia import reference
 from pia_ray.pia.animator import Animator
 from pia_ray.pia.components import Components
 from pia_ray.pia.decoding.decode import decode, to_numpy

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from pia_ray.demo.canvas import Canvas, blur, edge, rgb
+from training.pictures.canvas import Canvas, blur, edge, rgb
 
 
 def mug() -> Image.Image:

@@ -12,7 +12,7 @@ from nbclient import NotebookClient
 
 import pia_ray
 
-FOLDER = Path(__file__).parent.parent / "notebooks"
+FOLDER = Path(__file__).parents[2] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 STANDARD = {"importlib", "pathlib", "shutil", "subprocess", "sys", "warnings"}
 TOOLS = {"IPython", "PIL", "duckdb", "matplotlib", "numpy", "openai", "pandas"}

@@ -1,6 +1,6 @@
 """README and docs/ tell the truth: their tables are the code's, their commands exist, their Python compiles.
 
-`python tests/test_readme.py` writes the tables anew.
+`python tests/docs/test_docs.py` writes the tables anew.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pia_ray.config.serve import ServeConfig
 from pia_ray.ledger import RESULTS_SCHEMA
 from pia_ray.types import ResultRow
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 GUIDES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 DOCUMENTS = sorted(
@@ -92,7 +92,7 @@ def codes() -> str:
 
 
 STEP_TFLOP = 35.354 * 0.945
-"""One step with guidance, 16 frames of 512 x 512 px: counted on diffusers' UNet, times what `test_exact.py` leaves."""
+"""One step with guidance, 16 frames of 512 x 512 px: as diffusers counts, times what `test_rewrites.py` leaves."""
 
 OTHER_TFLOP = 40.232 * 0.846 + 1.117 + 0.027
 """Frames decoded, the picture and both prompts encoded."""
@@ -188,7 +188,7 @@ def blocks(kinds: str) -> list[str]:
 
 @pytest.mark.parametrize("name", TABLES)
 def test_a_table_equals_the_code(name: str) -> None:
-    assert table(name)[1] == TABLES[name](), "run `python tests/test_readme.py`"
+    assert table(name)[1] == TABLES[name](), "run `python tests/docs/test_docs.py`"
 
 
 def commands() -> list[str]:

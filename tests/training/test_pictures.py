@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from pia_ray.config.knobs import AnimationParams
-from pia_ray.demo.draw import CATALOG, ENTRIES, draw
 from pia_ray.media.image import decode
+from training.pictures.draw import CATALOG, ENTRIES, draw
 
 FILES = sorted((CATALOG / "images").iterdir())
 

@@ -1,6 +1,6 @@
 """Draws the bundled catalogue: pictures of many formats and sizes, and a Parquet and a CSV manifest of the same rows.
 
-`python -m pia_ray.demo.draw [FOLDER]` writes over what is there; the same code draws the same pictures.
+`python -m training.pictures.draw [FOLDER]` writes over what is there; the same code draws the same pictures.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import Any, Final
 
 from PIL import Image
 
-from pia_ray.demo import graphics, landscapes, products
+from training.pictures import graphics, landscapes, products
 
-CATALOG: Final = Path(__file__).parent / "catalog"
+CATALOG: Final = Path(__file__).parents[2] / "pia_ray" / "demo" / "catalog"
 
 
 @dataclass(frozen=True)

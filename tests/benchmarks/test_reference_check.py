@@ -27,7 +27,7 @@ from pia_ray.testing import (
 
 pytestmark = pytest.mark.heavy
 
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 QUICK = ("--steps", "3", "--frames", "4", "--guidance-scale", "5")
 
 Outcome = tuple[int, dict[str, Any], str]

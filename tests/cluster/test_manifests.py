@@ -37,7 +37,7 @@ from packaging.utils import canonicalize_name
 from pia_ray.config.catalog import load
 from pia_ray.config.serve import load_serve
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 CLUSTER = ROOT / "cluster"
 K8S = CLUSTER / "k8s"
 KUBERNETES = "1.33"
@@ -490,7 +490,9 @@ def test_the_wheel_works_with_the_runtime_s_packages_alone(wheel: Path, tmp_path
     program = python.with_name("pia-ray")
     assert "commands" in run(program, "--help")
     assert "demo@" in run(program, "models", "pull", "demo")
-    modules = "pia_ray.pia.animator, pia_ray.bench, pia_ray.catalog.graph, pia_ray.online.serve, pia_ray.online.service"
+    modules = (
+        "pia_ray.pia.animator, pia_ray.bench.card, pia_ray.catalog.graph, pia_ray.online.serve, pia_ray.online.service"
+    )
     printed = run(python, "-c", f"import {modules}; print(pia_ray.__file__)")
     assert Path(printed.strip()).is_relative_to(site)
 

@@ -1,0 +1,1 @@
+"""The benchmark card of `pia-ray bench`, and the resident diffusers pipeline that it compares with."""

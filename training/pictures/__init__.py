@@ -1,0 +1,1 @@
+"""Draws the pictures and the manifest of the bundled catalogue, which `pia_ray/demo/catalog` holds."""
