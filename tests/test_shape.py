@@ -74,6 +74,7 @@ OWNERS = {
         "pia_ray.media": "decodes and fits pictures, writes gif and webp",
         "pia_ray.catalog.steps": "hands pictures from fetch to animate",
         "pia_ray.pia": "takes pictures, knows no files",
+        "pia_ray.bench": "hands pictures to the pipeline beside ours",
         "pia_ray.testing": "draws pictures, when called",
     },
     "av": {"pia_ray.media": "encodes and decodes videos"},

@@ -330,7 +330,7 @@ def test_bad_input_is_told_before_torch_is_loaded_or_ray_started(tmp_path: Path)
     rows = [{"id": "x", "image": "a.png", "prompt": "sea"}] * 2
     manifest = write(tmp_path / "m.parquet", rows)
     script = (
-        "import sys; from pia_ray.cli import main; code = main(sys.argv[1:]); import ray; "
+        "import sys; from pia_ray.cli.main import main; code = main(sys.argv[1:]); import ray; "
         "print(code, 'torch' in sys.modules, ray.is_initialized())"
     )
     words = ["animate", str(manifest), "--output", str(tmp_path / "out"), "--model", "demo"]

@@ -112,7 +112,7 @@ def test_an_mp4_does_not_depend_on_what_lay_in_memory_before():
     # glibc fills what it hands out with the byte of MALLOC_PERTURB_; x264's AVX-512 code reads unwritten memory.
     program = """
 import hashlib, numpy as np
-from pia_ray import video
+from pia_ray.media import video
 for size in (48, 62), (40, 200), (64, 64), (64, 96), (96, 80), (96, 112), (192, 320), (512, 448):
     for num_frames in 4, 8:
         frames = np.random.default_rng(0).integers(60, 200, (num_frames, *size, 3), dtype=np.uint8)
