@@ -26,12 +26,12 @@ import httpx
 import uvicorn
 from PIL import Image
 
-from pia_ray.animation import Animation, provenance_of
+from pia_ray.animation import Animation, RowAnimator, provenance_of
 from pia_ray.config.knobs import AnimationParams
 from pia_ray.config.serve import ServeConfig
 from pia_ray.media import video
 from pia_ray.online.rendering.local_renderer import LocalRenderer, decode
-from pia_ray.online.rendering.renderer import RenderRequest, RowAnimator
+from pia_ray.online.rendering.renderer import RenderRequest
 from pia_ray.online.service import create_endpoint
 from pia_ray.online.video_jobs import JobStore
 
@@ -127,12 +127,12 @@ def report(
     """The card and the JSON line."""
     ratios = [online / batched for online, batched in zip(online_rates, batch_rates, strict=True)]
     p50, p95, p99 = percentiles(latencies)
-    places = config.rows_at_once + config.max_waiting
+    places = config.max_batch_size + config.max_waiting
     refused = statuses[STATUS_BUSY] / arguments.overload
     others = {status: number for status, number in statuses.items() if status not in (200, STATUS_BUSY)}
     print(
         f"online: {arguments.animator} animator, {arguments.side} x {arguments.side} px, {arguments.frames} frames, "
-        f"{arguments.steps} steps, {config.rows_at_once} rows at once; {arguments.rounds} rounds by turns of "
+        f"{arguments.steps} steps, {config.max_batch_size} rows at once; {arguments.rounds} rounds by turns of "
         f"{arguments.requests} videos"
     )
     print("                                        videos per s, medians")
@@ -153,7 +153,7 @@ def report(
     result = {
         "benchmark": "online",
         **{name: value for name, value in vars(arguments).items() if name != "step_s" or arguments.animator == "fake"},
-        "rows_at_once": config.rows_at_once,
+        "max_batch_size": config.max_batch_size,
         "max_waiting": config.max_waiting,
         "batch_per_s": round(statistics.median(batch_rates), 3),
         "online_per_s": round(statistics.median(online_rates), 3),
@@ -173,10 +173,10 @@ def animator_of(name: str, config: ServeConfig, *, step_s: float) -> RowAnimator
     if name == "demo":
         from pia_ray.pia.animator import Animator  # torch takes seconds, and the fake one does without
 
-        return Animator(model, styles=config.models, batch_size=config.rows_at_once)
+        return Animator(model, styles=config.models, batch_size=config.max_batch_size)
     from pia_ray.testing import FakeAnimator
 
-    return FakeAnimator(model, styles=config.models, batch_size=config.rows_at_once, seconds_per_step=step_s)
+    return FakeAnimator(model, styles=config.models, batch_size=config.max_batch_size, seconds_per_step=step_s)
 
 
 def batch(animator: RowAnimator, load: Load, config: ServeConfig, num_rows: int) -> float:

@@ -6,14 +6,17 @@ import base64
 import html
 import os
 import tempfile
+from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 import numpy as np
 
 from pia_ray.config.knobs import MOTION_NAMES, AnimationParams
 from pia_ray.errors import VideoError
+from pia_ray.types import AnimationRequest
 
 if TYPE_CHECKING:
     from pia_ray.config.knobs import VideoFormat
@@ -72,6 +75,26 @@ def provenance_of(animation: Animation) -> dict[str, Any]:
     params = animation.params.model_dump(mode="json")
     params["seed"] = None if animation.params.seed is None else str(animation.params.seed)
     return {"id": animation.id, "seed": params["seed"], "params": params, "model": animation.model}
+
+
+class RowAnimator(Protocol):
+    """The animator of a worker or an engine: `Animator`, or a fake of it."""
+
+    def version_of(self, style: str) -> str:
+        """As `Animator.version_of`."""
+
+    def submit(
+        self,
+        request: AnimationRequest,
+        *,
+        alone: bool = ...,
+        on_step: Callable[[int, int], None] | None = ...,
+        priority: int = ...,
+    ) -> Future[Animation]:
+        """As `Animator.submit`."""
+
+    def close(self) -> None:
+        """As `Animator.close`."""
 
 
 def save_animation(animation: Animation, path: str | Path) -> None:

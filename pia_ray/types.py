@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
 from pia_ray.config.knobs import AnimationParams, VideoFormat
-from pia_ray.config.resolving import seed_from_id, seed_of_video
+from pia_ray.config.resolving import canonical, canonical_params, seed_from_id, seed_of_video
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -119,6 +119,22 @@ class EncodedVideo:
         return len(self.content)
 
 
+class Failure(Protocol):
+    """Why a row failed: a `RowError`, or what the owner of a request may know of one."""
+
+    @property
+    def code(self) -> str:
+        """As `PiaRayError.code`."""
+
+    @property
+    def message(self) -> str:
+        """As `PiaRayError.message`."""
+
+    @property
+    def retryable(self) -> bool:
+        """As `PiaRayError.retryable`."""
+
+
 @dataclass(frozen=True)
 class ResultRow:
     """One row of the results table; the fields are RESULTS_SCHEMA, in order. Unknown values are None."""
@@ -160,3 +176,130 @@ class ResultRow:
     finished_at: datetime
     flags: str | None = None
     """What is suspicious about the video, by commas: `black_frames`, `frozen`."""
+
+    @classmethod
+    def succeeded(
+        cls,
+        *,
+        id: str,  # noqa: A002 - the column's name
+        work_key: str,
+        image_uri: str,
+        params: AnimationParams,
+        model: str,
+        run_id: str,
+        worker: str,
+        attempts: int,
+        animate_s: float,
+        gpu_s: float,
+        motion: float,
+        finished_at: datetime,
+        video_index: int = 0,
+        video_uri: str | None = None,
+        thumbnail_uri: str | None = None,
+        input_thumbnail_uri: str | None = None,
+        size_bytes: int | None = None,
+        sha256: str | None = None,
+        input_sha256: str | None = None,
+        original_width: int | None = None,
+        original_height: int | None = None,
+        fetch_s: float | None = None,
+        flags: str | None = None,
+    ) -> ResultRow:
+        """The row of a finished video; `params` are those that were used, with size and seed."""
+        if params.seed is None:
+            raise ValueError("the params of a finished video have a seed")
+        return cls(
+            id=id,
+            video_index=video_index,
+            status="succeeded",
+            error_code=None,
+            error_message=None,
+            retryable=None,
+            attempts=attempts,
+            video_uri=video_uri,
+            thumbnail_uri=thumbnail_uri,
+            input_thumbnail_uri=input_thumbnail_uri,
+            image_uri=image_uri,
+            prompt=params.prompt,
+            seed=params.seed,
+            width=params.width,
+            height=params.height,
+            num_frames=params.video_frames,
+            fps=params.fps,
+            duration_s=params.video_frames / params.fps,
+            size_bytes=size_bytes,
+            sha256=sha256,
+            input_sha256=input_sha256,
+            original_width=original_width,
+            original_height=original_height,
+            params=canonical_params(params),
+            work_key=work_key,
+            model=model,
+            run_id=run_id,
+            worker=worker,
+            fetch_s=fetch_s,
+            animate_s=animate_s,
+            publish_s=None,
+            gpu_s=gpu_s,
+            motion=motion,
+            finished_at=finished_at,
+            flags=flags,
+        )
+
+    @classmethod
+    def failed(
+        cls,
+        error: Failure,
+        *,
+        id: str,  # noqa: A002 - the column's name
+        work_key: str,
+        image_uri: str,
+        params: AnimationParams | None,
+        model: str,
+        run_id: str,
+        worker: str,
+        attempts: int,
+        finished_at: datetime,
+        video_index: int = 0,
+        prompt: str | None = None,
+    ) -> ResultRow:
+        """The row of a video that was not made; where cells are bad, `params` is None, and `prompt` may be known."""
+        seed = seed_from_id(id) if params is None or params.seed is None else params.seed
+        return cls(
+            id=id,
+            video_index=video_index,
+            status="failed",
+            error_code=error.code,
+            error_message=error.message,
+            retryable=error.retryable,
+            attempts=attempts,
+            video_uri=None,
+            thumbnail_uri=None,
+            input_thumbnail_uri=None,
+            image_uri=image_uri,
+            prompt=prompt if params is None else params.prompt,
+            seed=seed,
+            width=None if params is None else params.width,
+            height=None if params is None else params.height,
+            num_frames=None if params is None else params.video_frames,
+            fps=None if params is None else params.fps,
+            duration_s=None,
+            size_bytes=None,
+            sha256=None,
+            input_sha256=None,
+            original_width=None,
+            original_height=None,
+            params=canonical({} if prompt is None else {"prompt": prompt})
+            if params is None
+            else canonical_params(params),
+            work_key=work_key,
+            model=model,
+            run_id=run_id,
+            worker=worker,
+            fetch_s=None,
+            animate_s=None,
+            publish_s=None,
+            gpu_s=None,
+            motion=None,
+            finished_at=finished_at,
+        )

@@ -13,7 +13,8 @@ from typing import Final
 import numpy as np
 
 from pia_ray import ledger, storage
-from pia_ray.catalog.worker import CatalogWorker, RowAnimator
+from pia_ray.animation import RowAnimator
+from pia_ray.catalog.worker import CatalogWorker
 from pia_ray.catalog.workload import evaluated_frames, params_of
 from pia_ray.config.catalog import CatalogConfig
 from pia_ray.errors import ConfigError, OutputError
@@ -98,7 +99,7 @@ def calibrate_here(
         CatalogWorker(warm, run_id="estimate", animator=animator).work(sample[0])
         measured = config.model_copy(update={"output": str(Path(folder) / "measured")})
         worker = CatalogWorker(measured, run_id="estimate", animator=animator)
-        with ThreadPoolExecutor(calls or config.rows_at_once(), thread_name_prefix="row") as pool:
+        with ThreadPoolExecutor(calls or config.concurrent_rows(), thread_name_prefix="row") as pool:
             results = list(pool.map(worker.work, sample))
         done = [row for row in results if row.status == "succeeded"]
         if not done:

@@ -10,8 +10,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from pia_ray.animation import RowAnimator
 from pia_ray.catalog.calibration import Calibration, calibrate_from_output, calibrate_here
-from pia_ray.catalog.worker import RowAnimator
 from pia_ray.catalog.workload import Workload, plan_workload
 from pia_ray.config.catalog import CatalogConfig
 

@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, Final
 
 import pyarrow as pa
@@ -22,11 +23,14 @@ import ray.data
 from ray.data import ActorPoolStrategy, Dataset
 
 from pia_ray import ledger
+from pia_ray.animation import RowAnimator
 from pia_ray.catalog.run import Execute, Job, Observer, Summary, run, settled, versions_of
-from pia_ray.catalog.worker import CatalogWorker, RowAnimator, failed_row
+from pia_ray.catalog.steps import worker_name
+from pia_ray.catalog.worker import CatalogWorker
 from pia_ray.config.catalog import CatalogConfig
 from pia_ray.errors import ConfigError, JobError, RowError
-from pia_ray.manifest import ITEMS_SCHEMA, plan_row, row_from_item
+from pia_ray.manifest import ITEMS_SCHEMA, plan_row, row_from_item, shown
+from pia_ray.pia import make_animator
 from pia_ray.ray_runtime import connected, end_process, first_cause
 from pia_ray.types import ResultRow
 
@@ -65,19 +69,6 @@ class Pool:
             max_concurrent_calls_per_actor=self.calls,
             enable_true_multi_threading=True,
         )
-
-
-def make_animator(config: CatalogConfig, cpu_threads: int) -> RowAnimator:
-    """The configured model, as each actor holds it."""
-    from pia_ray.pia.animator import Animator  # torch is for the actors: the driver starts seconds sooner without
-
-    return Animator(
-        config.model,
-        styles=config.styles,
-        keep_models=config.keep_models,
-        batch_size=config.batch_size,
-        cpu_threads=cpu_threads,
-    )
 
 
 def run_catalog(
@@ -167,7 +158,7 @@ def size_pool(config: CatalogConfig, *, own_cluster: bool = False) -> Pool:
         num_cpus=config.cpus_per_actor,
         num_gpus=wants,
         cpu_threads=threads,
-        calls=config.rows_at_once(wants),
+        calls=config.concurrent_rows(wants),
     )
 
 
@@ -220,14 +211,17 @@ class ProcessRow:
             row = plan_row(cells, self._config, model_version=self._model_version, style_versions=self._style_versions)
         except RowError as error:
             raw = json.dumps(dict(cells), sort_keys=True, default=repr)
-            return failed_row(
+            return ResultRow.failed(
                 error,
-                row_id=str(cells.get(self._config.id_col or "id") or ""),
-                image=str(cells.get(self._config.image_col or "image") or "")[:256],
+                id=str(cells.get(self._config.id_col or "id") or ""),
                 work_key=hashlib.sha256(raw.encode()).hexdigest(),
+                image_uri=shown(str(cells.get(self._config.image_col or "image") or "")[:256]),
                 params=None,
                 model=self._model_version,
                 run_id=self._run_id,
+                worker=worker_name(),
+                attempts=1,
+                finished_at=datetime.now(UTC),
             )
         return self._worker.work(row)
 

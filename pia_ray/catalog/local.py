@@ -11,8 +11,9 @@ from typing import Any
 import pyarrow.compute as pc
 
 from pia_ray import ledger
+from pia_ray.animation import RowAnimator
 from pia_ray.catalog.run import Execute, Job, Observer, Summary, run
-from pia_ray.catalog.worker import CatalogWorker, RowAnimator
+from pia_ray.catalog.worker import CatalogWorker
 from pia_ray.config.catalog import CatalogConfig
 from pia_ray.config.knobs import DEFAULT_STYLE
 from pia_ray.manifest import ITEMS_SCHEMA, row_from_item
@@ -48,7 +49,7 @@ def _execute(animator: RowAnimator | None) -> Execute:
             )
         used = own or animator
         assert used is not None
-        calls = config.rows_at_once() if own is None else own.batch_size + config.prefetch
+        calls = config.concurrent_rows() if own is None else own.batch_size + config.prefetch
         worker = CatalogWorker(config, run_id=job.run_id, animator=used)
         pool = ThreadPoolExecutor(calls, thread_name_prefix="row")
         try:

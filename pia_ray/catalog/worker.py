@@ -5,22 +5,19 @@ A row's work never raises: whatever goes wrong with it becomes a failed row. Onl
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import CancelledError, Future
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Any, Final, Protocol
+from typing import Final
 
 from pia_ray import ledger
-from pia_ray.animation import Animation
+from pia_ray.animation import Animation, RowAnimator
 from pia_ray.catalog import steps
 from pia_ray.config.catalog import CatalogConfig
-from pia_ray.config.knobs import AnimationParams
-from pia_ray.config.resolving import seed_from_id
 from pia_ray.errors import (
     Cancelled,
     FetchUnavailable,
@@ -32,8 +29,8 @@ from pia_ray.errors import (
     UnexpectedError,
     WorkerDied,
 )
-from pia_ray.manifest import canonical_params, shown
-from pia_ray.types import AnimationRequest, ManifestRow, ResultRow
+from pia_ray.manifest import shown
+from pia_ray.types import ManifestRow, ResultRow
 
 log = logging.getLogger(__name__)
 
@@ -44,23 +41,6 @@ BACKOFF_S: Final = 1.0
 """Pause before the second try of a row; doubles with each one."""
 
 MOST_BACKOFF_S: Final = 30.0
-
-_FROM_PARAMS: Final = ("prompt", "width", "height", "fps")
-
-
-class RowAnimator(Protocol):
-    """What the Animate step needs: `Animator`, or a fake of it."""
-
-    def version_of(self, style: str) -> str:
-        """Identity of the model of that style, as results name it."""
-
-    def submit(
-        self, request: AnimationRequest, *, alone: bool = ..., on_step: Callable[[int, int], None] | None = ...
-    ) -> Future[Animation]:
-        """As `Animator.submit`."""
-
-    def close(self) -> None:
-        """As `Animator.close`."""
 
 
 class CatalogWorker:
@@ -154,16 +134,18 @@ class CatalogWorker:
 
     def _failed(self, row: ManifestRow, error: RowError, *, attempts: int) -> ResultRow:
         log.warning("row %s failed: %s: %s", row.id, error.code, error.message.splitlines()[0])
-        return failed_row(
+        return ResultRow.failed(
             error,
-            row_id=row.id,
-            image=row.image,
+            id=row.id,
+            video_index=row.video_index,
             work_key=row.work_key,
+            image_uri=shown(row.image),
             params=row.params,
             model=self._animator.version_of(row.params.style),
             run_id=self._run_id,
-            video_index=row.video_index,
+            worker=steps.worker_name(),
             attempts=attempts,
+            finished_at=datetime.now(UTC),
         )
 
 
@@ -199,46 +181,6 @@ class _Presence:
                 self._present -= 1
                 self._alone = False
                 self._changed.notify_all()
-
-
-def failed_row(
-    error: RowError,
-    *,
-    row_id: str,
-    image: str,
-    work_key: str,
-    params: AnimationParams | None,
-    model: str,
-    run_id: str,
-    video_index: int = 0,
-    attempts: int = 1,
-) -> ResultRow:
-    """The result of a row that failed; `params` is None where it got no further than its bad cells."""
-    nothing = dict.fromkeys(field.name for field in dataclasses.fields(ResultRow))
-    known: dict[str, Any] = {}
-    if params is not None:
-        known = {name: getattr(params, name) for name in _FROM_PARAMS} | {"num_frames": params.video_frames}
-    seed = params.seed if params is not None and params.seed is not None else seed_from_id(row_id)
-    values: dict[str, Any] = {
-        **nothing,
-        **known,
-        "id": row_id,
-        "video_index": video_index,
-        "status": "failed",
-        "error_code": error.code,
-        "error_message": error.message,
-        "retryable": error.retryable,
-        "attempts": attempts,
-        "image_uri": shown(image),
-        "seed": seed,
-        "params": "{}" if params is None else canonical_params(params),
-        "work_key": work_key,
-        "model": model,
-        "run_id": run_id,
-        "worker": steps.worker_name(),
-        "finished_at": datetime.now(UTC),
-    }
-    return ResultRow(**values)
 
 
 def _row_error(error: Exception) -> RowError:

@@ -10,24 +10,20 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     field_validator,
     model_validator,
 )
 
-from pia_ray.config.fields import DEFAULT_BATCH_SIZE, DEFAULT_KEEP_MODELS, MOST_ROWS, BatchSize, HexColour, KnobDefaults
 from pia_ray.config.knobs import DEFAULT_STYLE, AnimationParams, VideoFormat, suggest
-from pia_ray.config.model import ModelConfig, build, load_model, load_models, model_for, read_yaml
+from pia_ray.config.model import KnobDefaults, ModelConfig, build, load_model, load_models, model_for, read_yaml
 from pia_ray.config.resolving import lora_strengths
+from pia_ray.config.workers import MAX_AUTO_BATCH_SIZE, WorkerConfig
 from pia_ray.errors import BadParameter, ConfigError, RowError
 
 
-class CatalogConfig(BaseModel):
+class CatalogConfig(WorkerConfig):
     """One catalogue run: what to animate, where to put it, on how many workers."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
     manifest: str = Field(description="File, folder, glob or folder of images; local or s3://.")
     output: str = Field(description="Folder or s3:// prefix for videos, results and gallery.")
@@ -35,12 +31,6 @@ class CatalogConfig(BaseModel):
     styles: dict[str, ModelConfig] = Field(
         default_factory=dict,
         description="More models by name, for rows that ask for one in style: each a name, a YAML file or settings.",
-    )
-    keep_models: int = Field(
-        DEFAULT_KEEP_MODELS,
-        ge=1,
-        le=64,
-        description="Models that a worker keeps in memory; the least recently used goes first.",
     )
     defaults: KnobDefaults = Field(default_factory=dict, description="Knobs for rows that leave them out.")
     format: VideoFormat = Field("mp4", description="Format of the videos.")
@@ -59,24 +49,28 @@ class CatalogConfig(BaseModel):
         None, ge=0, le=8, description="GPUs (or a share of one) per worker. Left out: 1 where there are GPUs, else 0."
     )
     cpus_per_actor: float = Field(1.0, ge=0, le=64, description="CPU cores reserved per worker.")
-    batch_size: BatchSize = Field(
-        "auto",
-        description="Rows that denoise together in one worker; auto is 4 on a CPU, and on a GPU what pays, up to 8.",
-    )
     prefetch: int = Field(2, ge=0, le=64, description="Rows fetched or encoded beside those that denoise, per worker.")
     max_attempts: int = Field(3, ge=1, le=100, description="Tries of a row whose worker dies, or that may be retried.")
     deadline_s: float | None = Field(None, gt=0, description="Seconds after which the run stops, resumable.")
     row_timeout_s: float = Field(3600.0, gt=0, description="Seconds after which a row in the engine fails.")
-    background: HexColour = Field("#ffffff", description="Colour under transparent pictures.")
     max_image_bytes: int = Field(50_000_000, ge=1, description="Larger image files are refused, unread.")
     max_image_pixels: int = Field(64_000_000, ge=1, description="Larger images are refused, undecoded.")
     address: str | None = Field(None, description="Ray cluster to join. Left out: a cluster of this run's own.")
 
-    def rows_at_once(self, gpus: float = 0.0) -> int:
-        """Rows that a worker with so many GPUs has in hand: those that may denoise together, and beside them those
-        fetched or published."""
-        most = MOST_ROWS if gpus else DEFAULT_BATCH_SIZE
-        return (most if self.batch_size == "auto" else self.batch_size) + self.prefetch
+    @property
+    def default_model_config(self) -> ModelConfig:
+        """The run's own model."""
+        return self.model
+
+    @property
+    def style_models(self) -> Mapping[str, ModelConfig]:
+        """The models of `styles`."""
+        return self.styles
+
+    def concurrent_rows(self, gpus: float = 0.0) -> int:
+        """Rows that a worker with so many GPUs works on at once: denoising, and fetched or published meanwhile."""
+        most = MAX_AUTO_BATCH_SIZE if gpus and self.batch_size == "auto" else self.max_batch_size
+        return most + self.prefetch
 
     @model_validator(mode="after")
     def _known_style_and_loras(self) -> CatalogConfig:

@@ -69,6 +69,9 @@ MOTION_NAMES: Final = (
 LOOPS: Final = range(3, 6)
 """Motion scales that close: the last frame is the picture again."""
 
+FIRST_VERSION: Final = "0.1.0"
+"""The version whose knobs are all in a work key, whatever their values."""
+
 MAX_COEFFICIENTS: Final = 64
 
 MAX_SEED: Final = 2**64 - 1
@@ -541,6 +544,8 @@ class Knob:
     """The allowed range as people write it, such as "0 to 8", or an empty string."""
     unit: str
     meaning: str
+    since: str
+    """The version of pia-ray that has it first; `json_schema_extra` says so of those after the first."""
 
 
 def _knob(name: str) -> Knob:
@@ -573,6 +578,7 @@ def _knob(name: str) -> Knob:
         else "",
         unit=str(extra.get("unit", "")) if isinstance(extra, dict) else "",
         meaning=field.description or "",
+        since=str(extra.get("since", FIRST_VERSION)) if isinstance(extra, dict) else FIRST_VERSION,
     )
 
 

@@ -9,19 +9,37 @@ import re
 from collections.abc import Iterable, Mapping
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from pia_ray.config.fields import KnobDefaults
-from pia_ray.config.knobs import DEFAULT_STYLE, suggest
+from pia_ray.config.knobs import DEFAULT_STYLE, REFERENCE_KNOBS, suggest
+from pia_ray.config.resolving import parse_defaults
 from pia_ray.errors import BadParameter, ConfigError
 
 USER_MODELS = Path("~/.config/pia-ray/models.yaml")
 """Where users add named models of their own, in the form of the packaged `models.yaml`."""
 
 _Config = TypeVar("_Config", bound=BaseModel)
+
+
+def _knob_defaults(value: object) -> object:
+    if not isinstance(value, Mapping):
+        raise ValueError("must be a mapping of knobs to values")
+    for knob in REFERENCE_KNOBS:
+        if str(value.get(knob) or "").lstrip()[:5].lower() == "data:":
+            raise ValueError(
+                f"{knob}: a default is a path or URL; what a data: URL holds would go into every row's plan"
+            )
+    try:
+        return parse_defaults(value)
+    except BadParameter as error:
+        raise ValueError(error.message) from None
+
+
+KnobDefaults = Annotated[dict[str, Any], BeforeValidator(_knob_defaults)]
+"""Values of knobs by name, checked."""
 
 
 class InversionConfig(BaseModel):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -11,6 +12,7 @@ from pydantic import ValidationError
 from pia_ray.config.knobs import (
     DEFAULT_STYLE,
     DISTILLED_STEPS,
+    FIRST_VERSION,
     KNOBS,
     LOOPS,
     MAX_SEED,
@@ -210,3 +212,25 @@ def seed_from_id(row_id: str) -> int:
 def seed_of_video(seed: int, video_index: int) -> int:
     """The seed of the n-th video of a row: seed + index, modulo 2^64."""
     return (seed + video_index) % (MAX_SEED + 1)
+
+
+def canonical_params(params: AnimationParams) -> str:
+    """One item's resolved params as JSON that is equal for equal params: sorted, without spaces, the seed a string.
+
+    `num_videos` is not in it: an item is one video, whatever number its row asks for. A knob that came after the
+    first version is in it only where it has another value than its default, so that earlier work keys stay valid.
+    """
+    values = {
+        name: getattr(params, name)
+        for name, knob in KNOBS.items()
+        if name != "num_videos" and (knob.since == FIRST_VERSION or getattr(params, name) != knob.default)
+    }
+    values["seed"] = None if params.seed is None else str(params.seed)
+    return canonical(values)
+
+
+def canonical(value: object) -> str:
+    """JSON with sorted keys and without spaces; -0.0, which equals 0.0, is written like it."""
+    if isinstance(value, dict):
+        value = {name: cell + 0.0 if isinstance(cell, float) else cell for name, cell in value.items()}
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)

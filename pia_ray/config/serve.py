@@ -8,28 +8,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 
-from pia_ray.config.fields import DEFAULT_BATCH_SIZE, DEFAULT_KEEP_MODELS, BatchSize, HexColour
 from pia_ray.config.model import ModelConfig, build, load_models, parse_styles, read_yaml
+from pia_ray.config.workers import WorkerConfig
 from pia_ray.errors import ConfigError
 
 
-class ServeConfig(BaseModel):
+class ServeConfig(WorkerConfig):
     """The online endpoint: its models, its limits, and how Ray Serve runs it.
 
     Everyone may call an endpoint on a loopback address. Bound wider it needs `api_keys`, or says `allow_anonymous`.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
-
     models: dict[str, ModelConfig] = Field(
         description="Models by the name that requests use: each a named model, a YAML file or settings."
     )
     default_model: str = Field("", description="The model of requests that name none. Left out: the first.")
-    keep_models: int = Field(
-        DEFAULT_KEEP_MODELS, ge=1, le=64, description="Models that a replica keeps in memory; as for a catalogue."
-    )
     storage: str = Field(
         "./pia-ray-serve", description="Folder (one host) or s3:// prefix (many) for video jobs and their videos."
     )
@@ -77,12 +72,6 @@ class ServeConfig(BaseModel):
         None, ge=0, le=8, description="GPUs (or a share of one) per engine. Left out: 1 where there are GPUs, else 0."
     )
     cpus_per_replica: float = Field(1.0, ge=0, le=64, description="CPU cores reserved per engine.")
-    batch_size: BatchSize = Field(
-        "auto",
-        description="Requests that denoise together in one engine; auto is 4, and on a GPU up to 8 where that pays. "
-        "Limits and autoscaling count with 4.",
-    )
-    background: HexColour = Field("#ffffff", description="Colour under transparent pictures.")
     deployment_config: dict[str, Any] = Field(
         default_factory=dict, description="Ray Serve's options for the engines, over those that follow from the above."
     )
@@ -91,9 +80,14 @@ class ServeConfig(BaseModel):
     )
 
     @property
-    def rows_at_once(self) -> int:
-        """Requests that denoise together in one engine, as limits and autoscaling count them."""
-        return DEFAULT_BATCH_SIZE if self.batch_size == "auto" else self.batch_size
+    def default_model_config(self) -> ModelConfig:
+        """The model of requests that name none."""
+        return self.models[self.default_model]
+
+    @property
+    def style_models(self) -> Mapping[str, ModelConfig]:
+        """All models of the endpoint."""
+        return self.models
 
     @property
     def needs_key(self) -> bool:

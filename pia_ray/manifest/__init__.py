@@ -5,7 +5,7 @@ cannot be animated become rejected items, and only what spoils the manifest as a
 """
 
 from pia_ray.manifest.columns import Columns, Manifest, open_manifest
-from pia_ray.manifest.items import ITEMS_SCHEMA, canonical_params, row_from_item, with_absolute_references, work_key
+from pia_ray.manifest.items import ITEMS_SCHEMA, row_from_item, with_absolute_references, work_key
 from pia_ray.manifest.parquet import read_image_cell
 from pia_ray.manifest.planning import plan
 from pia_ray.manifest.references import decode_data_url, shown
@@ -16,7 +16,6 @@ __all__ = [
     "ITEMS_SCHEMA",
     "Columns",
     "Manifest",
-    "canonical_params",
     "decode_data_url",
     "open_manifest",
     "plan",

@@ -18,6 +18,8 @@ from pia_ray.config.catalog import CatalogConfig
 from pia_ray.config.knobs import DEFAULT_STYLE, KNOBS, REFERENCE_KNOBS, AnimationParams
 from pia_ray.config.model import ModelConfig
 from pia_ray.config.resolving import (
+    canonical,
+    canonical_params,
     lora_strengths,
     parse_defaults,
     parse_params,
@@ -80,16 +82,6 @@ def row_from_item(item: Mapping[str, Any]) -> ManifestRow:
         work_key=item["work_key"],
         references=json.loads(item["reference_uris"] or "{}"),
     )
-
-
-def canonical_params(params: AnimationParams) -> str:
-    """One item's resolved params as JSON that is equal for equal params: sorted, without spaces, the seed a string.
-
-    `num_videos` is not in it: an item is one video, whatever number its row asks for.
-    """
-    values = {name: getattr(params, name) for name in KNOBS if name != "num_videos"}
-    values["seed"] = None if params.seed is None else str(params.seed)
-    return canonical(values)
 
 
 def work_key(
@@ -265,13 +257,6 @@ def run_spec(config: CatalogConfig, model: ModelConfig, version: str) -> dict[st
         "size_step": model.size_step,
     }
     return {"background": config.background.lower(), "format": config.format, "model": settings}
-
-
-def canonical(value: object) -> str:
-    """JSON with sorted keys and without spaces; -0.0, which equals 0.0, is written like it."""
-    if isinstance(value, dict):
-        value = {name: cell + 0.0 if isinstance(cell, float) else cell for name, cell in value.items()}
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
 def id_text(cell: object) -> str:

@@ -20,6 +20,8 @@ import pyarrow as pa
 from pia_ray.config.catalog import CatalogConfig
 from pia_ray.config.knobs import DEFAULT_STYLE, MAX_SEED
 from pia_ray.config.resolving import (
+    canonical,
+    canonical_params,
     lora_strengths,
     parse_params,
     resolve,
@@ -36,8 +38,6 @@ from pia_ray.manifest.items import (
     MAX_ID_LENGTH,
     Picture,
     RunReferences,
-    canonical,
-    canonical_params,
     derived_id,
     items_of,
     reference_json,

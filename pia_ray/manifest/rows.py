@@ -15,19 +15,11 @@ import numpy as np
 
 from pia_ray.config.catalog import CatalogConfig
 from pia_ray.config.knobs import ARRAY_KNOBS, DEFAULT_STYLE, REFERENCE_KNOBS
-from pia_ray.config.resolving import seed_from_id
+from pia_ray.config.resolving import canonical, seed_from_id
 from pia_ray.errors import BadParameter
 from pia_ray.manifest import files, references
 from pia_ray.manifest.columns import IMAGE_COLUMNS, Columns, columns_of
-from pia_ray.manifest.items import (
-    KEY_VERSION,
-    MAX_ID_LENGTH,
-    Picture,
-    RunReferences,
-    canonical,
-    id_text,
-    items_of,
-)
+from pia_ray.manifest.items import KEY_VERSION, MAX_ID_LENGTH, Picture, RunReferences, id_text, items_of
 from pia_ray.manifest.parquet import cell_reference
 from pia_ray.manifest.tables import TableFile, is_gzip
 from pia_ray.media import arrays

@@ -7,17 +7,19 @@ from pydantic import BaseModel, ConfigDict
 from pia_ray.errors import JobError, PiaRayError, StorageError, UnexpectedError
 
 
-class Fault(BaseModel):
-    """Why a job failed, as its owner is told."""
+class PublicError(BaseModel):
+    """An error without traceback, path or bucket of this side."""
 
     model_config = ConfigDict(frozen=True)
 
     code: str
     message: str
+    retryable: bool = False
+    """Whether the same request may succeed later. Documents of 0.1.0 do not say it."""
 
 
-def public_fault(error: PiaRayError) -> Fault:
-    """What the maker of a request may be told of an error: no traceback, no path or bucket of this side."""
+def public_error(error: PiaRayError) -> PublicError:
+    """The error as the maker of a request may see it."""
     match error:
         case UnexpectedError():
             message = "Something unexpected happened; the server's log says what, under this id."
@@ -27,4 +29,4 @@ def public_fault(error: PiaRayError) -> Fault:
             message = "The server's engine cannot run at present; its log says why, under this id."
         case _:
             message = error.message
-    return Fault(code=error.code, message=message)
+    return PublicError(code=error.code, message=message, retryable=error.retryable)

@@ -76,7 +76,7 @@ class VideoService:
         self._dispatcher = Dispatcher(
             renderer,
             jobs,
-            max_in_flight=config.rows_at_once * config.max_replicas + 1,
+            max_in_flight=config.max_batch_size * config.max_replicas + 1,
             max_attempts=config.max_attempts,
             job_timeout_s=config.job_timeout_s,
             webhooks=None if secret is None else Webhooks(secret.get_secret_value()),

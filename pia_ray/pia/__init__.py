@@ -1,1 +1,27 @@
 """The model: PIA's sampler on diffusers' components. torch and diffusers live here and nowhere else."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pia_ray.config.workers import WorkerConfig
+
+if TYPE_CHECKING:
+    from pia_ray.pia.animator import Animator
+
+
+def make_animator(config: WorkerConfig, cpu_threads: int) -> Animator:
+    """The animator of a catalogue's worker or an endpoint's engine, its default model loaded.
+
+    Raises:
+        JobError: the model cannot be loaded.
+    """
+    from pia_ray.pia.animator import Animator  # torch is for the workers: a driver starts seconds sooner without
+
+    return Animator(
+        config.default_model_config,
+        styles=config.style_models,
+        keep_models=config.keep_models,
+        batch_size=config.batch_size,
+        cpu_threads=cpu_threads,
+    )

@@ -19,9 +19,9 @@ from typing import Any, Literal
 import numpy as np
 
 from pia_ray.animation import Animation
-from pia_ray.config.fields import DEFAULT_BATCH_SIZE, DEFAULT_KEEP_MODELS, MOST_ROWS
 from pia_ray.config.knobs import DEFAULT_STYLE
 from pia_ray.config.model import ModelConfig, check_style_name, model_for
+from pia_ray.config.workers import DEFAULT_BATCH_SIZE, DEFAULT_KEEP_MODELS, MAX_AUTO_BATCH_SIZE
 from pia_ray.errors import (
     Cancelled,
     ConfigError,
@@ -133,7 +133,7 @@ class Animator:
         self._pool = Pool() if self.styles else None
         components = self._load(model)
         self.model_version = components.version
-        most = MOST_ROWS if components.device.type == "cuda" else DEFAULT_BATCH_SIZE
+        most = MAX_AUTO_BATCH_SIZE if components.device.type == "cuda" else DEFAULT_BATCH_SIZE
         self.batch_size = most if batch_size == "auto" else batch_size
         self._engine = Engine(batch_size=self.batch_size, tunes=batch_size == "auto")
         self._arrivals: queue.SimpleQueue[_Ticket | _Encoding | _Finished | Literal["loaded"] | None] = (

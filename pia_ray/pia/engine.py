@@ -18,8 +18,8 @@ import numpy as np
 import torch
 
 from pia_ray.animation import Animation
-from pia_ray.config.fields import DEFAULT_BATCH_SIZE
 from pia_ray.config.knobs import AnimationParams
+from pia_ray.config.workers import DEFAULT_BATCH_SIZE
 from pia_ray.errors import DeviceLost, NonFiniteFrames, OutOfMemory, RowError, UnexpectedError
 from pia_ray.pia.components import Components
 from pia_ray.pia.decoding.output import Making, begin, finished

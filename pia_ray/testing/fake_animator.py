@@ -18,10 +18,10 @@ import numpy as np
 
 from pia_ray.animation import Animation
 from pia_ray.config.catalog import CatalogConfig
-from pia_ray.config.fields import DEFAULT_KEEP_MODELS
 from pia_ray.config.knobs import DEFAULT_STYLE
 from pia_ray.config.model import ModelConfig, model_for
 from pia_ray.config.serve import ServeConfig
+from pia_ray.config.workers import DEFAULT_KEEP_MODELS
 from pia_ray.errors import Cancelled, NonFiniteFrames, OutOfMemory, RowError, Timeout
 from pia_ray.types import AnimationRequest
 
@@ -267,7 +267,7 @@ def make_fake_engine(
         config.models[config.default_model],
         styles=config.models,
         keep_models=config.keep_models,
-        batch_size=config.rows_at_once,
+        batch_size=config.max_batch_size,
         cpu_threads=cpu_threads,
         seconds_per_step=seconds_per_step,
         marks=marks,

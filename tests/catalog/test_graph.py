@@ -180,7 +180,7 @@ def test_rows_that_finished_before_their_worker_is_killed_are_not_animated_again
     times = Counter(line["id"] for line in begun(log))
     assert len(times) == 24
     again = {name for name, number in times.items() if number > 1}
-    assert len(again) <= config.rows_at_once(), "only what was in flight begins again"
+    assert len(again) <= config.concurrent_rows(), "only what was in flight begins again"
     # A row may have been in the engine, then finished, but not committed when the kill came: twice, never more.
     assert max(times.values()) <= 2
     # A row that died in flight runs alone the second time, and says so.
@@ -242,7 +242,7 @@ def test_the_pool_is_one_actor_per_gpu_unless_said_otherwise(tmp_path: Path) -> 
     config = configure("m.parquet", tmp_path, gpus_per_actor=None)
     pool = size_pool(config)
     assert (pool.least, pool.most, pool.num_gpus) == (1, 2, 1.0)
-    assert pool.calls == config.rows_at_once(1.0) > config.rows_at_once(), "enough rows for the largest forwards"
+    assert pool.calls == config.concurrent_rows(1.0) > config.concurrent_rows(), "enough rows for the largest forwards"
     shared = size_pool(configure("m.parquet", tmp_path, gpus_per_actor=0.5))
     assert (shared.most, shared.num_gpus) == (4, 0.5)
     assert size_pool(configure("m.parquet", tmp_path)).most == 1

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from pia_ray.config.catalog import DEFAULT_BATCH_SIZE, MOST_ROWS, CatalogConfig, load
+from pia_ray.config.catalog import CatalogConfig, load
 from pia_ray.config.serve import ServeConfig, is_loopback, load_serve
+from pia_ray.config.workers import DEFAULT_BATCH_SIZE, MAX_AUTO_BATCH_SIZE
 from pia_ray.errors import ConfigError
 
 KEY = hashlib.sha256(b"a key").hexdigest()
@@ -96,6 +97,6 @@ def test_a_range_of_actors_in_a_file_is_not_read_as_a_number_to_the_base_of_sixt
 
 def test_a_worker_with_a_gpu_has_as_many_rows_in_hand_as_may_pay_there():
     config = CatalogConfig(manifest="m.csv", output="out", model="demo", prefetch=3)
-    assert config.rows_at_once() == DEFAULT_BATCH_SIZE + 3
-    assert config.rows_at_once(0.5) == MOST_ROWS + 3
-    assert config.model_copy(update={"batch_size": 5}).rows_at_once(1.0) == 5 + 3
+    assert config.concurrent_rows() == DEFAULT_BATCH_SIZE + 3
+    assert config.concurrent_rows(0.5) == MAX_AUTO_BATCH_SIZE + 3
+    assert config.model_copy(update={"batch_size": 5}).concurrent_rows(1.0) == 5 + 3

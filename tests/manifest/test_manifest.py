@@ -21,7 +21,7 @@ from moto.server import ThreadedMotoServer
 from pia_ray import manifest, storage
 from pia_ray.config.catalog import CatalogConfig
 from pia_ray.config.model import ModelConfig, build
-from pia_ray.config.resolving import seed_from_id
+from pia_ray.config.resolving import canonical_params, seed_from_id
 from pia_ray.errors import BadParameter, ImageNotFound, ManifestError, StorageError, StorageNotFound
 from pia_ray.manifest import ITEMS_SCHEMA, open_manifest, plan_row, read_image_cell, row_from_item
 
@@ -940,7 +940,7 @@ def test_an_item_turns_back_into_its_row(tmp_path):
             item["work_key"],
         )
         assert (row.params.seed, row.params.width, row.params.num_videos) == (item["seed"], 64, 1)
-        assert manifest.canonical_params(row.params) == item["params"]
+        assert canonical_params(row.params) == item["params"]
         spec = {"row_id": row.id, "video_index": row.video_index, "image_identity": row.image_identity}
         key = manifest.work_key(**spec, params=row.params, config=config_of(path), model_version="v1")
         assert key == item["work_key"]

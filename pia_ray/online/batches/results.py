@@ -6,85 +6,78 @@ So `pia-ray report` and `pia-ray gallery` work on a batch as on a catalogue. Vid
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from pia_ray import ledger, manifest
+from pia_ray import ledger
+from pia_ray.config.knobs import AnimationParams
 from pia_ray.config.resolving import seed_from_id
 from pia_ray.ledger import Ledger, RunRecord
+from pia_ray.online.public_errors import PublicError
 from pia_ray.online.video_jobs import VideoJob
 from pia_ray.types import ResultRow
 
 
 def row_of_job(job: VideoJob, *, batch_id: str, line: int, custom_id: str) -> dict[str, Any]:
     """The results row of a line whose job has ended, as plain JSON values."""
-    made, error = job.result, job.error
-    params = job.params if made is None else made.params
-    row = ResultRow(
-        id=custom_id,
-        video_index=0,
-        status="succeeded" if error is None else "failed",
-        error_code=None if error is None else error.code,
-        error_message=None if error is None else error.message,
-        retryable=None if error is None else error.code == "cancelled",
-        attempts=job.attempt,
-        video_uri=None if made is None else made.video_uri,
-        thumbnail_uri=None if made is None else made.thumbnail_uri,
-        input_thumbnail_uri=None,
-        image_uri=job.inputs["image"],
-        prompt=params.prompt,
-        seed=seed_from_id(job.id) if params.seed is None else params.seed,
-        width=None if made is None else made.width,
-        height=None if made is None else made.height,
-        num_frames=None if made is None else made.num_frames,
-        fps=None if made is None else made.fps,
-        duration_s=None if made is None else made.num_frames / made.fps,
-        size_bytes=None if made is None else made.size_bytes,
-        sha256=None if made is None else made.sha256,
-        input_sha256=None,
-        original_width=None,
-        original_height=None,
-        params=manifest.canonical_params(params),
-        work_key=_work_key(batch_id, line),
-        model=job.model if made is None else made.model_version,
-        run_id=batch_id,
-        worker=job.id,
-        fetch_s=None,
-        animate_s=None if made is None else made.animate_s,
-        publish_s=None,
-        gpu_s=None if made is None else made.gpu_s,
-        motion=None if made is None else made.motion,
-        finished_at=datetime.fromtimestamp(job.completed_at or job.created_at, UTC),
-    )
-    return {**vars(row), "finished_at": row.finished_at.isoformat()}
+    finished_at = datetime.fromtimestamp(job.completed_at or job.created_at, UTC)
+    if job.error is not None:
+        row = ResultRow.failed(
+            job.error,
+            id=custom_id,
+            work_key=_work_key(batch_id, line),
+            image_uri=job.inputs["image"],
+            params=_with_seed(job),
+            model=job.model,
+            run_id=batch_id,
+            worker=job.id,
+            attempts=job.attempt,
+            finished_at=finished_at,
+        )
+    else:
+        made = job.result
+        assert made is not None, "a job ends with a result or an error"
+        row = ResultRow.succeeded(
+            id=custom_id,
+            work_key=_work_key(batch_id, line),
+            video_uri=made.video_uri,
+            thumbnail_uri=made.thumbnail_uri,
+            image_uri=job.inputs["image"],
+            params=made.params,
+            size_bytes=made.size_bytes,
+            sha256=made.sha256,
+            model=made.model_version,
+            run_id=batch_id,
+            worker=job.id,
+            attempts=job.attempt,
+            animate_s=made.animate_s,
+            gpu_s=made.gpu_s,
+            motion=made.motion,
+            finished_at=finished_at,
+        )
+    return _as_json(row)
 
 
 def row_without_job(
-    *, batch_id: str, line: int, custom_id: str, body: Mapping[str, Any], code: str, message: str
+    error: PublicError, *, batch_id: str, line: int, custom_id: str, body: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The results row of a line that never became a job, or whose job is gone."""
     prompt = body.get("prompt")
-    row = dict.fromkeys(ledger.RESULTS_SCHEMA.names)
-    return row | {
-        "id": custom_id,
-        "video_index": 0,
-        "status": "failed",
-        "error_code": code,
-        "error_message": message,
-        "retryable": code.startswith("batch_"),
-        "attempts": 0,
-        "image_uri": "",
-        "prompt": prompt if isinstance(prompt, str) else None,
-        "seed": seed_from_id(custom_id),
-        "params": json.dumps({"prompt": prompt} if isinstance(prompt, str) else {}),
-        "work_key": _work_key(batch_id, line),
-        "model": "",
-        "run_id": batch_id,
-        "worker": "",
-        "finished_at": datetime.now(UTC).isoformat(),
-    }
+    row = ResultRow.failed(
+        error,
+        id=custom_id,
+        work_key=_work_key(batch_id, line),
+        image_uri="",
+        params=None,
+        prompt=prompt if isinstance(prompt, str) else None,
+        model="",
+        run_id=batch_id,
+        worker="",
+        attempts=0,
+        finished_at=datetime.now(UTC),
+    )
+    return _as_json(row)
 
 
 def write_ledger(output: str, rows: Iterable[Mapping[str, Any]], *, run: RunRecord) -> None:
@@ -101,3 +94,13 @@ def write_ledger(output: str, rows: Iterable[Mapping[str, Any]], *, run: RunReco
 
 def _work_key(batch_id: str, line: int) -> str:
     return hashlib.sha256(f"{batch_id}:{line}".encode()).hexdigest()
+
+
+def _with_seed(job: VideoJob) -> AnimationParams:
+    if job.params.seed is not None:
+        return job.params
+    return job.params.model_copy(update={"seed": seed_from_id(job.id)})
+
+
+def _as_json(row: ResultRow) -> dict[str, Any]:
+    return {**vars(row), "finished_at": row.finished_at.isoformat()}

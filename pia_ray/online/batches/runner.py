@@ -25,7 +25,8 @@ from pia_ray.online.batches.results import row_of_job, row_without_job, write_le
 from pia_ray.online.batches.store import Batch, BatchFault, BatchStore, Outcome
 from pia_ray.online.files import FileStore, StoredFile
 from pia_ray.online.http import error_responses
-from pia_ray.online.video_jobs import JobStore, VideoJob, public_fault
+from pia_ray.online.public_errors import PublicError, public_error
+from pia_ray.online.video_jobs import JobStore, VideoJob
 from pia_ray.online.video_jobs.creation import LineAsked
 
 ENDPOINT: Final = "/v1/videos"
@@ -40,8 +41,13 @@ LEASE_S: Final = 60.0
 """A runner that has not written a batch's document for so long has died; another takes over."""
 
 _KEPT_FILES: Final = 2
-_CANCELLED: Final = ("batch_cancelled", "The batch was cancelled before this line was made.")
-_EXPIRED: Final = ("batch_expired", "The batch's time was over before this line was made.")
+_CANCELLED: Final = PublicError(
+    code="batch_cancelled", message="The batch was cancelled before this line was made.", retryable=True
+)
+_EXPIRED: Final = PublicError(
+    code="batch_expired", message="The batch's time was over before this line was made.", retryable=True
+)
+_DELETED: Final = PublicError(code="video_deleted", message="The video was deleted before the batch ended.")
 _log = logging.getLogger(__name__)
 
 
@@ -182,7 +188,7 @@ class BatchRunner:
         while next_line < batch.num_lines and (end is not None or len(jobs) < WINDOW):
             place = _Place(batch.id, next_line, lines[next_line])
             if end is not None:
-                outcomes.append(_refused(place, *end))
+                outcomes.append(_refused(place, end))
             else:
                 try:
                     asked = LineAsked(batch.owner, batch.id, place.line.body, f"{batch.id}:{next_line}")
@@ -208,17 +214,17 @@ class BatchRunner:
             change |= {"status": "finalizing", "finalizing_at": time.time()}
         return await self._record(batch, change)
 
-    async def _look(self, place: _Place, owner: str, job_id: str, *, end: tuple[str, str] | None) -> Outcome | None:
+    async def _look(self, place: _Place, owner: str, job_id: str, *, end: PublicError | None) -> Outcome | None:
         """What became of a line's job; None while it goes on. With an `end`, the batch waits for it no longer."""
         try:
             job = await asyncio.to_thread(self._jobs.get, owner, job_id)
             if end is not None and not job.ended:
                 await asyncio.to_thread(self._jobs.cancel, owner, job_id)
-                return _refused(place, *end)
+                return _refused(place, end)
         except JobConflict:  # it has ended just now
             return None
         except JobNotFound:
-            return _refused(place, "video_deleted", "The video was deleted before the batch ended.")
+            return _refused(place, _DELETED)
         if not job.ended:
             return None
         line, error = place.line, job.error
@@ -348,21 +354,15 @@ def _rejected(place: _Place, error: RowError) -> Outcome:
         "body": error_responses.body_of(error),
     }
     record = {"id": place.id, "custom_id": place.line.custom_id, "response": response, "error": None}
-    return Outcome(line=place.number, record=record, row=_row(place, error.code, public_fault(error).message))
+    return Outcome(line=place.number, record=record, row=_row(place, public_error(error)))
 
 
-def _refused(place: _Place, code: str, message: str) -> Outcome:
-    error = {"code": code, "message": message}
-    record = {"id": place.id, "custom_id": place.line.custom_id, "response": None, "error": error}
-    return Outcome(line=place.number, record=record, row=_row(place, code, message))
+def _refused(place: _Place, error: PublicError) -> Outcome:
+    told = {"code": error.code, "message": error.message}
+    record = {"id": place.id, "custom_id": place.line.custom_id, "response": None, "error": told}
+    return Outcome(line=place.number, record=record, row=_row(place, error))
 
 
-def _row(place: _Place, code: str, message: str) -> dict[str, Any]:
-    return row_without_job(
-        batch_id=place.batch_id,
-        line=place.number,
-        custom_id=place.line.custom_id,
-        body=place.line.body,
-        code=code,
-        message=message,
-    )
+def _row(place: _Place, error: PublicError) -> dict[str, Any]:
+    line = place.line
+    return row_without_job(error, batch_id=place.batch_id, line=place.number, custom_id=line.custom_id, body=line.body)

@@ -23,7 +23,7 @@ from pia_ray.errors import (
     Unauthorized,
     UnexpectedError,
 )
-from pia_ray.online.video_jobs import public_fault
+from pia_ray.online.video_jobs import public_error
 
 _UNAVAILABLE: Final = 503
 _RETRIED: Final = (408, 409, 429)
@@ -50,7 +50,7 @@ def body_of(error: PiaRayError) -> dict[str, Any]:
     """The JSON that tells of this error what its caller may know."""
     status = status_of(error)
     param = error.field or None if isinstance(error, BadParameter) else None
-    return body(public_fault(error).message, code=error.code, kind=_kind(status), param=param)
+    return body(public_error(error).message, code=error.code, kind=_kind(status), param=param)
 
 
 def status_of(error: PiaRayError) -> int:

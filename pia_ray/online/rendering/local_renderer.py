@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pia_ray import weights
-from pia_ray.animation import Animation, provenance_of
+from pia_ray.animation import Animation, RowAnimator, provenance_of
 from pia_ray.config.knobs import VideoFormat
 from pia_ray.config.serve import ServeConfig
 from pia_ray.errors import Busy, PiaRayError, UnexpectedError, WeightsError
@@ -30,7 +30,6 @@ from pia_ray.online.rendering.renderer import (
     Queued,
     Rendered,
     RenderRequest,
-    RowAnimator,
     Step,
 )
 from pia_ray.online.rendering.timing import Clock, Tally
@@ -43,7 +42,7 @@ log = logging.getLogger(__name__)
 class LocalRenderer:
     """A `Renderer` on an animator in this process, which `config`'s models have been given to as its styles.
 
-    As many requests denoise together as `config.rows_at_once` says, `config.max_waiting` more wait, and others are
+    As many requests denoise together as `config.max_batch_size` says, `config.max_waiting` more wait, and others are
     refused. Half of the waiting places are for synchronous calls alone. All methods belong to one event loop.
     """
 
@@ -144,8 +143,8 @@ class LocalRenderer:
     def _admit(self, request: RenderRequest) -> _Place:
         config = self._config
         waiting = config.max_waiting if request.priority == INTERACTIVE else config.max_waiting // 2
-        if len(self._places) >= config.rows_at_once + waiting:
-            after_s = self._tally.seconds_until_a_place(config.rows_at_once)
+        if len(self._places) >= config.max_batch_size + waiting:
+            after_s = self._tally.seconds_until_a_place(config.max_batch_size)
             raise Busy(f"{len(self._places)} requests are in hand: try again in about {after_s:.0f} s", after_s)
         if all(each.animated for each in self._places):
             self._moved_at = time.monotonic() - self._unmoved_s  # idle until now
@@ -166,7 +165,7 @@ class LocalRenderer:
             (place for place in self._places if not place.animated), key=lambda place: (not place.begun, place.rank)
         )
         for ahead, place in enumerate(in_line):
-            position = max(0, ahead + 1 - self._config.rows_at_once)
+            position = max(0, ahead + 1 - self._config.max_batch_size)
             if not place.begun and position != place.position:
                 place.position = position
                 place.events.put_nowait(Queued(position))

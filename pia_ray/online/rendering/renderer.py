@@ -5,14 +5,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping
-from concurrent.futures import Future
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
-from pia_ray.animation import Animation
 from pia_ray.config.knobs import AnimationParams, VideoFormat
-from pia_ray.types import AnimationRequest, EncodedVideo
+from pia_ray.types import EncodedVideo
 
 INTERACTIVE: Final = 0
 """Priority of a synchronous call: somebody waits for it."""
@@ -127,19 +125,3 @@ class Renderer(Protocol):
             NotReady: they are not now.
         """
         ...
-
-
-class RowAnimator(Protocol):
-    """What a renderer needs of an animator: `Animator`, or a fake of it."""
-
-    def submit(
-        self,
-        request: AnimationRequest,
-        *,
-        on_step: Callable[[int, int], None] | None = ...,
-        priority: int = ...,
-    ) -> Future[Animation]:
-        """As `Animator.submit`."""
-
-    def close(self) -> None:
-        """As `Animator.close`."""

@@ -43,11 +43,11 @@ class Tally:
         if self._latest.pop(request_id, None) is not None:
             self._request_s = _mean(self._request_s, time.monotonic() - self._begun_at.pop(request_id))
 
-    def seconds_until_a_place(self, rows_at_once: int) -> float:
+    def seconds_until_a_place(self, max_batch_size: int) -> float:
         """About when one of so many requests ends: a whole number, 1 to 60."""
         if self._request_s is None:
             return 5.0
-        return float(min(60, max(1, math.ceil(self._request_s / rows_at_once))))
+        return float(min(60, max(1, math.ceil(self._request_s / max_batch_size))))
 
 
 class Clock:

@@ -28,10 +28,10 @@ from pia_ray.config.knobs import (
     suggest,
 )
 from pia_ray.config.model import ModelConfig
-from pia_ray.config.resolving import lora_strengths, parse_params, resolve
+from pia_ray.config.resolving import canonical_params, lora_strengths, parse_params, resolve
 from pia_ray.config.serve import ServeConfig
 from pia_ray.errors import BadParameter, ImageTooLarge, RowError, UnsupportedBody, VideoError
-from pia_ray.manifest import canonical_params, decode_data_url
+from pia_ray.manifest import decode_data_url
 from pia_ray.media import arrays, sizes, video
 from pia_ray.media import image as pictures
 from pia_ray.online.rendering.renderer import INTERACTIVE, RenderRequest

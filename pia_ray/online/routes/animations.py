@@ -16,9 +16,9 @@ from fastapi import APIRouter, Request, Response
 from starlette.types import Receive, Scope, Send
 
 from pia_ray.config.knobs import VideoFormat
+from pia_ray.config.resolving import canonical_params
 from pia_ray.config.serve import ServeConfig
 from pia_ray.errors import Cancelled, NotAcceptable, PiaRayError, Timeout, UnexpectedError
-from pia_ray.manifest import canonical_params
 from pia_ray.media.video import MIME
 from pia_ray.online.http import error_responses
 from pia_ray.online.http.metrics import Metrics

@@ -3,7 +3,7 @@
 Owns Ray for the online wing. `serve run pia_ray.online.serve:build_app model=demo` and Serve's YAML files start here.
 """
 
-from pia_ray.online.serve.deployments import build_app, build_endpoint, make_animator
+from pia_ray.online.serve.deployments import build_app, build_endpoint
 from pia_ray.online.serve.engines import Engine, RayRenderer
 from pia_ray.online.serve.proxy import proxy_middlewares
 from pia_ray.online.serve.server import run_server
@@ -13,7 +13,6 @@ __all__ = [
     "RayRenderer",
     "build_app",
     "build_endpoint",
-    "make_animator",
     "proxy_middlewares",
     "run_server",
 ]

@@ -18,9 +18,9 @@ from pia_ray import weights
 from pia_ray.config.knobs import suggest
 from pia_ray.config.serve import ServeConfig, is_loopback, load_serve
 from pia_ray.errors import ConfigError
-from pia_ray.online.rendering.renderer import RowAnimator
 from pia_ray.online.serve.engines import Engine, MakeAnimator, RayRenderer
 from pia_ray.online.video_jobs import JobStore
+from pia_ray.pia import make_animator
 
 if TYPE_CHECKING:
     from pia_ray.online.service import VideoService
@@ -46,19 +46,6 @@ def build_app(settings: ServeConfig | Mapping[str, Any]) -> serve.Application:
     """
     config = settings if isinstance(settings, ServeConfig) else load_serve(None, dict(settings))
     return build_endpoint(config, make_animator=make_animator)
-
-
-def make_animator(config: ServeConfig, cpu_threads: int) -> RowAnimator:
-    """The configured models, as each engine holds them."""
-    from pia_ray.pia.animator import Animator  # torch is for the engines: an ingress starts seconds sooner without
-
-    return Animator(
-        config.models[config.default_model],
-        styles=config.models,
-        keep_models=config.keep_models,
-        batch_size=config.batch_size,
-        cpu_threads=cpu_threads,
-    )
 
 
 def build_endpoint(config: ServeConfig, *, make_animator: MakeAnimator) -> serve.Application:
@@ -134,7 +121,7 @@ def engine_options(config: ServeConfig) -> dict[str, Any]:
     Raises:
         ConfigError: `deployment_config` has one that there is not.
     """
-    rows = config.rows_at_once
+    rows = config.max_batch_size
     options: dict[str, Any] = {
         # Engines refuse by themselves, at once and by priority, what is above rows + max_waiting. Were Serve's bound
         # the lower one, the rest would wait in line before the engine, whatever its priority.

@@ -25,6 +25,7 @@ from ray.serve.exceptions import (
 )
 from ray.serve.handle import DeploymentHandle
 
+from pia_ray.animation import RowAnimator
 from pia_ray.config.knobs import DEFAULT_STYLE
 from pia_ray.config.serve import ServeConfig
 from pia_ray.errors import (
@@ -47,7 +48,6 @@ from pia_ray.online.rendering.renderer import (
     ModelFacts,
     Rendered,
     RenderRequest,
-    RowAnimator,
     Step,
 )
 from pia_ray.online.rendering.timing import Clock, Tally
@@ -207,7 +207,7 @@ class RayRenderer:
                 stream.cancel()
             raise
         except BackPressureError as error:
-            after_s = self._tally.seconds_until_a_place(self._config.rows_at_once)
+            after_s = self._tally.seconds_until_a_place(self._config.max_batch_size)
             raise Busy(f"too many requests wait: try again in about {after_s:.0f} s", after_s) from error
         except DeploymentUnavailableError as error:
             raise ModelUnavailable("the engines could not be started: see the logs of their replicas") from error

@@ -15,9 +15,10 @@ from ray import serve
 
 from pia_ray.config.serve import ServeConfig
 from pia_ray.errors import ConfigError, JobError
-from pia_ray.online.serve.deployments import build_endpoint, make_animator
+from pia_ray.online.serve.deployments import build_endpoint
 from pia_ray.online.serve.engines import MakeAnimator
 from pia_ray.online.serve.proxy import PROXY_CALLBACK, proxy_middlewares
+from pia_ray.pia import make_animator
 
 log = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ is what owners do, `queue` what dispatchers do, `outbox` what becomes of webhook
 many; it must have conditional writes. Calls block: asyncio programs make them in threads. Knows no HTTP and no Ray.
 """
 
-from pia_ray.online.public_errors import Fault, public_fault
+from pia_ray.online.public_errors import PublicError, public_error
 from pia_ray.online.video_jobs.document import Entry, Page, Revision, VideoJob, VideoResult
 from pia_ray.online.video_jobs.queue import JobQueue
 from pia_ray.online.video_jobs.store import JobStore
@@ -13,13 +13,13 @@ from pia_ray.online.video_jobs.webhook_outbox import Outbox
 
 __all__ = [
     "Entry",
-    "Fault",
     "JobQueue",
     "JobStore",
     "Outbox",
     "Page",
+    "PublicError",
     "Revision",
     "VideoJob",
     "VideoResult",
-    "public_fault",
+    "public_error",
 ]

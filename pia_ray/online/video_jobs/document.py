@@ -10,7 +10,7 @@ from typing import Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_serializer
 
 from pia_ray.config.knobs import AnimationParams, VideoFormat
-from pia_ray.online.public_errors import Fault
+from pia_ray.online.public_errors import PublicError
 
 Status = Literal["queued", "in_progress", "completed", "failed"]
 
@@ -71,7 +71,7 @@ class VideoJob(BaseModel):
     """Percent of the denoising steps done; 100 when completed."""
     eta_at: float | None = None
     """About when it will be done, once it is in progress."""
-    error: Fault | None = None
+    error: PublicError | None = None
     params: AnimationParams
     """As asked for; which knobs were given is kept."""
     format: VideoFormat = "mp4"

@@ -8,7 +8,7 @@ import itertools
 from pia_ray import storage
 from pia_ray.errors import JobConflict, JobNotFound, PiaRayError
 from pia_ray.media import video
-from pia_ray.online.public_errors import public_fault
+from pia_ray.online.public_errors import public_error
 from pia_ray.online.rendering.renderer import Rendered
 from pia_ray.online.video_jobs import layout
 from pia_ray.online.video_jobs.document import Entry, Revision, VideoJob, VideoResult
@@ -129,7 +129,7 @@ class JobQueue:
         Raises:
             JobConflict, JobNotFound: as `heartbeat`.
         """
-        return self._documents.end(at, {"status": "failed", "error": public_fault(error)})
+        return self._documents.end(at, {"status": "failed", "error": public_error(error)})
 
     def give_back(self, at: Revision) -> None:
         """Lets another worker have it at once; the attempt does not count.

@@ -12,7 +12,7 @@ from typing import Any, Final, Literal
 from pia_ray import storage
 from pia_ray.config.knobs import REFERENCE_KNOBS
 from pia_ray.errors import BadParameter, Busy, ConfigError, JobConflict, JobNotFound
-from pia_ray.online.public_errors import Fault
+from pia_ray.online.public_errors import PublicError
 from pia_ray.online.rendering.renderer import BATCH_LINE, VIDEO_JOB, RenderRequest
 from pia_ray.online.video_jobs import layout
 from pia_ray.online.video_jobs.document import CANCELLED, Page, VideoJob
@@ -173,7 +173,7 @@ class JobStore:
             JobConflict: it has completed or failed already.
             JobNotFound: as `get`.
         """
-        fault = Fault(code=CANCELLED, message="The video job was cancelled.")
+        error = PublicError(code=CANCELLED, message="The video job was cancelled.", retryable=True)
         for _ in range(_SWAPS):
             now = self._documents.read(layout.owner_folder(owner), job_id)
             if now.job.cancelled:
@@ -181,7 +181,7 @@ class JobStore:
             if now.job.ended:
                 raise JobConflict(f"the video has {now.job.status} already")
             try:
-                return self._documents.end(now, {"status": "failed", "error": fault})
+                return self._documents.end(now, {"status": "failed", "error": error})
             except JobConflict:
                 continue
         raise JobConflict("the video job changes too fast; try again")

@@ -28,9 +28,9 @@ from PIL import Image
 from ray import serve
 from ray.serve.schema import ServeDeploySchema
 
+from pia_ray.animation import RowAnimator
 from pia_ray.config.serve import ServeConfig, load_serve
 from pia_ray.media import video
-from pia_ray.online.rendering.renderer import RowAnimator
 from pia_ray.online.serve import build_endpoint, proxy_middlewares
 from pia_ray.online.serve.deployments import ingress_options
 from pia_ray.online.serve.engines import MakeAnimator

@@ -1,0 +1,75 @@
+"""`WorkerConfig`, the settings that the workers of a catalogue and the engines of an endpoint have in common."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Final, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+from pia_ray.config.model import ModelConfig
+
+DEFAULT_BATCH_SIZE: Final = 4
+"""Rows that denoise together where `batch_size` is "auto": on a CPU always, on a GPU at first."""
+
+MAX_AUTO_BATCH_SIZE: Final = 8
+"""Most rows that denoise together where `batch_size` is "auto" and a GPU finds that more pay."""
+
+DEFAULT_KEEP_MODELS: Final = 2
+"""Models that one animator keeps in memory: one at work, and the next one loading beside it."""
+
+
+def _batch_size(value: object) -> object:
+    if isinstance(value, str) and value.isdecimal():
+        value = int(value)
+    if value != "auto" and (not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= 64):
+        raise ValueError('must be "auto" or 1 to 64')
+    return value
+
+
+def _hex_colour(value: str) -> str:
+    if re.fullmatch("#[0-9a-fA-F]{6}", value) is None:
+        raise ValueError("must be a colour such as #ffffff")
+    return value
+
+
+BatchSize = Annotated[int | Literal["auto"], BeforeValidator(_batch_size)]
+"""1 to 64, or "auto"."""
+
+HexColour = Annotated[str, AfterValidator(_hex_colour)]
+"""A colour such as #ffffff."""
+
+
+class WorkerConfig(BaseModel):
+    """How one process animates rows: the models that it keeps, and how many rows denoise together."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    keep_models: int = Field(
+        DEFAULT_KEEP_MODELS,
+        ge=1,
+        le=64,
+        description="Models that a worker or engine keeps in memory; the least recently used goes first.",
+    )
+    batch_size: BatchSize = Field(
+        "auto",
+        description="Rows that denoise together in one worker or engine; auto is 4 on a CPU, and on a GPU what pays, "
+        "up to 8. Limits and autoscaling of an endpoint count with 4.",
+    )
+    background: HexColour = Field("#ffffff", description="Colour under transparent pictures.")
+
+    @property
+    def default_model_config(self) -> ModelConfig:
+        """The model of rows that name no style."""
+        raise NotImplementedError
+
+    @property
+    def style_models(self) -> Mapping[str, ModelConfig]:
+        """The models by style that rows may name."""
+        raise NotImplementedError
+
+    @property
+    def max_batch_size(self) -> int:
+        """Rows that denoise together where no GPU has found that more pay."""
+        return DEFAULT_BATCH_SIZE if self.batch_size == "auto" else self.batch_size
