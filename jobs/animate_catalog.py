@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from pia_ray.cli import main as cli
+from pia_ray import main as run_command
 
 EPILOG = """\
 All other arguments are those of `pia-ray animate`; flags go before what the config file says.
@@ -42,7 +42,7 @@ def main(words: Sequence[str]) -> int:
     )
     args, flags = parser.parse_known_args(words)
     cluster = os.environ.get("RAY_ADDRESS")  # set in every submitted job; by hand there may be none
-    code = cli.main(["animate", *(["--address", cluster] if cluster else []), *flags])
+    code = run_command(["animate", *(["--address", cluster] if cluster else []), *flags])
     well = {1: not args.fail_on_rows, 4: args.ok_at_deadline}
     return 0 if well.get(code) else code
 

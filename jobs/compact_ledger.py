@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 
-from pia_ray.cli.main import main
+from pia_ray import main
 
 if __name__ == "__main__":
     sys.exit(main(["ledger", "compact", *sys.argv[1:]]))

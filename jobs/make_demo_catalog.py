@@ -12,7 +12,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from pia_ray.errors import PiaRayError
+from pia_ray import PiaRayError
 from pia_ray.testing import put_catalog
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sys
 
-from pia_ray.cli.main import main
+from pia_ray import main
 
 if __name__ == "__main__":
     sys.exit(main(["models", "pull", *sys.argv[1:]]))

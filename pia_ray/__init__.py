@@ -12,16 +12,150 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pia_ray.animation import Animation
     from pia_ray.catalog.graph import build_processor, run_catalog
+    from pia_ray.catalog.local import run_local
+    from pia_ray.catalog.run import Progress, Summary
+    from pia_ray.cli.main import main
     from pia_ray.config.catalog import CatalogConfig
     from pia_ray.config.knobs import AnimationParams
-    from pia_ray.config.model import ModelConfig
+    from pia_ray.config.model import InversionConfig, LoraConfig, ModelConfig
     from pia_ray.config.serve import ServeConfig
+    from pia_ray.errors import (
+        AddressRefused,
+        BadParameter,
+        BodyTooLarge,
+        Busy,
+        Cancelled,
+        ConfigError,
+        Conflict,
+        DeviceLost,
+        FetchDenied,
+        FetchError,
+        FetchUnavailable,
+        Forbidden,
+        HeadersTooLarge,
+        ImageError,
+        ImageNotFound,
+        ImageTooLarge,
+        ImageTooSmall,
+        ImageTruncated,
+        JobConflict,
+        JobError,
+        JobNotFound,
+        LeaseHeld,
+        LedgerError,
+        ManifestError,
+        ModelUnavailable,
+        NonFiniteFrames,
+        NotAcceptable,
+        NotFound,
+        NotReady,
+        OutOfMemory,
+        OutputError,
+        PiaRayError,
+        RateLimited,
+        RequestError,
+        RowError,
+        SlowBody,
+        StorageDenied,
+        StorageError,
+        StorageNotFound,
+        StorageThrottled,
+        StorageTooLarge,
+        StorageUnavailable,
+        Timeout,
+        Unauthorized,
+        UnexpectedError,
+        UnsupportedBody,
+        UnsupportedImage,
+        VideoError,
+        WeightsError,
+        WorkerDied,
+    )
     from pia_ray.ledger import read_results
+    from pia_ray.media.video import probe
+    from pia_ray.media.video_facts import VideoFacts
     from pia_ray.online.serve import build_app
     from pia_ray.pia.animator import Animator
-    from pia_ray.types import AnimationRequest
+    from pia_ray.pia.denoising.affinity import affinity, keyframe_affinity
+    from pia_ray.types import AnimationRequest, EncodedVideo, StepEnd
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "AddressRefused",
+    "Animation",
+    "AnimationParams",
+    "AnimationRequest",
+    "Animator",
+    "BadParameter",
+    "BodyTooLarge",
+    "Busy",
+    "Cancelled",
+    "CatalogConfig",
+    "ConfigError",
+    "Conflict",
+    "DeviceLost",
+    "EncodedVideo",
+    "FetchDenied",
+    "FetchError",
+    "FetchUnavailable",
+    "Forbidden",
+    "HeadersTooLarge",
+    "ImageError",
+    "ImageNotFound",
+    "ImageTooLarge",
+    "ImageTooSmall",
+    "ImageTruncated",
+    "InversionConfig",
+    "JobConflict",
+    "JobError",
+    "JobNotFound",
+    "LeaseHeld",
+    "LedgerError",
+    "LoraConfig",
+    "ManifestError",
+    "ModelConfig",
+    "ModelUnavailable",
+    "NonFiniteFrames",
+    "NotAcceptable",
+    "NotFound",
+    "NotReady",
+    "OutOfMemory",
+    "OutputError",
+    "PiaRayError",
+    "Progress",
+    "RateLimited",
+    "RequestError",
+    "RowError",
+    "ServeConfig",
+    "SlowBody",
+    "StepEnd",
+    "StorageDenied",
+    "StorageError",
+    "StorageNotFound",
+    "StorageThrottled",
+    "StorageTooLarge",
+    "StorageUnavailable",
+    "Summary",
+    "Timeout",
+    "Unauthorized",
+    "UnexpectedError",
+    "UnsupportedBody",
+    "UnsupportedImage",
+    "VideoError",
+    "VideoFacts",
+    "WeightsError",
+    "WorkerDied",
+    "affinity",
+    "build_app",
+    "build_processor",
+    "keyframe_affinity",
+    "main",
+    "probe",
+    "read_results",
+    "run_catalog",
+    "run_local",
+]
 
 _HOMES = {
     "Animation": "pia_ray.animation",
@@ -29,30 +163,33 @@ _HOMES = {
     "AnimationRequest": "pia_ray.types",
     "Animator": "pia_ray.pia.animator",
     "CatalogConfig": "pia_ray.config.catalog",
+    "EncodedVideo": "pia_ray.types",
+    "InversionConfig": "pia_ray.config.model",
+    "LoraConfig": "pia_ray.config.model",
     "ModelConfig": "pia_ray.config.model",
+    "Progress": "pia_ray.catalog.run",
     "ServeConfig": "pia_ray.config.serve",
+    "StepEnd": "pia_ray.types",
+    "Summary": "pia_ray.catalog.run",
+    "VideoFacts": "pia_ray.media.video_facts",
+    "affinity": "pia_ray.pia.denoising.affinity",
     "build_app": "pia_ray.online.serve",
     "build_processor": "pia_ray.catalog.graph",
+    "keyframe_affinity": "pia_ray.pia.denoising.affinity",
+    "main": "pia_ray.cli.main",
+    "probe": "pia_ray.media.video",
     "read_results": "pia_ray.ledger",
     "run_catalog": "pia_ray.catalog.graph",
+    "run_local": "pia_ray.catalog.local",
 }
-
-__all__ = [
-    "Animation",
-    "AnimationParams",
-    "AnimationRequest",
-    "Animator",
-    "CatalogConfig",
-    "ModelConfig",
-    "ServeConfig",
-    "build_app",
-    "build_processor",
-    "read_results",
-    "run_catalog",
-]
+"""The module of each public name that is not an error."""
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    return getattr(import_module(_HOMES.get(name, "pia_ray.errors")), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

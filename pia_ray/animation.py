@@ -16,7 +16,7 @@ import numpy as np
 
 from pia_ray.config.knobs import MOTION_NAMES, AnimationParams
 from pia_ray.errors import VideoError
-from pia_ray.types import AnimationRequest
+from pia_ray.types import AnimationRequest, EncodedVideo
 
 if TYPE_CHECKING:
     from pia_ray.config.knobs import VideoFormat
@@ -46,6 +46,14 @@ class Animation:
     """As the request's `output_type` asks: "uint8": `frames`; "pil": a list of PIL images; "np": float32 [T, H, W, 3]
     and "pt": a torch tensor [T, 3, H, W], both 0 to 1 and not rounded to 8 bits; "latent": the denoised latents, a
     torch tensor [4, T, h, w]. Tensors are float32, on the CPU."""
+
+    def encode(self, format: VideoFormat = "mp4") -> EncodedVideo:  # noqa: A002 - the field's word
+        """The video as a file in memory, decoded again to see that it is whole; `save` writes the same bytes.
+
+        Raises:
+            VideoError: no frames, the format cannot hold the size or speed, or the encoder failed.
+        """
+        return encode_animation(self, format)
 
     def save(self, path: str | Path) -> None:
         """Encodes to a file; the extension picks the format (mp4, gif, webp, webm).
@@ -97,25 +105,32 @@ class RowAnimator(Protocol):
         """As `Animator.close`."""
 
 
+def encode_animation(animation: Animation, format: VideoFormat) -> EncodedVideo:  # noqa: A002 - the field's word
+    """The verified video file, with how it was made inside.
+
+    Raises:
+        VideoError: no frames, the format cannot hold the size or speed, or the encoder failed.
+    """
+    from pia_ray.media.video import encode, verify  # here, so that an animator starts without a codec
+
+    video = encode(animation.frames, fps=animation.params.fps, format=format, provenance=provenance_of(animation))
+    verify(video)
+    return video
+
+
 def save_animation(animation: Animation, path: str | Path) -> None:
     """Encodes to a file whose extension picks the format; the file appears whole or not at all.
 
     Raises:
         VideoError: unknown extension, the encoder failed, or the file could not be written.
     """
-    from pia_ray.media.video import MIME, encode, verify  # here, so that an animator starts without a codec
+    from pia_ray.media.video import MIME  # as above
 
     target = Path(path)
     extension = target.suffix.lower().removeprefix(".")
     if extension not in MIME:
         raise VideoError(f'cannot tell a video format from "{target.name}": end it in .{", .".join(MIME)}')
-    video = encode(
-        animation.frames,
-        fps=animation.params.fps,
-        format=cast("VideoFormat", extension),
-        provenance=provenance_of(animation),
-    )
-    verify(video)
+    video = encode_animation(animation, cast("VideoFormat", extension))
     try:
         with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name[:64]}.", delete=False) as file:
             unfinished = Path(file.name)
