@@ -55,49 +55,49 @@ class PiaRayError(Exception):
 
 
 class JobError(PiaRayError):
-    """The run cannot start or go on; nothing (more) is animated."""
+    """The run cannot start or go on; nothing (more) is animated. What is committed stays; the same command resumes."""
 
     code = "job_error"
 
 
 class ConfigError(JobError):
-    """A knob, flag or configuration file is wrong."""
+    """A knob, flag or configuration file is wrong. Correct what the message names."""
 
     code = "bad_config"
 
 
 class ManifestError(JobError):
-    """The manifest as a whole cannot be used."""
+    """The manifest as a whole cannot be used. Correct the file; `pia-ray validate MANIFEST` reads it without a GPU."""
 
     code = "bad_manifest"
 
 
 class OutputError(JobError):
-    """The output location cannot be written or read."""
+    """The output location cannot be written or read. Check path, credentials and free space, then run again."""
 
     code = "bad_output"
 
 
 class WeightsError(JobError):
-    """A model's weights are missing, damaged or of a kind that is refused."""
+    """A model's weights are missing, damaged or of a kind that is refused. `pia-ray models pull NAME` verifies them."""
 
     code = "bad_weights"
 
 
 class LeaseHeld(JobError):
-    """Another run holds this output."""
+    """Another run holds this output. Wait for it or stop it; the lease of a run that died is taken over."""
 
     code = "lease_held"
 
 
 class LedgerError(JobError):
-    """The ledger is damaged beyond what a rerun mends."""
+    """The ledger is damaged beyond what a rerun mends. `pia-ray ledger rebuild OUTPUT` restores it from the videos."""
 
     code = "bad_ledger"
 
 
 class DeviceLost(JobError):
-    """The GPU is in a state that only a new process mends."""
+    """The GPU is in a state that only a new process mends. Run again; if it returns, check GPU and driver."""
 
     code = "device_lost"
 
@@ -109,7 +109,7 @@ class RowError(PiaRayError):
 
 
 class BadParameter(RowError):
-    """A knob has no valid value. Arguments: message, name of the field."""
+    """A knob has no valid value. Correct the field that the message names. Arguments: message, name of the field."""
 
     code = "bad_parameter"
     http_status = 400
@@ -124,64 +124,64 @@ class BadParameter(RowError):
 
 
 class ImageError(RowError):
-    """The input image cannot be used."""
+    """The input image cannot be used. Replace the picture, then use `--retry`."""
 
     code = "bad_image"
     http_status = 400
 
 
 class ImageNotFound(ImageError):
-    """There is no image at the reference."""
+    """There is no image at the reference. Correct the reference, or put the picture there and use `--retry`."""
 
     code = "image_not_found"
 
 
 class UnsupportedImage(ImageError):
-    """Not a picture, or of a format or mode that is not read."""
+    """Not a picture, or of a format or mode that is not read. Save it as JPEG, PNG or WebP."""
 
     code = "unsupported_image"
 
 
 class ImageTruncated(ImageError):
-    """The file is cut off or damaged."""
+    """The file is cut off or damaged. Replace the picture, then use `--retry`."""
 
     code = "image_truncated"
 
 
 class ImageTooLarge(ImageError):
-    """Over the cap on bytes, pixels, side length or aspect ratio."""
+    """Over the cap on bytes, pixels, side length or aspect ratio. Scale it down, or raise `max_image_pixels`."""
 
     code = "image_too_large"
     http_status = 413
 
 
 class ImageTooSmall(ImageError):
-    """Under the smallest side that makes sense."""
+    """Under the smallest side that makes sense. Give a larger picture."""
 
     code = "image_too_small"
 
 
 class FetchError(RowError):
-    """An https:// input could not be fetched."""
+    """An https:// input could not be fetched. Open the URL, correct it, then use `--retry`."""
 
     code = "fetch_failed"
     http_status = 400
 
 
 class AddressRefused(FetchError):
-    """The URL leads to an address that is not public, or uses a scheme, port or credentials that are refused."""
+    """The URL leads to a private address, or has a refused scheme, port or password. Give a public https:// URL."""
 
     code = "address_refused"
 
 
 class FetchDenied(FetchError):
-    """The server answered 401 or 403."""
+    """The server answered 401 or 403. Give a URL that needs no login, or one that is signed."""
 
     code = "fetch_denied"
 
 
 class FetchUnavailable(FetchError):
-    """The server was unreachable, too slow, or answered 429 or 5xx."""
+    """The server was unreachable, too slow, or answered 429 or 5xx. Use `--retry` when it answers again."""
 
     code = "fetch_unavailable"
     retryable = True
@@ -189,26 +189,26 @@ class FetchUnavailable(FetchError):
 
 
 class StorageError(RowError):
-    """A read or write of local disk or S3 failed."""
+    """A read or write of local disk or S3 failed. The message holds the store's own reason."""
 
     code = "storage_failed"
 
 
 class StorageNotFound(StorageError):
-    """No such file, object or bucket."""
+    """No such file, object or bucket. Correct the path or URI."""
 
     code = "storage_not_found"
     http_status = 404
 
 
 class StorageDenied(StorageError):
-    """The credentials or file permissions do not allow it."""
+    """The credentials or file permissions do not allow it. Check the AWS variables, the role or the file's owner."""
 
     code = "storage_denied"
 
 
 class StorageThrottled(StorageError):
-    """The store kept saying that it is asked too often."""
+    """The store kept saying that it is asked too often. Use `--retry` later, or fewer actors."""
 
     code = "storage_throttled"
     retryable = True
@@ -216,7 +216,7 @@ class StorageThrottled(StorageError):
 
 
 class StorageUnavailable(StorageError):
-    """The store was unreachable, answered 5xx, or the disk is full."""
+    """The store was unreachable, answered 5xx, or the disk is full. Use `--retry` when it is well again."""
 
     code = "storage_unavailable"
     retryable = True
@@ -224,21 +224,21 @@ class StorageUnavailable(StorageError):
 
 
 class StorageTooLarge(StorageError):
-    """The file or object is larger than the reader accepts."""
+    """The file or object is larger than the reader accepts. Give a smaller file."""
 
     code = "storage_too_large"
     http_status = 413
 
 
 class ModelUnavailable(RowError):
-    """The model of the row's style could not be loaded."""
+    """The model of the row's style could not be loaded. Correct the style's settings, then use `--retry`."""
 
     code = "model_unavailable"
     http_status = 503
 
 
 class OutOfMemory(RowError):
-    """The row does not fit on this device even alone."""
+    """The row does not fit on this device even alone. Ask for fewer frames or pixels, or set `offload`."""
 
     code = "out_of_memory"
     retryable = True
@@ -246,19 +246,19 @@ class OutOfMemory(RowError):
 
 
 class NonFiniteFrames(RowError):
-    """The model produced NaN or infinite values for this row."""
+    """The model produced NaN or infinite values for this row. Set `vae_dtype: float32` or `dtype: float32`."""
 
     code = "nan_frames"
 
 
 class VideoError(RowError):
-    """Frames could not be encoded, or the finished file did not verify."""
+    """Frames could not be encoded, or the finished file did not verify. Try another format."""
 
     code = "bad_video"
 
 
 class Timeout(RowError):
-    """The row's deadline passed."""
+    """The row's deadline passed. Raise `row_timeout_s` or `sync_timeout_s`, or ask for less work."""
 
     code = "timeout"
     retryable = True
@@ -266,7 +266,7 @@ class Timeout(RowError):
 
 
 class Cancelled(RowError):
-    """The caller took the request back, or the engine is shutting down."""
+    """The caller took the request back, or the engine is shutting down. Send it again if it is still wanted."""
 
     code = "cancelled"
     retryable = True
@@ -290,7 +290,7 @@ class Busy(RowError):
 
 
 class NotReady(RowError):
-    """Nothing takes up requests now: engines start, or this process is to be replaced."""
+    """Nothing takes up requests now: engines start, or this process is to be replaced. Send it again soon."""
 
     code = "not_ready"
     retryable = True
@@ -298,55 +298,55 @@ class NotReady(RowError):
 
 
 class NotFound(RowError):
-    """The endpoint has no such video, file or batch; also what others than its owner hear."""
+    """The endpoint has no such video, file or batch, or another key owns it. Check id and key."""
 
     code = "not_found"
     http_status = 404
 
 
 class Conflict(RowError):
-    """What is asked for contradicts what is there: an Idempotency-Key used twice, a video not ready yet."""
+    """What is asked for contradicts what is there, as a video that is not ready yet. Read its state first."""
 
     code = "conflict"
     http_status = 409
 
 
 class RateLimited(Busy):
-    """One caller calls more often than it may."""
+    """One caller calls more often than it may. Send it again after Retry-After seconds."""
 
     code = "rate_limited"
 
 
 class RequestError(RowError):
-    """An HTTP request that the endpoint refuses, whatever its knobs say, or whose body cannot be read."""
+    """An HTTP request that the endpoint refuses, whatever its knobs say, or whose body cannot be read. Correct it."""
 
     code = "bad_request"
     http_status = 400
 
 
 class Unauthorized(RequestError):
-    """No API key, or one that is not known."""
+    """No API key, or one that is not known. Send `Authorization: Bearer KEY`."""
 
     code = "invalid_api_key"
     http_status = 401
 
 
 class Forbidden(RequestError):
-    """This caller may not do this: a web page of another origin, a name that does not lead here."""
+    """This caller may not do this, as a web page of another origin. Call by the endpoint's own name."""
 
     code = "forbidden"
     http_status = 403
 
 
 class NotAcceptable(RequestError):
-    """No kind of answer that the caller accepts can be given."""
+    """No kind of answer that the caller accepts can be given. Accept `video/mp4` or `application/json`."""
 
     code = "not_acceptable"
     http_status = 406
 
 
 class SlowBody(RequestError):
-    """The request's body did not arrive in time."""
+    """The request's body did not arrive in time. Send it again over a faster connection, or raise `body_timeout_s`."""
 
     code = "slow_body"
     retryable = True
@@ -354,49 +354,49 @@ class SlowBody(RequestError):
 
 
 class BodyTooLarge(RequestError):
-    """The request's body is larger than the endpoint takes."""
+    """The request's body is larger than the endpoint takes. Send less, or raise `max_body_bytes`."""
 
     code = "body_too_large"
     http_status = 413
 
 
 class UnsupportedBody(RequestError):
-    """The request's body is of a type that is not read."""
+    """The request's body is of a type that is not read. Send JSON or multipart/form-data."""
 
     code = "unsupported_body"
     http_status = 415
 
 
 class HeadersTooLarge(RequestError):
-    """The request's headers are more or longer than any client of ours needs."""
+    """The request's headers are more or longer than any client of ours needs. Send fewer."""
 
     code = "headers_too_large"
     http_status = 431
 
 
 class JobNotFound(NotFound):
-    """The caller has no video job of that id."""
+    """The caller has no video job of that id. Check id and key; a finished job is removed after `job_ttl_s`."""
 
     code = "job_not_found"
     http_status = 404
 
 
 class JobConflict(Conflict):
-    """The video job has moved on, is in other hands, or its idempotency key was used for another request."""
+    """The video job has moved on, or its idempotency key was used for another request. Read the job first."""
 
     code = "job_conflict"
     http_status = 409
 
 
 class WorkerDied(RowError):
-    """The worker process died on every attempt at this row."""
+    """The worker process died on every attempt at this row. Read its node's log; then use `--retry worker_died`."""
 
     code = "worker_died"
     retryable = True
 
 
 class UnexpectedError(RowError):
-    """A bug or an unknown fault; the traceback is in the message."""
+    """A bug or an unknown fault; the traceback is in the message. Report it; `--retry unexpected` tries again."""
 
     code = "unexpected"
     retryable = True

@@ -203,12 +203,12 @@ def _motion_name(scale: object) -> str | None:
 
 
 def _hints(codes: Iterable[str]) -> dict[str, str]:
-    """What each error code means: the first line of its class."""
+    """The meaning of each error code: the first sentence of its class."""
     meanings: dict[str, str] = {}
     kinds: list[type[RowError]] = [RowError]
     while kinds:
         kind = kinds.pop()
-        meanings.setdefault(kind.code, (kind.__doc__ or "").split("\n")[0].partition(" Arguments:")[0])
+        meanings.setdefault(kind.code, (kind.__doc__ or "").split(". ")[0].removesuffix(".") + ".")
         kinds += kind.__subclasses__()
     return {code: meanings[code] for code in sorted(codes) if code in meanings}
 
