@@ -43,15 +43,15 @@ class ManifestRow:
 
 @dataclass(frozen=True)
 class StepEnd:
-    """What `AnimationRequest.on_step_end` is told when a denoising step is done."""
+    """The state of a row after a denoising step, as `AnimationRequest.on_step_end` gets it."""
 
     step: int
     """From 0; a scheduler that takes two evaluations a step, such as heun, counts each."""
     timestep: float
-    """That the step began at."""
+    """The scheduler's timestep at which the step began."""
     tensors: Mapping[str, Any]
-    """torch tensors of this row alone: `latents` [4, T, h, w], `prompt_embeds` [L, C] and, with guidance,
-    `negative_prompt_embeds` [L, C]. Copies: what is changed in them changes nothing."""
+    """The row's own torch tensors: `latents` [4, T, h, w], `prompt_embeds` [L, C] and, with guidance,
+    `negative_prompt_embeds` [L, C]. They are copies, so a change in them has no effect."""
 
 
 OnStepEnd = Callable[[StepEnd], Mapping[str, Any] | None]

@@ -80,7 +80,8 @@ def run_catalog(
     """Animates a catalogue over a pool of Ray actors; resumes where an earlier run on this output stopped.
 
     Uses the Ray this process is connected to; otherwise joins `config.address`, or starts a cluster of its own on
-    this machine for the time of the run.
+    this machine for the time of the run. `observe` is called with each new `Progress`; `make_animator` makes an actor's
+    animator from the config and the number of CPU threads, as `pia_ray.testing.make_fake` does.
 
     Raises:
         JobError: the run cannot start or go on. Rows that fail are in the results, not raised.

@@ -30,7 +30,7 @@ def run_local(
     """Animates the catalogue in this process, with threads in place of actors; `config.actors` plays no part.
 
     Gives the same results table as `run_catalog` but for timings, run ids and worker names. `animator` stands in for
-    the configured model, for tests; it stays open.
+    the configured model, for tests; it stays open. `observe` is called with each new `Progress`.
 
     Raises:
         JobError: as `run_catalog`.

@@ -46,7 +46,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run has come."""
+    """The state of a run: its phase and its counts."""
 
     phase: Phase
     num_items: int = 0
@@ -85,7 +85,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Summary:
-    """What a run came to."""
+    """The end of a run: its counts, its errors and the URIs of its results."""
 
     run_id: str
     output: str

@@ -121,7 +121,7 @@ def encode(
 
 
 def probe(video: bytes | str | Path) -> VideoFacts:
-    """What the file holds, found by decoding every frame.
+    """The facts of a video file. Every frame is decoded.
 
     Raises:
         VideoError: unreadable, damaged, cut off, or of a format that is not ours.

@@ -18,7 +18,7 @@ Frames = np.ndarray[Any, np.dtype[np.uint8]]
 
 @dataclass(frozen=True)
 class VideoFacts:
-    """What a video file holds, by decoding it."""
+    """The facts of a video file, found by decoding it."""
 
     format: VideoFormat
     num_frames: int
@@ -28,7 +28,7 @@ class VideoFacts:
     fps: float
     """Frames by duration; off the asked-for rate by as much as the container rounds times."""
     provenance: dict[str, Any]
-    """What `encode` put in; empty for a file from elsewhere."""
+    """The JSON that `encode` put in; empty for a file from elsewhere."""
 
 
 def canonical_json(provenance: Mapping[str, Any]) -> str:

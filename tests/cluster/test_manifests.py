@@ -438,7 +438,8 @@ def test_every_package_of_the_image_has_its_licence_noted():
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel of this tree, built beside it: a build leaves folders behind."""
     folder = tmp_path_factory.mktemp("wheel")
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    (folder / "docs").mkdir()
+    for name in ("pyproject.toml", "docs/pypi.md", "LICENSE"):
         shutil.copy(ROOT / name, folder / name)
     for name in ("pia_ray", "jobs", "training", "tests", "cluster"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))

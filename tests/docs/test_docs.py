@@ -1,7 +1,4 @@
-"""README and docs/ tell the truth: their tables are the code's, their commands exist, their Python compiles.
-
-`python tests/docs/test_docs.py` writes the tables anew.
-"""
+"""README and docs/ are true: their tables and pages are the code's, their commands exist, their Python compiles."""
 
 from __future__ import annotations
 
@@ -10,172 +7,26 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from dataclasses import fields
 from pathlib import Path
 
+import nbformat
 import pytest
+import yaml
 
+import pia_ray
+import pia_ray.testing
 from pia_ray import errors
-from pia_ray.catalog.workload import evaluated_frames
 from pia_ray.cli.parser import make_parser
-from pia_ray.config.catalog import CatalogConfig
-from pia_ray.config.knobs import KNOBS, AnimationParams
-from pia_ray.config.model import ModelConfig
-from pia_ray.config.resolving import resolve
-from pia_ray.config.serve import ServeConfig
 from pia_ray.ledger import RESULTS_SCHEMA
 from pia_ray.types import ResultRow
+from tests.docs.api_page import GROUPS
+from tests.docs.generated import GUIDES, PAGES, README, ROOT, TABLES, below, index_page, meaning_of, table
 
-ROOT = Path(__file__).parents[2]
-README = ROOT / "README.md"
-GUIDES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 DOCUMENTS = sorted(
     path for path in ROOT.rglob("*.md") if not {".venv", "build", "out"} & set(path.relative_to(ROOT).parts[:-1])
 )
-
-
-def knobs() -> str:
-    lines = ["| knob | default | allowed | meaning |", "|---|---|---|---|"]
-    for knob in KNOBS.values():
-        allowed = ", ".join(f"`{choice}`" for choice in knob.choices) or " ".join(
-            filter(None, [knob.bounds, knob.unit])
-        )
-        default = "" if knob.default is None else f"`{knob.default}`"
-        lines.append(f"| `{knob.name}` | {default} | {allowed} | {knob.meaning} |")
-    return "\n".join(lines)
-
-
-def settings() -> str:
-    lines = ["| setting | default | meaning |", "|---|---|---|"]
-    for name, field in CatalogConfig.model_fields.items():
-        silent = field.is_required() or field.default in (None, ()) or field.default_factory is not None
-        default = "" if silent or name == "defaults" else f"`{field.default}`"
-        lines.append(f"| `{name}` | {default} | {field.description} |")
-    return "\n".join(lines)
-
-
-def serve() -> str:
-    lines = ["| setting | default | meaning |", "|---|---|---|"]
-    for name, field in ServeConfig.model_fields.items():
-        silent = field.is_required() or field.default in (None, (), "") or field.default_factory is not None
-        default = "`{demo: demo}`" if name == "models" else "" if silent else f"`{field.default}`"
-        lines.append(f"| `{name}` | {default} | {field.description} |")
-    return "\n".join(lines)
-
-
-def models() -> str:
-    lines = ["| setting | default | meaning |", "|---|---|---|"]
-    for name, field in ModelConfig.model_fields.items():
-        silent = field.is_required() or field.default is None or field.default_factory is not None
-        default = "" if silent else f"`{field.default}`"
-        lines.append(f"| `{name}` | {default if field.default != '' else ''} | {field.description} |")
-    return "\n".join(lines)
-
-
-def results() -> str:
-    lines = ["| column | type |", "|---|---|"]
-    lines += [
-        f"| `{field.name}` | {field.type}{'' if field.nullable else ', never null'} |" for field in RESULTS_SCHEMA
-    ]
-    return "\n".join(lines)
-
-
-def codes() -> str:
-    lines = ["| error code | retryable | what it means |", "|---|---|---|"]
-    lines.append(
-        "| `bad_manifest_row` | no | A line of the manifest that is no row: too many cells, not JSON, not text. |"
-    )
-    for kind in every_row_error():
-        meaning = (kind.__doc__ or "").split("Arguments:")[0].strip()
-        lines.append(f"| `{kind.code}` | {'yes' if kind.retryable else 'no'} | {meaning} |")
-    return "\n".join(lines)
-
-
-STEP_TFLOP = 35.354 * 0.945
-"""One step with guidance, 16 frames of 512 x 512 px: as diffusers counts, times what `test_rewrites.py` leaves."""
-
-OTHER_TFLOP = 40.232 * 0.846 + 1.117 + 0.027
-"""Frames decoded, the picture and both prompts encoded."""
-
-PEAKS = {
-    "T4": (16, 65),
-    "L4": (24, 121),
-    "RTX 4090": (24, 165),
-    "A100": (40, 312),
-    "L40S": (48, 362),
-    "H100": (80, 989),
-}
-"""Memory in GB and dense float16 TFLOP/s of the makers' data sheets."""
-
-SHARES = (0.2, 0.4)
-"""Of its peak, what a GPU is taken to reach: published runs of like networks lie between 17 and 46 %."""
-
-
-def gpus() -> str:
-    video = 25 * STEP_TFLOP + OTHER_TFLOP
-    lines = ["| GPU | memory | peak, TFLOP/s | s per video | videos per hour |", "|---|---|---|---|---|"]
-    for name, (memory, peak) in PEAKS.items():
-        slow, fast = (video / (peak * share) for share in SHARES)
-        lines.append(
-            f"| {name} | {memory} GB | {peak} | {fast:.2g} to {slow:.2g} | {3600 / slow:.0f} to {3600 / fast:.0f} |"
-        )
-    return "\n".join(lines)
-
-
-ASKED = (
-    {"num_inference_steps": 50},
-    {"num_frames": 32},
-    {"num_frames": 64},
-    {"guidance_scale": 1.0},
-    {"image_guidance_scale": 2.0},
-    {"strength": 0.6},
-    {"scheduler": "heun"},
-    {"free_init": "butterworth"},
-    {"preset": "draft"},
-    {"num_videos": 3},
-)
-
-
-def work() -> str:
-    def counted(knobs: dict[str, object]) -> int:
-        params = resolve(AnimationParams(prompt="-", **knobs), {}, model_defaults={})
-        return params.num_videos * evaluated_frames(params)
-
-    lines = ["| a row with | evaluates, against one of the defaults |", "|---|---|"]
-    for knobs in ASKED:
-        ((name, value),) = knobs.items()
-        lines.append(f"| `{name}` {value} | {counted(knobs) / counted({}):.2g} times |")
-    return "\n".join(lines)
-
-
-def every_row_error(root: type[errors.RowError] = errors.RowError) -> list[type[errors.RowError]]:
-    found = []
-    for kind in root.__subclasses__():
-        found += [kind, *every_row_error(kind)]
-    return found
-
-
-TABLES = {
-    "knobs": knobs,
-    "settings": settings,
-    "serve": serve,
-    "models": models,
-    "results": results,
-    "codes": codes,
-    "gpus": gpus,
-    "work": work,
-}
-
-
-def table(name: str) -> tuple[Path, str]:
-    """The one guide that has the table, and what stands there."""
-    found = [
-        (path, match[1])
-        for path in GUIDES
-        if (match := re.search(rf"<!-- {name} -->\n(.*?)\n?<!-- /{name} -->", path.read_text("utf-8"), re.DOTALL))
-    ]
-    assert len(found) == 1, f"the table {name} must stand in one of {[path.name for path in GUIDES]}"
-    return found[0]
 
 
 def blocks(kinds: str) -> list[str]:
@@ -188,27 +39,45 @@ def blocks(kinds: str) -> list[str]:
 
 @pytest.mark.parametrize("name", TABLES)
 def test_a_table_equals_the_code(name: str) -> None:
-    assert table(name)[1] == TABLES[name](), "run `python tests/docs/test_docs.py`"
+    assert table(name)[1] == TABLES[name](), "run `python -m tests.docs.generated`"
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_equals_the_code(name: str) -> None:
+    assert (ROOT / "docs" / name).read_text("utf-8") == PAGES[name](), "run `python -m tests.docs.generated`"
+
+
+def test_the_interface_page_holds_every_public_name_and_nothing_else() -> None:
+    grouped = " ".join(GROUPS.values()).split()
+    kinds = {kind.__name__ for kind in below(errors.PiaRayError)}
+    assert len(grouped) == len(set(grouped))
+    assert {*grouped, *kinds} == set(pia_ray.__all__)
+
+
+@pytest.mark.parametrize("kind", list(below(errors.PiaRayError))[1:], ids=lambda kind: kind.__name__)
+def test_every_error_says_what_to_do(kind: type[errors.PiaRayError]) -> None:
+    meaning, advice = meaning_of(kind)
+    assert len(meaning) > 10
+    assert advice.endswith((".", "")) and (advice or kind in (errors.RowError, errors.Busy))
 
 
 def commands() -> list[str]:
     lines = "\n".join(blocks("console|sh")).replace("\\\n", " ").splitlines()
-    return [line.removeprefix("$ ").split(" #")[0].strip() for line in lines if "pia-ray " in line]
+    found = (re.fullmatch(r"\$ ((?:\S+/)?pia-ray .*?)(?: #.*)?", line) for line in lines)
+    return [match[1].strip() for match in found if match]
 
 
 def test_every_command_is_one_that_the_parser_takes() -> None:
-    assert len(commands()) >= 8
+    assert len(commands()) >= 20
     for command in commands():
-        words = shlex.split(command)
-        start = next(i for i, word in enumerate(words) if word.endswith("pia-ray"))
-        make_parser().parse_args(words[start + 1 :])
+        make_parser().parse_args(shlex.split(command)[1:])
 
 
 def first_commands() -> list[list[str]]:
-    """Those of the section for newcomers, but for `make`, which CI runs as it stands."""
+    """Those of the section for newcomers that start in a clone, but for `make`, which CI runs as it stands."""
     section = README.read_text("utf-8").split("## Five minutes")[1].split("\n## ")[0]
     found = [shlex.split(line, comments=True) for line in re.findall(r"^\$ (.*)$", section, re.MULTILINE)]
-    return [words[1:] for words in found if words[0] != "make"]
+    return [words[1:] for words in found if words[0].startswith(".venv/bin/")]
 
 
 @pytest.mark.heavy
@@ -233,16 +102,10 @@ def test_every_make_target_exists() -> None:
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
 
 
-def test_python_examples_compile_and_use_public_names_only() -> None:
-    import pia_ray
-
-    examples = blocks("python")
-    assert len(examples) >= 4
-    for block in examples:
+def test_python_examples_compile() -> None:
+    assert len(blocks("python")) >= 10
+    for block in blocks("python"):
         compile(block, "example", "exec")
-        for node in ast.walk(ast.parse(block)):
-            if isinstance(node, ast.ImportFrom) and node.module == "pia_ray":
-                assert {name.name for name in node.names} <= set(pia_ray.__all__)
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
@@ -262,27 +125,78 @@ def anchors(path: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-def test_every_guide_is_reached_from_the_readme() -> None:
-    for path in GUIDES[1:]:
-        assert f"](docs/{path.name}" in README.read_text("utf-8"), path.name
+def test_every_guide_is_reached_from_the_readme_and_the_index() -> None:
+    for path in (ROOT / "docs").glob("*.md"):
+        assert path.name == "pypi.md" or f"](docs/{path.name}" in README.read_text("utf-8"), path.name
+        assert path.name == "README.md" or f"]({path.name}" in (ROOT / "docs/README.md").read_text("utf-8"), path.name
 
 
 def test_the_readme_stays_short_enough_to_read() -> None:
-    assert len(README.read_text("utf-8").splitlines()) < 400, "move what a newcomer does not read into docs/"
+    assert len(README.read_text("utf-8").splitlines()) <= 230, "move what a newcomer does not read into docs/"
 
 
-def test_the_drawn_modules_are_those_of_the_package() -> None:
-    lines = README.read_text("utf-8").split("| module | what it is |")[1].split("\n\n")[0].splitlines()
-    named = [name for line in lines[2:] for name in re.findall(r"`(\w+)`", line.split("|")[1])]
-    there = [
-        path.stem for path in (ROOT / "pia_ray").iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()
-    ]
-    assert sorted(named) == sorted(name for name in there if name != "__init__")
+def test_the_first_page_shows_each_step_of_a_catalogue_on_one_screen() -> None:
+    section = README.read_text("utf-8").split("\n## Your own catalogue\n")[1].split("\n## ")[0]
+    steps = dict(re.findall(r"^### (.+)\n((?:(?!### ).*\n)*)", section, re.MULTILINE))
+    assert list(steps) == ["The manifest", "The run", "The results", "Retry"]
+    for name, text in steps.items():
+        assert "```" in text, f"{name} has no example"
+        assert len(text.splitlines()) <= 30, f"{name} is longer than a screen"
+
+
+def test_an_index_page_has_no_relative_link_and_metadata_that_an_index_takes() -> None:
+    links = re.findall(r"\]\(([^)\s]+)\)", index_page())
+    assert len(links) > 30
+    assert [link for link in links if not re.match(r"https?://|#", link)] == []
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    assert {"Source", "Documentation", "Changelog", "Issues"} <= set(project["urls"])
+    assert (ROOT / project["readme"]).read_text("utf-8") == index_page()
+
+
+def test_the_citation_names_the_paper_and_this_version() -> None:
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))
+    assert cited["version"] == pia_ray.__version__
+    assert cited["preferred-citation"]["url"].endswith("2312.13964")
+
+
+def test_the_changelog_is_grouped() -> None:
+    text = (ROOT / "CHANGELOG.md").read_text("utf-8")
+    versions = re.split(r"^## ", text, flags=re.MULTILINE)[1:]
+    assert versions[0].startswith("Unreleased\n")
+    assert f"{pia_ray.__version__}\n" in {version.splitlines(keepends=True)[0] for version in versions}
+    for version in versions:
+        assert re.findall(r"^### (.+)$", version, re.MULTILINE) == ["Added", "Changed", "Fixed", "Security"]
+
+
+def test_the_drawn_tree_is_that_of_the_package() -> None:
+    drawn = contributing("The tree").split("```")[1].splitlines()[2:]
+    folders: list[str] = []
+    named = set()
+    for line in drawn:
+        indent, names = re.match(r"^( *)((?:[\w.]+/?\s)+?) ", line).groups()  # type: ignore[union-attr]
+        depth = len(indent) // 2 - 1
+        for name in names.split():
+            folders[depth:] = [name.removesuffix("/")]
+            named.add("/".join(folders))
+    package = ROOT / "pia_ray"
+    there = {path.parent.relative_to(package).as_posix() for path in package.rglob("__init__.py")} - {"."}
+    there |= {path.name for path in package.glob("*.py")} - {"__init__.py"}
+    assert named == there | {"demo"}
+
+
+def contributing(heading: str) -> str:
+    return (ROOT / "CONTRIBUTING.md").read_text("utf-8").split(f"## {heading}\n")[1].split("\n## ")[0]
+
+
+def test_the_glossary_has_its_fifteen_words() -> None:
+    words = re.findall(r"^\| \*\*(.+?)\*\* \|", contributing("Words"), re.MULTILINE)
+    assert len(words) == len(set(words)) == 15
+    assert {"row", "item", "video", "part", "claim", "lease", "attempt", "style", "engine", "renderer"} < set(words)
+    assert {"row program", "evaluation", "branch", "batch", "forward"} < set(words)
 
 
 def test_the_reading_order_names_what_is_there() -> None:
-    section = (ROOT / "CONTRIBUTING.md").read_text("utf-8").split("## Reading order")[1].split("\n## ")[0]
-    paths = re.findall(r"`([\w/]+(?:\.py|/))`", section)
+    paths = re.findall(r"`([\w/]+(?:\.py|/))`", contributing("Reading order"))
     assert len(paths) > 10
     for path in paths:
         assert (ROOT / "pia_ray" / path).exists() or path == "pia_ray/", path
@@ -292,8 +206,34 @@ def test_results_columns_are_those_of_the_value_type() -> None:
     assert RESULTS_SCHEMA.names == [field.name for field in fields(ResultRow)]
 
 
-if __name__ == "__main__":
-    for name, make in TABLES.items():
-        path, old = table(name)
-        marked = f"<!-- {name} -->\n"
-        path.write_text(path.read_text("utf-8").replace(marked + old, marked + make()), "utf-8")
+def imported(source: str) -> list[tuple[str, str]]:
+    """Module and name of each import from this package; the name is empty where a module is imported whole."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found += [(alias.name, "") for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            found += [(node.module or "", alias.name) for alias in node.names]
+    return [(module, name) for module, name in found if module.split(".")[0] == "pia_ray"]
+
+
+def python_for_users() -> dict[str, str]:
+    """Every program that this repository shows to users, by the file that it stands in."""
+    programs = {}
+    for path in DOCUMENTS:
+        found = re.findall(r"```python\n(.*?)```", path.read_text("utf-8"), re.DOTALL)
+        programs |= {f"{path.relative_to(ROOT)} {number}": text for number, text in enumerate(found)}
+    programs |= {str(path.relative_to(ROOT)): path.read_text("utf-8") for path in (ROOT / "jobs").glob("*.py")}
+    for path in (ROOT / "notebooks").glob("*.ipynb"):
+        cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+        programs |= {f"{path.relative_to(ROOT)} {number}": cell.source for number, cell in enumerate(cells)}
+    return {name: text for name, text in programs.items() if not name.startswith("docs/api.md")}
+
+
+def test_every_program_for_users_imports_public_names_only() -> None:
+    public = {"pia_ray": set(pia_ray.__all__), "pia_ray.testing": set(pia_ray.testing.__all__)}
+    programs = python_for_users()
+    assert len(programs) > 40
+    used = {(place, *each) for place, text in programs.items() for each in imported(text)}
+    assert len(used) > 20
+    assert [each for each in sorted(used) if each[2] not in public.get(each[1], set())] == []
