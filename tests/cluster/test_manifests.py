@@ -31,6 +31,7 @@ import promql_parser
 import pytest
 import yaml
 from botocore.validate import ParamValidator
+from packaging.metadata import Metadata
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -465,6 +466,17 @@ def test_the_wheel_holds_the_package_with_its_files_and_nothing_else(wheel: Path
     }
     assert here - set(names) == set()
     assert any(name.endswith("licenses/LICENSE") for name in names)
+
+
+@pytest.mark.heavy
+def test_a_package_index_takes_the_wheel_s_metadata(wheel: Path):
+    with zipfile.ZipFile(wheel) as content:
+        (name,) = [name for name in content.namelist() if name.endswith(".dist-info/METADATA")]
+        stated = Metadata.from_email(content.read(name), validate=True)
+    assert stated.description_content_type == "text/markdown"
+    assert stated.license_expression == "Apache-2.0"
+    assert (stated.description or "").strip() == (ROOT / "docs" / "pypi.md").read_text().strip()
+    assert set(stated.project_urls or ()) >= {"Source", "Documentation", "Changelog", "Issues"}
 
 
 @pytest.mark.heavy

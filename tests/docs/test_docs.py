@@ -184,6 +184,16 @@ def test_the_drawn_tree_is_that_of_the_package() -> None:
     assert named == there | {"demo"}
 
 
+def test_the_drawing_names_folders_of_the_package_and_has_a_dark_variant() -> None:
+    drawing = (ROOT / "docs/architecture.svg").read_text("utf-8")
+    named = set(
+        re.findall(r"\b(\w+)/(?=[\s:,<])", re.sub(r"<(?:style|desc).*?</(?:style|desc)>", "", drawing, flags=re.DOTALL))
+    )
+    assert {"catalog", "online", "pia", "storage", "manifest", "ledger"} <= named
+    assert named <= {path.parent.name for path in (ROOT / "pia_ray").rglob("__init__.py")}
+    assert "prefers-color-scheme:dark" in drawing
+
+
 def contributing(heading: str) -> str:
     return (ROOT / "CONTRIBUTING.md").read_text("utf-8").split(f"## {heading}\n")[1].split("\n## ")[0]
 
