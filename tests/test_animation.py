@@ -58,3 +58,13 @@ def test_an_animation_that_was_left_as_latents_is_shown_as_text():
     assert shown.keys() == {"text/plain"}
     with pytest.raises(VideoError, match="frames"):
         animation(num_frames=0).to_html()
+
+
+@pytest.mark.parametrize("extension", ["mp4", "webp", "gif", "webm"])
+def test_the_file_in_memory_is_the_file_that_is_saved(extension, tmp_path):
+    made = animation()
+    encoded = made.encode(extension)
+    made.save(tmp_path / f"saved.{extension}")
+    assert encoded.content == (tmp_path / f"saved.{extension}").read_bytes()
+    assert (encoded.format, encoded.num_frames) == (extension, 4)
+    assert video.probe(encoded.content).provenance["params"]["prompt"] == "waves"
