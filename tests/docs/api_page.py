@@ -64,7 +64,7 @@ def api() -> str:
 def entry(name: str, named: Any) -> str:
     """One public name: heading, signature, docstring, fields and methods."""
     if not inspect.isclass(named) and not callable(named):
-        return f"### {name}\n\n```python\n{name} = {named!r}\n```\n"
+        return f"### {name}\n\n```python\n{name} = {_quoted(named)}\n```\n"
     rows = list(fields(named)) if inspect.isclass(named) else []
     parts = [f"### {name}\n"]
     if not rows:
@@ -155,8 +155,13 @@ def _arguments(parameters: Iterable[inspect.Parameter], owner: object) -> Iterat
         yield text
 
 
+def _quoted(value: object) -> str:
+    """As ruff writes it, which formats the code in Markdown too."""
+    return repr(value).replace("'", '"')
+
+
 def _default(value: object) -> str:
-    return "..." if inspect.isfunction(value) else repr(value)
+    return "..." if inspect.isfunction(value) else _quoted(value)
 
 
 def _type(annotation: object, owner: object) -> str:
