@@ -5,29 +5,35 @@ The catalogue graph and the endpoint both start Ray here.
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import re
+import shutil
 import signal
+import socket
 import sys
+import tempfile
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, Final
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Final, NoReturn
 
-import ray.data
+import ray
+import ray.exceptions
 
-from pia_ray.config.catalog import CatalogConfig
-from pia_ray.errors import ConfigError, PiaRayError
+from pia_ray.errors import ConfigError, JobError, PiaRayError
 
 log = logging.getLogger(__name__)
 
 OBJECT_STORE_BYTES: Final = 200 * 2**20
-"""Shared memory of a cluster of this run's own; blocks of one thin row need little."""
+"""Shared memory of a cluster of our own: blocks of one thin row need little, pictures and videos pass one by one."""
 
 
 def first_cause(error: BaseException) -> str:
-    """What a worker had to say, without Ray's wrapping, colours and remote tracebacks."""
+    """The worker's own error in words, without Ray's wrapping, colours and remote tracebacks."""
     chain = [error]
     while (cause := chain[-1].__cause__) is not None:
         chain.append(cause)
@@ -57,41 +63,189 @@ _OUR_ERROR: Final = re.compile(r"^pia_ray\.errors\.\w+: ")
 
 
 @contextmanager
-def connected(config: CatalogConfig) -> Iterator[bool]:
-    """A Ray to run on; True if it is a cluster of this run's own, which ends with it."""
+def connected(address: str | None, *, worker_cpus: float) -> Iterator[bool]:
+    """A Ray for the block; True if it is a cluster of the block's own.
+
+    The Ray that this process is connected to already, else the cluster at `address`, else `own_cluster(worker_cpus)`.
+
+    Raises:
+        ConfigError: the cluster at `address` cannot be joined.
+        JobError: a cluster of the block's own does not start.
+    """
     if ray.is_initialized():
         yield False
+    elif address is None:
+        with own_cluster(worker_cpus):
+            yield True
+    else:
+        _require_listener(address)
+        try:
+            try:
+                _init(address=address)
+            except Exception as error:
+                raise ConfigError(f"cannot use Ray at {address}: {_in_one_line(error)}") from error
+            yield False
+        finally:
+            ray.shutdown()
+
+
+@contextmanager
+def own_cluster(worker_cpus: float) -> Iterator[None]:
+    """A cluster on this machine that ends with the block; its workers may reserve `worker_cpus` CPUs in all.
+
+    Ray's temporary files lie in a folder of their own, which goes with the cluster. Where the block fails the folder
+    stays, with Ray's logs, until the next cluster starts.
+
+    Raises:
+        JobError: Ray does not start, or this process uses a Ray already.
+    """
+    if ray.is_initialized():
+        raise JobError("this process is connected to Ray already: ray.shutdown() comes before a cluster of its own")
+    with _session_folder() as folder:
+        try:
+            _init_own(folder, worker_cpus)
+            yield
+        finally:
+            ray.shutdown()
+
+
+def _init_own(folder: Path, worker_cpus: float) -> None:
+    """Starts Ray, at the second try where the first one fails.
+
+    Raises:
+        JobError: both tries failed.
+    """
+    options = {
+        "address": "local",
+        # CPUs are counted, not bound: one more than there are, so that reading never waits for a worker's core.
+        "num_cpus": int((os.cpu_count() or 1) + worker_cpus + 1),
+        "include_dashboard": False,
+        "object_store_memory": OBJECT_STORE_BYTES,
+        "_temp_dir": str(folder),
+    }
+    # Ray raises a bare Exception where its node is not there after 30 s, which no setting changes (ray 2.60). On a busy
+    # machine a second try may succeed.
+    try:
+        _init(**options)
+    except Exception as error:  # noqa: BLE001 - Ray's own errors have no class in common
+        log.warning("Ray did not start, trying once more: %s", _in_one_line(error))
+        ray.shutdown()
+    else:
         return
-    own = config.address is None
+    try:
+        _init(**options)
+    except Exception as error:
+        logs = folder / "session_latest" / "logs"
+        hint = f" (its logs are in {logs})" if logs.exists() else ""
+        raise JobError(f"Ray does not start on this machine: {_in_one_line(error)}{hint}") from error
+
+
+def _init(**options: Any) -> None:
+    """Connects this process to Ray. Signal handlers and log levels stay as they are."""
     main = threading.current_thread() is threading.main_thread()
     on_term = signal.getsignal(signal.SIGTERM) if main else None
     level = logging.getLogger("ray").getEffectiveLevel()
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": level}
-    if own:
-        # CPUs are counted, not bound: one more than there are, so that reading never waits for an actor's core.
-        cpus = int((os.cpu_count() or 1) + (config.actors or (1, 1))[1] * config.cpus_per_actor + 1)
-        options |= {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
     try:
         with _native_lines_hidden(level >= logging.ERROR):
-            ray.init(address="local" if own else config.address, **options)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise ConfigError(f"cannot use Ray at {config.address or 'this machine'}: {error}") from error
-    if main:
-        signal.signal(signal.SIGTERM, on_term)  # ray.init puts its own handler there
+            ray.init(log_to_driver=False, logging_level=level, **options)
+    except SystemExit:
+        # Ray's handler of SIGTERM, which stands while ray.init runs, exits with 1; here that means failed rows.
+        raise KeyboardInterrupt from None
+    finally:
+        if main:
+            signal.signal(signal.SIGTERM, on_term)
     for handler in logging.getLogger("ray.data").handlers:
         if not isinstance(handler, logging.FileHandler):
             # Its console handler is set apart from the others'. What ends a run is raised, and said once; the file in
             # Ray's session folder keeps the tracebacks.
             handler.setLevel(logging.CRITICAL if level >= logging.ERROR else level)
+
+
+def _require_listener(address: str) -> None:
+    """Connects to HOST:PORT once, because Ray itself tries for two minutes and cannot be interrupted.
+
+    Raises:
+        ConfigError: nothing listens there.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():
+        return  # "auto", or what Ray alone understands
     try:
-        yield own
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except (OSError, OverflowError) as error:
+        raise ConfigError(f"--address {address}: no Ray cluster answers there ({error})") from None
+
+
+@contextmanager
+def _session_folder() -> Iterator[Path]:
+    """A new folder for the temporary files of one cluster; it stays where the block raises an Exception.
+
+    It is locked while this process lives. Folders that no process has locked are removed first.
+
+    Raises:
+        JobError: it cannot be made.
+    """
+    parent = _session_parent()
+    for left in parent.glob(f"{_SESSION_PREFIX}*"):
+        with suppress(OSError):
+            # A folder that another process has just made is not locked yet.
+            if time.time() - left.stat().st_mtime > _LOCKED_WITHIN_S:
+                with _locked(left):
+                    shutil.rmtree(left)
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=_SESSION_PREFIX, dir=parent))
+    except OSError as error:
+        raise JobError(f"cannot make a folder for Ray's files in {parent}: {error.strerror or error}") from None
+    with _locked(folder):
+        failed = False
+        try:
+            yield folder
+        except Exception:
+            failed = any(folder.iterdir())
+            raise
+        finally:
+            if not failed:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Holds the folder's lock for the block.
+
+    Raises:
+        OSError: another process has it, or the folder is gone.
+    """
+    number = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
     finally:
-        ray.shutdown()
+        os.close(number)
+
+
+def _session_parent() -> Path:
+    """The folder that Ray itself would choose, or /tmp where the paths of its sockets would be too long."""
+    parent = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
+    return Path(parent if len(os.fsencode(parent)) <= _PARENT_LENGTH else "/tmp")  # noqa: S108
+
+
+_SESSION_PREFIX: Final = "pia-ray-"
+
+_LOCKED_WITHIN_S: Final = 60.0
+
+_PARENT_LENGTH: Final = (107 if sys.platform == "linux" else 103) - 64 - len(f"/{_SESSION_PREFIX}12345678")
+"""Bytes: so many may the path of a socket have, and Ray adds 64 to the folder that it is given."""
+
+
+def _in_one_line(error: BaseException) -> str:
+    text = " ".join(_COLOURS.sub("", str(error)).split()) or type(error).__name__
+    return text if len(text) <= 400 else text[:397] + "..."
 
 
 @contextmanager
 def _native_lines_hidden(hidden: bool) -> Iterator[None]:
-    """Keeps Ray's native code from writing to standard error while it starts: it tells its log level there.
+    """Keeps Ray's native code from writing its log level to standard error while it starts.
 
     What goes wrong in the meantime comes as an exception. There is no setting for it (ray 2.60).
     """
@@ -110,10 +264,11 @@ def _native_lines_hidden(hidden: bool) -> Iterator[None]:
         os.close(kept)
 
 
-def end_process() -> None:
-    """Ends this actor's process the way that makes Ray start a new one and send its rows again.
+def end_process(error: JobError) -> NoReturn:
+    """Ends this worker's process, which the error has spoiled, so that Ray starts a new one for what it had.
 
-    Raising would count as an answer of the row, and exiting the actor by Ray's own call would not be retried.
+    Raising would count as an answer, and Ray does not retry the calls of an actor that ends by Ray's own function.
     """
-    log.exception("this worker process is spoiled: ending it, its rows go to a new one")
+    log.critical("this process is spoiled and ends, a new one takes over: %s", error.message, exc_info=error)
+    logging.shutdown()
     os._exit(1)

@@ -105,8 +105,8 @@ OWNERS = {
 }
 """Each heavy dependency with the modules (and what is below them) that may import it, and why."""
 
-ENVIRONMENT_READERS = ("pia_ray.cli", "pia_ray.online.serve")
-"""Entry points: the only modules that may look at environment variables."""
+ENVIRONMENT_READERS = ("pia_ray.cli", "pia_ray.online.serve", "pia_ray.ray_runtime")
+"""The only modules that may read environment variables: entry points, and the start of Ray, for what Ray reads."""
 
 HEAVY = ("torch", "diffusers", "transformers", "ray", "PIL", "boto3", "pyarrow", "av", "imageio", "httpx", "fastapi")
 

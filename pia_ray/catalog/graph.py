@@ -173,8 +173,8 @@ class AnimateRow:
         """One result row per item."""
         try:
             return ledger.to_table([self._worker.work(row_from_item(item)) for item in items.to_pylist()])
-        except JobError:
-            end_process()
+        except JobError as error:
+            end_process(error)
 
 
 class ProcessRow:
@@ -200,8 +200,8 @@ class ProcessRow:
         """The same rows with the results columns added or replaced."""
         try:
             results = ledger.to_table([self._result(cells) for cells in rows.to_pylist()])
-        except JobError:
-            end_process()
+        except JobError as error:
+            end_process(error)
         kept = rows.drop_columns([name for name in rows.column_names if name in results.column_names])
         for field in results.schema:
             kept = kept.append_column(field, results[field.name])
@@ -240,7 +240,9 @@ class _Merge:
 def _execute(make_animator: MakeAnimator) -> Execute:
     @contextmanager
     def open_rows(job: Job) -> Iterator[Iterator[Sequence[ResultRow]]]:
-        with connected(job.config) as own_cluster:
+        config = job.config
+        worker_cpus = (config.actors or (1, 1))[1] * config.cpus_per_actor
+        with connected(config.address, worker_cpus=worker_cpus) as own_cluster:
             pool = size_pool(job.config, own_cluster=own_cluster)
             stage = {"config": job.config, "run_id": job.run_id, "make_animator": make_animator}
             dataset = _pooled(_items(job), AnimateRow, pool, stage)

@@ -10,7 +10,6 @@ import os
 import shlex
 import shutil
 import signal
-import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -107,7 +106,6 @@ def _run(config: CatalogConfig, args: argparse.Namespace, *, again: Sequence[str
 
     if not args.verbose:
         logging.getLogger("ray").setLevel(logging.ERROR)  # only now: importing ray sets its own level
-    _require_cluster(config.address)
     console = _console()
     interrupted = False
 
@@ -132,21 +130,6 @@ def _run(config: CatalogConfig, args: argparse.Namespace, *, again: Sequence[str
     retry = [*_program(), again[0], "--retry", "failed", *again[1:]]
     show_summary(console, summary, retry_command=shlex.join(retry), open_path=_shown)
     return summary.exit_code
-
-
-def _require_cluster(address: str | None) -> None:
-    """Asks HOST:PORT whether anybody is there: Ray itself tries for two minutes and cannot be interrupted.
-
-    Raises:
-        ConfigError: nobody is.
-    """
-    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
-    if not host or not port.isdecimal():
-        return  # none, "auto", or what Ray alone understands
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
-    except (OSError, OverflowError) as error:
-        raise ConfigError(f"--address {address}: no Ray cluster answers there ({error})") from None
 
 
 def _program() -> list[str]:

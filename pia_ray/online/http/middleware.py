@@ -37,7 +37,7 @@ _PUBLIC: Final = ("/", "/favicon.ico")
 _PUBLIC_FOLDER: Final = "/page/"
 
 SERVE_HEADERS: Final = ("x-request-timeout-seconds", "x-request-disconnect-disabled")
-"""Headers by which any client could tell Ray Serve to wait for ever, or to go on when it has hung up."""
+"""Headers by which a client of Serve may switch off its timeout, and that hanging up cancels (ray 2.60)."""
 
 _RESPONSE_HEADERS: Final = {
     "x-content-type-options": "nosniff",

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, suppress
 from dataclasses import replace
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
 import ray.exceptions
 from ray import serve
@@ -51,6 +50,7 @@ from pia_ray.online.rendering.renderer import (
     Step,
 )
 from pia_ray.online.rendering.timing import Clock, Tally
+from pia_ray.ray_runtime import end_process
 
 log = logging.getLogger(__name__)
 
@@ -101,13 +101,13 @@ class Engine:
             except RowError as error:
                 yield error
             except JobError as error:
-                _die(error)
+                end_process(error)
 
     async def check_health(self) -> None:
         """Called by Serve now and then. A device that hangs is let go with its process: nothing else mends it."""
         stalled_s = self._renderer.stalled_s
         if stalled_s > self._config.stall_timeout_s:
-            _die(DeviceLost(f"no step for {stalled_s:.0f} s: the device hangs"))
+            end_process(DeviceLost(f"no step for {stalled_s:.0f} s: the device hangs"))
 
 
 class RayRenderer:
@@ -243,10 +243,3 @@ async def _next(stream: Any) -> Event | RowError | None:
     except StopAsyncIteration:
         return None
     return event
-
-
-def _die(error: JobError) -> NoReturn:
-    """Ends this process, the one thing that mends a lost device: Serve starts another one, and what ran here fails."""
-    log.critical("the engine cannot go on and ends: %s", error.message)
-    logging.shutdown()
-    os._exit(1)

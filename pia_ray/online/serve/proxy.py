@@ -16,11 +16,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pia_ray.errors import HeadersTooLarge
 from pia_ray.online.http import error_responses, limits
+from pia_ray.online.http.middleware import SERVE_HEADERS
 
 log = logging.getLogger(__name__)
-
-OVERRIDING_HEADERS: Final = frozenset({b"x-request-timeout-seconds", b"x-request-disconnect-disabled"})
-"""Headers by which a client of Serve may switch off its timeout, and that hanging up cancels (ray 2.60)."""
 
 PROXY_CALLBACK: Final = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 """Environment variable of Serve's proxies that names a function which returns middlewares."""
@@ -33,7 +31,7 @@ def proxy_middlewares() -> list[Middleware]:
 
 
 class StripOverrides:
-    """Drops the headers of `OVERRIDING_HEADERS` from requests, before Serve reads them, and refuses floods of headers,
+    """Drops the headers of `SERVE_HEADERS` from requests, before Serve reads them, and refuses floods of headers,
     before they travel on to a replica."""
 
     def __init__(self, app: ASGIApp) -> None:
@@ -49,7 +47,9 @@ class StripOverrides:
                 refusal.headers["x-request-id"] = _new_id()
                 await refusal(scope, receive, send)
                 return
-            headers = [(name, value) for name, value in scope["headers"] if name.lower() not in OVERRIDING_HEADERS]
+            headers = [
+                (name, value) for name, value in scope["headers"] if name.decode("latin-1").lower() not in SERVE_HEADERS
+            ]
             scope = {**scope, "headers": headers}
         await self._app(scope, receive, send)
 

@@ -8,9 +8,10 @@ import signal
 import socket
 import threading
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
 import ray
+import ray.exceptions
 from ray import serve
 
 from pia_ray.config.serve import ServeConfig
@@ -19,11 +20,9 @@ from pia_ray.online.serve.deployments import build_endpoint
 from pia_ray.online.serve.engines import MakeAnimator
 from pia_ray.online.serve.proxy import PROXY_CALLBACK, proxy_middlewares
 from pia_ray.pia import make_animator
+from pia_ray.ray_runtime import first_cause, own_cluster
 
 log = logging.getLogger(__name__)
-
-OBJECT_STORE_BYTES: Final = 200 * 2**20
-"""Shared memory of a cluster of this server's own: pictures and videos pass through it one by one."""
 
 APPLICATION: Final = "pia-ray"
 
@@ -35,7 +34,7 @@ def run_server(
     make_animator: MakeAnimator = make_animator,
     stop: threading.Event | None = None,
 ) -> None:
-    """Serves until SIGINT or SIGTERM, or until `stop` is set; `ready` is told the page's address.
+    """Serves until SIGINT or SIGTERM, or until `stop` is set; calls `ready` with the page's address.
 
     Runs on a Ray cluster of its own. At the end calls that run are finished, a second signal aside; video jobs are in
     storage, where the next server finds them.
@@ -43,43 +42,33 @@ def run_server(
     Raises:
         ConfigError: a setting is wrong, or the port is taken.
         WeightsError: a model cannot be found.
-        JobError: the endpoint could not be started.
+        JobError: Ray or the endpoint could not be started.
     """
     stop = stop or threading.Event()
     port = _free_port(config.host, config.port)
     config = _with_threads(config.model_copy(update={"port": port}))
     # Serve's proxies are started by Ray and see this process's environment.
     os.environ[PROXY_CALLBACK] = f"{proxy_middlewares.__module__}:{proxy_middlewares.__name__}"
-    level = logging.getLogger("ray").getEffectiveLevel()
-    # CPUs are counted, not bound: one more than there are, for the ingress.
-    cpus = int((os.cpu_count() or 1) + config.max_replicas * config.cpus_per_replica + 1)
-    ray.init(
-        address="local",
-        num_cpus=cpus,
-        include_dashboard=False,
-        object_store_memory=OBJECT_STORE_BYTES,
-        log_to_driver=False,
-        logging_level=level,
-    )
-    if config.gpus_per_replica is None:
-        gpus: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        config = config.model_copy(update={"gpus_per_replica": 1.0 if gpus.get("GPU") else 0.0})
     handlers = {number: signal.signal(number, lambda *_: stop.set()) for number in _signals()}
     try:
-        serve.start(http_options={"host": config.host, "port": port, "request_timeout_s": None})
-        try:
-            serve.run(build_endpoint(config, make_animator=make_animator), name=APPLICATION, route_prefix="/")
-        except RuntimeError as error:
-            raise JobError(f"the endpoint could not be started: {_cause(error)}") from error
-        shown = f"[{config.host}]" if ":" in config.host else config.host
-        ready(f"http://{shown}:{port}/")
-        stop.wait()
-        stop.clear()
-        _shut_down(stop, timeout_s=config.sync_timeout_s)
+        with own_cluster(config.max_replicas * config.cpus_per_replica):
+            if config.gpus_per_replica is None:
+                resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+                config = config.model_copy(update={"gpus_per_replica": 1.0 if resources.get("GPU") else 0.0})
+            endpoint = build_endpoint(config, make_animator=make_animator)
+            try:
+                serve.start(http_options={"host": config.host, "port": port, "request_timeout_s": None})
+                serve.run(endpoint, name=APPLICATION, route_prefix="/")
+            except (RuntimeError, TimeoutError, ray.exceptions.RayError) as error:
+                raise JobError(f"the endpoint could not be started: {first_cause(error)}") from error
+            host = f"[{config.host}]" if ":" in config.host else config.host
+            ready(f"http://{host}:{port}/")
+            stop.wait()
+            stop.clear()
+            _shut_down(stop, timeout_s=config.sync_timeout_s)
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-        ray.shutdown()
 
 
 def _free_port(host: str, port: int) -> int:
@@ -115,9 +104,3 @@ def _shut_down(again: threading.Event, *, timeout_s: float) -> None:
     waited_s = 0.0
     while ended.is_alive() and waited_s < timeout_s and not again.wait(0.2):
         waited_s += 0.2
-
-
-def _cause(error: BaseException) -> Any:
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return error
