@@ -1,7 +1,4 @@
-"""One picture's way: fetch it, animate it, publish the video. Plain code that both wings use; knows no Ray.
-
-`Fetch` and `Publish` are functions; the Animate step between them is `Animator.submit`.
-"""
+"""The steps of one row of a catalogue but for `Animator.submit`: fetch, encode, commit. Knows no Ray."""
 
 from __future__ import annotations
 
@@ -17,15 +14,12 @@ from typing import TYPE_CHECKING, Any
 from pia_ray import ledger, manifest, storage
 from pia_ray.animation import Animation
 from pia_ray.config.catalog import CatalogConfig
-from pia_ray.errors import (
-    StorageError,
-    VideoError,
-)
+from pia_ray.errors import StorageError, VideoError
 from pia_ray.manifest.inputs import read_image, read_references, require_planned
 from pia_ray.media import image as pictures
 from pia_ray.media import video
 from pia_ray.media.quality import flags_of
-from pia_ray.types import AnimationRequest, ManifestRow, ResultRow
+from pia_ray.types import AnimationRequest, EncodedVideo, ManifestRow, ResultRow
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Fetched:
-    """A row's picture, decoded, and what is to be told about it."""
+    """A row's picture, decoded, with its facts for the result row."""
 
     image: Image
     """RGB, upright, of its own size."""
@@ -43,14 +37,14 @@ class Fetched:
     sha256: str
     fetch_s: float
     references: Mapping[str, Image | np.ndarray[Any, Any]] = field(default_factory=dict)
-    """What the row's params refer to, by knob."""
+    """Pictures and arrays that the row's params refer to, by knob."""
 
 
 def fetch(row: ManifestRow, config: CatalogConfig) -> Fetched:
-    """Reads and decodes the row's picture and what else its params refer to, wherever it is.
+    """The row's picture, read and decoded, with the other files that its params refer to.
 
     Raises:
-        ImageError: there is none, or it cannot be used.
+        ImageError: there is no picture, or it cannot be used.
         BadParameter: an array is not what its knob takes.
         FetchError, StorageError: it could not be read.
         VideoError: the run's format cannot hold what the row asks for; found here, before the GPU.
@@ -83,12 +77,24 @@ def fetch(row: ManifestRow, config: CatalogConfig) -> Fetched:
 
 
 def request_of(row: ManifestRow, fetched: Fetched, *, deadline_s: float | None) -> AnimationRequest:
-    """What the Animate step is asked for this row."""
+    """The request to the animator for this row."""
     brings: dict[str, Any] = dict(fetched.references)
     return AnimationRequest(image=fetched.image, params=row.params, id=row.id, deadline_s=deadline_s, **brings)
 
 
-def publish(
+@dataclass(frozen=True)
+class Outputs:
+    """The files of a finished row, encoded and verified, and its result row. Nothing of it is written yet."""
+
+    result: ResultRow
+    video: EncodedVideo
+    video_thumbnail: bytes
+    """webp, as `input_thumbnail`."""
+    input_thumbnail: bytes
+    encode_s: float
+
+
+def encode_outputs(
     animation: Animation,
     row: ManifestRow,
     *,
@@ -96,29 +102,25 @@ def publish(
     config: CatalogConfig,
     run_id: str,
     attempts: int,
-) -> ResultRow:
-    """Encodes, verifies and commits the video; the put of the video is the commit, thumbnails go before it.
-
-    If an object with this row's work key is there already (a lost answer, or another run's twin), it is adopted.
+) -> Outputs:
+    """The row's video with its provenance inside, thumbnails and result row. Reads and writes no storage.
 
     Raises:
         VideoError: the frames could not be encoded, or the file did not verify.
-        StorageError: the store refused or failed.
     """
     started = time.perf_counter()
-    params = animation.params
-    uri = ledger.video_uri(config.output, row.id, work_key=row.work_key, ext=config.format)
+    fps = animation.params.fps
     input_uri, thumbnail_uri = ledger.thumbnail_uris(config.output, row.id, work_key=row.work_key)
     result = ResultRow.succeeded(
         id=row.id,
         video_index=row.video_index,
         work_key=row.work_key,
         attempts=attempts,
-        video_uri=uri,
+        video_uri=_video_uri(row, config),
         thumbnail_uri=thumbnail_uri,
         input_thumbnail_uri=input_uri,
         image_uri=manifest.shown(row.image),
-        params=params,
+        params=animation.params,
         input_sha256=fetched.sha256,
         original_width=fetched.original_width,
         original_height=fetched.original_height,
@@ -132,31 +134,57 @@ def publish(
         finished_at=datetime.now(UTC),
         flags=",".join(flags_of(animation.frames, fetched.image)) or None,
     )
-    encoded = video.encode(animation.frames, fps=params.fps, format=config.format, provenance=ledger.provenance(result))
+    encoded = video.encode(animation.frames, fps=fps, format=config.format, provenance=ledger.provenance(result))
     video.verify(encoded)
-    storage.write_bytes(input_uri, pictures.thumbnail(fetched.image), content_type="image/webp")
-    storage.write_bytes(thumbnail_uri, video.thumbnail(animation.frames, fps=params.fps), content_type="image/webp")
-    mime, metadata = video.MIME[config.format], {"work-key": row.work_key, "sha256": encoded.sha256}
-    if not storage.create_bytes(uri, encoded.content, content_type=mime, metadata=metadata):
-        if (twin := committed(row, config)) is not None:
-            return replace(twin, publish_s=time.perf_counter() - started)
-        # What is there does not open: it is no commit, and this is.
-        storage.write_bytes(uri, encoded.content, content_type=mime, metadata=metadata)
-    return replace(
-        result,
-        size_bytes=encoded.size_bytes,
-        sha256=encoded.sha256,
-        publish_s=time.perf_counter() - started,
+    return Outputs(
+        result=replace(result, size_bytes=encoded.size_bytes, sha256=encoded.sha256),
+        video=encoded,
+        video_thumbnail=video.thumbnail(animation.frames, fps=fps),
+        input_thumbnail=pictures.thumbnail(fetched.image),
+        encode_s=time.perf_counter() - started,
     )
+
+
+def commit(outputs: Outputs, *, attempts: int) -> ResultRow:
+    """Writes the thumbnails, then the video, whose put is the commit; the result row of what is there then.
+
+    If an object with this row's work key is there already (a lost answer, or another run's twin), it is adopted.
+    Nothing is lost when it raises: the same outputs may be committed again, as a later one of the row's `attempts`.
+
+    Raises:
+        StorageError: the store refused or failed.
+    """
+    started = time.perf_counter()
+    result, encoded = replace(outputs.result, attempts=attempts), outputs.video
+    assert result.video_uri is not None
+    assert result.thumbnail_uri is not None
+    assert result.input_thumbnail_uri is not None
+    storage.write_bytes(result.input_thumbnail_uri, outputs.input_thumbnail, content_type="image/webp")
+    storage.write_bytes(result.thumbnail_uri, outputs.video_thumbnail, content_type="image/webp")
+    mime, metadata = video.MIME[encoded.format], {"work-key": result.work_key, "sha256": encoded.sha256}
+    if not storage.create_bytes(result.video_uri, encoded.content, content_type=mime, metadata=metadata):
+        twin = _committed(
+            result.video_uri, (result.input_thumbnail_uri, result.thumbnail_uri), work_key=result.work_key
+        )
+        if twin is None:
+            # The file there does not open: it is not a commit, and this is.
+            storage.write_bytes(result.video_uri, encoded.content, content_type=mime, metadata=metadata)
+        else:
+            result = twin
+    return replace(result, publish_s=outputs.encode_s + time.perf_counter() - started)
 
 
 def committed(row: ManifestRow, config: CatalogConfig) -> ResultRow | None:
     """The result of this row if its video is there already, read from the video itself; None if it is not.
 
     Raises:
-        StorageError: the store failed, or the object at that place belongs to another row.
+        StorageError: the store failed, or the object with the video's name belongs to another row.
     """
-    uri = ledger.video_uri(config.output, row.id, work_key=row.work_key, ext=config.format)
+    thumbnails = ledger.thumbnail_uris(config.output, row.id, work_key=row.work_key)
+    return _committed(_video_uri(row, config), thumbnails, work_key=row.work_key)
+
+
+def _committed(uri: str, thumbnail_uris: tuple[str, str], *, work_key: str) -> ResultRow | None:
     if not storage.exists(uri):
         return None
     content = storage.read_bytes(uri)
@@ -164,18 +192,20 @@ def committed(row: ManifestRow, config: CatalogConfig) -> ResultRow | None:
         facts = video.probe(content)
     except VideoError:
         return None
-    key = facts.provenance.get("work_key")
-    if key != row.work_key:
+    if (key := facts.provenance.get("work_key")) != work_key:
         raise StorageError(f"{uri} is taken by another work item ({key}): move it away, or use another output")
-    input_uri, thumbnail_uri = ledger.thumbnail_uris(config.output, row.id, work_key=row.work_key)
     return ledger.row_from_provenance(
         facts.provenance,
         video_uri=uri,
-        thumbnail_uri=thumbnail_uri,
-        input_thumbnail_uri=input_uri,
+        thumbnail_uri=thumbnail_uris[1],
+        input_thumbnail_uri=thumbnail_uris[0],
         size_bytes=len(content),
         sha256=hashlib.sha256(content).hexdigest(),
     )
+
+
+def _video_uri(row: ManifestRow, config: CatalogConfig) -> str:
+    return ledger.video_uri(config.output, row.id, work_key=row.work_key, ext=config.format)
 
 
 def worker_name() -> str:

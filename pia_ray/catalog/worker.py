@@ -30,7 +30,7 @@ from pia_ray.errors import (
     WorkerDied,
 )
 from pia_ray.manifest import shown
-from pia_ray.types import ManifestRow, ResultRow
+from pia_ray.types import AnimationRequest, ManifestRow, ResultRow
 
 log = logging.getLogger(__name__)
 
@@ -93,16 +93,14 @@ class CatalogWorker:
         except Exception as error:  # noqa: BLE001 - the row boundary
             return self._failed(row, _row_error(error), attempts=1)
         alone = attempt.num_earlier > 0
-        done: tuple[steps.Fetched, Animation] | None = None
+        outputs: steps.Outputs | None = None
         while True:
             tries += 1
             attempts = attempt.num_earlier + tries
             try:
-                # What has been animated is not animated again because the store is away.
-                done = done or self._animate(row, alone=alone)
-                result = steps.publish(
-                    done[1], row, fetched=done[0], config=config, run_id=self._run_id, attempts=attempts
-                )
+                # A finished animation is not made again because the store is away.
+                outputs = outputs or self._make(row, alone=alone, attempts=attempts)
+                result = steps.commit(outputs, attempts=attempts)
                 break
             except JobError:
                 raise  # the process is spoiled: the record stays, and counts against the row
@@ -117,16 +115,21 @@ class CatalogWorker:
         ledger.end_attempt(attempt)
         return result
 
-    def _animate(self, row: ManifestRow, *, alone: bool) -> tuple[steps.Fetched, Animation]:
+    def _make(self, row: ManifestRow, *, alone: bool, attempts: int) -> steps.Outputs:
         config = self._config
         fetched = steps.fetch(row, config)
-        request = steps.request_of(row, fetched, deadline_s=config.row_timeout_s)
+        animation = self._animate(steps.request_of(row, fetched, deadline_s=config.row_timeout_s), alone=alone)
+        return steps.encode_outputs(
+            animation, row, fetched=fetched, config=config, run_id=self._run_id, attempts=attempts
+        )
+
+    def _animate(self, request: AnimationRequest, *, alone: bool) -> Animation:
         future = self._animator.submit(request, alone=alone)
         self._running.add(future)
         try:
             if self._stopped.is_set():
                 future.cancel()
-            return fetched, future.result()
+            return future.result()
         except CancelledError:
             raise Cancelled("the run was stopped") from None
         finally:

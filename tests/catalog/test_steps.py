@@ -1,0 +1,56 @@
+"""The steps of one row by themselves: what is encoded can wait, and be committed more than once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pia_ray import manifest, storage
+from pia_ray.catalog import steps
+from pia_ray.config.catalog import CatalogConfig
+from pia_ray.config.model import ModelConfig, build
+from pia_ray.media.video import probe
+from pia_ray.testing import FakeAnimator, make_catalog
+from pia_ray.types import ManifestRow
+
+DEMO = ModelConfig.named("demo").model_copy(update={"long_edge": 64})
+
+
+@pytest.fixture
+def planned(tmp_path: Path) -> tuple[ManifestRow, CatalogConfig]:
+    """One row of a catalogue, and the config of its run."""
+    config = build(
+        CatalogConfig,
+        {"manifest": str(make_catalog(tmp_path, rows=1)), "output": str(tmp_path / "out"), "model": DEMO},
+    )
+    opened = manifest.open_manifest(config.manifest, has_default_prompt=False)
+    (table,) = manifest.plan(opened, config, model_version="demo@1")
+    return manifest.row_from_item(table.to_pylist()[0]), config
+
+
+def encode(row: ManifestRow, config: CatalogConfig) -> steps.Outputs:
+    fetched = steps.fetch(row, config)
+    with FakeAnimator(DEMO) as animator:
+        animation = animator.submit(steps.request_of(row, fetched, deadline_s=None)).result()
+    return steps.encode_outputs(animation, row, fetched=fetched, config=config, run_id="r", attempts=1)
+
+
+def test_outputs_are_complete_before_anything_is_written(planned: tuple[ManifestRow, CatalogConfig]):
+    row, config = planned
+    outputs = encode(row, config)
+    assert not Path(config.output).exists()
+    assert outputs.result.status == "succeeded"
+    assert (outputs.result.size_bytes, outputs.result.sha256) == (outputs.video.size_bytes, outputs.video.sha256)
+    assert probe(outputs.video.content).provenance["work_key"] == row.work_key
+
+
+def test_outputs_that_are_committed_again_leave_one_video_and_its_row(planned: tuple[ManifestRow, CatalogConfig]):
+    row, config = planned
+    outputs = encode(row, config)
+    first, again = steps.commit(outputs, attempts=1), steps.commit(outputs, attempts=2)
+    assert (again.video_uri, again.sha256, again.attempts) == (first.video_uri, first.sha256, 1)
+    assert [found.uri for found in storage.list_objects(storage.join(config.output, "videos"))] == [first.video_uri]
+    assert steps.committed(row, config) is not None
+    for uri in (first.thumbnail_uri, first.input_thumbnail_uri):
+        assert storage.exists(uri)
