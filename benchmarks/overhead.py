@@ -226,7 +226,7 @@ def config_of(folder: Path, output: str, threads: int) -> CatalogConfig:
 
 def requests_of(config: CatalogConfig) -> list[AnimationRequest]:
     """What the catalogue asks of the animator, its pictures decoded."""
-    opened = manifest.open_manifest(config.manifest, has_default_prompt=False)
+    opened = manifest.open_manifest(config)
     items = [
         item
         for table in manifest.plan(opened, config, model_version="benchmark")

@@ -118,7 +118,7 @@ def commit() -> str:
 
 
 def _open(config: CatalogConfig) -> manifest.Manifest:
-    return manifest.open_manifest(config.manifest, has_default_prompt=False)
+    return manifest.open_manifest(config)
 
 
 def _rows(start: int, stop: int) -> pa.Table:

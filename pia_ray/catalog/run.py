@@ -119,13 +119,7 @@ def run(config: CatalogConfig, execute: Execute, *, observe: Observer = lambda p
     started = time.monotonic()
     observe(Progress("planning"))
     config = _with_absolute_places(config)
-    opened = manifest.open_manifest(
-        config.manifest,
-        id_col=config.id_col,
-        image_col=config.image_col,
-        prompt_col=config.prompt_col,
-        has_default_prompt="prompt" in config.defaults,
-    )
+    opened = manifest.open_manifest(config)
     config = settled(config)
     model_version, style_versions = versions_of(config)
     storage.probe(config.output)

@@ -36,13 +36,7 @@ def validate(config: CatalogConfig, *, fetch: bool) -> Iterator[Finding]:
     Raises:
         ManifestError: the manifest as a whole cannot be used.
     """
-    opened = manifest.open_manifest(
-        config.manifest,
-        id_col=config.id_col,
-        image_col=config.image_col,
-        prompt_col=config.prompt_col,
-        has_default_prompt="prompt" in config.defaults,
-    )
+    opened = manifest.open_manifest(config)
     num_items = 0
     with ThreadPoolExecutor(FETCHES, thread_name_prefix="fetch") as pool:
 

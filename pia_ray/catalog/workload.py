@@ -85,13 +85,7 @@ def plan_workload(config: CatalogConfig, *, resume: bool) -> Workload:
         # Keys name the weights: only with their true version is it known what is done.
         version, style_versions = versions_of(settled(config))
         index = ledger.Ledger.open(config.output).index
-    opened = manifest.open_manifest(
-        config.manifest,
-        id_col=config.id_col,
-        image_col=config.image_col,
-        prompt_col=config.prompt_col,
-        has_default_prompt="prompt" in config.defaults,
-    )
+    opened = manifest.open_manifest(config)
     rows = items = bad = before = pending = total_evaluations = 0
     video_s = sized_work = sized_pixel_frames = 0.0
     open_evaluation_frames = open_frames = frames_in_all = plain_frames_in_all = 0

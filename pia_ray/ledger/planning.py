@@ -13,10 +13,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pia_ray.errors import BadParameter
 from pia_ray.ledger.parts import Index, split_keys
 from pia_ray.ledger.results import RESULTS_SCHEMA
 from pia_ray.ledger.runs import COLUMN_PREFIX, RunRecord
 from pia_ray.manifest import ITEMS_SCHEMA
+from pia_ray.types import ResultRow
 
 ITEMS_ROWS: Final = 50_000
 """Rows of one items file, and of one row group of `results.parquet`."""
@@ -129,27 +131,29 @@ class Planner:
 
 def rejected_rows(paths: Iterable[Path], run: RunRecord) -> Iterator[pa.Table]:
     """Failed result rows, a table per items file, for rejected items that have no row yet."""
+    # The cells that are the same in every row; the others are the items' own.
+    same = ResultRow.failed(
+        BadParameter("", ""),
+        id="",
+        work_key="",
+        image_uri="",
+        params=None,
+        model=run.model,
+        run_id=run.run_id,
+        worker="planner",
+        attempts=0,
+        finished_at=datetime.now(UTC),
+    )
     for path in paths:
         items = pq.read_table(path, columns=[*ITEMS_SCHEMA.names, "newly_rejected"])
         items = items.filter(items["newly_rejected"])
         if not len(items):
             continue
-        given: dict[str, Any] = {
-            "status": "failed",
-            "retryable": False,
-            "attempts": 0,
-            "model": run.model,
-            "run_id": run.run_id,
-            "worker": "planner",
-            "finished_at": datetime.now(UTC),
-        }
         columns = []
         for field in RESULTS_SCHEMA:
             source = "image" if field.name == "image_uri" else field.name
-            if field.name in given:
-                columns.append(pa.repeat(pa.scalar(given[field.name], field.type), len(items)))
-            elif source in items.column_names:
+            if source in items.column_names:
                 columns.append(items[source].cast(field.type))
             else:
-                columns.append(pa.nulls(len(items), field.type))
+                columns.append(pa.repeat(pa.scalar(getattr(same, field.name), field.type), len(items)))
         yield pa.table(columns, schema=RESULTS_SCHEMA)

@@ -5,7 +5,7 @@ cannot be animated become rejected items, and only what spoils the manifest as a
 """
 
 from pia_ray.manifest.columns import Columns, Manifest, open_manifest
-from pia_ray.manifest.items import ITEMS_SCHEMA, row_from_item, with_absolute_references, work_key
+from pia_ray.manifest.items import ITEMS_SCHEMA, Item, row_from_item, with_absolute_references, work_key
 from pia_ray.manifest.parquet import read_image_cell
 from pia_ray.manifest.planning import plan
 from pia_ray.manifest.references import decode_data_url, shown
@@ -15,6 +15,7 @@ __all__ = [
     "BAD_MANIFEST_ROW",
     "ITEMS_SCHEMA",
     "Columns",
+    "Item",
     "Manifest",
     "decode_data_url",
     "open_manifest",

@@ -10,6 +10,7 @@ from typing import Final
 
 import pyarrow as pa
 
+from pia_ray.config.catalog import CatalogConfig
 from pia_ray.config.knobs import ARRAY_KNOBS, KNOBS, REFERENCE_KNOBS, RESERVED_KNOBS, suggest
 from pia_ray.errors import ManifestError
 from pia_ray.manifest.files import find
@@ -63,32 +64,25 @@ class Manifest:
         return pa.schema([*ITEMS_SCHEMA, *self.passed])
 
 
-def open_manifest(
-    uri: str,
-    *,
-    id_col: str | None = None,
-    image_col: str | None = None,
-    prompt_col: str | None = None,
-    has_default_prompt: bool,
-) -> Manifest:
-    """Finds a manifest's files and reads their headers and footers (all of it for JSON lines, which have neither).
+def open_manifest(config: CatalogConfig) -> Manifest:
+    """The manifest of a run, by its files' headers and footers (JSON lines have neither and are read whole).
 
     Raises:
         ManifestError: there is no manifest, it has no rows, or its columns cannot work; says which and what to do.
     """
+    uri = config.manifest
     found = find(uri)
     if all(file.num_rows == 0 for file in found):
         raise ManifestError(f"{uri} has no rows")
     found = tuple(file for file in found if file.num_rows != 0)
-    if found[0].kind == "pictures" and not has_default_prompt:
+    if found[0].kind == "pictures" and "prompt" not in config.defaults:
         raise ManifestError(f"{uri} is a folder of images, which has no prompts: give a --prompt for all")
-    columns = tuple(_columns(file, id_col, image_col, prompt_col, has_default_prompt) for file in found)
+    columns = tuple(_columns(file, config) for file in found)
     return Manifest(uri, found, columns, unify(found, [meant.passed for meant in columns]))
 
 
-def _columns(
-    file: TableFile, id_col: str | None, image_col: str | None, prompt_col: str | None, has_default_prompt: bool
-) -> Columns:
+def _columns(file: TableFile, config: CatalogConfig) -> Columns:
+    id_col, image_col, prompt_col = config.id_col, config.image_col, config.prompt_col
     names = file.schema.names
     there = f"Columns there: {', '.join(names) or 'none'}."
     for flag, name in (("--id-col", id_col), ("--image-col", image_col), ("--prompt-col", prompt_col)):
@@ -103,7 +97,7 @@ def _columns(
             f"{file.name} has no image column. {there} {tip}Name one of them {', '.join(IMAGE_COLUMNS[:-1])} or "
             f"{IMAGE_COLUMNS[-1]}, or say which it is with --image-col"
         )
-    if found.prompt is None and not has_default_prompt:
+    if found.prompt is None and "prompt" not in config.defaults:
         raise ManifestError(
             f"{file.name} has no prompt column. {there} Name one of them {', '.join(PROMPT_COLUMNS[:-1])} or "
             f"{PROMPT_COLUMNS[-1]}, say which it is with --prompt-col, or give a --prompt for all rows"

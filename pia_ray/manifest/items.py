@@ -57,6 +57,23 @@ KEY_VERSION: Final = 1
 """Raised when the same cells shall mean another video: every earlier row is then made again."""
 
 
+class Item(NamedTuple):
+    """One row of ITEMS_SCHEMA, in its order."""
+
+    work_key: str
+    id: str
+    video_index: int
+    image: str
+    image_identity: str
+    prompt: str | None
+    seed: int
+    style: str
+    params: str
+    reference_uris: str | None = None
+    error_code: str | None = None
+    error_message: str | None = None
+
+
 class Picture(NamedTuple):
     """The picture of one row."""
 
@@ -67,6 +84,24 @@ class Picture(NamedTuple):
     """Reference to make an id from."""
     version: str = ""
     """What a listing says of its content, or an empty string."""
+
+
+def item_from_row(row: ManifestRow) -> Item:
+    """The row of ITEMS_SCHEMA that describes a work item."""
+    if row.params.seed is None:
+        raise ValueError("the params of a work item have a seed")
+    return Item(
+        work_key=row.work_key,
+        id=row.id,
+        video_index=row.video_index,
+        image=row.image,
+        image_identity=row.image_identity,
+        prompt=row.params.prompt,
+        seed=row.params.seed,
+        style=row.params.style,
+        params=canonical_params(row.params),
+        reference_uris=reference_json(row.references),
+    )
 
 
 def row_from_item(item: Mapping[str, Any]) -> ManifestRow:

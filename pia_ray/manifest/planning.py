@@ -36,9 +36,11 @@ from pia_ray.manifest.items import (
     ITEMS_SCHEMA,
     KEY_VERSION,
     MAX_ID_LENGTH,
+    Item,
     Picture,
     RunReferences,
     derived_id,
+    item_from_row,
     items_of,
     reference_json,
     run_spec,
@@ -111,23 +113,23 @@ class _Items:
     """The columns of planned items as they grow: lists of strings and numbers, which the garbage collector skips."""
 
     def __init__(self) -> None:
-        self.columns: tuple[list[Any], ...] = tuple([] for _ in ITEMS_SCHEMA)
+        self.columns: dict[str, list[Any]] = {name: [] for name in ITEMS_SCHEMA.names}
         self.sources: list[int] = []
         """Position in the chunk of each item's row."""
         self.ids: list[str] = []
         """One per row."""
 
-    def add(self, source: int, items: Sequence[tuple[Any, ...]]) -> None:
-        """Appends the items of one row, each in the order of ITEMS_SCHEMA."""
-        self.ids.append(items[0][1])
+    def add(self, source: int, items: Sequence[Item]) -> None:
+        """Appends the items of one row."""
+        self.ids.append(items[0].id)
         for item in items:
             self.sources.append(source)
-            for column, value in zip(self.columns, item, strict=True):
+            for column, value in zip(self.columns.values(), item, strict=True):
                 column.append(value)
 
     def table(self, passed: pa.Table, schema: pa.Schema) -> pa.Table:
         """The items with the columns that pass through."""
-        arrays = [pa.array(values, column.type) for values, column in zip(self.columns, ITEMS_SCHEMA, strict=True)]
+        arrays = [pa.array(self.columns[column.name], column.type) for column in ITEMS_SCHEMA]
         if passed.num_columns and len(self.sources) != len(self.ids):
             passed = passed.take(self.sources)
         return pa.Table.from_arrays([*arrays, *passed.columns], schema=schema)
@@ -268,45 +270,43 @@ class _Planner:
         negative_json = template.negative if negative_cell is None else quoted(negative_cell)
         start = f"{template.start}{negative_json}{template.after_negative}{quoted(prompt)}{template.after_prompt}"
         before = f'{self._before_id}{quoted(row_id)},"image":{quoted(identity)}{template.before_params}'
-        keys, ids, indices, images, identities, prompts, seeds, styles, all_params, uris, codes, messages = (
-            items.columns
-        )
+        columns = items.columns
         for index in range(template.num_videos):
             own_seed = seed_of_video(seed, index)
             params = f'{start}"{own_seed}"{template.after_seed}'
             # A lone surrogate raises here, at index 0, before anything is added.
             spec = f"{before}{params}{self._before_index}{index}}}".encode()
-            keys.append(hashlib.sha256(spec).hexdigest())
-            ids.append(row_id)
-            indices.append(index)
-            images.append(picture.uri)
-            identities.append(identity)
-            prompts.append(prompt)
-            seeds.append(own_seed)
-            styles.append(template.style)
-            all_params.append(params)
-            uris.append(template.references)
-            codes.append(None)
-            messages.append(None)
+            columns["work_key"].append(hashlib.sha256(spec).hexdigest())
+            columns["id"].append(row_id)
+            columns["video_index"].append(index)
+            columns["image"].append(picture.uri)
+            columns["image_identity"].append(identity)
+            columns["prompt"].append(prompt)
+            columns["seed"].append(own_seed)
+            columns["style"].append(template.style)
+            columns["params"].append(params)
+            columns["reference_uris"].append(template.references)
+            columns["error_code"].append(None)
+            columns["error_message"].append(None)
             items.sources.append(source)
         items.ids.append(row_id)
         return True
 
-    def _plain(self, file: TableFile, columns: Columns, chunk: Chunk, index: int) -> list[tuple[Any, ...]]:
-        row = chunk.first_row + index
+    def _plain(self, file: TableFile, columns: Columns, chunk: Chunk, index: int) -> list[Item]:
+        number = chunk.first_row + index
         if index in chunk.bad_rows:
-            return [rejected(file, row, columns, {}, code=BAD_MANIFEST_ROW, what=f" {chunk.bad_rows[index]}")]
+            return [rejected(file, number, columns, {}, code=BAD_MANIFEST_ROW, what=f" {chunk.bad_rows[index]}")]
         cells = {name: values[index] for name, values in chunk.cells.items()}
         try:
             picture = picture_of(
                 file,
                 columns.image,
                 cells[columns.image],
-                row=row,
+                row=number,
                 prefix=_folder_of(file.name),
                 versions=self._versions,
             )
-            items = items_of(
+            rows = items_of(
                 cells[columns.id] if columns.id is not None else None,
                 picture,
                 knobs_of(columns, cells.__getitem__),
@@ -314,28 +314,14 @@ class _Planner:
                 model_version=self._model_version,
                 style_versions=self._style_versions,
                 has_id=columns.id is not None,
-                own=references_of(file, columns, cells, row=row, prefix=_folder_of(file.name), versions=self._versions),
+                own=references_of(
+                    file, columns, cells, row=number, prefix=_folder_of(file.name), versions=self._versions
+                ),
                 run=self._run,
             )
         except BadParameter as error:
-            return [rejected(file, row, columns, cells, code=error.code, what=f": {error.message}")]
-        return [
-            (
-                item.work_key,
-                item.id,
-                item.video_index,
-                item.image,
-                item.image_identity,
-                item.params.prompt,
-                item.params.seed,
-                item.params.style,
-                canonical_params(item.params),
-                reference_json(item.references),
-                None,
-                None,
-            )
-            for item in items
-        ]
+            return [rejected(file, number, columns, cells, code=error.code, what=f": {error.message}")]
+        return [item_from_row(row) for row in rows]
 
 
 def _chunks(manifest: Manifest, limit: int | None) -> Iterator[tuple[TableFile, Columns, Chunk]]:

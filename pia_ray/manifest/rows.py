@@ -19,7 +19,7 @@ from pia_ray.config.resolving import canonical, seed_from_id
 from pia_ray.errors import BadParameter
 from pia_ray.manifest import files, references
 from pia_ray.manifest.columns import IMAGE_COLUMNS, Columns, columns_of
-from pia_ray.manifest.items import KEY_VERSION, MAX_ID_LENGTH, Picture, RunReferences, id_text, items_of
+from pia_ray.manifest.items import KEY_VERSION, MAX_ID_LENGTH, Item, Picture, RunReferences, id_text, items_of
 from pia_ray.manifest.parquet import cell_reference
 from pia_ray.manifest.tables import TableFile, is_gzip
 from pia_ray.media import arrays
@@ -135,10 +135,8 @@ def knobs_of(columns: Columns, cell: Callable[[str], Any]) -> dict[str, Any]:
     return {knob: value for knob, column in names.items() if (value := cell(column)) is not None}
 
 
-def rejected(
-    file: TableFile, row: int, columns: Columns, cells: Mapping[str, Any], *, code: str, what: str
-) -> tuple[Any, ...]:
-    """The item, in the order of ITEMS_SCHEMA, of a row that cannot be animated; `what` goes on from "row 7 of file"."""
+def rejected(file: TableFile, row: int, columns: Columns, cells: Mapping[str, Any], *, code: str, what: str) -> Item:
+    """The item of a row that cannot be animated; `what` goes on from "row 7 of file"."""
     place = f"row {row} of {file.name}"
     try:
         row_id = id_text(cells.get(columns.id)) if columns.id is not None else place[-MAX_ID_LENGTH:]
@@ -148,19 +146,18 @@ def rejected(
     written = {name: _written(cell) for name, cell in cells.items() if cell is not None}
     spec = canonical({"v": KEY_VERSION, "id": row_id, "rejected": _valid(what), "cells": written})
     image, prompt = cells.get(columns.image), cells.get(columns.prompt) if columns.prompt is not None else None
-    return (
-        hashlib.sha256(spec.encode()).hexdigest(),
-        row_id,
-        0,
-        _valid(references.shown(image)[:_SHOWN_CHARS]) if isinstance(image, str) else "",
-        "",
-        _valid(prompt) if isinstance(prompt, str) else None,
-        seed_from_id(row_id),
-        DEFAULT_STYLE,
-        canonical({knob: written[knob][:_SHOWN_CHARS] for knob in columns.knobs if knob in written}),
-        None,
-        code,
-        _valid(place + what),
+    return Item(
+        work_key=hashlib.sha256(spec.encode()).hexdigest(),
+        id=row_id,
+        video_index=0,
+        image=_valid(references.shown(image)[:_SHOWN_CHARS]) if isinstance(image, str) else "",
+        image_identity="",
+        prompt=_valid(prompt) if isinstance(prompt, str) else None,
+        seed=seed_from_id(row_id),
+        style=DEFAULT_STYLE,
+        params=canonical({knob: written[knob][:_SHOWN_CHARS] for knob in columns.knobs if knob in written}),
+        error_code=code,
+        error_message=_valid(place + what),
     )
 
 

@@ -272,7 +272,7 @@ def rows_planned(config: CatalogConfig) -> list[dict[str, Any]]:
     """The work items of a manifest, as a run on a scratch output plans them."""
     from pia_ray import manifest, weights
 
-    opened = manifest.open_manifest(config.manifest, has_default_prompt=False)
+    opened = manifest.open_manifest(config)
     (table,) = manifest.plan(opened, config, model_version=weights.version(config.model))
     return table.to_pylist()
 

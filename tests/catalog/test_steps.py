@@ -24,7 +24,7 @@ def planned(tmp_path: Path) -> tuple[ManifestRow, CatalogConfig]:
         CatalogConfig,
         {"manifest": str(make_catalog(tmp_path, rows=1)), "output": str(tmp_path / "out"), "model": DEMO},
     )
-    opened = manifest.open_manifest(config.manifest, has_default_prompt=False)
+    opened = manifest.open_manifest(config)
     (table,) = manifest.plan(opened, config, model_version="demo@1")
     return manifest.row_from_item(table.to_pylist()[0]), config
 

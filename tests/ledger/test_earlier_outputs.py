@@ -32,7 +32,7 @@ def test_ten_fixed_rows_have_the_keys_that_they_had(stored: Path) -> None:
     settings = {"name": "m", "base": "model", "defaults": {"num_inference_steps": 8, "guidance_scale": 2}}
     values = {"manifest": "keys.jsonl", "output": "nowhere", "model": settings, "format": "webm"}
     config = build(CatalogConfig, {**values, "defaults": {"fps": 10}})
-    opened = manifest.open_manifest("keys.jsonl", has_default_prompt=False)
+    opened = manifest.open_manifest(config)
     planned = manifest.plan(opened, config, model_version="m@0123456789ab", style_versions={})
     rows = [[row["id"], row["video_index"], row["work_key"]] for table in planned for row in table.to_pylist()]
     assert rows == json.loads((stored / "keys.json").read_text())

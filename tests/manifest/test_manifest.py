@@ -23,7 +23,7 @@ from pia_ray.config.catalog import CatalogConfig
 from pia_ray.config.model import ModelConfig, build
 from pia_ray.config.resolving import canonical_params, seed_from_id
 from pia_ray.errors import BadParameter, ImageNotFound, ManifestError, StorageError, StorageNotFound
-from pia_ray.manifest import ITEMS_SCHEMA, open_manifest, plan_row, read_image_cell, row_from_item
+from pia_ray.manifest import ITEMS_SCHEMA, Item, open_manifest, plan_row, read_image_cell, row_from_item
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(range(64))
 ITEM_COLUMNS = ITEMS_SCHEMA.names
@@ -35,14 +35,7 @@ def config_of(uri, **settings):
 
 
 def opened(uri, **settings):
-    config = config_of(uri, **settings)
-    return open_manifest(
-        str(uri),
-        id_col=config.id_col,
-        image_col=config.image_col,
-        prompt_col=config.prompt_col,
-        has_default_prompt="prompt" in config.defaults,
-    )
+    return open_manifest(config_of(uri, **settings))
 
 
 def table_of(uri, *, model_version="v1", **settings):
@@ -84,6 +77,10 @@ def write_parquet(path, columns, **options):
 
 
 # Formats
+
+
+def test_an_item_has_the_columns_of_its_schema_in_order():
+    assert list(Item._fields) == ITEMS_SCHEMA.names
 
 
 def test_the_same_rows_give_the_same_items_in_every_format(tmp_path):

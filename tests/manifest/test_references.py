@@ -76,7 +76,7 @@ def params_of(config: CatalogConfig, row_id: str) -> dict[str, Any]:
 
 
 def plan_of(config: CatalogConfig) -> dict[str, dict[str, Any]]:
-    opened = manifest.open_manifest(config.manifest, has_default_prompt=False)
+    opened = manifest.open_manifest(config)
     tables = manifest.plan(opened, config, model_version="v1")
     return {item["id"]: item for table in tables for item in table.to_pylist()}
 

@@ -272,7 +272,7 @@ def test_a_catalogue_of_styles_loads_each_model_once_and_keeps_the_manifests_ord
 
 def test_work_keys_name_the_model_of_the_rows_style_also_on_the_fast_way(tmp_path: Path) -> None:
     config = configure(write(tmp_path, [None, "ink", "oil"]), tmp_path / "out")
-    opened = manifest.open_manifest(config.manifest, has_default_prompt=False)
+    opened = manifest.open_manifest(config)
 
     def keys(**versions: str) -> list[str]:
         style_versions = {"ink": "i1", "oil": "o1", **versions}

@@ -385,7 +385,7 @@ def test_a_loaded_end_image_is_held_to_the_same_rules(model: ModelConfig) -> Non
 
 def planned(path: Path, **settings: Any) -> list[Any]:
     config = build(CatalogConfig, {"manifest": str(path), "output": "/nowhere", "model": "demo", **settings})
-    opened = manifest.open_manifest(str(path), has_default_prompt=False)
+    opened = manifest.open_manifest(config)
     items = [item for table in manifest.plan(opened, config, model_version="v1") for item in table.to_pylist()]
     return [item["error_message"] or manifest.row_from_item(item) for item in items]
 

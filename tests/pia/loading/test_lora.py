@@ -325,7 +325,7 @@ def test_a_manifest_column_and_a_flag_choose_the_lora(tmp_path: Path, model: Mod
     config = CatalogConfig(
         manifest=str(tmp_path / "manifest.csv"), output=str(tmp_path / "out"), model=model, defaults={"lora": "one"}
     )
-    found = open_manifest(config.manifest, has_default_prompt=False)
+    found = open_manifest(config)
     (table,) = plan(found, config, model_version="v")
     assert [json.loads(cell)["lora"] for cell in table["params"].to_pylist()[:2]] == ["two:0.5", "one"]
     assert [json.loads(cell)["lora_scale"] for cell in table["params"].to_pylist()[:2]] == [0.5, 0.5]
