@@ -140,6 +140,7 @@ def run(config: CatalogConfig, execute: Execute, *, observe: Observer = lambda p
         try:
             if planned.num_pending:
                 observe(progress)
+                deaths = ledger.attempt_uris(config.output)
                 deadline = started + config.deadline_s if config.deadline_s is not None else math.inf
                 states = _follow(job, execute, book, progress, started=started, deadline=deadline)
                 try:
@@ -152,11 +153,11 @@ def run(config: CatalogConfig, execute: Execute, *, observe: Observer = lambda p
                 except (OutputError, SystemExit):
                     # Our own trouble, not a worker's: rows in flight are not to be charged with it.
                     with suppress(StorageError):
-                        ledger.withdraw_latest_attempts(config.output)
+                        ledger.withdraw_latest_attempts(config.output, kept=deaths)
                     raise
                 if ending != "finished":
-                    # We stopped the workers: what they had in flight did not kill them.
-                    ledger.withdraw_latest_attempts(config.output)
+                    # We stopped the workers: the rows that they had in flight did not kill them.
+                    ledger.withdraw_latest_attempts(config.output, kept=deaths)
         finally:
             # Also when the workers could not go on: what they did is to be seen.
             observe(replace(progress, phase="writing"))

@@ -112,7 +112,11 @@ class CatalogWorker:
                 alone = alone or isinstance(error, OutOfMemory)
             if self._stopped.wait(min(MOST_BACKOFF_S, BACKOFF_S * 2 ** (tries - 1))):
                 break
-        ledger.end_attempt(attempt)
+        if self._stopped.is_set() and result.status == "failed":
+            # Nobody records this failure: the row leaves without a result, and the workers it killed still count.
+            ledger.withdraw_attempt(attempt)
+        else:
+            ledger.end_attempt(attempt)
         return result
 
     def _make(self, row: ManifestRow, *, alone: bool, attempts: int) -> steps.Outputs:

@@ -6,6 +6,7 @@ wins), `runs`, `attempts`, `lease`, `book` (the ledger itself) and `upkeep` (sum
 
 from pia_ray.ledger.attempts import (
     AttemptRecord,
+    attempt_uris,
     begin_attempt,
     count_attempts,
     earlier_attempts,
@@ -48,6 +49,7 @@ __all__ = [
     "RunRecord",
     "Summary",
     "Verified",
+    "attempt_uris",
     "begin_attempt",
     "count_attempts",
     "earlier_attempts",

@@ -10,7 +10,7 @@ import json
 import logging
 import uuid
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from pia_ray import storage
@@ -62,7 +62,7 @@ def begin_attempt(output: str, work_key: str, *, worker: str, earlier: tuple[str
 
 
 def end_attempt(record: AttemptRecord) -> None:
-    """Removes the record and the earlier ones: the row has its result row, or a caller who saw that it has none.
+    """Removes the record and the row's earlier ones, because the row has its result.
 
     A record that cannot be removed now is removed when the next run is planned.
     """
@@ -70,36 +70,38 @@ def end_attempt(record: AttemptRecord) -> None:
 
 
 def withdraw_attempt(record: AttemptRecord) -> None:
-    """Removes this record alone: the row leaves the engine without a result (a drain), its earlier deaths stand."""
+    """Removes this record alone, because the row was stopped and has no result: the deaths before it still count."""
     _remove((record.uri,))
 
 
-def withdraw_latest_attempts(output: str) -> int:
-    """Removes the newest record of every row: its run stopped its own workers, no row killed them. How many."""
+def attempt_uris(output: str) -> frozenset[str]:
+    """The records of all rows."""
+    return frozenset(record.uri for record in _records(output))
+
+
+def withdraw_latest_attempts(output: str, *, kept: frozenset[str]) -> None:
+    """Removes the newest record of every row but those in `kept`: its run has stopped the worker that wrote it."""
     newest: dict[str, storage.ObjectStat] = {}
-    for record in storage.list_objects(layout.attempts_uri(output), suffix=".json"):
-        other = newest.setdefault(_key(record.uri), record)
-        if record.last_modified > other.last_modified:
+    for record in _records(output):
+        latest = newest.setdefault(_key(record.uri), record)
+        if record.last_modified > latest.last_modified:
             newest[_key(record.uri)] = record
-    _remove(record.uri for record in newest.values())
-    return len(newest)
+    _remove(record.uri for record in newest.values() if record.uri not in kept)
 
 
 def count_attempts(output: str) -> Counter[str]:
     """Records per work key, in one listing."""
-    return Counter(_key(record.uri) for record in storage.list_objects(layout.attempts_uri(output), suffix=".json"))
+    return Counter(_key(record.uri) for record in _records(output))
 
 
-def end_stale_attempts(output: str, work_keys: Iterable[str]) -> int:
-    """Removes the records of rows that have their result: a worker died between result and removal. How many."""
+def end_stale_attempts(output: str, work_keys: Iterable[str]) -> None:
+    """Removes the records of rows that have their result, where a worker died between result and removal."""
     ended = set(work_keys)
-    uris = [
-        record.uri
-        for record in storage.list_objects(layout.attempts_uri(output), suffix=".json")
-        if _key(record.uri) in ended
-    ]
-    _remove(uris)
-    return len(uris)
+    _remove(record.uri for record in _records(output) if _key(record.uri) in ended)
+
+
+def _records(output: str) -> Iterator[storage.ObjectStat]:
+    return storage.list_objects(layout.attempts_uri(output), suffix=".json")
 
 
 def _folder(output: str, work_key: str) -> str:

@@ -295,6 +295,49 @@ def test_a_row_tried_before_runs_alone(tmp_path: Path) -> None:
     assert by_id(config)[suspect["id"]]["attempts"] == 2
 
 
+class Deadly(CountingAnimator):
+    """Loses its device over rows whose prompt begins with "deadly" while `kills` is true, and hangs over them else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kills = False
+
+    def submit(self, request: AnimationRequest, **how: Any) -> Future[Animation]:
+        if self.kills and request.params.prompt.startswith("deadly"):
+            self.asked[request.id] += 1
+            future: Future[Animation] = Future()
+            future.set_exception(DeviceLost("the GPU failed"))
+            return future
+        return super().submit(request, **how)
+
+
+def test_a_stop_leaves_the_record_of_the_workers_that_a_row_has_killed(tmp_path: Path) -> None:
+    rows = [{"id": "a", "image": "a.png", "prompt": "sea"}, {"id": "h", "image": "h.png", "prompt": "hang"}]
+    config = configure(write(tmp_path, rows), tmp_path / "out", deadline_s=3.0)
+    hanging = rows_planned(config)[1]["work_key"]
+    for _ in range(2):
+        ledger.begin_attempt(config.output, hanging, worker="dead")
+    assert go(config).exit_code == 4
+    assert ledger.count_attempts(config.output) == {hanging: 2}
+
+
+def test_a_row_that_kills_workers_is_quarantined_also_where_runs_are_stopped_in_between(tmp_path: Path) -> None:
+    config = configure(write(tmp_path, [{"id": "p", "image": "p.png", "prompt": "deadly hang"}]), tmp_path / "out")
+    with Deadly() as animator:
+        for _ in range(config.max_attempts):
+            animator.kills = True
+            with pytest.raises(JobError, match="the GPU failed"):
+                run_local(config, animator=animator)
+            animator.kills = False
+            stopped = config.model_copy(update={"deadline_s": 2.0})
+            if len(ledger.attempt_uris(config.output)) < config.max_attempts:
+                assert run_local(stopped, animator=animator).exit_code == 4
+        asked = animator.asked["p"]
+        assert run_local(config, animator=animator).exit_code == 1
+    assert by_id(config)["p"]["error_code"] == "worker_died"
+    assert animator.asked["p"] == asked
+
+
 def test_a_lost_device_stops_the_run_and_keeps_what_is_committed(tmp_path: Path) -> None:
     config = configure(make_catalog(tmp_path, rows=4), tmp_path / "out", batch_size=1, prefetch=0)
 
