@@ -32,7 +32,6 @@ from pia_ray.ledger.parts import (
     write_part,
 )
 from pia_ray.ledger.planning import Planned, Planner, rejected_rows
-from pia_ray.ledger.results import conform
 from pia_ray.ledger.results_writer import ResultsWriter
 from pia_ray.ledger.runs import RunRecord
 from pia_ray.types import ResultRow
@@ -178,7 +177,7 @@ class Ledger:
         aside: set[str] = set()
         for uri, table, _ in read_winners(index, chosen):
             if isinstance(table, pa.Table):
-                waiting.append(conform(table))
+                waiting.append(table)
             elif table is not None:  # damaged where the index does not look
                 quarantine(self.output, uri)
                 aside.add(uri)

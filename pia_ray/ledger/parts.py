@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from pia_ray import storage
 from pia_ray.errors import LedgerError, OutputError, StorageError, StorageNotFound
 from pia_ray.ledger import layout
-from pia_ray.ledger.results import read_parquet, to_table
+from pia_ray.ledger.results import conform, read_parquet, to_table
 from pia_ray.types import ResultRow
 
 PART_ROWS: Final = 64
@@ -274,12 +274,12 @@ def read_winners(
 
 
 def read_part(uri: str, *, columns: Sequence[str] | None = None) -> pa.Table:
-    """The part's columns, or all.
+    """These columns of the part, or all, as `conform` has them.
 
     Raises:
-        LedgerError: it is damaged.
+        LedgerError: it is damaged, or not a part.
     """
-    return read_parquet(storage.read_bytes(uri), columns=columns)
+    return conform(read_parquet(storage.read_bytes(uri), columns=columns), columns)
 
 
 def write_part(output: str, table: pa.Table) -> str:

@@ -54,20 +54,25 @@ def to_table(rows: Iterable[ResultRow]) -> pa.Table:
 
 
 def from_table(table: pa.Table) -> list[ResultRow]:
-    """The rows of a table that has the columns of RESULTS_SCHEMA, in any order and among others."""
-    return [from_record(record) for record in table.select(RESULTS_SCHEMA.names).to_pylist()]
+    """The rows of a table that has the columns of RESULTS_SCHEMA, in any order and among others.
+
+    Raises:
+        LedgerError: as `conform`.
+    """
+    return [from_record(record) for record in conform(table).to_pylist()]
 
 
 def from_record(record: Mapping[str, Any]) -> ResultRow:
-    """The row whose columns are in `record`; other keys are ignored.
+    """The row whose columns are in `record`, where a missing one is null; other keys are ignored.
 
     Raises:
-        LedgerError: a column is missing, or null though it may not be.
+        LedgerError: a column that may not be null is missing or null.
     """
-    wrong = [f.name for f in RESULTS_SCHEMA if (record.get(f.name) is None if not f.nullable else f.name not in record)]
+    wrong = [column.name for column in RESULTS_SCHEMA if not column.nullable and record.get(column.name) is None]
     if wrong:
         raise LedgerError(f"a results row has no {', '.join(wrong)}")
-    return ResultRow(**{name: record[name] for name in RESULTS_SCHEMA.names})
+    cells: dict[str, Any] = {name: record.get(name) for name in RESULTS_SCHEMA.names}
+    return ResultRow(**cells)
 
 
 def provenance(row: ResultRow) -> dict[str, Any]:
@@ -91,10 +96,9 @@ def row_from_provenance(
     Raises:
         VideoError: the provenance is not one of ours.
     """
-    record: dict[str, Any] = dict.fromkeys(RESULTS_SCHEMA.names) | {
-        name: values[name] for name in RESULTS_SCHEMA.names if name in values
-    }
-    record |= {
+    record: dict[str, Any] = {
+        **dict.fromkeys(RESULTS_SCHEMA.names),
+        **values,
         "video_uri": video_uri,
         "thumbnail_uri": thumbnail_uri,
         "input_thumbnail_uri": input_thumbnail_uri,
@@ -115,12 +119,14 @@ def row_from_provenance(
 def read_results(output: str) -> pa.Table:
     """The results table of an output: one row per work item that has ended, in manifest order.
 
+    Columns that an earlier version did not write are null.
+
     Raises:
         OutputError: there is none yet, or it cannot be read.
     """
     uri = layout.results_uri(output)
     try:
-        return pq.read_table(pa.BufferReader(storage.read_bytes(uri)))
+        return _filled(pq.read_table(pa.BufferReader(storage.read_bytes(uri))), RESULTS_SCHEMA)
     except StorageNotFound:
         raise OutputError(
             f"there are no results in {output} yet: run `pia-ray animate ... --output {output}`, or, after a run that "
@@ -145,16 +151,26 @@ def read_parquet(content: bytes, *, columns: Sequence[str] | None = None) -> pa.
         raise LedgerError(f"not a whole Parquet file: {error}") from None
 
 
-def conform(table: pa.Table) -> pa.Table:
-    """The columns of RESULTS_SCHEMA, in its order.
+def conform(table: pa.Table, columns: Sequence[str] | None = None) -> pa.Table:
+    """These columns of RESULTS_SCHEMA, or all, in its types; null where an earlier version did not write one.
 
     Raises:
-        LedgerError: one is missing or of another type.
+        LedgerError: a column that may not be null is missing, or one is of another type.
     """
+    schema = RESULTS_SCHEMA if columns is None else pa.schema([RESULTS_SCHEMA.field(name) for name in columns])
     try:
-        return table.select(RESULTS_SCHEMA.names).cast(RESULTS_SCHEMA)
+        return _filled(table, schema).select(schema.names).cast(schema)
     except (KeyError, ValueError, pa.ArrowException) as error:
         raise LedgerError(f"not a table of results: {error}") from None
+
+
+def _filled(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """The table with nulls for the nullable columns of the schema that it lacks, each where the schema has it."""
+    for place, column in enumerate(schema):
+        if column.nullable and column.name not in table.column_names:
+            nulls = pa.nulls(len(table), column.type)
+            table = table.add_column(min(place, table.num_columns), column, nulls)
+    return table
 
 
 def _as_text(value: object) -> object:

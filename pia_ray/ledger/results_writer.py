@@ -16,7 +16,7 @@ from pia_ray.errors import LedgerError
 from pia_ray.ledger import runs
 from pia_ray.ledger.parts import Index, quarantine, read_winners, split_keys
 from pia_ray.ledger.planning import ITEMS_ROWS
-from pia_ray.ledger.results import RESULTS_SCHEMA, conform
+from pia_ray.ledger.results import RESULTS_SCHEMA
 
 _log = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ class ResultsWriter:
                 if not isinstance(table, pa.Table):
                     self._lost(uri, table, len(which))
                     continue
-                table = conform(table).append_column(schema.field("position"), pa.array(positions[which]))
+                table = table.append_column(schema.field("position"), pa.array(positions[which]))
                 stretch_of = stretches[which]
                 for stretch in np.unique(stretch_of).tolist():
                     if stretch not in writers:

@@ -538,6 +538,31 @@ def test_results_are_right_though_another_process_compacts_meanwhile(output: str
         assert book.write_results() == 4
 
 
+def test_parts_and_results_of_a_version_that_had_no_flags_are_read(output: str) -> None:
+    write_part(output, ledger.to_table([row_of(0), failed(1)]).drop_columns("flags"))
+    with Ledger.open(output) as book:
+        book.append([row_of(2, flags="frozen")])
+        book.flush()
+        run = new_run(manifest="m", model="demo")
+        planned = book.plan([items_of(range(4))], run=run)
+        assert (planned.num_succeeded_before, planned.num_failed_before, planned.num_pending) == (2, 1, 1)
+        assert ledger.summary(book).flags == {"frozen": 1}
+        book.finish(run)
+        before = ledger.read_results(output)
+        assert before.column_names == ledger.RESULTS_SCHEMA.names
+        assert before["flags"].to_pylist() == [None, None, "frozen"]
+        assert book.compact() == (2, 1)
+        book.write_results()
+    assert ledger.read_results(output).equals(before)
+    assert ledger.verify(output).num_succeeded == 2
+
+    pq.write_table(before.drop_columns("flags"), Path(output) / "results.parquet")
+    rows = ledger.from_table(ledger.read_results(output))
+    assert rows[0] == row_of(0)
+    assert ledger.read_results(output).column_names == ledger.RESULTS_SCHEMA.names
+    assert ledger.from_record({name: value for name, value in vars(rows[0]).items() if name != "flags"}) == rows[0]
+
+
 def test_two_writers_on_one_output_lose_nothing(output: str) -> None:
     script = """
 import sys
