@@ -29,7 +29,7 @@ from pia_ray import Animation, AnimationRequest, Animator, manifest, read_result
 from pia_ray.catalog import steps
 from pia_ray.catalog.graph import run_catalog
 from pia_ray.catalog.local import run_local
-from pia_ray.catalog.run import Progress, Summary
+from pia_ray.catalog.run import Progress, RunSummary
 from pia_ray.config.catalog import CatalogConfig
 from pia_ray.config.model import build
 
@@ -167,7 +167,7 @@ def make_warm_animator(config: CatalogConfig, cpu_threads: int, *, marks: Path) 
 
 def timed(
     config: CatalogConfig,
-    run: Callable[..., Summary],
+    run: Callable[..., RunSummary],
     *,
     warm_at: Callable[[dict[str, float]], float],
 ) -> Turn:

@@ -67,9 +67,9 @@ def measure(folder: Path, num_rows: int) -> dict[str, object]:
     started = time.perf_counter()
     opened = _open(config)
     run = ledger.new_run(manifest=config.manifest, model=MODEL_VERSION)
-    with ledger.Ledger.open(config.output) as book:
+    with ledger.Ledger.open(config.output) as opened_ledger:
         ledger_s = time.perf_counter() - started
-        planned = book.plan(manifest.plan(opened, config, model_version=MODEL_VERSION), run=run)
+        planned = opened_ledger.plan(manifest.plan(opened, config, model_version=MODEL_VERSION), run=run)
         total_s = time.perf_counter() - started
     peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     started = time.perf_counter()

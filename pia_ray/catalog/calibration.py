@@ -25,7 +25,7 @@ STEADY: Final = 1.5
 
 
 @dataclass(frozen=True)
-class Line:
+class LinearFit:
     """A quantity per row as fixed + per_unit x units."""
 
     per_unit: float
@@ -46,11 +46,11 @@ class Calibration:
     num_rows: int
     workers: tuple[str, ...]
     """Hosts that animated them. Whether they are like those of the run to come only a person knows."""
-    gpu_s: Line
+    gpu_s: LinearFit
     """Engine seconds by units of work."""
     beside_s: float
     """Mean seconds of fetching and publishing per row, which run beside the engine."""
-    video_bytes: Line | None
+    video_bytes: LinearFit | None
     """By pixels x frames; None where the calibrated videos are of another format."""
     thumbnail_bytes: float
 
@@ -127,14 +127,14 @@ def _calibrate(rows: Sequence[ResultRow], config: CatalogConfig, *, source: str)
         source=source,
         num_rows=len(units),
         workers=tuple(sorted({row.worker.rpartition(":")[0] for row in rows})),
-        gpu_s=_line(units, gpu_s),
+        gpu_s=_fit(units, gpu_s),
         beside_s=statistics.fmean(beside_s),
-        video_bytes=_line(pixel_frames, sizes) if sizes else None,
+        video_bytes=_fit(pixel_frames, sizes) if sizes else None,
         thumbnail_bytes=_thumbnail_bytes(rows),
     )
 
 
-def _line(units: Sequence[float], values: Sequence[float]) -> Line:
+def _fit(units: Sequence[float], values: Sequence[float]) -> LinearFit:
     """Least squares; through the origin, by the means, where the rows are too alike or a part came out negative."""
     x, y = np.array(units), np.array(values)
     slope, fixed = float(y.sum() / x.sum()), 0.0
@@ -144,7 +144,7 @@ def _line(units: Sequence[float], values: Sequence[float]) -> Line:
             slope, fixed = fitted, constant
     mean = float(y.mean())
     spread = float(np.median(np.abs(y - slope * x - fixed))) / mean if mean else 0.0
-    return Line(per_unit=slope, fixed=fixed, spread=spread)
+    return LinearFit(per_unit=slope, fixed=fixed, spread=spread)
 
 
 def _thumbnail_bytes(rows: Sequence[ResultRow]) -> float:

@@ -24,12 +24,12 @@ from ray.data import ActorPoolStrategy, Dataset
 
 from pia_ray import ledger
 from pia_ray.animation import RowAnimator
-from pia_ray.catalog.run import Execute, Job, Observer, Summary, run, settled, versions_of
+from pia_ray.catalog.run import Execute, Observer, RunPlan, RunSummary, run, settled, versions_of
 from pia_ray.catalog.steps import worker_name
 from pia_ray.catalog.worker import CatalogWorker
 from pia_ray.config.catalog import CatalogConfig
 from pia_ray.errors import ConfigError, JobError, RowError
-from pia_ray.manifest import ITEMS_SCHEMA, plan_row, row_from_item, shown
+from pia_ray.manifest import ITEMS_SCHEMA, plan_row, redacted, row_from_item
 from pia_ray.pia import make_animator
 from pia_ray.ray_runtime import connected, end_process, first_cause
 from pia_ray.types import ResultRow
@@ -48,7 +48,7 @@ Cells = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Pool:
+class ActorPool:
     """How many actors there may be and what each reserves."""
 
     least: int
@@ -76,7 +76,7 @@ def run_catalog(
     *,
     observe: Observer = lambda progress: None,
     make_animator: MakeAnimator = make_animator,
-) -> Summary:
+) -> RunSummary:
     """Animates a catalogue over a pool of Ray actors; resumes where an earlier run on this output stopped.
 
     Uses the Ray this process is connected to; otherwise joins `config.address`, or starts a cluster of its own on
@@ -128,7 +128,7 @@ def build_processor(
     return process
 
 
-def size_pool(config: CatalogConfig, *, own_cluster: bool = False) -> Pool:
+def size_pool(config: CatalogConfig, *, own_cluster: bool = False) -> ActorPool:
     """The pool for this config on the connected cluster.
 
     Raises:
@@ -153,7 +153,7 @@ def size_pool(config: CatalogConfig, *, own_cluster: bool = False) -> Pool:
         least, most = 1, max(1, int(gpus / wants)) if wants else 1
     cores = os.cpu_count() or 1
     threads = max(1, cores // most) if own_cluster else max(1, int(config.cpus_per_actor))
-    return Pool(
+    return ActorPool(
         least=least,
         most=most,
         num_cpus=config.cpus_per_actor,
@@ -216,7 +216,7 @@ class ProcessRow:
                 error,
                 id=str(cells.get(self._config.id_col or "id") or ""),
                 work_key=hashlib.sha256(raw.encode()).hexdigest(),
-                image_uri=shown(str(cells.get(self._config.image_col or "image") or "")[:256]),
+                image_uri=redacted(str(cells.get(self._config.image_col or "image") or "")[:256]),
                 params=None,
                 model=self._model_version,
                 run_id=self._run_id,
@@ -239,13 +239,13 @@ class _Merge:
 
 def _execute(make_animator: MakeAnimator) -> Execute:
     @contextmanager
-    def open_rows(job: Job) -> Iterator[Iterator[Sequence[ResultRow]]]:
-        config = job.config
+    def open_rows(plan: RunPlan) -> Iterator[Iterator[Sequence[ResultRow]]]:
+        config = plan.config
         worker_cpus = (config.actors or (1, 1))[1] * config.cpus_per_actor
         with connected(config.address, worker_cpus=worker_cpus) as own_cluster:
-            pool = size_pool(job.config, own_cluster=own_cluster)
-            stage = {"config": job.config, "run_id": job.run_id, "make_animator": make_animator}
-            dataset = _pooled(_items(job), AnimateRow, pool, stage)
+            pool = size_pool(plan.config, own_cluster=own_cluster)
+            stage = {"config": plan.config, "run_id": plan.run_id, "make_animator": make_animator}
+            dataset = _pooled(_items(plan), AnimateRow, pool, stage)
             dataset.context.enable_progress_bars = False
             dataset.context.print_on_execution_start = False
             results = _Results(dataset)
@@ -257,16 +257,16 @@ def _execute(make_animator: MakeAnimator) -> Execute:
     return open_rows
 
 
-def _items(job: Job) -> Dataset:
+def _items(plan: RunPlan) -> Dataset:
     """The run's pending items, read where they were planned to, thin: no pass-through columns."""
     # Not by ray.data.read_parquet: for one small file it starts 32 actors that look at footers (ray 2.60), 45 s of CPU
     # time on three nodes; a run of six rows took 11 s in place of 6 on two cores.
-    files = ledger.item_files(job.items_uri)
+    files = ledger.item_files(plan.items_uri)
     listed = ray.data.from_items([{"uri": uri} for uri in files], override_num_blocks=len(files))
     items = listed.map_batches(_pending, batch_format="pyarrow", batch_size=1)
     # Style by style, so that an actor rarely changes its model. Blocks of large catalogues still come side by side;
     # what is mixed then the animator's line sorts out.
-    return items.sort("style") if job.config.styles else items
+    return items.sort("style") if plan.config.styles else items
 
 
 def _pending(files: pa.Table) -> pa.Table:
@@ -276,7 +276,7 @@ def _pending(files: pa.Table) -> pa.Table:
     return items.filter(items["pending"]).select(ITEMS_SCHEMA.names)
 
 
-def _pooled(dataset: Dataset, stage: type, pool: Pool, arguments: Mapping[str, Any]) -> Dataset:
+def _pooled(dataset: Dataset, stage: type, pool: ActorPool, arguments: Mapping[str, Any]) -> Dataset:
     dataset = dataset.repartition(target_num_rows_per_block=1).map_batches(
         stage,
         batch_size=1,

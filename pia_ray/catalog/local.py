@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from pia_ray import ledger
 from pia_ray.animation import RowAnimator
-from pia_ray.catalog.run import Execute, Job, Observer, Summary, run
+from pia_ray.catalog.run import Execute, Observer, RunPlan, RunSummary, run
 from pia_ray.catalog.worker import CatalogWorker
 from pia_ray.config.catalog import CatalogConfig
 from pia_ray.config.knobs import DEFAULT_STYLE
@@ -26,7 +26,7 @@ def run_local(
     *,
     animator: RowAnimator | None = None,
     observe: Observer = lambda progress: None,
-) -> Summary:
+) -> RunSummary:
     """Animates the catalogue in this process, with threads in place of actors; `config.actors` plays no part.
 
     Gives the same results table as `run_catalog` but for timings, run ids and worker names. `animator` stands in for
@@ -40,8 +40,8 @@ def run_local(
 
 def _execute(animator: RowAnimator | None) -> Execute:
     @contextmanager
-    def open_rows(job: Job) -> Iterator[Iterator[Sequence[ResultRow]]]:
-        config = job.config
+    def open_rows(plan: RunPlan) -> Iterator[Iterator[Sequence[ResultRow]]]:
+        config = plan.config
         own = None
         if animator is None:
             own = Animator(
@@ -50,10 +50,10 @@ def _execute(animator: RowAnimator | None) -> Execute:
         used = own or animator
         assert used is not None
         calls = config.concurrent_rows() if own is None else own.batch_size + config.prefetch
-        worker = CatalogWorker(config, run_id=job.run_id, animator=used)
+        worker = CatalogWorker(config, run_id=plan.run_id, animator=used)
         pool = ThreadPoolExecutor(calls, thread_name_prefix="row")
         try:
-            yield _rows(worker, job, pool, calls)
+            yield _rows(worker, plan, pool, calls)
         finally:
             worker.stop()
             pool.shutdown(wait=True, cancel_futures=True)
@@ -63,9 +63,9 @@ def _execute(animator: RowAnimator | None) -> Execute:
     return open_rows
 
 
-def _rows(worker: CatalogWorker, job: Job, pool: ThreadPoolExecutor, calls: int) -> Iterator[Sequence[ResultRow]]:
+def _rows(worker: CatalogWorker, plan: RunPlan, pool: ThreadPoolExecutor, calls: int) -> Iterator[Sequence[ResultRow]]:
     running: deque[Future[ResultRow]] = deque()
-    for item in _items(job):
+    for item in _items(plan):
         running.append(pool.submit(worker.work, row_from_item(item)))
         # As many waiting as running, so that no thread is ever idle for want of a row.
         while len(running) >= 2 * calls:
@@ -74,10 +74,10 @@ def _rows(worker: CatalogWorker, job: Job, pool: ThreadPoolExecutor, calls: int)
         yield _ended(running)
 
 
-def _items(job: Job) -> Iterator[dict[str, Any]]:
+def _items(plan: RunPlan) -> Iterator[dict[str, Any]]:
     """The pending items style by style, so that each model is loaded once; the ledger is read once for each."""
-    for style in (DEFAULT_STYLE, *job.config.styles):
-        for table in ledger.read_items(job.config.output, job.run_id, columns=[*ITEMS_SCHEMA.names, "pending"]):
+    for style in (DEFAULT_STYLE, *plan.config.styles):
+        for table in ledger.read_items(plan.config.output, plan.run_id, columns=[*ITEMS_SCHEMA.names, "pending"]):
             wanted = pc.and_(table["pending"], pc.equal(table["style"], style))
             yield from table.filter(wanted).select(ITEMS_SCHEMA.names).to_pylist()
 

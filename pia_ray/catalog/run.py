@@ -1,4 +1,4 @@
-"""One catalogue run from plan to summary, whoever executes its rows: probe, lease, plan, execute, record, report.
+"""One catalogue run from plan to summary, with any executor: probe, lease, plan, execute, record, report.
 
 The process that runs this is the only writer of ledger parts. It keeps hashes and counts, never the rows.
 """
@@ -33,8 +33,8 @@ Ending = Literal["finished", "deadline", "interrupted"]
 
 
 @dataclass(frozen=True)
-class Job:
-    """What an executor of rows is given."""
+class RunPlan:
+    """The pending rows of a run, and what an executor needs to know of it."""
 
     config: CatalogConfig
     run_id: str
@@ -84,7 +84,7 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class Summary:
+class RunSummary:
     """The end of a run: its counts, its errors and the URIs of its results."""
 
     run_id: str
@@ -106,68 +106,45 @@ class Summary:
 
 
 Observer = Callable[[Progress], None]
-Execute = Callable[[Job], AbstractContextManager[Iterator[Sequence[ResultRow]]]]
+Execute = Callable[[RunPlan], AbstractContextManager[Iterator[Sequence[ResultRow]]]]
 """Opens workers and yields results as they come; closing it stops the workers."""
 
 
-def run(config: CatalogConfig, execute: Execute, *, observe: Observer = lambda progress: None) -> Summary:
+def run(config: CatalogConfig, execute: Execute, *, observe: Observer = lambda progress: None) -> RunSummary:
     """Animates the catalogue's pending rows and leaves results, gallery and ledger in the output.
 
     Raises:
         JobError: the run cannot start, or its workers cannot; what is committed stays committed.
     """
     started = time.monotonic()
-    observe(Progress("planning"))
-    config = _with_absolute_places(config)
+    state = _State(observe)
+    state.show(Progress("planning"))
+    config = _with_absolute_paths(config)
     opened = manifest.open_manifest(config)
     config = settled(config)
     model_version, style_versions = versions_of(config)
     storage.probe(config.output)
     record = ledger.new_run(manifest=config.manifest, model=model_version, config=_recorded(config))
-    with ledger.Lease(config.output, run_id=record.run_id), ledger.Ledger.open(config.output) as book:
+    with ledger.Lease(config.output, run_id=record.run_id), ledger.Ledger.open(config.output) as run_ledger:
         items = manifest.plan(opened, config, model_version=model_version, style_versions=style_versions)
-        planned = book.plan(items, run=record, retry=config.retry)
-        progress = Progress(
-            "starting",
-            num_items=planned.num_items,
-            num_before=planned.num_succeeded_before,
-            num_failed_before=planned.num_failed_before,
-            num_rejected=planned.num_rejected,
-            num_pending=planned.num_pending,
-        )
-        job = Job(config, record.run_id, planned.items_uri, planned.num_pending, style_versions)
+        planned = run_ledger.plan(items, run=record, retry=config.retry)
+        plan = RunPlan(config, record.run_id, planned.items_uri, planned.num_pending, style_versions)
         ending: Ending = "finished"
         try:
+            state.progress = _planned(planned)
             if planned.num_pending:
-                observe(progress)
-                deaths = ledger.attempt_uris(config.output)
-                deadline = started + config.deadline_s if config.deadline_s is not None else math.inf
-                states = _follow(job, execute, book, progress, started=started, deadline=deadline)
-                try:
-                    with closing(states):
-                        for state, reason in states:
-                            progress, ending = state, reason
-                            observe(progress)
-                except KeyboardInterrupt:
-                    ending = "interrupted"
-                except (OutputError, SystemExit):
-                    # Our own trouble, not a worker's: rows in flight are not to be charged with it.
-                    with suppress(StorageError):
-                        ledger.withdraw_latest_attempts(config.output, kept=deaths)
-                    raise
-                if ending != "finished":
-                    # We stopped the workers: the rows that they had in flight did not kill them.
-                    ledger.withdraw_latest_attempts(config.output, kept=deaths)
+                state.show(state.progress)
+                ending = _animate(plan, execute, run_ledger, state, started=started)
         finally:
-            # Also when the workers could not go on: what they did is to be seen.
-            observe(replace(progress, phase="writing"))
-            book.finish(planned.run)
+            # Also when the workers could not go on, because their results are worth seeing.
+            state.show(replace(state.progress, phase="writing"))
+            run_ledger.finish(planned.run)
             _write_gallery(config.output)
+        progress = replace(state.progress, phase="ended")
         only_now = progress.num_failed_in_all == progress.num_failed
-        errors = progress.errors if only_now else ledger.summary(book).errors
-    progress = replace(progress, phase="ended")
-    observe(progress)
-    return Summary(
+        errors = progress.errors if only_now else ledger.summary(run_ledger).errors
+    state.show(progress)
+    return RunSummary(
         run_id=record.run_id,
         output=config.output,
         ending=ending,
@@ -179,13 +156,60 @@ def run(config: CatalogConfig, execute: Execute, *, observe: Observer = lambda p
     )
 
 
+@dataclass
+class _State:
+    """The latest progress of a run; `show` sets it and hands it to the observer."""
+
+    observe: Observer
+    progress: Progress = field(default_factory=lambda: Progress("planning"))
+
+    def show(self, progress: Progress) -> None:
+        self.progress = progress
+        self.observe(progress)
+
+
+def _planned(planned: ledger.Planned) -> Progress:
+    return Progress(
+        "starting",
+        num_items=planned.num_items,
+        num_before=planned.num_succeeded_before,
+        num_failed_before=planned.num_failed_before,
+        num_rejected=planned.num_rejected,
+        num_pending=planned.num_pending,
+    )
+
+
+def _animate(plan: RunPlan, execute: Execute, run_ledger: ledger.Ledger, state: _State, *, started: float) -> Ending:
+    """Runs the pending rows and records their results; how it ended."""
+    output, deadline_s = plan.config.output, plan.config.deadline_s
+    deadline = started + deadline_s if deadline_s is not None else math.inf
+    deaths = ledger.attempt_uris(output)
+    ending: Ending = "finished"
+    states = _follow(plan, execute, run_ledger, state.progress, started=started, deadline=deadline)
+    try:
+        with closing(states):
+            for progress, ending in states:  # noqa: B007 - used after the loop
+                state.show(progress)
+    except KeyboardInterrupt:
+        ending = "interrupted"
+    except (OutputError, SystemExit):
+        # Our own trouble, not a worker's: rows in flight are not to be charged with it.
+        with suppress(StorageError):
+            ledger.withdraw_latest_attempts(output, kept=deaths)
+        raise
+    if ending != "finished":
+        # We stopped the workers: the rows that they had in flight did not kill them.
+        ledger.withdraw_latest_attempts(output, kept=deaths)
+    return ending
+
+
 def settled(config: CatalogConfig) -> CatalogConfig:
-    """The same config as every worker must read it, wherever it runs: local places absolute, hub revisions pinned.
+    """The same config for workers anywhere: local paths are absolute, hub revisions pinned.
 
     Raises:
         WeightsError: the model, or that of a style, cannot be found.
     """
-    config = _with_absolute_places(config)
+    config = _with_absolute_paths(config)
     styles = {style: weights.pin(model) for style, model in config.styles.items()}
     return config.model_copy(update={"model": weights.pin(config.model), "styles": styles})
 
@@ -199,12 +223,12 @@ def versions_of(config: CatalogConfig) -> tuple[str, dict[str, str]]:
     return weights.version(config.model), {style: weights.version(model) for style, model in config.styles.items()}
 
 
-def _with_absolute_places(config: CatalogConfig) -> CatalogConfig:
-    def absolute(place: str) -> str:
-        if not place or storage.is_s3(place):
-            return place
-        slash = "/" if place.endswith("/") else ""  # says that it is a folder, also where none is yet
-        return str(storage.local_path(place).absolute()).rstrip("/") + slash
+def _with_absolute_paths(config: CatalogConfig) -> CatalogConfig:
+    def absolute(uri: str) -> str:
+        if not uri or storage.is_s3(uri):
+            return uri
+        slash = "/" if uri.endswith("/") else ""  # says that it is a folder, also where none is yet
+        return str(storage.local_path(uri).absolute()).rstrip("/") + slash
 
     config = manifest.with_absolute_references(config)
     return config.model_copy(update={"output": absolute(config.output), "manifest": absolute(config.manifest)})
@@ -215,32 +239,32 @@ def _recorded(config: CatalogConfig) -> dict[str, Any]:
     values = config.model_dump(mode="json")
     models = (values["model"], *values["styles"].values())
     for defaults in (values["defaults"], *(model["defaults"] for model in models)):
-        defaults |= {knob: manifest.shown(defaults[knob]) for knob in REFERENCE_KNOBS if defaults.get(knob)}
+        defaults |= {knob: manifest.redacted(defaults[knob]) for knob in REFERENCE_KNOBS if defaults.get(knob)}
     return values
 
 
 def _follow(
-    job: Job, execute: Execute, book: ledger.Ledger, progress: Progress, *, started: float, deadline: float
+    plan: RunPlan, execute: Execute, run_ledger: ledger.Ledger, progress: Progress, *, started: float, deadline: float
 ) -> Generator[tuple[Progress, Ending], None, None]:
     """Takes results as they come until all are there or the deadline passes."""
     refresh_at = time.monotonic() + REFRESH_S
-    with execute(job) as results:
-        pump = _Pump(results)
-        while (rows := pump.take(timeout_s=0.5)) is not None:
+    with execute(plan) as results:
+        reader = _ResultReader(results)
+        while (rows := reader.take(timeout_s=0.5)) is not None:
             now = time.monotonic()
             if rows:
-                book.append(rows)
+                run_ledger.append(rows)
                 progress = _count(progress, rows, now - started)
             else:
-                book.flush_if_due()
+                run_ledger.flush_if_due()
             yield progress, "finished"
             if now > deadline and progress.num_left:
                 yield progress, "deadline"
                 return
             if now > refresh_at:
                 try:
-                    book.write_results()
-                    _write_gallery(job.config.output)
+                    run_ledger.write_results()
+                    _write_gallery(plan.config.output)
                 except OutputError as error:
                     log.warning("results.parquet is left as it was for now: %s", error)
                 refresh_at = time.monotonic() + max(REFRESH_S, 20 * (time.monotonic() - now))
@@ -268,8 +292,8 @@ def _count(progress: Progress, rows: Sequence[ResultRow], since_start_s: float) 
     )
 
 
-class _Pump:
-    """Reads a blocking iterator on a thread, so that the run can look at the clock and be interrupted meanwhile."""
+class _ResultReader:
+    """Reads a blocking iterator on a thread, so that the run can check its deadline and be interrupted meanwhile."""
 
     def __init__(self, results: Iterator[Sequence[ResultRow]]) -> None:
         self._results = results

@@ -119,7 +119,7 @@ def encode_outputs(
         video_uri=_video_uri(row, config),
         thumbnail_uri=thumbnail_uri,
         input_thumbnail_uri=input_uri,
-        image_uri=manifest.shown(row.image),
+        image_uri=manifest.redacted(row.image),
         params=animation.params,
         input_sha256=fetched.sha256,
         original_width=fetched.original_width,

@@ -29,7 +29,7 @@ from pia_ray.errors import (
     UnexpectedError,
     WorkerDied,
 )
-from pia_ray.manifest import shown
+from pia_ray.manifest import redacted
 from pia_ray.types import AnimationRequest, ManifestRow, ResultRow
 
 log = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ class CatalogWorker:
         self._config = config
         self._run_id = run_id
         self._animator = animator
-        self._presence = _Presence()
+        self._lock = _RowLock()
         self._running: set[Future[Animation]] = set()
         self._stopped = threading.Event()
 
@@ -68,7 +68,7 @@ class CatalogWorker:
         except Exception as error:  # noqa: BLE001 - the row boundary
             return self._failed(row, _row_error(error), attempts=1)
         # The record is written once the row is let in: a row that only waits must not be charged with a death.
-        with self._presence.enter(alone=bool(earlier)):
+        with self._lock.hold(alone=bool(earlier)):
             return self._attempt(row, earlier)
 
     def stop(self) -> None:
@@ -146,7 +146,7 @@ class CatalogWorker:
             id=row.id,
             video_index=row.video_index,
             work_key=row.work_key,
-            image_uri=shown(row.image),
+            image_uri=redacted(row.image),
             params=row.params,
             model=self._animator.version_of(row.params.style),
             run_id=self._run_id,
@@ -156,37 +156,37 @@ class CatalogWorker:
         )
 
 
-class _Presence:
-    """Lets the rows of one process be at work together, or a single one alone.
+class _RowLock:
+    """A lock that the rows of one process hold together, or one row alone.
 
-    A row that was in hand when its worker died is a suspect; alone, it can neither take neighbours with it nor be
-    blamed for what they do. Suspects go first, so that a stream of other rows does not keep them waiting.
+    A row that was in the engine when its worker died is a suspect: alone it can neither end its neighbours nor be
+    charged with what they do. Suspects go first, so that a stream of other rows does not keep them waiting.
     """
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._present = 0
-        self._alone = False
-        self._suspects = 0
+        self._num_holding = 0
+        self._held_alone = False
+        self._num_suspects = 0
 
     @contextmanager
-    def enter(self, *, alone: bool) -> Iterator[None]:
-        """Waits until the row may be present; it is until the block ends."""
+    def hold(self, *, alone: bool) -> Iterator[None]:
+        """Waits until the row may begin; holds the lock for the block."""
         with self._changed:
             if alone:
-                self._suspects += 1
-                self._changed.wait_for(lambda: not self._present)
-                self._suspects -= 1
-                self._alone = True
+                self._num_suspects += 1
+                self._changed.wait_for(lambda: not self._num_holding)
+                self._num_suspects -= 1
+                self._held_alone = True
             else:
-                self._changed.wait_for(lambda: not self._alone and not self._suspects)
-            self._present += 1
+                self._changed.wait_for(lambda: not self._held_alone and not self._num_suspects)
+            self._num_holding += 1
         try:
             yield
         finally:
             with self._changed:
-                self._present -= 1
-                self._alone = False
+                self._num_holding -= 1
+                self._held_alone = False
                 self._changed.notify_all()
 
 

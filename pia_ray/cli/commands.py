@@ -128,7 +128,7 @@ def _run(config: CatalogConfig, args: argparse.Namespace, *, again: Sequence[str
         summary = run_catalog(config, observe=observe)
     # Right after the command, so that it stays a flag also where the arguments end in `-- MANIFEST`.
     retry = [*_program(), again[0], "--retry", "failed", *again[1:]]
-    show_summary(console, summary, retry_command=shlex.join(retry), open_path=_shown)
+    show_summary(console, summary, retry_command=shlex.join(retry), open_path=_absolute)
     return summary.exit_code
 
 
@@ -146,7 +146,7 @@ def _program() -> list[str]:
 def image_command(args: argparse.Namespace) -> int:
     from rich.progress import Progress as Bar
 
-    from pia_ray.manifest import inputs, shown
+    from pia_ray.manifest import inputs, redacted
     from pia_ray.media import image as pictures
     from pia_ray.media.video import MIME
     from pia_ray.pia.animator import Animator
@@ -174,7 +174,7 @@ def image_command(args: argparse.Namespace) -> int:
         inputs.read_references(named, background=caps["background"].default, max_bytes=max_bytes, max_pixels=max_pixels)
     )
     # What the video says of itself holds no signature of a URL and no bytes.
-    params = params.model_copy(update={knob: shown(uri) for knob, uri in named.items()})
+    params = params.model_copy(update={knob: redacted(uri) for knob, uri in named.items()})
     console = _console()
     with Animator(model) as animator, Bar(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("animating", total=None)
@@ -277,7 +277,7 @@ def _require_run(output: str, *places: str) -> None:
 def gallery_command(args: argparse.Namespace) -> int:
     from pia_ray.catalog.gallery import write_gallery
 
-    print(_shown(write_gallery(args.output)))
+    print(_absolute(write_gallery(args.output)))
     return 0
 
 
@@ -287,8 +287,8 @@ def ledger_command(args: argparse.Namespace) -> int:
 
     _require_run(args.output, "videos")
     if args.action == "compact":
-        with _lease(args.output), _open_ledger(args.output) as book:
-            before, after = book.compact()
+        with _lease(args.output), _open_ledger(args.output) as opened:
+            before, after = opened.compact()
         print(f"{before} parts are now {after}")
         return 0
     if args.action == "rebuild":
@@ -374,7 +374,7 @@ def models_command(args: argparse.Namespace) -> int:
             raise ConfigError("models pull needs the name of a model, or a YAML file of one")
         model = load_model(args.name)
         if args.to is not None:
-            place = _shown(args.to)
+            place = _absolute(args.to)
             print(f"{args.name}: {weights.version(weights.copy(model, place))} in {place}")
             print(f"Its settings, for `model` in a config file, are in {storage.join(place, weights.MODEL_FILE)}")
             return 0
@@ -398,6 +398,6 @@ def _console() -> Console:
     return Screen() if sys.stdout.isatty() else Screen(width=200)
 
 
-def _shown(uri: str) -> str:
+def _absolute(uri: str) -> str:
     """A path that can be clicked or pasted: absolute where it is local."""
     return uri if "://" in uri else str(Path(uri).resolve())

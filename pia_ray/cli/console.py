@@ -22,7 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from pia_ray.catalog.run import Progress, Summary
+    from pia_ray.catalog.run import Progress, RunSummary
 
 PLAIN_S: Final = 10.0
 """Seconds between lines where there is no terminal."""
@@ -98,7 +98,7 @@ class RunDisplay:
             self._display.stop()
 
 
-def show_summary(console: Console, summary: Summary, *, retry_command: str, open_path: Callable[[str], str]) -> None:
+def show_summary(console: Console, summary: RunSummary, *, retry_command: str, open_path: Callable[[str], str]) -> None:
     """The closing lines of a run: counts, errors by code, where things are, and how to go on."""
     progress = summary.progress
     if not progress.num_pending and summary.ending == "finished":

@@ -36,7 +36,7 @@ from pia_ray.ledger.runs import (
     read_item_file,
     read_items,
 )
-from pia_ray.ledger.upkeep import Rebuilt, Summary, Verified, rebuild, summary, verify
+from pia_ray.ledger.upkeep import LedgerSummary, Rebuilt, Verified, rebuild, summary, verify
 
 __all__ = [
     "COLUMN_PREFIX",
@@ -44,10 +44,10 @@ __all__ = [
     "AttemptRecord",
     "Lease",
     "Ledger",
+    "LedgerSummary",
     "Planned",
     "Rebuilt",
     "RunRecord",
-    "Summary",
     "Verified",
     "attempt_uris",
     "begin_attempt",

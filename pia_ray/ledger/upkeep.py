@@ -47,7 +47,7 @@ _Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)
-class Summary:
+class LedgerSummary:
     """What happened to the work items of the latest manifest, over all runs."""
 
     run: RunRecord | None
@@ -110,7 +110,7 @@ class Rebuilt:
     num_results: int
 
 
-def summary(ledger: Ledger) -> Summary:
+def summary(ledger: Ledger) -> LedgerSummary:
     """Counts, throughput and percentiles for reports."""
     ledger.flush()
     with output_errors(ledger.output):
@@ -123,7 +123,7 @@ def summary(ledger: Ledger) -> Summary:
         ]
     rows = pa.concat_tables(pieces) if pieces else pa.table({name: [] for name in _SUMMARY_COLUMNS})
     if not len(rows):
-        return Summary(run, len(places), 0, 0, len(places), 0, {}, {}, None, 0, None, None, 0.0, 0, {})
+        return LedgerSummary(run, len(places), 0, 0, len(places), 0, {}, {}, None, 0, None, None, 0.0, 0, {})
     succeeded = rows.filter(pc.equal(rows["status"], "succeeded"))
     failed = rows.filter(pc.equal(rows["status"], "failed"))
     codes = Counter({entry["values"]: entry["counts"] for entry in pc.value_counts(failed["error_code"]).to_pylist()})
@@ -135,7 +135,7 @@ def summary(ledger: Ledger) -> Summary:
         if num_in_run:
             run_s = max((pc.max(own["finished_at"]).as_py() - run.started_at).total_seconds(), 1e-6)
             per_minute = 60 * num_in_run / run_s
-    return Summary(
+    return LedgerSummary(
         run=run,
         num_items=len(places),
         num_succeeded=len(succeeded),

@@ -8,7 +8,7 @@ from pia_ray.manifest.columns import Columns, Manifest, open_manifest
 from pia_ray.manifest.items import ITEMS_SCHEMA, Item, row_from_item, with_absolute_references, work_key
 from pia_ray.manifest.parquet import read_image_cell
 from pia_ray.manifest.planning import plan
-from pia_ray.manifest.references import decode_data_url, shown
+from pia_ray.manifest.references import decode_data_url, redacted
 from pia_ray.manifest.rows import BAD_MANIFEST_ROW, plan_row
 
 __all__ = [
@@ -22,8 +22,8 @@ __all__ = [
     "plan",
     "plan_row",
     "read_image_cell",
+    "redacted",
     "row_from_item",
-    "shown",
     "with_absolute_references",
     "work_key",
 ]

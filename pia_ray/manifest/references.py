@@ -129,7 +129,7 @@ def stem(reference: str) -> str:
     return posixpath.splitext(posixpath.basename(path.rstrip("/")))[0][:64].replace("\0", "") or "image"
 
 
-def shown(reference: str) -> str:
+def redacted(reference: str) -> str:
     """The reference as results may hold it: no signature of a URL, and of a data: URL its kind and hash alone."""
     if reference.startswith("data:"):
         head = reference.partition(",")[0]

@@ -150,7 +150,7 @@ def rejected(file: TableFile, row: int, columns: Columns, cells: Mapping[str, An
         work_key=hashlib.sha256(spec.encode()).hexdigest(),
         id=row_id,
         video_index=0,
-        image=_valid(references.shown(image)[:_SHOWN_CHARS]) if isinstance(image, str) else "",
+        image=_valid(references.redacted(image)[:_SHOWN_CHARS]) if isinstance(image, str) else "",
         image_identity="",
         prompt=_valid(prompt) if isinstance(prompt, str) else None,
         seed=seed_from_id(row_id),
@@ -196,7 +196,7 @@ def _written(cell: object) -> str:
     if isinstance(cell, np.ndarray):
         cell = cell.tobytes()
     if isinstance(cell, str) and cell.startswith(("https://", "data:")):
-        cell = references.shown(cell)
+        cell = references.redacted(cell)
     return references.identity_of_bytes(cell) if isinstance(cell, bytes) else _valid(str(cell))
 
 

@@ -22,7 +22,7 @@ import pytest
 from pia_ray import ledger, read_results, storage
 from pia_ray.animation import Animation
 from pia_ray.catalog.local import run_local
-from pia_ray.catalog.run import Progress, Summary
+from pia_ray.catalog.run import Progress, RunSummary
 from pia_ray.config.catalog import CatalogConfig
 from pia_ray.config.model import ModelConfig, build
 from pia_ray.errors import DeviceLost, JobError, LeaseHeld, ManifestError
@@ -52,7 +52,7 @@ def write(folder: Path, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
-def go(config: CatalogConfig, **how: Any) -> Summary:
+def go(config: CatalogConfig, **how: Any) -> RunSummary:
     with FakeAnimator(DEMO, batch_size=4, **how) as animator:
         return run_local(config, animator=animator)
 

@@ -27,7 +27,7 @@ from rich.console import Console
 
 from pia_ray import __version__, ledger, read_results, storage
 from pia_ray.catalog.local import run_local
-from pia_ray.catalog.run import Progress, Summary
+from pia_ray.catalog.run import Progress, RunSummary
 from pia_ray.cli.console import RunDisplay, show_summary
 from pia_ray.cli.main import main
 from pia_ray.config.catalog import CatalogConfig
@@ -614,13 +614,13 @@ def test_a_picture_that_cannot_be_used_is_a_failed_row_and_exits_1(pia: Pia) -> 
 PROGRESS = Progress("animating", num_items=12, num_before=2, num_pending=8, num_rejected=2)
 
 
-def told(console: Console, summary: Summary) -> str:
+def told(console: Console, summary: RunSummary) -> str:
     show_summary(console, summary, retry_command="pia-ray animate --retry failed m.csv", open_path=lambda uri: uri)
     assert isinstance(console.file, StringIO)
     return console.file.getvalue()
 
 
-def summary_of(progress: Progress, **how: Any) -> Summary:
+def summary_of(progress: Progress, **how: Any) -> RunSummary:
     values: dict[str, Any] = {
         "run_id": "r",
         "output": "out",
@@ -629,7 +629,9 @@ def summary_of(progress: Progress, **how: Any) -> Summary:
         "errors": {},
         **how,
     }
-    return Summary(progress=progress, results_uri="out [1]/results.parquet", gallery_uri="out [1]/index.html", **values)
+    return RunSummary(
+        progress=progress, results_uri="out [1]/results.parquet", gallery_uri="out [1]/index.html", **values
+    )
 
 
 def test_without_a_terminal_a_run_is_told_in_plain_lines() -> None:

@@ -113,13 +113,13 @@ def items_of(numbers: Iterable[int], *, rejected: Iterable[int] = (), passed: di
 
 
 def plan(output: str, numbers: Iterable[int], *, retry: tuple[str, ...] = (), **kinds: Any) -> ledger.Planned:
-    with Ledger.open(output) as book:
-        return book.plan([items_of(numbers, **kinds)], run=new_run(manifest="m.csv", model="demo"), retry=retry)
+    with Ledger.open(output) as opened:
+        return opened.plan([items_of(numbers, **kinds)], run=new_run(manifest="m.csv", model="demo"), retry=retry)
 
 
 def record(output: str, rows: Iterable[ResultRow]) -> None:
-    with Ledger.open(output) as book:
-        book.append(rows)
+    with Ledger.open(output) as opened:
+        opened.append(rows)
 
 
 def pending(planned: ledger.Planned, output: str) -> list[str]:
@@ -128,8 +128,8 @@ def pending(planned: ledger.Planned, output: str) -> list[str]:
 
 
 def results(output: str) -> dict[str, str]:
-    with Ledger.open(output) as book:
-        book.write_results()
+    with Ledger.open(output) as opened:
+        opened.write_results()
     table = ledger.read_results(output)
     return dict(zip(table["id"].to_pylist(), table["status"].to_pylist(), strict=True))
 
@@ -297,15 +297,15 @@ def test_a_manifest_that_turns_out_bad_at_its_end_leaves_nothing(output: str) ->
         yield items_of(range(60_000), rejected=[3])
         raise LedgerError("duplicate ids")
 
-    with Ledger.open(output) as book, pytest.raises(LedgerError):
-        book.plan(tables(), run=new_run(manifest="m.csv", model="demo"))
+    with Ledger.open(output) as opened, pytest.raises(LedgerError):
+        opened.plan(tables(), run=new_run(manifest="m.csv", model="demo"))
     assert list(storage.list_objects(output)) == []
 
 
 def test_a_long_manifest_is_written_in_files_of_bounded_size(output: str) -> None:
-    with Ledger.open(output) as book:
+    with Ledger.open(output) as opened:
         tables = (items_of(range(begin, begin + 30_000)) for begin in range(0, 120_000, 30_000))
-        planned = book.plan(tables, run=new_run(manifest="m.csv", model="demo"))
+        planned = opened.plan(tables, run=new_run(manifest="m.csv", model="demo"))
     files = [len(table) for table in ledger.read_items(output, planned.run.run_id)]
     assert files == [50_000, 50_000, 20_000]
     ids = [row for table in ledger.read_items(output, planned.run.run_id) for row in table["id"].to_pylist()]
@@ -324,11 +324,11 @@ def test_items_of_old_runs_are_dropped_but_for_a_few(output: str) -> None:
 def test_a_driver_whose_clock_is_behind_keeps_its_items_and_counts_as_the_latest(output: str) -> None:
     for _ in range(25):
         plan(output, range(2))
-    with Ledger.open(output) as book:
+    with Ledger.open(output) as opened:
         run = dataclasses.replace(
             new_run(manifest="m", model="demo"), run_id="20000101T000000-00", started_at=BEGIN - timedelta(days=9999)
         )
-        planned = book.plan([items_of([1])], run=run)
+        planned = opened.plan([items_of([1])], run=run)
     assert pending(planned, output) == ["row 1"]
     latest = ledger.latest_run(output)
     assert latest is not None
@@ -399,12 +399,12 @@ def test_results_before_any_row_are_an_empty_table_with_all_columns(output: str)
 @pytest.mark.heavy
 def test_rows_that_finished_in_any_order_come_out_in_manifest_order(output: str) -> None:
     count = 120_000
-    with Ledger.open(output) as book:
+    with Ledger.open(output) as opened:
         tables = [
             items_of(range(begin, begin + 40_000)).append_column("place", pa.array(range(begin, begin + 40_000)))
             for begin in range(0, count, 40_000)
         ]
-        book.plan(tables, run=new_run(manifest="m.csv", model="demo"))
+        opened.plan(tables, run=new_run(manifest="m.csv", model="demo"))
     shuffled = np.random.default_rng(0).permutation(count)[: count - 10]
     template = ledger.to_table([row_of(0)])
     for numbers in np.array_split(shuffled, 15):
@@ -412,8 +412,8 @@ def test_rows_that_finished_in_any_order_come_out_in_manifest_order(output: str)
         for name, values in (("work_key", [key_of(n) for n in numbers]), ("id", [f"row {n}" for n in numbers])):
             table = table.set_column(table.schema.get_field_index(name), table.schema.field(name), pa.array(values))
         write_part(output, table)
-    with Ledger.open(output) as book:
-        assert book.write_results() == count - 10
+    with Ledger.open(output) as opened:
+        assert opened.write_results() == count - 10
     table = ledger.read_results(output)
     assert table["id"].to_pylist() == [f"row {n}" for n in sorted(shuffled.tolist())]
     assert table["place"].to_pylist() == sorted(shuffled.tolist())
@@ -423,18 +423,18 @@ def test_rows_that_finished_in_any_order_come_out_in_manifest_order(output: str)
 
 
 def test_rows_are_written_in_parts_of_64_and_the_rest_at_the_end(output: str) -> None:
-    with Ledger.open(output) as book:
-        book.append(row_of(number) for number in range(64))
+    with Ledger.open(output) as opened:
+        opened.append(row_of(number) for number in range(64))
         assert [pq.read_metadata(part).num_rows for part in parts(output)] == [64]
-        book.append([row_of(64)])
+        opened.append([row_of(64)])
         assert len(parts(output)) == 1
     assert sum(pq.read_metadata(part).num_rows for part in parts(output)) == 65
 
 
 def test_a_long_run_leaves_few_parts(output: str) -> None:
-    with Ledger.open(output) as book:
+    with Ledger.open(output) as opened:
         for begin in range(0, 10_000, 64):
-            book.append(row_of(number) for number in range(begin, begin + 64))
+            opened.append(row_of(number) for number in range(begin, begin + 64))
     assert len(parts(output)) < 32
     index = Ledger.open(output).index
     assert len(index.winners) == 10_048
@@ -489,8 +489,8 @@ def test_compaction_moves_a_part_with_a_damaged_column_aside(output: str) -> Non
     (part,) = parts(output)
     record(output, [row_of(10)])
     flip_a_bit(part, "animate_s")
-    with Ledger.open(output) as book:
-        book.compact()
+    with Ledger.open(output) as opened:
+        opened.compact()
     assert (Path(output) / "_ledger" / "quarantine" / part.name).exists()
     assert plan(output, range(11)).num_pending == 10
 
@@ -500,13 +500,13 @@ def test_compaction_keeps_every_winner_and_drops_the_rest(output: str) -> None:
         record(output, [row_of(number), failed(number + 1, finished_at=BEGIN)])
     plan(output, range(21))
     before = results(output)
-    with Ledger.open(output) as book:
-        assert book.compact() == (20, 1)
-        assert book.write_results() == 21
+    with Ledger.open(output) as opened:
+        assert opened.compact() == (20, 1)
+        assert opened.write_results() == 21
     assert results(output) == before
     assert sum(pq.read_metadata(part).num_rows for part in parts(output)) == 21
-    with Ledger.open(output) as book:
-        assert book.compact() == (1, 1)
+    with Ledger.open(output) as opened:
+        assert opened.compact() == (1, 1)
 
 
 def test_a_crash_between_write_and_drop_of_a_compaction_changes_nothing(output: str) -> None:
@@ -515,15 +515,15 @@ def test_a_crash_between_write_and_drop_of_a_compaction_changes_nothing(output: 
     plan(output, range(10))
     before = results(output)
     kept = {part: part.read_bytes() for part in parts(output)}
-    with Ledger.open(output) as book:
-        book.compact()
+    with Ledger.open(output) as opened:
+        opened.compact()
     for part, content in kept.items():  # as if the process had died before it dropped them
         part.write_bytes(content)
     assert len(parts(output)) == 6
     assert results(output) == before
     assert plan(output, range(10)).num_pending == 4
-    with Ledger.open(output) as book:
-        assert book.compact() == (6, 1)
+    with Ledger.open(output) as opened:
+        assert opened.compact() == (6, 1)
     assert results(output) == before
 
 
@@ -531,28 +531,28 @@ def test_results_are_right_though_another_process_compacts_meanwhile(output: str
     plan(output, range(6))
     for number in range(3):
         record(output, [row_of(number)])
-    with Ledger.open(output) as book:
+    with Ledger.open(output) as opened:
         with Ledger.open(output) as other:
             other.compact()
-        book.append([row_of(3)])
-        assert book.write_results() == 4
+        opened.append([row_of(3)])
+        assert opened.write_results() == 4
 
 
 def test_parts_and_results_of_a_version_that_had_no_flags_are_read(output: str) -> None:
     write_part(output, ledger.to_table([row_of(0), failed(1)]).drop_columns("flags"))
-    with Ledger.open(output) as book:
-        book.append([row_of(2, flags="frozen")])
-        book.flush()
+    with Ledger.open(output) as opened:
+        opened.append([row_of(2, flags="frozen")])
+        opened.flush()
         run = new_run(manifest="m", model="demo")
-        planned = book.plan([items_of(range(4))], run=run)
+        planned = opened.plan([items_of(range(4))], run=run)
         assert (planned.num_succeeded_before, planned.num_failed_before, planned.num_pending) == (2, 1, 1)
-        assert ledger.summary(book).flags == {"frozen": 1}
-        book.finish(run)
+        assert ledger.summary(opened).flags == {"frozen": 1}
+        opened.finish(run)
         before = ledger.read_results(output)
         assert before.column_names == ledger.RESULTS_SCHEMA.names
         assert before["flags"].to_pylist() == [None, None, "frozen"]
-        assert book.compact() == (2, 1)
-        book.write_results()
+        assert opened.compact() == (2, 1)
+        opened.write_results()
     assert ledger.read_results(output).equals(before)
     assert ledger.verify(output).num_succeeded == 2
 
@@ -570,9 +570,9 @@ sys.path.insert(0, sys.argv[3])
 from tests.ledger.test_ledger import row_of
 from pia_ray.ledger import Ledger
 begin = int(sys.argv[2])
-with Ledger.open(sys.argv[1]) as book:
+with Ledger.open(sys.argv[1]) as opened:
     for number in range(begin, begin + 300):
-        book.append([row_of(number)])
+        opened.append([row_of(number)])
 """
     writers = [
         subprocess.Popen([sys.executable, "-c", script, output, str(begin), str(Path(__file__).parents[2])])
@@ -590,18 +590,18 @@ import sys
 sys.path.insert(0, sys.argv[2])
 from tests.ledger.test_ledger import items_of, row_of
 from pia_ray.ledger import Ledger, new_run, read_items
-with Ledger.open(sys.argv[1]) as book:
-    planned = book.plan([items_of(range(3000))], run=new_run(manifest="m", model="demo"))
+with Ledger.open(sys.argv[1]) as opened:
+    planned = opened.plan([items_of(range(3000))], run=new_run(manifest="m", model="demo"))
     print("left", planned.num_pending, flush=True)
     for items in read_items(sys.argv[1], planned.run.run_id):
         for number, pending in enumerate(items["pending"].to_pylist()):
             if pending:
-                book.append([row_of(number)])
+                opened.append([row_of(number)])
                 if number % 500 == 499:
-                    book.compact()
+                    opened.compact()
                 if number % 64 == 63:
                     print("done", number, flush=True)
-    book.finish(planned.run)
+    opened.finish(planned.run)
 """
     command = [sys.executable, "-c", script, output, str(Path(__file__).parents[2])]
     for kill_after in range(2, 40, 3):
@@ -622,12 +622,12 @@ with Ledger.open(sys.argv[1]) as book:
 def test_rows_wait_in_memory_while_the_store_does_not_answer(output: str) -> None:
     folder = Path(output) / "_ledger" / "parts"
     folder.parent.mkdir(parents=True)
-    with Ledger.open(output) as book:
+    with Ledger.open(output) as opened:
         folder.write_text("in the way")  # a file where the folder should be: no part can be written
         with pytest.raises(OutputError):
-            book.append(row_of(number) for number in range(64))
+            opened.append(row_of(number) for number in range(64))
         folder.unlink()
-        book.flush()
+        opened.flush()
     assert len(Ledger.open(output).index.winners) == 64
 
 
@@ -729,13 +729,13 @@ def test_rebuild_rejoins_the_columns_of_the_manifest(output: str) -> None:
 def test_a_summary_counts_the_latest_manifest(output: str) -> None:
     record(output, [row_of(50)])
     planned = plan(output, range(12), rejected=[11])
-    with Ledger.open(output) as book:
+    with Ledger.open(output) as opened:
         later = planned.run.started_at
-        book.append(
+        opened.append(
             row_of(n, run_id=planned.run.run_id, finished_at=later + timedelta(seconds=6 * (n + 1))) for n in range(5)
         )
-        book.append([failed(5, "timeout", retryable=True), failed(6, "timeout", retryable=True), failed(7)])
-        found = ledger.summary(book)
+        opened.append([failed(5, "timeout", retryable=True), failed(6, "timeout", retryable=True), failed(7)])
+        found = ledger.summary(opened)
     assert (found.num_items, found.num_succeeded, found.num_failed, found.num_left) == (12, 5, 4, 3)
     assert next(iter(found.errors.items())) == ("timeout", 2)
     assert found.errors == {"timeout": 2, "image_not_found": 1, "bad_parameter": 1}
@@ -753,11 +753,11 @@ def test_a_summary_of_nothing_is_all_zero(output: str) -> None:
 
 
 def test_a_finished_run_is_on_record(output: str) -> None:
-    with Ledger.open(output) as book:
+    with Ledger.open(output) as opened:
         run = new_run(manifest="m.csv", model="demo", config={"limit": 3, "actors": [1, 2]})
-        planned = book.plan([items_of(range(2))], run=run)
-        book.append([row_of(0), row_of(1)])
-        book.finish(planned.run)
+        planned = opened.plan([items_of(range(2))], run=run)
+        opened.append([row_of(0), row_of(1)])
+        opened.finish(planned.run)
     latest = ledger.latest_run(output)
     assert latest is not None
     assert latest.finished_at is not None
@@ -781,9 +781,9 @@ def test_on_s3_a_run_is_planned_recorded_repeated_and_compacted(s3: str) -> None
     assert (again.num_succeeded_before, again.num_pending, again.num_rejected) == (64, 5, 1)
     before = results(output)
     assert len(before) == 66
-    with Ledger.open(output) as book:
-        assert book.compact()[1] == 1
-        assert ledger.summary(book).num_left == 4
+    with Ledger.open(output) as opened:
+        assert opened.compact()[1] == 1
+        assert ledger.summary(opened).num_left == 4
     assert results(output) == before
     assert ledger.read_results(output)["sku"].to_pylist() == list(range(66))
     ledger.begin_attempt(output, key_of(1), worker="a")
