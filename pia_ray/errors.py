@@ -14,6 +14,7 @@ again can help (`retryable`), and names the HTTP status that fits.
     │   ├── LedgerError           the ledger is damaged beyond what a rerun mends
     │   └── DeviceLost            the GPU is unusable for this process; a new one may work
     └── RowError
+        ├── BadManifestRow        the row of the manifest could not be read at all
         ├── BadParameter          a knob of this row has no valid value
         ├── ImageError            ImageNotFound, UnsupportedImage, ImageTruncated, ImageTooLarge, ImageTooSmall
         ├── FetchError            AddressRefused, FetchDenied, FetchUnavailable
@@ -106,6 +107,13 @@ class RowError(PiaRayError):
     """This row or request only."""
 
     code = "row_error"
+
+
+class BadManifestRow(RowError):
+    """A line of the manifest that is no row: too many cells, not JSON, not text."""
+
+    code = "bad_manifest_row"
+    http_status = 400
 
 
 class BadParameter(RowError):
@@ -400,3 +408,14 @@ class UnexpectedError(RowError):
 
     code = "unexpected"
     retryable = True
+
+
+def row_errors() -> dict[str, type[RowError]]:
+    """`RowError` and every class below it, by code, parents first."""
+    found: dict[str, type[RowError]] = {}
+    waiting = [RowError]
+    while waiting:
+        kind = waiting.pop(0)
+        found[kind.code] = kind
+        waiting = [*kind.__subclasses__(), *waiting]
+    return found

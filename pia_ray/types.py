@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
 import numpy as np
 
@@ -18,6 +18,10 @@ from pia_ray.config.resolving import canonical, canonical_params, seed_from_id, 
 if TYPE_CHECKING:
     from PIL import Image
 
+
+Status = Literal["succeeded", "failed"]
+SUCCEEDED: Final = "succeeded"
+FAILED: Final = "failed"
 
 OutputType = Literal["uint8", "pil", "np", "pt", "latent"]
 
@@ -141,7 +145,7 @@ class ResultRow:
 
     id: str
     video_index: int
-    status: Literal["succeeded", "failed"]
+    status: Status
     error_code: str | None
     error_message: str | None
     retryable: bool | None
@@ -211,7 +215,7 @@ class ResultRow:
         return cls(
             id=id,
             video_index=video_index,
-            status="succeeded",
+            status=SUCCEEDED,
             error_code=None,
             error_message=None,
             retryable=None,
@@ -268,7 +272,7 @@ class ResultRow:
         return cls(
             id=id,
             video_index=video_index,
-            status="failed",
+            status=FAILED,
             error_code=error.code,
             error_message=error.message,
             retryable=error.retryable,

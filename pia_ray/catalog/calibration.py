@@ -18,7 +18,7 @@ from pia_ray.catalog.worker import CatalogWorker
 from pia_ray.catalog.workload import evaluated_frames, params_of
 from pia_ray.config.catalog import CatalogConfig
 from pia_ray.errors import ConfigError, OutputError
-from pia_ray.types import ManifestRow, ResultRow
+from pia_ray.types import SUCCEEDED, ManifestRow, ResultRow
 
 STEADY: Final = 1.5
 """Least ratio of the largest to the smallest calibrated row at which a fixed part per row can be told from the rest."""
@@ -62,7 +62,7 @@ def calibrate_from_output(output: str, config: CatalogConfig) -> Calibration:
         OutputError: there are no results, or none that succeeded.
         ConfigError: they are of other models.
     """
-    rows = [row for row in ledger.from_table(ledger.read_results(output)) if row.status == "succeeded"]
+    rows = [row for row in ledger.from_table(ledger.read_results(output)) if row.status == SUCCEEDED]
     if not rows:
         raise OutputError(f"no row has succeeded in {output}: it says nothing of speed")
     names = {model.name for model in (config.model, *config.styles.values())}
@@ -101,7 +101,7 @@ def calibrate_here(
         worker = CatalogWorker(measured, run_id="estimate", animator=animator)
         with ThreadPoolExecutor(calls or config.concurrent_rows(), thread_name_prefix="row") as pool:
             results = list(pool.map(worker.work, sample))
-        done = [row for row in results if row.status == "succeeded"]
+        done = [row for row in results if row.status == SUCCEEDED]
         if not done:
             raise ConfigError(f"none of {len(results)} sampled rows could be animated: {results[0].error_message}")
         return _calibrate(done, config, source=f"{len(done)} rows animated on this machine")

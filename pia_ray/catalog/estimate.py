@@ -6,12 +6,12 @@ Work is counted in evaluations x frames x pixels, from the plan alone. Without a
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import dataclass
 from typing import Any
 
 from pia_ray.animation import RowAnimator
 from pia_ray.catalog.calibration import Calibration, calibrate_from_output, calibrate_here
+from pia_ray.catalog.formatting import duration, size
 from pia_ray.catalog.workload import Workload, plan_workload
 from pia_ray.config.catalog import CatalogConfig
 
@@ -91,7 +91,7 @@ def text_of(estimated: Estimate) -> str:
     lines = [
         f"rows       {load.num_rows:,} in the manifest, {load.num_items:,} videos; {load.num_bad:,} bad, "
         f"{load.num_before:,} ended before, {load.num_pending:,} to make",
-        f"videos     {_duration(load.video_s)} of playing time; sizes {load.sizes}"
+        f"videos     {duration(load.video_s)} of playing time; sizes {load.sizes}"
         if load.num_pending
         else "videos     none to make",
         *([f"styles     {styles}"] if len(load.styles) > 1 else []),
@@ -110,21 +110,10 @@ def text_of(estimated: Estimate) -> str:
     stored, cost = estimated.storage_bytes, estimated.cost
     lines += [
         f"GPU time   {estimated.gpu_s:,.0f} s = {estimated.gpu_s / 3600:,.2f} GPU-hours (on a CPU: of its engine)",
-        f"wall time  {_duration(estimated.wall_s)} with {actors} as fast as the measured, once up",
+        f"wall time  {duration(estimated.wall_s)} with {actors} as fast as the measured, once up",
         "cost       " + (f"{cost:,.2f}" if cost is not None else "give --price-per-hour"),
-        "storage    " + (_bytes(stored) if stored is not None else "not known: the calibration has another format"),
+        "storage    " + (size(stored) if stored is not None else "not known: the calibration has another format"),
         f"measured   on {speeds.num_rows:,} rows: {speeds.source} ({', '.join(speeds.workers)}); "
         f"half of them are within {speeds.gpu_s.spread:.0%} of what this says",
     ]
     return "\n".join(lines)
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.1f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:,.1f} h"
-
-
-def _bytes(num: float) -> str:
-    power = min(4, max(0, int(math.log10(max(1.0, num)) // 3)))
-    return f"{num / 1000**power:,.1f} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"

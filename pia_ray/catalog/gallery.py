@@ -22,9 +22,10 @@ from typing import Any, Final
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from pia_ray import ledger, storage
+from pia_ray.catalog.formatting import duration, size
 from pia_ray.config.knobs import MOTION_NAMES
-from pia_ray.errors import RowError
-from pia_ray.types import ResultRow
+from pia_ray.errors import row_errors
+from pia_ray.types import FAILED, SUCCEEDED, ResultRow
 
 _Row = Mapping[str, Any]
 
@@ -88,8 +89,8 @@ def _chosen(statuses: Sequence[str]) -> list[int]:
     """Places of the rows to show: of too many at most a quarter failed ones, then the first that succeeded."""
     if len(statuses) <= MOST_ROWS:
         return list(range(len(statuses)))
-    failed = [place for place, status in enumerate(statuses) if status == "failed"][: MOST_ROWS // 4]
-    others = (place for place, status in enumerate(statuses) if status != "failed")
+    failed = [place for place, status in enumerate(statuses) if status == FAILED][: MOST_ROWS // 4]
+    others = (place for place, status in enumerate(statuses) if status != FAILED)
     return sorted([*failed, *islice(others, MOST_ROWS - len(failed))])
 
 
@@ -204,13 +205,9 @@ def _motion_name(scale: object) -> str | None:
 
 def _hints(codes: Iterable[str]) -> dict[str, str]:
     """The meaning of each error code: the first sentence of its class."""
-    meanings: dict[str, str] = {}
-    kinds: list[type[RowError]] = [RowError]
-    while kinds:
-        kind = kinds.pop()
-        meanings.setdefault(kind.code, (kind.__doc__ or "").split(". ")[0].removesuffix(".") + ".")
-        kinds += kind.__subclasses__()
-    return {code: meanings[code] for code in sorted(codes) if code in meanings}
+    kinds = row_errors()
+    meanings = {code: kinds[code].__doc__ or "" for code in sorted(codes) if code in kinds}
+    return {code: text.split(". ")[0].removesuffix(".") + "." for code, text in meanings.items()}
 
 
 def _time(row: _Row) -> datetime | None:
@@ -235,24 +232,21 @@ def _busy_s(rows: Sequence[_Row]) -> float:
     return math.fsum(last - first for first, last in spans.values())
 
 
-def _duration(seconds: float) -> str:
-    for unit, size in (("h", 3600), ("min", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:,.1f} <small>{unit}</small>"
-    return f"{seconds:,.1f} <small>s</small>"
+def _with_small_units(text: str) -> str:
+    return re.sub(r"[A-Za-z]+", r"<small>\g<0></small>", text)
 
 
 def _summary(rows: Sequence[_Row]) -> str:
-    done = [row for row in rows if row.get("status") == "succeeded"]
-    failed = [row for row in rows if row.get("status") != "succeeded"]
+    done = [row for row in rows if row.get("status") == SUCCEEDED]
+    failed = [row for row in rows if row.get("status") != SUCCEEDED]
     tiles = [("Succeeded", f"{len(done):,} <small>of {len(rows):,}</small>")]
     if failed:
         tiles.append(("Failed", f"{len(failed):,}"))
     if done:
-        tiles.append(("Video", _duration(_sum(done, "duration_s"))))
+        tiles.append(("Video", _with_small_units(duration(_sum(done, "duration_s")))))
         if size_bytes := _sum(done, "size_bytes"):
-            tiles.append(("On disk", f"{size_bytes / 1e6:,.1f} <small>MB</small>"))
-        tiles.append(("Engine time", _duration(_sum(rows, "gpu_s"))))
+            tiles.append(("On disk", _with_small_units(size(size_bytes))))
+        tiles.append(("Engine time", _with_small_units(duration(_sum(rows, "gpu_s")))))
         if (busy_s := _busy_s(rows)) > 0:
             tiles.append(("Videos/min", f"{60 * len(done) / busy_s:,.1f}"))
     stats = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in tiles)

@@ -21,7 +21,7 @@ from pia_ray.catalog import gallery
 from pia_ray.config.catalog import CatalogConfig
 from pia_ray.config.knobs import REFERENCE_KNOBS
 from pia_ray.errors import JobError, OutputError, PiaRayError, StorageError
-from pia_ray.types import ResultRow
+from pia_ray.types import FAILED, ResultRow
 
 log = logging.getLogger(__name__)
 
@@ -279,7 +279,7 @@ def _write_gallery(output: str) -> None:
 
 def _count(progress: Progress, rows: Sequence[ResultRow], since_start_s: float) -> Progress:
     errors = progress.errors + Counter(row.error_code for row in rows if row.error_code is not None)
-    failed = sum(row.status == "failed" for row in rows)
+    failed = sum(row.status == FAILED for row in rows)
     first_s = progress.first_row_s or since_start_s
     return replace(
         progress,

@@ -30,7 +30,7 @@ from pia_ray.errors import (
     WorkerDied,
 )
 from pia_ray.manifest import redacted
-from pia_ray.types import AnimationRequest, ManifestRow, ResultRow
+from pia_ray.types import FAILED, AnimationRequest, ManifestRow, ResultRow
 
 log = logging.getLogger(__name__)
 
@@ -112,7 +112,7 @@ class CatalogWorker:
                 alone = alone or isinstance(error, OutOfMemory)
             if self._stopped.wait(min(MOST_BACKOFF_S, BACKOFF_S * 2 ** (tries - 1))):
                 break
-        if self._stopped.is_set() and result.status == "failed":
+        if self._stopped.is_set() and result.status == FAILED:
             # Nobody records this failure: the row leaves without a result, and the workers it killed still count.
             ledger.withdraw_attempt(attempt)
         else:

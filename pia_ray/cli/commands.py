@@ -17,7 +17,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pia_ray.config.catalog import CatalogConfig, load
+from pia_ray.config.catalog import RETRY_ALL, CatalogConfig, load
 from pia_ray.config.knobs import DEFAULT_STYLE, KNOBS, REFERENCE_KNOBS
 from pia_ray.config.model import (
     ModelConfig,
@@ -127,7 +127,7 @@ def _run(config: CatalogConfig, args: argparse.Namespace, *, again: Sequence[str
 
         summary = run_catalog(config, observe=observe)
     # Right after the command, so that it stays a flag also where the arguments end in `-- MANIFEST`.
-    retry = [*_program(), again[0], "--retry", "failed", *again[1:]]
+    retry = [*_program(), again[0], "--retry", RETRY_ALL, *again[1:]]
     show_summary(console, summary, retry_command=shlex.join(retry), open_path=_absolute)
     return summary.exit_code
 

@@ -21,6 +21,8 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 from rich.text import Text
 
+from pia_ray.catalog.formatting import duration
+
 if TYPE_CHECKING:
     from pia_ray.catalog.run import Progress, RunSummary
 
@@ -117,7 +119,7 @@ def show_summary(console: Console, summary: RunSummary, *, retry_command: str, o
         text.append(f", {progress.num_left} left", style="bold yellow")
     console.print(text, highlight=False, soft_wrap=True)
     if progress.num_succeeded + progress.num_failed:
-        parts = [f"{_duration(summary.seconds)} in all", f"{_duration(progress.first_row_s)} to the first video"]
+        parts = [f"{duration(summary.seconds)} in all", f"{duration(progress.first_row_s)} to the first video"]
         if progress.animating_s >= RATE_S:
             parts.append(f"then {60 * progress.rows_per_s:.1f} videos/min")
         console.print("time      " + ", ".join(parts), highlight=False, soft_wrap=True)
@@ -172,7 +174,7 @@ def _facts(progress: Progress) -> str:
     parts = [f"[red]{progress.num_failed} failed[/red]"] if progress.num_failed else []
     if progress.animating_s >= RATE_S and progress.rows_per_s:
         parts.append(f"{60 * progress.rows_per_s:.1f} videos/min")
-        parts.append(f"{_duration(progress.num_left / progress.rows_per_s)} left")
+        parts.append(f"{duration(progress.num_left / progress.rows_per_s)} left")
     return " · ".join(parts)
 
 
@@ -185,16 +187,8 @@ def _line(progress: Progress) -> str:
     line = f"{done} of {progress.num_pending} done, {progress.num_failed} failed, {progress.num_left} left"
     if progress.animating_s >= RATE_S and progress.rows_per_s:
         rate = progress.rows_per_s
-        line += f", {60 * rate:.1f} videos/min, {_duration(progress.num_left / rate)} to go"
+        line += f", {60 * rate:.1f} videos/min, {duration(progress.num_left / rate)} to go"
     return line
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
 
 
 def _number(value: object) -> str:

@@ -5,9 +5,9 @@ Reads YAML files and nothing else: no environment variables, no network.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from pydantic import (
     Field,
@@ -19,7 +19,10 @@ from pia_ray.config.knobs import DEFAULT_STYLE, AnimationParams, VideoFormat, su
 from pia_ray.config.model import KnobDefaults, ModelConfig, build, load_model, load_models, model_for, read_yaml
 from pia_ray.config.resolving import lora_strengths
 from pia_ray.config.workers import MAX_AUTO_BATCH_SIZE, WorkerConfig
-from pia_ray.errors import BadParameter, ConfigError, RowError
+from pia_ray.errors import BadParameter, ConfigError, row_errors
+
+RETRY_ALL: Final = "failed"
+"""Stands for every error code in `CatalogConfig.retry`."""
 
 
 class CatalogConfig(WorkerConfig):
@@ -121,18 +124,12 @@ class CatalogConfig(WorkerConfig):
         if isinstance(value, str):
             value = tuple(part.strip() for part in value.split(",") if part.strip())
         if isinstance(value, tuple | list):
-            known = {"failed", "bad_manifest_row", *_codes_below(RowError)}
+            known = {RETRY_ALL, *row_errors()}
             for code in value:
                 if code not in known:
                     # It would match no row, and the run would end as if there was nothing to do.
-                    raise ValueError(f'must be "failed" or error codes.{suggest(str(code), known)}'.rstrip("."))
+                    raise ValueError(f'must be "{RETRY_ALL}" or error codes.{suggest(str(code), known)}'.rstrip("."))
         return value
-
-
-def _codes_below(kind: type[RowError]) -> Iterator[str]:
-    yield kind.code
-    for below in kind.__subclasses__():
-        yield from _codes_below(below)
 
 
 def load(path: str | Path | None, overrides: Mapping[str, Any]) -> CatalogConfig:

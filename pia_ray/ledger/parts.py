@@ -22,7 +22,7 @@ from pia_ray import storage
 from pia_ray.errors import LedgerError, OutputError, StorageError, StorageNotFound
 from pia_ray.ledger import layout
 from pia_ray.ledger.results import conform, read_parquet, to_table
-from pia_ray.types import ResultRow
+from pia_ray.types import SUCCEEDED, ResultRow
 
 PART_ROWS: Final = 64
 PART_S: Final = 30.0
@@ -129,7 +129,7 @@ class Index:
             high, low = split_keys(table["work_key"])
             if table["status"].null_count or table["finished_at"].null_count:
                 raise LedgerError("not a part of the ledger: a row without status or time")
-            succeeded = pc.equal(table["status"], "succeeded").to_numpy()
+            succeeded = pc.equal(table["status"], SUCCEEDED).to_numpy()
             codes = table["error_code"].combine_chunks().dictionary_encode()
             finished = table["finished_at"].cast(pa.timestamp("us", tz="UTC")).cast(pa.int64()).to_numpy()
         except (KeyError, pa.ArrowException) as error:

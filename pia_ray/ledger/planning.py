@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pia_ray.config.catalog import RETRY_ALL
 from pia_ray.errors import BadParameter
 from pia_ray.ledger.parts import Index, split_keys
 from pia_ray.ledger.results import RESULTS_SCHEMA
@@ -62,7 +63,7 @@ def sort_items(index: Index, table: pa.Table, *, retry: Collection[str]) -> Sort
     again = np.zeros(len(places), np.bool_)
     if retry:
         named = [code for code, text in enumerate(index.codes) if text in retry]
-        again[known] = "failed" in retry or np.isin(winners.code[places[known]], named)
+        again[known] = RETRY_ALL in retry or np.isin(winners.code[places[known]], named)
     rejected = pc.is_valid(table["error_message"]).to_numpy() & ~succeeded
     return Sorted(known, succeeded, rejected, pending=~succeeded & ~rejected & (~known | again))
 

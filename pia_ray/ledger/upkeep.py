@@ -23,7 +23,7 @@ from pia_ray.ledger.parts import read_winners
 from pia_ray.ledger.results import row_from_provenance
 from pia_ray.ledger.results_writer import winners_of
 from pia_ray.ledger.runs import RunRecord
-from pia_ray.types import ResultRow
+from pia_ray.types import FAILED, SUCCEEDED, ResultRow
 
 PERCENTILES: Final = (50, 90, 99)
 TIMINGS: Final = ("fetch_s", "animate_s", "publish_s", "gpu_s")
@@ -124,8 +124,8 @@ def summary(ledger: Ledger) -> LedgerSummary:
     rows = pa.concat_tables(pieces) if pieces else pa.table({name: [] for name in _SUMMARY_COLUMNS})
     if not len(rows):
         return LedgerSummary(run, len(places), 0, 0, len(places), 0, {}, {}, None, 0, None, None, 0.0, 0, {})
-    succeeded = rows.filter(pc.equal(rows["status"], "succeeded"))
-    failed = rows.filter(pc.equal(rows["status"], "failed"))
+    succeeded = rows.filter(pc.equal(rows["status"], SUCCEEDED))
+    failed = rows.filter(pc.equal(rows["status"], FAILED))
     codes = Counter({entry["values"]: entry["counts"] for entry in pc.value_counts(failed["error_code"]).to_pylist()})
     run_s = per_minute = None
     num_in_run = 0

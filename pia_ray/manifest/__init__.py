@@ -9,10 +9,9 @@ from pia_ray.manifest.items import ITEMS_SCHEMA, Item, row_from_item, with_absol
 from pia_ray.manifest.parquet import read_image_cell
 from pia_ray.manifest.planning import plan
 from pia_ray.manifest.references import decode_data_url, redacted
-from pia_ray.manifest.rows import BAD_MANIFEST_ROW, plan_row
+from pia_ray.manifest.rows import plan_row
 
 __all__ = [
-    "BAD_MANIFEST_ROW",
     "ITEMS_SCHEMA",
     "Columns",
     "Item",

@@ -9,7 +9,6 @@ import re
 import shutil
 import tempfile
 import threading
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
@@ -18,6 +17,7 @@ from urllib.parse import quote, unquote
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from cachetools import LRUCache
 
 from pia_ray import storage
 from pia_ray.config.knobs import ARRAY_KNOBS
@@ -223,7 +223,7 @@ def _python(value: pa.Scalar) -> Any:
     return value.as_py()
 
 
-_open_cells: OrderedDict[tuple[str, str], _Cells] = OrderedDict()
+_open_cells: LRUCache[tuple[str, str], _Cells] = LRUCache(_CACHED_FILES)
 _open_cells_lock = threading.Lock()
 
 
@@ -231,9 +231,6 @@ def _cells_of(uri: str, column: str) -> _Cells:
     with _open_cells_lock:
         if (uri, column) not in _open_cells:
             _open_cells[uri, column] = _Cells(uri, column)
-        _open_cells.move_to_end((uri, column))
-        while len(_open_cells) > _CACHED_FILES:
-            _open_cells.popitem(last=False)
         return _open_cells[uri, column]
 
 

@@ -29,7 +29,7 @@ from pia_ray.config.resolving import (
     seed_of_video,
     style_of,
 )
-from pia_ray.errors import BadParameter, ManifestError
+from pia_ray.errors import BadManifestRow, BadParameter, ManifestError
 from pia_ray.manifest import files, references
 from pia_ray.manifest.columns import Columns, Manifest
 from pia_ray.manifest.items import (
@@ -47,7 +47,7 @@ from pia_ray.manifest.items import (
     with_absolute_references,
     with_references,
 )
-from pia_ray.manifest.rows import BAD_MANIFEST_ROW, knobs_of, picture_of, references_of, rejected
+from pia_ray.manifest.rows import knobs_of, picture_of, references_of, rejected
 from pia_ray.manifest.tables import Chunk, TableFile
 
 _EASY_CHARS: Final = 1000  # longer texts go the plain way, which knows the true limits
@@ -295,7 +295,7 @@ class _Planner:
     def _plain(self, file: TableFile, columns: Columns, chunk: Chunk, index: int) -> list[Item]:
         number = chunk.first_row + index
         if index in chunk.bad_rows:
-            return [rejected(file, number, columns, {}, code=BAD_MANIFEST_ROW, what=f" {chunk.bad_rows[index]}")]
+            return [rejected(file, number, columns, {}, code=BadManifestRow.code, what=f" {chunk.bad_rows[index]}")]
         cells = {name: values[index] for name, values in chunk.cells.items()}
         try:
             picture = picture_of(

@@ -11,9 +11,10 @@ import binascii
 import hashlib
 import posixpath
 import re
-from collections import OrderedDict
 from typing import Final
 from urllib.parse import unquote, unquote_to_bytes, urlsplit
+
+from cachetools import LRUCache
 
 from pia_ray import storage
 from pia_ray.errors import BadParameter, ManifestError, StorageError
@@ -173,7 +174,7 @@ class Versions:
     """Tells the version of pictures: one listing per S3 prefix, size and time of change of local files."""
 
     def __init__(self) -> None:
-        self._listed: OrderedDict[str, dict[str, str]] = OrderedDict()
+        self._listed: LRUCache[str, dict[str, str]] = LRUCache(_LISTED_FOLDERS)
 
     def of(self, uri: str) -> str:
         """`#etag=...` or `#size=...&mtime=...`; empty for what is not there, and for https:// and data: URLs.
@@ -199,9 +200,6 @@ class Versions:
                 self._listed[prefix] = {found.uri: found.etag for found in storage.list_objects(prefix)}
             except StorageError as error:  # keys without versions would differ from those of the next run
                 raise ManifestError(f"changes cannot be detected, {prefix} cannot be listed: {error.message}") from None
-            while len(self._listed) > _LISTED_FOLDERS:
-                self._listed.popitem(last=False)
-        self._listed.move_to_end(prefix)
         etag = self._listed[prefix].get(uri)
         return f"#etag={etag.strip(chr(34))}" if etag else ""
 

@@ -25,9 +25,6 @@ from pia_ray.manifest.tables import TableFile, is_gzip
 from pia_ray.media import arrays
 from pia_ray.types import ManifestRow
 
-BAD_MANIFEST_ROW: Final = "bad_manifest_row"
-"""Error code of a row that could not be read at all."""
-
 _SHOWN_CHARS: Final = 1000
 
 
