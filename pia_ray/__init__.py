@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pia_ray.animation import Animation
     from pia_ray.catalog.graph import build_processor, run_catalog
     from pia_ray.catalog.local import run_local
-    from pia_ray.catalog.run import Progress, Summary
+    from pia_ray.catalog.run import Progress, RunSummary
     from pia_ray.cli.main import main
     from pia_ray.config.catalog import CatalogConfig
     from pia_ray.config.knobs import AnimationParams
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pia_ray.config.serve import ServeConfig
     from pia_ray.errors import (
         AddressRefused,
+        BadManifestRow,
         BadParameter,
         BodyTooLarge,
         Busy,
@@ -87,6 +88,7 @@ __all__ = [
     "AnimationParams",
     "AnimationRequest",
     "Animator",
+    "BadManifestRow",
     "BadParameter",
     "BodyTooLarge",
     "Busy",
@@ -127,6 +129,7 @@ __all__ = [
     "RateLimited",
     "RequestError",
     "RowError",
+    "RunSummary",
     "ServeConfig",
     "SlowBody",
     "StepEnd",
@@ -136,7 +139,6 @@ __all__ = [
     "StorageThrottled",
     "StorageTooLarge",
     "StorageUnavailable",
-    "Summary",
     "Timeout",
     "Unauthorized",
     "UnexpectedError",
@@ -168,9 +170,9 @@ _HOMES = {
     "LoraConfig": "pia_ray.config.model",
     "ModelConfig": "pia_ray.config.model",
     "Progress": "pia_ray.catalog.run",
+    "RunSummary": "pia_ray.catalog.run",
     "ServeConfig": "pia_ray.config.serve",
     "StepEnd": "pia_ray.types",
-    "Summary": "pia_ray.catalog.run",
     "VideoFacts": "pia_ray.media.video_facts",
     "affinity": "pia_ray.pia.denoising.affinity",
     "build_app": "pia_ray.online.serve",

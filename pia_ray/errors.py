@@ -110,7 +110,7 @@ class RowError(PiaRayError):
 
 
 class BadManifestRow(RowError):
-    """A line of the manifest that is no row: too many cells, not JSON, not text."""
+    """A line of the manifest cannot be read as a row: too many cells, not JSON, not text. Correct the line."""
 
     code = "bad_manifest_row"
     http_status = 400

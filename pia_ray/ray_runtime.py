@@ -78,7 +78,7 @@ def connected(address: str | None, *, worker_cpus: float) -> Iterator[bool]:
         with own_cluster(worker_cpus):
             yield True
     else:
-        _require_listener(address)
+        require_cluster(address)
         try:
             try:
                 _init(address=address)
@@ -161,7 +161,7 @@ def _init(**options: Any) -> None:
             handler.setLevel(logging.CRITICAL if level >= logging.ERROR else level)
 
 
-def _require_listener(address: str) -> None:
+def require_cluster(address: str) -> None:
     """Connects to HOST:PORT once, because Ray itself tries for two minutes and cannot be interrupted.
 
     Raises:

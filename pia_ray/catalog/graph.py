@@ -31,7 +31,7 @@ from pia_ray.config.catalog import CatalogConfig
 from pia_ray.errors import ConfigError, JobError, RowError
 from pia_ray.manifest import ITEMS_SCHEMA, plan_row, redacted, row_from_item
 from pia_ray.pia import make_animator
-from pia_ray.ray_runtime import connected, end_process, first_cause
+from pia_ray.ray_runtime import connected, end_process, first_cause, require_cluster
 from pia_ray.types import ResultRow
 
 log = logging.getLogger(__name__)
@@ -86,6 +86,8 @@ def run_catalog(
     Raises:
         JobError: the run cannot start or go on. Rows that fail are in the results, not raised.
     """
+    if config.address is not None and not ray.is_initialized():
+        require_cluster(config.address)
     return run(config, _execute(make_animator), observe=observe)
 
 

@@ -24,7 +24,7 @@ GROUPS = {
         "Animator AnimationRequest AnimationParams Animation StepEnd EncodedVideo probe VideoFacts affinity "
         "keyframe_affinity"
     ),
-    "A catalogue": "run_catalog run_local CatalogConfig Progress Summary read_results build_processor",
+    "A catalogue": "run_catalog run_local CatalogConfig Progress RunSummary read_results build_processor",
     "Models": "ModelConfig LoraConfig InversionConfig",
     "The endpoint": "build_app ServeConfig",
     "The command line": "main",
