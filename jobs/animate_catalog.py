@@ -27,7 +27,11 @@ a lease. A deterministic id keeps a scheduler that tries twice from submitting t
   ray job submit --submission-id nightly-$(date -u +%F) -- \\
       python /app/jobs/animate_catalog.py --config /app/jobs/configs/nightly.yaml
 
-After a failure add -2, -3, ... to the id. With --no-wait the command does not wait for the job's end.
+After a failure add -2, -3, ... to the id. With --no-wait the command does not wait for the job's end. Rows that failed
+are tried again where they are asked for, all of them or by the codes that `pia-ray report OUTPUT` counts:
+
+  ray job submit --submission-id nightly-$(date -u +%F)-retry -- \\
+      python /app/jobs/animate_catalog.py --retry fetch_unavailable,worker_died --config /app/jobs/configs/nightly.yaml
 """
 
 

@@ -56,7 +56,6 @@ def test_there_is_a_job_for_everything_that_is_submitted():
         "benchmark",
         "compact_ledger",
         "make_demo_catalog",
-        "retry_failed",
         "warm_weights",
     }
 
@@ -171,7 +170,7 @@ def test_a_job_ends_well_with_failed_rows_and_at_its_deadline_where_asked_and_tr
     [failed] = [row for row in rows if row["status"] == "failed"]
     whole = Path(make_catalog(tmp_path / "whole", rows=3)).parent / "images" / Path(failed["image_uri"]).name
     (tmp_path / "in" / "images" / whole.name).write_bytes(whole.read_bytes())
-    run("retry_failed.py", "--config", config, "--fail-on-rows")
+    run("animate_catalog.py", "--config", config, "--retry", failed["error_code"], "--fail-on-rows")
     assert read_results(output)["status"].to_pylist() == ["succeeded"] * 3
 
 
