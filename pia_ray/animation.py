@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 import numpy as np
 
-from pia_ray.config.knobs import MOTION_NAMES, AnimationParams
+from pia_ray.config.knob_types import MOTION_NAMES
+from pia_ray.config.knobs import AnimationParams
 from pia_ray.errors import VideoError
 from pia_ray.types import AnimationRequest, EncodedVideo
 
 if TYPE_CHECKING:
-    from pia_ray.config.knobs import VideoFormat
+    from pia_ray.config.knob_types import VideoFormat
 
 LEAST_WIDTH: Final = 192
 """Smaller videos are shown at this width, in px."""

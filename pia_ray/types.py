@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
 import numpy as np
 
-from pia_ray.config.knobs import AnimationParams, VideoFormat
+from pia_ray.config.knob_types import VideoFormat
+from pia_ray.config.knobs import AnimationParams
 from pia_ray.config.resolving import canonical, canonical_params, seed_from_id, seed_of_video
 
 if TYPE_CHECKING:

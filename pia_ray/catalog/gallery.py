@@ -23,7 +23,7 @@ from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from pia_ray import ledger, storage
 from pia_ray.catalog.formatting import duration, size
-from pia_ray.config.knobs import MOTION_NAMES
+from pia_ray.config.knob_types import MOTION_NAMES
 from pia_ray.errors import row_errors
 from pia_ray.types import FAILED, SUCCEEDED, ResultRow
 

@@ -9,7 +9,8 @@ from typing import Any, Final, NoReturn, get_args
 from pia_ray import __version__
 from pia_ray.cli import commands
 from pia_ray.config.catalog import CatalogConfig
-from pia_ray.config.knobs import KNOBS, Knob, VideoFormat, suggest
+from pia_ray.config.knob_types import Knob, VideoFormat
+from pia_ray.config.knobs import KNOBS, suggest
 from pia_ray.config.serve import ServeConfig
 
 _FORMATS: Final = get_args(VideoFormat)

@@ -15,7 +15,8 @@ from pydantic import (
     model_validator,
 )
 
-from pia_ray.config.knobs import DEFAULT_STYLE, AnimationParams, VideoFormat, suggest
+from pia_ray.config.knob_types import VideoFormat
+from pia_ray.config.knobs import DEFAULT_STYLE, AnimationParams, suggest
 from pia_ray.config.model import KnobDefaults, ModelConfig, build, load_model, load_models, model_for, read_yaml
 from pia_ray.config.resolving import lora_strengths
 from pia_ray.config.workers import MAX_AUTO_BATCH_SIZE, WorkerConfig

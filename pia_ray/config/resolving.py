@@ -9,14 +9,13 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from pia_ray.config.knob_types import FIRST_VERSION, MOTION_NAMES
 from pia_ray.config.knobs import (
     DEFAULT_STYLE,
     DISTILLED_STEPS,
-    FIRST_VERSION,
     KNOBS,
     LOOPS,
     MAX_SEED,
-    MOTION_NAMES,
     PICTURE_KNOBS,
     PRESETS,
     AnimationParams,

@@ -10,7 +10,7 @@ from typing import Any, Final
 import numpy as np
 from PIL import Image
 
-from pia_ray.config.knobs import VideoFormat
+from pia_ray.config.knob_types import VideoFormat
 from pia_ray.errors import VideoError
 from pia_ray.media.video_facts import Frames, VideoFacts, read_provenance
 

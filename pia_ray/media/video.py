@@ -24,7 +24,7 @@ import numpy as np
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, Interpolation
 from PIL import Image
 
-from pia_ray.config.knobs import VideoFormat
+from pia_ray.config.knob_types import VideoFormat
 from pia_ray.errors import VideoError
 from pia_ray.media.animated_images import probe_animated_image, write_gif, write_webp
 from pia_ray.media.video_facts import Frames, VideoFacts, canonical_json, frame_delays, read_provenance

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from pia_ray.config.knobs import VideoFormat
+from pia_ray.config.knob_types import VideoFormat
 
 Frames = np.ndarray[Any, np.dtype[np.uint8]]
 """uint8 [T, H, W, 3], RGB."""

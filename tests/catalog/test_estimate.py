@@ -17,7 +17,8 @@ from pia_ray.catalog.local import run_local
 from pia_ray.catalog.workload import evaluated_frames, evaluations
 from pia_ray.cli.main import main
 from pia_ray.config.catalog import CatalogConfig
-from pia_ray.config.knobs import AnimationParams, Scheduler
+from pia_ray.config.knob_types import Scheduler
+from pia_ray.config.knobs import AnimationParams
 from pia_ray.config.model import ModelConfig, build
 from pia_ray.errors import ConfigError, OutputError
 from pia_ray.pia.denoising.conditions import Conditions

@@ -17,7 +17,7 @@ from pydantic import BaseModel
 
 import pia_ray
 from pia_ray import errors, testing
-from pia_ray.config import knobs
+from pia_ray.config import knob_types
 
 GROUPS = {
     "One picture or many": (
@@ -167,7 +167,7 @@ def _default(value: object) -> str:
 def _type(annotation: object, owner: object) -> str:
     """An annotation as one reads it: aliases of choices and functions are written out."""
     text = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
-    known = {**vars(knobs), **vars(sys.modules[getattr(owner, "__module__", "builtins")])}
+    known = {**vars(knob_types), **vars(sys.modules[getattr(owner, "__module__", "builtins")])}
     for word in set(re.findall(r"\b[A-Z]\w+", text)):
         if get_origin(known.get(word)) in (Literal, Callable):
             text = re.sub(rf"\b{word}\b", inspect.formatannotation(known[word]), text)

@@ -16,7 +16,8 @@ import pytest
 from PIL import Image
 
 from pia_ray.animation import Animation
-from pia_ray.config.knobs import KNOBS, AnimationParams, ContextSchedule, Scheduler
+from pia_ray.config.knob_types import ContextSchedule, Scheduler
+from pia_ray.config.knobs import KNOBS, AnimationParams
 from pia_ray.config.model import ModelConfig
 from pia_ray.errors import BadParameter
 from pia_ray.pia.engine import Engine, Row

@@ -16,7 +16,7 @@ from typing import Any
 
 from pia_ray import weights
 from pia_ray.animation import Animation, RowAnimator, provenance_of
-from pia_ray.config.knobs import VideoFormat
+from pia_ray.config.knob_types import VideoFormat
 from pia_ray.config.serve import ServeConfig
 from pia_ray.errors import Busy, PiaRayError, UnexpectedError, WeightsError
 from pia_ray.manifest import inputs

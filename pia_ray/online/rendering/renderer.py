@@ -9,7 +9,8 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
-from pia_ray.config.knobs import AnimationParams, VideoFormat
+from pia_ray.config.knob_types import VideoFormat
+from pia_ray.config.knobs import AnimationParams
 from pia_ray.types import EncodedVideo
 
 INTERACTIVE: Final = 0

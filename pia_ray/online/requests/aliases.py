@@ -6,7 +6,8 @@ import math
 import re
 from typing import Final, get_args
 
-from pia_ray.config.knobs import KNOBS, REFERENCE_KNOBS, VideoFormat
+from pia_ray.config.knob_types import VideoFormat
+from pia_ray.config.knobs import KNOBS, REFERENCE_KNOBS
 from pia_ray.config.model import ModelConfig
 from pia_ray.config.resolving import parse_params
 from pia_ray.errors import BadParameter

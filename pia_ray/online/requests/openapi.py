@@ -7,16 +7,8 @@ from __future__ import annotations
 
 from typing import Any, Final, get_args
 
-from pia_ray.config.knobs import (
-    ARRAY_KNOBS,
-    KNOBS,
-    MAX_COEFFICIENTS,
-    MOTION_NAMES,
-    PICTURE_KNOBS,
-    REFERENCE_KNOBS,
-    AnimationParams,
-    VideoFormat,
-)
+from pia_ray.config.knob_types import MAX_COEFFICIENTS, MOTION_NAMES, VideoFormat
+from pia_ray.config.knobs import ARRAY_KNOBS, KNOBS, PICTURE_KNOBS, REFERENCE_KNOBS, AnimationParams
 from pia_ray.media.video import MIME
 from pia_ray.online.requests.aliases import IMAGE_FIELDS
 

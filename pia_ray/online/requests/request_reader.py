@@ -18,15 +18,8 @@ from anyio import CapacityLimiter
 from fastapi import Request
 from starlette.datastructures import UploadFile
 
-from pia_ray.config.knobs import (
-    ARRAY_KNOBS,
-    DEFAULT_STYLE,
-    KNOBS,
-    PICTURE_KNOBS,
-    AnimationParams,
-    VideoFormat,
-    suggest,
-)
+from pia_ray.config.knob_types import VideoFormat
+from pia_ray.config.knobs import ARRAY_KNOBS, DEFAULT_STYLE, KNOBS, PICTURE_KNOBS, AnimationParams, suggest
 from pia_ray.config.model import ModelConfig
 from pia_ray.config.resolving import canonical_params, lora_strengths, parse_params, resolve
 from pia_ray.config.serve import ServeConfig

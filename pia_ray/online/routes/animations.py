@@ -15,7 +15,7 @@ from anyio import CancelScope
 from fastapi import APIRouter, Request, Response
 from starlette.types import Receive, Scope, Send
 
-from pia_ray.config.knobs import VideoFormat
+from pia_ray.config.knob_types import VideoFormat
 from pia_ray.config.resolving import canonical_params
 from pia_ray.config.serve import ServeConfig
 from pia_ray.errors import Cancelled, NotAcceptable, PiaRayError, Timeout, UnexpectedError

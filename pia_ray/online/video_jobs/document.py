@@ -9,7 +9,8 @@ from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_serializer
 
-from pia_ray.config.knobs import AnimationParams, VideoFormat
+from pia_ray.config.knob_types import VideoFormat
+from pia_ray.config.knobs import AnimationParams
 from pia_ray.online.public_errors import PublicError
 
 Status = Literal["queued", "in_progress", "completed", "failed"]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pia_ray.config.knobs import MOTION_NAMES
+from pia_ray.config.knob_types import MOTION_NAMES
 from pia_ray.media import video
 from tests.online.video_server import hash_of, png, serve_videos
 

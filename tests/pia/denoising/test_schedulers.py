@@ -13,7 +13,7 @@ import pytest
 from pia_ray.animation import Animation
 from pia_ray.catalog.validate import validate
 from pia_ray.config.catalog import CatalogConfig
-from pia_ray.config.knobs import Scheduler
+from pia_ray.config.knob_types import Scheduler
 from pia_ray.config.model import ModelConfig
 from pia_ray.errors import BadParameter
 from pia_ray.pia.components import Components

@@ -13,7 +13,8 @@ from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
 
 import pia_ray
-from pia_ray.config.knobs import KNOBS, VideoFormat
+from pia_ray.config.knob_types import VideoFormat
+from pia_ray.config.knobs import KNOBS
 from pia_ray.config.serve import ServeConfig
 from pia_ray.media.video import MIME
 
