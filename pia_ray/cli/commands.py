@@ -1,88 +1,39 @@
-"""The commands of `pia-ray`: each takes the parsed flags and gives the exit code. Heavy imports stand inside them."""
+"""The commands of `pia-ray` that animate, check, measure and serve, and those for models.
+
+Each takes the parsed flags and gives the exit code. Heavy imports stand inside them.
+"""
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import logging
-import os
 import shlex
 import shutil
 import signal
 import sys
-import time
 from collections.abc import Callable, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pia_ray.config.catalog import RETRY_ALL, CatalogConfig, load
-from pia_ray.config.knobs import DEFAULT_STYLE, KNOBS, REFERENCE_KNOBS
+from pia_ray.cli.config_flags import catalog_config, knobs_of, styles_of
+from pia_ray.config.catalog import RETRY_ALL, CatalogConfig
+from pia_ray.config.knobs import DEFAULT_STYLE, REFERENCE_KNOBS
 from pia_ray.config.model import (
     ModelConfig,
-    check_style_name,
     load_model,
     model_for,
     named_models,
-    parse_styles,
 )
-from pia_ray.config.resolving import parse_defaults, parse_params
+from pia_ray.config.resolving import parse_params
 from pia_ray.config.serve import load_serve
-from pia_ray.errors import BadParameter, ConfigError, OutputError, StorageError
+from pia_ray.errors import BadParameter, ConfigError
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from pia_ray.catalog.run import Progress
-    from pia_ray.ledger import Lease, Ledger
 
 Command = Callable[[argparse.Namespace], int]
-
-
-def _knobs_of(args: argparse.Namespace) -> dict[str, Any]:
-    """The knobs that were given as flags.
-
-    Raises:
-        ConfigError: one has no valid value; names the flag.
-    """
-    given = {name: value for name in KNOBS if (value := getattr(args, name)) is not None}
-    try:
-        return parse_defaults(given)
-    except BadParameter as error:
-        raise ConfigError(f"--{error.field.replace('_', '-')}: {error.message}") from None
-
-
-def _catalog_config(args: argparse.Namespace, **fixed: Any) -> CatalogConfig:
-    overrides: dict[str, Any] = {
-        name: value
-        for name in CatalogConfig.model_fields
-        if name not in ("model", "styles", "defaults") and (value := getattr(args, name, None)) is not None
-    }
-    overrides |= fixed
-    if knobs := _knobs_of(args):
-        overrides["defaults"] = knobs
-    if args.model is not None:
-        overrides["model"] = load_model(args.model)
-    if args.styles is not None:
-        overrides["styles"] = _styles_of(args)
-    return load(args.config, overrides)
-
-
-def _styles_of(args: argparse.Namespace) -> dict[str, ModelConfig]:
-    """The models that --styles names.
-
-    Raises:
-        ConfigError: a name or model is wrong.
-    """
-    models = {}
-    for name, model in parse_styles(args.styles or ()).items():
-        try:
-            check_style_name(name)
-        except ValueError as error:
-            raise ConfigError(f"--styles: {error}") from None
-        models[name] = load_model(model)
-    return models
 
 
 def demo_command(args: argparse.Namespace) -> int:
@@ -92,7 +43,7 @@ def demo_command(args: argparse.Namespace) -> int:
 
 
 def animate_command(args: argparse.Namespace) -> int:
-    config = _catalog_config(args)
+    config = catalog_config(args)
     again = list(args.argv)
     while "--retry" in again:
         del again[again.index("--retry") : again.index("--retry") + 2]
@@ -102,11 +53,11 @@ def animate_command(args: argparse.Namespace) -> int:
 def _run(config: CatalogConfig, args: argparse.Namespace, *, again: Sequence[str]) -> int:
     """Runs the catalogue; `again` are the arguments that repeat the run, the command first."""
     from pia_ray.catalog.graph import run_catalog
-    from pia_ray.cli.console import RunDisplay, show_summary
+    from pia_ray.cli.console import RunDisplay, absolute_path, make_console, show_summary
 
     if not args.verbose:
         logging.getLogger("ray").setLevel(logging.ERROR)  # only now: importing ray sets its own level
-    console = _console()
+    console = make_console()
     interrupted = False
 
     def interrupt(number: int, frame: object) -> None:
@@ -128,7 +79,7 @@ def _run(config: CatalogConfig, args: argparse.Namespace, *, again: Sequence[str
         summary = run_catalog(config, observe=observe)
     # Right after the command, so that it stays a flag also where the arguments end in `-- MANIFEST`.
     retry = [*_program(), again[0], "--retry", RETRY_ALL, *again[1:]]
-    show_summary(console, summary, retry_command=shlex.join(retry), open_path=_absolute)
+    show_summary(console, summary, retry_command=shlex.join(retry), open_path=absolute_path)
     return summary.exit_code
 
 
@@ -146,6 +97,7 @@ def _program() -> list[str]:
 def image_command(args: argparse.Namespace) -> int:
     from rich.progress import Progress as Bar
 
+    from pia_ray.cli.console import make_console
     from pia_ray.manifest import inputs, redacted
     from pia_ray.media import image as pictures
     from pia_ray.media.video import MIME
@@ -156,9 +108,9 @@ def image_command(args: argparse.Namespace) -> int:
         raise ConfigError(f'-o {args.output}: "{extension}" is no video format; end it in .{", .".join(MIME)}')
     if not Path(args.output).resolve().parent.is_dir():
         raise ConfigError(f"there is no folder {Path(args.output).resolve().parent} to write {args.output} to")
-    knobs = _knobs_of(args)
+    knobs = knobs_of(args)
     try:
-        model = model_for(knobs.pop("style", DEFAULT_STYLE), load_model(args.model), _styles_of(args))
+        model = model_for(knobs.pop("style", DEFAULT_STYLE), load_model(args.model), styles_of(args))
     except BadParameter as error:
         raise ConfigError(f"--style: {error.message}") from None
     if "prompt" not in knobs and "prompt" not in model.defaults:
@@ -175,7 +127,7 @@ def image_command(args: argparse.Namespace) -> int:
     )
     # What the video says of itself holds no signature of a URL and no bytes.
     params = params.model_copy(update={knob: redacted(uri) for knob, uri in named.items()})
-    console = _console()
+    console = make_console()
     with Animator(model) as animator, Bar(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("animating", total=None)
         request = AnimationRequest(picture, params, id=Path(args.image).stem, **brings)
@@ -194,9 +146,10 @@ def image_command(args: argparse.Namespace) -> int:
 
 def validate_command(args: argparse.Namespace) -> int:
     from pia_ray.catalog.validate import validate
+    from pia_ray.cli.console import make_console
 
-    config = _catalog_config(args, output="unused")
-    console, counts = _console(), {"rows": 0, "bad": 0}
+    config = catalog_config(args, output="unused")
+    console, counts = make_console(), {"rows": 0, "bad": 0}
     for finding in validate(config, fetch=args.fetch):
         counts["rows"] = finding.num_items
         if finding.code is None:
@@ -219,7 +172,7 @@ def estimate_command(args: argparse.Namespace) -> int:
     for flag, value in (("--measure", args.measure), ("--price-per-hour", args.price_per_hour or 0)):
         if value < 0:
             raise ConfigError(f"{flag} must not be negative (got {value})")
-    config = _catalog_config(args, output=args.output or "unused")
+    config = catalog_config(args, output=args.output or "unused")
     estimated = estimate.estimate(
         config,
         calibrate=args.calibrate,
@@ -229,82 +182,6 @@ def estimate_command(args: argparse.Namespace) -> int:
     )
     print(json.dumps(estimate.facts_of(estimated)) if args.json else estimate.text_of(estimated))
     return 0
-
-
-def report_command(args: argparse.Namespace) -> int:
-    from pia_ray import ledger
-    from pia_ray.cli.console import show_report
-
-    console = _console()
-    while True:
-        facts = dataclasses.asdict(ledger.summary(_open_ledger(args.output)))
-        facts["run"] = facts["run"] and facts["run"]["run_id"]
-        if args.json:
-            print(json.dumps(facts, default=str), flush=True)
-        else:
-            if args.follow and console.is_terminal:
-                console.clear()
-            show_report(console, facts)
-        if not args.follow:
-            return 0
-        time.sleep(5)
-
-
-def _open_ledger(output: str) -> Ledger:
-    from pia_ray import ledger
-
-    _require_run(output)
-    return ledger.Ledger.open(output)
-
-
-def _require_run(output: str, *places: str) -> None:
-    """Refuses an output that no run has written to, before a command leaves traces in it.
-
-    Raises:
-        OutputError: there is nothing below `_ledger` nor in the other `places`.
-    """
-    from pia_ray import storage
-
-    for place in ("_ledger/parts", "_ledger/runs", *places):
-        try:
-            if next(iter(storage.list_objects(storage.join(output, place))), None) is not None:
-                return
-        except StorageError as error:
-            raise OutputError(f"the output {output} cannot be used: {error.message}") from None
-    raise OutputError(f"there is nothing of pia-ray in {output}: give the --output of an earlier run")
-
-
-def gallery_command(args: argparse.Namespace) -> int:
-    from pia_ray.catalog.gallery import write_gallery
-
-    print(_absolute(write_gallery(args.output)))
-    return 0
-
-
-def ledger_command(args: argparse.Namespace) -> int:
-    from pia_ray import ledger
-    from pia_ray.cli.console import show_report
-
-    _require_run(args.output, "videos")
-    if args.action == "compact":
-        with _lease(args.output), _open_ledger(args.output) as opened:
-            before, after = opened.compact()
-        print(f"{before} parts are now {after}")
-        return 0
-    if args.action == "rebuild":
-        with _lease(args.output):
-            show_report(_console(), dataclasses.asdict(ledger.rebuild(args.output)))
-        return 0
-    found = ledger.verify(args.output)
-    show_report(_console(), dataclasses.asdict(found))
-    return 0 if found.ok else 1
-
-
-def _lease(output: str) -> Lease:
-    """No run may be at work while parts are rewritten."""
-    from pia_ray import ledger
-
-    return ledger.Lease(output, run_id=f"ledger-{os.getpid()}")
 
 
 def bench_command(args: argparse.Namespace) -> int:
@@ -367,14 +244,14 @@ def serve_command(args: argparse.Namespace) -> int:
 
 def models_command(args: argparse.Namespace) -> int:
     from pia_ray import storage, weights
-    from pia_ray.cli.console import show_table
+    from pia_ray.cli.console import absolute_path, make_console, show_table
 
     if args.action == "pull":
         if args.name is None:
             raise ConfigError("models pull needs the name of a model, or a YAML file of one")
         model = load_model(args.name)
         if args.to is not None:
-            place = _absolute(args.to)
+            place = absolute_path(args.to)
             print(f"{args.name}: {weights.version(weights.copy(model, place))} in {place}")
             print(f"Its settings, for `model` in a config file, are in {storage.join(place, weights.MODEL_FILE)}")
             return 0
@@ -387,17 +264,5 @@ def models_command(args: argparse.Namespace) -> int:
         [name, "yes" if weights.is_pulled(model) else "no", model.base, model.description]
         for name, model in named_models().items()
     ]
-    show_table(_console(), ["name", "here", "base", "description"], rows)
+    show_table(make_console(), ["name", "here", "base", "description"], rows)
     return 0
-
-
-def _console() -> Console:
-    from pia_ray.cli.console import Screen
-
-    # Where there is no terminal rich assumes 80 columns, and would cut the tables of a pipe or a log file.
-    return Screen() if sys.stdout.isatty() else Screen(width=200)
-
-
-def _absolute(uri: str) -> str:
-    """A path that can be clicked or pasted: absolute where it is local."""
-    return uri if "://" in uri else str(Path(uri).resolve())

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -49,6 +50,17 @@ class Screen(Console):
         self.quiet = True
         with suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def make_console() -> Screen:
+    """The console on standard output."""
+    # Where there is no terminal rich assumes 80 columns, and would cut the tables of a pipe or a log file.
+    return Screen() if sys.stdout.isatty() else Screen(width=200)
+
+
+def absolute_path(uri: str) -> str:
+    """A path that can be clicked or pasted: absolute where it is local."""
+    return uri if "://" in uri else str(Path(uri).resolve())
 
 
 class RunDisplay:

@@ -7,7 +7,7 @@ import re
 from typing import Any, Final, NoReturn, get_args
 
 from pia_ray import __version__
-from pia_ray.cli import commands
+from pia_ray.cli import commands, output_commands
 from pia_ray.config.catalog import CatalogConfig
 from pia_ray.config.knob_types import Knob, VideoFormat
 from pia_ray.config.knobs import KNOBS, suggest
@@ -88,16 +88,16 @@ def make_parser() -> argparse.ArgumentParser:
     _add_knob_flags(estimate)
 
     report = add(
-        "report", commands.report_command, "what happened in an output: counts, errors, throughput, percentiles"
+        "report", output_commands.report_command, "what happened in an output: counts, errors, throughput, percentiles"
     )
     report.add_argument("output", metavar="OUTPUT")
     report.add_argument("--json", action="store_true", help="print JSON")
     report.add_argument("--follow", action="store_true", help="again every few seconds, until interrupted")
 
-    gallery = add("gallery", commands.gallery_command, "write OUTPUT/index.html")
+    gallery = add("gallery", output_commands.gallery_command, "write OUTPUT/index.html")
     gallery.add_argument("output", metavar="OUTPUT")
 
-    ledger = add("ledger", commands.ledger_command, "care of the ledger")
+    ledger = add("ledger", output_commands.ledger_command, "care of the ledger")
     ledger.add_argument("action", choices=("verify", "compact", "rebuild"))
     ledger.add_argument("output", metavar="OUTPUT")
 
