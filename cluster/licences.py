@@ -25,7 +25,7 @@ have licences of their own.
 
 
 def licence_of(package: str) -> str:
-    """What an installed package states, as an SPDX expression where it gives one."""
+    """The licence that an installed package states, as an SPDX expression where it gives one."""
     facts = metadata.metadata(package)
     if "License-Expression" in facts:
         return facts["License-Expression"]

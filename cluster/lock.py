@@ -16,7 +16,7 @@ CLUSTER = Path(__file__).parent
 ROOT = CLUSTER.parent
 
 ONLY_CUDA = re.compile(r"(torch|triton|cuda-[\w-]+|nvidia-[\w-]+)==")
-"""What torch of PyPI is and brings for CUDA."""
+"""The packages that torch of PyPI brings for CUDA."""
 
 HEAD = "# Made by `python cluster/lock.py` from pyproject.toml and constraints.txt; for Python 3.11 on Linux, x86-64.\n"
 
@@ -31,7 +31,7 @@ def compiled(source: str) -> list[str]:
 
 
 def main() -> None:
-    """Writes the files beside this one."""
+    """Writes the files into the folder of this one."""
     packages = compiled("pyproject.toml")
     cuda = [text for text in packages if ONLY_CUDA.match(text)]
     both = [text for text in packages if not ONLY_CUDA.match(text)]

@@ -31,7 +31,9 @@ def main(words: Sequence[str]) -> int:
     )
     parser.add_argument("template", metavar="TEMPLATE", help="name of the suspended RayJob")
     parser.add_argument("--name", required=True, metavar="NAME", help="of the copy, and of no Job; 47 characters")
-    parser.add_argument("--poll-s", type=float, default=15.0, metavar="S", help="between looks (default: %(default)s)")
+    parser.add_argument(
+        "--poll-s", type=float, default=15.0, metavar="S", help="between requests (default: %(default)s)"
+    )
     args = parser.parse_args(words)
     try:
         with connect() as api:
@@ -87,7 +89,7 @@ def start(api: httpx.Client, template: str, name: str) -> None:
 
 
 def follow(api: httpx.Client, name: str, *, poll_s: float) -> int:
-    """Waits for the copy's end, and through whatever the API does in the meantime; 0 if it has succeeded, else 1."""
+    """Waits for the copy's end, also while the API does not answer; 0 if it has succeeded, else 1."""
     shown = ""
     while True:
         status: dict[str, Any] = {}

@@ -1,6 +1,6 @@
 """Animates a catalogue on the cluster that this job was submitted to: a config file, and any flag of `pia-ray animate`.
 
-Exits with 0 also where rows failed, unless --fail-on-rows: RayJob runs again whatever exits with anything else.
+Exits with 0 also where rows failed, unless --fail-on-rows, because RayJob repeats a job that exits with anything else.
 """
 
 from __future__ import annotations

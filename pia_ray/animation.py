@@ -73,14 +73,14 @@ class Animation:
         return as_html(self, width=width)
 
     def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
-        """What a notebook shows of it: the video, where there are frames."""
+        """The video for a notebook, where there are frames."""
         count, height, width = self.frames.shape[:3] if self.frames.size else (0, 0, 0)
         text = {"text/plain": f"<Animation: {count} frames of {width} x {height} px, {self.params.prompt!r}>"}
         return {**text, "text/html": self.to_html()} if count else text
 
 
 def provenance_of(animation: Animation) -> dict[str, Any]:
-    """What every file says of how it was made: id, seed, params and model. Seeds are strings."""
+    """The provenance inside every file: id, seed, params and model. Seeds are strings."""
     params = animation.params.model_dump(mode="json")
     params["seed"] = None if animation.params.seed is None else str(animation.params.seed)
     return {"id": animation.id, "seed": params["seed"], "params": params, "model": animation.model}
@@ -130,7 +130,7 @@ def save_animation(animation: Animation, path: str | Path) -> None:
     target = Path(path)
     extension = target.suffix.lower().removeprefix(".")
     if extension not in MIME:
-        raise VideoError(f'cannot tell a video format from "{target.name}": end it in .{", .".join(MIME)}')
+        raise VideoError(f'"{target.name}" has no extension of a video format, choose from .{", .".join(MIME)}')
     video = encode_animation(animation, cast("VideoFormat", extension))
     try:
         with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name[:64]}.", delete=False) as file:

@@ -1,4 +1,4 @@
-"""The error tree of pia-ray, in one place.
+"""The error tree of pia-ray.
 
 A `JobError` means that a run cannot start or go on (the command line exits with 2). A `RowError` belongs to one row
 or request only: it becomes a failed row, or an HTTP status. Every class has a stable `code`, says whether trying
@@ -27,7 +27,7 @@ again can help (`retryable`), and names the HTTP status that fits.
         ├── Busy                  too many requests wait already; RateLimited: too many calls of one caller
         ├── NotReady              no engine of the endpoint runs, or a process of it has to be replaced
         ├── RequestError          Unauthorized, Forbidden, NotAcceptable, SlowBody, BodyTooLarge, UnsupportedBody,
-        │                         HeadersTooLarge: an HTTP request that the endpoint refuses, whatever its knobs say
+        │                         HeadersTooLarge: an HTTP request that the endpoint refuses before it reads knobs
         ├── NotFound              the endpoint has no such file or batch, or it is another key's; JobNotFound: video
         ├── Conflict              what is asked for contradicts what is there; JobConflict: a video job has moved on
         ├── WorkerDied            the process died each time this row was tried
@@ -48,7 +48,7 @@ class PiaRayError(Exception):
 
     @property
     def message(self) -> str:
-        """What happened and what to do, in one or two sentences."""
+        """The error in one or two sentences: what happened and what to do."""
         return str(self.args[0]) if self.args else self.code
 
     def __str__(self) -> str:
@@ -293,7 +293,7 @@ class Busy(RowError):
 
     @property
     def retry_after_s(self) -> float:
-        """About when a place falls free, in seconds from now."""
+        """Seconds after which a queued request will probably have gone."""
         return float(self.args[1])
 
 
@@ -326,7 +326,7 @@ class RateLimited(Busy):
 
 
 class RequestError(RowError):
-    """An HTTP request that the endpoint refuses, whatever its knobs say, or whose body cannot be read. Correct it."""
+    """An HTTP request that the endpoint refuses before it reads knobs, or whose body cannot be read. Correct it."""
 
     code = "bad_request"
     http_status = 400

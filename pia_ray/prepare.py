@@ -53,7 +53,7 @@ def prepare(request: AnimationRequest, model: ModelConfig) -> AnimationRequest:
     check_pictures(params, names=[name for name in PICTURE_KNOBS if getattr(request, name) is not None])
     params = params.model_copy(update={"width": width, "height": height, "seed": seed})
     size = (width, height)
-    end, mask, look = request.end_image, request.mask_image, request.ip_adapter_image
+    end, mask, style = request.end_image, request.mask_image, request.ip_adapter_image
     checked: dict[str, Any] = {
         name: arrays.as_array(values, name) for name in ARRAY_KNOBS if (values := getattr(request, name)) is not None
     }
@@ -63,7 +63,7 @@ def prepare(request: AnimationRequest, model: ModelConfig) -> AnimationRequest:
         image=sizes.fit(picture, size),
         end_image=None if end is None else sizes.fit(_picture(end, "end_image"), size),
         mask_image=None if mask is None else sizes.fit_mask(_picture(mask, "mask_image"), picture.size, size),
-        ip_adapter_image=None if look is None else _picture(look, "ip_adapter_image"),
+        ip_adapter_image=None if style is None else _picture(style, "ip_adapter_image"),
         **checked,
     )
 
@@ -71,6 +71,6 @@ def prepare(request: AnimationRequest, model: ModelConfig) -> AnimationRequest:
 def _picture(image: object, field: str) -> Image:
     background = "#000000" if field == "mask_image" else "#ffffff"
     try:
-        return pictures.as_rgb(image, background=background)  # type: ignore[arg-type]  # it refuses what is no picture
+        return pictures.as_rgb(image, background=background)  # type: ignore[arg-type]  # it refuses what is not a picture
     except BadParameter as error:
         raise BadParameter(f"{field}{error.message.removeprefix('image')}", field) from None

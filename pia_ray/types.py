@@ -36,14 +36,14 @@ class ManifestRow:
     image: str
     """URI of the picture, or `<manifest uri>#row=<n>&column=<name>` for bytes inside a Parquet manifest."""
     image_identity: str
-    """What the work key says of the picture: its reference as written, or `sha256:<hex>` for bytes."""
+    """The picture in the work key: its reference as written, or `sha256:<hex>` for bytes."""
     params: AnimationParams
     """Resolved; `seed` is set; `width` and `height` may still be None (chosen from the picture). Knobs that refer to
     files hold the identity of what they name, as `image_identity` does."""
     work_key: str
     """64 hex digits."""
     references: Mapping[str, str] = field(default_factory=dict)
-    """Where the files lie that the params refer to: URIs as in `image`, by knob."""
+    """The files that the params refer to: URIs as in `image`, by knob."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class StepEnd:
 
 
 OnStepEnd = Callable[[StepEnd], Mapping[str, Any] | None]
-"""May return tensors by the names of `StepEnd.tensors`, of the same shapes, that take the place of the row's own."""
+"""May return tensors by the names of `StepEnd.tensors`, of the same shapes, that replace the row's own."""
 
 
 @dataclass(frozen=True)
@@ -77,10 +77,10 @@ class AnimationRequest:
     end_image: Image.Image | np.ndarray[Any, Any] | None = None
     """Second keyframe: the picture that the last frame is to be. Fitted like `image`."""
     mask_image: Image.Image | np.ndarray[Any, Any] | None = None
-    """Where the picture may move: white moves, black and transparent stay. Cropped and scaled as `image` is; in an
+    """Mask of the parts that may move: white moves, black and transparent stay. Cropped and scaled as `image` is; in an
     engine it has mode L."""
     ip_adapter_image: Image.Image | np.ndarray[Any, Any] | None = None
-    """Picture whose look the video takes on."""
+    """Picture whose style and content the video takes on."""
     ip_adapter_image_embeds: np.ndarray[Any, Any] | None = None
     """float32, in place of `ip_adapter_image`: one embedding, several (a further axis in front), or diffusers' layout
     (two axes in front, the outer one of 2 with the negative first)."""
@@ -92,7 +92,7 @@ class AnimationRequest:
     negative_prompt_embeds: np.ndarray[Any, Any] | None = None
     """float32 [L, C], in place of the negative prompt's; both sides of guidance must have the same L."""
     output_type: OutputType = "uint8"
-    """What `Animation.output` is."""
+    """The type of `Animation.output`."""
     on_step_end: OnStepEnd | None = None
     """Called after each denoising step, on the engine's thread: other rows wait for it. Raising fails this row."""
 
@@ -180,7 +180,7 @@ class ResultRow:
     motion: float | None
     finished_at: datetime
     flags: str | None = None
-    """What is suspicious about the video, by commas: `black_frames`, `frozen`."""
+    """The flags of a suspicious video, by commas: `black_frames`, `frozen`."""
 
     @classmethod
     def succeeded(

@@ -21,12 +21,12 @@ from pia_ray.errors import ConfigError, OutputError
 from pia_ray.types import SUCCEEDED, ManifestRow, ResultRow
 
 STEADY: Final = 1.5
-"""Least ratio of the largest to the smallest calibrated row at which a fixed part per row can be told from the rest."""
+"""Least ratio of the largest to the smallest calibrated row at which a fixed part per row shows."""
 
 
 @dataclass(frozen=True)
 class LinearFit:
-    """A quantity per row as fixed + per_unit x units."""
+    """A quantity per row, fitted as fixed + per_unit x units."""
 
     per_unit: float
     fixed: float
@@ -49,7 +49,7 @@ class Calibration:
     gpu_s: LinearFit
     """Engine seconds by units of work."""
     beside_s: float
-    """Mean seconds of fetching and publishing per row, which run beside the engine."""
+    """Mean seconds of fetching and publishing per row, which run while the engine works."""
     video_bytes: LinearFit | None
     """By pixels x frames; None where the calibrated videos are of another format."""
     thumbnail_bytes: float

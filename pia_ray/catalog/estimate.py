@@ -1,4 +1,4 @@
-"""What a run will take before it runs: rows, work, and, from speeds that were measured, time, cost and storage.
+"""The estimate of a run: rows and work, and, from speeds that were measured, time, cost and storage.
 
 Work is counted in evaluations x frames x pixels, from the plan alone. Without a measurement no time is claimed.
 """
@@ -39,8 +39,10 @@ def estimate(
     resume: bool = False,
     animator: RowAnimator | None = None,
 ) -> Estimate:
-    """What this run takes. Speeds come from the results in the output `calibrate`, or from `measure` rows animated here
-    and now; without either, times are None.
+    """The estimate of this run.
+
+    Speeds come from the results in the output `calibrate`, or from `measure` rows animated here and now; without
+    either, times are None.
 
     `resume` leaves out what `config.output` has done already. `price_per_hour` is that of one worker with its GPU.
     `animator` stands in for the configured model, for tests.
@@ -59,7 +61,7 @@ def estimate(
         return Estimate(workload, None, actors, None, None, None, None)
     rows = workload.num_pending
     gpu_s = calibration.gpu_s.total(rows, workload.work)
-    # Rows are fetched and published by as many threads as a worker has rows beside those that denoise.
+    # Rows are fetched and published by as many threads as a worker has rows that do not denoise.
     beside_s = calibration.beside_s * rows / max(1, config.prefetch)
     wall_s = max(gpu_s, beside_s) / actors
     video_bytes = calibration.video_bytes

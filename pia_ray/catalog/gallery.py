@@ -1,4 +1,4 @@
-"""The results of an output as one page: original beside video, prompt, settings, and failures with their reasons.
+"""The results of an output as one page: original and video side by side, prompt, settings, failures with reasons.
 
 The page is a single file with relative links: it works from a folder, moved or not, and from S3, and asks for nothing
 else. Its markup and style are `gallery.html`, its script `gallery.js`. Makes no thumbnails and opens no video.
@@ -38,7 +38,7 @@ _SHOWN: Final = (
 
 _KNOWN: Final = frozenset(field.name for field in fields(ResultRow))
 _ELSEWHERE: Final = frozenset({"prompt", "seed", "width", "height", "num_frames", "fps", "motion_scale"})
-"""Knobs that the page shows in a place of their own."""
+"""Knobs that the page shows apart from the others."""
 
 NAME: Final = "index.html"
 
@@ -50,7 +50,7 @@ _LONGEST: Final = 2000
 
 
 def write_gallery(output: str, *, title: str | None = None) -> str:
-    """Writes `index.html` beside the results and gives its URI.
+    """Writes `index.html` next to the results and gives its URI.
 
     Raises:
         OutputError: there are no results yet.
@@ -66,7 +66,7 @@ def write_gallery(output: str, *, title: str | None = None) -> str:
 
 
 def gallery_html(rows: Sequence[_Row], *, title: str, num_left_out: int = 0) -> str:
-    """The page for rows of the results table, in their order. All text in them is shown as text, whatever it holds.
+    """The page for rows of the results table, in their order. All text in them is shown as text, never as markup.
 
     `num_left_out` rows are not among them; the page says so.
     """
@@ -81,16 +81,16 @@ def gallery_html(rows: Sequence[_Row], *, title: str, num_left_out: int = 0) -> 
         "ROWS": _rows_json(rows),
         "SCRIPT": script,
     }
-    # One pass: what is filled in is never looked at again.
+    # One pass, so that marks inside of what is filled in are left alone.
     return re.sub(r"@@([A-Z_]+)@@", lambda match: parts[match[1]], folder.joinpath("gallery.html").read_text("utf-8"))
 
 
 def _chosen(statuses: Sequence[str]) -> list[int]:
-    """Places of the rows to show: of too many at most a quarter failed ones, then the first that succeeded."""
+    """Indices of the rows to show: of too many at most a quarter failed ones, then the first that succeeded."""
     if len(statuses) <= MOST_ROWS:
         return list(range(len(statuses)))
-    failed = [place for place, status in enumerate(statuses) if status == FAILED][: MOST_ROWS // 4]
-    others = (place for place, status in enumerate(statuses) if status != FAILED)
+    failed = [index for index, status in enumerate(statuses) if status == FAILED][: MOST_ROWS // 4]
+    others = (index for index, status in enumerate(statuses) if status != FAILED)
     return sorted([*failed, *islice(others, MOST_ROWS - len(failed))])
 
 
@@ -136,11 +136,11 @@ def _rows_json(rows: Sequence[_Row]) -> str:
 
 def _packed(values: list[Any]) -> dict[str, Any]:
     """A column as a list, or where values repeat as its distinct values and an index into them."""
-    places: dict[tuple[type, Any], int] = {}
-    index = [places.setdefault((type(value), value), len(places)) for value in values]
-    if len(places) * 2 > len(values):
+    distinct: dict[tuple[type, Any], int] = {}
+    index = [distinct.setdefault((type(value), value), len(distinct)) for value in values]
+    if len(distinct) * 2 > len(values):
         return {"v": values}
-    return {"d": [value for _, value in places], "i": index}
+    return {"d": [value for _, value in distinct], "i": index}
 
 
 def _plain(value: Any) -> str | int | float | bool | None:
@@ -160,7 +160,7 @@ def _plain(value: Any) -> str | int | float | bool | None:
 
 
 def _known(value: Any) -> Any:
-    """The value, or None where it is a float that is no number."""
+    """The value, or None where it is NaN or infinite."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -177,7 +177,7 @@ def _link(uri: str | None) -> str | None:
 
 
 def _reference(uri: str | None) -> str | None:
-    """Where the picture came from, without what might be a secret: signatures and passwords in URLs stay out."""
+    """The reference of the picture, without signatures and passwords of URLs."""
     if not uri:
         return None
     if uri.startswith(("http://", "https://")):

@@ -49,7 +49,7 @@ Cells = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class ActorPool:
-    """How many actors there may be and what each reserves."""
+    """The number of actors and the resources that each reserves."""
 
     least: int
     most: int
@@ -57,7 +57,7 @@ class ActorPool:
     num_gpus: float
     cpu_threads: int
     calls: int
-    """Rows in one actor at once: those that denoise together and those being fetched or published beside them."""
+    """Rows in one actor at once: those that denoise together and those that are fetched or published."""
 
     def strategy(self) -> ActorPoolStrategy:
         """As Ray Data wants it."""
@@ -180,7 +180,7 @@ class AnimateRow:
 
 
 class ProcessRow:
-    """As `AnimateRow`, for rows of a user's own dataset: plans each row, and keeps its columns beside the result's."""
+    """As `AnimateRow`, for rows of a user's own dataset: plans each row, and keeps its own columns."""
 
     def __init__(
         self,
@@ -261,13 +261,13 @@ def _execute(make_animator: MakeAnimator) -> Execute:
 
 def _items(plan: RunPlan) -> Dataset:
     """The run's pending items, read where they were planned to, thin: no pass-through columns."""
-    # Not by ray.data.read_parquet: for one small file it starts 32 actors that look at footers (ray 2.60), 45 s of CPU
+    # Not by ray.data.read_parquet: for one small file it starts 32 actors that read footers (ray 2.60), 45 s of CPU
     # time on three nodes; a run of six rows took 11 s in place of 6 on two cores.
     files = ledger.item_files(plan.items_uri)
     listed = ray.data.from_items([{"uri": uri} for uri in files], override_num_blocks=len(files))
     items = listed.map_batches(_pending, batch_format="pyarrow", batch_size=1)
     # Style by style, so that an actor rarely changes its model. Blocks of large catalogues still come side by side;
-    # what is mixed then the animator's line sorts out.
+    # what is mixed then the animator's queue sorts out.
     return items.sort("style") if plan.config.styles else items
 
 
@@ -332,7 +332,7 @@ _this_thread = threading.local()
 
 
 class KeepExecutor:
-    """Tells `_Results` its executor, as a Ray Data execution callback; Ray Data makes it and sends it to workers.
+    """A callback of Ray Data that gives `_Results` its executor; Ray Data makes it and sends it to workers.
 
     Closing the iterator is the public way to stop, but only between two results, and a Dataset has no executor before
     its first one: on a cluster that outlives the run the actors would animate on. May go when Dataset can be cancelled.

@@ -1,4 +1,4 @@
-"""Checks every row of a manifest as a run would, without a model: knobs, references, ids, and the images if asked."""
+"""Checks of every row of a manifest as a run makes them, without a model: knobs, references, ids, images if asked."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ FETCHES: Final = 8
 
 @dataclass(frozen=True)
 class Finding:
-    """What was found about one work item."""
+    """The check of one work item."""
 
     id: str
     num_items: int
-    """Work items looked at so far."""
+    """Work items checked so far."""
     code: str | None
     """Error code as a run would record it; None where nothing is wrong."""
     message: str | None

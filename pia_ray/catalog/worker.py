@@ -1,6 +1,6 @@
 """The three steps chained for one row, with its attempt record, its retries and its result. Knows no Ray.
 
-A row's work never raises: whatever goes wrong with it becomes a failed row. Only what spoils the process gets out.
+An error of a row becomes a failed row; only an error that spoils the process is raised.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class CatalogWorker:
         self._stopped = threading.Event()
 
     def work(self, row: ManifestRow) -> ResultRow:
-        """What became of the row; its video is committed before this returns.
+        """The result of the row, whose video is committed before this returns.
 
         Raises:
             JobError: the process is spoiled and needs a new one; the row's attempt record stays behind.
@@ -82,7 +82,7 @@ class CatalogWorker:
         # The first death may have been a neighbour's doing; since then the row was alone, and each one was its own.
         if len(earlier) >= max(config.max_attempts, 2):
             died = WorkerDied(
-                f"the worker died each of the {len(earlier)} times that this row was tried: look at its picture "
+                f"the worker died each of the {len(earlier)} times that this row was tried: check its picture "
                 "and size, then run again with --retry worker_died"
             )
             # The records stay until the failure is in the ledger: should this worker die of another row before its

@@ -35,7 +35,7 @@ FETCHES: Final = 8
 
 @dataclass(frozen=True)
 class Workload:
-    """What a run has before it, from its plan."""
+    """The work of a run, counted from its plan."""
 
     num_rows: int
     """Rows of the manifest; num_videos makes several work items of one."""
@@ -57,7 +57,7 @@ class Workload:
     work: float
     """Evaluations x frames x pixels."""
     sizes: str
-    """How sizes were found that the rows leave open."""
+    """The source of the sizes that rows leave open, in words."""
     sample: tuple[ManifestRow, ...]
     """Some of the pending items, drawn at random."""
 
@@ -73,7 +73,7 @@ def evaluated_frames(params: AnimationParams) -> int:
 
 
 def plain_frames(params: AnimationParams) -> int:
-    """What `evaluated_frames` would be with one evaluation per step of all frames once."""
+    """Frames of all evaluations if each step evaluated every frame once."""
     return params.num_frames * _kept(params.num_inference_steps, params.strength)
 
 
@@ -190,7 +190,7 @@ def _mean_area(rows: Sequence[ManifestRow], config: CatalogConfig) -> tuple[floa
 
 
 def _area(row: ManifestRow, config: CatalogConfig) -> int:
-    """Pixels of one frame; 0 where the picture cannot be opened: others tell the sizes, this row will fail."""
+    """Pixels of one frame; 0 where the picture cannot be opened, because such a row will fail."""
     try:
         fetched = steps.fetch(row, config)
     except RowError:
@@ -224,9 +224,9 @@ class _Reservoir:
         self._seen += 1
         if len(self._kept) < SAMPLED_PICTURES:
             self._kept.append(item)
-        elif (place := self._random.randrange(self._seen)) < SAMPLED_PICTURES:
-            self._kept[place] = item
+        elif (index := self._random.randrange(self._seen)) < SAMPLED_PICTURES:
+            self._kept[index] = item
 
     def rows(self) -> list[ManifestRow]:
-        """What was kept."""
+        """The sample."""
         return [manifest.row_from_item(item) for item in self._kept]

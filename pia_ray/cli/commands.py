@@ -105,7 +105,7 @@ def image_command(args: argparse.Namespace) -> int:
     from pia_ray.types import AnimationRequest
 
     if (extension := Path(args.output).suffix.lower().removeprefix(".")) not in MIME:
-        raise ConfigError(f'-o {args.output}: "{extension}" is no video format; end it in .{", .".join(MIME)}')
+        raise ConfigError(f'-o {args.output}: "{extension}" is not a video format, choose from .{", .".join(MIME)}')
     if not Path(args.output).resolve().parent.is_dir():
         raise ConfigError(f"there is no folder {Path(args.output).resolve().parent} to write {args.output} to")
     knobs = knobs_of(args)
@@ -207,16 +207,16 @@ def bench_command(args: argparse.Namespace) -> int:
     card = bench(settings, report=lambda line: print(line, file=sys.stderr))
     print(text_of(card))
     if args.against:
-        place = Path(args.against)
-        place = place / f"{card.kind}.json" if place.is_dir() else place
-        if place.is_file():
-            print(f"  against {place}:")
-            for line in differences(card, json.loads(place.read_text("utf-8"))):
+        location = Path(args.against)
+        location = location / f"{card.kind}.json" if location.is_dir() else location
+        if location.is_file():
+            print(f"  against {location}:")
+            for line in differences(card, json.loads(location.read_text("utf-8"))):
                 print(f"    {line}")
         elif not Path(args.against).is_dir():
-            raise ConfigError(f"there is no card {place}")
+            raise ConfigError(f"there is no card {location}")
         else:
-            print(f"  there is no earlier card of this kind of machine ({place}): --json writes one")
+            print(f"  there is no earlier card of this kind of machine ({location}): --json writes one")
     if args.json:
         Path(args.json).write_text(card.to_json() + "\n", "utf-8")
     print(card.to_json())
@@ -251,9 +251,9 @@ def models_command(args: argparse.Namespace) -> int:
             raise ConfigError("models pull needs the name of a model, or a YAML file of one")
         model = load_model(args.name)
         if args.to is not None:
-            place = absolute_path(args.to)
-            print(f"{args.name}: {weights.version(weights.copy(model, place))} in {place}")
-            print(f"Its settings, for `model` in a config file, are in {storage.join(place, weights.MODEL_FILE)}")
+            location = absolute_path(args.to)
+            print(f"{args.name}: {weights.version(weights.copy(model, location))} in {location}")
+            print(f"Its settings, for `model` in a config file, are in {storage.join(location, weights.MODEL_FILE)}")
             return 0
         local = weights.pull(model)
         print(f"{args.name}: {local.version} in {local.base}")

@@ -1,4 +1,4 @@
-"""What a person sees of a run: one live display on a terminal, plain lines elsewhere, and the closing summary.
+"""The output of a run for people: one live display on a terminal, plain lines elsewhere, and the closing summary.
 
 Owns rich. Writes to the console it is given; the command line decides which.
 """
@@ -31,7 +31,7 @@ PLAIN_S: Final = 10.0
 """Seconds between lines where there is no terminal."""
 
 RATE_S: Final = 5.0
-"""No rate is told over a shorter time: rows that denoised together end together."""
+"""Shortest time over which a rate is shown, because rows that denoised together end together."""
 
 _PHASES: Final = {
     "planning": "reading the manifest",

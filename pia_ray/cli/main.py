@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("pia-ray: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # Whoever read our output has gone; Python would complain once more when it flushes at exit.
+        # The reader of our output has gone; Python would complain once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE  # as of a program that SIGPIPE ends; 1 would mean failed rows
     except Exception:  # noqa: BLE001 - exit 1 means failed rows, which a bug does not

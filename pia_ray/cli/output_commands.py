@@ -41,17 +41,17 @@ def _open_ledger(output: str) -> Ledger:
     return ledger.Ledger.open(output)
 
 
-def _require_run(output: str, *places: str) -> None:
+def _require_run(output: str, *folders: str) -> None:
     """Refuses an output that no run has written to, before a command leaves traces in it.
 
     Raises:
-        OutputError: there is nothing below `_ledger` nor in the other `places`.
+        OutputError: there is nothing below `_ledger` nor in the other `folders`.
     """
     from pia_ray import storage
 
-    for place in ("_ledger/parts", "_ledger/runs", *places):
+    for folder in ("_ledger/parts", "_ledger/runs", *folders):
         try:
-            if next(iter(storage.list_objects(storage.join(output, place))), None) is not None:
+            if next(iter(storage.list_objects(storage.join(output, folder))), None) is not None:
                 return
         except StorageError as error:
             raise OutputError(f"the output {output} cannot be used: {error.message}") from None

@@ -35,7 +35,7 @@ class _Parser(argparse.ArgumentParser):
         elif (wrong := _WRONG_CHOICE.fullmatch(message)) is not None:
             name, value, choices = wrong.groups()
             known = [choice.strip(" '") for choice in choices.split(",")]
-            message = f'{name} "{value}" is none of {", ".join(known)}.{suggest(value, known)}'
+            message = f'{name} "{value}" is not valid, choose from {", ".join(known)}.{suggest(value, known)}'
         self.exit(2, f"{self.prog}: {message}\nSee `{self.prog} --help`.\n")
 
 
@@ -102,7 +102,7 @@ def make_parser() -> argparse.ArgumentParser:
     ledger.add_argument("output", metavar="OUTPUT")
 
     bench = add(
-        "bench", commands.bench_command, "the benchmark card: this animator beside diffusers' own pipeline, in one run"
+        "bench", commands.bench_command, "the benchmark card: this animator against diffusers' own pipeline, in one run"
     )
     bench.add_argument("--size", choices=("full", "reduced", "demo"), help="model (default: full with a GPU)")
     bench.add_argument("--steps", metavar="N", type=int, help="denoising steps (default: 25 with a GPU, else 4)")
@@ -115,7 +115,7 @@ def make_parser() -> argparse.ArgumentParser:
     bench.add_argument("--dtype", choices=("auto", "float32", "float16", "bfloat16"), default="auto", help="precision")
     bench.add_argument("--offload", metavar="MODE,MODE", help="also with weights in host memory: model, sequential")
     bench.add_argument("--no-verbatim", action="store_true", help="leave the documented example out")
-    bench.add_argument("--against", metavar="PATH", help="a card's JSON, or a folder of them: tell what has moved")
+    bench.add_argument("--against", metavar="PATH", help="a card's JSON, or a folder of them: show what has changed")
     bench.add_argument("--json", metavar="FILE", help="also write the JSON line to a file")
 
     serve = add("serve", commands.serve_command, "the endpoint and its page on this machine, until interrupted")

@@ -53,7 +53,7 @@ class CatalogConfig(WorkerConfig):
         None, ge=0, le=8, description="GPUs (or a share of one) per worker. Left out: 1 where there are GPUs, else 0."
     )
     cpus_per_actor: float = Field(1.0, ge=0, le=64, description="CPU cores reserved per worker.")
-    prefetch: int = Field(2, ge=0, le=64, description="Rows fetched or encoded beside those that denoise, per worker.")
+    prefetch: int = Field(2, ge=0, le=64, description="Rows fetched or encoded while others denoise, per worker.")
     max_attempts: int = Field(3, ge=1, le=100, description="Tries of a row whose worker dies, or that may be retried.")
     deadline_s: float | None = Field(None, gt=0, description="Seconds after which the run stops, resumable.")
     row_timeout_s: float = Field(3600.0, gt=0, description="Seconds after which a row in the engine fails.")

@@ -216,7 +216,7 @@ AS_WORD: Final = BeforeValidator(_name)
 """Reads text in any case, with spaces around it, as one of the words of a `Literal`."""
 
 FIRST_VERSION: Final = "0.1.0"
-"""The version whose knobs are all in a work key, whatever their values."""
+"""The version whose knobs are all in a work key, also at their defaults."""
 
 
 @dataclass(frozen=True)

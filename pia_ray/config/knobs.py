@@ -58,7 +58,7 @@ PRESETS: Final[Mapping[str, Mapping[str, Any]]] = {
     "standard": {},
     "draft": {"scheduler": "unipc", "num_inference_steps": 10},
 }
-"""What each preset sets for knobs that neither the row nor the run names."""
+"""The values of each preset, for knobs that neither the row nor the run names."""
 
 DEFAULT_STYLE: Final = "default"
 """The style of rows that the run's own model animates."""
@@ -176,7 +176,10 @@ class AnimationParams(BaseModel):
         json_schema_extra={"unit": "layers"},
     )
     ip_adapter_scale: FloatCell = Field(
-        1.0, ge=0, le=2, description="How much the look of ip_adapter_image counts, beside the prompt. 0: not at all."
+        1.0,
+        ge=0,
+        le=2,
+        description="How much the style and content of ip_adapter_image count against the prompt. 0: not at all.",
     )
     width: Side | None = Field(
         None,
@@ -213,7 +216,7 @@ class AnimationParams(BaseModel):
     )
     context_schedule: Annotated[ContextSchedule, AS_WORD] = Field(
         "standard",
-        description="Where windows lie: standard keeps them in place, uniform moves them at each step, uniform-loop "
+        description="Position of the windows: standard keeps them fixed, uniform moves them at each step, uniform-loop "
         "also lets them pass from the end to the start.",
     )
     context_stride: IntCell = Field(
@@ -275,7 +278,9 @@ class AnimationParams(BaseModel):
         description="Picture of where the image may move: white moves, black and transparent stay.",
     )
     ip_adapter_image: Text | None = Field(
-        None, min_length=1, description="Picture whose look the video takes on, for models with an IP-Adapter."
+        None,
+        min_length=1,
+        description="Picture whose style and content the video takes on, for models with an IP-Adapter.",
     )
     ip_adapter_image_embeds: Text | None = Field(
         None, min_length=1, description="Embedding in place of ip_adapter_image: .safetensors file or array."
@@ -308,7 +313,7 @@ class AnimationParams(BaseModel):
 
     @property
     def has_image_guidance(self) -> bool:
-        """Whether a branch without the picture takes part beside those with it."""
+        """Whether a branch without the picture takes part."""
         return self.image_guidance_scale not in (0, 1)
 
     @property

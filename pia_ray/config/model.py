@@ -19,7 +19,7 @@ from pia_ray.config.resolving import parse_defaults
 from pia_ray.errors import BadParameter, ConfigError
 
 USER_MODELS = Path("~/.config/pia-ray/models.yaml")
-"""Where users add named models of their own, in the form of the packaged `models.yaml`."""
+"""The file in which users add named models of their own, in the form of the packaged `models.yaml`."""
 
 _Config = TypeVar("_Config", bound=BaseModel)
 
@@ -43,7 +43,7 @@ KnobDefaults = Annotated[dict[str, Any], BeforeValidator(_knob_defaults)]
 
 
 class InversionConfig(BaseModel):
-    """Where a textual inversion comes from; the path alone will do."""
+    """The source of a textual inversion; its path alone will do."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -57,7 +57,7 @@ class InversionConfig(BaseModel):
 
 
 class LoraConfig(InversionConfig):
-    """Where a LoRA comes from and how strongly it acts on rows that do not choose; the path alone will do."""
+    """The source of a LoRA and its strength for rows that do not choose; its path alone will do."""
 
     weight: float = Field(
         1.0, ge=-10, le=10, description="Its strength for rows that name none. 0: acts only on rows that name it."
@@ -65,7 +65,7 @@ class LoraConfig(InversionConfig):
 
 
 class ModelConfig(BaseModel):
-    """Where a model's parts come from and how it likes to be run.
+    """The sources of a model's parts, and the settings to run it with.
 
     `base`, `motion_adapter` and `vae` take a Hugging Face hub id, a local folder or an s3:// prefix, each in diffusers
     layout; `base` and `vae` also a single .safetensors file, local, s3:// or on the hub as OWNER/NAME/FILE. A `base`
@@ -145,7 +145,7 @@ class ModelConfig(BaseModel):
     compile_cache: str | None = Field(
         None,
         description="Local folder that keeps compiled code, for the next process to compile in seconds; workers may "
-        "share it. Whoever may write to it runs code in them.",
+        "share it. A user who may write to it runs code in them.",
     )
     allow_pickle: bool = Field(
         False, description="Also load .bin checkpoints (weights only). safetensors alone is the safe default."
@@ -203,7 +203,7 @@ class ModelConfig(BaseModel):
         if self.long_edge % self.size_step:
             raise ValueError("long_edge must be a multiple of size_step")
         if self.image_encoder is not None and self.ip_adapter is None:
-            raise ValueError("image_encoder is for an ip_adapter, and there is none: give both, or neither")
+            raise ValueError("image_encoder needs an ip_adapter: give both, or neither")
         return self
 
     @property
@@ -276,7 +276,9 @@ def check_style_name(name: object) -> None:
 
 
 def parse_styles(texts: Iterable[str]) -> dict[str, str]:
-    """What flags say of styles: each `NAME=MODEL`, or `NAME` alone for the model of that name; several by commas.
+    """The models of style flags by name.
+
+    Each is `NAME=MODEL`, or `NAME` alone for the model of that name; several are parted by commas.
 
     Raises:
         ConfigError: a name is missing or occurs twice.
@@ -346,7 +348,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 
 def load_model(name_or_file: str) -> ModelConfig:
-    """A named model, or the one a YAML file describes (told by its extension).
+    """A named model, or the one of a YAML file, which its extension shows.
 
     Raises:
         ConfigError: no such name or file, or a wrong setting in it.

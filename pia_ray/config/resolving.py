@@ -92,7 +92,7 @@ def resolve(
 
 
 def check_pictures(params: AnimationParams, *, names: Iterable[str]) -> None:
-    """Whether resolved params suit a request with the pictures of these names (`end_image`, `mask_image`).
+    """Refuses resolved params that do not suit a request with pictures of these names (`end_image`, `mask_image`).
 
     Raises:
         BadParameter: they do not; says which.
@@ -111,7 +111,7 @@ def check_pictures(params: AnimationParams, *, names: Iterable[str]) -> None:
             "motion_scale",
         )
     if "end_image" in names and params.seam == "drop":
-        raise BadParameter("seam must be keep with an end_image, since the video is no loop (got drop)", "seam")
+        raise BadParameter("seam must be keep with an end_image, because the video is not a loop (got drop)", "seam")
     if "end_image" in names and params.long_video == "chain" and params.num_frames > params.piece_frames:
         raise BadParameter("long_video must be windows with an end_image, which a chain does not know of", "long_video")
     if "mask_image" in names and params.image_guidance_scale == 0:
@@ -122,7 +122,7 @@ def check_pictures(params: AnimationParams, *, names: Iterable[str]) -> None:
 
 
 def _check_together(params: AnimationParams) -> None:
-    """What no knob can tell alone; of resolved params, since any of them may come from the run or the model."""
+    """Refuses resolved params that contradict each other; each of them may come from the row, the run or the model."""
     if params.condition_frame >= params.num_frames:
         raise BadParameter(
             f"condition_frame must be 0 to {params.num_frames - 1} for a video of {params.num_frames} frames "
@@ -216,7 +216,7 @@ def seed_of_video(seed: int, video_index: int) -> int:
 def canonical_params(params: AnimationParams) -> str:
     """One item's resolved params as JSON that is equal for equal params: sorted, without spaces, the seed a string.
 
-    `num_videos` is not in it: an item is one video, whatever number its row asks for. A knob that came after the
+    `num_videos` is not in it: an item is one video of those that its row asks for. A knob that came after the
     first version is in it only where it has another value than its default, so that earlier work keys stay valid.
     """
     values = {

@@ -44,7 +44,7 @@ class ServeConfig(WorkerConfig):
     max_frames: int = Field(64, ge=1, description="Most frames of a video.")
     max_steps: int = Field(100, ge=1, description="Most inference steps of a video.")
     max_jobs_per_key: int = Field(32, ge=1, description="Video jobs that a key may have open at once.")
-    max_waiting: int = Field(16, ge=0, description="Requests that wait in a replica beside those that denoise.")
+    max_waiting: int = Field(16, ge=0, description="Requests that wait in a replica while others denoise.")
     requests_per_minute: int = Field(600, ge=1, description="Calls of one key (or address, without keys) per minute.")
     sync_timeout_s: float = Field(300.0, gt=0, description="Seconds after which a synchronous call fails.")
     job_timeout_s: float = Field(3600.0, gt=0, description="Seconds in an engine after which a video job fails.")
@@ -118,7 +118,7 @@ class ServeConfig(WorkerConfig):
         if not self.needs_key and not self.allow_anonymous and not is_loopback(self.host):
             raise ValueError(
                 f"host {self.host} can be reached from elsewhere: give api_keys, or say allow_anonymous: true if "
-                "everybody who reaches it may use it"
+                "everyone who reaches it may use it"
             )
         return self
 
@@ -150,7 +150,7 @@ def is_loopback(host: str) -> bool:
 def load_serve(path: str | Path | None, overrides: Mapping[str, Any]) -> ServeConfig:
     """The endpoint's config of a YAML file with `overrides` on top.
 
-    Both may say `model` in place of `models`: the only one, a named model or a YAML file.
+    Both may say `model` instead of `models`, for the only one: a named model or a YAML file.
 
     Raises:
         ConfigError: the file or a value is wrong.

@@ -17,7 +17,7 @@ MAX_AUTO_BATCH_SIZE: Final = 8
 """Most rows that denoise together where `batch_size` is "auto" and a GPU finds that more pay."""
 
 DEFAULT_KEEP_MODELS: Final = 2
-"""Models that one animator keeps in memory: one at work, and the next one loading beside it."""
+"""Models that one animator keeps in memory: one at work, and the next one that loads meanwhile."""
 
 
 def _batch_size(value: object) -> object:
@@ -42,7 +42,7 @@ HexColour = Annotated[str, AfterValidator(_hex_colour)]
 
 
 class WorkerConfig(BaseModel):
-    """How one process animates rows: the models that it keeps, and how many rows denoise together."""
+    """Settings of one process that animates rows: the models that it keeps, and the rows that denoise together."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 

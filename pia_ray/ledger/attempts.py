@@ -1,4 +1,4 @@
-"""Attempt records: one small object per row in an engine, so that a row that keeps killing its worker is found out.
+"""Attempt records: one small object per row in an engine, so that a row that kills each of its workers is found.
 
 A record is written before the row enters the engine. Only a death leaves it behind, so those that are there when a row
 begins are the deaths it has seen.
@@ -31,7 +31,7 @@ class AttemptRecord:
 
     @property
     def num_earlier(self) -> int:
-        """How many attempts have not ended properly."""
+        """The number of attempts that have not ended properly."""
         return len(self.earlier)
 
 
@@ -48,7 +48,7 @@ def earlier_attempts(output: str, work_key: str) -> tuple[str, ...]:
 def begin_attempt(output: str, work_key: str, *, worker: str, earlier: tuple[str, ...] | None = None) -> AttemptRecord:
     """Writes the record of a row that is about to enter an engine.
 
-    `earlier` is what `earlier_attempts` gave a caller who asked before; left out, it is asked here.
+    `earlier` are the records from `earlier_attempts`; left out, they are listed here.
 
     Raises:
         StorageError: the store refused or did not answer.

@@ -1,4 +1,4 @@
-"""Where everything of an output lies: videos, thumbnails and the ledger's own files, as URIs below the output.
+"""The URIs of everything in an output: videos, thumbnails and the ledger's own files.
 
 Pure functions. Of a row's id only its slug enters a path; the work key alone keeps names apart.
 """
@@ -24,19 +24,19 @@ def slug(row_id: str) -> str:
 
 
 def video_uri(output: str, row_id: str, *, work_key: str, ext: str) -> str:
-    """Where the row's video is committed."""
+    """The URI of the row's video."""
     return storage.join(output, "videos", work_key[:2], f"{_stem(row_id, work_key)}.{ext.removeprefix('.')}")
 
 
 def thumbnail_uris(output: str, row_id: str, *, work_key: str) -> tuple[str, str]:
-    """Where the small pictures of the row's input and of its video are."""
+    """The URIs of the small pictures of the row's input and of its video."""
     folder = storage.join(output, "thumbnails", work_key[:2])
     stem = _stem(row_id, work_key)
     return storage.join(folder, f"{stem}-input.webp"), storage.join(folder, f"{stem}-video.webp")
 
 
 def key_prefix(uri: str) -> int | None:
-    """The first 64 bits of the work key in the URI of a video or thumbnail, or None where the name is not ours."""
+    """The first 64 bits of the work key in the URI of a video or thumbnail, or None for a name that is not ours."""
     match = re.search(r"-([0-9a-f]{16})(?:-input|-video)?\.[a-z0-9]+$", uri)
     return int(match[1], 16) if match else None
 
@@ -57,7 +57,7 @@ def new_part_uri(output: str) -> str:
 
 
 def quarantine_uri(output: str, part_uri: str) -> str:
-    """Where a damaged part is moved."""
+    """The URI to which a damaged part is moved."""
     return storage.join(output, "_ledger", "quarantine", part_uri.rpartition("/")[2])
 
 

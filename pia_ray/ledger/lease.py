@@ -30,14 +30,14 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Holder:
-    """Who holds a lease, as written in it."""
+    """The holder of a lease, as written in it."""
 
     run_id: str
     host: str
     pid: int
     started_at: str
     process: str
-    """Tells a process from every other on every machine; empty where the system does not say."""
+    """Differs for every process on every machine; empty where the system does not say."""
     ttl_s: float
 
     def __str__(self) -> str:
@@ -158,7 +158,7 @@ class Lease:
 
 
 def _read_holder(uri: str) -> Holder | None:
-    """Who holds the lease; None if it was released just now. A file that is no lease belongs to nobody."""
+    """The holder of the lease; None if it was released just now. A damaged file gives an unknown holder."""
     try:
         values: dict[str, Any] = json.loads(storage.read_bytes(uri, max_bytes=100_000))
         return Holder(
@@ -176,7 +176,7 @@ def _read_holder(uri: str) -> Holder | None:
 
 
 def _is_alive(holder: Holder) -> bool | None:
-    """Whether the holder's process lives, where this machine can tell; else None."""
+    """Whether the holder's process lives; None where this machine cannot know."""
     here, there = _process(os.getpid()).rpartition("/"), holder.process.rpartition("/")
     if not holder.process or here[0] != there[0]:
         return None
@@ -189,6 +189,6 @@ def _process(pid: int) -> str:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
         namespace = Path("/proc/self/ns/pid").readlink()
         facts = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()
-        if facts[0] not in "ZX":  # dead, though its parent has not looked yet
+        if facts[0] not in "ZX":  # dead, though its parent has not waited for it yet
             return f"{boot}/{namespace}/{pid}:{facts[19]}"
     return ""

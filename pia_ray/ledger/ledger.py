@@ -47,7 +47,7 @@ _log = logging.getLogger(__name__)
 
 
 class Ledger:
-    """What an output holds, by work key. Reads every part once, when it is opened, and then keeps count by itself.
+    """The rows of an output by work key. Reads every part once, when it is opened, and then counts its own rows in.
 
     A context manager: leaving it writes the rows that wait.
 
@@ -102,7 +102,7 @@ class Ledger:
         return Planned(run=run, items_uri=items_uri, **planner.counts)
 
     def quarantine_damaged(self) -> None:
-        """Moves damaged parts aside, so that they are told of once."""
+        """Moves damaged parts aside, so that they are reported once."""
         for uri in list(self.index.damaged):
             quarantine(self.output, uri)
             del self.index.damaged[uri]
@@ -130,7 +130,7 @@ class Ledger:
         return run
 
     def write_results(self, run_id: str | None = None) -> int:
-        """Writes `results.parquet` in place of what is there, and gives its number of rows.
+        """Writes `results.parquet` anew and gives its number of rows.
 
         One row per work item of that run's manifest (the latest run's if none is named), in its order, with the
         pass-through columns. Items that have not ended yet are left out until they have. Where no run's items are
@@ -152,7 +152,7 @@ class Ledger:
         return num_rows
 
     def compact(self) -> tuple[int, int]:
-        """Puts small parts, and those with many rows that lost, together: the number of parts before and after.
+        """The number of parts before and after small ones, and those with many rows that lost, are put together.
 
         What is new is durable before anything is dropped, so a crash leaves equal rows twice, which count once.
         """
@@ -160,14 +160,14 @@ class Ledger:
         with output_errors(self.output):
             self.quarantine_damaged()
             index = read_index(self.output)
-            places = np.arange(len(index.winners))
+            positions = np.arange(len(index.winners))
             used = np.bincount(index.winners.part, minlength=len(index.part_uris))
             sizes = np.array(index.part_sizes, np.int64)
             old = (sizes < FULL_PART_ROWS // 2) | (used < _STALE * sizes)
             num_before = len(index.part_uris)
             if old.sum() > 1 or (used < sizes)[old].any():
                 dropped = [uri for uri, is_old in zip(index.part_uris, old, strict=True) if is_old]
-                self._rewrite(index, places[old[index.winners.part]], dropped)
+                self._rewrite(index, positions[old[index.winners.part]], dropped)
             self.index.replace_by(read_index(self.output))
             storage.sweep(self.output)
         return num_before, len(self.index.part_uris)
@@ -178,7 +178,7 @@ class Ledger:
         for uri, table, _ in read_winners(index, chosen):
             if isinstance(table, pa.Table):
                 waiting.append(table)
-            elif table is not None:  # damaged where the index does not look
+            elif table is not None:  # damaged in a column that the index does not read
                 quarantine(self.output, uri)
                 aside.add(uri)
             if sum(map(len, waiting)) >= FULL_PART_ROWS:
@@ -192,7 +192,7 @@ class Ledger:
         keys = [key for key in attempts.count_attempts(self.output) if len(key) == 64]
         if keys:
             found = self.index.find(*split_keys(pa.array(keys, pa.string())))
-            attempts.end_stale_attempts(self.output, [keys[place] for place in np.flatnonzero(found >= 0)])
+            attempts.end_stale_attempts(self.output, [keys[position] for position in np.flatnonzero(found >= 0)])
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""The ledger's parts: small immutable Parquet files of result rows, and which row of all of them wins for a work key.
+"""The ledger's parts: small immutable Parquet files of result rows, and the row that wins for each work key.
 
 One row per work key wins: succeeded before failed, then the newest.
 """
@@ -29,11 +29,11 @@ PART_S: Final = 30.0
 MERGED_ROWS: Final = 8192
 """A writer puts its small parts together when they have so many rows, so that a ledger of millions opens fast."""
 PATIENCE_S: Final = 600.0
-"""So long rows wait in memory for a store that does not answer, before the run stops."""
+"""Seconds that rows wait in memory for a store that does not answer, before the run stops."""
 
 _READERS: Final = 16
 _LISTINGS: Final = 5
-"""So often a reader starts over while writers move parts under its eyes."""
+"""Times that a reader starts over while writers move parts."""
 _INDEX_COLUMNS: Final = ("work_key", "status", "error_code", "finished_at")
 _NO_CODE: Final = -1
 _HEX: Final = np.full(256, 255, np.uint8)
@@ -79,18 +79,18 @@ class Entries:
     low: _Array
     succeeded: _Array
     code: _Array
-    """int16, place in the index's list of error codes; -1 for none."""
+    """int16, position in the index's list of error codes; -1 for none."""
     finished_us: _Array
     part: _Array
-    """int32, place in the index's list of parts."""
+    """int32, position in the index's list of parts."""
     row: _Array
 
     def __len__(self) -> int:
         return len(self.high)
 
-    def take(self, places: _Array) -> Entries:
-        """The entries at those places."""
-        return Entries(*(column[places] for column in vars(self).values()))
+    def take(self, positions: _Array) -> Entries:
+        """The entries at those positions."""
+        return Entries(*(column[positions] for column in vars(self).values()))
 
 
 def _empty() -> Entries:
@@ -100,7 +100,7 @@ def _empty() -> Entries:
 
 @dataclass
 class Index:
-    """Where the winning row of each work key lies. Reads four columns of every part once; then grows by `add`."""
+    """The part and position of the winning row of each work key, read once from all parts; then it grows by `add`."""
 
     part_uris: list[str] = field(default_factory=list)
     part_sizes: list[int] = field(default_factory=list)
@@ -134,7 +134,7 @@ class Index:
             finished = table["finished_at"].cast(pa.timestamp("us", tz="UTC")).cast(pa.int64()).to_numpy()
         except (KeyError, pa.ArrowException) as error:
             raise LedgerError(f"not a part of the ledger: {error}") from None
-        place = len(self.part_uris)
+        number = len(self.part_uris)
         self.part_uris.append(uri)
         self.part_sizes.append(len(high))
         self._batches.append(
@@ -144,7 +144,7 @@ class Index:
                 succeeded=succeeded.astype(np.bool_),
                 code=self._code_places(codes),
                 finished_us=finished,
-                part=np.full(len(high), place, np.int32),
+                part=np.full(len(high), number, np.int32),
                 row=np.arange(len(high), dtype=np.int32),
             )
         )
@@ -155,33 +155,33 @@ class Index:
         vars(self).update(vars(other))
 
     def find(self, high: _Array, low: _Array) -> _Array:
-        """For each key its place in `winners`, or -1."""
+        """The position of each key in `winners`, or -1."""
         return find_keys(self.winners.high, self.winners.low, high=high, low=low)
 
     def _code_places(self, codes: pa.Array) -> _Array:
         codes = codes if isinstance(codes, pa.DictionaryArray) else codes.chunk(0)
-        places = []
+        positions = []
         for code in codes.dictionary.to_pylist():
             if code not in self.codes:
                 self.codes.append(code)
-            places.append(self.codes.index(code))
-        table = np.array([*places, _NO_CODE], np.int16)
-        chosen: _Array = table[codes.indices.fill_null(len(places)).to_numpy(zero_copy_only=False)]
+            positions.append(self.codes.index(code))
+        table = np.array([*positions, _NO_CODE], np.int16)
+        chosen: _Array = table[codes.indices.fill_null(len(positions)).to_numpy(zero_copy_only=False)]
         return chosen
 
 
 def find_keys(known_high: _Array, known_low: _Array, *, high: _Array, low: _Array) -> _Array:
-    """For each key its place among the known ones, which are in order; -1 where it is not there."""
-    places = np.searchsorted(known_high, high)
+    """The position of each key among the known ones, which are in order; -1 for a key that is not among them."""
+    positions = np.searchsorted(known_high, high)
     found = np.full(len(high), -1, np.int64)
     open_ = np.arange(len(high))
     while len(open_):  # once but for two keys that share their first 64 bits
-        open_ = open_[places[open_] < len(known_high)]
-        open_ = open_[known_high[places[open_]] == high[open_]]
-        same = known_low[places[open_]] == low[open_]
-        found[open_[same]] = places[open_[same]]
+        open_ = open_[positions[open_] < len(known_high)]
+        open_ = open_[known_high[positions[open_]] == high[open_]]
+        same = known_low[positions[open_]] == low[open_]
+        found[open_[same]] = positions[open_[same]]
         open_ = open_[~same]
-        places[open_] += 1
+        positions[open_] += 1
     return found
 
 
@@ -219,7 +219,7 @@ def read_index(output: str) -> Index:
                     index.add(uri, table)
             except LedgerError as error:
                 index.damaged[uri] = error.message
-                _log.warning("%s is damaged (%s): its rows are looked for among the videos or made again", uri, error)
+                _log.warning("%s is damaged (%s): its rows are restored from the videos or made again", uri, error)
         if not gone:
             break  # else a writer has put parts together: its new one may have come after the listing
     return index
@@ -256,8 +256,8 @@ def read_winners(
 ) -> Iterator[tuple[str, pa.Table | LedgerError | None, _Array]]:
     """Reads winning rows part by part, the parts by the time of their first row.
 
-    `chosen` are places in `index.winners`. Yields the part, its chosen rows (or why there are none, as `read_parts`),
-    and for each row which of `chosen` it is.
+    `chosen` are positions in `index.winners`. Yields the part, its chosen rows (an error or None for a part that cannot
+    be read, as `read_parts`), and for each row its position in `chosen`.
     """
     entries = index.winners.take(chosen)
     first_us = np.full(len(index.part_uris), np.iinfo(np.int64).max)
@@ -292,7 +292,7 @@ def write_part(output: str, table: pa.Table) -> str:
 
 
 def quarantine(output: str, part_uri: str) -> str:
-    """Moves a damaged part aside, for people to look at; where to."""
+    """Moves a damaged part aside, for people to examine; its new URI."""
     target = layout.quarantine_uri(output, part_uri)
     storage.write_bytes(target, storage.read_bytes(part_uri))
     storage.delete(part_uri)

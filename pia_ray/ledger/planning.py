@@ -30,7 +30,7 @@ ITEMS_BYTES: Final = 128 * 2**20
 
 @dataclass(frozen=True)
 class Planned:
-    """The work that a run has before it; the counts add up to `num_items`."""
+    """The work items of a run by what is to be done; the counts add up to `num_items`."""
 
     run: RunRecord
     items_uri: str
@@ -54,16 +54,16 @@ class Sorted(NamedTuple):
 
 
 def sort_items(index: Index, table: pa.Table, *, retry: Collection[str]) -> Sorted:
-    """Which items of a table with the columns of ITEMS_SCHEMA are done, bad, or to do, as `Ledger.plan` says."""
-    places = index.find(*split_keys(table["work_key"]))
-    known = places >= 0
+    """Masks of the done, bad and pending items of a table with the columns of ITEMS_SCHEMA, as `Ledger.plan` says."""
+    positions = index.find(*split_keys(table["work_key"]))
+    known = positions >= 0
     winners = index.winners
-    succeeded = np.zeros(len(places), np.bool_)
-    succeeded[known] = winners.succeeded[places[known]]
-    again = np.zeros(len(places), np.bool_)
+    succeeded = np.zeros(len(positions), np.bool_)
+    succeeded[known] = winners.succeeded[positions[known]]
+    again = np.zeros(len(positions), np.bool_)
     if retry:
         named = [code for code, text in enumerate(index.codes) if text in retry]
-        again[known] = RETRY_ALL in retry or np.isin(winners.code[places[known]], named)
+        again[known] = RETRY_ALL in retry or np.isin(winners.code[positions[known]], named)
     rejected = pc.is_valid(table["error_message"]).to_numpy() & ~succeeded
     return Sorted(known, succeeded, rejected, pending=~succeeded & ~rejected & (~known | again))
 
@@ -93,7 +93,7 @@ class Planner:
         counts["num_succeeded_before"] += int(succeeded.sum())
         counts["num_rejected"] += int(rejected.sum())
         counts["num_failed_before"] += int((~succeeded & ~rejected & ~pending).sum())
-        # Columns by place: a pass-through column may have any name that no results column has.
+        # Columns by position: a pass-through column may have any name that no results column has.
         own = len(ITEMS_SCHEMA)
         columns = [*table.columns[:own], pa.array(pending), pa.array(rejected & ~known), *table.columns[own:]]
         passed = [field.with_name(f"{COLUMN_PREFIX}{field.name}") for field in list(table.schema)[own:]]

@@ -41,7 +41,7 @@ RESULTS_SCHEMA: Final = pa.schema([_arrow_field(name, hint) for name, hint in ge
 NOT_IN_PROVENANCE: Final = frozenset(
     {"video_uri", "thumbnail_uri", "input_thumbnail_uri", "size_bytes", "sha256", "publish_s"}
 )
-"""What a file cannot say of itself: where it lies, its own length and hash, and how long its upload took."""
+"""Columns that a video cannot hold about itself: its URIs, length, hash, and the time of its upload."""
 
 
 def to_table(rows: Iterable[ResultRow]) -> pa.Table:
@@ -76,7 +76,7 @@ def from_record(record: Mapping[str, Any]) -> ResultRow:
 
 
 def provenance(row: ResultRow) -> dict[str, Any]:
-    """What is written inside the row's video: plain JSON values, the seed as text."""
+    """The provenance inside the row's video: plain JSON values, the seed as text."""
     values = {f.name: getattr(row, f.name) for f in dataclasses.fields(row) if f.name not in NOT_IN_PROVENANCE}
     return {**values, "seed": str(row.seed), "finished_at": row.finished_at.astimezone(UTC).isoformat()}
 
@@ -122,7 +122,7 @@ def read_results(output: str) -> pa.Table:
     Columns that an earlier version did not write are null.
 
     Raises:
-        OutputError: there is none yet, or it cannot be read.
+        OutputError: the output has no table yet, or it cannot be read.
     """
     uri = layout.results_uri(output)
     try:
@@ -166,10 +166,10 @@ def conform(table: pa.Table, columns: Sequence[str] | None = None) -> pa.Table:
 
 def _filled(table: pa.Table, schema: pa.Schema) -> pa.Table:
     """The table with nulls for the nullable columns of the schema that it lacks, each where the schema has it."""
-    for place, column in enumerate(schema):
+    for position, column in enumerate(schema):
         if column.nullable and column.name not in table.column_names:
             nulls = pa.nulls(len(table), column.type)
-            table = table.add_column(min(place, table.num_columns), column, nulls)
+            table = table.add_column(min(position, table.num_columns), column, nulls)
     return table
 
 

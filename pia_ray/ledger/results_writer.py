@@ -39,11 +39,11 @@ class ResultsWriter:
 
     def write(self, path: Path) -> int:
         """The number of rows that were written to the file."""
-        places, files = winners_of(self._output, self._index, self._run_id)
-        ended = np.flatnonzero(places >= 0)
+        winners, files = winners_of(self._output, self._index, self._run_id)
+        ended = np.flatnonzero(winners >= 0)
         num_files = int(files[-1]) + 1 if len(files) else 0
         stretches = files[ended] // max(1, -(-num_files // _SPILLS))
-        spills = self._spill(places[ended], ended, stretches)
+        spills = self._spill(winners[ended], ended, stretches)
         num_rows = 0
         passed = iter(()) if self._run_id is None else runs.read_passed(self._output, self._run_id)
         first = next(passed, None)
@@ -85,7 +85,7 @@ class ResultsWriter:
         if error is None:
             self.num_gone += num_rows
         else:
-            _log.warning("%s is damaged (%s): the next run looks for its %d rows anew", uri, error.message, num_rows)
+            _log.warning("%s is damaged (%s): the next run searches its %d rows anew", uri, error.message, num_rows)
             quarantine(self._output, uri)
 
 

@@ -1,4 +1,4 @@
-"""What a run was asked to do and which work items it planned: `_ledger/runs/<run id>/{run.json, items/}`."""
+"""Records of runs and the work items that they planned: `_ledger/runs/<run id>/{run.json, items/}`."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def new_run(*, manifest: str, model: str, config: Mapping[str, Any] | None = Non
 
 
 def write_run(output: str, run: RunRecord) -> None:
-    """Writes the run's record, in place of an earlier state of it."""
+    """Writes the run's record over an earlier state of it."""
     values = dataclasses.asdict(run)
     times = {name: values[name].isoformat() for name in ("started_at", "planned_at", "finished_at") if values[name]}
     content = json.dumps({**values, **times}, indent=2, default=str)
@@ -67,7 +67,7 @@ def read_run(output: str, run_id: str) -> RunRecord:
     """The record of a run.
 
     Raises:
-        LedgerError: there is none, or it is damaged.
+        LedgerError: the run has no record, or it is damaged.
     """
     uri = layout.run_uri(output, run_id)
     try:

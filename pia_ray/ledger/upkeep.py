@@ -1,4 +1,4 @@
-"""Looking at an output and mending it: `summary` for reports, `verify`, and `rebuild` from the videos alone."""
+"""Care of an output: `summary` for reports, `verify`, and `rebuild` from the videos alone."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ _Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class LedgerSummary:
-    """What happened to the work items of the latest manifest, over all runs."""
+    """Counts and times of the work items of the latest manifest, over all runs."""
 
     run: RunRecord | None
     """The latest run; None for a ledger without one."""
@@ -61,7 +61,7 @@ class LedgerSummary:
     errors: Mapping[str, int]
     """Failed rows by error code, the most frequent first."""
     flags: Mapping[str, int]
-    """Succeeded rows by what is suspicious about their videos, the most frequent first."""
+    """Succeeded rows by the flags of their videos, the most frequent first."""
     last_finished_at: datetime | None
     num_in_run: int
     """Succeeded rows that the latest run itself made."""
@@ -77,7 +77,7 @@ class LedgerSummary:
 
 @dataclass(frozen=True)
 class Verified:
-    """What `verify` found. Lists hold at most 1000 names each."""
+    """The findings of `verify`. Lists hold at most 1000 names each."""
 
     num_succeeded: int
     num_failed: int
@@ -100,7 +100,7 @@ class Verified:
 
 @dataclass(frozen=True)
 class Rebuilt:
-    """What `rebuild` did."""
+    """The counts of `rebuild`."""
 
     num_videos: int
     num_restored: int
@@ -115,15 +115,15 @@ def summary(ledger: Ledger) -> LedgerSummary:
     ledger.flush()
     with output_errors(ledger.output):
         run = runs.latest_run(ledger.output)
-        places, _ = winners_of(ledger.output, ledger.index, run.run_id if run is not None else None)
+        positions, _ = winners_of(ledger.output, ledger.index, run.run_id if run is not None else None)
         pieces = [
             table
-            for _, table, _ in read_winners(ledger.index, places[places >= 0], columns=_SUMMARY_COLUMNS)
+            for _, table, _ in read_winners(ledger.index, positions[positions >= 0], columns=_SUMMARY_COLUMNS)
             if isinstance(table, pa.Table)
         ]
     rows = pa.concat_tables(pieces) if pieces else pa.table({name: [] for name in _SUMMARY_COLUMNS})
     if not len(rows):
-        return LedgerSummary(run, len(places), 0, 0, len(places), 0, {}, {}, None, 0, None, None, 0.0, 0, {})
+        return LedgerSummary(run, len(positions), 0, 0, len(positions), 0, {}, {}, None, 0, None, None, 0.0, 0, {})
     succeeded = rows.filter(pc.equal(rows["status"], SUCCEEDED))
     failed = rows.filter(pc.equal(rows["status"], FAILED))
     codes = Counter({entry["values"]: entry["counts"] for entry in pc.value_counts(failed["error_code"]).to_pylist()})
@@ -137,10 +137,10 @@ def summary(ledger: Ledger) -> LedgerSummary:
             per_minute = 60 * num_in_run / run_s
     return LedgerSummary(
         run=run,
-        num_items=len(places),
+        num_items=len(positions),
         num_succeeded=len(succeeded),
         num_failed=len(failed),
-        num_left=len(places) - len(succeeded) - len(failed),
+        num_left=len(positions) - len(succeeded) - len(failed),
         num_retryable=pc.sum(failed["retryable"]).as_py() or 0,
         errors={code or "unknown": count for code, count in codes.most_common()},
         flags=_flags(succeeded),
@@ -155,9 +155,9 @@ def summary(ledger: Ledger) -> LedgerSummary:
 
 
 def verify(output: str) -> Verified:
-    """Holds every succeeded row against the object that it names, and every object against the rows.
+    """The differences between succeeded rows and the objects of the output.
 
-    Videos are looked for below `output`, also where it was moved since.
+    Videos are searched below `output`, also where it was moved since.
     """
     ledger = Ledger.open(output)
     winners = ledger.index.winners
@@ -178,18 +178,18 @@ def verify(output: str) -> Verified:
         orphans: list[str] = []
         num_orphans = 0
         for found in storage.list_objects(storage.join(output, "videos")):
-            place = _place_of(found.uri, high)
-            if place is None:
+            position = _position_of(found.uri, high)
+            if position is None:
                 num_orphans += 1
                 orphans += [found.uri] if len(orphans) < SHOWN else []
                 continue
-            seen[place] = True
-            wrong[place] = sizes[place] not in (-1, found.size_bytes)
+            seen[position] = True
+            wrong[position] = sizes[position] not in (-1, found.size_bytes)
         pictures = np.zeros(len(chosen), np.int8)
         for found in storage.list_objects(storage.join(output, "thumbnails")):
-            place = _place_of(found.uri, high)
-            if place is not None:
-                pictures[place] += 1
+            position = _position_of(found.uri, high)
+            if position is not None:
+                pictures[position] += 1
         missing, wrong_size = np.flatnonzero(~seen), np.flatnonzero(wrong)
         return Verified(
             num_succeeded=len(chosen),
@@ -231,7 +231,7 @@ def rebuild(output: str) -> Rebuilt:
         with ThreadPoolExecutor(_READERS, thread_name_prefix="rebuild") as pool:
             for batch in _batches(storage.list_objects(storage.join(output, "videos"))):
                 num_videos += len(batch)
-                for row in pool.map(restore, [found for found in batch if _place_of(found.uri, high) is None]):
+                for row in pool.map(restore, [found for found in batch if _position_of(found.uri, high) is None]):
                     if isinstance(row, ResultRow):
                         ledger.append([row])
                         num_restored += 1
@@ -262,13 +262,13 @@ def _restore(output: str, uri: str, pictures: set[str]) -> ResultRow:
     return row
 
 
-def _place_of(uri: str, high: _Array) -> int | None:
-    """Where in the ordered first halves of keys the file's own is."""
+def _position_of(uri: str, high: _Array) -> int | None:
+    """The position of the file's key in the ordered first halves of keys; None for a file of no such key."""
     prefix = layout.key_prefix(uri)
     if prefix is None:
         return None
-    place = int(np.searchsorted(high, np.uint64(prefix)))
-    return place if place < len(high) and int(high[place]) == prefix else None
+    position = int(np.searchsorted(high, np.uint64(prefix)))
+    return position if position < len(high) and int(high[position]) == prefix else None
 
 
 def _video_uris(ledger: Ledger, chosen: _Array) -> Iterator[str]:

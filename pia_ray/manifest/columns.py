@@ -1,4 +1,4 @@
-"""An opened manifest: its files, what their columns mean, and the columns that pass through to the results."""
+"""An opened manifest: its files, the meaning of their columns, and those that pass through to the results."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _log = getLogger(__name__)
 
 @dataclass(frozen=True)
 class Columns:
-    """What the columns of one manifest file mean."""
+    """The meaning of the columns of one manifest file."""
 
     id: str | None
     image: str
@@ -118,7 +118,7 @@ def _columns(file: TableFile, config: CatalogConfig) -> Columns:
 
 
 def columns_of(names: Sequence[str], id_col: str | None, image_col: str | None, prompt_col: str | None) -> Columns:
-    """What columns of these names mean. There need not be one of the image's name."""
+    """The meaning of columns of these names. The image's column may be missing."""
     image = image_col or next((name for name in IMAGE_COLUMNS if name in names), IMAGE_COLUMNS[0])
     prompt = prompt_col or next((name for name in PROMPT_COLUMNS if name in names), None)
     row_id = id_col or ("id" if "id" in names else None)

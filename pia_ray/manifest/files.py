@@ -88,7 +88,7 @@ def read(file: TableFile, cells: Sequence[str], *, passed: pa.Schema) -> Iterato
 
 
 def root_of(uri: str) -> str:
-    """The folder from which the references of a manifest start, told by its URI alone; with a slash at the end."""
+    """The folder of the references of a manifest, by its URI alone; with a slash at the end."""
     if not storage.is_s3(uri):
         uri = str(storage.local_path(uri).expanduser().absolute())
     if glob.has_magic(uri) and (storage.is_s3(uri) or not Path(uri).exists()):
@@ -101,7 +101,7 @@ def _kind(name: str) -> Kind | None:
 
 
 def _names(uri: str) -> tuple[str, list[str]]:
-    """The root, with a slash at its end, and the names below it of the files to look at."""
+    """The root, with a slash at its end, and the names of the files below it."""
     if storage.is_s3(uri):
         return _s3_names(uri)
     try:
@@ -179,7 +179,7 @@ def _of_folder(uri: str, names: Iterable[str]) -> list[str]:
 
 
 def _made_by_runs(names: Iterable[str]) -> set[str]:
-    """How the names begin of what earlier runs left in this folder: an output may lie beside or below its manifest."""
+    """Prefixes of the names that earlier runs left in this folder, because an output may be in or below it."""
     starts: set[str] = set()
     for name in names:
         head, ledger, _ = f"/{name}".partition("/_ledger/")

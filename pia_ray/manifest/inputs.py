@@ -55,10 +55,10 @@ def read_references(
     max_pixels: int,
     identities: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, Image | np.ndarray[Any, Any]]:
-    """What is behind references, by knob: RGB pictures of their own size, and float32 arrays.
+    """The pictures (RGB, of their own size) and float32 arrays behind references, by knob.
 
-    Transparent parts of a mask are black, which stays; those of other pictures show `background`. `identities` say
-    what was planned for bytes that lie in a manifest.
+    Transparent parts of a mask are black, which stays; those of other pictures show `background`. `identities`
+    are those that were planned for bytes inside a manifest.
 
     Raises:
         RowError: as `fetch`; the message begins with the knob.
@@ -76,7 +76,7 @@ def read_references(
 def decode_references(
     contents: Mapping[str, bytes], *, background: str, max_bytes: int, max_pixels: int
 ) -> dict[str, Image | np.ndarray[Any, Any]]:
-    """As `read_references`, of files that are at hand.
+    """As `read_references`, of the files' contents.
 
     Raises:
         ImageError, BadParameter: a file is not what its knob takes; the message begins with the knob.

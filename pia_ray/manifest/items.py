@@ -49,7 +49,7 @@ ITEMS_SCHEMA: Final = pa.schema(
 )
 """One planned work item, in manifest order; a manifest's pass-through columns follow, with their own types.
 
-`reference_uris` is JSON: where the files lie that the params refer to, by knob; null where they refer to none. An
+`reference_uris` is JSON: the URIs of the files that the params refer to, by knob; null if they refer to none. An
 `error_message` marks a rejected row: it becomes a failed row without reaching a worker."""
 
 MAX_ID_LENGTH: Final = 256
@@ -83,7 +83,7 @@ class Picture(NamedTuple):
     name: str
     """Reference to make an id from."""
     version: str = ""
-    """What a listing says of its content, or an empty string."""
+    """The version of its content from a listing, or an empty string."""
 
 
 def item_from_row(row: ManifestRow) -> Item:
@@ -280,7 +280,7 @@ def derived_id(picture: Picture, given: str) -> str:
 
 
 def run_spec(config: CatalogConfig, model: ModelConfig, version: str) -> dict[str, Any]:
-    """What the run and the row's model of that version, not the row, add to a work key."""
+    """The part of a work key that comes from the run and the row's model of that version."""
     settings = {
         "version": version,
         "dtype": model.dtype,

@@ -39,7 +39,7 @@ from pia_ray.media import arrays
 _CACHED_FILES: Final = 4
 _CACHED_COLUMN_BYTES: Final = 64 * 2**20
 _BYTES_ROWS: Final = 256
-"""Rows of images read at once: Parquet stores equal images once, so that sizes in a file tell nothing of memory."""
+"""Rows of images read at once: Parquet stores equal images once, so that sizes in a file say nothing of memory."""
 _CELL = re.compile(r"(?P<uri>.+)#row=(?P<row>[1-9][0-9]{0,17})&column=(?P<column>[^&#]+)", re.DOTALL)
 
 
@@ -89,12 +89,12 @@ def read_image_cell(reference: str) -> bytes:
     Raises:
         StorageNotFound: the manifest is gone.
         ImageNotFound: no such row or column, or no bytes there: the manifest changed since it was planned.
-        BadParameter: an array that is none any more.
+        BadParameter: the cell holds no array any more.
         StorageError: the file cannot be read.
     """
     match = _CELL.fullmatch(reference)
     if match is None:
-        raise ImageNotFound(f"{reference} is no image cell of a manifest")
+        raise ImageNotFound(f"{reference} is not an image cell of a manifest")
     uri, row, column = match["uri"], int(match["row"]), unquote(match["column"])
     try:
         value = _cells_of(uri, column).read(row)
@@ -162,7 +162,7 @@ def _values(column: pa.Array) -> list[Any]:
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         try:
             return list(column.to_numpy(zero_copy_only=False).tolist())
-        except (pa.ArrowException, UnicodeDecodeError):  # not UTF-8: its lone surrogates will be told of, row by row
+        except (pa.ArrowException, UnicodeDecodeError):  # not UTF-8: its lone surrogates become bad rows
             raw = column.cast(pa.large_binary()).to_pylist()
             return [None if value is None else value.decode("utf-8", "surrogateescape") for value in raw]
     if pa.types.is_integer(kind) or pa.types.is_floating(kind):
@@ -185,7 +185,7 @@ class _Cells:
         self._kept: tuple[int, pa.ChunkedArray] | None = None
 
     def read(self, row: int) -> Any:
-        """The cell's value, or None where there is none."""
+        """The cell's value, or None for a cell that does not exist."""
         with self._lock:
             metadata = self._file.metadata
             left = row - 1
@@ -237,6 +237,6 @@ def _cells_of(uri: str, column: str) -> _Cells:
 def _storage_error(error: Exception, reference: str) -> StorageError:
     if isinstance(error, PermissionError) or "ACCESS_DENIED" in str(error):
         return StorageDenied(f"cannot read {reference}: {error}")
-    # Arrow tells a broken connection and a broken page by the same type; over the network, trying again may help.
+    # Arrow raises the same type for a broken connection and a broken page; over the network, trying again may help.
     kind = StorageUnavailable if isinstance(error, OSError) and storage.is_s3(reference) else StorageError
     return kind(f"cannot read {reference}: {error}")

@@ -186,7 +186,7 @@ class _Planner:
                     )
                     if self._add(items, index, template, picture, id_cell, prompt, negative, seed, has_id=has_id):
                         continue
-                except (BadParameter, UnicodeEncodeError):  # the plain way tells what is wrong
+                except (BadParameter, UnicodeEncodeError):  # the plain way says what is wrong
                     pass
             items.add(index, self._plain(file, columns, chunk, index))
         return items.table(chunk.passed, self.manifest.items_schema), items.ids
@@ -362,13 +362,13 @@ def _folder_of(name: str) -> str:
 
 
 def _duplicates(planner: _Planner, hashes: set[int]) -> str:
-    """What to tell of ids that occur more than once, found among those with such a hash; empty if there are none."""
-    places: dict[str, list[str]] = {}
+    """The message for ids that occur more than once, among those with such a hash; empty if none does."""
+    rows_of: dict[str, list[str]] = {}
     for file, columns, chunk in _chunks(planner.manifest, planner.config.limit):
         for index, row_id in enumerate(planner.plan(file, columns, chunk)[1]):
             if hash(row_id) in hashes:
-                places.setdefault(row_id, []).append(f"row {chunk.first_row + index} of {file.name}")
-    twice = {row_id: rows for row_id, rows in places.items() if len(rows) > 1}
+                rows_of.setdefault(row_id, []).append(f"row {chunk.first_row + index} of {file.name}")
+    twice = {row_id: rows for row_id, rows in rows_of.items() if len(rows) > 1}
     if not twice:
         return ""
     lines = [

@@ -1,7 +1,7 @@
 """Image references as written -> where the picture lies, and what a work key says of it.
 
 A picture is identified by its reference without a URL's signature, bytes by their sha256; no request per row. Listings
-tell the version of a picture where a run asks for it.
+give the version of a picture where a run asks for it.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _LISTED_FOLDERS: Final = 8
 
 
 def locate(reference: str, folder: str, prefix: str = "", *, what: str = "image") -> tuple[str, str]:
-    """Where the picture lies and its identity, for a reference in a manifest that lies in `folder`.
+    """The URI and the identity of a picture, for a reference in a manifest that lies in `folder`.
 
     `folder` ends with a slash. `what` is the knob that refers to it. `prefix` goes before the identity of a relative
     reference: the folder of its manifest below the root of all, so that two folders' `1.png` stay two pictures.
@@ -90,7 +90,7 @@ def locate(reference: str, folder: str, prefix: str = "", *, what: str = "image"
         try:
             parts = urlsplit(reference)
         except ValueError as error:
-            raise BadParameter(f"{what} {_short(reference)} is no file:// URL: {error}", what) from None
+            raise BadParameter(f"{what} {_short(reference)} is not a valid file:// URL: {error}", what) from None
         if parts.netloc not in ("", "localhost") or not parts.path.startswith("/"):
             raise BadParameter(f"{what} {reference}: a file:// URL needs three slashes and an absolute path", what)
         return unquote(parts.path), reference
@@ -125,7 +125,7 @@ def stem(reference: str) -> str:
     """The file's name without folders, query and extension, for people; "image" where there is none."""
     if reference[:5].lower() == "data:":
         return "image"
-    # Not urlsplit, which raises for hosts that are none: those are for the fetch to refuse, row by row.
+    # Not urlsplit, which raises for hosts that are not valid: the fetch refuses those, row by row.
     path = reference.partition("?")[0].partition("#")[0] if reference[:6].lower() == "https:" else reference
     return posixpath.splitext(posixpath.basename(path.rstrip("/")))[0][:64].replace("\0", "") or "image"
 
@@ -157,11 +157,11 @@ def decode_data_url(url: str, *, what: str = "image") -> bytes:
     """The content of a `data:` URL.
 
     Raises:
-        BadParameter: it is none, or its base64 is damaged.
+        BadParameter: it is not a data: URL, or its base64 is damaged.
     """
     head, comma, text = url.partition(",")
     if not comma or not head.lower().startswith("data:"):
-        raise BadParameter(f"{what} is no whole data: URL: data:[<type>][;base64],<content>", what)
+        raise BadParameter(f"{what} is not a valid data: URL, which is data:[<type>][;base64],<content>", what)
     if not head.lower().endswith(";base64"):
         return unquote_to_bytes(text)
     try:
@@ -171,7 +171,7 @@ def decode_data_url(url: str, *, what: str = "image") -> bytes:
 
 
 class Versions:
-    """Tells the version of pictures: one listing per S3 prefix, size and time of change of local files."""
+    """The versions of pictures: one listing per S3 prefix, size and time of change of local files."""
 
     def __init__(self) -> None:
         self._listed: LRUCache[str, dict[str, str]] = LRUCache(_LISTED_FOLDERS)
@@ -189,7 +189,7 @@ class Versions:
     def _of_file(self, path: str) -> str:
         try:
             found = storage.head(path)
-        except StorageError:  # unreadable: the row will tell when its picture is fetched
+        except StorageError:  # unreadable: the row fails when its picture is fetched
             return ""
         return "" if found is None else f"#size={found.size_bytes}&mtime={found.last_modified.timestamp():.6f}"
 

@@ -1,6 +1,6 @@
 """One manifest row -> its picture and knobs, its work items, or a rejected item that says what is wrong with it.
 
-The plain way: `planning` has the fast one for whole manifests, and comes here for every row that is not plainly right.
+The plain way. `planning` has a fast one for whole manifests, and uses this one for each row that is not plainly right.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def plan_row(
     model_version: str,
     style_versions: Mapping[str, str] = MappingProxyType({}),
 ) -> ManifestRow:
-    """The work item of one row as `plan` makes it, for rows that come from elsewhere; other columns are not looked at.
+    """The work item of one row as `plan` makes it, for rows that come from elsewhere; other columns are ignored.
 
     Relative references start from the folder of `config.manifest`. Bytes and arrays travel inside the row, as a data:
     URL.
@@ -88,7 +88,7 @@ def picture_of(
             raise BadParameter("image holds no bytes", "image")
         return Picture(cell_reference(file, row, column), references.identity_of_bytes(cell), name)
     picture = _picture_at(cell, file.folder, prefix)
-    if file.kind == "pictures":  # a file's own name is no reference: it may start with a space
+    if file.kind == "pictures":  # a file's own name is not a reference, because it may start with a space
         picture = picture._replace(uri=file.folder + cell, identity=cell)
     if picture.uri.startswith("data:") and file.kind == "parquet" and not is_gzip(file.uri):
         return picture._replace(uri=cell_reference(file, row, column))
@@ -134,11 +134,11 @@ def knobs_of(columns: Columns, cell: Callable[[str], Any]) -> dict[str, Any]:
 
 def rejected(file: TableFile, row: int, columns: Columns, cells: Mapping[str, Any], *, code: str, what: str) -> Item:
     """The item of a row that cannot be animated; `what` goes on from "row 7 of file"."""
-    place = f"row {row} of {file.name}"
+    where = f"row {row} of {file.name}"
     try:
-        row_id = id_text(cells.get(columns.id)) if columns.id is not None else place[-MAX_ID_LENGTH:]
+        row_id = id_text(cells.get(columns.id)) if columns.id is not None else where[-MAX_ID_LENGTH:]
     except BadParameter:
-        row_id = place[-MAX_ID_LENGTH:]
+        row_id = where[-MAX_ID_LENGTH:]
     row_id = _valid(row_id)
     written = {name: _written(cell) for name, cell in cells.items() if cell is not None}
     spec = canonical({"v": KEY_VERSION, "id": row_id, "rejected": _valid(what), "cells": written})
@@ -154,7 +154,7 @@ def rejected(file: TableFile, row: int, columns: Columns, cells: Mapping[str, An
         style=DEFAULT_STYLE,
         params=canonical({knob: written[knob][:_SHOWN_CHARS] for knob in columns.knobs if knob in written}),
         error_code=code,
-        error_message=_valid(place + what),
+        error_message=_valid(where + what),
     )
 
 
@@ -198,5 +198,5 @@ def _written(cell: object) -> str:
 
 
 def _valid(text: str) -> str:
-    """The text with question marks for what is no valid Unicode."""
+    """The text with question marks for lone surrogates."""
     return text.encode("utf-8", "replace").decode()

@@ -31,9 +31,9 @@ class TableFile:
     uri: str
     """Absolute path or s3:// URI; of a folder of images, the folder."""
     name: str
-    """What messages call it: its path below the manifest's root."""
+    """Its path below the manifest's root, for messages."""
     folder: str
-    """What its relative references start from, with a slash at the end."""
+    """The folder of its relative references, with a slash at the end."""
     kind: Kind
     schema: pa.Schema
     """Columns with their types: text for CSV, over all JSON lines files for JSON lines."""
@@ -57,7 +57,7 @@ class Chunk:
     passed: pa.Table
     """The columns that pass through; null in bad rows."""
     bad_rows: Mapping[int, str]
-    """What is wrong, by position in the chunk."""
+    """Messages by position in the chunk."""
 
     def head(self, num_rows: int) -> Chunk:
         """Its first rows."""
@@ -96,7 +96,7 @@ def cast(column: pa.Array, to: pa.Field, file: TableFile) -> pa.Array:
     """A pass-through column of a file in the type it has over all files.
 
     Raises:
-        ManifestError: a value does not fit, or is no valid text.
+        ManifestError: a value does not fit, or is not valid text.
     """
     try:
         column.validate(full=True)  # Parquet readers do not check that text is UTF-8

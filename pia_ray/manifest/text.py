@@ -24,7 +24,7 @@ _FIELD_CHARS: Final = 128 * 2**20  # of one CSV cell: room for a data: URL of a 
 
 @contextmanager
 def csv_reader(file: TableFile) -> Iterator[tuple[list[str], Iterator[tuple[list[str] | str, int]]]]:
-    """The header's names, and the rows with the characters read so far; a row that is damaged is told in a sentence."""
+    """The header's names, and the rows with the characters read so far; for a damaged row, a message."""
     csv.field_size_limit(_FIELD_CHARS)  # of the whole process: the module has no limit per reader
     undecodable: list[int] = []
     chars = 0
@@ -175,7 +175,7 @@ def _refuse_utf16(stream: IO[bytes], name: str) -> None:
 
 
 def _json_rows(file: TableFile) -> Iterator[tuple[dict[str, Any] | str, int]]:
-    """The objects with the bytes read so far; a line that is none is told in a sentence."""
+    """The objects with the bytes read so far; for a line that is not an object, a message."""
     size = 0
     with bytes_of(file.uri) as stream:
         _refuse_utf16(stream, file.name)
@@ -190,7 +190,7 @@ def _json_rows(file: TableFile) -> Iterator[tuple[dict[str, Any] | str, int]]:
                 if not isinstance(row, dict):
                     row = f"(line {number}) is no JSON object"
                 elif "\\u" in text and not is_unicode(json.dumps(row, ensure_ascii=False)):
-                    row = f"(line {number}) holds a lone surrogate, which is no valid Unicode"
+                    row = f"(line {number}) holds a lone surrogate, which is not valid Unicode"
             except UnicodeDecodeError:
                 row = f"(line {number}) is not UTF-8: save the file as UTF-8"
             except (ValueError, RecursionError) as error:

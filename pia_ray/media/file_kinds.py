@@ -6,7 +6,7 @@ from typing import Final
 
 
 def sniff(content: bytes) -> str:
-    """What the first bytes say the content is, in words: "JPEG", "a web page (HTML)", "an empty file" ..."""
+    """The kind of the content by its first bytes, in words: "JPEG", "a web page (HTML)", "an empty file" ..."""
     if not content:
         return "an empty file"
     if content[:4] == b"RIFF":

@@ -59,7 +59,7 @@ class DecodedImage:
 def decode(
     content: bytes, *, background: str = "#ffffff", max_bytes: int = 50_000_000, max_pixels: int = 64_000_000
 ) -> DecodedImage:
-    """The picture in these bytes: JPEG, PNG, WebP, GIF, TIFF or BMP, told by the content and not by a name.
+    """The picture in these bytes: JPEG, PNG, WebP, GIF, TIFF or BMP, by the content and not by a name.
 
     Transparent parts show `background`. All caps are checked before any pixel is decoded.
 
@@ -79,7 +79,7 @@ def decode(
         raise UnsupportedImage(f"This is {kind}, not a picture that can be read. {advice}")
     notes: list[str] = []
     with _decoder_faults(f"The {kind} picture"):
-        # Not Image.open: its bomb check warns or raises, by a global setting, before the size can be looked at.
+        # Not Image.open: its bomb check warns or raises, by a global setting, before the size can be checked.
         image = _OPENERS[kind](BytesIO(content))
         _check_size(image.size, max_pixels)
         _check_kind(image, content, notes)
@@ -182,7 +182,7 @@ _UNSUPPORTED_WORDS: Final = (
 
 @contextmanager
 def _decoder_faults(what: str) -> Iterator[None]:
-    """Turns whatever Pillow raises on bad input into an ImageError."""
+    """Turns what Pillow raises on bad input into an ImageError."""
     try:
         yield
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
@@ -209,7 +209,7 @@ def _check_size(size: tuple[int, int], max_pixels: int) -> None:
 
 
 def _check_kind(image: ImageFile.ImageFile, content: bytes, notes: list[str]) -> None:
-    """What only this format can hide, before the pixels are decoded."""
+    """Refuses a damaged file by checks of its format, before the pixels are decoded."""
     if isinstance(image, PngImagePlugin.PngImageFile):
         # Decoding skips the checksums of the pixels: of 2,400 PNGs with one flipped bit, 172 passed as pictures with
         # wrong pixels. verify reads them all, and uses its instance up.
@@ -240,7 +240,7 @@ _TURNS: Final[Mapping[int, Image.Transpose]] = {
 
 
 def _upright(image: Image.Image, notes: list[str]) -> Image.Image:
-    """The loaded image turned as its EXIF orientation says; broken EXIF is no reason to lose a picture."""
+    """The loaded image turned as its EXIF orientation says; broken EXIF is ignored."""
     try:
         orientation = image.getexif().get(_EXIF_ORIENTATION)
     except _DECODER_FAULTS:
@@ -326,7 +326,7 @@ def _to_srgb(colour: Image.Image, profile: bytes, notes: list[str]) -> Image.Ima
                 notes.append("icc_converted")
                 return converted
     except (ImageCms.PyCMSError, *_DECODER_FAULTS):
-        pass  # said by the note below: a broken profile is no reason to lose a picture
+        pass  # said by the note below: a broken profile does not cost the picture
     notes.append("icc_ignored")
     return colour.convert("RGB")
 

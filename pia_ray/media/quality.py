@@ -1,4 +1,4 @@
-"""What a finished video lets one suspect: frames that are black, or that all are the same. Reads no files."""
+"""Flags of a suspicious video: frames that are black, or that all are the same. Reads no files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ BLACK_LEVEL: Final = 4.0
 """Mean of the 8-bit values of a frame below which it counts as black."""
 
 BLACK_PICTURE_LEVEL: Final = 8.0
-"""Mean of a picture from which on its video should have no black frame; a picture that dark is no reason to warn."""
+"""Mean of a picture from which on its video should have no black frame; a video of a darker picture may have some."""
 
 FROZEN_LEVELS: Final = 0.5
 """Mean difference from the first frame, in 8-bit levels, that no frame of a frozen video exceeds: rounding alone."""

@@ -40,7 +40,7 @@ MIME: Final[Mapping[VideoFormat, str]] = MappingProxyType(
 """Content type of each format."""
 
 THUMBNAIL_BYTES: Final = 150_000
-"""What `thumbnail` lowers its quality for."""
+"""Bytes above which `thumbnail` lowers its quality."""
 
 _DAMAGE = (
     av.FFmpegError,
@@ -52,7 +52,7 @@ _DAMAGE = (
     TypeError,
     struct.error,
 )
-"""What the readers raise for a damaged file."""
+"""The errors that the readers raise for a damaged file."""
 
 _TICK_S: Final[Mapping[VideoFormat, float]] = {"mp4": 1e-3, "gif": 1e-2, "webp": 1e-3, "webm": 1e-3}
 """Steps in which each container counts time: a duration can be off by half of one, or by one where both ends round."""
@@ -128,9 +128,9 @@ def probe(video: bytes | str | Path) -> VideoFacts:
     """
     content = _read(video)
     video_format = _format_of(content)
-    look = probe_animated_image if video_format in ("gif", "webp") else _probe_libav
+    read = probe_animated_image if video_format in ("gif", "webp") else _probe_libav
     try:
-        facts = look(content, video_format)
+        facts = read(content, video_format)
         whole = _ends(content, video_format)
     except _DAMAGE as error:
         raise VideoError(f"the {video_format} is damaged: {error}") from error
@@ -196,7 +196,7 @@ def thumbnail(frames: Frames, *, fps: int, max_edge: int = 256) -> bytes:
 def spritesheet(frames: Frames, *, max_edge: int = 192) -> bytes:
     """All frames in one still webp, row by row from the top left, each with its long edge at most `max_edge`.
 
-    The sheet has as many columns as rows, or one more; places after the last frame are black.
+    The sheet has as many columns as rows, or one more; tiles after the last frame are black.
 
     Raises:
         VideoError: the encoder failed.

@@ -22,7 +22,7 @@ class VideoFacts:
 
     format: VideoFormat
     num_frames: int
-    """Frames that were decoded, whatever the header says."""
+    """Frames that were decoded, which may differ from the header."""
     width: int
     height: int
     fps: float
@@ -47,6 +47,6 @@ def read_provenance(note: str | bytes | None) -> dict[str, Any]:
 
 
 def frame_delays(num_frames: int, fps: int, *, ticks: int) -> list[int]:
-    """How long each frame stands, in 1/ticks s, so that every frame begins at the tick nearest to its time."""
+    """The time of each frame in 1/ticks s, such that every frame begins at the tick nearest to its time."""
     starts = [(2 * i * ticks + fps) // (2 * fps) for i in range(num_frames + 1)]
     return [max(1, after - start) for start, after in itertools.pairwise(starts)]

@@ -1,6 +1,6 @@
 """The S3 clients of this process and what they have learnt of the stores; boto3's own configuration decides.
 
-Module state, so that whatever is pickled to another process finds or makes a client there.
+Module state, so that objects pickled to another process find or make a client there.
 """
 
 from __future__ import annotations

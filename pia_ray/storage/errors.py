@@ -61,7 +61,7 @@ def retried(call: Callable[[], _T], verb: str, uri: str, *, attempts: int = RETR
 
 @contextlib.contextmanager
 def local_errors(verb: str, uri: str) -> Iterator[None]:
-    """What the system refuses inside becomes the storage error that fits."""
+    """Turns an OSError of the block into the storage error that fits."""
     try:
         yield
     except OSError as error:
@@ -86,7 +86,7 @@ def local_error(error: OSError, verb: str, uri: str) -> StorageError:
 
 
 def too_large(uri: str, size_bytes: int, max_bytes: int) -> StorageTooLarge:
-    """The error of a reader who takes less than is there."""
+    """The error for an object that is larger than its reader accepts."""
     return StorageTooLarge(f"{uri} has {size_bytes} bytes; at most {max_bytes} are read")
 
 
@@ -117,10 +117,10 @@ def _s3_error(error: Exception, verb: str, uri: str) -> StorageError:
         return StorageError(f"{start}the region is not a valid name (AWS_DEFAULT_REGION, or region of the profile).")
     if isinstance(error, OSError) and not isinstance(error, ConnectionError | TimeoutError):
         return local_error(error, verb, uri)
-    place = ""
+    at = ""
     if isinstance(error, aws.ConnectionError | aws.HTTPClientError | aws.ConnectTimeoutError):
-        place = f" at {client.endpoint()}" if client.endpoint() else ""
-    return StorageUnavailable(f"{start}the store{place} did not answer in full ({kind}).")
+        at = f" at {client.endpoint()}" if client.endpoint() else ""
+    return StorageUnavailable(f"{start}the store{at} did not answer in full ({kind}).")
 
 
 def _answer_error(error: aws.ClientError, start: str, uri: str) -> StorageError:

@@ -25,7 +25,7 @@ import httpx
 from pia_ray.errors import AddressRefused, FetchDenied, FetchError, FetchUnavailable, ImageNotFound, ImageTooLarge
 
 Resolver = Callable[[str, int], Sequence[str]]
-"""All addresses of a host name, as text. Raises OSError where there are none."""
+"""All addresses of a host name, as text. Raises OSError for a name without an address."""
 
 
 def resolve_by_system(host: str, port: int) -> Sequence[str]:
@@ -104,7 +104,7 @@ def post(
 
 
 def check_url(url: str) -> None:
-    """Looks at a URL as `fetch` and `post` do before they look its name up.
+    """Refuses a URL that `fetch` and `post` would refuse before they resolve its name.
 
     Raises:
         AddressRefused, FetchError: as they.
@@ -198,7 +198,7 @@ def _is_host(host: str) -> bool:
 
 
 def _host(url: httpx.URL) -> str:
-    """The host as it is looked up and certified: ASCII, lower case, without the dot that marks a full name."""
+    """The host as it is resolved and certified: ASCII, lower case, without the dot that marks a full name."""
     return url.raw_host.decode("ascii").removesuffix(".")
 
 
@@ -217,7 +217,7 @@ def _known_authorities() -> ssl.SSLContext:
 class _GuardedBackend(httpcore.NetworkBackend):
     """Connects to public addresses only, and not beyond the deadline.
 
-    The lookup, the check and the connection stand in one place, so that nothing can be looked up a second time between
+    The lookup, the check and the connection are one function, so that no name is resolved a second time between
     them (DNS rebinding).
     """
 
@@ -291,7 +291,7 @@ def _left(deadline: float) -> float:
 
 
 def _within(deadline: float, lookup: Callable[[], Sequence[str]]) -> Sequence[str]:
-    """What `lookup` gives before the deadline. System lookups take no timeout, and a name server may stay silent."""
+    """The answer of `lookup` before the deadline. System lookups take no timeout, and a name server may stay silent."""
     answers: queue.SimpleQueue[Sequence[str] | OSError | UnicodeError] = queue.SimpleQueue()
 
     def look_up() -> None:

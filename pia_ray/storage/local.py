@@ -51,7 +51,7 @@ def replace_bytes(uri: str, content: bytes, *, etag: str) -> str | None:
 
 
 def head(uri: str) -> ObjectStat | None:
-    with local_errors("look at", uri):
+    with local_errors("read", uri):
         try:
             facts = local_path(uri).stat()
         except (FileNotFoundError, NotADirectoryError):
@@ -121,7 +121,7 @@ def sweep(uri: str, *, older_than_s: float) -> int:
 
 @contextlib.contextmanager
 def temporary_beside(target: Path, content: bytes) -> Iterator[Path]:
-    """A synced temporary file beside `target` for the body to link or rename; afterwards the folder is synced."""
+    """A synced temporary file in the folder of `target` for the body to link or rename; then the folder is synced."""
     _make_folder(target.parent)
     # A fixed name would let two writers take each other's file.
     temporary = target.parent / f"{_TEMPORARY_PREFIX}{uuid.uuid4().hex}"

@@ -40,7 +40,7 @@ def write_bytes(
     content_type: str = "application/octet-stream",
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Puts `content` there in one atomic step, in place of what may be there."""
+    """Writes `content` in one atomic step, over what may be there."""
     if is_s3(uri):
         s3.write_bytes(uri, content, content_type=content_type, metadata=metadata or {})
     else:
@@ -57,7 +57,7 @@ def create_bytes(
     """Puts `content` there if nothing is there; False if something was, which is left alone.
 
     A put whose answer was lost is recognised as this call's own. On a store without conditional writes it is a plain
-    put after a look.
+    put after a check.
     """
     if is_s3(uri):
         return s3.create_bytes(uri, content, content_type=content_type, metadata=metadata or {})
@@ -75,7 +75,7 @@ def replace_bytes(uri: str, content: bytes, *, etag: str, content_type: str = "a
 
 
 def head(uri: str) -> ObjectStat | None:
-    """What is there, or None if nothing is."""
+    """The facts of the object or file, or None if there is nothing."""
     return s3.head(uri) if is_s3(uri) else local.head(uri)
 
 
@@ -85,7 +85,7 @@ def exists(uri: str) -> bool:
 
 
 def clock(uri: str) -> datetime:
-    """The time at the store that holds `uri`, in UTC: two machines that ask agree, whatever their own clocks say."""
+    """The time at the store that holds `uri`, in UTC: two machines that ask agree, even if their own clocks differ."""
     return s3.clock(uri) if is_s3(uri) else local.clock(uri)
 
 
@@ -106,7 +106,7 @@ def delete(uri: str) -> None:
 
 
 def presign(uri: str, *, expires_s: int) -> str:
-    """An https:// link by which anybody can read the object for so long; for a local file its file:// URI."""
+    """An https:// link by which anyone can read the object for that time; for a local file its file:// URI."""
     return s3.presign(uri, expires_s=expires_s) if is_s3(uri) else local_path(uri).resolve().as_uri()
 
 

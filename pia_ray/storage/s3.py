@@ -95,7 +95,7 @@ def replace_bytes(uri: str, content: bytes, *, etag: str, content_type: str) -> 
 
 
 def head(uri: str) -> ObjectStat | None:
-    def look() -> ObjectStat | None:
+    def ask() -> ObjectStat | None:
         try:
             answer = s3_client().head_object(**object_address(uri))
         except aws.ClientError as error:
@@ -110,11 +110,11 @@ def head(uri: str) -> ObjectStat | None:
             metadata=answer.get("Metadata", {}),
         )
 
-    return retried(look, "look at", uri)
+    return retried(ask, "read", uri)
 
 
 def clock(uri: str) -> datetime:
-    def look() -> datetime:
+    def ask() -> datetime:
         try:
             headers = s3_client().head_object(**object_address(join(uri, "clock")))["ResponseMetadata"]["HTTPHeaders"]
         except aws.ClientError as error:
@@ -123,7 +123,7 @@ def clock(uri: str) -> datetime:
             headers = error.response["ResponseMetadata"]["HTTPHeaders"]
         return datetime.strptime(headers["date"], "%a, %d %b %Y %H:%M:%S %Z").replace(tzinfo=UTC)
 
-    return retried(look, "look at", uri)
+    return retried(ask, "read", uri)
 
 
 def list_objects(uri: str, *, suffix: str) -> Iterator[ObjectStat]:
@@ -257,7 +257,7 @@ def _create_after_look(uri: str, arguments: dict[str, Any]) -> bool:
 
 
 def _region(bucket: str) -> str:
-    def look() -> str:
+    def ask() -> str:
         try:
             answer = s3_client().head_bucket(Bucket=bucket)
         except aws.ClientError as error:
@@ -265,4 +265,4 @@ def _region(bucket: str) -> str:
         headers = answer["ResponseMetadata"]["HTTPHeaders"]
         return str(headers.get("x-amz-bucket-region") or s3_client().meta.region_name or "us-east-1")
 
-    return retried(look, "look at", f"s3://{bucket}")
+    return retried(ask, "read", f"s3://{bucket}")

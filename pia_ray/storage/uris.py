@@ -13,7 +13,7 @@ from pia_ray.errors import StorageError, StorageNotFound
 
 @dataclass(frozen=True)
 class ObjectStat:
-    """What a store says of one object without reading it."""
+    """The facts of one object that a store gives without reading it."""
 
     uri: str
     size_bytes: int

@@ -20,7 +20,7 @@ from pia_ray.weights import copies, hub, s3_prefixes
 from pia_ray.weights.checkpoint import FILE_NAMES, Part, digest, refuse_pickle, verify
 
 MODEL_FILE: Final = copies.MODEL_FILE
-"""Name of the settings beside a `copy`."""
+"""Name of the settings file of a `copy`."""
 
 EMBEDDED: Final = "embedded"
 """The `base` that means the model inside the package."""
@@ -78,13 +78,13 @@ def copy(model: ModelConfig, uri: str) -> ModelConfig:
 
     Raises:
         WeightsError: as `resolve`, or files of another model lie there.
-        StorageError: the place cannot be written or read.
+        StorageError: the folder or prefix cannot be written or read.
     """
     if not storage.is_s3(uri):
         uri = str(storage.local_path(uri).absolute())
     found = _find(model, refresh=True)
     version = _version(model, [(part, identity) for part, _, identity in found])
-    sources = [copies.Source(part, place) for part, place, _ in found]
+    sources = [copies.Source(part, location) for part, location, _ in found]
     changes = copies.references(sources, uri)
     for name in ("loras", "textual_inversions"):
         named = dict(getattr(model, name))
@@ -129,7 +129,7 @@ def pin(model: ModelConfig) -> ModelConfig:
     """The same model as all nodes must load it: hub revisions become the commits they mean now, paths absolute.
 
     Raises:
-        WeightsError: a hub id cannot be looked up.
+        WeightsError: the hub does not answer for a hub id.
     """
     pinned: dict[str, Any] = {"loras": dict(model.loras), "textual_inversions": dict(model.textual_inversions)}
     for part in _parts(model):
@@ -177,17 +177,19 @@ def _as_file(part: Part) -> Part:
 
 def _collect(model: ModelConfig, *, refresh: bool) -> LocalWeights:
     found = _find(model, refresh=refresh)
-    places = {(part.role, part.name): place for part, place, _ in found}
+    locations = {(part.role, part.name): location for part, location, _ in found}
     return LocalWeights(
-        base=places["base", ""],
-        motion_adapter=places.get(("motion_adapter", "")),
-        vae=places.get(("vae", "")),
+        base=locations["base", ""],
+        motion_adapter=locations.get(("motion_adapter", "")),
+        vae=locations.get(("vae", "")),
         version=_version(model, [(part, identity) for part, _, identity in found]),
-        config=places.get(("config", "")),
-        loras={name: place for (role, name), place in places.items() if role == "lora"},
-        textual_inversions={name: place for (role, name), place in places.items() if role == "textual_inversion"},
-        ip_adapter=places.get(("ip_adapter", "")),
-        image_encoder=places.get(("image_encoder", "")),
+        config=locations.get(("config", "")),
+        loras={name: location for (role, name), location in locations.items() if role == "lora"},
+        textual_inversions={
+            name: location for (role, name), location in locations.items() if role == "textual_inversion"
+        },
+        ip_adapter=locations.get(("ip_adapter", "")),
+        image_encoder=locations.get(("image_encoder", "")),
     )
 
 
@@ -196,14 +198,14 @@ def _find(model: ModelConfig, *, refresh: bool) -> list[tuple[Part, Path, str]]:
     found = []
     for part in _parts(model):
         if storage.is_s3(part.reference):
-            place, identity = s3_prefixes.fetch(part)
+            location, identity = s3_prefixes.fetch(part)
         elif hub.is_hub(part):
-            place = hub.fetch(part, refresh=refresh)
-            identity = hub.identity(part, hub.commit_of(part, place))
+            location = hub.fetch(part, refresh=refresh)
+            identity = hub.identity(part, hub.commit_of(part, location))
         else:
-            place = _local(part)
-            identity = digest(place, verify(part, place))
-        found.append((part, place, identity))
+            location = _local(part)
+            identity = digest(location, verify(part, location))
+        found.append((part, location, identity))
     return found
 
 
@@ -225,8 +227,8 @@ def _identity(part: Part) -> str:
         return s3_prefixes.look_up(part)[0]
     if hub.is_hub(part):
         return hub.identity(part, hub.commit(part))
-    place = _local(part)
-    return digest(place, verify(part, place))
+    location = _local(part)
+    return digest(location, verify(part, location))
 
 
 def _local(part: Part) -> Path:
@@ -236,17 +238,17 @@ def _local(part: Part) -> Path:
             raise WeightsError(f"the embedded model is missing from {folder}: install pia-ray again")
         return folder
     refuse_pickle(part)
-    place = Path(part.reference).expanduser()
+    location = Path(part.reference).expanduser()
     if part.is_file:
         if part.role == "motion_adapter":
             raise WeightsError(
                 f"motion_adapter {part.reference} is a single file: give a folder in diffusers layout, since the file "
                 "does not say how it is built"
             )
-        if not place.is_file():
+        if not location.is_file():
             raise WeightsError(
-                f"there is no file {part.reference} for {part.label}, and it is no file of the hub (OWNER/NAME/FILE)"
+                f"there is no file {part.reference} for {part.label}, and it is not a file of the hub (OWNER/NAME/FILE)"
             )
-    elif not place.is_dir():
-        raise WeightsError(f"there is no folder {part.reference} for {part.label}, and it is no hub id (OWNER/NAME)")
-    return place
+    elif not location.is_dir():
+        raise WeightsError(f"there is no folder {part.reference} for {part.label}, and it is not a hub id (OWNER/NAME)")
+    return location

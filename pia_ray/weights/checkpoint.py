@@ -1,6 +1,6 @@
 """A folder in diffusers layout or a single file: which files count, whether they are whole, and their digest.
 
-Reads configs, headers and lengths only, so that a damaged or refused checkpoint is told before anything is loaded.
+Reads configs, headers and lengths only, so that a damaged or refused checkpoint is found before anything is loaded.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _digests: dict[tuple[str, int, int], str] = {}
 
 @dataclass(frozen=True)
 class Part:
-    """One of the places a model comes from."""
+    """One of the sources of a model."""
 
     role: Role
     reference: str
@@ -48,7 +48,7 @@ class Part:
 
     @property
     def label(self) -> str:
-        """How messages call the part, such as `lora pixel-art`."""
+        """The part's name in messages, such as `lora pixel-art`."""
         return f"{self.role} {self.name}" if self.name else self.role
 
     @property
@@ -66,7 +66,7 @@ class Part:
         return ("unet", "text_encoder", "vae") if self.own_vae else ("unet", "text_encoder")
 
     def patterns(self, *, pickled: bool) -> list[str]:
-        """Names of the files that count: no other precisions, no single-file checkpoints beside them, no pictures."""
+        """Names of the files that count: no other precisions, no single-file checkpoints, no pictures."""
         whole = self.role in ("base", "config")
         names = ["model_index.json", "scheduler/scheduler_config.json"] if whole else []
         if whole:
@@ -82,24 +82,24 @@ class Part:
         return names
 
 
-def verify(part: Part, place: Path) -> list[Path]:
+def verify(part: Part, location: Path) -> list[Path]:
     """The files of a folder that count, sorted, or the one file; layout, configs, headers and lengths are checked.
 
     Raises:
         WeightsError: something is missing, damaged, or a pickled checkpoint that is refused.
     """
     if part.is_file:
-        return [_verify_file(part, place)]
-    if not any((place / component / "config.json").is_file() for component in part.components):
-        raise _not_diffusers(part, place)
+        return [_verify_file(part, location)]
+    if not any((location / component / "config.json").is_file() for component in part.components):
+        raise _not_diffusers(part, location)
     used = []
     for component in part.components:
-        used.append(_json_file(place / component / "config.json"))
+        used.append(_json_file(location / component / "config.json"))
         if part.role != "config":
-            used += _weight_files(place / component, component, part)
+            used += _weight_files(location / component, component, part)
     if part.role in ("base", "config"):
-        used.append(_json_file(place / "scheduler" / "scheduler_config.json"))
-        tokenizer = place / "tokenizer"
+        used.append(_json_file(location / "scheduler" / "scheduler_config.json"))
+        tokenizer = location / "tokenizer"
         if not (tokenizer / "tokenizer.json").is_file() and not (
             (tokenizer / "vocab.json").is_file() and (tokenizer / "merges.txt").is_file()
         ):
@@ -121,7 +121,7 @@ def refuse_pickle(part: Part) -> None:
         )
 
 
-def digest(place: Path, paths: Iterable[Path]) -> str:
+def digest(location: Path, paths: Iterable[Path]) -> str:
     """The sha256, in hex, of the names and contents of these files of the folder; of a single file its content's."""
     whole = hashlib.sha256()
     for path in paths:
@@ -130,9 +130,9 @@ def digest(place: Path, paths: Iterable[Path]) -> str:
         if key not in _digests:
             with path.open("rb") as stream:
                 _digests[key] = hashlib.file_digest(stream, "sha256").hexdigest()
-        if path == place:
+        if path == location:
             return _digests[key]
-        whole.update(f"{path.relative_to(place).as_posix()}\0{_digests[key]}\n".encode())
+        whole.update(f"{path.relative_to(location).as_posix()}\0{_digests[key]}\n".encode())
     return whole.hexdigest()
 
 

@@ -27,11 +27,11 @@ class Source:
     """A part and the folder or file of it on this machine."""
 
     part: Part
-    place: Path
+    location: Path
 
 
 def references(sources: Sequence[Source], uri: str) -> dict[str, Any]:
-    """What a model's settings say of its parts once they are below `uri`; hub revisions go."""
+    """The settings of a model whose parts are below `uri`, without hub revisions."""
     changes: dict[str, Any] = {}
     for source in sources:
         part = source.part
@@ -49,7 +49,7 @@ def write(sources: Sequence[Source], uri: str, *, settings: str, version: str) -
 
     Raises:
         WeightsError: files of another model lie there that would count, or a file came out different.
-        StorageError: the place cannot be written or read.
+        StorageError: the folder or prefix cannot be written or read.
     """
     files = {target: path for source in sources for target, path in _files(source, uri).items()}
     text = f"# {version}\n{settings}".encode()
@@ -57,7 +57,7 @@ def write(sources: Sequence[Source], uri: str, *, settings: str, version: str) -
         log.info("%s is already in %s", version, uri)
         return
     if strays := _strays(sources, files, uri):
-        raise WeightsError(f"{strays[0]} is of another model and would count: remove it, or copy to a place of its own")
+        raise WeightsError(f"{strays[0]} is of another model and would count: remove it, or copy to another folder")
     storage.delete(storage.join(uri, MODEL_FILE))  # of what lies there from now on it would not be true
     for target, path in files.items():
         log.info("copying %s, %d bytes", target, path.stat().st_size)
@@ -81,7 +81,7 @@ def _different(files: Mapping[str, Path], uri: str) -> list[str]:
 
 
 def _strays(sources: Sequence[Source], files: Mapping[str, Path], uri: str) -> list[str]:
-    """What an earlier copy left in the parts' folders, and this one does not replace."""
+    """Files of an earlier copy in the parts' folders that this one does not replace."""
     folders = tuple(f"{_folder(source.part, uri)}/" for source in sources if not source.part.is_file)
     count = (".safetensors", ".json", ".txt", *PICKLED_SUFFIXES)
     names = (found.uri for found in storage.list_objects(uri))
@@ -92,16 +92,16 @@ def _files(source: Source, uri: str) -> dict[str, Path]:
     """The part's files on this machine by where they go."""
     folder = _folder(source.part, uri)
     if source.part.is_file:
-        return {storage.join(folder, source.place.name): source.place}
-    paths = verify(source.part, source.place)
-    if (index := source.place / "model_index.json").is_file() and source.part.role == "base":
+        return {storage.join(folder, source.location.name): source.location}
+    paths = verify(source.part, source.location)
+    if (index := source.location / "model_index.json").is_file() and source.part.role == "base":
         paths.append(index)  # not read here; makes the copy one that diffusers itself loads
-    return {storage.join(folder, path.relative_to(source.place).as_posix()): path for path in paths}
+    return {storage.join(folder, path.relative_to(source.location).as_posix()): path for path in paths}
 
 
 def _reference(source: Source, uri: str) -> str:
     folder = _folder(source.part, uri)
-    return storage.join(folder, source.place.name) if source.part.is_file else folder
+    return storage.join(folder, source.location.name) if source.part.is_file else folder
 
 
 def _folder(part: Part, uri: str) -> str:

@@ -42,7 +42,7 @@ def is_hub(part: Part) -> bool:
         return False
     if not part.is_file and _HUB_ID.fullmatch(part.reference) is not None:
         return True
-    # Image encoders lie in a folder beside the adapters that they were trained with.
+    # Image encoders lie in a folder next to the adapters that they were trained with.
     return (part.is_file or part.role == "image_encoder") and _HUB_PATH.fullmatch(part.reference) is not None
 
 
@@ -91,14 +91,14 @@ def commit(part: Part) -> str:
     return found
 
 
-def commit_of(part: Part, place: Path) -> str:
+def commit_of(part: Part, location: Path) -> str:
     """The commit of what `cached` or `fetch` returned."""
     _, name = _repository(part)
-    return place.parents[name.count("/")].name if name else place.name
+    return location.parents[name.count("/")].name if name else location.name
 
 
 def identity(part: Part, commit: str) -> str:
-    """What a version is made of: the commit, and for one file of a repository also which."""
+    """The parts of a version: the commit, and for one file of a repository its name."""
     _, name = _repository(part)
     return hashlib.sha256(f"{commit}\0{name}".encode()).hexdigest() if name else commit
 

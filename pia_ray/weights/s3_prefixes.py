@@ -1,4 +1,4 @@
-"""Parts of a model on S3: prefixes and single objects, fetched into a cache beside the hub's, once per node."""
+"""Parts of a model on S3: prefixes and single objects, fetched into a cache next to the hub's, once per node."""
 
 from __future__ import annotations
 
@@ -61,15 +61,15 @@ def fetch(part: Part) -> tuple[Path, str]:
     """
     identity, uris = look_up(part)
     folder = _cache_folder(identity)
-    place = folder / next(iter(uris)) if part.is_file else folder
+    location = folder / next(iter(uris)) if part.is_file else folder
     if folder.is_dir():
-        verify(part, place)
-        return place, identity
+        verify(part, location)
+        return location, identity
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if folder.is_dir():  # another process fetched it while this one waited
-            verify(part, place)
-            return place, identity
+            verify(part, location)
+            return location, identity
         for leftover in folder.parent.glob(f"{folder.name}.part-*"):  # of a process that died; the lock is ours now
             shutil.rmtree(leftover)
         log.info("fetching %s %s, %d files", part.label, part.reference, len(uris))
@@ -78,7 +78,7 @@ def fetch(part: Part) -> tuple[Path, str]:
             for name, uri in uris.items():
                 (unfinished / name).parent.mkdir(parents=True, exist_ok=True)
                 storage.copy_to_file(uri, unfinished / name)
-            verify(part, unfinished / place.relative_to(folder))
+            verify(part, unfinished / location.relative_to(folder))
         except StorageError as error:
             raise WeightsError(f"{part.label}: {error.message}") from None
         except WeightsError as error:
@@ -90,7 +90,7 @@ def fetch(part: Part) -> tuple[Path, str]:
             unfinished.replace(folder)
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
-    return place, identity
+    return location, identity
 
 
 def _look_up_file(part: Part) -> tuple[str, dict[str, str]]:

@@ -220,7 +220,7 @@ def test_a_reserved_knob_as_a_column_exits_2(pia: Pia, tmp_path: Path) -> None:
         (["--seed", "-1"], "seed must be a whole number from 0 to 2^64-1"),
         (["--prompt", ""], "--prompt: prompt"),
         (["--strength", "nan"], "--strength: strength must be above 0 to 1"),
-        (["--format", "avi"], '--format "avi" is none of mp4, gif, webp, webm'),
+        (["--format", "avi"], '--format "avi" is not valid, choose from mp4, gif, webp, webm'),
         (["--actors", "some"], 'actors: must be a number or MIN:MAX, such as "4" or "1:8" (got \'some\')'),
         (["--actors", "3:1"], "the least not above the most"),
         (["--actors", "0"], "must be at least 1"),
@@ -583,7 +583,7 @@ def test_image_makes_a_video_of_the_format_its_name_says(pia: Pia, tiny: Path, t
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["a.png", "-o", "v.avi", "--prompt", "sea"], '"avi" is no video format; end it in .mp4, .gif, .webp, .webm'),
+        (["a.png", "-o", "v.avi", "--prompt", "sea"], '"avi" is not a video format, choose from .mp4, .gif, .webp, .webm'),
         (["a.png", "-o", "nowhere/v.mp4", "--prompt", "sea"], "there is no folder"),
         (["a.png", "-o", "v.mp4"], "--prompt"),
         (["a.png", "-o", "v.mp4", "--prompt", "sea", "--motoin-scale", "1"], 'Did you mean "--motion-scale"?'),

@@ -627,7 +627,7 @@ def test_references_are_resolved_and_identified_as_written(tmp_path, written, im
         ("s3://bucket", "names no object"),
         ("file://host/a.png", "needs three slashes"),
         ("data:image/png;base64,@@@", "damaged base64"),
-        ("data:nothing", "no whole data: URL"),
+        ("data:nothing", "not a valid data: URL"),
         ("a\0b.png", "NUL"),
         ("", "image is missing or null"),
         ("  ", "image is missing or null"),
