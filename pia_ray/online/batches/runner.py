@@ -120,16 +120,16 @@ class BatchRunner:
 
     async def tick(self) -> None:
         """Brings every open batch as far as it can be brought now."""
-        for owner, batch_id in await asyncio.to_thread(lambda: list(self._batches.open_batches())):
+        for batch in await asyncio.to_thread(lambda: list(self._batches.open_batches())):
             try:
-                await self._advance(owner, batch_id)
-            except (NotFound, Conflict):  # it has just been made, or another runner has it
+                await self._advance(batch)
+            except (NotFound, Conflict):  # it was deleted, or another runner has it
                 continue
             except RowError as error:
-                _log.warning("%s waits: %s", batch_id, error.message)
+                _log.warning("%s waits: %s", batch.id, error.message)
 
-    async def _advance(self, owner: str, batch_id: str) -> None:
-        batch = await self._change(owner, batch_id, self._leased)
+    async def _advance(self, batch: Batch) -> None:
+        batch = await self._change(batch, self._lease)
         if batch.status == "validating":
             batch = await self._validate(batch)
         elif not batch.ended:
@@ -139,20 +139,20 @@ class BatchRunner:
         if batch.ended:
             self._lines.pop(batch.id, None)
 
-    def _leased(self, batch: Batch) -> Batch:
-        now = time.time()
+    def _lease(self, batch: Batch) -> dict[str, Any]:
+        now = self._batches.now()
         if batch.ended or (batch.lease_owner != self._worker and batch.lease_until > now):
-            raise Conflict(f"{batch.id} is in other hands")
-        return batch.model_copy(update={"lease_owner": self._worker, "lease_until": now + LEASE_S})
+            raise Conflict(f"{batch.id} has ended, or another runner works on it")
+        return {"lease_owner": self._worker, "lease_until": now + LEASE_S}
 
     def _release(self) -> None:
-        def release(batch: Batch) -> Batch:
-            return batch.model_copy(update={"lease_until": 0.0}) if batch.lease_owner == self._worker else batch
+        def release(batch: Batch) -> dict[str, Any]:
+            return {"lease_until": 0.0} if batch.lease_owner == self._worker else {}
 
         try:
-            for owner, batch_id in list(self._batches.open_batches()):
+            for batch in list(self._batches.open_batches()):
                 with suppress(NotFound, Conflict):
-                    self._batches.change(owner, batch_id, release)
+                    self._batches.change(batch.owner, batch.id, release)
         except PiaRayError as error:
             _log.warning("batches stay with this runner until its lease is over: %s", error.message)
 
@@ -164,7 +164,7 @@ class BatchRunner:
             await asyncio.to_thread(self._batches.write_input, batch, content)
         except NotFound as error:
             lines, faults = [], [BatchFault(code="file_not_found", message=error.message, param="input_file_id")]
-        now = time.time()
+        now = await self._now()
         if faults:
             _log.info("%s failed: %s", batch.id, faults[0].message)
             change = {"status": "failed", "failed_at": now, "errors": tuple(faults[:MAX_FAULTS])}
@@ -175,7 +175,7 @@ class BatchRunner:
 
     async def _work(self, batch: Batch) -> Batch:
         """Notes which jobs have ended and makes jobs of the next lines."""
-        now = time.time()
+        now = await self._now()
         end = _CANCELLED if batch.status == "cancelling" else _EXPIRED if now >= batch.expires_at else None
         lines = await self._lines_of(batch)
         jobs, outcomes = dict(batch.jobs), list[Outcome]()
@@ -184,7 +184,7 @@ class BatchRunner:
             if outcome is not None:
                 outcomes.append(outcome)
                 del jobs[number]
-        next_line, renewed = batch.next_line, now
+        next_line, renewed_at = batch.next_line, time.monotonic()
         while next_line < batch.num_lines and (end is not None or len(jobs) < WINDOW):
             place = _Place(batch.id, next_line, lines[next_line])
             if end is not None:
@@ -199,7 +199,7 @@ class BatchRunner:
                         break
                     outcomes.append(_rejected(place, error))
             next_line += 1
-            if time.time() - renewed > LEASE_S / 4:  # fetching pictures takes its time
+            if time.monotonic() - renewed_at > LEASE_S / 4:  # fetching pictures takes its time
                 break
         change: dict[str, Any] = {"jobs": jobs, "next_line": next_line}
         if outcomes:
@@ -211,7 +211,7 @@ class BatchRunner:
                 "num_failed": batch.num_failed + len(outcomes) - done,
             }
         if not jobs and next_line == batch.num_lines and batch.status == "in_progress":
-            change |= {"status": "finalizing", "finalizing_at": time.time()}
+            change |= {"status": "finalizing", "finalizing_at": await self._now()}
         return await self._record(batch, change)
 
     async def _look(self, place: _Place, owner: str, job_id: str, *, end: PublicError | None) -> Outcome | None:
@@ -249,7 +249,7 @@ class BatchRunner:
         run = RunRecord(run_id=batch.id, manifest=batch.input_file_id, model="", started_at=began)
         rows = [each.row for each in outcomes]
         await asyncio.to_thread(partial(write_ledger, self._batches.output_uri(batch), rows, run=run))
-        now = time.time()
+        now = await self._now()
         change: dict[str, Any] = {
             "output_file_id": None if output is None else output.id,
             "error_file_id": None if errors is None else errors.id,
@@ -285,20 +285,23 @@ class BatchRunner:
     async def _record(self, batch: Batch, change: Mapping[str, Any]) -> Batch:
         """Writes what this runner found, unless another has taken the batch over. A cancel that came between stays."""
 
-        def edit(now: Batch) -> Batch:
+        def edit(now: Batch) -> dict[str, Any]:
             if now.lease_owner != self._worker:
                 raise Conflict(f"{batch.id} was taken over by another runner")
             values = dict(change)
             if now.status == "cancelling" and batch.status != "cancelling" and values.get("status") != "failed":
                 values.pop("status", None)
                 values.pop("finalizing_at", None)
-            return now.model_copy(update={**values, "lease_until": time.time() + LEASE_S})
+            return {**values, "lease_until": self._batches.now() + LEASE_S}
 
-        return await self._change(batch.owner, batch.id, edit)
+        return await self._change(batch, edit)
 
-    async def _change(self, owner: str, batch_id: str, edit: Callable[[Batch], Batch]) -> Batch:
-        self._writing = asyncio.ensure_future(asyncio.to_thread(self._batches.change, owner, batch_id, edit))
+    async def _change(self, batch: Batch, edit: Callable[[Batch], Mapping[str, Any]]) -> Batch:
+        self._writing = asyncio.ensure_future(asyncio.to_thread(self._batches.change, batch.owner, batch.id, edit))
         return await asyncio.shield(self._writing)
+
+    async def _now(self) -> float:
+        return await asyncio.to_thread(self._batches.now)
 
 
 def read_lines(content: bytes) -> tuple[list[BatchLine], list[BatchFault]]:

@@ -135,10 +135,8 @@ def batch_routes(
 
     @router.get("", operation_id="list_batches", summary="List batches", responses=error_responses.responses(422))
     async def list_batches(owner: Owner, page: Annotated[BatchPage, Query()]) -> BatchList:
-        found, more = await asyncio.to_thread(
-            lambda: batches.list(owner, after=page.after, limit=page.limit, order="desc")
-        )
-        return BatchList.of([batch_object(each) for each in found], more=more)
+        found = await asyncio.to_thread(lambda: batches.list(owner, after=page.after, limit=page.limit))
+        return BatchList.of([batch_object(each) for each in found.documents], more=found.has_more)
 
     @router.get(
         "/{batch_id}",

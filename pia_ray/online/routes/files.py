@@ -13,7 +13,8 @@ from pydantic import BaseModel, Field
 
 from pia_ray.config.serve import ServeConfig
 from pia_ray.errors import BadParameter, UnsupportedBody
-from pia_ray.online.files import FileStore, Order, Purpose, StoredFile, parse_purpose
+from pia_ray.online.documents.document import Order
+from pia_ray.online.files import FileStore, Purpose, StoredFile, parse_purpose
 from pia_ray.online.http import error_responses
 from pia_ray.online.http.downloads import delivery
 from pia_ray.online.http.middleware import Owner
@@ -104,10 +105,10 @@ def file_routes(files: FileStore, *, config: ServeConfig, prefix: str = "/v1") -
 
     @router.get("", operation_id="list_files", summary="List files", responses=error_responses.responses(422))
     async def list_files(owner: Owner, page: Annotated[FilePage, Query()]) -> FileList:
-        found, more = await asyncio.to_thread(
+        found = await asyncio.to_thread(
             lambda: files.list(owner, after=page.after, limit=page.limit, order=page.order, purpose=page.purpose)
         )
-        return FileList.of([file_object(each) for each in found], more=more)
+        return FileList.of([file_object(each) for each in found.documents], more=found.has_more)
 
     @router.get(
         "/{file_id}",

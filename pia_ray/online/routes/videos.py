@@ -180,7 +180,7 @@ def video_routes(
     @router.get("", operation_id="list_videos", summary="List videos", responses=error_responses.responses(404, 422))
     async def list_videos(owner: Owner, page: Annotated[VideoPage, Query()]) -> VideoList:
         found = await asyncio.to_thread(lambda: jobs.list(owner, after=page.after, limit=page.limit, order=page.order))
-        return VideoList.of([video_object(job) for job in found.jobs], more=found.has_more)
+        return VideoList.of([video_object(job) for job in found.documents], more=found.has_more)
 
     @router.get(
         "/{video_id}",

@@ -30,8 +30,9 @@ from pia_ray.errors import (
     UnexpectedError,
     WorkerDied,
 )
+from pia_ray.online.documents.document import IndexEntry, Revision
 from pia_ray.online.rendering.renderer import Event, Rendered, Renderer, RenderRequest, Step
-from pia_ray.online.video_jobs import Entry, JobStore, Revision, VideoJob, VideoResult
+from pia_ray.online.video_jobs import JobStore, VideoJob, VideoResult
 from pia_ray.online.video_jobs.webhook_sender import Courier
 from pia_ray.online.video_jobs.webhooks import Webhooks
 
@@ -65,7 +66,7 @@ class Outlook:
 class _InHand:
     """A job that this dispatcher renders."""
 
-    held: Revision
+    held: Revision[VideoJob]
     nudged: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when somebody may have changed it."""
     progress: int | None = None
@@ -128,7 +129,7 @@ class Dispatcher:
         self._paused_until = 0.0
         self._draining = False
         self._job_s: float | None = None
-        self._snapshot: tuple[Entry, ...] = ()
+        self._snapshot: tuple[IndexEntry, ...] = ()
         self._snapshot_at = float("-inf")
 
     @property
@@ -207,7 +208,7 @@ class Dispatcher:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), wait_s)
 
-    async def _look_at_queue(self) -> tuple[Entry, ...]:
+    async def _look_at_queue(self) -> tuple[IndexEntry, ...]:
         self._snapshot = await self._in_thread(self._jobs.queue.entries, LOOKED_AT)
         self._snapshot_at = time.monotonic()
         return self._snapshot
@@ -229,25 +230,25 @@ class Dispatcher:
                 _log.error("%s cannot be taken up: %s", entry.id, error.message)
                 self._look_again_at[entry.id] = time.monotonic() + 60
 
-    async def _claim(self, entry: Entry) -> None:
+    async def _claim(self, entry: IndexEntry) -> None:
         found = await self._in_thread(self._jobs.queue.read, entry)
-        wait_s = found.job.claimable_at - await self._in_thread(self._jobs.now)
+        wait_s = found.document.claimable_at - await self._in_thread(self._jobs.now)
         if wait_s > 0:
             self._look_again_at[entry.id] = time.monotonic() + wait_s
             return
         held = await self._in_thread(self._jobs.queue.claim, found, worker=self.worker)
-        if held.job.attempt > self._max_attempts:
+        if held.document.attempt > self._max_attempts:
             died = WorkerDied(f"The engine died at each of {self._max_attempts} attempts at this video.")
             await self._in_thread(self._jobs.queue.fail, held, died)
             self._tell_courier()
             return
-        _log.info("%s taken up, attempt %d", entry.id, held.job.attempt)
+        _log.info("%s taken up, attempt %d", entry.id, held.document.attempt)
         one = self._in_hand[entry.id] = _InHand(held)
         one.task = asyncio.create_task(self._work(one))
 
     async def _work(self, one: _InHand) -> None:
         """Sees one job through, and never raises but when it is cancelled."""
-        job_id, begun = one.held.job.id, time.monotonic()
+        job_id, begun = one.held.document.id, time.monotonic()
         try:
             ended = await self._attempt(one)
             if ended is not None and ended.status == "completed":
@@ -294,7 +295,7 @@ class Dispatcher:
 
     async def _make(self, one: _InHand) -> VideoResult:
         """Renders the video and stores its files."""
-        job = one.held.job
+        job = one.held.document
         request = await self._in_thread(self._jobs.request, job, deadline_s=self._job_timeout_s)
         rendered = await self._render(one, request)
         one.storing = asyncio.ensure_future(self._in_thread(self._jobs.queue.store, one.held, rendered))
@@ -339,7 +340,7 @@ class Dispatcher:
                     self._jobs.queue.heartbeat, one.held, progress=told, eta_s=one.eta_s if told is not None else None
                 )
             except StorageError as error:
-                _log.warning("the heartbeat of %s is late: %s", one.held.job.id, error.message)
+                _log.warning("the heartbeat of %s is late: %s", one.held.document.id, error.message)
 
     async def _stop(self, one: _InHand, making: asyncio.Task[VideoResult]) -> None:
         """Takes the request back from the engine, and removes what has been stored."""
@@ -354,7 +355,7 @@ class Dispatcher:
                 done.exception()  # seen: asyncio complains of those that nobody looks at
 
     async def _end_or_postpone(self, one: _InHand, error: PiaRayError) -> VideoJob | None:
-        job = one.held.job
+        job = one.held.document
         # A Timeout had its time. What is wrong with an engine may be over when the next one is asked.
         again = (error.retryable or isinstance(error, JobError)) and not isinstance(error, Timeout)
         _log.warning("%s, attempt %d: %s: %s", job.id, job.attempt, error.code, error.message)

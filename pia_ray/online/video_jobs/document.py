@@ -1,15 +1,15 @@
-"""What the document of a video job says, and what may be told of an error."""
+"""The document of a video job."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from datetime import datetime
 from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_serializer
 
 from pia_ray.config.knobs import AnimationParams, VideoFormat
+from pia_ray.errors import JobConflict, JobNotFound
+from pia_ray.online.documents.document import Document, Index, Kind
 from pia_ray.online.public_errors import PublicError
 
 Status = Literal["queued", "in_progress", "completed", "failed"]
@@ -42,18 +42,10 @@ class VideoResult(BaseModel):
     motion: float
 
 
-class VideoJob(BaseModel):
-    """One video job. Times are seconds since 1970 by the store's clock."""
+class VideoJob(Document):
+    """One video job."""
 
-    # A newer replica's fields stay in the document when an older one changes it, as during an upgrade.
-    model_config = ConfigDict(frozen=True, extra="allow", protected_namespaces=())
-
-    id: str
-    """`video_`, the time of creation and 128 random bits: sorts by time, and cannot be guessed."""
-    owner: str
-    """Id of the key that made it."""
     status: Status = "queued"
-    created_at: float
     started_at: float | None = None
     """When the engine did the first step of the latest attempt."""
     completed_at: float | None = None
@@ -94,8 +86,6 @@ class VideoJob(BaseModel):
     lease_owner: str | None = None
     """The dispatcher that has it in hand, or that delivers its webhook."""
     lease_until: float = 0.0
-    revision: int = 0
-    """Counts the changes of this document."""
 
     @field_serializer("params")
     def _given_params(self, params: AnimationParams) -> dict[str, Any]:
@@ -117,30 +107,19 @@ class VideoJob(BaseModel):
         return math.inf if self.ended else max(self.not_before, self.lease_until)
 
 
-@dataclass(frozen=True)
-class Revision:
-    """A job as it was read or written, for a change that is refused if somebody else has changed it since."""
+VIDEO_JOBS: Final = Kind(
+    name="video",
+    model=VideoJob,
+    folder="jobs",
+    expires_at=lambda job: job.expires_at,
+    id_bytes=16,
+    owner_digits=16,
+    not_found=JobNotFound,
+    conflict=JobConflict,
+)
 
-    job: VideoJob
-    etag: str
+QUEUE: Final = Index[VideoJob]("queue", lambda job: None if job.ended else job.priority, digits=1)
+"""Jobs that have not ended, in the order in which they are claimed."""
 
-
-@dataclass(frozen=True)
-class Entry:
-    """A job as an index names it: the queue, the outbox, or the list of what expires."""
-
-    id: str
-    rank: int
-    """What the index sorts by before the time of creation: the priority in the queue, the second of expiry, else 0."""
-    owner_folder: str
-    written_at: datetime
-    uri: str
-
-
-@dataclass(frozen=True)
-class Page:
-    """Part of a list of jobs."""
-
-    jobs: tuple[VideoJob, ...]
-    has_more: bool
-    """Whether others follow the last of these."""
+WEBHOOKS: Final = Index[VideoJob]("webhooks", lambda job: 0 if job.webhook_state == "pending" else None)
+"""Ended jobs whose webhook is not settled."""

@@ -1,24 +1,23 @@
-"""What dispatchers do with video jobs: find open ones, claim them, keep them by heartbeats, end them."""
+"""The queue of video jobs for dispatchers: read, claimed, kept by heartbeats, ended."""
 
 from __future__ import annotations
 
 import hashlib
-import itertools
 
 from pia_ray import storage
 from pia_ray.errors import JobConflict, JobNotFound, PiaRayError
 from pia_ray.media import video
+from pia_ray.online.documents.document import IndexEntry, Revision
 from pia_ray.online.public_errors import public_error
 from pia_ray.online.rendering.renderer import Rendered
-from pia_ray.online.video_jobs import layout
-from pia_ray.online.video_jobs.document import Entry, Revision, VideoJob, VideoResult
-from pia_ray.online.video_jobs.documents import QUEUED, Documents
+from pia_ray.online.video_jobs.document import QUEUE, VideoJob, VideoResult
+from pia_ray.online.video_jobs.documents import QUEUED, JobDocuments
 
 
 class JobQueue:
     """The open jobs of all owners. Of several workers that want a job one gets it, and one ends it."""
 
-    def __init__(self, documents: Documents) -> None:
+    def __init__(self, documents: JobDocuments) -> None:
         self._documents = documents
 
     @property
@@ -26,56 +25,49 @@ class JobQueue:
         """A claim that was not renewed for so long may be taken over."""
         return self._documents.lease_s
 
-    def entries(self, limit: int | None = None) -> tuple[Entry, ...]:
-        """The first `limit` jobs that have not ended, or all, as they go: by priority, then by age."""
-        return tuple(itertools.islice(self._documents.entries(layout.queue_uri(self._documents.prefix)), limit))
+    def entries(self, limit: int | None = None) -> tuple[IndexEntry, ...]:
+        """The first `limit` jobs that have not ended, or all, by priority and then by age."""
+        return self._documents.store.entries(QUEUE, limit)
 
-    def read(self, entry: Entry) -> Revision:
+    def read(self, entry: IndexEntry) -> Revision[VideoJob]:
         """The job of an entry. An entry whose job has ended is removed.
 
         Raises:
             JobNotFound: there is no such job, or not yet.
         """
-        now = self._documents.read_entry(entry)
-        if now.job.ended:
+        now = self._documents.store.read_entry(entry)
+        if now.document.ended:
             storage.delete(entry.uri)
         return now
 
-    def claim(self, at: Revision, *, worker: str) -> Revision:
+    def claim(self, at: Revision[VideoJob], *, worker: str) -> Revision[VideoJob]:
         """The job in this worker's hands until its lease runs out; one more attempt is counted.
 
         Raises:
             JobConflict: it is not to be had (any more).
         """
-        if at.job.claimable_at > self._documents.now():
-            raise JobConflict(f"{at.job.id} is in other hands, or has ended")
-        change = {**QUEUED, **self._documents.lease(worker), "attempt": at.job.attempt + 1}
-        return self._documents.replace(at, change)
+        if at.document.claimable_at > self._documents.store.now():
+            raise JobConflict(f"{at.document.id} is in other hands, or has ended")
+        change = {**QUEUED, **self._documents.lease(worker), "attempt": at.document.attempt + 1}
+        return self._documents.store.replace(at, change)
 
-    def heartbeat(self, at: Revision, *, progress: int | None = None, eta_s: float | None = None) -> Revision:
+    def heartbeat(
+        self, at: Revision[VideoJob], *, progress: int | None = None, eta_s: float | None = None
+    ) -> Revision[VideoJob]:
         """Renews the lease. With a `progress`, in percent, the job is in progress, and done in about `eta_s`.
 
         Raises:
             JobConflict: it was cancelled, or another worker has taken it over.
             JobNotFound: it was deleted.
         """
-        now = self._documents.now()
+        now = self._documents.store.now()
         change: dict[str, object] = {"lease_until": now + self.lease_s}
         if progress is not None:
             change |= {"status": "in_progress", "progress": max(0, min(progress, 99))}
-            change |= {"started_at": at.job.started_at or now, "eta_at": None if eta_s is None else now + eta_s}
+            change |= {"started_at": at.document.started_at or now, "eta_at": None if eta_s is None else now + eta_s}
         return self._documents.replace_held(at, change)
 
-    def finish(self, at: Revision, rendered: Rendered) -> VideoJob:
-        """Stores the video and its pictures, and after that the document that says `completed`.
-
-        Raises:
-            JobConflict, JobNotFound: as `heartbeat`; the files are removed again.
-            StorageError: the store failed.
-        """
-        return self.complete(at, self.store(at, rendered))
-
-    def store(self, at: Revision, rendered: Rendered) -> VideoResult:
+    def store(self, at: Revision[VideoJob], rendered: Rendered) -> VideoResult:
         """Stores the video and its pictures, where no other attempt of any worker does."""
         folder, made = self._attempt_uri(at), rendered.video
         result = VideoResult(
@@ -99,7 +91,7 @@ class JobQueue:
         storage.write_bytes(result.video_uri, made.content, content_type=video.MIME[made.format])
         return result
 
-    def complete(self, at: Revision, result: VideoResult) -> VideoJob:
+    def complete(self, at: Revision[VideoJob], result: VideoResult) -> VideoJob:
         """Ends the job with what `store` has stored.
 
         Raises:
@@ -113,40 +105,40 @@ class JobQueue:
             "size": f"{result.width}x{result.height}",
         }
         try:
-            return self._documents.end(at, change)
+            return self._documents.end_held(at, change)
         except (JobConflict, JobNotFound):
             self.discard(at)
             raise
 
-    def discard(self, at: Revision) -> None:
+    def discard(self, at: Revision[VideoJob]) -> None:
         """Removes what `store` stored for this attempt."""
         for found in storage.list_objects(self._attempt_uri(at)):
             storage.delete(found.uri)
 
-    def fail(self, at: Revision, error: PiaRayError) -> VideoJob:
+    def fail(self, at: Revision[VideoJob], error: PiaRayError) -> VideoJob:
         """Ends the job with what its owner may know of the error.
 
         Raises:
             JobConflict, JobNotFound: as `heartbeat`.
         """
-        return self._documents.end(at, {"status": "failed", "error": public_error(error)})
+        return self._documents.end_held(at, {"status": "failed", "error": public_error(error)})
 
-    def give_back(self, at: Revision) -> None:
+    def give_back(self, at: Revision[VideoJob]) -> None:
         """Lets another worker have it at once; the attempt does not count.
 
         Raises:
             JobConflict, JobNotFound: as `heartbeat`.
         """
-        self._documents.replace_held(at, {**QUEUED, "attempt": at.job.attempt - 1})
+        self._documents.replace_held(at, {**QUEUED, "attempt": at.document.attempt - 1})
 
-    def postpone(self, at: Revision, *, delay_s: float) -> None:
+    def postpone(self, at: Revision[VideoJob], *, delay_s: float) -> None:
         """Lets anyone try it once more after that time; the attempt counts.
 
         Raises:
             JobConflict, JobNotFound: as `heartbeat`.
         """
-        self._documents.replace_held(at, {**QUEUED, "not_before": self._documents.now() + delay_s})
+        self._documents.replace_held(at, {**QUEUED, "not_before": self._documents.store.now() + delay_s})
 
-    def _attempt_uri(self, at: Revision) -> str:
-        attempt = hashlib.sha256(f"{at.job.lease_owner}/{at.job.attempt}".encode()).hexdigest()[:16]
-        return storage.join(layout.content_uri(self._documents.prefix, at.job.id), f"{at.job.attempt}-{attempt}")
+    def _attempt_uri(self, at: Revision[VideoJob]) -> str:
+        attempt = hashlib.sha256(f"{at.document.lease_owner}/{at.document.attempt}".encode()).hexdigest()[:16]
+        return storage.join(self._documents.content_uri(at.document.id), f"{at.document.attempt}-{attempt}")

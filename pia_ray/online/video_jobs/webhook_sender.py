@@ -12,7 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 from pia_ray.errors import FetchError, JobConflict, JobNotFound, StorageError
-from pia_ray.online.video_jobs import Entry, JobStore
+from pia_ray.online.documents.document import IndexEntry
+from pia_ray.online.video_jobs import JobStore
 from pia_ray.online.video_jobs.webhooks import Webhooks
 
 _SENDERS: Final = 4
@@ -56,7 +57,7 @@ class Courier:
         finally:
             threads.shutdown(wait=False, cancel_futures=True)
 
-    def _send(self, entry: Entry) -> None:
+    def _send(self, entry: IndexEntry) -> None:
         """One try of one webhook, if it is due; on a thread."""
         try:
             self._try(entry)
@@ -65,13 +66,13 @@ class Courier:
         except StorageError as error:
             _log.warning("the webhook of %s waits: %s", entry.id, error.message)
 
-    def _try(self, entry: Entry) -> None:
+    def _try(self, entry: IndexEntry) -> None:
         outbox = self._jobs.outbox
         held = outbox.claim(outbox.read(entry), worker=self._worker)
         try:
-            self._webhooks.send(held.job)
+            self._webhooks.send(held.document)
         except FetchError as error:
-            tries = held.job.webhook_attempts
+            tries = held.document.webhook_attempts
             _log.info("the webhook of %s, try %d: %s", entry.id, tries, error.message)
             if error.retryable and tries <= len(self._webhooks.retry_delays_s):
                 outbox.postpone(held, delay_s=self._webhooks.retry_delays_s[tries - 1])

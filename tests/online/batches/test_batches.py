@@ -6,7 +6,7 @@ import asyncio
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -290,12 +290,12 @@ def desk(tmp_path: Path) -> Desk:
 def test_a_batch_whose_time_is_over_gives_up_what_is_not_made(desk: Desk):
     batch_id = desk.begin(3)
     desk.tick(2)
-    assert len(desk.jobs.list("ann").jobs) == 3
-    desk.batches.change("ann", batch_id, lambda batch: batch.model_copy(update={"expires_at": time.time()}))
+    assert len(desk.jobs.list("ann").documents) == 3
+    desk.batches.change("ann", batch_id, lambda _: {"expires_at": time.time()})
     desk.tick(2)
     batch = desk.batches.get("ann", batch_id)
     assert (batch.status, batch.num_failed, batch.output_file_id) == ("expired", 3, None)
-    assert all(job.cancelled for job in desk.jobs.list("ann").jobs)
+    assert all(job.cancelled for job in desk.jobs.list("ann").documents)
     assert batch.error_file_id is not None
     codes = [json.loads(line)["error"]["code"] for line in desk.files.read("ann", batch.error_file_id).splitlines()]
     assert codes == ["batch_expired"] * 3
@@ -332,10 +332,10 @@ def test_another_runner_takes_over_only_when_the_lease_is_over_and_makes_no_line
     desk.tick()
     num_asked = len(desk.asked)
     forgotten = {"lease_until": 0.0, "next_line": 0, "jobs": {}}  # as if it had died before it wrote the jobs down
-    desk.batches.change("ann", batch_id, lambda batch: batch.model_copy(update=forgotten))
+    desk.batches.change("ann", batch_id, lambda _: forgotten)
     desk.tick()
     assert len(desk.asked) == num_asked + 3
-    assert len(desk.jobs.list("ann").jobs) == 3
+    assert len(desk.jobs.list("ann").documents) == 3
     asyncio.run(first.tick())
     assert len(desk.asked) == num_asked + 3
 
@@ -347,7 +347,7 @@ class SlowStore(BatchStore):
         super().__init__(str(folder), ttl_s=0)
         self.held, self.let_on = threading.Event(), threading.Event()
 
-    def change(self, owner: str, batch_id: str, edit: Callable[[StoredBatch], StoredBatch]) -> StoredBatch:
+    def change(self, owner: str, batch_id: str, edit: Callable[[StoredBatch], Mapping[str, Any]]) -> StoredBatch:
         if not self.let_on.is_set():
             self.held.set()
             assert self.let_on.wait(60)
@@ -373,13 +373,13 @@ def test_a_runner_that_is_ended_in_the_midst_of_a_change_leaves_its_batches_to_o
     assert ready.get("ann", batch_id).lease_owner  # the change was made, though its caller had gone
     assert ready.get("ann", batch_id).lease_until == 0
     desk.tick(2)
-    assert len(desk.jobs.list("ann").jobs) == 2
+    assert len(desk.jobs.list("ann").documents) == 2
 
 
 def test_a_line_whose_video_is_deleted_is_told_as_such(desk: Desk):
     batch_id = desk.begin(1)
     desk.tick(2)
-    desk.jobs.delete("ann", desk.jobs.list("ann").jobs[0].id)
+    desk.jobs.delete("ann", desk.jobs.list("ann").documents[0].id)
     desk.tick()
     batch = desk.batches.get("ann", batch_id)
     assert (batch.status, batch.num_failed) == ("completed", 1)

@@ -319,10 +319,10 @@ def test_no_job_is_lost_or_ended_twice_whatever_is_killed(local: str) -> None:
         try:
             while len(ends) < len(made):
                 await asyncio.sleep(0.3)
-                for job in jobs.list("ann", limit=100).jobs:
+                for job in jobs.list("ann", limit=100).documents:
                     if job.ended:
                         assert ends.setdefault(job.id, job) == job  # what has ended never changes
-                if kills < 4 and any(job.status == "in_progress" for job in jobs.list("ann", limit=100).jobs):
+                if kills < 4 and any(job.status == "in_progress" for job in jobs.list("ann", limit=100).documents):
                     victim = processes.pop(0)
                     victim.kill()
                     victim.wait()
@@ -467,7 +467,7 @@ def test_expired_jobs_are_removed(local: str) -> None:
         async with running(Dispatcher(renderer, jobs, sweep_s=0.2, **QUICK)):
             while any(job.id in found.uri for found in storage.list_objects(local)):
                 await asyncio.sleep(0.05)
-        assert jobs.list("ann").jobs == ()
+        assert jobs.list("ann").documents == ()
 
     run(work)
 
