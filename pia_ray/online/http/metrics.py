@@ -51,7 +51,7 @@ class Metrics:
     def rendered(self, model: str, rendered: Rendered) -> None:
         """Counts a finished video; `model` is its name at this endpoint."""
         self._videos.labels(self._replica, model, "succeeded").inc()
-        self._gpu_seconds.labels(self._replica, model).inc(rendered.gpu_s)
+        self._gpu_seconds.labels(self._replica, model).inc(rendered.video.gpu_s)
 
     def failed(self, model: str, error: PiaRayError) -> None:
         """Counts a video that came to nothing."""

@@ -25,6 +25,7 @@ from pia_ray.media import video
 from pia_ray.online.rendering.renderer import (
     INTERACTIVE,
     Event,
+    FinishedVideo,
     Load,
     ModelFacts,
     Queued,
@@ -230,15 +231,25 @@ def _encode(animation: Animation, video_format: VideoFormat) -> Rendered:
     fps = animation.params.fps
     encoded = video.encode(animation.frames, fps=fps, format=video_format, provenance=provenance_of(animation))
     video.verify(encoded)
-    return Rendered(
-        video=encoded,
-        thumbnail=video.thumbnail(animation.frames, fps=fps),
-        spritesheet=video.spritesheet(animation.frames),
+    made = FinishedVideo(
+        num_frames=encoded.num_frames,
+        width=encoded.width,
+        height=encoded.height,
+        fps=encoded.fps,
+        size_bytes=encoded.size_bytes,
+        sha256=encoded.sha256,
         params=animation.params,
-        model=animation.model,
+        model_version=animation.model,
         gpu_s=animation.gpu_s,
         animate_s=animation.animate_s,
         motion=animation.motion,
+    )
+    return Rendered(
+        video=made,
+        content=encoded.content,
+        format=encoded.format,
+        thumbnail=video.thumbnail(animation.frames, fps=fps),
+        spritesheet=video.spritesheet(animation.frames),
     )
 
 

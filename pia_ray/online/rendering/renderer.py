@@ -9,8 +9,9 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
+from pydantic import BaseModel, ConfigDict
+
 from pia_ray.config.knobs import AnimationParams, VideoFormat
-from pia_ray.types import EncodedVideo
 
 INTERACTIVE: Final = 0
 """Priority of a synchronous call: somebody waits for it."""
@@ -56,22 +57,40 @@ class Step:
     total: int
 
 
+class FinishedVideo(BaseModel):
+    """A finished video: what is in its file, and what was used and measured."""
+
+    model_config = ConfigDict(frozen=True, protected_namespaces=())
+
+    num_frames: int
+    """Frames of the video."""
+    width: int
+    height: int
+    fps: int
+    size_bytes: int
+    sha256: str
+    params: AnimationParams
+    """Resolved, with the width, height and seed that were used."""
+    model_version: str
+    """Name and version of the model that made it."""
+    gpu_s: float
+    """As `Animation.gpu_s`: its share of the engine's time."""
+    animate_s: float
+    """As `Animation.animate_s`: from submission to the finished frames."""
+    motion: float
+
+
 @dataclass(frozen=True)
 class Rendered:
-    """The finished video; the last event."""
+    """The finished video with its files; the last event."""
 
-    video: EncodedVideo
+    video: FinishedVideo
+    content: bytes
+    format: VideoFormat
     thumbnail: bytes
     """Animated webp."""
     spritesheet: bytes
     """The frames side by side: one webp."""
-    params: AnimationParams
-    """Resolved, with the width, height and seed that were used."""
-    model: str
-    """Name and version of the model that made it."""
-    gpu_s: float
-    animate_s: float
-    motion: float
 
 
 Event = Queued | Step | Rendered

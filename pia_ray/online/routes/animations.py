@@ -8,21 +8,22 @@ import json
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
-from typing import Any, Final, cast
+from typing import Any, Final, Literal, cast
 from urllib.parse import quote
 
 from anyio import CancelScope
 from fastapi import APIRouter, Request, Response
+from pydantic import Field
 from starlette.types import Receive, Scope, Send
 
 from pia_ray.config.knobs import VideoFormat
-from pia_ray.config.resolving import canonical_params
 from pia_ray.config.serve import ServeConfig
 from pia_ray.errors import Cancelled, NotAcceptable, PiaRayError, Timeout, UnexpectedError
 from pia_ray.media.video import MIME
 from pia_ray.online.http import error_responses
 from pia_ray.online.http.metrics import Metrics
 from pia_ray.online.http.middleware import Owner
+from pia_ray.online.http.wire_types import VideoDescription, wire_params
 from pia_ray.online.rendering.renderer import Event, Queued, Rendered, Renderer, Step
 from pia_ray.online.requests import openapi
 from pia_ray.online.requests.request_reader import FormReader
@@ -90,26 +91,27 @@ def negotiate(accept: str | None, asked: VideoFormat | None) -> tuple[bool, Vide
     return False, best[1]
 
 
-def describe(request_id: str, rendered: Rendered) -> dict[str, Any]:
-    """A finished animation as JSON, without its files. Seeds are text, since JavaScript rounds large numbers."""
+class AnimationObject(VideoDescription):
+    """A finished animation, without its files."""
+
+    id: str
+    object: Literal["animation"] = "animation"
+    model: str = Field(description="The same as `model_version`.")
+    seed: str
+    params: dict[str, Any]
+    format: VideoFormat
+
+
+def animation_object(request_id: str, rendered: Rendered) -> AnimationObject:
+    """The finished animation as callers get it."""
     made = rendered.video
-    return {
-        "id": request_id,
-        "object": "animation",
-        "model": rendered.model,
-        "seed": str(rendered.params.seed),
-        "params": json.loads(canonical_params(rendered.params)),
-        "width": made.width,
-        "height": made.height,
-        "num_frames": made.num_frames,
-        "fps": made.fps,
-        "format": made.format,
-        "size_bytes": made.size_bytes,
-        "sha256": made.sha256,
-        "gpu_s": rendered.gpu_s,
-        "animate_s": rendered.animate_s,
-        "motion": rendered.motion,
-    }
+    return AnimationObject(
+        **dict(made, params=wire_params(made.params, only_given=False)),
+        id=request_id,
+        model=made.model_version,
+        seed=str(made.params.seed),
+        format=rendered.format,
+    )
 
 
 def _qualities(accept: str) -> dict[str, float]:
@@ -212,23 +214,22 @@ async def _first(heard: AsyncGenerator[Event | None, None]) -> Event | None:
 
 
 def _video(request_id: str, rendered: Rendered) -> Response:
-    made = rendered.video
-    facts = describe(request_id, rendered)
+    made = animation_object(request_id, rendered)
     # Prompts are left out: ten thousand characters do not fit into a header.
-    knobs = {name: value for name, value in facts["params"].items() if name not in ("prompt", "negative_prompt")}
+    knobs = {name: value for name, value in made.params.items() if name not in ("prompt", "negative_prompt")}
     headers = {
         "content-disposition": f'inline; filename="{request_id}.{made.format}"',
         "etag": f'"{made.sha256}"',
         "x-animation-id": request_id,
-        "x-animation-model": quote(rendered.model, safe=" /:@+,"),  # headers are ASCII
-        "x-animation-seed": facts["seed"],
+        "x-animation-model": quote(made.model, safe=" /:@+,"),  # headers are ASCII
+        "x-animation-seed": made.seed,
         "x-animation-params": json.dumps(knobs, separators=(",", ":")),
         "x-animation-frames": str(made.num_frames),
         "x-animation-size": f"{made.width}x{made.height}",
-        "x-animation-gpu-seconds": f"{rendered.gpu_s:.3f}",
-        "x-animation-motion": f"{rendered.motion:.4f}",
+        "x-animation-gpu-seconds": f"{made.gpu_s:.3f}",
+        "x-animation-motion": f"{made.motion:.4f}",
     }
-    return Response(made.content, media_type=MIME[made.format], headers=headers)
+    return Response(rendered.content, media_type=MIME[made.format], headers=headers)
 
 
 class _EventStream(Response):
@@ -264,10 +265,11 @@ class _EventStream(Response):
                 await _send_text(send, _event("step", {"done": done, "total": total}))
             case Rendered():
                 files = {
-                    "video": _data_url(MIME[event.video.format], event.video.content),
+                    "video": _data_url(MIME[event.format], event.content),
                     "thumbnail": _data_url("image/webp", event.thumbnail),
                 }
-                await _send_text(send, _event("completed", {**describe(self._request_id, event), **files}))
+                described = animation_object(self._request_id, event).model_dump(mode="json")
+                await _send_text(send, _event("completed", {**described, **files}))
 
 
 async def _send_text(send: Send, text: str) -> None:

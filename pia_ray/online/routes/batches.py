@@ -18,6 +18,7 @@ from pia_ray.online.files import FileStore
 from pia_ray.online.http import error_responses
 from pia_ray.online.http.middleware import Owner
 from pia_ray.online.http.pagination import Listed, Listing, Page
+from pia_ray.online.http.wire_types import UnixTime
 from pia_ray.online.requests.bodies import parse_json, shown
 
 WINDOW_S: Final = 24 * 3600.0
@@ -52,15 +53,15 @@ class BatchObject(Listed):
     status: BatchStatus
     output_file_id: str | None = Field(description="Lines with a video; once the batch has ended.")
     error_file_id: str | None = Field(description="Lines without; once the batch has ended.")
-    created_at: int
-    in_progress_at: int | None
-    expires_at: int
-    finalizing_at: int | None
-    completed_at: int | None
-    failed_at: int | None
-    expired_at: int | None
-    cancelling_at: int | None
-    cancelled_at: int | None
+    created_at: UnixTime
+    in_progress_at: UnixTime | None
+    expires_at: UnixTime
+    finalizing_at: UnixTime | None
+    completed_at: UnixTime | None
+    failed_at: UnixTime | None
+    expired_at: UnixTime | None
+    cancelling_at: UnixTime | None
+    cancelled_at: UnixTime | None
     request_counts: RequestCounts
     metadata: dict[str, str] | None
 
@@ -77,29 +78,9 @@ class BatchPage(Page):
 
 def batch_object(batch: Batch) -> BatchObject:
     """The batch as callers get it."""
-
-    def seconds(time: float | None) -> int | None:
-        return None if time is None else int(time)
-
-    return BatchObject(
-        id=batch.id,
-        errors=BatchFaults(data=list(batch.errors)) if batch.errors else None,
-        input_file_id=batch.input_file_id,
-        status=batch.status,
-        output_file_id=batch.output_file_id,
-        error_file_id=batch.error_file_id,
-        created_at=int(batch.created_at),
-        in_progress_at=seconds(batch.in_progress_at),
-        expires_at=int(batch.expires_at),
-        finalizing_at=seconds(batch.finalizing_at),
-        completed_at=seconds(batch.completed_at),
-        failed_at=seconds(batch.failed_at),
-        expired_at=seconds(batch.expired_at),
-        cancelling_at=seconds(batch.cancelling_at),
-        cancelled_at=seconds(batch.cancelled_at),
-        request_counts=RequestCounts(total=batch.num_lines, completed=batch.num_completed, failed=batch.num_failed),
-        metadata=batch.metadata,
-    )
+    counts = RequestCounts(total=batch.num_lines, completed=batch.num_completed, failed=batch.num_failed)
+    errors = BatchFaults(data=list(batch.errors)) if batch.errors else None
+    return BatchObject.model_validate({**dict(batch), "request_counts": counts, "errors": errors})
 
 
 def batch_routes(

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Annotated, Any, Final, Literal
 
 from fastapi import APIRouter, Query, Request, Response
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from pia_ray.config.serve import ServeConfig
 from pia_ray.errors import BadParameter, UnsupportedBody
@@ -19,6 +19,7 @@ from pia_ray.online.http import error_responses
 from pia_ray.online.http.downloads import delivery
 from pia_ray.online.http.middleware import Owner
 from pia_ray.online.http.pagination import Listed, Listing, Page
+from pia_ray.online.http.wire_types import UnixTime
 from pia_ray.online.requests.bodies import shown
 from pia_ray.online.requests.request_limits import MAX_FILES
 
@@ -31,10 +32,12 @@ _TTL_BOUNDS_S: Final = (3600, 30 * 24 * 3600)
 class FileObject(Listed):
     """A file, as the openai clients know it."""
 
+    model_config = ConfigDict(from_attributes=True)
+
     object: Literal["file"] = "file"
-    bytes: int
-    created_at: int
-    expires_at: int
+    bytes: int = Field(validation_alias="size_bytes")
+    created_at: UnixTime
+    expires_at: UnixTime
     filename: str
     purpose: Purpose
     status: Literal["processed"] = "processed"
@@ -62,14 +65,7 @@ class FileDeleted(BaseModel):
 
 def file_object(file: StoredFile) -> FileObject:
     """The file as callers get it."""
-    return FileObject(
-        id=file.id,
-        bytes=file.size_bytes,
-        created_at=int(file.created_at),
-        expires_at=int(file.expires_at),
-        filename=file.filename,
-        purpose=file.purpose,
-    )
+    return FileObject.model_validate(file)
 
 
 def file_routes(files: FileStore, *, config: ServeConfig, prefix: str = "/v1") -> APIRouter:

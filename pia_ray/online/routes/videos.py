@@ -7,15 +7,16 @@ import time
 from typing import Annotated, Any, Final, Literal
 
 from fastapi import APIRouter, Header, Query, Request, Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, computed_field
 
-from pia_ray.config.knobs import REFERENCE_KNOBS, AnimationParams
+from pia_ray.config.knobs import REFERENCE_KNOBS
 from pia_ray.errors import Conflict
 from pia_ray.media import video
 from pia_ray.online.http import error_responses
 from pia_ray.online.http.downloads import delivery
 from pia_ray.online.http.middleware import Owner
 from pia_ray.online.http.pagination import Listed, Listing, Page
+from pia_ray.online.http.wire_types import UnixTime, VideoDescription, wire_params
 from pia_ray.online.requests import openapi
 from pia_ray.online.requests.aliases import IMAGE_FIELDS
 from pia_ray.online.requests.request_reader import FormReader
@@ -41,12 +42,14 @@ RetryCount = Annotated[
 class VideoError(BaseModel):
     """Why a video failed."""
 
+    model_config = ConfigDict(from_attributes=True)
+
     code: str
     message: str
 
 
-class VideoObject(Listed):
-    """A video job, as the openai clients know it, with what more there is to tell."""
+class VideoObject(VideoDescription, Listed):
+    """A video job, as the openai clients know it, with the description of the finished video and more."""
 
     model_config = ConfigDict(
         protected_namespaces=(),
@@ -68,11 +71,11 @@ class VideoObject(Listed):
     )
 
     object: Literal["video"] = "video"
-    created_at: int = Field(description="Seconds since 1970, UTC, as all times here.")
-    completed_at: int | None = Field(None, description="When it completed or failed.")
-    expires_at: int | None = Field(None, description="When the video is deleted.")
+    created_at: UnixTime = Field(description="Seconds since 1970, UTC, as all times here.")
+    completed_at: UnixTime | None = Field(None, description="When it completed or failed.")
+    expires_at: UnixTime | None = Field(None, description="When the video is deleted.")
     status: Literal["queued", "in_progress", "completed", "failed"]
-    model: str
+    model: str = Field(description="The name that was asked for; `model_version` says more.")
     progress: int = Field(ge=0, le=100, description="Percent of the denoising steps done.")
     seconds: str = Field(description="Duration of the video.")
     size: str = Field(description="WIDTHxHEIGHT.")
@@ -85,14 +88,12 @@ class VideoObject(Listed):
     )
     batch_id: str | None = None
     queue_position: int | None = Field(None, description="Jobs that go first, while it is queued.")
-    estimated_completion_at: int | None = Field(None, description="About when it will be done.")
-    num_frames: int | None = None
-    fps: int | None = None
-    size_bytes: int | None = None
-    sha256: str | None = Field(None, description="Of the video's file.")
-    model_version: str | None = None
-    gpu_seconds: float | None = None
-    motion: float | None = Field(None, description="How much moves, measured: 0 to 1.")
+    estimated_completion_at: UnixTime | None = Field(None, description="About when it will be done.")
+
+    @computed_field(description="The same as `gpu_s`.")
+    def gpu_seconds(self) -> float | None:
+        """The same as `gpu_s`."""
+        return self.gpu_s
 
 
 class VideoList(Listing[VideoObject]):
@@ -116,33 +117,18 @@ class VideoDeleted(BaseModel):
 
 def video_object(job: VideoJob, outlook: Outlook | None = None) -> VideoObject:
     """The job as callers get it, with what its future may bring as far as that is told."""
-    left_s = None if outlook is None or job.ended else outlook.eta_s
     made = job.result
-    return VideoObject(
-        id=job.id,
-        created_at=int(job.created_at),
-        completed_at=None if job.completed_at is None else int(job.completed_at),
-        expires_at=None if job.expires_at is None else int(job.expires_at),
-        status=job.status,
-        model=job.model,
-        progress=job.progress,
-        seconds=job.seconds,
-        size=job.size,
-        prompt=job.prompt,
-        error=None if job.error is None else VideoError(code=job.error.code, message=job.error.message),
-        remixed_from_video_id=job.remixed_from_video_id,
-        format=job.format,
-        params=_shown(job.params if made is None else made.params),
-        batch_id=job.batch_id,
-        queue_position=None if outlook is None or job.status != "queued" else outlook.position,
-        estimated_completion_at=None if left_s is None else int(time.time() + left_s + 0.5),
-        num_frames=None if made is None else made.num_frames,
-        fps=None if made is None else made.fps,
-        size_bytes=None if made is None else made.size_bytes,
-        sha256=None if made is None else made.sha256,
-        model_version=None if made is None else made.model_version,
-        gpu_seconds=None if made is None else made.gpu_s,
-        motion=None if made is None else made.motion,
+    left_s = None if outlook is None or job.ended else outlook.eta_s
+    return VideoObject.model_validate(
+        {
+            **dict(job),
+            **({} if made is None else dict(made)),
+            "params": wire_params(job.params, only_given=True)
+            if made is None
+            else wire_params(made.params, only_given=False),
+            "queue_position": None if outlook is None or job.status != "queued" else outlook.position,
+            "estimated_completion_at": None if left_s is None else time.time() + left_s + 0.5,
+        }
     )
 
 
@@ -320,13 +306,6 @@ _BY_FILE_ID: Final[dict[str, Any]] = {
     "properties": {"file_id": {"type": "string", "description": "A picture of /v1/files."}},
     "additionalProperties": False,
 }
-
-
-def _shown(params: AnimationParams) -> dict[str, Any]:
-    values = params.model_dump(mode="json", exclude_unset=True)
-    if values.get("seed") is not None:
-        values["seed"] = str(values["seed"])
-    return values
 
 
 def _count(text: str | None) -> int:

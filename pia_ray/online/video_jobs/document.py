@@ -5,41 +5,27 @@ from __future__ import annotations
 import math
 from typing import Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_serializer
+from pydantic import Field, field_serializer
 
 from pia_ray.config.knobs import AnimationParams, VideoFormat
 from pia_ray.errors import JobConflict, JobNotFound
 from pia_ray.online.documents.document import Document, Index, Kind
 from pia_ray.online.public_errors import PublicError
+from pia_ray.online.rendering.renderer import FinishedVideo
 
 Status = Literal["queued", "in_progress", "completed", "failed"]
+
 
 CANCELLED: Final = "cancelled"
 """Code of the error of a job that its owner took back."""
 
 
-class VideoResult(BaseModel):
-    """The finished video of a job: where its files are, and what was used and measured."""
-
-    model_config = ConfigDict(frozen=True, protected_namespaces=())
+class VideoResult(FinishedVideo):
+    """The finished video of a job, and where its files are."""
 
     video_uri: str
     thumbnail_uri: str
     spritesheet_uri: str
-    size_bytes: int
-    sha256: str
-    num_frames: int
-    """Frames of the video."""
-    width: int
-    height: int
-    fps: int
-    params: AnimationParams
-    """Resolved, with the seed that was used."""
-    model_version: str
-    """Name and version of the model that made it."""
-    gpu_s: float
-    animate_s: float
-    motion: float
 
 
 class VideoJob(Document):

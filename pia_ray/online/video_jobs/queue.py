@@ -69,26 +69,16 @@ class JobQueue:
 
     def store(self, at: Revision[VideoJob], rendered: Rendered) -> VideoResult:
         """Stores the video and its pictures, where no other attempt of any worker does."""
-        folder, made = self._attempt_uri(at), rendered.video
+        folder = self._attempt_uri(at)
         result = VideoResult(
-            video_uri=storage.join(folder, f"video.{made.format}"),
+            **dict(rendered.video),
+            video_uri=storage.join(folder, f"video.{rendered.format}"),
             thumbnail_uri=storage.join(folder, "thumbnail.webp"),
             spritesheet_uri=storage.join(folder, "spritesheet.webp"),
-            size_bytes=made.size_bytes,
-            sha256=made.sha256,
-            num_frames=made.num_frames,
-            width=made.width,
-            height=made.height,
-            fps=made.fps,
-            params=rendered.params,
-            model_version=rendered.model,
-            gpu_s=rendered.gpu_s,
-            animate_s=rendered.animate_s,
-            motion=rendered.motion,
         )
         storage.write_bytes(result.thumbnail_uri, rendered.thumbnail, content_type="image/webp")
         storage.write_bytes(result.spritesheet_uri, rendered.spritesheet, content_type="image/webp")
-        storage.write_bytes(result.video_uri, made.content, content_type=video.MIME[made.format])
+        storage.write_bytes(result.video_uri, rendered.content, content_type=video.MIME[rendered.format])
         return result
 
     def complete(self, at: Revision[VideoJob], result: VideoResult) -> VideoJob:

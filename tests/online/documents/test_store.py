@@ -21,11 +21,11 @@ from pia_ray.online.batches.store import BatchStore
 from pia_ray.online.documents.document import Document, Index, Kind
 from pia_ray.online.documents.store import DocumentStore
 from pia_ray.online.files import FileStore
-from pia_ray.online.rendering.renderer import Rendered, RenderRequest
+from pia_ray.online.rendering.renderer import RenderRequest
 from pia_ray.online.routes.videos import video_object
 from pia_ray.online.video_jobs import JobStore
 from pia_ray.online.video_jobs.creation import LineAsked
-from pia_ray.types import EncodedVideo
+from tests.online.video_jobs.test_store import rendered
 from tests.s3_server import s3, s3_server
 
 __all__ = ["s3", "s3_server"]  # fixtures
@@ -191,9 +191,7 @@ def ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
 def render(jobs: JobStore, job_id: str) -> None:
     entry = next(entry for entry in jobs.queue.entries() if entry.id == job_id)
     held = jobs.queue.claim(jobs.queue.read(entry), worker="new")
-    video = EncodedVideo(b"video", "mp4", num_frames=12, width=64, height=48, fps=8, sha256="0" * 64)
-    made = Rendered(video, b"1", b"2", held.document.params, model="demo 1", gpu_s=1.0, animate_s=2.0, motion=0.1)
-    jobs.queue.complete(held, jobs.queue.store(held, made))
+    jobs.queue.complete(held, jobs.queue.store(held, rendered(held.document)))
 
 
 def test_jobs_of_an_earlier_version_are_found_listed_changed_and_expire(ids: dict[str, str]) -> None:

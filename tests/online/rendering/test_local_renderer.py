@@ -94,13 +94,13 @@ def test_a_request_tells_its_steps_and_ends_with_a_video_that_plays():
     assert events[:-1] == [Step(1, 3), Step(2, 3), Step(3, 3)]
     rendered = events[-1]
     assert isinstance(rendered, Rendered)
-    facts = video.probe(rendered.video.content)
+    facts = video.probe(rendered.content)
     assert (facts.format, facts.num_frames, facts.width, facts.height) == ("mp4", 4, 64, 64)
     assert facts.provenance["params"]["prompt"] == "a cat"
     assert video.probe(rendered.thumbnail).num_frames == 4
     with Image.open(io.BytesIO(rendered.spritesheet)) as sheet:
         assert sheet.size == (128, 128)
-    assert rendered.params.seed is not None
+    assert rendered.video.params.seed is not None
     assert pickle.loads(pickle.dumps(events)) == events
 
 
@@ -110,14 +110,14 @@ def test_the_video_has_the_format_that_was_asked_for(video_format: Any):
         async with renderer() as made:
             return await events_of(made, ask(format=video_format))
 
-    assert video.probe(run(work)[-1].video.content).format == video_format
+    assert video.probe(run(work)[-1].content).format == video_format
 
 
 def test_models_are_named_by_style_also_the_default_one():
     async def work() -> list[str]:
         async with renderer(models={"plain": "demo", "ink": {"base": "embedded"}}) as made:
             styles = [{}, {"style": "plain"}, {"style": "ink"}]
-            return [(await events_of(made, ask(knobs=style)))[-1].model for style in styles]
+            return [(await events_of(made, ask(knobs=style)))[-1].video.model_version for style in styles]
 
     assert run(work) == ["demo@fake", "demo@fake", "ink@fake"]
 
@@ -346,7 +346,7 @@ def test_the_same_request_makes_the_same_video_alone_and_in_company():
             alone = await events_of(made, request)
             others = [events_of(made, ask(request_id=str(number))) for number in range(2)]
             company, *_ = await asyncio.gather(events_of(made, request), *others)
-        return [video.decode_frames(events[-1].video.content) for events in (alone, company)]
+        return [video.decode_frames(events[-1].content) for events in (alone, company)]
 
     alone, company = run(work)
     assert np.array_equal(alone, company)

@@ -125,7 +125,7 @@ def test_an_engine_in_another_process_tells_events_and_errors_as_a_local_one(end
     events = caller.ask.remote(ask()).result(timeout_s=60)
     assert events[:-1] == [Step(1, 3), Step(2, 3), Step(3, 3)]
     assert isinstance(events[-1], Rendered)
-    assert video.probe(events[-1].video.content).num_frames == 4
+    assert video.probe(events[-1].content).num_frames == 4
     assert isinstance(caller.ask.remote(ask("nan")).result(timeout_s=60), NonFiniteFrames)
     assert isinstance(caller.ask.remote(ask("hang", deadline_s=0.3)).result(timeout_s=60), Timeout)
     load = caller.load.remote().result(timeout_s=60)

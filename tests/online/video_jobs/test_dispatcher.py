@@ -23,11 +23,20 @@ from pia_ray.config.serve import ServeConfig
 from pia_ray.errors import Busy, DeviceLost, NonFiniteFrames, OutOfMemory, RowError, Timeout
 from pia_ray.media import video
 from pia_ray.online.rendering.local_renderer import LocalRenderer
-from pia_ray.online.rendering.renderer import BATCH_LINE, VIDEO_JOB, Event, Load, Queued, Rendered, RenderRequest, Step
+from pia_ray.online.rendering.renderer import (
+    BATCH_LINE,
+    VIDEO_JOB,
+    Event,
+    FinishedVideo,
+    Load,
+    Queued,
+    Rendered,
+    RenderRequest,
+    Step,
+)
 from pia_ray.online.video_jobs import JobStore, VideoJob
 from pia_ray.online.video_jobs.dispatcher import Dispatcher
 from pia_ray.testing import FakeAnimator
-from pia_ray.types import EncodedVideo
 from tests.chaos_proxy import ChaosProxy, chaos
 from tests.s3_server import s3, s3_server
 
@@ -89,8 +98,20 @@ class ScriptedRenderer:
 
 
 def rendered(request: RenderRequest, content: bytes) -> Rendered:
-    made = EncodedVideo(content, "mp4", 16, 64, 64, 8, hashlib.sha256(content).hexdigest())
-    return Rendered(made, b"thumbnail", b"sheet", request.params, "scripted", gpu_s=1.0, animate_s=1.0, motion=0.1)
+    made = FinishedVideo(
+        num_frames=16,
+        width=64,
+        height=64,
+        fps=8,
+        size_bytes=len(content),
+        sha256=hashlib.sha256(content).hexdigest(),
+        params=request.params,
+        model_version="scripted",
+        gpu_s=1.0,
+        animate_s=1.0,
+        motion=0.1,
+    )
+    return Rendered(made, content, "mp4", b"thumbnail", b"sheet")
 
 
 @pytest.fixture

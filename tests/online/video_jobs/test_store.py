@@ -19,6 +19,7 @@ from pia_ray.config.knobs import AnimationParams
 from pia_ray.errors import (
     BadParameter,
     Busy,
+    Cancelled,
     JobConflict,
     JobNotFound,
     OutOfMemory,
@@ -27,9 +28,8 @@ from pia_ray.errors import (
     UnexpectedError,
 )
 from pia_ray.online.documents.document import Revision
-from pia_ray.online.rendering.renderer import Rendered, RenderRequest
+from pia_ray.online.rendering.renderer import FinishedVideo, Rendered, RenderRequest
 from pia_ray.online.video_jobs import JobStore, VideoJob
-from pia_ray.types import EncodedVideo
 from tests.chaos_proxy import LOSE_ANSWER, ChaosProxy, chaos
 from tests.s3_server import s3, s3_server
 
@@ -59,9 +59,20 @@ def create(jobs: JobStore, prompt: str = "a boat", *, owner: str = "ann", **more
 
 
 def rendered(job: VideoJob, content: bytes = b"video") -> Rendered:
-    video = EncodedVideo(content, "mp4", num_frames=12, width=64, height=48, fps=8, sha256="0" * 64)
-    params = job.params.model_copy(update={"seed": SEED, "width": 64, "height": 48})
-    return Rendered(video, b"thumbnail", b"sheet", params, model="demo 1", gpu_s=1.0, animate_s=2.0, motion=0.1)
+    made = FinishedVideo(
+        num_frames=12,
+        width=64,
+        height=48,
+        fps=8,
+        size_bytes=len(content),
+        sha256="0" * 64,
+        params=job.params.model_copy(update={"seed": SEED, "width": 64, "height": 48}),
+        model_version="demo 1",
+        gpu_s=1.0,
+        animate_s=2.0,
+        motion=0.1,
+    )
+    return Rendered(made, content, "mp4", b"thumbnail", b"sheet")
 
 
 def next_open(jobs: JobStore) -> Revision[VideoJob]:
@@ -346,6 +357,15 @@ def test_a_cancelled_job_has_failed_for_everybody(prefix: str) -> None:
         finish(jobs, held, rendered(job))
     assert jobs.queue.entries() == ()
     assert not [uri for uri in left_below(prefix) if uri.startswith("/content")]
+
+
+def test_a_job_that_failed_with_its_engine_was_not_cancelled_by_its_owner(local: str) -> None:
+    jobs = JobStore(local)
+    job = create(jobs)
+    failed = jobs.queue.fail(claim(jobs), Cancelled("the engine is shutting down"))
+    assert (failed.error is not None and failed.error.code, failed.cancelled) == ("cancelled", False)
+    with pytest.raises(JobConflict, match="failed already"):
+        jobs.cancel("ann", job.id)
 
 
 def test_what_has_ended_cannot_be_cancelled(local: str) -> None:
