@@ -209,6 +209,7 @@ class BatchRunner:
                 "outcomes": (*batch.outcomes, part),
                 "num_completed": batch.num_completed + done,
                 "num_failed": batch.num_failed + len(outcomes) - done,
+                "ran_out_of_time": batch.ran_out_of_time or any(each.out_of_time for each in outcomes),
             }
         if not jobs and next_line == batch.num_lines and batch.status == "in_progress":
             change |= {"status": "finalizing", "finalizing_at": await self._now()}
@@ -256,7 +257,7 @@ class BatchRunner:
         }
         if batch.status == "cancelling":
             change |= {"status": "cancelled", "cancelled_at": now}
-        elif any(each.row["error_code"] == "batch_expired" for each in outcomes):
+        elif batch.ran_out_of_time:
             change |= {"status": "expired", "expired_at": now}
         else:
             change |= {"status": "completed", "completed_at": now}
@@ -363,7 +364,7 @@ def _rejected(place: _Place, error: RowError) -> Outcome:
 def _refused(place: _Place, error: PublicError) -> Outcome:
     told = {"code": error.code, "message": error.message}
     record = {"id": place.id, "custom_id": place.line.custom_id, "response": None, "error": told}
-    return Outcome(line=place.number, record=record, row=_row(place, error))
+    return Outcome(line=place.number, record=record, row=_row(place, error), out_of_time=error is _EXPIRED)
 
 
 def _row(place: _Place, error: PublicError) -> dict[str, Any]:

@@ -62,6 +62,8 @@ class Batch(Document):
     """Video jobs that have not ended, by line."""
     outcomes: tuple[str, ...] = ()
     """Names of the parts with what became of lines."""
+    ran_out_of_time: bool = False
+    """Whether lines were given up at `expires_at`."""
     output_file_id: str | None = None
     error_file_id: str | None = None
     lease_owner: str = ""
@@ -91,6 +93,8 @@ class Outcome:
     """The line of the output or error file."""
     row: Mapping[str, Any]
     """Its row of the results table, as JSON values."""
+    out_of_time: bool = False
+    """Whether it was given up because the batch expired; known to whoever gave it up."""
 
     @property
     def succeeded(self) -> bool:

@@ -16,10 +16,6 @@ from pia_ray.online.rendering.renderer import FinishedVideo
 Status = Literal["queued", "in_progress", "completed", "failed"]
 
 
-CANCELLED: Final = "cancelled"
-"""Code of the error of a job that its owner took back."""
-
-
 class VideoResult(FinishedVideo):
     """The finished video of a job, and where its files are."""
 
@@ -50,6 +46,8 @@ class VideoJob(Document):
     eta_at: float | None = None
     """About when it will be done, once it is in progress."""
     error: PublicError | None = None
+    cancelled: bool = False
+    """Whether its owner cancelled it; its error may say `cancelled` also where an engine shut down."""
     params: AnimationParams
     """As asked for; which knobs were given is kept."""
     format: VideoFormat = "mp4"
@@ -81,11 +79,6 @@ class VideoJob(Document):
     def ended(self) -> bool:
         """Whether nothing more will happen to it."""
         return self.status in ("completed", "failed")
-
-    @property
-    def cancelled(self) -> bool:
-        """Whether its owner took it back."""
-        return self.error is not None and self.error.code == CANCELLED
 
     @property
     def claimable_at(self) -> float:

@@ -7,12 +7,12 @@ from typing import Any, Final
 
 from pia_ray import storage
 from pia_ray.config.knobs import REFERENCE_KNOBS
-from pia_ray.errors import BadParameter, Busy, ConfigError, JobConflict, JobNotFound
+from pia_ray.errors import BadParameter, Busy, Cancelled, ConfigError, JobConflict, JobNotFound
 from pia_ray.online.documents.document import Order, Page
 from pia_ray.online.documents.store import ABANDONED_S
-from pia_ray.online.public_errors import PublicError
+from pia_ray.online.public_errors import public_error
 from pia_ray.online.rendering.renderer import BATCH_LINE, VIDEO_JOB, RenderRequest
-from pia_ray.online.video_jobs.document import CANCELLED, VideoJob
+from pia_ray.online.video_jobs.document import VideoJob
 from pia_ray.online.video_jobs.documents import JobDocuments
 from pia_ray.online.video_jobs.queue import JobQueue
 from pia_ray.online.video_jobs.request_records import RequestRecords, body_digest, record_name
@@ -144,14 +144,14 @@ class JobStore:
             JobConflict: it has completed or failed already.
             JobNotFound: as `get`.
         """
-        error = PublicError(code=CANCELLED, message="The video job was cancelled.", retryable=True)
+        error = public_error(Cancelled("The video job was cancelled."))
 
         def stop(job: VideoJob) -> dict[str, Any]:
             if job.cancelled:
                 return {}
             if job.ended:
                 raise JobConflict(f"the video has {job.status} already")
-            return self._job_documents.end(job, {"status": "failed", "error": error})
+            return self._job_documents.end(job, {"status": "failed", "cancelled": True, "error": error})
 
         return self._documents.change(owner, job_id, stop)
 
