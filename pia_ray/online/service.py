@@ -83,6 +83,7 @@ class VideoService:
             poll_s=poll_s,
         )
         self._poll_s = poll_s
+        self._grace_s = config.graceful_shutdown_s
         self._working: asyncio.Task[None] | None = None
         intake = Intake(config, jobs=jobs, files=self._files, reader=forms)
         self._runner = BatchRunner(
@@ -100,12 +101,15 @@ class VideoService:
 
     @asynccontextmanager
     async def at_work(self) -> AsyncIterator[None]:
-        """`run` beside the block."""
+        """`run` while the block lasts; after it videos that are being rendered have `graceful_shutdown_s` to end."""
         working = self._working = asyncio.create_task(self.run())
         working.add_done_callback(_log_end)
         try:
             yield
         finally:
+            drain = asyncio.create_task(self._drain())
+            await asyncio.wait([working, drain], return_when=asyncio.FIRST_COMPLETED)
+            drain.cancel()
             working.cancel()
             await asyncio.wait([working])  # how it ended has been logged
             self._working = None
@@ -120,8 +124,8 @@ class VideoService:
             raise NotReady("the work on video jobs has ended by a fault: this process has to be replaced")
 
     async def run(self) -> None:
-        """Renders video jobs, feeds batches to their queue and removes what has expired, until it is cancelled. Jobs
-        in hand are then given back. One call at a time."""
+        """Renders video jobs, makes jobs of the lines of batches and removes what has expired, until it is cancelled;
+        then jobs that are being rendered are given back. One call at a time."""
         tasks = [
             asyncio.create_task(each)
             for each in (self._dispatcher.run(), self._runner.run(self._poll_s), self._sweep())
@@ -134,9 +138,9 @@ class VideoService:
                     task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def drain(self, *, timeout_s: float) -> None:
-        """Takes up no more jobs, and waits for those in hand to end, or for the time to pass."""
-        await self._dispatcher.drain(timeout_s=timeout_s)
+    async def _drain(self) -> None:
+        self._runner.stop()
+        await self._dispatcher.drain(timeout_s=self._grace_s)
 
     async def _sweep(self) -> None:
         while True:

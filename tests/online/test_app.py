@@ -81,7 +81,7 @@ class Told:
     async def load(self) -> Load:
         if self.error is not None:
             raise self.error
-        return Load(0, 0, 4, None, ())
+        return Load(0, 0, None, ())
 
     async def check_ready(self) -> None:
         if self.error is not None:

@@ -101,22 +101,29 @@ class BatchRunner:
         """The video object of a job, as callers get it."""
         self._worker = uuid.uuid4().hex
         self._lines: dict[str, list[BatchLine]] = {}
+        self._stopped = asyncio.Event()
         self._writing: asyncio.Future[Batch] | None = None
         """The latest change of a batch's document; one at a time."""
 
     async def run(self, poll_s: float) -> None:
-        """Works until it is cancelled; then other runners may go on at once."""
+        """Works until it is stopped or cancelled; then other runners may go on at once. One call at a time."""
+        stopped = self._stopped = asyncio.Event()  # of this event loop
         try:
-            while True:
+            while not stopped.is_set():
                 try:
                     await self.tick()
                 except PiaRayError as error:
                     _log.warning("batches wait: %s", error.message)
-                await asyncio.sleep(poll_s)
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(stopped.wait(), poll_s)
         finally:
             if self._writing is not None:  # a thread goes on when its caller is cancelled, and would renew the lease
                 await asyncio.gather(self._writing, return_exceptions=True)
             await asyncio.to_thread(self._release)
+
+    def stop(self) -> None:
+        """Ends `run` as soon as it has done what it is at."""
+        self._stopped.set()
 
     async def tick(self) -> None:
         """Brings every open batch as far as it can be brought now."""

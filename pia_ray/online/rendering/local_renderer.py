@@ -9,8 +9,9 @@ import asyncio
 import logging
 import time
 import traceback
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +19,7 @@ from pia_ray import weights
 from pia_ray.animation import Animation, RowAnimator, provenance_of
 from pia_ray.config.knobs import VideoFormat
 from pia_ray.config.serve import ServeConfig
-from pia_ray.errors import Busy, PiaRayError, UnexpectedError, WeightsError
+from pia_ray.errors import Busy, Cancelled, PiaRayError, UnexpectedError, WeightsError
 from pia_ray.manifest import inputs
 from pia_ray.media import image as pictures
 from pia_ray.media import video
@@ -53,6 +54,9 @@ class LocalRenderer:
         self._places: list[_Place] = []
         self._num_arrivals = 0
         self._tally = Tally()
+        self._draining = False
+        self._is_idle = asyncio.Event()
+        self._is_idle.set()
         self._moved_at = time.monotonic()
         self._unmoved_s = 0.0
         """Seconds without a step until a caller gave up: where a device hangs, the next request goes on from there."""
@@ -81,6 +85,8 @@ class LocalRenderer:
             animating = await clock.within(asyncio.wrap_future(submitted))
             animating.add_done_callback(tell_end)
             while (event := await clock.within(place.events.get())) is not None:
+                if isinstance(event, Cancelled):
+                    raise event
                 if isinstance(event, Step):
                     self._tally.count(request.id, event)
                     self._begin(place)
@@ -112,7 +118,26 @@ class LocalRenderer:
                 submitted.add_done_callback(_take_back)
             self._tally.end(request.id)
             self._places.remove(place)
+            if not self._places:
+                self._is_idle.set()
             self._tell_positions()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it has no requests."""
+        return self._is_idle.is_set()
+
+    async def drain(self, *, timeout_s: float) -> None:
+        """Begins no more requests: those that wait fail with `Cancelled` now, those that denoise after that time."""
+        self._draining = True
+        self._cancel(place for place in self._places if not place.begun)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._is_idle.wait(), timeout_s)
+        self._cancel(self._places)
+
+    def _cancel(self, places: Iterable[_Place]) -> None:
+        for place in places:
+            place.events.put_nowait(Cancelled("the engine is shutting down: try again"))
 
     async def load(self) -> Load:
         """As `Renderer.load`."""
@@ -122,7 +147,6 @@ class LocalRenderer:
         return Load(
             num_running=running,
             num_waiting=sum(not place.begun for place in self._places),
-            max_waiting=self._config.max_waiting,
             step_s=self._tally.step_s,
             models=self._models,
         )
@@ -142,6 +166,8 @@ class LocalRenderer:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _admit(self, request: RenderRequest) -> _Place:
+        if self._draining:
+            raise Cancelled("the engine is shutting down: try again")
         config = self._config
         waiting = config.max_waiting if request.priority == INTERACTIVE else config.max_waiting // 2
         if len(self._places) >= config.max_batch_size + waiting:
@@ -152,6 +178,7 @@ class LocalRenderer:
         self._num_arrivals += 1
         place = _Place(rank(self._num_arrivals, request.priority), asyncio.get_running_loop())
         self._places.append(place)
+        self._is_idle.clear()
         self._tell_positions()
         return place
 
@@ -214,7 +241,7 @@ class _Place:
 
     rank: int
     loop: asyncio.AbstractEventLoop
-    events: asyncio.Queue[Event | None] = field(default_factory=asyncio.Queue)
+    events: asyncio.Queue[Event | Cancelled | None] = field(default_factory=asyncio.Queue)
     """None comes last, when the animation is there or has failed."""
     position: int = 0
     begun: bool = False

@@ -114,7 +114,6 @@ class Load:
 
     num_running: int
     num_waiting: int
-    max_waiting: int
     step_s: float | None
     """Seconds that a step of one request took lately; None before the first."""
     models: tuple[ModelFacts, ...]

@@ -28,7 +28,7 @@ from pia_ray.config.knobs import (
     suggest,
 )
 from pia_ray.config.model import ModelConfig
-from pia_ray.config.resolving import canonical_params, lora_strengths, parse_params, resolve
+from pia_ray.config.resolving import lora_strengths, parse_params, resolve
 from pia_ray.config.serve import ServeConfig
 from pia_ray.errors import BadParameter, ImageTooLarge, RowError, UnsupportedBody, VideoError
 from pia_ray.manifest import decode_data_url
@@ -86,13 +86,6 @@ class Form:
     def seconds(self) -> str:
         """Duration of the video, such as "2" or "1.6"."""
         return f"{self.resolved.video_frames / self.resolved.fps:.3f}".rstrip("0").rstrip(".")
-
-    @property
-    def digest(self) -> str:
-        """sha256 in hex of all that was asked for; equal for equal requests."""
-        digest = hashlib.sha256(f"{self.model}\n{self.format}\n{canonical_params(self.resolved)}\n".encode())
-        digest.update(hashlib.sha256(self.image).digest())
-        return digest.hexdigest()
 
     def request(
         self, request_id: str, *, deadline_s: float | None, priority: int = INTERACTIVE, default_format: VideoFormat

@@ -185,7 +185,7 @@ def video_routes(
     )
     async def delete(owner: Owner, video_id: str) -> VideoDeleted:
         await asyncio.to_thread(jobs.delete, owner, video_id)
-        dispatcher.nudge(video_id)
+        dispatcher.recheck(video_id)
         return VideoDeleted(id=video_id)
 
     @router.post(
@@ -196,7 +196,7 @@ def video_routes(
     )
     async def cancel(owner: Owner, response: Response, video_id: str) -> VideoObject:
         job = await asyncio.to_thread(jobs.cancel, owner, video_id)
-        dispatcher.nudge(video_id)
+        dispatcher.recheck(video_id)
         return await told(job, response)
 
     @router.post(

@@ -155,11 +155,17 @@ def ingress_options(config: ServeConfig) -> dict[str, Any]:
         "max_ongoing_requests": INGRESS_REQUESTS,
         "max_queued_requests": INGRESS_REQUESTS,
         "backpressure_config": {"status_code": 429, "retry_after_s": 1},
-        "graceful_shutdown_timeout_s": config.sync_timeout_s + 10,
+        # First calls end, then the videos that this ingress has rendered.
+        "graceful_shutdown_timeout_s": end_s(config),
         "health_check_timeout_s": 60.0,
         "ray_actor_options": {"num_cpus": 0.1},
     }
     return _merged(options, config.ingress_deployment_config, "ingress_deployment_config")
+
+
+def end_s(config: ServeConfig) -> float:
+    """Seconds that an ingress may take to end, of which it gives video jobs back in the last ones."""
+    return config.sync_timeout_s + config.graceful_shutdown_s + 10
 
 
 def _pinned(config: ServeConfig) -> ServeConfig:

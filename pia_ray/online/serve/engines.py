@@ -71,6 +71,9 @@ _AT_REST: Final = ("HEALTHY", "UPSCALING", "DOWNSCALING")
 STATUS_S: Final = 1.0
 """How long an answer about engines is good for: anybody may ask whether the endpoint is ready."""
 
+STOP_POLL_S: Final = 5.0
+"""How often an engine with requests asks whether Serve stops it; more often where it has little time to end them."""
+
 STATUS_TIMEOUT_S: Final = 5.0
 """How long an answer about engines is waited for; while Serve's controller is away engines go on without it."""
 
@@ -87,11 +90,14 @@ class Engine:
         async def hold(model: str) -> str:
             return model
 
+        self._watching: asyncio.Task[None] | None = None
         self._hold: Callable[[str], Awaitable[str]]
         self._hold = serve.multiplexed(max_num_models_per_replica=config.keep_models)(hold)
 
     async def render(self, request: RenderRequest) -> AsyncIterator[Event | RowError]:
         """The renderer's events; an error of the request is the last one."""
+        if self._watching is None:
+            self._watching = asyncio.create_task(self._drain_when_stopped())
         if (model := serve.get_multiplexed_model_id()) != "":
             await self._hold(model)
         async with aclosing(self._renderer.render(request)) as events:
@@ -108,6 +114,15 @@ class Engine:
         stalled_s = self._renderer.stalled_s
         if stalled_s > self._config.stall_timeout_s:
             _die(DeviceLost(f"no step for {stalled_s:.0f} s: the device hangs"))
+
+    async def _drain_when_stopped(self) -> None:
+        """Drains the renderer once Serve stops this replica: Serve tells a replica so only when it has no requests."""
+        replica, grace_s = serve.get_replica_context().replica_id, self._config.graceful_shutdown_s
+        poll_s = min(STOP_POLL_S, grace_s / 20)
+        while self._renderer.is_idle or not await asyncio.to_thread(_is_stopped, replica):
+            await asyncio.sleep(poll_s)
+        log.info("Serve stops this engine: what denoises has %.0f s to end", grace_s)
+        await self._renderer.drain(timeout_s=grace_s - 2 * poll_s)
 
 
 class RayRenderer:
@@ -148,9 +163,11 @@ class RayRenderer:
                             if isinstance(event, Rendered):
                                 return
                     raise WorkerDied("the engine ended before the video was finished")
-                except (*_LOST, WorkerDied) as error:
-                    log.warning("request %s: its engine died: %s", request.id, error)
+                except (*_LOST, WorkerDied, Cancelled) as error:
+                    log.warning("request %s: its engine died or shuts down: %s", request.id, error)
                     if not tries:
+                        if isinstance(error, Cancelled):
+                            raise
                         raise WorkerDied("the engine died while it made this video: try again") from error
         finally:
             self._num_in_hand -= 1
@@ -163,7 +180,6 @@ class RayRenderer:
         return Load(
             num_running=running,
             num_waiting=self._num_in_hand - running,
-            max_waiting=self._config.max_waiting * self._config.max_replicas,
             step_s=self._tally.step_s,
             models=self._models,
         )
@@ -235,6 +251,23 @@ def _takes_requests(application: str, deployment: str) -> bool:
         return False
     num_running = sum(num for state, num in engines.replica_states.items() if state == "RUNNING")
     return num_running > 0 or engines.status in _AT_REST
+
+
+def _is_stopped(replica: Any) -> bool:
+    """Whether Serve has begun to stop this replica; False while its controller is away. Asks it, so it blocks."""
+    deployment = replica.deployment_id
+    client = serve.context._get_global_client()  # no public call tells of one replica (ray 2.60)
+    if client is None:
+        return False
+    try:
+        details = client.get_serve_details()  # in the shape of Serve's REST API, which is public
+    except (ray.exceptions.RayError, RayServeException) as error:
+        log.debug("Serve does not say whether this engine is stopped: %s", error)
+        return False
+    application = details["applications"].get(deployment.app_name, {})
+    replicas = application.get("deployments", {}).get(deployment.name, {}).get("replicas", ())
+    states = [each["state"] for each in replicas if each["replica_id"] == replica.unique_id]
+    return application.get("status") == "DELETING" or states == ["STOPPING"]
 
 
 async def _next(stream: Any) -> Event | RowError | None:

@@ -113,13 +113,15 @@ class JobQueue:
         """
         return self._documents.end_held(at, {"status": "failed", "error": public_error(error)})
 
-    def give_back(self, at: Revision[VideoJob]) -> None:
-        """Lets another worker have it at once; the attempt does not count.
+    def give_back(self, at: Revision[VideoJob], *, delay_s: float = 0.0) -> None:
+        """Lets any worker claim it after that time; the attempt does not count.
 
         Raises:
             JobConflict, JobNotFound: as `heartbeat`.
         """
-        self._documents.replace_held(at, {**QUEUED, "attempt": at.document.attempt - 1})
+        self._documents.replace_held(
+            at, {**QUEUED, "attempt": at.document.attempt - 1, "not_before": self._not_before(delay_s)}
+        )
 
     def postpone(self, at: Revision[VideoJob], *, delay_s: float) -> None:
         """Lets anyone try it once more after that time; the attempt counts.
@@ -127,7 +129,10 @@ class JobQueue:
         Raises:
             JobConflict, JobNotFound: as `heartbeat`.
         """
-        self._documents.replace_held(at, {**QUEUED, "not_before": self._documents.store.now() + delay_s})
+        self._documents.replace_held(at, {**QUEUED, "not_before": self._not_before(delay_s)})
+
+    def _not_before(self, delay_s: float) -> float:
+        return self._documents.store.now() + delay_s if delay_s else 0.0
 
     def _attempt_uri(self, at: Revision[VideoJob]) -> str:
         attempt = hashlib.sha256(f"{at.document.lease_owner}/{at.document.attempt}".encode()).hexdigest()[:16]

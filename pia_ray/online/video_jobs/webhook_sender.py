@@ -21,7 +21,7 @@ _SENDERS: Final = 4
 _log = logging.getLogger(__name__)
 
 
-class Courier:
+class WebhookSender:
     """Empties the outbox of a job store, which it looks at every `poll_s` and when it is woken.
 
     `worker` is its name in leases. `wake` belongs to the event loop of `run`.

@@ -19,6 +19,7 @@ from pia_ray.config.serve import ServeConfig
 from pia_ray.errors import (
     BadParameter,
     Busy,
+    Cancelled,
     ImageTooLarge,
     NonFiniteFrames,
     Timeout,
@@ -275,7 +276,7 @@ def test_load_tells_what_runs_what_waits_and_how_long_a_step_takes():
     async def work() -> None:
         async with renderer(step_s=0.05, models="plain=demo,other=demo", default_model="other", max_waiting=5) as made:
             empty = await made.load()
-            assert (empty.num_running, empty.num_waiting, empty.max_waiting, empty.step_s) == (0, 0, 5, None)
+            assert (empty.num_running, empty.num_waiting, empty.step_s) == (0, 0, None)
             assert [(model.name, model.default) for model in empty.models] == [("other", True), ("plain", False)]
             assert empty.models[0].version.startswith("demo@")
             knobs = {"num_inference_steps": 40}
@@ -350,3 +351,39 @@ def test_the_same_request_makes_the_same_video_alone_and_in_company():
 
     alone, company = run(work)
     assert np.array_equal(alone, company)
+
+
+def test_a_renderer_that_drains_begins_nothing_more_and_lets_what_denoises_end():
+    async def work() -> None:
+        async with renderer(step_s=0.1) as made:
+            first = asyncio.create_task(events_of(made, ask(request_id="first", knobs={"num_inference_steps": 8})))
+            while (await made.load()).num_running < 1:
+                await asyncio.sleep(0.01)
+            waits = asyncio.create_task(events_of(made, ask(request_id="waits")))
+            await asyncio.sleep(0.1)
+            draining = asyncio.create_task(made.drain(timeout_s=60))
+            with pytest.raises(Cancelled):
+                await waits
+            assert not first.done()
+            with pytest.raises(Cancelled):
+                await events_of(made, ask(request_id="late"))
+            assert isinstance((await first)[-1], Rendered)
+            await draining
+            assert made.is_idle
+
+    run(work)
+
+
+def test_a_renderer_that_drains_takes_back_what_does_not_end_in_time():
+    async def work() -> None:
+        async with renderer(step_s=0.05) as made:
+            long = asyncio.create_task(events_of(made, ask(knobs={"num_inference_steps": 1000})))
+            while (await made.load()).num_running < 1:
+                await asyncio.sleep(0.01)
+            started = time.monotonic()
+            await made.drain(timeout_s=0.5)
+            with pytest.raises(Cancelled):
+                await long
+            assert 0.4 < time.monotonic() - started < 20
+
+    run(work)

@@ -9,6 +9,7 @@ import io
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from pathlib import Path
@@ -20,8 +21,9 @@ from PIL import Image
 from pia_ray import storage
 from pia_ray.config.knobs import AnimationParams
 from pia_ray.config.serve import ServeConfig
-from pia_ray.errors import Busy, DeviceLost, NonFiniteFrames, OutOfMemory, RowError, Timeout
+from pia_ray.errors import Busy, Cancelled, DeviceLost, NonFiniteFrames, OutOfMemory, RowError, Timeout
 from pia_ray.media import video
+from pia_ray.online.documents.document import Revision
 from pia_ray.online.rendering.local_renderer import LocalRenderer
 from pia_ray.online.rendering.renderer import (
     BATCH_LINE,
@@ -34,8 +36,9 @@ from pia_ray.online.rendering.renderer import (
     RenderRequest,
     Step,
 )
-from pia_ray.online.video_jobs import JobStore, VideoJob
+from pia_ray.online.video_jobs import JobQueue, JobStore, VideoJob
 from pia_ray.online.video_jobs.dispatcher import Dispatcher
+from pia_ray.online.video_jobs.documents import JobDocuments
 from pia_ray.testing import FakeAnimator
 from tests.chaos_proxy import ChaosProxy, chaos
 from tests.s3_server import s3, s3_server
@@ -94,7 +97,7 @@ class ScriptedRenderer:
                 self.ended.append(prompt)
 
     async def load(self) -> Load:
-        return Load(self.num_running, 0, 4, self.step_s, ())
+        return Load(self.num_running, 0, self.step_s, ())
 
 
 def rendered(request: RenderRequest, content: bytes) -> Rendered:
@@ -219,7 +222,7 @@ def test_a_job_that_is_taken_away_frees_the_engine(local: str, take_away: Callab
             await until(jobs, job, lambda now: now.progress == 50)
             await asyncio.to_thread(take_away, jobs, "ann", job.id)
             if nudge:
-                dispatcher.nudge(job.id)
+                dispatcher.recheck(job.id)
             other = create(jobs, "other")
             dispatcher.wake()
             await ended(jobs, other)
@@ -246,7 +249,7 @@ def test_cancelling_frees_the_real_renderer_at_its_next_step(local: str) -> None
         async with running(dispatcher):
             await until(jobs, ids[0], lambda now: now.status == "in_progress")
             await asyncio.to_thread(jobs.cancel, "ann", ids[0].id)
-            dispatcher.nudge(ids[0].id)
+            dispatcher.recheck(ids[0].id)
             done = await ended(jobs, ids[1])
             assert (await renderer.load()).num_running == 0
         await renderer.close()
@@ -284,6 +287,67 @@ def test_a_drained_dispatcher_ends_what_it_has_and_takes_no_more(local: str) -> 
             await asyncio.sleep(0.3)
         assert jobs.get("ann", has.id).status == "completed"
         assert jobs.get("ann", late.id).attempt == 0
+
+    run(work)
+
+
+def test_a_dispatcher_drains_for_that_time_and_then_gives_back_what_goes_on(local: str) -> None:
+    async def work() -> None:
+        jobs, renderer = JobStore(local, lease_s=600), ScriptedRenderer()
+        has, waits = create(jobs, "has"), create(jobs, "wait")
+        dispatcher = Dispatcher(renderer, jobs, max_in_flight=2, **QUICK)
+        async with running(dispatcher):
+            await until(jobs, waits, lambda now: now.progress == 50)
+            started = time.monotonic()
+            await dispatcher.drain(timeout_s=1)
+            assert 0.9 < time.monotonic() - started < 10
+        assert jobs.get("ann", has.id).status == "completed"
+        left = jobs.get("ann", waits.id)
+        assert (left.status, left.attempt, left.lease_owner) == ("queued", 0, None)
+
+    run(work)
+
+
+class SlowClaims(JobQueue):
+    """A queue whose claims take a while."""
+
+    def __init__(self, documents: JobDocuments) -> None:
+        super().__init__(documents)
+        self.begun = threading.Event()
+
+    def claim(self, at: Revision[VideoJob], *, worker: str) -> Revision[VideoJob]:
+        self.begun.set()
+        time.sleep(0.5)
+        return super().claim(at, worker=worker)
+
+
+@pytest.mark.parametrize("drains", [False, True])
+def test_a_claim_that_is_under_way_at_the_end_of_a_dispatcher_is_not_lost(local: str, drains: bool) -> None:
+    async def work() -> None:
+        jobs, renderer = JobStore(local, lease_s=600), ScriptedRenderer()
+        jobs.queue = SlowClaims(JobDocuments(local, job_ttl_s=60, lease_s=600))
+        job = create(jobs)
+        dispatcher = Dispatcher(renderer, jobs, **QUICK)
+        async with running(dispatcher):
+            await asyncio.to_thread(jobs.queue.begun.wait, 60)
+            if drains:
+                await dispatcher.drain(timeout_s=60)
+        now = jobs.get("ann", job.id)
+        assert (now.status, now.attempt) == (("completed", 1) if drains else ("queued", 0))
+        assert now.lease_owner is None
+
+    run(work)
+
+
+def test_a_job_whose_engine_shuts_down_is_given_back_and_that_is_no_attempt(local: str) -> None:
+    async def work() -> None:
+        jobs, renderer = JobStore(local), ScriptedRenderer()
+        renderer.failures["a boat"] = [Cancelled("the engine is shutting down") for _ in range(3)]
+        job = create(jobs)
+        async with running(Dispatcher(renderer, jobs, max_attempts=1, retry_delay_s=0.05, **QUICK)):
+            done = await ended(jobs, job)
+        assert (done.status, done.attempt) == ("completed", 1)
+        assert len(renderer.begun) == 4
 
     run(work)
 
@@ -396,8 +460,7 @@ def test_a_dispatcher_that_wakes_too_late_changes_nothing(local: str) -> None:
             async with running(Dispatcher(quick, jobs, **QUICK)):
                 done = await ended(jobs, job)
                 late.go_on.set()
-                while sleeper.num_in_hand:
-                    await asyncio.sleep(0.02)
+                await sleeper.drain(timeout_s=60)
         now = jobs.get("ann", job.id)
         assert now == done
         assert now.result is not None
