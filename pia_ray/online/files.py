@@ -1,6 +1,6 @@
-"""Files that callers upload for batches, and those that batches answer with: a document and the bytes, in storage.
+"""Files that callers upload and that batches write: a document and the bytes of each, in storage.
 
-Blocking calls; knows no HTTP. A file belongs to the key that made it: to others it is not there.
+A file belongs to the key that made it; other keys do not see it. Calls block. Knows no HTTP.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pia_ray.online.requests.bodies import shown
 
 Purpose = Literal["batch", "batch_output", "vision", "user_data"]
 UPLOAD_PURPOSES: Final = ("batch", "vision", "user_data")
-"""What callers may upload files for: lines of a batch, pictures that requests name by `file_id`."""
+"""Purposes of uploads: the input file of a batch, and pictures that requests name by `file_id`."""
 
 
 class StoredFile(Document):
@@ -45,7 +45,7 @@ class FileStore:
     def create(
         self, owner: str, content: bytes, *, filename: str, purpose: Purpose, ttl_s: float | None = None
     ) -> StoredFile:
-        """Keeps the bytes until they expire; `ttl_s` in place of the store's own."""
+        """A new file, which expires after `ttl_s`, or after the store's own time."""
         now = self._documents.now()
         file = StoredFile(
             id=self._documents.new_id(),
@@ -63,7 +63,7 @@ class FileStore:
         """One file.
 
         Raises:
-            NotFound: there is none of that id, it has expired, or it is another key's.
+            NotFound: there is none of that id, it has expired, or it belongs to another key.
         """
         file = self._documents.read(owner, file_id).document
         if not self._is_kept(file):
@@ -119,7 +119,7 @@ def parse_purpose(text: str) -> Purpose:
     """The purpose of an upload.
 
     Raises:
-        BadParameter: it is none of `UPLOAD_PURPOSES`.
+        BadParameter: it is not one of `UPLOAD_PURPOSES`.
     """
     for purpose in UPLOAD_PURPOSES:
         if text == purpose:

@@ -26,7 +26,7 @@ class BrokenStore(JobStore):
 
 
 @pytest.mark.parametrize("broken", [False, True])
-def test_a_process_that_works_on_no_jobs_any_more_asks_to_be_replaced(
+def test_a_process_that_works_on_no_jobs_any_more_has_to_be_replaced(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, broken: bool
 ):
     config = ServeConfig.model_validate({"storage": str(tmp_path)})

@@ -173,7 +173,7 @@ DIRECT = [
 
 @pytest.mark.parametrize("route", ROUTES)
 @pytest.mark.parametrize("url", DIRECT)
-def test_a_url_that_leads_inside_is_refused_and_nobody_is_asked(endpoint: Endpoint, trap: Trap, route: str, url: str):
+def test_a_url_that_leads_inside_is_refused_without_a_request(endpoint: Endpoint, trap: Trap, route: str, url: str):
     before = trap.num_connections
     endpoint.assert_refused(route, url.format(port=trap.port))
     assert trap.num_connections == before
@@ -191,7 +191,7 @@ NAMES = {
 
 @pytest.mark.parametrize("route", ROUTES)
 @pytest.mark.parametrize("name", NAMES)
-def test_a_name_that_leads_inside_is_refused_and_nobody_is_asked(tmp_path: Path, trap: Trap, route: str, name: str):
+def test_a_name_that_leads_inside_is_refused_without_a_request(tmp_path: Path, trap: Trap, route: str, name: str):
     before = trap.num_connections
 
     def resolve(host: str, port: int) -> Sequence[str]:

@@ -25,8 +25,8 @@ BatchStatus = Literal[
 _ENDED: Final = frozenset({"failed", "completed", "expired", "cancelled"})
 
 
-class BatchFault(BaseModel):
-    """What is wrong with a batch's input file."""
+class BatchLineError(BaseModel):
+    """An error of a batch's input file."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -44,7 +44,7 @@ class Batch(Document):
     status: BatchStatus = "validating"
     metadata: dict[str, str] | None = None
     expires_at: float
-    """When what has not been made by then is given up."""
+    """When the remaining lines are given up."""
     in_progress_at: float | None = None
     finalizing_at: float | None = None
     completed_at: float | None = None
@@ -52,16 +52,16 @@ class Batch(Document):
     expired_at: float | None = None
     cancelling_at: float | None = None
     cancelled_at: float | None = None
-    errors: tuple[BatchFault, ...] = ()
+    errors: tuple[BatchLineError, ...] = ()
     num_lines: int = 0
     num_completed: int = 0
     num_failed: int = 0
     next_line: int = 0
-    """Lines before this one have been made jobs, or have failed before they could be."""
+    """Index of the next line; earlier lines have become jobs, or have failed before that."""
     jobs: dict[int, str] = Field(default_factory=dict)
-    """Video jobs that have not ended, by line."""
+    """Video jobs that have not ended, by the index of their line."""
     outcomes: tuple[str, ...] = ()
-    """Names of the parts with what became of lines."""
+    """Names of the parts with the outcomes of lines."""
     ran_out_of_time: bool = False
     """Whether lines were given up at `expires_at`."""
     output_file_id: str | None = None
@@ -71,12 +71,12 @@ class Batch(Document):
 
     @property
     def ended(self) -> bool:
-        """Whether nothing more becomes of it."""
+        """Whether it is in a final status."""
         return self.status in _ENDED
 
     @property
     def ended_at(self) -> float | None:
-        """When that came about."""
+        """When it reached its final status."""
         return (self.failed_at or self.completed_at or self.expired_at or self.cancelled_at) if self.ended else None
 
 
@@ -86,15 +86,16 @@ OPEN: Final = Index[Batch]("open", lambda batch: None if batch.ended else 0)
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one line."""
+    """The outcome of one line."""
 
     line: int
+    """Its index."""
     record: Mapping[str, Any]
     """The line of the output or error file."""
     row: Mapping[str, Any]
     """Its row of the results table, as JSON values."""
-    out_of_time: bool = False
-    """Whether it was given up because the batch expired; known to whoever gave it up."""
+    is_given_up: bool = False
+    """Whether the batch ended before the line was made. Not stored."""
 
     @property
     def succeeded(self) -> bool:
@@ -103,7 +104,7 @@ class Outcome:
 
 
 class BatchStore:
-    """The batches below a prefix. Documents change by compare-and-swap, so any number of processes may share them."""
+    """The batches below a prefix; safe in threads and in any number of processes."""
 
     def __init__(self, prefix: str, *, ttl_s: float) -> None:
         self._prefix = storage.join(prefix, "batches")
@@ -138,7 +139,7 @@ class BatchStore:
         """One batch.
 
         Raises:
-            NotFound: there is none of that id, or it is another key's.
+            NotFound: there is none of that id, or it belongs to another key.
         """
         return self._documents.read(owner, batch_id).document
 
@@ -155,7 +156,7 @@ class BatchStore:
         return self._documents.change(owner, batch_id, edit)
 
     def cancel(self, owner: str, batch_id: str) -> Batch:
-        """Stops a batch: lines that wait are given up, and what is made is kept.
+        """Cancels a batch: the remaining lines are given up, and finished videos are kept.
 
         Raises:
             NotFound: as `get`.
@@ -189,30 +190,30 @@ class BatchStore:
         return sum(entry.owner_folder == folder for entry in self._documents.entries(OPEN))
 
     def sweep(self) -> int:
-        """Removes batches that ended longer ago than they are kept, with their outputs; how many."""
+        """Removes expired batches with their outputs; how many."""
         return self._documents.sweep()
 
     def output_uri(self, batch: Batch) -> str:
-        """The folder of its outcomes; an output in a catalogue's layout once the batch has ended."""
+        """Folder of its outcomes, and of an output in a catalogue's layout once it has ended."""
         return storage.join(self._prefix, "outputs", batch.id)
 
     def write_input(self, batch: Batch, content: bytes) -> None:
-        """Keeps a copy of the input file, which its owner may delete before the batch has ended."""
+        """Stores a copy of the input file, because its owner may delete it before the batch has ended."""
         storage.write_bytes(storage.join(self.output_uri(batch), "input.jsonl"), content)
 
     def read_input(self, batch: Batch) -> bytes:
-        """That copy."""
+        """The copy of the input file."""
         return storage.read_bytes(storage.join(self.output_uri(batch), "input.jsonl"))
 
     def write_outcomes(self, batch: Batch, outcomes: Sequence[Outcome]) -> str:
-        """Writes a part with these outcomes and gives its name, which counts once it is in the document."""
+        """Name of a new part with these outcomes, which counts once it is in the document."""
         name = f"{uuid.uuid4().hex}.jsonl"
         lines = [json.dumps([each.line, each.record, each.row]) + "\n" for each in outcomes]
         storage.write_bytes(storage.join(self.output_uri(batch), "outcomes", name), "".join(lines).encode())
         return name
 
     def read_outcomes(self, batch: Batch) -> Sequence[Outcome]:
-        """What has become of its lines so far, in their order."""
+        """The outcomes of its lines so far, in their order."""
         found: dict[int, Outcome] = {}
         for name in batch.outcomes:
             content = storage.read_bytes(storage.join(self.output_uri(batch), "outcomes", name))

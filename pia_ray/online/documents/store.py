@@ -27,9 +27,9 @@ from pia_ray.online.requests.bodies import shown
 
 MAX_DOCUMENT_BYTES: Final = 16_000_000
 CLOCK_S: Final = 600.0
-"""The store's clock is read again after this time."""
+"""Seconds after which the store's clock is read again."""
 ABANDONED_S: Final = 3600.0
-"""An entry without a document after so long belongs to a request that broke off."""
+"""Seconds after which an entry without a document belongs to a request that broke off."""
 _TRIES: Final = 20
 _READERS: Final = 8
 
@@ -73,7 +73,7 @@ class DocumentStore(Generic[D]):
         return self._kind.owner_folder(owner)
 
     def new_id(self) -> str:
-        """An id that nobody guesses. The ids of one process sort as they were made."""
+        """A new id that cannot be guessed. The ids of one process sort in the order of their creation."""
         now_us = int(self.now() * 1e6)
         with self._lock:
             self._last_us = max(now_us, self._last_us + 1)
@@ -93,7 +93,7 @@ class DocumentStore(Generic[D]):
         """The owner's document of that id.
 
         Raises:
-            NotFound: there is none, or it is another owner's.
+            NotFound: there is none, or it belongs to another owner.
         """
         return self._read(self.owner_folder(owner), self.checked_id(document_id))
 
@@ -141,7 +141,7 @@ class DocumentStore(Generic[D]):
         raise self._kind.conflict(f"{document_id} changes too fast: try again")
 
     def delete(self, document: D, *, late_s: float = 0.0) -> None:
-        """Removes a document, its content and its entries; the document first, as it tells of the content.
+        """Removes a document, its content and its entries; the document first, because it refers to the content.
 
         With `late_s` the sweep also removes what is written of its content within that time.
         """

@@ -1,4 +1,4 @@
-"""What several answers have in common: times, knobs, and the one description of a finished video."""
+"""Parts that several answers share: times, knobs, and the description of a finished video."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ UnixTime = Annotated[int, BeforeValidator(lambda value: int(value) if isinstance
 
 
 class VideoDescription(BaseModel):
-    """A finished video, from a `FinishedVideo`; every field is null before."""
+    """The fields of a `FinishedVideo`; they are null until the video is finished."""
 
     model_config = ConfigDict(protected_namespaces=())
 
@@ -26,7 +26,7 @@ class VideoDescription(BaseModel):
     sha256: str | None = Field(None, description="Of the video's file.")
     gpu_s: float | None = Field(None, description="Seconds of engine time: its share of every forward, and its decode.")
     animate_s: float | None = Field(None, description="Seconds in the engine, from submission to frames.")
-    motion: float | None = Field(None, description="How much moves, measured: 0 to 1.")
+    motion: float | None = Field(None, description="Amount of motion, measured: 0 to 1.")
 
 
 def wire_params(params: AnimationParams, *, only_given: bool) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""What the endpoint asks of an engine, what it hears of it, and what a renderer is. Knows neither HTTP nor Ray.
+"""The interface of a renderer: its requests and its events. Knows neither HTTP nor Ray.
 
-`local.py` renders in this process; `serve` carries the same requests and events to engines in other processes.
+`local_renderer` renders in this process; `serve` carries the same requests and events to engines in other processes.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from pia_ray.config.knobs import AnimationParams, VideoFormat
 
 INTERACTIVE: Final = 0
-"""Priority of a synchronous call: somebody waits for it."""
+"""Priority of a synchronous call, whose caller waits."""
 
 VIDEO_JOB: Final = 1
 """Priority of a video job."""
@@ -25,7 +25,7 @@ BATCH_LINE: Final = 2
 
 @dataclass(frozen=True)
 class RenderRequest:
-    """One video to make, as bytes that came over the wire."""
+    """A request for one video, with its files as they came over the wire."""
 
     id: str
     """Names the request in logs and errors; gives the seed where `params` has none."""
@@ -34,23 +34,23 @@ class RenderRequest:
     image: bytes
     """The picture's file."""
     inputs: Mapping[str, bytes] = field(default_factory=dict)
-    """Files of the knobs that refer to one (`params.REFERENCE_KNOBS`), by the knob's name."""
+    """Files of the knobs that refer to one (`REFERENCE_KNOBS`), by the knob's name."""
     format: VideoFormat = "mp4"
     deadline_s: float | None = None
-    """Seconds from when the engine receives it after which it fails with `Timeout`."""
+    """Seconds, counted from its arrival in the engine, after which it fails with `Timeout`."""
     priority: int = INTERACTIVE
 
 
 @dataclass(frozen=True)
 class Queued:
-    """The request waits for a place."""
+    """The request waits in the engine's queue."""
 
     position: int
-    """Requests that must end before this one has a place; 0 where it has one after all."""
+    """Requests that must end before this one begins; 0 for the next one."""
 
 
 @dataclass(frozen=True)
-class Step:
+class StepDone:
     """A denoising step has been done."""
 
     done: int
@@ -58,7 +58,7 @@ class Step:
 
 
 class FinishedVideo(BaseModel):
-    """A finished video: what is in its file, and what was used and measured."""
+    """A finished video: the facts of its file, and the parameters and measurements of its making."""
 
     model_config = ConfigDict(frozen=True, protected_namespaces=())
 
@@ -93,8 +93,8 @@ class Rendered:
     """The frames side by side: one webp."""
 
 
-Event = Queued | Step | Rendered
-"""What a renderer tells of a request. All pickle."""
+Event = Queued | StepDone | Rendered
+"""An event of a request. All pickle."""
 
 
 @dataclass(frozen=True)
@@ -105,17 +105,17 @@ class ModelFacts:
     version: str
     description: str
     default: bool
-    """Whether requests that name none get it."""
+    """Whether it makes the requests that name no model."""
 
 
 @dataclass(frozen=True)
 class Load:
-    """What a renderer has in hand."""
+    """The requests and models of a renderer."""
 
     num_running: int
     num_waiting: int
     step_s: float | None
-    """Seconds that a step of one request took lately; None before the first."""
+    """Seconds of a recent step of one request; None before the first."""
     models: tuple[ModelFacts, ...]
 
 
@@ -123,8 +123,8 @@ class Renderer(Protocol):
     """Makes videos of requests."""
 
     def render(self, request: RenderRequest) -> AsyncIterator[Event]:
-        """Queue positions, then steps, then the video, which ends it. Closing the iterator (`aclose`) cancels the
-        request: the engine is free of it at its next step.
+        """Queue positions, then steps, then the video, which is the last event. Closing the iterator (`aclose`) cancels
+        the request: it leaves the engine at the next step.
 
         Raises:
             RowError: of this request; `Busy` where too many wait already.
@@ -133,13 +133,13 @@ class Renderer(Protocol):
         ...
 
     async def load(self) -> Load:
-        """What is in hand now, and the models there are."""
+        """The present requests, and the models."""
         ...
 
     async def check_ready(self) -> None:
-        """Without effect where requests are taken up.
+        """Checks that requests are accepted.
 
         Raises:
-            NotReady: they are not now.
+            NotReady: they are not at present.
         """
         ...

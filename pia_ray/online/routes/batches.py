@@ -12,42 +12,42 @@ from pydantic import BaseModel, Field
 
 from pia_ray.config.serve import ServeConfig
 from pia_ray.errors import BadParameter, Busy, UnsupportedBody
-from pia_ray.online.batches.runner import ENDPOINT
-from pia_ray.online.batches.store import Batch, BatchFault, BatchStatus, BatchStore
+from pia_ray.online.batches.input_file import ENDPOINT
+from pia_ray.online.batches.store import Batch, BatchLineError, BatchStatus, BatchStore
 from pia_ray.online.files import FileStore
 from pia_ray.online.http import error_responses
 from pia_ray.online.http.middleware import Owner
-from pia_ray.online.http.pagination import Listed, Listing, Page
+from pia_ray.online.http.pagination import Listed, Listing, PageQuery
 from pia_ray.online.http.wire_types import UnixTime
-from pia_ray.online.requests.bodies import parse_json, shown
+from pia_ray.online.requests.bodies import media_type, parse_json, shown
 
 WINDOW_S: Final = 24 * 3600.0
-"""What a completion_window of 24h means: lines that are not made by then are given up."""
+"""Seconds of a completion_window of 24h, after which the remaining lines are given up."""
 
 _RETRY_S: Final = 30.0
 
 
 class RequestCounts(BaseModel):
-    """How many lines a batch has, and what became of them so far."""
+    """The number of a batch's lines, and how many have completed or failed so far."""
 
     total: int
     completed: int
     failed: int
 
 
-class BatchFaults(BaseModel):
-    """What is wrong with an input file."""
+class BatchErrors(BaseModel):
+    """The errors of an input file."""
 
     object: Literal["list"] = "list"
-    data: list[BatchFault]
+    data: list[BatchLineError]
 
 
 class BatchObject(Listed):
-    """A batch, as the openai clients know it. Times are seconds since 1970, UTC."""
+    """A batch in the format of the openai clients. Times are seconds since 1970, UTC."""
 
     object: Literal["batch"] = "batch"
     endpoint: str = ENDPOINT
-    errors: BatchFaults | None
+    errors: BatchErrors | None
     input_file_id: str
     completion_window: str = "24h"
     status: BatchStatus
@@ -70,16 +70,16 @@ class BatchList(Listing[BatchObject]):
     """Part of the list of batches."""
 
 
-class BatchPage(Page):
-    """Which part of the list of batches, newest first."""
+class BatchListQuery(PageQuery):
+    """The query parameters of the list of batches, newest first."""
 
     limit: int = Field(20, ge=1, le=100)
 
 
 def batch_object(batch: Batch) -> BatchObject:
-    """The batch as callers get it."""
+    """The batch object of a batch."""
     counts = RequestCounts(total=batch.num_lines, completed=batch.num_completed, failed=batch.num_failed)
-    errors = BatchFaults(data=list(batch.errors)) if batch.errors else None
+    errors = BatchErrors(data=list(batch.errors)) if batch.errors else None
     return BatchObject.model_validate({**dict(batch), "request_counts": counts, "errors": errors})
 
 
@@ -96,12 +96,12 @@ def batch_routes(
     @router.post(
         "",
         operation_id="create_batch",
-        summary="Make the videos of a file's lines",
+        summary="Make the videos of an input file",
         responses=error_responses.responses(404, 415),
         openapi_extra=_BATCH_BODY,
     )
     async def create(request: Request, owner: Owner) -> BatchObject:
-        if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        if media_type(request.headers) != "application/json":
             raise UnsupportedBody("Send application/json.")
         file_id, metadata = _batch_fields(parse_json(await request.body()))
         file = await asyncio.to_thread(files.get, owner, file_id)
@@ -115,14 +115,14 @@ def batch_routes(
         return batch_object(await asyncio.to_thread(create_batch))
 
     @router.get("", operation_id="list_batches", summary="List batches", responses=error_responses.responses(422))
-    async def list_batches(owner: Owner, page: Annotated[BatchPage, Query()]) -> BatchList:
+    async def list_batches(owner: Owner, page: Annotated[BatchListQuery, Query()]) -> BatchList:
         found = await asyncio.to_thread(lambda: batches.list(owner, after=page.after, limit=page.limit))
         return BatchList.of([batch_object(each) for each in found.documents], more=found.has_more)
 
     @router.get(
         "/{batch_id}",
         operation_id="retrieve_batch",
-        summary="How a batch is coming on",
+        summary="Retrieve a batch",
         responses=error_responses.responses(404, 422),
     )
     async def retrieve(owner: Owner, batch_id: str) -> BatchObject:
@@ -131,7 +131,7 @@ def batch_routes(
     @router.post(
         "/{batch_id}/cancel",
         operation_id="cancel_batch",
-        summary="Stop a batch; what is made is kept",
+        summary="Cancel a batch; its finished videos are kept",
         responses=error_responses.responses(404, 409, 422),
     )
     async def cancel(owner: Owner, batch_id: str) -> BatchObject:

@@ -24,7 +24,7 @@ from pia_ray.errors import (
     WorkerDied,
 )
 from pia_ray.online.documents.document import Revision
-from pia_ray.online.rendering.renderer import Event, Rendered, Renderer, RenderRequest, Step
+from pia_ray.online.rendering.renderer import Event, Rendered, Renderer, RenderRequest, StepDone
 from pia_ray.online.video_jobs import JobStore, VideoJob, VideoResult
 
 RETRY_DELAY_S: Final = 2.0
@@ -45,7 +45,7 @@ class InThread(Protocol):
 
 @dataclass(frozen=True)
 class AttemptSettings:
-    """How attempts are made."""
+    """The settings of attempts."""
 
     max_attempts: int = 3
     job_timeout_s: float | None = None
@@ -78,7 +78,7 @@ class Attempt:
         self._storing: asyncio.Future[VideoResult] | None = None
 
     def check(self) -> None:
-        """Has the document read at once, because somebody may have changed it."""
+        """Has the document read at once, because it may have changed."""
         self._changed.set()
 
     async def run(self) -> VideoJob | None:
@@ -131,15 +131,15 @@ class Attempt:
                 async for event in events:
                     if isinstance(event, Rendered):
                         return event
-                    if isinstance(event, Step):
+                    if isinstance(event, StepDone):
                         self._count(event)
         except PiaRayError:
             raise
-        except Exception as error:  # the row boundary: whatever it is belongs to this job alone
+        except Exception as error:  # the row boundary: it belongs to this job alone
             raise UnexpectedError(f"{type(error).__name__}: {error}\n{traceback.format_exc()}") from error
         raise UnexpectedError("the engine ended without a video")
 
-    def _count(self, step: Step) -> None:
+    def _count(self, step: StepDone) -> None:
         now = time.monotonic()
         if self._progress is None:
             self._first_step, self._first_step_at = step.done, now
@@ -189,7 +189,7 @@ class Attempt:
 
     async def _end_or_postpone(self, error: PiaRayError) -> VideoJob | None:
         job, settings = self._held.document, self._settings
-        # A Timeout had its time. What is wrong with an engine may be over when the next one is asked.
+        # A Timeout has used its time. An error of an engine may not occur in the next one.
         may_succeed = (error.retryable or isinstance(error, JobError)) and not isinstance(error, Timeout)
         _log.warning("%s, attempt %d: %s: %s", job.id, job.attempt, error.code, error.message)
         if may_succeed and job.attempt < settings.max_attempts:

@@ -45,13 +45,13 @@ class Outlook:
     """The expected course of a job."""
 
     position: int
-    """Open jobs that go before it; MAX_ENTRIES stands for any number above."""
+    """Open jobs before it; MAX_ENTRIES stands for every greater number."""
     eta_s: float | None
-    """About so many seconds until it has ended; None while nobody knows how long a job takes."""
+    """Estimated seconds until it has ended; None while the duration of jobs is unknown."""
 
     @property
     def poll_after_ms(self) -> int:
-        """Milliseconds until asking again makes sense: often enough to see progress, seldom where it takes long."""
+        """Milliseconds until a client should poll again: a tenth of the remaining time, within bounds."""
         return 1000 if self.eta_s is None else max(250, min(10_000, int(self.eta_s * 1000 / 10)))
 
 
@@ -143,12 +143,12 @@ class Dispatcher:
         return [*claiming, *(each.task for each in self._running.values())]
 
     def wake(self) -> None:
-        """Says that there is a new job, which else is found within `poll_s`."""
+        """Has the queue read at once, because there is a new job; else it is found within `poll_s`."""
         self._snapshot_at = float("-inf")
         self._wake.set()
 
     def recheck(self, job_id: str) -> None:
-        """Says that a job was cancelled or deleted: if it is rendered here, the engine drops it at its next step."""
+        """Has a job read at once, because it was cancelled or deleted; if it is rendered here, its engine drops it."""
         self._wake_sender()
         if (running := self._running.get(job_id)) is not None:
             running.attempt.check()
@@ -182,7 +182,7 @@ class Dispatcher:
                     await self._claim_some()
                 except StorageError as error:
                     _log.warning("the queue of video jobs cannot be read: %s", error.message)
-            # Jitter, so that several replicas do not ask, and go for the same job, in step.
+            # Jitter, so that replicas do not read the queue, and claim the same job, at the same time.
             wait_s = max(pause_s, self._poll_s * random.uniform(0.75, 1.25))  # noqa: S311
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), wait_s)
@@ -245,7 +245,7 @@ class Dispatcher:
             self._claiming = None
 
     async def _work(self, job: VideoJob, attempt: Attempt) -> None:
-        """Sees one attempt through, and never raises but when it is cancelled."""
+        """Runs one attempt. Never raises but when it is cancelled."""
         begun = time.monotonic()
         try:
             ended = await attempt.run()
@@ -255,9 +255,9 @@ class Dispatcher:
         except Busy as error:
             self._paused_until = time.monotonic() + error.retry_after_s
         except (JobConflict, JobNotFound):
-            _log.info("%s was cancelled, deleted or taken over, and is left", job.id)
+            _log.info("%s was cancelled, deleted or claimed by another process", job.id)
         except StorageError as error:
-            _log.error("%s is left until its lease runs out: %s", job.id, error.message)
+            _log.error("%s stays claimed until its lease runs out: %s", job.id, error.message)
         finally:
             del self._running[job.id]
             self._wake.set()
@@ -271,9 +271,9 @@ class Dispatcher:
         while True:
             try:
                 if num := await self._in_thread(self._jobs.sweep):
-                    _log.info("%d video jobs have expired and are removed", num)
+                    _log.info("removed %d expired video jobs", num)
             except StorageError as error:
-                _log.warning("expired video jobs stay for now: %s", error.message)
+                _log.warning("expired video jobs are kept for now: %s", error.message)
             await asyncio.sleep(self._sweep_s * random.uniform(0.75, 1.25))  # noqa: S311
 
     async def _in_thread(self, call: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> _T:

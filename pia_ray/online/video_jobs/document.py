@@ -35,7 +35,7 @@ class VideoJob(Document):
     expires_at: float | None = None
     """When it is deleted; set when it ends."""
     model: str
-    """As asked for: the name of a model."""
+    """The model's name in the request."""
     prompt: str
     seconds: str
     """Length of the video, as text."""
@@ -44,31 +44,31 @@ class VideoJob(Document):
     progress: int = Field(0, ge=0, le=100)
     """Percent of the denoising steps done; 100 when completed."""
     eta_at: float | None = None
-    """About when it will be done, once it is in progress."""
+    """Estimated time of its completion, once it is in progress."""
     error: PublicError | None = None
     cancelled: bool = False
     """Whether its owner cancelled it; its error may say `cancelled` also where an engine shut down."""
     params: AnimationParams
-    """As asked for; which knobs were given is kept."""
+    """As in the request; which knobs were given is kept."""
     format: VideoFormat = "mp4"
     inputs: dict[str, str] = Field(default_factory=dict)
-    """URIs of the files that came with it: `image`, and knobs by name."""
+    """URIs of the request's files: `image`, and those of knobs by their names."""
     result: VideoResult | None = None
     remixed_from_video_id: str | None = None
     batch_id: str | None = None
     priority: int = Field(ge=0, le=9)
-    """As a RenderRequest's: the least goes first."""
+    """As that of a RenderRequest: the least is first."""
     record: str
-    """Name of the record by which an equal request finds it."""
+    """Name of the record by which the same request finds it again."""
     webhook_url: str | None = None
     webhook_state: Literal["none", "pending", "delivered", "failed"] = "none"
     webhook_attempts: int = 0
     attempt: int = 0
-    """Attempts begun, but for those given back."""
+    """Attempts begun, without those given back."""
     not_before: float = 0.0
-    """No attempt begins earlier."""
+    """Time before which no attempt begins."""
     lease_owner: str | None = None
-    """The dispatcher that has it in hand, or that delivers its webhook."""
+    """The dispatcher that has claimed it, or that delivers its webhook."""
     lease_until: float = 0.0
 
     @field_serializer("params")
@@ -77,12 +77,12 @@ class VideoJob(Document):
 
     @property
     def ended(self) -> bool:
-        """Whether nothing more will happen to it."""
+        """Whether it has completed or failed."""
         return self.status in ("completed", "failed")
 
     @property
     def claimable_at(self) -> float:
-        """From when on a dispatcher may claim it; infinite once it has ended."""
+        """Time from which a dispatcher may claim it; infinite once it has ended."""
         return math.inf if self.ended else max(self.not_before, self.lease_until)
 
 

@@ -10,19 +10,20 @@ from pia_ray.media import video
 from pia_ray.online.documents.document import IndexEntry, Revision
 from pia_ray.online.public_errors import public_error
 from pia_ray.online.rendering.renderer import Rendered
+from pia_ray.online.requests.aliases import seconds_text, size_text
 from pia_ray.online.video_jobs.document import QUEUE, VideoJob, VideoResult
 from pia_ray.online.video_jobs.documents import QUEUED, JobDocuments
 
 
 class JobQueue:
-    """The open jobs of all owners. Of several workers that want a job one gets it, and one ends it."""
+    """The open jobs of all owners. Of several workers one claims a job, and one ends it."""
 
     def __init__(self, documents: JobDocuments) -> None:
         self._documents = documents
 
     @property
     def lease_s(self) -> float:
-        """A claim that was not renewed for so long may be taken over."""
+        """Seconds without a renewal after which another worker may claim the job."""
         return self._documents.lease_s
 
     def entries(self, limit: int | None = None) -> tuple[IndexEntry, ...]:
@@ -41,23 +42,23 @@ class JobQueue:
         return now
 
     def claim(self, at: Revision[VideoJob], *, worker: str) -> Revision[VideoJob]:
-        """The job in this worker's hands until its lease runs out; one more attempt is counted.
+        """The job, claimed for this worker until its lease runs out; one more attempt is counted.
 
         Raises:
-            JobConflict: it is not to be had (any more).
+            JobConflict: it cannot be claimed now, or was changed since `at`.
         """
         if at.document.claimable_at > self._documents.store.now():
-            raise JobConflict(f"{at.document.id} is in other hands, or has ended")
+            raise JobConflict(f"{at.document.id} has ended, or another worker has claimed it")
         change = {**QUEUED, **self._documents.lease(worker), "attempt": at.document.attempt + 1}
         return self._documents.store.replace(at, change)
 
     def heartbeat(
         self, at: Revision[VideoJob], *, progress: int | None = None, eta_s: float | None = None
     ) -> Revision[VideoJob]:
-        """Renews the lease. With a `progress`, in percent, the job is in progress, and done in about `eta_s`.
+        """The job with its lease renewed. With a `progress`, in percent, it is in progress, and done in about `eta_s`.
 
         Raises:
-            JobConflict: it was cancelled, or another worker has taken it over.
+            JobConflict: it was cancelled, or another worker has claimed it.
             JobNotFound: it was deleted.
         """
         now = self._documents.store.now()
@@ -68,7 +69,7 @@ class JobQueue:
         return self._documents.replace_held(at, change)
 
     def store(self, at: Revision[VideoJob], rendered: Rendered) -> VideoResult:
-        """Stores the video and its pictures, where no other attempt of any worker does."""
+        """The stored video and its pictures, at URIs of this attempt of this worker."""
         folder = self._attempt_uri(at)
         result = VideoResult(
             **dict(rendered.video),
@@ -82,7 +83,7 @@ class JobQueue:
         return result
 
     def complete(self, at: Revision[VideoJob], result: VideoResult) -> VideoJob:
-        """Ends the job with what `store` has stored.
+        """The completed job, with the result of `store`.
 
         Raises:
             JobConflict, JobNotFound: as `heartbeat`; the files are removed again.
@@ -91,8 +92,8 @@ class JobQueue:
             "status": "completed",
             "progress": 100,
             "result": result,
-            "seconds": f"{result.num_frames / result.fps:g}",
-            "size": f"{result.width}x{result.height}",
+            "seconds": seconds_text(result.num_frames, result.fps),
+            "size": size_text(result.width, result.height),
         }
         try:
             return self._documents.end_held(at, change)
@@ -101,12 +102,12 @@ class JobQueue:
             raise
 
     def discard(self, at: Revision[VideoJob]) -> None:
-        """Removes what `store` stored for this attempt."""
+        """Removes the files of this attempt."""
         for found in storage.list_objects(self._attempt_uri(at)):
             storage.delete(found.uri)
 
     def fail(self, at: Revision[VideoJob], error: PiaRayError) -> VideoJob:
-        """Ends the job with what its owner may know of the error.
+        """The failed job, with what its owner may know of the error.
 
         Raises:
             JobConflict, JobNotFound: as `heartbeat`.
@@ -114,7 +115,7 @@ class JobQueue:
         return self._documents.end_held(at, {"status": "failed", "error": public_error(error)})
 
     def give_back(self, at: Revision[VideoJob], *, delay_s: float = 0.0) -> None:
-        """Lets any worker claim it after that time; the attempt does not count.
+        """Frees the job for every worker after that time; the attempt does not count.
 
         Raises:
             JobConflict, JobNotFound: as `heartbeat`.
@@ -124,7 +125,7 @@ class JobQueue:
         )
 
     def postpone(self, at: Revision[VideoJob], *, delay_s: float) -> None:
-        """Lets anyone try it once more after that time; the attempt counts.
+        """Frees the job for every worker after that time; the attempt counts.
 
         Raises:
             JobConflict, JobNotFound: as `heartbeat`.

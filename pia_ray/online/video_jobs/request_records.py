@@ -78,7 +78,7 @@ def record_name(body_sha256: str, idempotency_key: str | None) -> str:
 
 
 def body_digest(request: RenderRequest, more: Any) -> str:
-    """sha256 of all that a request asks for; equal for equal requests."""
+    """sha256 in hex of a request with its files; equal for equal requests."""
     files = {"image": request.image, **request.inputs}
     parts = {
         "params": request.params.model_dump(mode="json", exclude_unset=True),

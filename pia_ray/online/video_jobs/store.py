@@ -16,10 +16,10 @@ from pia_ray.online.video_jobs.document import VideoJob
 from pia_ray.online.video_jobs.documents import JobDocuments
 from pia_ray.online.video_jobs.queue import JobQueue
 from pia_ray.online.video_jobs.request_records import RequestRecords, body_digest, record_name
-from pia_ray.online.video_jobs.webhook_outbox import Outbox
+from pia_ray.online.video_jobs.webhook_outbox import WebhookOutbox
 
 LEASE_S: Final = 20.0
-"""A dispatcher that has not renewed its claim for so long is taken for dead."""
+"""Seconds without a renewal after which a claim is void, because its dispatcher is dead."""
 
 _log = logging.getLogger(__name__)
 
@@ -33,12 +33,12 @@ class JobStore:
         self._records = RequestRecords(prefix)
         self.queue = JobQueue(self._job_documents)
         """The jobs that have not ended, for dispatchers."""
-        self.outbox = Outbox(self._job_documents)
+        self.outbox = WebhookOutbox(self._job_documents)
         """The webhooks that are not delivered."""
         self._prefix = prefix
 
     def check(self) -> None:
-        """Tries the storage, once, at the start, and clears temporary files of dead writers away.
+        """Checks the storage, once, at the start, and removes temporary files of dead writers.
 
         Raises:
             OutputError: it cannot be written.
@@ -68,20 +68,20 @@ class JobStore:
         retry_count: int = 0,
         max_open: int | None = None,
     ) -> VideoJob:
-        """A new queued job, or the one that this request has made already. `request.id` is not used.
+        """A new queued job, or the one that the same request has made before. `request.id` is not used.
 
-        One `idempotency_key` makes one job per owner. Without one, a client's own retry (`retry_count` above 0, as it
-        tells in x-stainless-retry-count) gets the latest job that an equal request made within RETRY_WINDOW_S. A
-        client that retries while it also repeats the request on purpose may get the other's job: it wants a key.
+        One `idempotency_key` makes one job per owner. Without a key, a client's own retry (`retry_count`, from its
+        header x-stainless-retry-count, is above 0) gets the latest job of an equal request within RETRY_WINDOW_S. A
+        client that also repeats the request on purpose needs a key.
 
         Raises:
             JobConflict: the key was used for another request.
-            BadParameter: a file is for no knob.
+            BadParameter: a file does not belong to a knob.
             Busy: the owner has `max_open` jobs that have not ended.
-            StorageError: the store failed; the same call may be made again.
+            StorageError: the store failed; the call may be repeated.
         """
         if unknown := request.inputs.keys() - set(REFERENCE_KNOBS):
-            raise BadParameter(f"no knob takes a file as {min(unknown)}", min(unknown))
+            raise BadParameter(f"{min(unknown)} is not a knob that takes a file", min(unknown))
         folder, new_id, now = self._documents.owner_folder(owner), self._documents.new_id(), self.now()
         body_sha256 = body_digest(request, [model, seconds, size, webhook_url, batch_id, remixed_from_video_id])
         record = record_name(body_sha256, idempotency_key)
@@ -89,7 +89,7 @@ class JobStore:
             job_id = self._records.id_of_key(folder, record, new_id=new_id, body_sha256=body_sha256)
         else:
             job_id = self._records.id_of_body(folder, record, new_id=new_id, now=now, is_retry=retry_count > 0)
-        # From here on every step may have been done by an earlier try, or be done by another one at the same time.
+        # Every further step may have been made by an earlier call, or be made by another one at the same time.
         try:
             return self.get(owner, job_id)
         except JobNotFound:
@@ -123,7 +123,7 @@ class JobStore:
         """The job.
 
         Raises:
-            JobNotFound: there is none of that id, or it is another owner's.
+            JobNotFound: there is no job of that id, or it belongs to another owner.
         """
         return self._documents.read(owner, job_id).document
 
@@ -156,7 +156,7 @@ class JobStore:
         return self._documents.change(owner, job_id, stop)
 
     def delete(self, owner: str, job_id: str) -> None:
-        """Removes the job and all that belongs to it, whatever its status; one at work stops at the next heartbeat.
+        """Removes the job with its files, in any status; its dispatcher stops the work at the next heartbeat.
 
         Raises:
             JobNotFound: as `get`.
@@ -167,7 +167,7 @@ class JobStore:
         self._documents.delete(job, late_s=0.0 if job.lease_owner is None else ABANDONED_S)
 
     def request(self, job: VideoJob, *, deadline_s: float | None = None) -> RenderRequest:
-        """What an engine is asked for this job, with the files that came with it.
+        """The request for an engine, with the files of the job.
 
         Raises:
             StorageError: they cannot be read.
@@ -184,12 +184,12 @@ class JobStore:
         )
 
     def num_open(self, owner: str) -> int:
-        """Jobs of this owner that have not ended; lines of batches do not count, which go after all others."""
+        """Number of the owner's jobs that have not ended, without those of batches, which are last in the queue."""
         folder = self._documents.owner_folder(owner)
         return sum(entry.owner_folder == folder and entry.rank < BATCH_LINE for entry in self.queue.entries())
 
     def sweep(self) -> int:
-        """Removes the jobs that have expired, and what broken-off requests left; how many jobs."""
+        """Removes expired jobs, and the files of requests that broke off; how many jobs."""
         return self._documents.sweep(before_delete=self._remove_record)
 
     def _remove_record(self, job: VideoJob) -> None:

@@ -1,4 +1,4 @@
-"""Which ended video jobs have a webhook to deliver, and who is at it: each is delivered at least once, or given up."""
+"""The outbox of webhooks: each event of an ended video job is delivered at least once, or given up."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from pia_ray.online.video_jobs.document import WEBHOOKS, VideoJob
 from pia_ray.online.video_jobs.documents import JobDocuments
 
 
-class Outbox:
+class WebhookOutbox:
     """The webhooks of all owners that have not been delivered."""
 
     def __init__(self, documents: JobDocuments) -> None:
         self._documents = documents
 
     def entries(self) -> tuple[IndexEntry, ...]:
-        """Ended jobs with a webhook to deliver, in order of creation."""
+        """Ended jobs whose webhook is not settled, in order of creation."""
         return self._documents.store.entries(WEBHOOKS)
 
     def read(self, entry: IndexEntry) -> Revision[VideoJob]:
-        """The job of an entry. An entry that is no longer needed is removed.
+        """The job of an entry. The entry of a settled webhook is removed.
 
         Raises:
-            JobNotFound: there is nothing to deliver for it, or not yet.
+            JobNotFound: there is nothing to deliver, or not yet.
         """
         now = self._documents.store.read_entry(entry)
-        if not now.document.ended:  # its end is being written, or who wrote it came too late
+        if not now.document.ended:  # its end is being written, or its writer came too late
             raise JobNotFound("it has not ended")
         if now.document.webhook_state != "pending":
             storage.delete(entry.uri)
@@ -36,27 +36,27 @@ class Outbox:
         return now
 
     def claim(self, at: Revision[VideoJob], *, worker: str) -> Revision[VideoJob]:
-        """The delivery in this worker's hands; one more try is counted.
+        """The job, whose delivery this worker has claimed; one more try is counted.
 
         Raises:
-            JobConflict: it is not to be had (now).
+            JobConflict: it cannot be claimed now.
         """
         job = at.document
         if job.webhook_state != "pending" or max(job.lease_until, job.not_before) > self._documents.store.now():
-            raise JobConflict(f"the webhook of {job.id} is in other hands, or not due")
+            raise JobConflict(f"the webhook of {job.id} is not due, or another worker has claimed it")
         change = {**self._documents.lease(worker), "webhook_attempts": job.webhook_attempts + 1}
         return self._documents.store.replace(at, change)
 
     def settle(self, at: Revision[VideoJob], state: Literal["delivered", "failed"]) -> None:
-        """Notes that the webhook has arrived, or that it is given up.
+        """Notes that the webhook was delivered, or that it is given up.
 
         Raises:
-            JobConflict, JobNotFound: somebody else has it in hand now, or the job is deleted.
+            JobConflict, JobNotFound: another worker has claimed it, or the job was deleted.
         """
         self._documents.replace_held(at, {"webhook_state": state, "lease_owner": None, "lease_until": 0.0})
 
     def postpone(self, at: Revision[VideoJob], *, delay_s: float) -> None:
-        """Has it tried again after that time.
+        """Frees the webhook for another try after that time.
 
         Raises:
             JobConflict, JobNotFound: as `settle`.

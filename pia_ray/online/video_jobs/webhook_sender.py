@@ -1,6 +1,6 @@
-"""Sends the webhooks that are due, of whatever jobs have ended. Every HTTP replica may run one: each is sent by one.
+"""Sends the webhooks that are due. Every HTTP replica may run a sender; each webhook is sent by one of them.
 
-Which are due stands in storage, in the outbox; one that a dead courier had in hand is sent by another.
+The outbox in storage has the due webhooks. Another sender delivers those that a dead one had claimed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _log = logging.getLogger(__name__)
 
 
 class WebhookSender:
-    """Empties the outbox of a job store, which it looks at every `poll_s` and when it is woken.
+    """Delivers the webhooks of a job store's outbox, which it reads every `poll_s` and when it is woken.
 
     `worker` is its name in leases. `wake` belongs to the event loop of `run`.
     """
@@ -62,7 +62,7 @@ class WebhookSender:
         try:
             self._try(entry)
         except (JobConflict, JobNotFound):
-            pass  # another courier has it, or the job is gone
+            pass  # another sender has claimed it, or the job was deleted
         except StorageError as error:
             _log.warning("the webhook of %s waits: %s", entry.id, error.message)
 

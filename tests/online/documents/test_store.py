@@ -24,7 +24,7 @@ from pia_ray.online.files import FileStore
 from pia_ray.online.rendering.renderer import RenderRequest
 from pia_ray.online.routes.videos import video_object
 from pia_ray.online.video_jobs import JobStore
-from pia_ray.online.video_jobs.creation import LineAsked
+from pia_ray.online.video_jobs.creation import LineRequest
 from tests.online.video_jobs.test_store import rendered
 from tests.s3_server import s3, s3_server
 
@@ -259,14 +259,14 @@ def test_batches_of_an_earlier_version_are_listed_go_on_and_expire(ids: dict[str
     assert [batch.id for batch in batches.open_batches()] == [ids["open batch"]]
     assert (batches.num_open("ann"), batches.num_open("bob")) == (1, 0)
 
-    async def submit(line: LineAsked) -> Any:
+    async def submit(line: LineRequest) -> Any:
         raise AssertionError("both lines are jobs already")
 
     def show(job: Any) -> dict[str, Any]:
         return video_object(job).model_dump(mode="json")
 
     render(jobs, ids["line waits"])
-    runner = BatchRunner(batches, files, jobs=jobs, submit=submit, show=show)
+    runner = BatchRunner(batches, files, jobs=jobs, submit=submit, video_object=show)
     asyncio.run(runner.tick())
     done = batches.get("ann", ids["open batch"])
     assert (done.status, done.num_completed, done.metadata) == ("completed", 2, {"set": "one"})

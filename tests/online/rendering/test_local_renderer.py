@@ -37,7 +37,7 @@ from pia_ray.online.rendering.renderer import (
     Queued,
     Rendered,
     RenderRequest,
-    Step,
+    StepDone,
 )
 from pia_ray.testing import FakeAnimator
 
@@ -86,13 +86,13 @@ async def until(condition: Callable[[], Coroutine[Any, Any, bool]]) -> None:
         await asyncio.sleep(0.01)
 
 
-def test_a_request_tells_its_steps_and_ends_with_a_video_that_plays():
+def test_a_request_yields_its_steps_and_ends_with_a_video_that_plays():
     async def work() -> list[Event]:
         async with renderer() as made:
             return await events_of(made, ask())
 
     events = run(work)
-    assert events[:-1] == [Step(1, 3), Step(2, 3), Step(3, 3)]
+    assert events[:-1] == [StepDone(1, 3), StepDone(2, 3), StepDone(3, 3)]
     rendered = events[-1]
     assert isinstance(rendered, Rendered)
     facts = video.probe(rendered.content)
@@ -106,7 +106,7 @@ def test_a_request_tells_its_steps_and_ends_with_a_video_that_plays():
 
 
 @pytest.mark.parametrize("video_format", ["mp4", "gif", "webp", "webm"])
-def test_the_video_has_the_format_that_was_asked_for(video_format: Any):
+def test_the_video_has_the_requested_format(video_format: Any):
     async def work() -> list[Event]:
         async with renderer() as made:
             return await events_of(made, ask(format=video_format))
@@ -135,7 +135,7 @@ def test_models_are_named_by_style_also_the_default_one():
         (ask("nan"), NonFiniteFrames),
     ],
 )
-def test_a_request_fails_with_its_own_error_and_leaves_its_place(request_: RenderRequest, error: type[Exception]):
+def test_a_request_fails_with_its_own_error_and_leaves_the_queue(request_: RenderRequest, error: type[Exception]):
     async def work() -> int:
         async with renderer(max_image_pixels=250 * 250) as made:
             with pytest.raises(error):
@@ -201,13 +201,13 @@ def test_half_of_the_queue_is_for_synchronous_calls_alone():
     run(work)
 
 
-def test_urgent_requests_start_first_and_positions_tell_so():
+def test_urgent_requests_start_first_and_positions_show_it():
     order: list[str] = []
 
     async def follow(made: LocalRenderer, request: RenderRequest) -> list[Event]:
         events = []
         async for event in made.render(request):
-            if event == Step(1, 3):
+            if event == StepDone(1, 3):
                 order.append(request.id)
             events.append(event)
         return events
@@ -235,7 +235,7 @@ def test_closing_the_iterator_frees_the_engine_at_its_next_step():
     async def work() -> float:
         async with renderer(step_s=0.05) as made:
             async with aclosing(made.render(ask(knobs={"num_inference_steps": 900}))) as events:
-                assert await anext(events) == Step(1, 900)
+                assert await anext(events) == StepDone(1, 900)
             started = time.monotonic()
             assert isinstance((await events_of(made, ask()))[-1], Rendered)
             return time.monotonic() - started
@@ -272,7 +272,7 @@ def test_a_request_that_waits_or_hangs_ends_at_its_deadline():
     run(work)
 
 
-def test_load_tells_what_runs_what_waits_and_how_long_a_step_takes():
+def test_load_counts_running_and_waiting_requests_and_times_a_step():
     async def work() -> None:
         async with renderer(step_s=0.05, models="plain=demo,other=demo", default_model="other", max_waiting=5) as made:
             empty = await made.load()
@@ -340,17 +340,17 @@ def test_callers_who_give_up_one_after_the_other_do_not_hide_that_the_device_han
     run(work)
 
 
-def test_the_same_request_makes_the_same_video_alone_and_in_company():
+def test_the_same_request_makes_the_same_video_alone_and_among_neighbours():
     async def work() -> list[np.ndarray]:
         request = ask(request_id="same")
         async with renderer(batch_size=3) as made:
             alone = await events_of(made, request)
             others = [events_of(made, ask(request_id=str(number))) for number in range(2)]
-            company, *_ = await asyncio.gather(events_of(made, request), *others)
-        return [video.decode_frames(events[-1].content) for events in (alone, company)]
+            neighbours, *_ = await asyncio.gather(events_of(made, request), *others)
+        return [video.decode_frames(events[-1].content) for events in (alone, neighbours)]
 
-    alone, company = run(work)
-    assert np.array_equal(alone, company)
+    alone, neighbours = run(work)
+    assert np.array_equal(alone, neighbours)
 
 
 def test_a_renderer_that_drains_begins_nothing_more_and_lets_what_denoises_end():

@@ -183,7 +183,7 @@ def test_seconds_that_no_number_of_frames_covers_say_how_many_would_be_needed():
     assert "720 frames" in error.message
 
 
-def test_the_size_of_the_video_is_told_before_it_is_made():
+def test_the_size_of_the_video_is_known_before_it_is_made():
     form = parse({"image": picture(300, 100), "height": 64})
     assert form.size == f"{form.resolved.width}x64"
     assert form.params.width is None

@@ -34,7 +34,7 @@ from pia_ray.online.rendering.renderer import (
     Queued,
     Rendered,
     RenderRequest,
-    Step,
+    StepDone,
 )
 from pia_ray.online.video_jobs import JobQueue, JobStore, VideoJob
 from pia_ray.online.video_jobs.dispatcher import Dispatcher
@@ -77,7 +77,7 @@ class ScriptedRenderer:
             yield Queued(0)
             for done in range(1, STEPS + 1):
                 await asyncio.sleep(self.step_s)
-                yield Step(done, STEPS)
+                yield StepDone(done, STEPS)
                 if done == STEPS // 2:
                     if left := self.failures.get(prompt):
                         failed = True
@@ -260,7 +260,7 @@ def test_cancelling_frees_the_real_renderer_at_its_next_step(local: str) -> None
     run(work)
 
 
-def test_a_dispatcher_that_goes_down_in_order_gives_its_job_back(local: str) -> None:
+def test_a_dispatcher_that_shuts_down_in_order_gives_its_job_back(local: str) -> None:
     async def work() -> None:
         jobs, first, second = JobStore(local, lease_s=600), ScriptedRenderer("1"), ScriptedRenderer("2")
         second.go_on.set()
@@ -514,7 +514,7 @@ def test_a_full_engine_gets_the_job_later_and_that_is_no_attempt(local: str) -> 
     run(work)
 
 
-def test_a_damaged_document_holds_nobody_else_up(local: str) -> None:
+def test_a_damaged_document_delays_no_other_job(local: str) -> None:
     async def work() -> None:
         jobs, renderer = JobStore(local), ScriptedRenderer()
         create(jobs, "damaged")
@@ -556,7 +556,7 @@ def test_expired_jobs_are_removed(local: str) -> None:
     run(work)
 
 
-def test_the_outlook_tells_who_goes_first_and_about_how_long(local: str) -> None:
+def test_the_outlook_has_the_position_and_the_estimated_time(local: str) -> None:
     async def work() -> None:
         jobs, renderer = JobStore(local), ScriptedRenderer(step_s=0.02)
         dispatcher = Dispatcher(renderer, jobs, max_in_flight=1, **QUICK)

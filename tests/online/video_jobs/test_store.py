@@ -136,14 +136,14 @@ def test_a_job_is_seen_by_its_owner_alone(local: str) -> None:
 
 
 @pytest.mark.parametrize("bad", ["", "video_1", "../../x", "video_" + "g" * 46, "video_" + "0" * 46 + "\n"])
-def test_what_is_no_id_names_no_job(local: str, bad: str) -> None:
+def test_what_is_not_an_id_names_no_job(local: str, bad: str) -> None:
     with pytest.raises(JobNotFound):
         JobStore(local).get("ann", bad)
     with pytest.raises(JobNotFound):
         JobStore(local).list("ann", after=bad)
 
 
-def test_a_file_for_no_knob_is_refused(local: str) -> None:
+def test_a_file_that_belongs_to_no_knob_is_refused(local: str) -> None:
     with pytest.raises(BadParameter, match=r"\.\./x"):
         create(JobStore(local), request=dataclasses.replace(request_for(), inputs={"../x": b""}))
     assert left_below(local) == []
@@ -285,7 +285,7 @@ def test_a_claim_in_time_is_left_alone_and_an_expired_one_is_taken_over(prefix: 
     jobs = JobStore(prefix, lease_s=2.5)
     job = create(jobs)
     slow = jobs.queue.heartbeat(claim(jobs, "slow"), progress=70)
-    with pytest.raises(JobConflict, match="other hands"):
+    with pytest.raises(JobConflict, match="another worker"):
         claim(jobs, "quick")
     time.sleep(2.6)
     quick = claim(jobs, "quick")
@@ -415,7 +415,7 @@ def test_ended_jobs_expire_and_others_stay(prefix: str) -> None:
     assert jobs.request(queued).image == b"picture"
 
 
-def test_an_error_tells_its_code_but_nothing_of_the_server(local: str) -> None:
+def test_an_error_shows_its_code_but_nothing_of_the_server(local: str) -> None:
     jobs = JobStore(local)
     told = {}
     errors = (
