@@ -62,6 +62,7 @@ INSIDE = {
     ),
     "pia_ray.online": (
         "public_errors",
+        "documents",
         "rendering",
         "requests",
         "files",
@@ -78,7 +79,7 @@ INSIDE = {
 
 FOLDERS = {
     "pia_ray.pia": {"decoding", "denoising", "device", "loading", "unet"},
-    "pia_ray.online": {"batches", "http", "rendering", "requests", "routes", "serve", "video_jobs"},
+    "pia_ray.online": {"batches", "documents", "http", "rendering", "requests", "routes", "serve", "video_jobs"},
 }
 """The rooms inside them that are folders."""
 

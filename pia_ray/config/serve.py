@@ -66,7 +66,10 @@ class ServeConfig(WorkerConfig):
     upscale_delay_s: float = Field(10.0, ge=0, description="Seconds of load before an engine is added.")
     downscale_delay_s: float = Field(600.0, ge=0, description="Seconds of idleness before an engine is let go.")
     graceful_shutdown_s: float = Field(
-        3900.0, gt=0, description="Seconds that an engine may take to finish what it has; above job_timeout_s."
+        3900.0,
+        gt=0,
+        description="Seconds that an engine or ingress which is stopped has to end the videos it makes; above "
+        "job_timeout_s. The rest is given back to the queue.",
     )
     gpus_per_replica: float | None = Field(
         None, ge=0, le=8, description="GPUs (or a share of one) per engine. Left out: 1 where there are GPUs, else 0."

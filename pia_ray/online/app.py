@@ -1,6 +1,6 @@
-"""create_app: the endpoint's HTTP interface. Routes live in modules of their own; this puts them together.
+"""`create_app`: the endpoint's HTTP interface, from the routes of other modules.
 
-Knows no Ray: `serve.py` gives it a renderer that reaches engines elsewhere.
+Knows no Ray: `serve` gives it a renderer that reaches engines in other processes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pia_ray.errors import NotFound, PiaRayError
 from pia_ray.online.http import error_responses, metrics
 from pia_ray.online.http.api_keys import KeyRing
 from pia_ray.online.http.metrics import Metrics
-from pia_ray.online.http.middleware import HEALTH, METRICS, Edge, Owner, mark, request_id
+from pia_ray.online.http.middleware import HEALTH, METRICS, EndpointMiddleware, Owner, mark, request_id
 from pia_ray.online.rendering.renderer import ModelFacts, Renderer
 from pia_ray.online.requests.request_reader import FormReader
 from pia_ray.online.routes import animations, page
@@ -43,9 +43,10 @@ def create_app(
     check_alive: Callable[[], None] = lambda: None,
     replica: str = "",
 ) -> FastAPI:
-    """The ASGI application. `forms` takes the place of the endpoint's own reader; `routers` go beside its routes, and
-    `lifespan` is entered before the first request and left after the last. `check_alive` raises `NotReady` where this
-    process has to be replaced; `replica` names it in metrics.
+    """The ASGI application. `forms` replaces the endpoint's own reader, and `routers` are added to its routes.
+
+    `lifespan` is entered before the first request and left after the last. `check_alive` raises `NotReady` if this
+    process has to be replaced. `replica` is its name in metrics.
 
     Raises:
         ConfigError: the file of API keys cannot be read.
@@ -55,14 +56,14 @@ def create_app(
         title="pia-ray",
         description=_DESCRIPTION,
         version=pia_ray.__version__,
-        # What there is to call is told to those who may call it, and no page loads scripts from elsewhere.
+        # The document needs a key like every call, and FastAPI's pages would load scripts of other sites.
         openapi_url=None,
         docs_url=None,
         redoc_url=None,
         lifespan=lifespan,
     )
     app.add_middleware(
-        Edge,
+        EndpointMiddleware,
         config=config,
         keys=KeyRing(config.api_keys, allow_anonymous=config.allow_anonymous),
         metrics=counters,
@@ -93,7 +94,7 @@ def _models(renderer: Renderer) -> APIRouter:
     @routes.get(
         "/v1/models",
         operation_id="list_models",
-        summary="The models that requests can name",
+        summary="List the models",
         responses=_document(_MODEL_LIST) | error_responses.responses(),
     )
     async def list_models(_: Owner) -> JSONResponse:
@@ -103,7 +104,7 @@ def _models(renderer: Renderer) -> APIRouter:
     @routes.get(
         "/v1/models/{model}",
         operation_id="retrieve_model",
-        summary="One model",
+        summary="Retrieve a model",
         responses=_document(_MODEL) | error_responses.responses(404, 422),
     )
     async def retrieve_model(model: str, _: Owner) -> JSONResponse:
@@ -119,7 +120,7 @@ def _model(facts: ModelFacts) -> dict[str, Any]:
     return {
         "id": facts.name,
         "object": "model",
-        "created": 0,  # clients want a number; models have no birthday
+        "created": 0,  # clients need a number; models have no time of creation
         "owned_by": "pia-ray",
         "version": facts.version,
         "description": facts.description,
@@ -144,7 +145,7 @@ def _health(renderer: Renderer, counters: Metrics, check_alive: Callable[[], Non
     @routes.get(
         ready,
         operation_id="ready",
-        summary="Whether requests are taken up: an engine runs, or starts when one comes",
+        summary="Whether requests are accepted: an engine runs, or starts with the first request",
         responses=_document(_HEALTH) | {503: error_responses.responses()[503]},
     )
     async def readyz() -> dict[str, str]:
@@ -160,12 +161,12 @@ def _health(renderer: Renderer, counters: Metrics, check_alive: Callable[[], Non
 
 
 async def _of_hangup(_: Request, __: Exception) -> Response:
-    """Handler of callers that hang up while they send; nobody reads the answer."""
+    """Handler of callers that hang up while they send. No one reads the answer."""
     return Response(status_code=499)
 
 
 async def _of_bug(request: Request, error: Exception) -> Response:
-    """The answer to a bug leaves outside of the edge, so the edge's headers are put on here."""
+    """The answer to a bug. The middleware does not see it, so this sets the headers of every answer."""
     response = await error_responses.of_bug(request, error)
     mark(response.headers, request_id(request))
     return response
@@ -180,7 +181,7 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
 
 
 def _document(schema: dict[str, Any]) -> dict[int | str, dict[str, Any]]:
-    return {200: {"description": "As asked.", "content": {"application/json": {"schema": schema}}}}
+    return {200: {"description": "Success.", "content": {"application/json": {"schema": schema}}}}
 
 
 _HEALTH: Final = {"type": "object", "required": ["status"], "properties": {"status": {"const": "ok"}}}
@@ -188,13 +189,13 @@ _MODEL: Final = {
     "type": "object",
     "required": ["id", "object", "created", "owned_by", "version", "description", "default"],
     "properties": {
-        "id": {"type": "string", "description": "What requests name it by."},
+        "id": {"type": "string", "description": "Its name in requests."},
         "object": {"const": "model"},
         "created": {"type": "integer"},
         "owned_by": {"type": "string"},
         "version": {"type": "string"},
         "description": {"type": "string"},
-        "default": {"type": "boolean", "description": "Whether requests that name none get it."},
+        "default": {"type": "boolean", "description": "Whether it makes the requests that name no model."},
     },
 }
 _MODEL_LIST: Final = {

@@ -1,4 +1,4 @@
-"""Errors as callers of the endpoint may see them: a code, a message without internals, and whether to try again."""
+"""Errors as callers of the endpoint may see them: a code, a message without internals, retryable or not."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pia_ray.errors import JobError, PiaRayError, StorageError, UnexpectedError
 
 
 class PublicError(BaseModel):
-    """An error without traceback, path or bucket of this side."""
+    """An error without traceback, path or bucket of the server."""
 
     model_config = ConfigDict(frozen=True)
 

@@ -1,4 +1,4 @@
-"""What the endpoint does beside answering at once: the routes of video jobs and batches, and the work behind them."""
+"""The endpoint with its asynchronous part: the routes of video jobs, files and batches, and the work on them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pia_ray.online.routes.batches import batch_routes
 from pia_ray.online.routes.files import FILE_TTL_S, file_routes
 from pia_ray.online.routes.videos import video_object, video_routes
 from pia_ray.online.video_jobs import JobStore
-from pia_ray.online.video_jobs.creation import Intake
+from pia_ray.online.video_jobs.creation import JobCreator
 from pia_ray.online.video_jobs.dispatcher import Dispatcher
 from pia_ray.online.video_jobs.webhooks import Webhooks
 
@@ -40,13 +40,13 @@ def create_endpoint(
     poll_s: float = 1.0,
     replica: str = "",
 ) -> FastAPI:
-    """The whole endpoint as an ASGI application, which works on video jobs and batches while it is up.
+    """The whole endpoint as an ASGI application, which works on video jobs and batches while it runs.
 
-    `forms` reads requests in place of the endpoint's own reader; storage is looked at for new work every `poll_s`;
-    `replica` names this process in metrics. `app.state.service` is its `VideoService`.
+    `forms` replaces the endpoint's own reader of requests. Storage is polled for new work every `poll_s`. `replica` is
+    the name of this process in metrics. `app.state.service` is its `VideoService`.
 
     Raises:
-        ConfigError: the file of API keys, or the secret of webhooks, is none.
+        ConfigError: the file of API keys, or the secret of webhooks, is not valid.
     """
     forms = forms or FormReader(config)
     service = VideoService(renderer, jobs, config, forms=forms, poll_s=poll_s)
@@ -65,7 +65,7 @@ def create_endpoint(
 
 
 class VideoService:
-    """Video jobs and batches of one endpoint: `routers` for `create_app`, and `run` beside it."""
+    """Video jobs and batches of one endpoint: the `routers` for `create_app`, and `at_work` for its lifespan."""
 
     def __init__(
         self, renderer: Renderer, jobs: JobStore, config: ServeConfig, *, forms: FormReader, poll_s: float = 1.0
@@ -83,45 +83,49 @@ class VideoService:
             poll_s=poll_s,
         )
         self._poll_s = poll_s
+        self._grace_s = config.graceful_shutdown_s
         self._working: asyncio.Task[None] | None = None
-        intake = Intake(config, jobs=jobs, files=self._files, reader=forms)
+        creator = JobCreator(config, jobs=jobs, files=self._files, reader=forms)
         self._runner = BatchRunner(
             self._batches,
             self._files,
             jobs=jobs,
-            submit=intake.create_line,
-            show=lambda job: video_object(job).model_dump(mode="json"),
+            submit=creator.create_line,
+            video_object=lambda job: video_object(job).model_dump(mode="json"),
         )
         self.routers: tuple[APIRouter, ...] = (
-            video_routes(intake=intake, jobs=jobs, reader=forms, dispatcher=self._dispatcher),
+            video_routes(creator=creator, jobs=jobs, reader=forms, dispatcher=self._dispatcher),
             file_routes(self._files, config=config),
             batch_routes(self._batches, files=self._files, config=config),
         )
 
     @asynccontextmanager
     async def at_work(self) -> AsyncIterator[None]:
-        """`run` beside the block."""
+        """Runs the work while the block lasts; then videos in progress have `graceful_shutdown_s` to end."""
         working = self._working = asyncio.create_task(self.run())
         working.add_done_callback(_log_end)
         try:
             yield
         finally:
+            drain = asyncio.create_task(self._drain())
+            await asyncio.wait([working, drain], return_when=asyncio.FIRST_COMPLETED)
+            drain.cancel()
             working.cancel()
-            await asyncio.wait([working])  # how it ended has been logged
+            await asyncio.wait([working])  # its end has been logged
             self._working = None
 
     def check_alive(self) -> None:
-        """Without effect while video jobs are worked on.
+        """Checks that video jobs are worked on.
 
         Raises:
-            NotReady: a bug has ended that; a new process goes on with the jobs.
+            NotReady: a bug has ended the work; a new process continues it.
         """
         if self._working is not None and self._working.done():
-            raise NotReady("the work on video jobs has ended by a fault: this process has to be replaced")
+            raise NotReady("a bug has ended the work on video jobs: this process has to be replaced")
 
     async def run(self) -> None:
-        """Renders video jobs, feeds batches to their queue and removes what has expired, until it is cancelled. Jobs
-        in hand are then given back. One call at a time."""
+        """Renders video jobs, makes jobs of the lines of batches and removes what has expired, until it is cancelled;
+        then jobs that are being rendered are given back. One call at a time."""
         tasks = [
             asyncio.create_task(each)
             for each in (self._dispatcher.run(), self._runner.run(self._poll_s), self._sweep())
@@ -134,16 +138,16 @@ class VideoService:
                     task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def drain(self, *, timeout_s: float) -> None:
-        """Takes up no more jobs, and waits for those in hand to end, or for the time to pass."""
-        await self._dispatcher.drain(timeout_s=timeout_s)
+    async def _drain(self) -> None:
+        self._runner.stop()
+        await self._dispatcher.drain(timeout_s=self._grace_s)
 
     async def _sweep(self) -> None:
         while True:
             try:
                 removed = await asyncio.to_thread(lambda: self._files.sweep() + self._batches.sweep())
             except PiaRayError as error:
-                log.warning("what has expired stays for now: %s", error.message)
+                log.warning("expired files and batches are kept for now: %s", error.message)
             else:
                 if removed:
                     log.info("removed %d files and batches that had expired", removed)

@@ -20,14 +20,14 @@ from pia_ray.storage.uris import ObjectStat, join, local_path
 _TEMPORARY_PREFIX: Final = ".tmp-"
 
 
-def read_bytes(uri: str, *, max_bytes: int | None) -> bytes:
+def read_object(uri: str, *, max_bytes: int | None) -> tuple[bytes, str]:
+    """The content, and the ETag of the file that was read, whatever has taken its place since."""
     with local_errors("read", uri), local_path(uri).open("rb") as file:
-        if max_bytes is None:
-            return file.read()
-        content = file.read(max_bytes + 1)
-        if len(content) > max_bytes:
-            raise too_large(uri, max(os.fstat(file.fileno()).st_size, len(content)), max_bytes)
-        return content
+        facts = os.fstat(file.fileno())
+        content = file.read() if max_bytes is None else file.read(max_bytes + 1)
+        if max_bytes is not None and len(content) > max_bytes:
+            raise too_large(uri, max(facts.st_size, len(content)), max_bytes)
+        return content, _object_stat(uri, facts).etag
 
 
 def write_bytes(uri: str, content: bytes) -> None:

@@ -30,7 +30,12 @@ def read_bytes(uri: str, *, max_bytes: int | None = None) -> bytes:
         StorageTooLarge: it is longer than `max_bytes`; nothing beyond that was read.
         StorageError: as everywhere in this module, the kind that fits.
     """
-    return s3.read_bytes(uri, max_bytes=max_bytes) if is_s3(uri) else local.read_bytes(uri, max_bytes=max_bytes)
+    return read_object(uri, max_bytes=max_bytes)[0]
+
+
+def read_object(uri: str, *, max_bytes: int | None = None) -> tuple[bytes, str]:
+    """As `read_bytes`, with the ETag of that content, for `replace_bytes`."""
+    return s3.read_object(uri, max_bytes=max_bytes) if is_s3(uri) else local.read_object(uri, max_bytes=max_bytes)
 
 
 def write_bytes(

@@ -31,8 +31,10 @@ _WRITE_ID: Final = "write-id"
 _log = logging.getLogger(__name__)
 
 
-def read_bytes(uri: str, *, max_bytes: int | None) -> bytes:
-    def read() -> bytes:
+def read_object(uri: str, *, max_bytes: int | None) -> tuple[bytes, str]:
+    """The content and its ETag."""
+
+    def read() -> tuple[bytes, str]:
         answer = s3_client().get_object(**object_address(uri))
         with contextlib.closing(answer["Body"]) as body:
             size_bytes = answer["ContentLength"]
@@ -41,7 +43,7 @@ def read_bytes(uri: str, *, max_bytes: int | None) -> bytes:
             content: bytes = body.read()
         if len(content) != size_bytes:
             raise StorageUnavailable(f"{uri}: {len(content)} of {size_bytes} bytes arrived")
-        return content
+        return content, answer.get("ETag", "")
 
     return retried(read, "read", uri)
 

@@ -583,7 +583,10 @@ def test_image_makes_a_video_of_the_format_its_name_says(pia: Pia, tiny: Path, t
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["a.png", "-o", "v.avi", "--prompt", "sea"], '"avi" is not a video format, choose from .mp4, .gif, .webp, .webm'),
+        (
+            ["a.png", "-o", "v.avi", "--prompt", "sea"],
+            '"avi" is not a video format, choose from .mp4, .gif, .webp, .webm',
+        ),
         (["a.png", "-o", "nowhere/v.mp4", "--prompt", "sea"], "there is no folder"),
         (["a.png", "-o", "v.mp4"], "--prompt"),
         (["a.png", "-o", "v.mp4", "--prompt", "sea", "--motoin-scale", "1"], 'Did you mean "--motion-scale"?'),

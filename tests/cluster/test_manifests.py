@@ -523,7 +523,7 @@ def metrics() -> frozenset[str]:
 
     own = Metrics()
     own.answered("/", "GET", 200, 1.0)
-    text = own.text(Load(num_running=0, num_waiting=0, max_waiting=1, step_s=1.0, models=())).decode()
+    text = own.text(Load(num_running=0, num_waiting=0, step_s=1.0, models=())).decode()
     names: set[str] = set()
     for name, kind in re.findall(r"^# TYPE (\S+) (\S+)$", text, re.MULTILINE):
         names |= {f"{name}_{part}" for part in ("bucket", "sum", "count")} if kind == "histogram" else {name}

@@ -37,7 +37,7 @@ from pia_ray.media import video
 from pia_ray.online.app import create_app
 from pia_ray.online.http.middleware import request_id
 from pia_ray.online.rendering.local_renderer import LocalRenderer
-from pia_ray.online.rendering.renderer import Event, Load, Queued, RenderRequest, Step
+from pia_ray.online.rendering.renderer import Event, Load, Queued, RenderRequest, StepDone
 from pia_ray.testing import FakeAnimator
 
 KEY, OTHER_KEY = "sk-first", "sk-second"
@@ -58,8 +58,8 @@ def data_url(content: bytes) -> str:
     return f"data:image/png;base64,{base64.b64encode(content).decode()}"
 
 
-class Told:
-    """A renderer that tells what it was told to, then fails with the error it was given; remembers its requests."""
+class ScriptedRenderer:
+    """A renderer with given events and then a given error; keeps its requests."""
 
     def __init__(self, *events: Event, error: BaseException | None = None, wait: bool = False) -> None:
         self.events, self.error, self.wait = events, error, wait
@@ -81,7 +81,7 @@ class Told:
     async def load(self) -> Load:
         if self.error is not None:
             raise self.error
-        return Load(0, 0, 4, None, ())
+        return Load(0, 0, None, ())
 
     async def check_ready(self) -> None:
         if self.error is not None:
@@ -170,7 +170,7 @@ def test_a_format_field_decides_among_what_is_accepted(client: TestClient):
 
 
 def test_an_accept_header_without_any_video_is_refused_before_the_body_is_read():
-    renderer = Told()
+    renderer = ScriptedRenderer()
     with client_of(renderer) as client:
         answer = client.post("/v1/animations", content=b"never read", headers={"accept": "application/pdf"})
     assert (answer.status_code, answer.json()["error"]["code"]) == (406, "not_acceptable")
@@ -200,8 +200,8 @@ def test_events_tell_every_step_and_end_with_the_video(client: TestClient):
     assert video.decode_frames(content).shape == (4, 48, 64, 3)
 
 
-def test_a_place_in_the_queue_is_told_first():
-    renderer = Told(Queued(3), Step(1, 2), error=NonFiniteFrames("NaN in frame 2"))
+def test_the_position_in_the_queue_is_the_first_event():
+    renderer = ScriptedRenderer(Queued(3), StepDone(1, 2), error=NonFiniteFrames("NaN in frame 2"))
     with client_of(renderer) as client:
         events = events_of(animate(client, {"accept": "text/event-stream"}).text)
     assert events[:2] == [("queued", {"position": 3}), ("step", {"done": 1, "total": 2})]
@@ -209,8 +209,8 @@ def test_a_place_in_the_queue_is_told_first():
     assert events[2][1]["error"]["code"] == "nan_frames"
 
 
-def test_a_refusal_is_a_status_also_where_events_were_asked_for():
-    with client_of(Told(error=Busy("9 requests wait", 7.2))) as client:
+def test_a_refusal_is_a_status_also_for_a_stream_of_events():
+    with client_of(ScriptedRenderer(error=Busy("9 requests wait", 7.2))) as client:
         answer = animate(client, {"accept": "text/event-stream"})
     assert (answer.status_code, answer.headers["retry-after"]) == (429, "8")
 
@@ -236,7 +236,7 @@ def test_a_refusal_is_a_status_also_where_events_were_asked_for():
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
 )
 def test_every_error_has_a_status_a_type_and_no_secrets(error: Exception, status: int, kind: str, retry: str | None):
-    with client_of(Told(error=error)) as client:
+    with client_of(ScriptedRenderer(error=error)) as client:
         answer = animate(client, {"x-request-id": "from-the-gateway"})
     told = answer.json()["error"]
     assert (answer.status_code, told["type"], answer.headers.get("x-should-retry")) == (status, kind, retry)
@@ -270,7 +270,7 @@ def test_a_wrong_query_parameter_names_its_field():
     async def numbers(limit: int) -> dict[str, int]:
         return {"limit": limit}
 
-    with client_of(Told(), routers=(routes,)) as client:
+    with client_of(ScriptedRenderer(), routers=(routes,)) as client:
         answer = client.get("/v1/numbers?limit=many")
     assert (answer.status_code, answer.json()["error"]["param"]) == (422, "limit")
 
@@ -296,7 +296,7 @@ def test_the_log_line_has_the_id_and_neither_prompt_nor_line_breaks(
 
 
 def locked(renderer: Any = None, **settings: Any) -> TestClient:
-    return client_of(renderer or Told(), api_keys=(sha256(KEY), sha256(OTHER_KEY)), **settings)
+    return client_of(renderer or ScriptedRenderer(), api_keys=(sha256(KEY), sha256(OTHER_KEY)), **settings)
 
 
 def bearer(key: str) -> dict[str, str]:
@@ -334,7 +334,7 @@ def test_each_key_is_an_owner_of_its_own():
 
 
 def test_a_page_of_another_origin_cannot_use_an_open_endpoint():
-    with client_of(Told()) as client:
+    with client_of(ScriptedRenderer()) as client:
         refused = client.get("/v1/models", headers={"origin": "https://evil.example"})
         own = client.get("/v1/models", headers={"origin": "http://127.0.0.1:8000"})
     assert (refused.status_code, refused.json()["error"]["code"]) == (403, "forbidden")
@@ -343,11 +343,11 @@ def test_a_page_of_another_origin_cannot_use_an_open_endpoint():
 
 
 def test_a_name_that_is_led_to_this_machine_is_refused_by_an_open_endpoint():
-    with client_of(Told()) as client:
+    with client_of(ScriptedRenderer()) as client:
         assert client.get("/v1/models", headers={"host": "rebound.example"}).status_code == 403
         assert client.get("/v1/models", headers={"host": "[::1]:8000"}).status_code == 200
         assert client.get("/healthz", headers={"host": "10.1.2.3:8000"}).status_code == 200
-    with client_of(Told(), host="0.0.0.0", allow_anonymous=True) as client:
+    with client_of(ScriptedRenderer(), host="0.0.0.0", allow_anonymous=True) as client:
         assert client.get("/v1/models", headers={"host": "anything.example"}).status_code == 200
 
 
@@ -357,7 +357,7 @@ def test_metrics_are_for_this_machine_or_for_the_token(client: TestClient):
     assert 'pia_ray_http_requests_total{method="POST",replica="",route="/v1/animations",status="200"} 1.0' in text
     assert 'pia_ray_videos_total{model="demo",outcome="succeeded",replica=""} 1.0' in text
     assert client.get("/metrics", headers={"x-forwarded-for": "203.0.113.9"}).status_code == 403
-    with client_of(Told(), metrics_token="scrape") as guarded:
+    with client_of(ScriptedRenderer(), metrics_token="scrape") as guarded:
         assert guarded.get("/metrics").status_code == 403
         assert guarded.get("/metrics", headers=bearer("scrape")).status_code == 200
     elsewhere = TestClient(guarded.app, base_url="http://127.0.0.1:8000", client=("10.0.0.9", 1))
@@ -367,7 +367,7 @@ def test_metrics_are_for_this_machine_or_for_the_token(client: TestClient):
 # Limits
 
 
-def test_more_calls_than_a_key_may_make_are_told_when_to_come_back():
+def test_more_calls_than_a_key_may_make_are_refused_until_a_stated_time():
     with locked(requests_per_minute=2) as client:
         statuses = [client.get("/v1/models", headers=bearer(KEY)).status_code for _ in range(3)]
         assert statuses == [200, 200, 429]
@@ -382,7 +382,7 @@ def test_a_body_over_the_limit_is_refused_before_it_is_parsed(announced: bool):
         for _ in range(20):
             yield b"x" * 100
 
-    renderer = Told()
+    renderer = ScriptedRenderer()
     with client_of(renderer, max_body_bytes=1000) as client:
         for kind in ("application/json", "multipart/form-data; boundary=x", "application/x-www-form-urlencoded"):
             content = b"x" * 2000 if announced else chunks()
@@ -402,7 +402,7 @@ def test_a_body_over_the_limit_is_refused_before_it_is_parsed(announced: bool):
     ],
 )
 def test_headers_that_switch_off_serves_timeout_or_cancel_are_refused(headers: dict[str, str]):
-    renderer = Told()
+    renderer = ScriptedRenderer()
     with client_of(renderer) as client:
         answer = animate(client, headers)
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, next(iter(headers)))
@@ -416,7 +416,7 @@ def test_headers_for_serve_do_not_reach_the_routes():
     async def headers(request: Request) -> list[str]:
         return list(request.headers)
 
-    with client_of(Told(), routers=(routes,)) as client:
+    with client_of(ScriptedRenderer(), routers=(routes,)) as client:
         sent = {"x-request-timeout-seconds": "30", "x-request-disconnect-disabled": "?0", "x-mine": "1"}
         seen = client.get("/v1/headers", headers=sent).json()
     assert "x-mine" in seen
@@ -424,7 +424,7 @@ def test_headers_for_serve_do_not_reach_the_routes():
 
 
 def test_a_call_that_takes_too_long_is_given_up_and_its_render_closed():
-    renderer = Told(Step(1, 9), wait=True)
+    renderer = ScriptedRenderer(StepDone(1, 9), wait=True)
     with client_of(renderer, sync_timeout_s=0.2) as client:
         answer = animate(client)
     assert (answer.status_code, answer.json()["error"]["code"]) == (504, "timeout")
@@ -484,7 +484,7 @@ def hang_up(app: Any, *, accept: str, body: bytes, after: str) -> list[dict[str,
 
 @pytest.mark.parametrize("accept", ["video/mp4", "text/event-stream"])
 def test_hanging_up_ends_the_render(accept: str):
-    renderer = Told(Step(1, 9), wait=True)
+    renderer = ScriptedRenderer(StepDone(1, 9), wait=True)
     app = create_app(renderer, ServeConfig.model_validate({}))
     body = json.dumps({"image": data_url(png()), "prompt": "a cat"}).encode()
     hang_up(app, accept=accept, body=body, after="step")
@@ -492,7 +492,7 @@ def test_hanging_up_ends_the_render(accept: str):
 
 
 def test_hanging_up_in_the_middle_of_the_body_starts_no_render(caplog: pytest.LogCaptureFixture):
-    renderer = Told(Step(1, 9), wait=True)
+    renderer = ScriptedRenderer(StepDone(1, 9), wait=True)
     app = create_app(renderer, ServeConfig.model_validate({}))
     hang_up(app, accept="video/mp4", body=b'{"prompt": "a cat"}', after="body")
     assert not renderer.requests
@@ -512,9 +512,9 @@ def test_models_are_listed_and_found_by_name(client: TestClient):
 
 
 def test_ready_is_said_only_while_engines_answer():
-    with client_of(Told()) as client:
+    with client_of(ScriptedRenderer()) as client:
         assert client.get("/readyz").status_code == 200
-    with client_of(Told(error=DeviceLost("gone"))) as client:
+    with client_of(ScriptedRenderer(error=DeviceLost("gone"))) as client:
         assert client.get("/healthz").status_code == 200
         answer = client.get("/readyz")
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "device_lost")
@@ -556,8 +556,8 @@ def test_a_file_of_keys_that_cannot_be_read_stops_the_start(tmp_path: Path):
     from pia_ray.errors import ConfigError
 
     with pytest.raises(ConfigError, match="api_keys"):
-        client_of(Told(), api_keys=str(tmp_path / "none"))
+        client_of(ScriptedRenderer(), api_keys=str(tmp_path / "none"))
     storage.write_bytes(str(tmp_path / "keys"), b"sk-plain-text-key\n")
     with pytest.raises(ConfigError, match="line 1") as raised:
-        client_of(Told(), api_keys=str(tmp_path / "keys"))
+        client_of(ScriptedRenderer(), api_keys=str(tmp_path / "keys"))
     assert "plain" not in str(raised.value)

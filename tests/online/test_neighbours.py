@@ -16,7 +16,7 @@ from pia_ray.config.serve import ServeConfig
 from pia_ray.media import video
 from pia_ray.online.app import create_app
 from pia_ray.online.rendering.local_renderer import LocalRenderer
-from pia_ray.online.rendering.renderer import RenderRequest, Step
+from pia_ray.online.rendering.renderer import RenderRequest, StepDone
 from pia_ray.pia.animator import Animator
 
 pytestmark = pytest.mark.heavy
@@ -36,11 +36,11 @@ async def neighbour(renderer: LocalRenderer, number: int, begun: asyncio.Event) 
     params = AnimationParams(prompt=f"neighbour {number}", **knobs)
     async with aclosing(renderer.render(RenderRequest(f"n{number}", params, picture(60 * number)))) as events:
         async for event in events:
-            if isinstance(event, Step):
+            if isinstance(event, StepDone):
                 begun.set()
 
 
-def test_a_call_gives_the_same_frames_alone_and_in_company():
+def test_a_call_gives_the_same_frames_alone_and_among_neighbours():
     config = ServeConfig.model_validate({"batch_size": 4})
 
     async def work(animator: Animator) -> tuple[list[np.ndarray], int]:
@@ -61,18 +61,18 @@ def test_a_call_gives_the_same_frames_alone_and_in_company():
         others = [asyncio.create_task(neighbour(renderer, number, each)) for number, each in enumerate(begun, 1)]
         for each in begun:
             await each.wait()
-        company = await ask()
+        neighbours = await ask()
         still = (await renderer.load()).num_running
         for other in others:
             other.cancel()
         await asyncio.gather(*others, return_exceptions=True)
         await renderer.close()
-        return [alone, company], still
+        return [alone, neighbours], still
 
     with Animator(config.models["demo"], styles=config.models, batch_size=4, cpu_threads=1) as animator:
-        (alone, company), still = asyncio.run(work(animator))
-    assert still == 3  # the neighbours outlasted the call: it had company at each step
-    assert alone.shape == company.shape == (8, 64, 64, 3)
-    difference = np.abs(alone.astype(int) - company.astype(int))
+        (alone, neighbours), still = asyncio.run(work(animator))
+    assert still == 3  # the neighbours outlasted the call: it had neighbours at each step
+    assert alone.shape == neighbours.shape == (8, 64, 64, 3)
+    difference = np.abs(alone.astype(int) - neighbours.astype(int))
     assert difference.mean() < 0.1
     assert difference.max() <= 8

@@ -26,7 +26,7 @@ class BrokenStore(JobStore):
 
 
 @pytest.mark.parametrize("broken", [False, True])
-def test_a_process_that_works_on_no_jobs_any_more_asks_to_be_replaced(
+def test_a_process_that_works_on_no_jobs_any_more_has_to_be_replaced(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, broken: bool
 ):
     config = ServeConfig.model_validate({"storage": str(tmp_path)})
@@ -59,3 +59,22 @@ def test_an_app_that_is_started_again_goes_on_with_its_jobs(tmp_path: Path):
                     assert time.monotonic() < deadline
                     time.sleep(0.1)
                 assert client.get("/healthz").status_code == 200
+
+
+@pytest.mark.parametrize("grace_s", [60, 0.3])
+def test_an_app_that_ends_lets_its_videos_end_for_a_time_and_then_gives_them_back(tmp_path: Path, grace_s: float):
+    config = ServeConfig.model_validate({"storage": str(tmp_path), "graceful_shutdown_s": grace_s})
+    picture = "data:image/png;base64," + base64.b64encode(draw_picture((64, 48), seed=1)).decode()
+    jobs = JobStore(config.storage)
+    with FakeAnimator(config.models["demo"], styles=config.models, seconds_per_step=0.1) as animator:
+        app = create_endpoint(LocalRenderer(animator, config), jobs, config)
+        with TestClient(app, base_url="http://127.0.0.1:8000") as client:
+            asked = {"prompt": "waves", "input_reference": {"image_url": picture}, "num_inference_steps": 30}
+            job = client.post("/v1/videos", json=asked).json()
+            deadline = time.monotonic() + 60
+            while client.get(f"/v1/videos/{job['id']}").json()["status"] != "in_progress":
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+    left = jobs.get("anonymous", job["id"])
+    assert (left.status, left.attempt) == (("completed", 1) if grace_s == 60 else ("queued", 0))
+    assert left.lease_owner is None

@@ -116,7 +116,7 @@ class Endpoint:
         assert error["code"] in ("address_refused", "fetch_failed", "bad_parameter")
         assert "hush" not in answer.text
         assert not self._begun.exists()
-        assert self.jobs.list("anonymous", after=None, limit=1, order="asc").jobs == ()
+        assert self.jobs.list("anonymous", after=None, limit=1, order="asc").documents == ()
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +173,7 @@ DIRECT = [
 
 @pytest.mark.parametrize("route", ROUTES)
 @pytest.mark.parametrize("url", DIRECT)
-def test_a_url_that_leads_inside_is_refused_and_nobody_is_asked(endpoint: Endpoint, trap: Trap, route: str, url: str):
+def test_a_url_that_leads_inside_is_refused_without_a_request(endpoint: Endpoint, trap: Trap, route: str, url: str):
     before = trap.num_connections
     endpoint.assert_refused(route, url.format(port=trap.port))
     assert trap.num_connections == before
@@ -191,7 +191,7 @@ NAMES = {
 
 @pytest.mark.parametrize("route", ROUTES)
 @pytest.mark.parametrize("name", NAMES)
-def test_a_name_that_leads_inside_is_refused_and_nobody_is_asked(tmp_path: Path, trap: Trap, route: str, name: str):
+def test_a_name_that_leads_inside_is_refused_without_a_request(tmp_path: Path, trap: Trap, route: str, name: str):
     before = trap.num_connections
 
     def resolve(host: str, port: int) -> Sequence[str]:
@@ -263,7 +263,7 @@ def test_a_webhook_that_could_never_be_sent_is_refused_at_once(tmp_path: Path, u
         answer = made.ask("/v1/videos", image=data_url(png()), webhook_url=url)
         assert (answer.status_code, answer.json()["error"]["param"]) == (400, "webhook_url")
         assert "hush" not in answer.text
-        assert made.jobs.list("anonymous", after=None, limit=1, order="asc").jobs == ()
+        assert made.jobs.list("anonymous", after=None, limit=1, order="asc").documents == ()
         taken = made.ask("/v1/videos", image=data_url(png()), webhook_url="https://example.com/hook")
         assert taken.status_code == 200
 

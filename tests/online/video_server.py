@@ -77,7 +77,8 @@ class VideoServer:
 @contextmanager
 def serve_videos(storage_uri: str, *, step_s: float = 0.0, **settings: Any) -> Iterator[VideoServer]:
     """An endpoint over that storage, for as long as the block lasts."""
-    config = ServeConfig.model_validate({"storage": storage_uri, "batch_size": 2, **settings})
+    given = {"storage": storage_uri, "batch_size": 2, "graceful_shutdown_s": 0.1, **settings}
+    config = ServeConfig.model_validate(given)
     started, stop = threading.Event(), threading.Event()
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))

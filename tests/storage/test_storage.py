@@ -144,6 +144,18 @@ def test_replace_needs_the_etag_of_what_is_there(root: str) -> None:
     assert storage.read_bytes(uri) == b"two"
 
 
+def test_what_is_read_with_its_etag_can_be_replaced_until_it_changes(root: str) -> None:
+    uri = storage.join(root, "document.json")
+    storage.write_bytes(uri, b"one")
+    content, etag = storage.read_object(uri)
+    assert (content, storage.replace_bytes(uri, b"two", etag=etag) is None) == (b"one", False)
+    assert storage.replace_bytes(uri, b"three", etag=etag) is None
+    content, etag = storage.read_object(uri, max_bytes=3)
+    assert (content, storage.replace_bytes(uri, b"four", etag=etag) is None) == (b"two", False)
+    with pytest.raises(StorageTooLarge):
+        storage.read_object(uri, max_bytes=3)
+
+
 def test_of_many_replacers_exactly_one_wins(tmp_path: Path) -> None:
     uri = str(tmp_path / "lease.json")
     storage.write_bytes(uri, b"old")

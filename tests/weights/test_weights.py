@@ -698,7 +698,7 @@ def test_an_ip_adapter_and_its_image_encoder_are_part_of_the_version(original: P
 
 
 def test_an_image_encoder_without_ip_adapter_is_refused(original: Path, looks: Path):
-    with pytest.raises(ConfigError, match="image_encoder is for an ip_adapter"):
+    with pytest.raises(ConfigError, match="image_encoder needs an ip_adapter"):
         build(ModelConfig, {"base": str(original), "image_encoder": str(looks / "image_encoder")})
 
 

@@ -1,6 +1,6 @@
-"""What a batch leaves beside its files: the ledger and results table of a catalogue, a row for each line.
+"""The ledger and results table of a batch, with a row for each line, as those of a catalogue.
 
-So `pia-ray report` and `pia-ray gallery` work on a batch as on a catalogue. Videos stay where their jobs put them.
+`pia-ray report` and `pia-ray gallery` read them. Videos stay at the URIs of their jobs.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def row_of_job(job: VideoJob, *, batch_id: str, line: int, custom_id: str) -> di
 def row_without_job(
     error: PublicError, *, batch_id: str, line: int, custom_id: str, body: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The results row of a line that never became a job, or whose job is gone."""
+    """The results row of a line that never became a job, or whose job was deleted."""
     prompt = body.get("prompt")
     row = ResultRow.failed(
         error,
@@ -81,7 +81,7 @@ def row_without_job(
 
 
 def write_ledger(output: str, rows: Iterable[Mapping[str, Any]], *, run: RunRecord) -> None:
-    """Writes the rows as the ledger of `output`, and its results table. Rows that are there already count once.
+    """Writes the rows as the ledger and results table of `output`. Rows that it has already count once.
 
     Raises:
         OutputError: the store refused.

@@ -1,34 +1,32 @@
-"""The documents of batches in storage: what was asked, how far it is, and what became of each line so far.
+"""The documents of batches in storage: the request, how far it is, and the outcome of each line so far.
 
-Blocking calls; knows no HTTP. `batch_runner` does the work that they tell of.
+Blocking calls; knows no HTTP. `runner` does the work.
 """
 
 from __future__ import annotations
 
 import json
-import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from pia_ray import storage
-from pia_ray.errors import Conflict, NotFound, StorageError, StorageNotFound
-from pia_ray.online.files import Order, ids_below, is_id, new_id, owner_folder, page
-from pia_ray.online.requests.bodies import shown
+from pia_ray.errors import Conflict, NotFound
+from pia_ray.online.documents.document import Document, Index, Kind, Page
+from pia_ray.online.documents.store import DocumentStore
 
 BatchStatus = Literal[
     "validating", "failed", "in_progress", "finalizing", "completed", "expired", "cancelling", "cancelled"
 ]
 
-_TRIES: Final = 20
 _ENDED: Final = frozenset({"failed", "completed", "expired", "cancelled"})
 
 
-class BatchFault(BaseModel):
-    """What is wrong with a batch's input file."""
+class BatchLineError(BaseModel):
+    """An error of a batch's input file."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -39,19 +37,14 @@ class BatchFault(BaseModel):
     param: str | None = None
 
 
-class Batch(BaseModel):
-    """The document of one batch. Times are seconds since 1970, UTC."""
+class Batch(Document):
+    """The document of one batch."""
 
-    model_config = ConfigDict(frozen=True)
-
-    id: str
-    owner: str
     input_file_id: str
     status: BatchStatus = "validating"
     metadata: dict[str, str] | None = None
-    created_at: float
     expires_at: float
-    """When what has not been made by then is given up."""
+    """When the remaining lines are given up."""
     in_progress_at: float | None = None
     finalizing_at: float | None = None
     completed_at: float | None = None
@@ -59,16 +52,18 @@ class Batch(BaseModel):
     expired_at: float | None = None
     cancelling_at: float | None = None
     cancelled_at: float | None = None
-    errors: tuple[BatchFault, ...] = ()
+    errors: tuple[BatchLineError, ...] = ()
     num_lines: int = 0
     num_completed: int = 0
     num_failed: int = 0
     next_line: int = 0
-    """Lines before this one have been made jobs, or have failed before they could be."""
+    """Index of the next line; earlier lines have become jobs, or have failed before that."""
     jobs: dict[int, str] = Field(default_factory=dict)
-    """Video jobs that have not ended, by line."""
+    """Video jobs that have not ended, by the index of their line."""
     outcomes: tuple[str, ...] = ()
-    """Names of the parts with what became of lines."""
+    """Names of the parts with the outcomes of lines."""
+    ran_out_of_time: bool = False
+    """Whether lines were given up at `expires_at`."""
     output_file_id: str | None = None
     error_file_id: str | None = None
     lease_owner: str = ""
@@ -76,19 +71,31 @@ class Batch(BaseModel):
 
     @property
     def ended(self) -> bool:
-        """Whether nothing more becomes of it."""
+        """Whether it is in a final status."""
         return self.status in _ENDED
+
+    @property
+    def ended_at(self) -> float | None:
+        """When it reached its final status."""
+        return (self.failed_at or self.completed_at or self.expired_at or self.cancelled_at) if self.ended else None
+
+
+OPEN: Final = Index[Batch]("open", lambda batch: None if batch.ended else 0)
+"""Batches that have not ended, oldest first."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one line."""
+    """The outcome of one line."""
 
     line: int
+    """Its index."""
     record: Mapping[str, Any]
     """The line of the output or error file."""
     row: Mapping[str, Any]
     """Its row of the results table, as JSON values."""
+    is_given_up: bool = False
+    """Whether the batch ended before the line was made. Not stored."""
 
     @property
     def succeeded(self) -> bool:
@@ -97,110 +104,116 @@ class Outcome:
 
 
 class BatchStore:
-    """The batches below a prefix. Documents change by compare-and-swap, so any number of processes may share them."""
+    """The batches below a prefix; safe in threads and in any number of processes."""
 
     def __init__(self, prefix: str, *, ttl_s: float) -> None:
         self._prefix = storage.join(prefix, "batches")
-        self._ttl_s = ttl_s
+
+        def expires_at(batch: Batch) -> float | None:
+            return None if batch.ended_at is None else max(batch.expires_at, batch.ended_at) + ttl_s
+
+        kind = Kind(name="batch", model=Batch, folder="documents", expires_at=expires_at, backfill_expiry=True)
+        self._documents = DocumentStore(
+            self._prefix, kind, indexes=(OPEN,), remove_content=lambda _, batch_id: self._remove_output(batch_id)
+        )
+
+    def now(self) -> float:
+        """Seconds since 1970 by the store's clock."""
+        return self._documents.now()
 
     def create(self, owner: str, input_file_id: str, *, metadata: Mapping[str, str] | None, window_s: float) -> Batch:
-        """A batch that waits to be read."""
-        now = time.time()
+        """A batch whose input file is not read yet."""
+        now = self.now()
         batch = Batch(
-            id=new_id("batch"),
+            id=self._documents.new_id(),
             owner=owner,
             input_file_id=input_file_id,
             metadata=None if metadata is None else dict(metadata),
             created_at=now,
             expires_at=now + window_s,
         )
-        # The mark first: a mark without a document is swept, a document without a mark would wait for ever.
-        storage.write_bytes(self._mark_uri(batch), owner.encode())
-        storage.write_bytes(self._document_uri(owner, batch.id), _document(batch), content_type="application/json")
+        self._documents.create(batch)
         return batch
 
     def get(self, owner: str, batch_id: str) -> Batch:
         """One batch.
 
         Raises:
-            NotFound: there is none of that id, or it is another key's.
+            NotFound: there is none of that id, or it belongs to another key.
         """
-        return self._read(owner, batch_id)[0]
+        return self._documents.read(owner, batch_id).document
 
-    def list(self, owner: str, *, after: str | None, limit: int, order: Order) -> tuple[Sequence[Batch], bool]:
-        """At most `limit` of the owner's batches behind the one with the id `after`, and whether there are more."""
-        ids = ids_below(storage.join(self._prefix, "documents", owner_folder(owner)))
-        chosen = list(page(ids, after=after, order=order))
-        return [self.get(owner, each) for each in chosen[:limit]], len(chosen) > limit
+    def list(self, owner: str, *, after: str | None, limit: int) -> Page[Batch]:
+        """At most `limit` of the owner's batches, the newest first, behind the one with the id `after`."""
+        return self._documents.list(owner, after=after, limit=limit)
 
-    def change(self, owner: str, batch_id: str, edit: Callable[[Batch], Batch]) -> Batch:
-        """Replaces the document by `edit` of it, again and again until no other writer came between.
+    def change(self, owner: str, batch_id: str, edit: Callable[[Batch], Mapping[str, Any]]) -> Batch:
+        """The batch with the fields changed that `edit` gives.
 
         Raises:
-            NotFound: as `get`.
-            Conflict: whatever `edit` raises passes through; also where others never stop writing.
+            NotFound, Conflict: as `DocumentStore.change`.
         """
-        for _ in range(_TRIES):
-            batch, etag = self._read(owner, batch_id)
-            edited = edit(batch)
-            if edited == batch:
-                return batch
-            if storage.replace_bytes(self._document_uri(owner, batch_id), _document(edited), etag=etag) is not None:
-                if edited.ended:
-                    storage.delete(self._mark_uri(edited))
-                return edited
-        raise Conflict(f"batch {batch_id} is written by too many at once: try again")
+        return self._documents.change(owner, batch_id, edit)
 
     def cancel(self, owner: str, batch_id: str) -> Batch:
-        """Stops a batch: lines that wait are given up, and what is made is kept.
+        """Cancels a batch: the remaining lines are given up, and finished videos are kept.
 
         Raises:
             NotFound: as `get`.
             Conflict: it has ended.
         """
 
-        def stop(batch: Batch) -> Batch:
+        def stop(batch: Batch) -> dict[str, Any]:
             if batch.status in ("cancelling", "cancelled"):
-                return batch
+                return {}
             if batch.ended or batch.status == "finalizing":
                 raise Conflict(f"batch {batch_id} is {batch.status} and cannot be cancelled")
-            return batch.model_copy(update={"status": "cancelling", "cancelling_at": time.time()})
+            return {"status": "cancelling", "cancelling_at": self.now()}
 
         return self.change(owner, batch_id, stop)
 
-    def open_batches(self) -> Iterator[tuple[str, str]]:
-        """Owner and id of every batch that has not ended, oldest first."""
-        for found in storage.list_objects(storage.join(self._prefix, "open")):
+    def open_batches(self) -> Iterator[Batch]:
+        """Every batch that has not ended, oldest first."""
+        for entry in self._documents.entries(OPEN):
             try:
-                yield storage.read_bytes(found.uri).decode(), found.uri.rpartition("/")[2]
-            except StorageNotFound:  # ended since the listing
+                batch = self._documents.read_entry(entry).document
+            except NotFound:
                 continue
+            if batch.ended:
+                storage.delete(entry.uri)
+            else:
+                yield batch
 
     def num_open(self, owner: str) -> int:
         """Batches of the owner that have not ended."""
-        return sum(each == owner for each, _ in self.open_batches())
+        folder = self._documents.owner_folder(owner)
+        return sum(entry.owner_folder == folder for entry in self._documents.entries(OPEN))
+
+    def sweep(self) -> int:
+        """Removes expired batches with their outputs; how many."""
+        return self._documents.sweep()
 
     def output_uri(self, batch: Batch) -> str:
-        """The folder of its outcomes; an output in a catalogue's layout once the batch has ended."""
+        """Folder of its outcomes, and of an output in a catalogue's layout once it has ended."""
         return storage.join(self._prefix, "outputs", batch.id)
 
     def write_input(self, batch: Batch, content: bytes) -> None:
-        """Keeps a copy of the input file, which its owner may delete before the batch has ended."""
+        """Stores a copy of the input file, because its owner may delete it before the batch has ended."""
         storage.write_bytes(storage.join(self.output_uri(batch), "input.jsonl"), content)
 
     def read_input(self, batch: Batch) -> bytes:
-        """That copy."""
+        """The copy of the input file."""
         return storage.read_bytes(storage.join(self.output_uri(batch), "input.jsonl"))
 
     def write_outcomes(self, batch: Batch, outcomes: Sequence[Outcome]) -> str:
-        """Writes a part with these outcomes and gives its name, which counts once it is in the document."""
+        """Name of a new part with these outcomes, which counts once it is in the document."""
         name = f"{uuid.uuid4().hex}.jsonl"
         lines = [json.dumps([each.line, each.record, each.row]) + "\n" for each in outcomes]
         storage.write_bytes(storage.join(self.output_uri(batch), "outcomes", name), "".join(lines).encode())
         return name
 
     def read_outcomes(self, batch: Batch) -> Sequence[Outcome]:
-        """What has become of its lines so far, in their order."""
+        """The outcomes of its lines so far, in their order."""
         found: dict[int, Outcome] = {}
         for name in batch.outcomes:
             content = storage.read_bytes(storage.join(self.output_uri(batch), "outcomes", name))
@@ -209,47 +222,6 @@ class BatchStore:
                 found.setdefault(line, Outcome(line=line, record=record, row=row))
         return [found[line] for line in sorted(found)]
 
-    def sweep(self) -> int:
-        """Removes batches that ended longer ago than they are kept, with their outputs; how many."""
-        removed = 0
-        for found in storage.list_objects(storage.join(self._prefix, "open")):
-            # Only old ones: the document of a new mark is still to be written.
-            if time.time() - found.last_modified.timestamp() > self._ttl_s:
-                owner, batch_id = storage.read_bytes(found.uri).decode(), found.uri.rpartition("/")[2]
-                if storage.head(self._document_uri(owner, batch_id)) is None:
-                    storage.delete(found.uri)
-        for found in storage.list_objects(storage.join(self._prefix, "documents"), suffix=".json"):
-            try:
-                batch = Batch.model_validate_json(storage.read_bytes(found.uri))
-            except (StorageNotFound, ValidationError):
-                continue
-            if batch.ended and max(batch.expires_at, found.last_modified.timestamp()) + self._ttl_s < time.time():
-                for part in storage.list_objects(self.output_uri(batch)):
-                    storage.delete(part.uri)
-                storage.delete(found.uri)
-                removed += 1
-        return removed
-
-    def _read(self, owner: str, batch_id: str) -> tuple[Batch, str]:
-        if is_id(batch_id, "batch"):
-            uri = self._document_uri(owner, batch_id)
-            # The ETag first: content that is newer than it makes the swap fail, never the other way round.
-            facts = storage.head(uri)
-            if facts is not None:
-                try:
-                    return Batch.model_validate_json(storage.read_bytes(uri)), facts.etag
-                except StorageNotFound:
-                    pass
-                except ValidationError:
-                    raise StorageError(f"the document of batch {batch_id} is damaged") from None
-        raise NotFound(f'there is no batch "{shown(batch_id)}"')
-
-    def _document_uri(self, owner: str, batch_id: str) -> str:
-        return storage.join(self._prefix, "documents", owner_folder(owner), f"{batch_id}.json")
-
-    def _mark_uri(self, batch: Batch) -> str:
-        return storage.join(self._prefix, "open", batch.id)
-
-
-def _document(batch: Batch) -> bytes:
-    return batch.model_dump_json().encode()
+    def _remove_output(self, batch_id: str) -> None:
+        for found in storage.list_objects(storage.join(self._prefix, "outputs", batch_id)):
+            storage.delete(found.uri)

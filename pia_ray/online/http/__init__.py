@@ -1,1 +1,1 @@
-"""What all routes share: middleware, API keys, limits, error responses, metrics, pagination, downloads."""
+"""The parts that all routes share: middleware, API keys, limits, error responses, metrics, pagination, downloads."""

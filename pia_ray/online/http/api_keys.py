@@ -1,4 +1,4 @@
-"""API keys: who a caller is. Knows the sha256 of keys only, never a key itself.
+"""API keys, which identify callers. Holds the sha256 of each key, never a key itself.
 
 A file of keys is read again when it changes, so that keys are added and withdrawn without a restart.
 """
@@ -19,19 +19,19 @@ from pia_ray.errors import ConfigError, Unauthorized
 logger = logging.getLogger(__name__)
 
 ANONYMOUS: Final = "anonymous"
-"""The owner of what callers without a key make."""
+"""The owner of the objects of callers without a key."""
 
 _Stamp = tuple[int, int, int]
 
 
 class KeyRing:
-    """The keys that are let in. Safe in threads."""
+    """The keys that are accepted. Safe in threads."""
 
     def __init__(self, keys: Sequence[str] | str, *, allow_anonymous: bool) -> None:
         """`keys`: the sha256 of each in hex, or the path of a file with one on each line, `#` before remarks.
 
         Raises:
-            ConfigError: the file cannot be read, or is no list of keys.
+            ConfigError: the file cannot be read, or is not a list of keys.
         """
         self._file = Path(keys) if isinstance(keys, str) and keys else None
         self._has_keys = bool(keys)
@@ -46,13 +46,13 @@ class KeyRing:
 
     @property
     def open(self) -> bool:
-        """Whether callers without a key are let in."""
+        """Whether callers without a key are accepted."""
         return self._allow_anonymous
 
     def owner_of(self, key: str | None) -> str:
-        """The name under which this key's things are kept: `key_` and 32 hex digits, or `ANONYMOUS`.
+        """The owner of this key's objects: `key_` and 32 hex digits, or `ANONYMOUS`.
 
-        Where there are no keys at all, any is as good as none: the openai clients cannot do without one.
+        An endpoint without keys accepts any key as none, because the openai clients always send one.
 
         Raises:
             Unauthorized: no key where one is needed, or one that is not known.
@@ -63,11 +63,11 @@ class KeyRing:
             raise Unauthorized("An API key is needed: send it as `Authorization: Bearer <key>`.")
         digest = hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
         known = False
-        for each in self._current():  # all of them, each in constant time: how long it takes tells nothing
+        for each in self._current():  # all of them, each in constant time, so that the time says nothing
             known |= hmac.compare_digest(digest, each)
         if not known:
             raise Unauthorized("This API key is not known.")
-        # Not the hash itself: owners' names appear in logs and in the names of objects.
+        # Not the hash itself, because owners appear in logs and in the names of objects.
         return "key_" + hashlib.sha256(b"pia-ray owner " + digest).hexdigest()[:32]
 
     def _current(self) -> tuple[bytes, ...]:
@@ -80,8 +80,8 @@ class KeyRing:
                     self._hashes, self._stamp = _read(self._file), stamp
                     logger.info("read %d API keys again", len(self._hashes))
             except ConfigError as error:
-                # Half a file or none is a slip of whoever edits it: the keys of before go on.
-                logger.error("API keys stay as they were: %s", error)
+                # Half a file, or none, is a slip of its editor: the earlier keys stay valid.
+                logger.error("the earlier API keys stay valid: %s", error)
             return self._hashes
 
 
@@ -104,6 +104,6 @@ def _read(file: Path) -> tuple[bytes, ...]:
         if not text:
             continue
         if re.fullmatch("[0-9a-f]{64}", text) is None:  # not quoted: it may be the key itself
-            raise ConfigError(f"api_keys: line {number} of {file} is no sha256: 64 hex digits in lower case")
+            raise ConfigError(f"api_keys: line {number} of {file} is not a sha256: 64 hex digits in lower case")
         hashes.append(bytes.fromhex(text))
     return tuple(hashes)

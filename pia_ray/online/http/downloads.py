@@ -1,4 +1,4 @@
-"""What is in storage as an HTTP answer: a link where it is on S3, the file itself where it is on this host."""
+"""An object of storage as an HTTP answer: a link if it is on S3, the file itself if it is on this host."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from pia_ray import storage
 from pia_ray.errors import NotFound
 
 LINK_S: Final = 900
-"""How long a link to a video on S3 works."""
+"""Seconds for which a link to an object on S3 is valid."""
 
 
 async def delivery(
     uri: str, *, method: str, media_type: str, filename: str, disposition: Literal["inline", "attachment"] = "inline"
 ) -> Response:
-    """The answer to a GET or HEAD of the object: of one on this host also the range that the caller wants.
+    """The answer to a GET or HEAD of the object; for an object on this host also of a range of it.
 
     Raises:
-        NotFound: it is gone.
+        NotFound: it was deleted.
     """
     on_s3 = storage.is_s3(uri)
     if on_s3 and method != "HEAD":
@@ -30,7 +30,7 @@ async def delivery(
     facts = await asyncio.to_thread(storage.head, uri)
     if facts is None:
         raise NotFound("the content has been deleted")
-    if on_s3:  # a link is signed for GET alone
+    if on_s3:  # a link is signed for GET only
         shape = {"content-length": str(facts.size_bytes), "accept-ranges": "bytes", "cache-control": "no-store"}
         return Response(media_type=media_type, headers=shape)
     return FileResponse(

@@ -1,6 +1,6 @@
-"""What callers are told of errors: status, headers and a body in the shape that the openai clients read.
+"""The HTTP answers to errors: status, headers, and a body in the shape that the openai clients read.
 
-Nothing of this side leaves with it: no traceback, no path, no bucket. The log has those, under the request's id.
+They hold no traceback, path or bucket of the server. The log has those, under the request's id.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pia_ray.online.video_jobs import public_error
 
 _UNAVAILABLE: Final = 503
 _RETRIED: Final = (408, 409, 429)
-"""Statuses below 500 that the openai clients try again."""
+"""Statuses below 500 after which the openai clients try again."""
 
 _CODES: Final = {
     400: "bad_request",
@@ -40,26 +40,26 @@ _CODES: Final = {
 
 def body(message: str, *, code: str, kind: str, param: str | None = None) -> dict[str, Any]:
     """The JSON of an error."""
-    # What callers send is quoted to them, and may hold lone surrogates, which no answer can.
+    # Messages quote the caller's text, which may hold lone surrogates. No answer can.
     message = message.encode("utf-8", "replace").decode()
     param = None if param is None else param.encode("utf-8", "replace").decode()
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
 def body_of(error: PiaRayError) -> dict[str, Any]:
-    """The JSON that tells of this error what its caller may know."""
+    """The JSON of an error without the internals of the server."""
     status = status_of(error)
     param = error.field or None if isinstance(error, BadParameter) else None
     return body(public_error(error).message, code=error.code, kind=_kind(status), param=param)
 
 
 def status_of(error: PiaRayError) -> int:
-    """The HTTP status of an answer that says so. A caller that still listens did not cancel: the engine ended."""
+    """The HTTP status of an error. `Cancelled` means that the engine shut down: its own cancel has no answer."""
     return _UNAVAILABLE if isinstance(error, Cancelled | JobError) else error.http_status
 
 
 def answer(error: PiaRayError) -> JSONResponse:
-    """The whole HTTP answer."""
+    """The HTTP answer to an error."""
     status = status_of(error)
     return JSONResponse(body_of(error), status_code=status, headers=_headers(error, status))
 
@@ -71,7 +71,7 @@ async def of_error(_: Request, error: Exception) -> JSONResponse:
 
 
 async def of_framework(request: Request, error: Exception) -> JSONResponse:
-    """Handler of what routing and the reading of forms refuse: 404, 405, a broken multipart body."""
+    """Handler of the errors of routing and of forms: 404, 405, a broken multipart body."""
     assert isinstance(error, HTTPException)
     status = error.status_code
     code = _CODES.get(status, "bad_request")
@@ -81,7 +81,7 @@ async def of_framework(request: Request, error: Exception) -> JSONResponse:
 
 
 async def of_validation(_: Request, error: Exception) -> JSONResponse:
-    """Handler of parameters of the path and the query that are not what they must be."""
+    """Handler of wrong parameters of the path and the query."""
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     param = str(first["loc"][-1])
@@ -90,7 +90,7 @@ async def of_validation(_: Request, error: Exception) -> JSONResponse:
 
 
 async def of_bug(_: Request, __: Exception) -> JSONResponse:
-    """Handler of everything else: a bug of ours. The server logs it with its traceback."""
+    """Handler of every other exception, which is a bug. The server logs it with its traceback."""
     return answer(UnexpectedError(""))
 
 
@@ -103,12 +103,12 @@ SCHEMA: Final[Mapping[str, Any]] = {
             "type": "object",
             "required": ["message", "type", "param", "code"],
             "properties": {
-                "message": {"type": "string", "description": "What happened and what to do."},
+                "message": {"type": "string", "description": "The reason, and the remedy."},
                 "type": {
                     "type": "string",
                     "enum": ["invalid_request_error", "authentication_error", "rate_limit_error", "server_error"],
                 },
-                "param": {"type": ["string", "null"], "description": "The field that is wrong."},
+                "param": {"type": ["string", "null"], "description": "Name of the wrong field."},
                 "code": {"type": "string", "description": "Stable name of the error."},
             },
         }
@@ -118,7 +118,7 @@ SCHEMA: Final[Mapping[str, Any]] = {
 
 
 def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The errors of a route for its OpenAPI entry: these, and those that any route may answer with."""
+    """The errors of a route for its OpenAPI entry: these, and those of every route."""
     content = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
     every = {*statuses, 400, 401, 403, 408, 413, 429, 431, 500, 503}
     return {status: {"description": _MEANINGS[status], "content": content} for status in sorted(every)}
@@ -126,14 +126,14 @@ def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 _MEANINGS: Final = {
     400: "The request, a knob or a picture cannot be used; `param` names the field.",
-    401: "No API key, or one that is not known.",
-    403: "Refused: a page of another origin, or a host name that does not lead here.",
-    404: "There is no such thing, or it is another key's.",
-    406: "None of the accepted types can be given.",
+    401: "There is no API key, or an unknown one.",
+    403: "Refused, because it comes from a page of another origin or under a wrong host name.",
+    404: "There is no such object, or it belongs to another key.",
+    406: "None of the accepted types is available.",
     408: "The request's body did not arrive in time.",
-    409: "It contradicts what is there.",
+    409: "The request contradicts the state of the object.",
     413: "The body or a picture is too large.",
-    415: "The body's content type is not read.",
+    415: "The body's content type is not supported.",
     422: "A parameter of the path or the query is wrong.",
     429: "Too many requests; `retry-after` says when to try again.",
     431: "The headers are too many or too long.",
@@ -146,7 +146,7 @@ _MEANINGS: Final = {
 
 
 def _methods_of(request: Request) -> dict[str, str]:
-    """The header that tells what an address takes, by all of its routes: the framework tells of the first one alone."""
+    """The `allow` header with the methods of all routes of an address; the framework names those of the first route."""
     path = getattr(request.scope.get("route"), "path", "")
     methods = request.app.openapi()["paths"].get(path, {})
     return {"allow": ", ".join(sorted(method.upper() for method in methods))} if methods else {}

@@ -1,15 +1,18 @@
-"""How much a caller may ask for: calls a minute, bytes and time of a body, size of a video."""
+"""Limits of HTTP requests: calls a minute, headers, bytes and time of a body.
+
+Starlette 1.10 limits the bytes of a body too, but neither its time nor all bodies together, and answers in plain text.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final
 
+from cachetools import LRUCache
 from starlette.types import Message, Receive
 
 from pia_ray.errors import BodyTooLarge, Busy, HeadersTooLarge, RateLimited, SlowBody
@@ -21,22 +24,18 @@ MAX_HEADERS: Final = 200
 MAX_HEADER_BYTES: Final = 65_536
 """All headers of a request together. Servers that parse with httptools have no limit of their own."""
 
-
 _MAX_CALLERS: Final = 10_000
 
 
 class RateLimit:
-    """A bucket for each caller that holds a minute's calls and fills steadily. Safe in threads."""
+    """A token bucket per caller, which holds a minute's calls and fills steadily. Safe in threads."""
 
     def __init__(self, per_minute: int, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._per_minute = per_minute
         self._clock = clock
         self._lock = threading.Lock()
-        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
-
-    def __len__(self) -> int:
-        """Callers that are remembered."""
-        return len(self._buckets)
+        # Who falls out has not called for the longest time: its bucket is full again, or nearly.
+        self._buckets: LRUCache[str, tuple[float, float]] = LRUCache(_MAX_CALLERS)
 
     def take(self, caller: str) -> None:
         """Counts one call.
@@ -46,12 +45,10 @@ class RateLimit:
         """
         now, per_s = self._clock(), self._per_minute / 60
         with self._lock:
-            left, since = self._buckets.pop(caller, (float(self._per_minute), now))
+            left, since = self._buckets.get(caller, (float(self._per_minute), now))
             left = min(float(self._per_minute), left + (now - since) * per_s)
             allowed = left >= 1
             self._buckets[caller] = (left - 1 if allowed else left, now)
-            while len(self._buckets) > _MAX_CALLERS:  # the longest unheard of has a full bucket again, or nearly
-                self._buckets.popitem(last=False)
         if not allowed:
             raise RateLimited(
                 f"More than {self._per_minute} calls a minute: slow down, and try again after `retry-after` seconds.",
@@ -59,21 +56,21 @@ class RateLimit:
             )
 
 
-class BodyRoom:
-    """Bytes of bodies that may be in memory at once, over all requests. For one event loop."""
+class BodyMemory:
+    """Memory for the bodies of all requests together. For one event loop."""
 
     def __init__(self, total_bytes: int) -> None:
         self._left = total_bytes
 
     @contextmanager
     def hold(self, num_bytes: int) -> Iterator[None]:
-        """Keeps room for a body until its request is done.
+        """Reserves memory for a body until its request is done.
 
         Raises:
-            Busy: there is none now.
+            Busy: there is not enough now.
         """
         if num_bytes > self._left:
-            raise Busy("Too many large requests are in hand: try again in some seconds.", 2.0)
+            raise Busy("Too many large requests are being received: try again in some seconds.", 2.0)
         self._left -= num_bytes
         try:
             yield
@@ -82,10 +79,10 @@ class BodyRoom:
 
 
 def check_headers(headers: Sequence[tuple[bytes, bytes]]) -> None:
-    """Refuses floods of headers.
+    """Refuses a request with too many headers.
 
     Raises:
-        HeadersTooLarge: they are too many, or too long.
+        HeadersTooLarge: they are over `MAX_HEADERS` or `MAX_HEADER_BYTES`.
     """
     if len(headers) > MAX_HEADERS or sum(len(name) + len(value) for name, value in headers) > MAX_HEADER_BYTES:
         raise HeadersTooLarge(f"A request may have {MAX_HEADERS} headers of {MAX_HEADER_BYTES:,} bytes together.")
@@ -95,7 +92,7 @@ def announced_bytes(length: str | None, *, chunked: bool, max_bytes: int) -> int
     """Bytes of a body by its headers; one in chunks counts as the largest.
 
     Raises:
-        BodyTooLarge: it is over the limit, as is known before any of it is read.
+        BodyTooLarge: they are over the limit.
     """
     if chunked:
         return max_bytes
@@ -107,10 +104,7 @@ def announced_bytes(length: str | None, *, chunked: bool, max_bytes: int) -> int
 
 
 def limited(receive: Receive, *, max_bytes: int, timeout_s: float) -> Receive:
-    """`receive` that gives up on a body that is too large while it arrives, or takes longer, however its bytes come.
-
-    What it raises comes out where the body is read: `BodyTooLarge` or `SlowBody`.
-    """
+    """A `receive` that raises `BodyTooLarge` or `SlowBody` where the body is read, once it exceeds either limit."""
     received = 0
     ended = False
     deadline: float | None = None

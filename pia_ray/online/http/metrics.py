@@ -1,4 +1,4 @@
-"""What the endpoint counts, in Prometheus' text format. Each ingress replica counts for itself."""
+"""The metrics of the endpoint in Prometheus' text format. Each ingress replica counts for itself."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SECONDS: Final = (0.01, 0.05, 0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 
 
 class Metrics:
-    """The counters of one process, each with its name as the label `replica`. No prompt, key or id is ever a label."""
+    """The metrics of one process, whose name is the label `replica`. No prompt, key or id is ever a label."""
 
     def __init__(self, replica: str = "") -> None:
         self._replica = replica
@@ -34,7 +34,7 @@ class Metrics:
             registry=registry,
         )
         self._videos = Counter(
-            "pia_ray_videos", "Videos asked for, by how they ended.", [*own, "model", "outcome"], registry=registry
+            "pia_ray_videos", "Requested videos, by outcome.", [*own, "model", "outcome"], registry=registry
         )
         self._gpu_seconds = Counter(
             "pia_ray_gpu_seconds", "Engine time of finished videos.", [*own, "model"], registry=registry
@@ -51,14 +51,14 @@ class Metrics:
     def rendered(self, model: str, rendered: Rendered) -> None:
         """Counts a finished video; `model` is its name at this endpoint."""
         self._videos.labels(self._replica, model, "succeeded").inc()
-        self._gpu_seconds.labels(self._replica, model).inc(rendered.gpu_s)
+        self._gpu_seconds.labels(self._replica, model).inc(rendered.video.gpu_s)
 
     def failed(self, model: str, error: PiaRayError) -> None:
-        """Counts a video that came to nothing."""
+        """Counts a video that failed."""
         self._videos.labels(self._replica, model, error.code).inc()
 
     def text(self, load: Load) -> bytes:
-        """All of it, with what the engines have in hand now."""
+        """All metrics, with the present load of the engines."""
         self._running.labels(self._replica).set(load.num_running)
         self._waiting.labels(self._replica).set(load.num_waiting)
         if load.step_s is not None:

@@ -1,7 +1,6 @@
-"""The edge of the endpoint: every request passes here before any of it is parsed, and every answer on its way out.
+"""The middleware around all routes: request ids, API keys, rate and body limits, headers, the log line, the metrics.
 
-Request ids, API keys, rate and body limits, headers, the log line and the counters. One place, so that no route can be
-reached around it.
+It sees every request before any of it is parsed, and every answer. No route can be reached without it.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from pia_ray.online.http.metrics import Metrics
 logger = logging.getLogger(__name__)
 
 HEALTH: Final = ("/healthz", "/readyz")
-"""Paths that whoever reaches the port may ask: probes have no keys, and come under any host name."""
+"""Paths that are open to everybody who reaches the port: probes have no keys, and use any host name."""
 
 METRICS: Final = "/metrics"
 
@@ -46,7 +45,7 @@ _RESPONSE_HEADERS: Final = {
     "cache-control": "no-store",
     "content-security-policy": "default-src 'none'; frame-ancestors 'none'",
 }
-"""Of answers that have none of their own."""
+"""Headers of answers that do not set them."""
 
 _bearer = HTTPBearer(auto_error=False, scheme_name="api_key", description="An API key of this endpoint.")
 
@@ -56,16 +55,16 @@ def _owner(request: Request, _: Annotated[HTTPAuthorizationCredentials | None, S
 
 
 Owner = Annotated[str, Depends(_owner)]
-"""In a route's parameters: under which name the caller's things are kept. The edge has checked the key."""
+"""In a route's parameters: the owner of the caller's objects. The middleware has checked the key."""
 
 
 def request_id(request: Request) -> str:
-    """The id under which the log has this request."""
+    """The id of this request in the log."""
     return str(request.state.request_id)
 
 
-class Edge:
-    """ASGI middleware around all routes."""
+class EndpointMiddleware:
+    """The ASGI middleware around all routes."""
 
     def __init__(self, app: ASGIApp, config: ServeConfig, keys: KeyRing, metrics: Metrics) -> None:
         self._app = app
@@ -73,7 +72,7 @@ class Edge:
         self._keys = keys
         self._metrics = metrics
         self._rate = limits.RateLimit(config.requests_per_minute)
-        self._room = limits.BodyRoom(limits.LARGEST_BODIES * config.max_body_bytes)
+        self._memory = limits.BodyMemory(limits.LARGEST_BODIES * config.max_body_bytes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves one connection."""
@@ -85,7 +84,7 @@ class Edge:
         state = scope.setdefault("state", {})
         state["request_id"] = identity = _request_id(headers.get("x-request-id"))
         state["owner"] = ANONYMOUS
-        status = 500  # what ServerErrorMiddleware says, outside of here, where an exception gets that far
+        status = 500  # of ServerErrorMiddleware, which is outside of this one, if an exception gets that far
 
         async def send_marked(message: Message) -> None:
             nonlocal status
@@ -100,7 +99,7 @@ class Edge:
                 try:
                     limits.check_headers(scope["headers"])
                     state["owner"] = self._admit(scope, headers)
-                    held.enter_context(self._room.hold(self._body_bytes(headers)))
+                    held.enter_context(self._memory.hold(self._body_bytes(headers)))
                 except PiaRayError as error:
                     await error_responses.answer(error)(scope, receive, send_marked)
                     return
@@ -115,10 +114,10 @@ class Edge:
             logger.info("%s %s %s %d %.3f s %s", identity, method, path, status, seconds, state["owner"])
 
     def _admit(self, scope: Scope, headers: Headers) -> str:
-        """The owner that the request comes from.
+        """The owner of the request's key.
 
         Raises:
-            PiaRayError: it is refused.
+            PiaRayError: the request is refused.
         """
         path = scope["path"]
         if path in HEALTH:
@@ -131,8 +130,8 @@ class Edge:
         if not self._keys.open or self._config.allow_anonymous:
             pass
         elif not is_loopback(_host(headers)):
-            # A page elsewhere could let its own name lead to 127.0.0.1 (DNS rebinding) and read what it likes.
-            raise Forbidden("This endpoint answers to localhost alone; give it api_keys to reach it by other names.")
+            # A page of another site could resolve its own name to 127.0.0.1 (DNS rebinding) and read every answer.
+            raise Forbidden("This endpoint answers on localhost only; give it api_keys to reach it by other names.")
         if path in _PUBLIC or path.startswith(_PUBLIC_FOLDER):
             return ANONYMOUS
         owner = self._keys.owner_of(_key(headers))
@@ -156,18 +155,18 @@ class Edge:
         client = scope.get("client")
         forwarded = any(name in headers for name in ("forwarded", "x-forwarded-for", "x-real-ip"))
         if client is None or forwarded or not _is_this_machine(client[0]):
-            raise Forbidden("/metrics is for this machine alone; set metrics_token to read it from elsewhere.")
+            raise Forbidden("/metrics is for this machine only; set metrics_token to read it from elsewhere.")
 
 
 def mark(headers: MutableHeaders, identity: str) -> None:
-    """Puts on an answer what every answer has."""
+    """Sets the headers of every answer."""
     headers["x-request-id"] = identity
     for name, value in _RESPONSE_HEADERS.items():
         headers.setdefault(name, value)
 
 
 def _request_id(given: str | None) -> str:
-    """The caller's own where it is fit for a log, so that a call can be followed through several servers."""
+    """The caller's own id if it is fit for a log, so that a call can be followed through servers; else a new one."""
     if given is not None and re.fullmatch(r"[A-Za-z0-9._:-]{1,64}", given):
         return given
     return f"req_{secrets.token_hex(12)}"
@@ -186,14 +185,14 @@ def _host(headers: Headers) -> str:
 
 
 def _check_origin(headers: Headers) -> None:
-    """A browser lets any page post a form anywhere; without a key nothing else would tell it from the caller's own."""
+    """Refuses forms of other sites' pages: a browser posts them anywhere, and without a key nothing else marks them."""
     origin = headers.get("origin")
     if origin is not None and _netloc(origin) != headers.get("host", "").lower():
         raise Forbidden("Pages of other origins may not call this endpoint without an API key.")
 
 
 def _netloc(origin: str) -> str:
-    """Host and port of an Origin header; an empty string of "null" and of what is none."""
+    """Host and port of an Origin header; an empty string for "null" and for an invalid one."""
     try:
         return urlsplit(origin).netloc.lower()
     except ValueError:
@@ -201,12 +200,12 @@ def _netloc(origin: str) -> str:
 
 
 def _check_serve_headers(headers: Headers) -> None:
-    """Serve's proxy reads these before any application can take them off, so what they would switch off is refused."""
+    """Refuses values that switch something off: Serve's proxy obeys these headers before an application sees them."""
     timeout, goes_on = (headers.get(name) for name in SERVE_HEADERS)
     if timeout is not None and re.fullmatch(r"0*[1-9][0-9]{0,4}(\.[0-9]+)?", timeout) is None:
         raise BadParameter(f"{SERVE_HEADERS[0]} must be a number of seconds of 1 or more", SERVE_HEADERS[0])
     if goes_on not in (None, "?0"):
-        raise BadParameter(f"{SERVE_HEADERS[1]} is not taken: hanging up cancels a request", SERVE_HEADERS[1])
+        raise BadParameter(f"{SERVE_HEADERS[1]} must be ?0: hanging up cancels a request", SERVE_HEADERS[1])
 
 
 def _is_this_machine(address: str) -> bool:

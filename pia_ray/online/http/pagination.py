@@ -1,4 +1,4 @@
-"""Lists in the wire format of the OpenAI API: a page of items, and the id after which the next one begins."""
+"""Lists in the wire format of the OpenAI API: a page of objects, and the id after which the next page begins."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class Listed(BaseModel):
-    """What a list holds."""
+    """An object of a list."""
 
     id: str
 
@@ -27,13 +27,13 @@ class Listing(BaseModel, Generic[Item]):
 
     @classmethod
     def of(cls, items: list[Item], *, more: bool) -> Self:
-        """The part with these items; `more` come after it."""
+        """The part with these objects; `more` says whether others follow."""
         ends = (items[0].id, items[-1].id) if items else (None, None)
         return cls(data=items, has_more=more, first_id=ends[0], last_id=ends[1])
 
 
-class Page(BaseModel):
-    """Which part of a list is asked for."""
+class PageQuery(BaseModel):
+    """The query parameters of a list."""
 
     model_config = ConfigDict(extra="forbid")
 

@@ -1,6 +1,6 @@
-"""What the endpoint asks of an engine, what it hears of it, and what a renderer is. Knows neither HTTP nor Ray.
+"""The interface of a renderer: its requests and its events. Knows neither HTTP nor Ray.
 
-`local.py` renders in this process; `serve` carries the same requests and events to engines in other processes.
+`local_renderer` renders in this process; `serve` carries the same requests and events to engines in other processes.
 """
 
 from __future__ import annotations
@@ -9,12 +9,13 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
+from pydantic import BaseModel, ConfigDict
+
 from pia_ray.config.knob_types import VideoFormat
 from pia_ray.config.knobs import AnimationParams
-from pia_ray.types import EncodedVideo
 
 INTERACTIVE: Final = 0
-"""Priority of a synchronous call: somebody waits for it."""
+"""Priority of a synchronous call, whose caller waits."""
 
 VIDEO_JOB: Final = 1
 """Priority of a video job."""
@@ -25,7 +26,7 @@ BATCH_LINE: Final = 2
 
 @dataclass(frozen=True)
 class RenderRequest:
-    """One video to make, as bytes that came over the wire."""
+    """A request for one video, with its files as they came over the wire."""
 
     id: str
     """Names the request in logs and errors; gives the seed where `params` has none."""
@@ -34,49 +35,67 @@ class RenderRequest:
     image: bytes
     """The picture's file."""
     inputs: Mapping[str, bytes] = field(default_factory=dict)
-    """Files of the knobs that refer to one (`params.REFERENCE_KNOBS`), by the knob's name."""
+    """Files of the knobs that refer to one (`REFERENCE_KNOBS`), by the knob's name."""
     format: VideoFormat = "mp4"
     deadline_s: float | None = None
-    """Seconds from when the engine receives it after which it fails with `Timeout`."""
+    """Seconds, counted from its arrival in the engine, after which it fails with `Timeout`."""
     priority: int = INTERACTIVE
 
 
 @dataclass(frozen=True)
 class Queued:
-    """The request waits for a place."""
+    """The request waits in the engine's queue."""
 
     position: int
-    """Requests that must end before this one has a place; 0 where it has one after all."""
+    """Requests that must end before this one begins; 0 for the next one."""
 
 
 @dataclass(frozen=True)
-class Step:
+class StepDone:
     """A denoising step has been done."""
 
     done: int
     total: int
 
 
+class FinishedVideo(BaseModel):
+    """A finished video: the facts of its file, and the parameters and measurements of its making."""
+
+    model_config = ConfigDict(frozen=True, protected_namespaces=())
+
+    num_frames: int
+    """Frames of the video."""
+    width: int
+    height: int
+    fps: int
+    size_bytes: int
+    sha256: str
+    params: AnimationParams
+    """Resolved, with the width, height and seed that were used."""
+    model_version: str
+    """Name and version of the model that made it."""
+    gpu_s: float
+    """As `Animation.gpu_s`: its share of the engine's time."""
+    animate_s: float
+    """As `Animation.animate_s`: from submission to the finished frames."""
+    motion: float
+
+
 @dataclass(frozen=True)
 class Rendered:
-    """The finished video; the last event."""
+    """The finished video with its files; the last event."""
 
-    video: EncodedVideo
+    video: FinishedVideo
+    content: bytes
+    format: VideoFormat
     thumbnail: bytes
     """Animated webp."""
     spritesheet: bytes
     """The frames side by side: one webp."""
-    params: AnimationParams
-    """Resolved, with the width, height and seed that were used."""
-    model: str
-    """Name and version of the model that made it."""
-    gpu_s: float
-    animate_s: float
-    motion: float
 
 
-Event = Queued | Step | Rendered
-"""What a renderer tells of a request. All pickle."""
+Event = Queued | StepDone | Rendered
+"""An event of a request. All pickle."""
 
 
 @dataclass(frozen=True)
@@ -87,18 +106,17 @@ class ModelFacts:
     version: str
     description: str
     default: bool
-    """Whether requests that name none get it."""
+    """Whether it makes the requests that name no model."""
 
 
 @dataclass(frozen=True)
 class Load:
-    """What a renderer has in hand."""
+    """The requests and models of a renderer."""
 
     num_running: int
     num_waiting: int
-    max_waiting: int
     step_s: float | None
-    """Seconds that a step of one request took lately; None before the first."""
+    """Seconds of a recent step of one request; None before the first."""
     models: tuple[ModelFacts, ...]
 
 
@@ -106,8 +124,8 @@ class Renderer(Protocol):
     """Makes videos of requests."""
 
     def render(self, request: RenderRequest) -> AsyncIterator[Event]:
-        """Queue positions, then steps, then the video, which ends it. Closing the iterator (`aclose`) cancels the
-        request: the engine is free of it at its next step.
+        """Queue positions, then steps, then the video, which is the last event. Closing the iterator (`aclose`) cancels
+        the request: it leaves the engine at the next step.
 
         Raises:
             RowError: of this request; `Busy` where too many wait already.
@@ -116,13 +134,13 @@ class Renderer(Protocol):
         ...
 
     async def load(self) -> Load:
-        """What is in hand now, and the models there are."""
+        """The present requests, and the models."""
         ...
 
     async def check_ready(self) -> None:
-        """Without effect where requests are taken up.
+        """Checks that requests are accepted.
 
         Raises:
-            NotReady: they are not now.
+            NotReady: they are not at present.
         """
         ...

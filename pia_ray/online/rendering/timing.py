@@ -1,4 +1,4 @@
-"""Time in a renderer: how fast its requests go, and how long each of them has."""
+"""Times of a renderer: the speed of its requests, and the deadline of each."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from collections.abc import Awaitable
 from typing import TypeVar
 
 from pia_ray.errors import Timeout
-from pia_ray.online.rendering.renderer import Step
+from pia_ray.online.rendering.renderer import StepDone
 
 Result = TypeVar("Result")
 
 
 class Tally:
-    """How fast requests go, by the events of each."""
+    """The speed of requests, measured by their events."""
 
     def __init__(self) -> None:
         self._latest: dict[str, tuple[int, float]] = {}
         self._begun_at: dict[str, float] = {}
         self.step_s: float | None = None
-        """Seconds that a step of one request took lately; None before the first."""
+        """Seconds of a recent step of one request; None before the first."""
         self._request_s: float | None = None
 
     @property
     def num_running(self) -> int:
-        """Requests that have done a step and not ended."""
+        """Requests that have done a step and have not ended."""
         return len(self._latest)
 
-    def count(self, request_id: str, event: Step) -> None:
-        """Takes in a step of a request."""
+    def count(self, request_id: str, event: StepDone) -> None:
+        """Counts a step of a request."""
         now = time.monotonic()
         self._begun_at.setdefault(request_id, now)
         done, at = self._latest.get(request_id, (0, now))
@@ -39,19 +39,19 @@ class Tally:
         self._latest[request_id] = event.done, now
 
     def end(self, request_id: str) -> None:
-        """Takes in that a request has ended; without effect on one that never began."""
+        """Counts the end of a request; without effect on one that never began."""
         if self._latest.pop(request_id, None) is not None:
             self._request_s = _mean(self._request_s, time.monotonic() - self._begun_at.pop(request_id))
 
-    def seconds_until_a_place(self, max_batch_size: int) -> float:
-        """About when one of so many requests ends: a whole number, 1 to 60."""
+    def seconds_until_free(self, max_batch_size: int) -> float:
+        """Estimated seconds until one of `max_batch_size` requests ends: a whole number, 1 to 60."""
         if self._request_s is None:
             return 5.0
         return float(min(60, max(1, math.ceil(self._request_s / max_batch_size))))
 
 
-class Clock:
-    """The time that a request has; None: as much as it takes."""
+class Deadline:
+    """The deadline of a request. With None it has no deadline."""
 
     def __init__(self, deadline_s: float | None) -> None:
         self._started = time.monotonic()
@@ -68,7 +68,7 @@ class Clock:
         return None if self._deadline_s is None else max(0.0, self._deadline_s - self.elapsed_s)
 
     async def within(self, awaited: Awaitable[Result]) -> Result:
-        """What is awaited, if it comes before the deadline.
+        """The awaited value, if it comes before the deadline.
 
         Raises:
             Timeout: it does not.

@@ -1,1 +1,1 @@
-"""From the body of an HTTP request to an `AnimationRequest`: reading, names, bodies, and the OpenAPI document."""
+"""Requests of HTTP bodies: reading, aliases, limits, and the OpenAPI entries."""

@@ -1,4 +1,4 @@
-"""What clients of the videos API call things, spelt as knobs: pictures, `size`, `seconds`, LoRAs as objects."""
+"""The fields of the videos API as knobs: pictures, `size`, `seconds`, LoRAs as objects."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from pia_ray.errors import BadParameter
 from pia_ray.online.requests.bodies import parse_json, shown
 
 IMAGE_FIELDS: Final = ("image", "input_reference", "image_url")
-"""Names of the field that has the picture: ours, that of the videos API, and one that many servers take."""
+"""Names of the field with the picture: ours, that of the videos API, and one that many servers use."""
 
 
 def sources_of(given: dict[str, object]) -> dict[str, object]:
-    """What each file is to be made of, by knob, with `image` first; taken out of `given`.
+    """The source of each file by knob, `image` first; they are removed from `given`.
 
     Raises:
-        BadParameter: there is no picture, or something that is none.
+        BadParameter: there is no picture, or a value is not a valid source.
     """
     images = [(name, given.pop(name)) for name in IMAGE_FIELDS if name in given]
     if not images:
@@ -36,10 +36,10 @@ def sources_of(given: dict[str, object]) -> dict[str, object]:
 
 
 def spell_out_size(given: dict[str, object]) -> None:
-    """`size` becomes `width` and `height`.
+    """Replaces `size` by `width` and `height`.
 
     Raises:
-        BadParameter: it is none, or both are given.
+        BadParameter: it is not a valid size, or both are given.
     """
     size = given.pop("size", None)
     if size is None:
@@ -53,10 +53,10 @@ def spell_out_size(given: dict[str, object]) -> None:
 
 
 def spell_out_seconds(given: dict[str, object], model: ModelConfig) -> None:
-    """`seconds` becomes `num_frames` at the speed that the video will have.
+    """Replaces `seconds` by `num_frames` at the frame rate of the video.
 
     Raises:
-        BadParameter: no such number of frames, or both are given.
+        BadParameter: it is not a valid duration, or both are given.
     """
     seconds = given.pop("seconds", None)
     if seconds is None:
@@ -82,11 +82,21 @@ def spell_out_seconds(given: dict[str, object], model: ModelConfig) -> None:
     given["num_frames"] = frames
 
 
+def size_text(width: int | None, height: int | None) -> str:
+    """Width and height as the videos API has them, such as "512x384"."""
+    return f"{width}x{height}"
+
+
+def seconds_text(num_frames: int, fps: int) -> str:
+    """The duration of a video as the videos API has it, such as "2" or "1.6"."""
+    return f"{num_frames / fps:.3f}".rstrip("0").rstrip(".")
+
+
 def lora_of(value: object) -> object:
-    """The knob's own spelling of an object of names and weights, given as such or as JSON text.
+    """The knob's text for an object of names and weights, which may be JSON text.
 
     Raises:
-        BadParameter: it is no such object.
+        BadParameter: it is not such an object.
     """
     if isinstance(value, str) and value.lstrip().startswith("{"):
         try:
@@ -104,7 +114,7 @@ def lora_of(value: object) -> object:
 
 
 def format_of(value: object) -> VideoFormat | None:
-    """The format of that name; None where none is given.
+    """The format of that name; None for None.
 
     Raises:
         BadParameter: there is no such format.
@@ -115,16 +125,16 @@ def format_of(value: object) -> VideoFormat | None:
     text = value.strip().lower() if isinstance(value, str) else ""
     if text not in formats:
         raise BadParameter(f"format must be one of {', '.join(formats)} (got {shown(repr(value))})", "format")
-    return text  # type: ignore[return-value]  # one of VideoFormat, as was just seen
+    return text  # type: ignore[return-value]  # one of VideoFormat, as checked above
 
 
 def _reference(value: object, field: str) -> object:
-    """The URL of `{"image_url": ...}` and `{"url": ...}`; others as they are."""
+    """The URL of `{"image_url": ...}` and `{"url": ...}`; other values unchanged."""
     for name in ("image_url", "url"):
         if isinstance(value, dict) and set(value) == {name}:
             value = value[name]
     if isinstance(value, dict):
         if "file_id" in value:
-            raise BadParameter(f"{field}: pictures are not taken by file_id; send a file or an image_url", field)
+            raise BadParameter(f"{field}: file_id is not accepted here; send a file or an image_url", field)
         raise BadParameter(f"{field} must be a file, a URL or an object with image_url alone", field)
     return value

@@ -1,4 +1,4 @@
-"""Bodies of requests as fields: JSON objects, and forms whose names are unfolded to what JSON would have."""
+"""The fields of bodies: of JSON objects, and of forms, whose names are unfolded to nested values."""
 
 from __future__ import annotations
 
@@ -13,15 +13,20 @@ Fields = Mapping[str, object]
 """A request's fields: JSON values, and bytes for files."""
 
 
+def media_type(headers: Mapping[str, str]) -> str:
+    """The media type of a body by its headers: in lower case, without parameters; an empty string if none is given."""
+    return headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
 def parse_json(content: bytes) -> dict[str, object]:
-    """The object in a JSON text.
+    """The object of a JSON text.
 
     Raises:
-        BadParameter: none, or one with NaN, a name twice, or nested beyond reason.
+        BadParameter: it is not an object, has NaN or a name twice, or is nested too deeply.
     """
     try:
         value = json.loads(content, parse_constant=_no_constant, object_pairs_hook=_unique)
-    except (ValueError, RecursionError) as error:  # decoding faults are ValueErrors
+    except (ValueError, RecursionError) as error:  # decoding errors are ValueErrors
         reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise BadParameter(f"the body is not JSON: {shown(reason)}") from None
     if not isinstance(value, dict):
@@ -30,7 +35,7 @@ def parse_json(content: bytes) -> dict[str, object]:
 
 
 def unfold(pairs: list[tuple[str, str | bytes]]) -> dict[str, object]:
-    """Fields as a form lists them -> as JSON has them: `a[b]` is in an object, `a[]` in a list.
+    """The fields of a form as JSON has them: `a[b]` becomes part of an object, `a[]` of a list.
 
     Raises:
         BadParameter: a field occurs twice, or in two ways.
@@ -58,12 +63,12 @@ def unfold(pairs: list[tuple[str, str | bytes]]) -> dict[str, object]:
 
 
 def shown(text: str) -> str:
-    """Text of a caller as it may stand in a message: short."""
+    """The caller's text, shortened for a message."""
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _no_constant(name: str) -> object:
-    raise ValueError(f"{name} is no JSON number")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:

@@ -1,6 +1,6 @@
-"""The OpenAPI entries that routes cannot derive from their signatures, since forms are read by `FormReader`.
+"""The OpenAPI entries of bodies, which routes cannot derive from their signatures, because `FormReader` reads them.
 
-Made from `AnimationParams`, like the form itself.
+They are made from `AnimationParams`, as the fields are.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _EXAMPLE: Final = {
 
 
 def request_body() -> dict[str, Any]:
-    """A request's body in both types that are read."""
+    """The body of a request in both media types."""
     return {
         "required": True,
         "content": {
@@ -43,7 +43,7 @@ def request_body() -> dict[str, Any]:
 
 
 def body_schema(*, files: bool) -> dict[str, Any]:
-    """Every field of a request; with `files`, as multipart has it."""
+    """The schema of every field of a request; with `files` that of multipart."""
     picture: dict[str, Any] = (
         {"anyOf": [{"type": "string", "format": "binary"}, {"type": "string", "format": "uri"}]}
         if files
@@ -51,19 +51,19 @@ def body_schema(*, files: bool) -> dict[str, Any]:
     )
     fields: dict[str, Any] = {
         "image": {**picture, "description": "The picture: a file part, an https:// URL or a data: URL."},
-        "input_reference": {**picture, "description": "The same under the name that the videos API has for it."},
-        "image_url": {**picture, "description": "The same."},
+        "input_reference": {**picture, "description": "The picture, under its name in the videos API."},
+        "image_url": {**picture, "description": "The picture, under a third name."},
         "model": {"type": "string", "description": "A model of /v1/models. Left out: the endpoint's default."},
         "format": {
             "type": "string",
             "enum": list(get_args(VideoFormat)),
-            "description": "Format of the video. Left out: what Accept says, else mp4.",
+            "description": "Format of the video. Left out: that of the Accept header, else mp4.",
         },
         "size": {
             "type": "string",
             "pattern": "^[1-9][0-9]{1,3}x[1-9][0-9]{1,3}$",
             "example": "512x384",
-            "description": "width and height in one.",
+            "description": "width and height in one value.",
         },
         "seconds": {
             "anyOf": [{"type": "number", "exclusiveMinimum": 0}, {"type": "string", "pattern": "^[0-9]+(\\.[0-9]+)?$"}],
@@ -88,7 +88,7 @@ def body_schema(*, files: bool) -> dict[str, Any]:
         "properties": fields,
         "additionalProperties": False,
     }
-    if files:  # where objects and lists are written as lora[name], affinity[]
+    if files:  # multipart writes objects and lists as lora[name], affinity[]
         pictures = "|".join((*IMAGE_FIELDS, *REFERENCE_KNOBS))
         lists = "|".join(name for name in KNOBS if KNOBS[name].many)
         folded = rf"^(lora\[[^\[\]]+\]|({pictures})\[(image_url|url)\]|({lists})\[\])$"
@@ -122,25 +122,25 @@ def _field(name: str, declared: dict[str, Any]) -> dict[str, Any]:
         return {**field, "anyOf": [{"type": field.pop("type", "string")}, weights]}
     if knob.many:
         numbers = {"type": "array", "items": {"type": "number"}, "minItems": 1, "maxItems": MAX_COEFFICIENTS}
-        text = {"type": "string", "pattern": "^[0-9]", "description": "The same as text: numbers and commas."}
+        text = {"type": "string", "pattern": "^[0-9]", "description": "The numbers as text, separated by commas."}
         return {"anyOf": [numbers, text], "description": f"{field['description']} Range: {knob.bounds}."}
     return field
 
 
 ANIMATION_RESPONSE: Final[dict[str, Any]] = {
-    "description": "The video, or the events of its making.",
+    "description": "The video, or the events of its rendering.",
     "headers": {
         "x-animation-id": {"description": "Names the animation.", "schema": {"type": "string"}},
         "x-animation-model": {"description": "Model and version that made it.", "schema": {"type": "string"}},
         "x-animation-seed": {"description": "The seed that was used.", "schema": {"type": "string"}},
         "x-animation-params": {
-            "description": "Every knob that was used but the prompts, as JSON.",
+            "description": "All knobs but the prompts, as JSON.",
             "schema": {"type": "string"},
         },
         "x-animation-frames": {"description": "Frames of the video.", "schema": {"type": "integer"}},
         "x-animation-size": {"description": "Width and height.", "schema": {"type": "string"}},
         "x-animation-gpu-seconds": {"description": "Engine time.", "schema": {"type": "number"}},
-        "x-animation-motion": {"description": "How much moves, 0 to 1.", "schema": {"type": "number"}},
+        "x-animation-motion": {"description": "Amount of motion, 0 to 1.", "schema": {"type": "number"}},
         "x-request-id": {"description": "Names the call in the server's log.", "schema": {"type": "string"}},
     },
     "content": {

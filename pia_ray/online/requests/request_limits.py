@@ -1,4 +1,4 @@
-"""The largest body, form and upload that a request may bring."""
+"""Limits of a request: its fields and files, and the length of its video."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ MAX_FILES: Final = 10
 
 
 def check_size(resolved: AnimationParams, config: ServeConfig) -> None:
-    """Refuses videos that are longer than this endpoint makes.
+    """Refuses videos that exceed this endpoint's limits.
 
     Raises:
-        BadParameter: names the knob.
+        BadParameter: a knob is over its limit.
     """
     for name, most in (("num_frames", config.max_frames), ("num_inference_steps", config.max_steps)):
         if (value := getattr(resolved, name)) > most:
             raise BadParameter(f"{name} must be at most {most} at this endpoint (got {value})", name)
     if resolved.num_videos > 1:
-        raise BadParameter("num_videos must be 1 here: a request makes one video; send one for each seed", "num_videos")
+        raise BadParameter("num_videos must be 1: a request makes one video; send one for each seed", "num_videos")

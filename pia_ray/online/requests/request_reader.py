@@ -1,7 +1,7 @@
-"""What callers send -> what an engine is asked: multipart and JSON fields, pictures by part, URL or data URL.
+"""Requests read from multipart and JSON bodies, with pictures by part, URL or data URL.
 
-Every knob of `AnimationParams` is a field, beside the names that clients of the videos API use for the same things:
-`model`, `size`, `seconds`, `input_reference`. Everything is checked here, before a GPU hears of it.
+Every knob of `AnimationParams` is a field, and so are the names that clients of the videos API use: `model`, `size`,
+`seconds`, `input_reference`. Everything is checked here, before a request reaches a GPU.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from starlette.datastructures import UploadFile
 from pia_ray.config.knob_types import VideoFormat
 from pia_ray.config.knobs import ARRAY_KNOBS, DEFAULT_STYLE, KNOBS, PICTURE_KNOBS, AnimationParams, suggest
 from pia_ray.config.model import ModelConfig
-from pia_ray.config.resolving import canonical_params, lora_strengths, parse_params, resolve
+from pia_ray.config.resolving import lora_strengths, parse_params, resolve
 from pia_ray.config.serve import ServeConfig
 from pia_ray.errors import BadParameter, ImageTooLarge, RowError, UnsupportedBody, VideoError
 from pia_ray.manifest import decode_data_url
@@ -33,64 +33,59 @@ from pia_ray.online.requests.aliases import (
     IMAGE_FIELDS,
     format_of,
     lora_of,
+    seconds_text,
+    size_text,
     sources_of,
     spell_out_seconds,
     spell_out_size,
 )
-from pia_ray.online.requests.bodies import Fields, parse_json, shown, unfold
+from pia_ray.online.requests.bodies import Fields, media_type, parse_json, shown, unfold
 from pia_ray.storage.https import fetch
 
 FetchUrl = Callable[[str, int], bytes]
-"""The bytes at an https:// URL, at most so many. Raises FetchError, ImageError."""
+"""The content at an https:// URL, of at most that many bytes. Raises FetchError, ImageError."""
 
 OTHER_FIELDS: Final = (*IMAGE_FIELDS, "model", "size", "seconds", "format")
-"""Fields of every request beside the knobs."""
+"""Fields of every request that are not knobs."""
 
 _Value = TypeVar("_Value")
 
 
 def fetch_url(url: str, max_bytes: int) -> bytes:
-    """Fetches from public addresses only, as for a catalogue."""
+    """The content at a URL with a public address, as for a catalogue."""
     return fetch(url, max_bytes=max_bytes)
 
 
 @dataclass(frozen=True)
 class Form:
-    """A request that an engine can be asked, all checked."""
+    """A checked request."""
 
     params: AnimationParams
-    """The knobs that were given. `style` is the model's name; knobs that refer to files hold `sha256:<hex>` of them."""
+    """The given knobs. `style` is the model's name; knobs that refer to files hold `sha256:<hex>` of them."""
     resolved: AnimationParams
-    """Every knob, but for the seed where none was given; with the width and height that the video will have."""
+    """Every knob, with the width and height of the video; the seed is None unless it was given."""
     model: str
-    """Its name among the endpoint's models."""
+    """Name of one of the endpoint's models."""
     image: bytes
     inputs: Mapping[str, bytes]
     """Files of the knobs that refer to one, by the knob's name."""
     format: VideoFormat | None
-    """As asked for; None where the request leaves it to the endpoint."""
+    """As given; None if the request leaves it to the endpoint."""
 
     @property
     def size(self) -> str:
         """Width and height of the video, such as "512x384"."""
-        return f"{self.resolved.width}x{self.resolved.height}"
+        return size_text(self.resolved.width, self.resolved.height)
 
     @property
     def seconds(self) -> str:
         """Duration of the video, such as "2" or "1.6"."""
-        return f"{self.resolved.video_frames / self.resolved.fps:.3f}".rstrip("0").rstrip(".")
-
-    @property
-    def digest(self) -> str:
-        """sha256 in hex of all that was asked for; equal for equal requests."""
-        digest = hashlib.sha256(f"{self.model}\n{self.format}\n{canonical_params(self.resolved)}\n".encode())
-        digest.update(hashlib.sha256(self.image).digest())
-        return digest.hexdigest()
+        return seconds_text(self.resolved.video_frames, self.resolved.fps)
 
     def request(
         self, request_id: str, *, deadline_s: float | None, priority: int = INTERACTIVE, default_format: VideoFormat
     ) -> RenderRequest:
-        """What an engine is asked."""
+        """The request for an engine."""
         return RenderRequest(
             id=request_id,
             params=self.params,
@@ -103,12 +98,12 @@ class Form:
 
 
 class FormReader:
-    """Reads the requests of one endpoint. Holds the places in which pictures are fetched and decoded."""
+    """Reads the requests of one endpoint. Bounds how many pictures are fetched and decoded at a time."""
 
     def __init__(self, config: ServeConfig, *, fetch_url: FetchUrl = fetch_url) -> None:
         self._config = config
         self._fetch_url = fetch_url
-        # Decoding the largest picture takes some hundred MB, fetching waits for servers elsewhere.
+        # Decoding the largest picture takes some hundred MB; fetching waits for remote servers.
         self._decoders = CapacityLimiter(2)
         self._fetchers = CapacityLimiter(16)
 
@@ -116,11 +111,11 @@ class FormReader:
         """The fields of a multipart, urlencoded or JSON body. Names such as `lora[pixar]` and `tags[]` are unfolded.
 
         Raises:
-            BadParameter: not JSON, no object, or a field occurs twice.
-            UnsupportedBody: of another type.
-            BodyTooLarge, SlowBody: over the limits.
+            BadParameter: it is not a JSON object, or a field occurs twice.
+            UnsupportedBody: it is of another type.
+            BodyTooLarge, SlowBody: it exceeds a limit.
         """
-        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        kind = media_type(request.headers)
         if kind == "application/json" or kind.endswith("+json"):
             return parse_json(await request.body())
         if kind not in ("multipart/form-data", "application/x-www-form-urlencoded"):
@@ -139,10 +134,10 @@ class FormReader:
         return unfold(pairs)
 
     async def parse(self, fields: Fields) -> Form:
-        """The request that these fields make. Fields of null count as absent.
+        """The request of these fields. A field of null counts as absent.
 
         Raises:
-            RowError: a field is unknown or wrong, or a picture cannot be had or used.
+            RowError: a field is unknown or wrong, or a picture cannot be fetched or used.
         """
         given = {name: value for name, value in fields.items() if value is not None}
         for name in given:
@@ -157,7 +152,7 @@ class FormReader:
         request_limits.check_size(resolved, self._config)
         lora_strengths(resolved, model.lora_weights)
         files = {}
-        for knob, source in sources.items():  # in turn: one request does not take many places
+        for knob, source in sources.items():  # in turn, so that one request does not use many fetchers
             files[knob] = await self._content(source, knob)
         image = files.pop("image")
         width, height = await self._run(self._decoders, partial(self._checked_size, image, "image"))
@@ -197,7 +192,7 @@ class FormReader:
     def _params(
         self, given: dict[str, object], sources: Mapping[str, object], model_name: str, model: ModelConfig
     ) -> AnimationParams:
-        """The knobs that were given; those that refer to files hold a stand-in until their files are here."""
+        """The given knobs; those that refer to files hold a stand-in until their files have been read."""
         if "prompt" not in given:
             raise BadParameter("prompt is missing: say what the picture shows and how it moves", "prompt")
         if (lora := given.get("lora")) is not None:
@@ -233,7 +228,7 @@ class FormReader:
             raise type(error)(f"{knob}: {error.message}") from None
 
     def _checked_size(self, content: bytes, knob: str) -> tuple[int, int]:
-        """Width and height of the picture, upright, once it is known to be whole."""
+        """Width and height of the picture, upright, after it has been decoded whole."""
         try:
             found = pictures.decode(
                 content,
@@ -245,8 +240,8 @@ class FormReader:
             raise type(error)(f"{knob}: {error.message}") from None
         return found.original_width, found.original_height
 
-    async def _run(self, places: CapacityLimiter, call: Callable[[], _Value]) -> _Value:
-        return await anyio.to_thread.run_sync(call, limiter=places)
+    async def _run(self, limiter: CapacityLimiter, call: Callable[[], _Value]) -> _Value:
+        return await anyio.to_thread.run_sync(call, limiter=limiter)
 
 
 def _check_encodable(video_format: VideoFormat, resolved: AnimationParams) -> None:

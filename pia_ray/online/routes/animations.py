@@ -1,4 +1,4 @@
-"""POST /v1/animations: one picture in, one video out, in the same call; or its progress as server-sent events."""
+"""POST /v1/animations: a picture becomes a video in one call, or progress as server-sent events."""
 
 from __future__ import annotations
 
@@ -8,36 +8,38 @@ import json
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
-from typing import Any, Final, cast
+from typing import Any, Final, Literal, cast
 from urllib.parse import quote
 
 from anyio import CancelScope
 from fastapi import APIRouter, Request, Response
+from pydantic import Field
 from starlette.types import Receive, Scope, Send
 
 from pia_ray.config.knob_types import VideoFormat
-from pia_ray.config.resolving import canonical_params
 from pia_ray.config.serve import ServeConfig
 from pia_ray.errors import Cancelled, NotAcceptable, PiaRayError, Timeout, UnexpectedError
 from pia_ray.media.video import MIME
 from pia_ray.online.http import error_responses
 from pia_ray.online.http.metrics import Metrics
 from pia_ray.online.http.middleware import Owner
-from pia_ray.online.rendering.renderer import Event, Queued, Rendered, Renderer, Step
+from pia_ray.online.http.wire_types import VideoDescription, wire_params
+from pia_ray.online.rendering.renderer import Event, Queued, Rendered, Renderer, StepDone
 from pia_ray.online.requests import openapi
+from pia_ray.online.requests.aliases import size_text
 from pia_ray.online.requests.request_reader import FormReader
 
 EVENT_STREAM: Final = "text/event-stream"
 
 KEEP_ALIVE_S: Final = 15.0
-"""Seconds of silence after which a stream says that it lives, for proxies that cut what is still."""
+"""Seconds without an event after which a stream sends a comment, because proxies close silent connections."""
 
 _GRACE: Final = 1.1
-"""Times the engine's deadline is when the call itself is given up, so that the engine's own words about it arrive."""
+"""The call times out after this multiple of the engine's deadline, so that the engine's own error arrives first."""
 
 
 def router(renderer: Renderer, forms: FormReader, config: ServeConfig, metrics: Metrics) -> APIRouter:
-    """The route."""
+    """The route of synchronous calls."""
     routes = APIRouter(tags=["animations"])
 
     @routes.post(
@@ -49,67 +51,68 @@ def router(renderer: Renderer, forms: FormReader, config: ServeConfig, metrics: 
         openapi_extra={"requestBody": openapi.request_body()},
     )
     async def create_animation(request: Request, _: Owner) -> Response:
-        """Answers with the video. `Accept` chooses mp4, webm, webp or gif; `text/event-stream` asks for progress."""
+        """Answers with the video. `Accept` selects mp4, webm, webp or gif, or `text/event-stream` for progress."""
         accept = request.headers.get("accept")
         negotiate(accept, None)  # before the body is read
         form = await forms.parse(await forms.fields(request))
         stream, video_format = negotiate(accept, form.format)
-        asked = form.request(
+        render_request = form.request(
             f"anim_{secrets.token_hex(16)}", deadline_s=config.sync_timeout_s, default_format=video_format
         )
-        events = _counted(renderer.render(asked), form.model, metrics)
-        heard = _heard(events, request.receive, timeout_s=_GRACE * config.sync_timeout_s)
+        events = _counted(renderer.render(render_request), form.model, metrics)
+        connected_events = _while_connected(events, request.receive, timeout_s=_GRACE * config.sync_timeout_s)
         if stream:
-            first = await _first(heard)
-            return _EventStream(heard, first, asked.id)
-        async with aclosing(heard):
-            async for event in heard:
+            first = await _first(connected_events)
+            return _EventStream(connected_events, first, render_request.id)
+        async with aclosing(connected_events):
+            async for event in connected_events:
                 if isinstance(event, Rendered):
-                    return _video(asked.id, event)
+                    return _video(render_request.id, event)
         raise UnexpectedError("the renderer ended without a video")
 
     return routes
 
 
-def negotiate(accept: str | None, asked: VideoFormat | None) -> tuple[bool, VideoFormat]:
-    """Whether to stream events, and the format of the video. A field `format` decides among what is accepted.
+def negotiate(accept: str | None, given: VideoFormat | None) -> tuple[bool, VideoFormat]:
+    """Whether to stream events, and the format of the video: the `given` one, or the most wanted accepted one.
 
     Raises:
-        NotAcceptable: none of what can be given is accepted.
+        NotAcceptable: no available type is accepted.
     """
     quality = _qualities(accept or "*/*")
-    formats: list[VideoFormat] = [asked] if asked else list(MIME)
+    formats: list[VideoFormat] = [given] if given else list(MIME)
     scored = [(_quality(quality, MIME[each]), each) for each in formats]
     best = max(scored, key=lambda pair: pair[0])  # the first of equals
-    streamed = quality.get(EVENT_STREAM, 0.0)  # by its own name only: a wildcard means a video
+    streamed = quality.get(EVENT_STREAM, 0.0)  # by its name only, because a wildcard means a video
     if streamed and streamed >= best[0]:
-        return True, asked or "mp4"
+        return True, given or "mp4"
     if not best[0]:
         types = ", ".join(MIME[each] for each in formats)
         raise NotAcceptable(f"This call answers with {types} or {EVENT_STREAM}, none of which is accepted.")
     return False, best[1]
 
 
-def describe(request_id: str, rendered: Rendered) -> dict[str, Any]:
-    """A finished animation as JSON, without its files. Seeds are text, since JavaScript rounds large numbers."""
+class AnimationObject(VideoDescription):
+    """A finished animation, without its files."""
+
+    id: str
+    object: Literal["animation"] = "animation"
+    model: str = Field(description="The same as `model_version`.")
+    seed: str
+    params: dict[str, Any]
+    format: VideoFormat
+
+
+def animation_object(request_id: str, rendered: Rendered) -> AnimationObject:
+    """The finished animation as callers get it."""
     made = rendered.video
-    return {
-        "id": request_id,
-        "object": "animation",
-        "model": rendered.model,
-        "seed": str(rendered.params.seed),
-        "params": json.loads(canonical_params(rendered.params)),
-        "width": made.width,
-        "height": made.height,
-        "num_frames": made.num_frames,
-        "fps": made.fps,
-        "format": made.format,
-        "size_bytes": made.size_bytes,
-        "sha256": made.sha256,
-        "gpu_s": rendered.gpu_s,
-        "animate_s": rendered.animate_s,
-        "motion": rendered.motion,
-    }
+    return AnimationObject(
+        **dict(made, params=wire_params(made.params, only_given=False)),
+        id=request_id,
+        model=made.model_version,
+        seed=str(made.params.seed),
+        format=rendered.format,
+    )
 
 
 def _qualities(accept: str) -> dict[str, float]:
@@ -129,7 +132,7 @@ def _qualities(accept: str) -> dict[str, float]:
 
 
 def _quality(qualities: dict[str, float], mime: str) -> float:
-    for kind in (mime, f"{mime.partition('/')[0]}/*", "*/*"):  # the most exact of them counts
+    for kind in (mime, f"{mime.partition('/')[0]}/*", "*/*"):  # the most exact one counts
         if kind in qualities:
             return qualities[kind]
     return 0.0
@@ -150,17 +153,17 @@ async def _counted(events: AsyncIterator[Event], model: str, metrics: Metrics) -
             raise
 
 
-async def _heard(
+async def _while_connected(
     events: AsyncGenerator[Event, None], receive: Receive, *, timeout_s: float
 ) -> AsyncGenerator[Event | None, None]:
-    """The events while the caller listens; None where nothing has happened for `KEEP_ALIVE_S`.
+    """The events while the caller is connected; None after each `KEEP_ALIVE_S` without one.
 
-    However it ends, the rendering ends with it.
+    The end of this generator cancels the rendering.
 
     Raises:
         Cancelled: the caller has hung up.
         Timeout: it takes longer than `timeout_s`.
-        RowError, JobError: the renderer's own.
+        RowError, JobError: the renderer's own errors.
     """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + timeout_s
@@ -185,7 +188,7 @@ async def _heard(
             else:
                 yield None
     finally:
-        with CancelScope(shield=True):  # the engine must hear of it, whatever else is being torn down
+        with CancelScope(shield=True):  # the engine must be free of the request, also where this task is cancelled
             tasks: set[asyncio.Future[Any]] = {gone} if upcoming is None else {gone, upcoming}
             for task in tasks:
                 task.cancel()
@@ -202,53 +205,52 @@ async def _disconnected(receive: Receive) -> None:
         pass
 
 
-async def _first(heard: AsyncGenerator[Event | None, None]) -> Event | None:
-    """The first event, so that a refusal is an HTTP status and not an event in a stream."""
+async def _first(connected_events: AsyncGenerator[Event | None, None]) -> Event | None:
+    """The first event: a refusal that comes before it becomes an HTTP status, not an event of the stream."""
     try:
-        return await anext(heard)
+        return await anext(connected_events)
     except BaseException:
-        await heard.aclose()
+        await connected_events.aclose()
         raise
 
 
 def _video(request_id: str, rendered: Rendered) -> Response:
-    made = rendered.video
-    facts = describe(request_id, rendered)
+    made = animation_object(request_id, rendered)
     # Prompts are left out: ten thousand characters do not fit into a header.
-    knobs = {name: value for name, value in facts["params"].items() if name not in ("prompt", "negative_prompt")}
+    knobs = {name: value for name, value in made.params.items() if name not in ("prompt", "negative_prompt")}
     headers = {
         "content-disposition": f'inline; filename="{request_id}.{made.format}"',
         "etag": f'"{made.sha256}"',
         "x-animation-id": request_id,
-        "x-animation-model": quote(rendered.model, safe=" /:@+,"),  # headers are ASCII
-        "x-animation-seed": facts["seed"],
+        "x-animation-model": quote(made.model, safe=" /:@+,"),  # headers are ASCII
+        "x-animation-seed": made.seed,
         "x-animation-params": json.dumps(knobs, separators=(",", ":")),
         "x-animation-frames": str(made.num_frames),
-        "x-animation-size": f"{made.width}x{made.height}",
-        "x-animation-gpu-seconds": f"{rendered.gpu_s:.3f}",
-        "x-animation-motion": f"{rendered.motion:.4f}",
+        "x-animation-size": size_text(made.width, made.height),
+        "x-animation-gpu-seconds": f"{made.gpu_s:.3f}",
+        "x-animation-motion": f"{made.motion:.4f}",
     }
-    return Response(made.content, media_type=MIME[made.format], headers=headers)
+    return Response(rendered.content, media_type=MIME[made.format], headers=headers)
 
 
 class _EventStream(Response):
-    """Events as they come. Ends the rendering when the caller is gone, whichever way that is noticed."""
+    """A stream of events. It cancels the rendering when the caller has gone."""
 
     media_type = EVENT_STREAM
 
-    def __init__(self, heard: AsyncGenerator[Event | None, None], first: Event | None, request_id: str) -> None:
+    def __init__(self, events: AsyncGenerator[Event | None, None], first: Event | None, request_id: str) -> None:
         super().__init__(headers={"x-animation-id": request_id, "x-accel-buffering": "no"})
         del self.headers["content-length"]
-        self._heard = heard
+        self._events = events
         self._first = first
         self._request_id = request_id
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async with aclosing(self._heard):
+        async with aclosing(self._events):
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             try:
                 await self._send(send, self._first)
-                async for event in self._heard:
+                async for event in self._events:
                     await self._send(send, event)
             except PiaRayError as error:
                 await _send_text(send, _event("error", error_responses.body_of(error)))
@@ -257,17 +259,18 @@ class _EventStream(Response):
     async def _send(self, send: Send, event: Event | None) -> None:
         match event:
             case None:
-                await _send_text(send, ": still at work\n\n")
+                await _send_text(send, ": still rendering\n\n")
             case Queued(position):
                 await _send_text(send, _event("queued", {"position": position}))
-            case Step(done, total):
+            case StepDone(done, total):
                 await _send_text(send, _event("step", {"done": done, "total": total}))
             case Rendered():
                 files = {
-                    "video": _data_url(MIME[event.video.format], event.video.content),
+                    "video": _data_url(MIME[event.format], event.content),
                     "thumbnail": _data_url("image/webp", event.thumbnail),
                 }
-                await _send_text(send, _event("completed", {**describe(self._request_id, event), **files}))
+                described = animation_object(self._request_id, event).model_dump(mode="json")
+                await _send_text(send, _event("completed", {**described, **files}))
 
 
 async def _send_text(send: Send, text: str) -> None:

@@ -12,55 +12,56 @@ from pydantic import BaseModel, Field
 
 from pia_ray.config.serve import ServeConfig
 from pia_ray.errors import BadParameter, Busy, UnsupportedBody
-from pia_ray.online.batches.runner import ENDPOINT
-from pia_ray.online.batches.store import Batch, BatchFault, BatchStatus, BatchStore
+from pia_ray.online.batches.input_file import ENDPOINT
+from pia_ray.online.batches.store import Batch, BatchLineError, BatchStatus, BatchStore
 from pia_ray.online.files import FileStore
 from pia_ray.online.http import error_responses
 from pia_ray.online.http.middleware import Owner
-from pia_ray.online.http.pagination import Listed, Listing, Page
-from pia_ray.online.requests.bodies import parse_json, shown
+from pia_ray.online.http.pagination import Listed, Listing, PageQuery
+from pia_ray.online.http.wire_types import UnixTime
+from pia_ray.online.requests.bodies import media_type, parse_json, shown
 
 WINDOW_S: Final = 24 * 3600.0
-"""What a completion_window of 24h means: lines that are not made by then are given up."""
+"""Seconds of a completion_window of 24h, after which the remaining lines are given up."""
 
 _RETRY_S: Final = 30.0
 
 
 class RequestCounts(BaseModel):
-    """How many lines a batch has, and what became of them so far."""
+    """The number of a batch's lines, and how many have completed or failed so far."""
 
     total: int
     completed: int
     failed: int
 
 
-class BatchFaults(BaseModel):
-    """What is wrong with an input file."""
+class BatchErrors(BaseModel):
+    """The errors of an input file."""
 
     object: Literal["list"] = "list"
-    data: list[BatchFault]
+    data: list[BatchLineError]
 
 
 class BatchObject(Listed):
-    """A batch, as the openai clients know it. Times are seconds since 1970, UTC."""
+    """A batch in the format of the openai clients. Times are seconds since 1970, UTC."""
 
     object: Literal["batch"] = "batch"
     endpoint: str = ENDPOINT
-    errors: BatchFaults | None
+    errors: BatchErrors | None
     input_file_id: str
     completion_window: str = "24h"
     status: BatchStatus
     output_file_id: str | None = Field(description="Lines with a video; once the batch has ended.")
     error_file_id: str | None = Field(description="Lines without; once the batch has ended.")
-    created_at: int
-    in_progress_at: int | None
-    expires_at: int
-    finalizing_at: int | None
-    completed_at: int | None
-    failed_at: int | None
-    expired_at: int | None
-    cancelling_at: int | None
-    cancelled_at: int | None
+    created_at: UnixTime
+    in_progress_at: UnixTime | None
+    expires_at: UnixTime
+    finalizing_at: UnixTime | None
+    completed_at: UnixTime | None
+    failed_at: UnixTime | None
+    expired_at: UnixTime | None
+    cancelling_at: UnixTime | None
+    cancelled_at: UnixTime | None
     request_counts: RequestCounts
     metadata: dict[str, str] | None
 
@@ -69,37 +70,17 @@ class BatchList(Listing[BatchObject]):
     """Part of the list of batches."""
 
 
-class BatchPage(Page):
-    """Which part of the list of batches, newest first."""
+class BatchListQuery(PageQuery):
+    """The query parameters of the list of batches, newest first."""
 
     limit: int = Field(20, ge=1, le=100)
 
 
 def batch_object(batch: Batch) -> BatchObject:
-    """The batch as callers get it."""
-
-    def seconds(time: float | None) -> int | None:
-        return None if time is None else int(time)
-
-    return BatchObject(
-        id=batch.id,
-        errors=BatchFaults(data=list(batch.errors)) if batch.errors else None,
-        input_file_id=batch.input_file_id,
-        status=batch.status,
-        output_file_id=batch.output_file_id,
-        error_file_id=batch.error_file_id,
-        created_at=int(batch.created_at),
-        in_progress_at=seconds(batch.in_progress_at),
-        expires_at=int(batch.expires_at),
-        finalizing_at=seconds(batch.finalizing_at),
-        completed_at=seconds(batch.completed_at),
-        failed_at=seconds(batch.failed_at),
-        expired_at=seconds(batch.expired_at),
-        cancelling_at=seconds(batch.cancelling_at),
-        cancelled_at=seconds(batch.cancelled_at),
-        request_counts=RequestCounts(total=batch.num_lines, completed=batch.num_completed, failed=batch.num_failed),
-        metadata=batch.metadata,
-    )
+    """The batch object of a batch."""
+    counts = RequestCounts(total=batch.num_lines, completed=batch.num_completed, failed=batch.num_failed)
+    errors = BatchErrors(data=list(batch.errors)) if batch.errors else None
+    return BatchObject.model_validate({**dict(batch), "request_counts": counts, "errors": errors})
 
 
 def batch_routes(
@@ -115,12 +96,12 @@ def batch_routes(
     @router.post(
         "",
         operation_id="create_batch",
-        summary="Make the videos of a file's lines",
+        summary="Make the videos of an input file",
         responses=error_responses.responses(404, 415),
         openapi_extra=_BATCH_BODY,
     )
     async def create(request: Request, owner: Owner) -> BatchObject:
-        if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        if media_type(request.headers) != "application/json":
             raise UnsupportedBody("Send application/json.")
         file_id, metadata = _batch_fields(parse_json(await request.body()))
         file = await asyncio.to_thread(files.get, owner, file_id)
@@ -134,16 +115,14 @@ def batch_routes(
         return batch_object(await asyncio.to_thread(create_batch))
 
     @router.get("", operation_id="list_batches", summary="List batches", responses=error_responses.responses(422))
-    async def list_batches(owner: Owner, page: Annotated[BatchPage, Query()]) -> BatchList:
-        found, more = await asyncio.to_thread(
-            lambda: batches.list(owner, after=page.after, limit=page.limit, order="desc")
-        )
-        return BatchList.of([batch_object(each) for each in found], more=more)
+    async def list_batches(owner: Owner, page: Annotated[BatchListQuery, Query()]) -> BatchList:
+        found = await asyncio.to_thread(lambda: batches.list(owner, after=page.after, limit=page.limit))
+        return BatchList.of([batch_object(each) for each in found.documents], more=found.has_more)
 
     @router.get(
         "/{batch_id}",
         operation_id="retrieve_batch",
-        summary="How a batch is coming on",
+        summary="Retrieve a batch",
         responses=error_responses.responses(404, 422),
     )
     async def retrieve(owner: Owner, batch_id: str) -> BatchObject:
@@ -152,7 +131,7 @@ def batch_routes(
     @router.post(
         "/{batch_id}/cancel",
         operation_id="cancel_batch",
-        summary="Stop a batch; what is made is kept",
+        summary="Cancel a batch; its finished videos are kept",
         responses=error_responses.responses(404, 409, 422),
     )
     async def cancel(owner: Owner, batch_id: str) -> BatchObject:

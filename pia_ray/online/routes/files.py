@@ -1,4 +1,4 @@
-"""/v1/files in the wire format of the OpenAI API: lines of batches, pictures, and what batches give."""
+"""/v1/files in the wire format of the OpenAI API: input files of batches, pictures, and output files of batches."""
 
 from __future__ import annotations
 
@@ -9,31 +9,35 @@ from functools import partial
 from typing import Annotated, Any, Final, Literal
 
 from fastapi import APIRouter, Query, Request, Response
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from pia_ray.config.serve import ServeConfig
 from pia_ray.errors import BadParameter, UnsupportedBody
-from pia_ray.online.files import FileStore, Order, Purpose, StoredFile, parse_purpose
+from pia_ray.online.documents.document import Order
+from pia_ray.online.files import FileStore, Purpose, StoredFile, parse_purpose
 from pia_ray.online.http import error_responses
 from pia_ray.online.http.downloads import delivery
 from pia_ray.online.http.middleware import Owner
-from pia_ray.online.http.pagination import Listed, Listing, Page
-from pia_ray.online.requests.bodies import shown
+from pia_ray.online.http.pagination import Listed, Listing, PageQuery
+from pia_ray.online.http.wire_types import UnixTime
+from pia_ray.online.requests.bodies import media_type, shown
 from pia_ray.online.requests.request_limits import MAX_FILES
 
 FILE_TTL_S: Final = 30 * 24 * 3600.0
-"""How long files are kept that say nothing else."""
+"""Seconds for which files are kept by default."""
 
 _TTL_BOUNDS_S: Final = (3600, 30 * 24 * 3600)
 
 
 class FileObject(Listed):
-    """A file, as the openai clients know it."""
+    """A file in the format of the openai clients."""
+
+    model_config = ConfigDict(from_attributes=True)
 
     object: Literal["file"] = "file"
-    bytes: int
-    created_at: int
-    expires_at: int
+    bytes: int = Field(validation_alias="size_bytes")
+    created_at: UnixTime
+    expires_at: UnixTime
     filename: str
     purpose: Purpose
     status: Literal["processed"] = "processed"
@@ -43,16 +47,16 @@ class FileList(Listing[FileObject]):
     """Part of the list of files."""
 
 
-class FilePage(Page):
-    """Which part of the list of files."""
+class FileListQuery(PageQuery):
+    """The query parameters of the list of files."""
 
     limit: int = Field(100, ge=1, le=10_000)
     order: Order = Field("desc", description="By the time of creation.")
-    purpose: Purpose | None = Field(None, description="Of these files alone.")
+    purpose: Purpose | None = Field(None, description="Only files of this purpose.")
 
 
 class FileDeleted(BaseModel):
-    """That a file is gone."""
+    """The answer to a deletion."""
 
     id: str
     object: Literal["file"] = "file"
@@ -60,15 +64,8 @@ class FileDeleted(BaseModel):
 
 
 def file_object(file: StoredFile) -> FileObject:
-    """The file as callers get it."""
-    return FileObject(
-        id=file.id,
-        bytes=file.size_bytes,
-        created_at=int(file.created_at),
-        expires_at=int(file.expires_at),
-        filename=file.filename,
-        purpose=file.purpose,
-    )
+    """The file object of a stored file."""
+    return FileObject.model_validate(file)
 
 
 def file_routes(files: FileStore, *, config: ServeConfig, prefix: str = "/v1") -> APIRouter:
@@ -78,7 +75,7 @@ def file_routes(files: FileStore, *, config: ServeConfig, prefix: str = "/v1") -
     @router.post(
         "",
         operation_id="create_file",
-        summary="Upload lines of a batch, or a picture",
+        summary="Upload the input file of a batch, or a picture",
         responses=error_responses.responses(415),
         openapi_extra=_multipart(
             {
@@ -103,16 +100,16 @@ def file_routes(files: FileStore, *, config: ServeConfig, prefix: str = "/v1") -
         return file_object(await asyncio.to_thread(create_file))
 
     @router.get("", operation_id="list_files", summary="List files", responses=error_responses.responses(422))
-    async def list_files(owner: Owner, page: Annotated[FilePage, Query()]) -> FileList:
-        found, more = await asyncio.to_thread(
+    async def list_files(owner: Owner, page: Annotated[FileListQuery, Query()]) -> FileList:
+        found = await asyncio.to_thread(
             lambda: files.list(owner, after=page.after, limit=page.limit, order=page.order, purpose=page.purpose)
         )
-        return FileList.of([file_object(each) for each in found], more=more)
+        return FileList.of([file_object(each) for each in found.documents], more=found.has_more)
 
     @router.get(
         "/{file_id}",
         operation_id="retrieve_file",
-        summary="What a file is",
+        summary="Retrieve a file",
         responses=error_responses.responses(404, 422),
     )
     async def retrieve(owner: Owner, file_id: str) -> FileObject:
@@ -133,7 +130,7 @@ def file_routes(files: FileStore, *, config: ServeConfig, prefix: str = "/v1") -
         responses={
             **error_responses.responses(404, 422),
             200: {"description": "The content.", "content": {"application/octet-stream": {}}},
-            302: {"description": "A link to it, which works for a quarter of an hour."},
+            302: {"description": "A link to it, which is valid for 15 minutes."},
         },
     )
     @router.head(
@@ -157,8 +154,8 @@ def file_routes(files: FileStore, *, config: ServeConfig, prefix: str = "/v1") -
 
 
 async def _upload(request: Request, *, max_bytes: int) -> tuple[str, bytes, Mapping[str, str]]:
-    """Name and content of the one file of a form, and the other fields."""
-    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "multipart/form-data":
+    """Name and content of the form's only file, and the other fields."""
+    if media_type(request.headers) != "multipart/form-data":
         raise UnsupportedBody("Send multipart/form-data.")
     fields: dict[str, str] = {}
     found: tuple[str, bytes] | None = None
@@ -182,7 +179,7 @@ async def _upload(request: Request, *, max_bytes: int) -> tuple[str, bytes, Mapp
 
 
 def _filename(text: str) -> str:
-    """A name to show and to save under; it enters no path of ours."""
+    """A name for display and for downloads. It is never part of a path of ours."""
     return re.sub(r"[^\w .()+-]", "_", re.split(r"[/\\]", text)[-1])[:128].strip(" .") or "file"
 
 

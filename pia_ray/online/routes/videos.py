@@ -7,20 +7,21 @@ import time
 from typing import Annotated, Any, Final, Literal
 
 from fastapi import APIRouter, Header, Query, Request, Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, computed_field
 
-from pia_ray.config.knobs import REFERENCE_KNOBS, AnimationParams
+from pia_ray.config.knobs import REFERENCE_KNOBS
 from pia_ray.errors import Conflict
 from pia_ray.media import video
 from pia_ray.online.http import error_responses
 from pia_ray.online.http.downloads import delivery
 from pia_ray.online.http.middleware import Owner
-from pia_ray.online.http.pagination import Listed, Listing, Page
+from pia_ray.online.http.pagination import Listed, Listing, PageQuery
+from pia_ray.online.http.wire_types import UnixTime, VideoDescription, wire_params
 from pia_ray.online.requests import openapi
 from pia_ray.online.requests.aliases import IMAGE_FIELDS
 from pia_ray.online.requests.request_reader import FormReader
 from pia_ray.online.video_jobs import JobStore, VideoJob
-from pia_ray.online.video_jobs.creation import Intake
+from pia_ray.online.video_jobs.creation import JobCreator
 from pia_ray.online.video_jobs.dispatcher import Dispatcher, Outlook
 
 Variant = Literal["video", "thumbnail", "spritesheet"]
@@ -34,19 +35,21 @@ IdempotencyKey = Annotated[
     ),
 ]
 RetryCount = Annotated[
-    str | None, Header(alias="x-stainless-retry-count", description="Told by the openai clients.", max_length=20)
+    str | None, Header(alias="x-stainless-retry-count", description="Sent by the openai clients.", max_length=20)
 ]
 
 
 class VideoError(BaseModel):
-    """Why a video failed."""
+    """The error of a failed video."""
+
+    model_config = ConfigDict(from_attributes=True)
 
     code: str
     message: str
 
 
-class VideoObject(Listed):
-    """A video job, as the openai clients know it, with what more there is to tell."""
+class VideoObject(VideoDescription, Listed):
+    """A video job in the format of the openai clients, with the description of the finished video and more."""
 
     model_config = ConfigDict(
         protected_namespaces=(),
@@ -68,11 +71,11 @@ class VideoObject(Listed):
     )
 
     object: Literal["video"] = "video"
-    created_at: int = Field(description="Seconds since 1970, UTC, as all times here.")
-    completed_at: int | None = Field(None, description="When it completed or failed.")
-    expires_at: int | None = Field(None, description="When the video is deleted.")
+    created_at: UnixTime = Field(description="Seconds since 1970, UTC, as all times here.")
+    completed_at: UnixTime | None = Field(None, description="When it completed or failed.")
+    expires_at: UnixTime | None = Field(None, description="When the video is deleted.")
     status: Literal["queued", "in_progress", "completed", "failed"]
-    model: str
+    model: str = Field(description="The model's name in the request. Its version is `model_version`.")
     progress: int = Field(ge=0, le=100, description="Percent of the denoising steps done.")
     seconds: str = Field(description="Duration of the video.")
     size: str = Field(description="WIDTHxHEIGHT.")
@@ -81,33 +84,31 @@ class VideoObject(Listed):
     remixed_from_video_id: str | None = None
     format: str
     params: dict[str, Any] = Field(
-        description="The knobs that were given; once completed, all of them. The seed is text: it has 64 bits."
+        description="The given knobs; once completed, all knobs. The seed is text, because it has 64 bits."
     )
     batch_id: str | None = None
-    queue_position: int | None = Field(None, description="Jobs that go first, while it is queued.")
-    estimated_completion_at: int | None = Field(None, description="About when it will be done.")
-    num_frames: int | None = None
-    fps: int | None = None
-    size_bytes: int | None = None
-    sha256: str | None = Field(None, description="Of the video's file.")
-    model_version: str | None = None
-    gpu_seconds: float | None = None
-    motion: float | None = Field(None, description="How much moves, measured: 0 to 1.")
+    queue_position: int | None = Field(None, description="Jobs before it, while it is queued.")
+    estimated_completion_at: UnixTime | None = Field(None, description="Estimated time of its completion.")
+
+    @computed_field(description="The same as `gpu_s`.")
+    def gpu_seconds(self) -> float | None:
+        """The same as `gpu_s`."""
+        return self.gpu_s
 
 
 class VideoList(Listing[VideoObject]):
     """Part of the list of videos."""
 
 
-class VideoPage(Page):
-    """Which part of the list of videos."""
+class VideoListQuery(PageQuery):
+    """The query parameters of the list of videos."""
 
     limit: int = Field(20, ge=1, le=100)
     order: Literal["asc", "desc"] = Field("desc", description="By the time of creation.")
 
 
 class VideoDeleted(BaseModel):
-    """That a video is gone."""
+    """The answer to a deletion."""
 
     id: str
     object: Literal["video.deleted"] = "video.deleted"
@@ -115,44 +116,29 @@ class VideoDeleted(BaseModel):
 
 
 def video_object(job: VideoJob, outlook: Outlook | None = None) -> VideoObject:
-    """The job as callers get it, with what its future may bring as far as that is told."""
-    left_s = None if outlook is None or job.ended else outlook.eta_s
+    """The video object of a job, with its expected course if `outlook` is given."""
     made = job.result
-    return VideoObject(
-        id=job.id,
-        created_at=int(job.created_at),
-        completed_at=None if job.completed_at is None else int(job.completed_at),
-        expires_at=None if job.expires_at is None else int(job.expires_at),
-        status=job.status,
-        model=job.model,
-        progress=job.progress,
-        seconds=job.seconds,
-        size=job.size,
-        prompt=job.prompt,
-        error=None if job.error is None else VideoError(code=job.error.code, message=job.error.message),
-        remixed_from_video_id=job.remixed_from_video_id,
-        format=job.format,
-        params=_shown(job.params if made is None else made.params),
-        batch_id=job.batch_id,
-        queue_position=None if outlook is None or job.status != "queued" else outlook.position,
-        estimated_completion_at=None if left_s is None else int(time.time() + left_s + 0.5),
-        num_frames=None if made is None else made.num_frames,
-        fps=None if made is None else made.fps,
-        size_bytes=None if made is None else made.size_bytes,
-        sha256=None if made is None else made.sha256,
-        model_version=None if made is None else made.model_version,
-        gpu_seconds=None if made is None else made.gpu_s,
-        motion=None if made is None else made.motion,
+    left_s = None if outlook is None or job.ended else outlook.eta_s
+    return VideoObject.model_validate(
+        {
+            **dict(job),
+            **({} if made is None else dict(made)),
+            "params": wire_params(job.params, only_given=True)
+            if made is None
+            else wire_params(made.params, only_given=False),
+            "queue_position": None if outlook is None or job.status != "queued" else outlook.position,
+            "estimated_completion_at": None if left_s is None else time.time() + left_s + 0.5,
+        }
     )
 
 
 def video_routes(
-    *, intake: Intake, jobs: JobStore, reader: FormReader, dispatcher: Dispatcher, prefix: str = "/v1"
+    *, creator: JobCreator, jobs: JobStore, reader: FormReader, dispatcher: Dispatcher, prefix: str = "/v1"
 ) -> APIRouter:
     """The routes below /v1/videos."""
     router = APIRouter(prefix=f"{prefix}/videos", tags=["videos"])
 
-    async def told(job: VideoJob, response: Response) -> VideoObject:
+    async def answer(job: VideoJob, response: Response) -> VideoObject:
         outlook = await dispatcher.outlook(job)
         if not job.ended:
             response.headers["openai-poll-after-ms"] = str(outlook.poll_after_ms)
@@ -173,23 +159,23 @@ def video_routes(
         retry_count: RetryCount = None,
     ) -> VideoObject:
         fields = await reader.fields(request)
-        job = await intake.create(owner, fields, idempotency_key=idempotency_key, retry_count=_count(retry_count))
+        job = await creator.create(owner, fields, idempotency_key=idempotency_key, retry_count=_count(retry_count))
         dispatcher.wake()
-        return await told(job, response)
+        return await answer(job, response)
 
     @router.get("", operation_id="list_videos", summary="List videos", responses=error_responses.responses(404, 422))
-    async def list_videos(owner: Owner, page: Annotated[VideoPage, Query()]) -> VideoList:
+    async def list_videos(owner: Owner, page: Annotated[VideoListQuery, Query()]) -> VideoList:
         found = await asyncio.to_thread(lambda: jobs.list(owner, after=page.after, limit=page.limit, order=page.order))
-        return VideoList.of([video_object(job) for job in found.jobs], more=found.has_more)
+        return VideoList.of([video_object(job) for job in found.documents], more=found.has_more)
 
     @router.get(
         "/{video_id}",
         operation_id="retrieve_video",
-        summary="How a video is coming on",
+        summary="Retrieve a video",
         responses=error_responses.responses(404, 422),
     )
     async def retrieve(owner: Owner, response: Response, video_id: str) -> VideoObject:
-        return await told(await asyncio.to_thread(jobs.get, owner, video_id), response)
+        return await answer(await asyncio.to_thread(jobs.get, owner, video_id), response)
 
     @router.delete(
         "/{video_id}",
@@ -199,19 +185,19 @@ def video_routes(
     )
     async def delete(owner: Owner, video_id: str) -> VideoDeleted:
         await asyncio.to_thread(jobs.delete, owner, video_id)
-        dispatcher.nudge(video_id)
+        dispatcher.recheck(video_id)
         return VideoDeleted(id=video_id)
 
     @router.post(
         "/{video_id}/cancel",
         operation_id="cancel_video",
-        summary="Stop a video that is not done",
+        summary="Cancel a video that is not completed",
         responses=error_responses.responses(404, 409, 422),
     )
     async def cancel(owner: Owner, response: Response, video_id: str) -> VideoObject:
         job = await asyncio.to_thread(jobs.cancel, owner, video_id)
-        dispatcher.nudge(video_id)
-        return await told(job, response)
+        dispatcher.recheck(video_id)
+        return await answer(job, response)
 
     @router.post(
         "/{video_id}/remix",
@@ -229,7 +215,7 @@ def video_routes(
         retry_count: RetryCount = None,
     ) -> VideoObject:
         fields = await reader.fields(request)
-        job = await intake.remix(
+        job = await creator.remix(
             owner,
             video_id,
             fields,
@@ -237,7 +223,7 @@ def video_routes(
             retry_count=_count(retry_count),
         )
         dispatcher.wake()
-        return await told(job, response)
+        return await answer(job, response)
 
     @router.get(
         "/{video_id}/content",
@@ -247,22 +233,22 @@ def video_routes(
         responses={
             **error_responses.responses(404, 409, 422),
             200: {"description": "The file.", "content": {mime: {} for mime in (*video.MIME.values(), "image/webp")}},
-            206: {"description": "The part that a Range header asked for."},
-            302: {"description": "A link to the file, which works for a quarter of an hour."},
+            206: {"description": "The part of the Range header."},
+            302: {"description": "A link to the file, which is valid for 15 minutes."},
             416: {"description": "The file has no such part."},
         },
     )
     @router.head(
         "/{video_id}/content",
         operation_id="describe_video_content",
-        summary="Length and type of what the same GET gives",
+        summary="Length and type of the content",
         response_class=Response,
         responses=error_responses.responses(404, 409, 422),
     )
     async def content(request: Request, owner: Owner, video_id: str, variant: Variant = "video") -> Response:
         job = await asyncio.to_thread(jobs.get, owner, video_id)
         if job.result is None:
-            raise Conflict(f"video {job.id} has no content: it is {job.status}")
+            raise Conflict(f"video {job.id} has no content, because it is {job.status}")
         uri = {
             "video": job.result.video_uri,
             "thumbnail": job.result.thumbnail_uri,
@@ -291,7 +277,7 @@ def _create_body() -> dict[str, Any]:
 
 
 def _remix_body() -> dict[str, Any]:
-    """As for a new video, without the files, which are the first video's."""
+    """The body of a new video without its files, which are those of the remixed one."""
     found = openapi.body_schema(files=False)
     left_out = {*IMAGE_FIELDS, *REFERENCE_KNOBS}
     properties = {name: each for name, each in found["properties"].items() if name not in left_out}
@@ -310,8 +296,8 @@ _JOB_FIELDS: Final[dict[str, Any]] = {
         "type": "string",
         "format": "uri",
         "maxLength": 2000,
-        "description": "An https:// URL that is told when the video is completed or has failed, signed by the Standard "
-        "Webhooks scheme.",
+        "description": "An https:// URL that receives an event when the video has completed or failed, signed by the "
+        "Standard Webhooks scheme.",
     }
 }
 _BY_FILE_ID: Final[dict[str, Any]] = {
@@ -320,13 +306,6 @@ _BY_FILE_ID: Final[dict[str, Any]] = {
     "properties": {"file_id": {"type": "string", "description": "A picture of /v1/files."}},
     "additionalProperties": False,
 }
-
-
-def _shown(params: AnimationParams) -> dict[str, Any]:
-    values = params.model_dump(mode="json", exclude_unset=True)
-    if values.get("seed") is not None:
-        values["seed"] = str(values["seed"])
-    return values
 
 
 def _count(text: str | None) -> int:

@@ -4,12 +4,12 @@ Owns Ray for the online wing. `serve run pia_ray.online.serve:build_app model=de
 """
 
 from pia_ray.online.serve.deployments import build_app, build_endpoint
-from pia_ray.online.serve.engines import Engine, RayRenderer
+from pia_ray.online.serve.engines import EngineReplica, RayRenderer
 from pia_ray.online.serve.proxy import proxy_middlewares
 from pia_ray.online.serve.server import run_server
 
 __all__ = [
-    "Engine",
+    "EngineReplica",
     "RayRenderer",
     "build_app",
     "build_endpoint",

@@ -1,4 +1,4 @@
-"""From a `ServeConfig` to a Serve application: what is deployed, with which of Serve's options."""
+"""The Serve application of a `ServeConfig`: its deployments and their options."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pia_ray import weights
 from pia_ray.config.knobs import suggest
 from pia_ray.config.serve import ServeConfig, is_loopback, load_serve
 from pia_ray.errors import ConfigError
-from pia_ray.online.serve.engines import Engine, MakeAnimator, RayRenderer
+from pia_ray.online.serve.engines import EngineReplica, MakeAnimator, RayRenderer
 from pia_ray.online.video_jobs import JobStore
 from pia_ray.pia import make_animator
 
@@ -31,7 +31,7 @@ SECRETS: Final[Mapping[str, str]] = {
     "webhook_secret": "PIA_RAY_WEBHOOK_SECRET",
     "metrics_token": "PIA_RAY_METRICS_TOKEN",
 }
-"""Settings that the environment of the ingress gives where the config does not: Ray shows configs to who asks it."""
+"""Settings that the environment of the ingress may give instead, because Ray's dashboard shows the config."""
 
 INGRESS_REQUESTS: Final = 256
 """Requests at once in one ingress. Most wait for an engine; uploads are bounded by the API's own limits."""
@@ -49,7 +49,7 @@ def build_app(settings: ServeConfig | Mapping[str, Any]) -> serve.Application:
 
 
 def build_endpoint(config: ServeConfig, *, make_animator: MakeAnimator) -> serve.Application:
-    """As `build_app`, with engines on animators of one's own.
+    """As `build_app`, with engines on the animators of `make_animator`.
 
     Raises:
         ConfigError: the options for Serve are wrong.
@@ -62,19 +62,19 @@ def build_endpoint(config: ServeConfig, *, make_animator: MakeAnimator) -> serve
 
 
 def bind_engines(config: ServeConfig, *, make_animator: MakeAnimator) -> serve.Application:
-    """The engines alone, for an ingress of one's own: its handle to them makes a `RayRenderer`.
+    """The engines alone, for another ingress: a `RayRenderer` takes its handle to them.
 
     Raises:
         ConfigError: the options for Serve are wrong.
     """
-    engines = serve.deployment(name="Engine")(Engine).options(**engine_options(config))
+    engines = serve.deployment(name="Engine")(EngineReplica).options(**engine_options(config))
     app: serve.Application = engines.bind(config, make_animator, max(1, int(config.cpus_per_replica)))
     return app
 
 
 @serve.ingress()
 class Ingress:
-    """The HTTP interface: any number of replicas, none of which keeps anything that storage has not."""
+    """The HTTP interface. It may have any number of replicas, because all state is in storage."""
 
     def __init__(self, config: ServeConfig, engines: DeploymentHandle[Any]) -> None:
         _check_host(config)
@@ -94,18 +94,18 @@ class Ingress:
         return app
 
     async def check_health(self) -> None:
-        """Called by Serve, which replaces this process where it raises."""
+        """Called by Serve, which replaces this process if it raises."""
         self._service.check_alive()
 
 
 class DropRequestId:
-    """Takes our request id out of answers: Serve's proxy puts the same one on, and two would be read as one of both."""
+    """Removes our request id from answers. Serve's proxy adds the same one, and clients would join the two."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request, as ASGI has it."""
+        """Serves one ASGI connection."""
 
         async def send_without(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -119,14 +119,14 @@ def engine_options(config: ServeConfig) -> dict[str, Any]:
     """Serve's options of the engines.
 
     Raises:
-        ConfigError: `deployment_config` has one that there is not.
+        ConfigError: `deployment_config` has an unknown option.
     """
     rows = config.max_batch_size
     options: dict[str, Any] = {
-        # Engines refuse by themselves, at once and by priority, what is above rows + max_waiting. Were Serve's bound
-        # the lower one, the rest would wait in line before the engine, whatever its priority.
+        # Engines themselves refuse requests above rows + max_waiting, at once and by priority. With a lower bound of
+        # Serve's the others would queue before the engine, without regard to priority.
         "max_ongoing_requests": 2 * (rows + config.max_waiting),
-        # Of each ingress, while there is no engine: as many as one engine takes.
+        # Of each ingress, while there is no engine: the number that one engine accepts.
         "max_queued_requests": rows + config.max_waiting,
         "graceful_shutdown_timeout_s": config.graceful_shutdown_s,
         "health_check_timeout_s": 120.0,  # a model that loads or a busy host may hold the event loop
@@ -148,22 +148,28 @@ def ingress_options(config: ServeConfig) -> dict[str, Any]:
     """Serve's options of the HTTP ingress.
 
     Raises:
-        ConfigError: `ingress_deployment_config` has one that there is not.
+        ConfigError: `ingress_deployment_config` has an unknown option.
     """
     options = {
         "num_replicas": 1,
         "max_ongoing_requests": INGRESS_REQUESTS,
         "max_queued_requests": INGRESS_REQUESTS,
         "backpressure_config": {"status_code": 429, "retry_after_s": 1},
-        "graceful_shutdown_timeout_s": config.sync_timeout_s + 10,
+        # First calls end, then the videos that this ingress has rendered.
+        "graceful_shutdown_timeout_s": end_s(config),
         "health_check_timeout_s": 60.0,
         "ray_actor_options": {"num_cpus": 0.1},
     }
     return _merged(options, config.ingress_deployment_config, "ingress_deployment_config")
 
 
+def end_s(config: ServeConfig) -> float:
+    """Seconds that an ingress may take to end, of which it gives video jobs back in the last ones."""
+    return config.sync_timeout_s + config.graceful_shutdown_s + 10
+
+
 def _pinned(config: ServeConfig) -> ServeConfig:
-    """As every replica must mean it: branches as commits, and relative paths, which there lead elsewhere, absolute."""
+    """The config for replicas: branches as commits, and absolute paths, because replicas have other working folders."""
     changes: dict[str, Any] = {"models": {name: weights.pin(model) for name, model in config.models.items()}}
     if "://" not in config.storage:
         changes["storage"] = str(Path(config.storage).resolve())
@@ -176,7 +182,7 @@ def _merged(options: dict[str, Any], given: Mapping[str, Any], setting: str) -> 
     known = [name for name in DeploymentSchema.model_fields if name != "name"]
     for name, value in given.items():
         if name not in known:
-            # Serve takes any name in silence where an application is built from a file.
+            # Serve accepts any name silently in an application that is built from a file.
             raise ConfigError(f'{setting}: Ray Serve has no option "{name}".{suggest(name, known)}')
         before = options.get(name)
         options[name] = {**before, **value} if isinstance(before, dict) and isinstance(value, Mapping) else value
@@ -198,14 +204,14 @@ def _gpus(config: ServeConfig) -> float:
 
 
 def _check_host(config: ServeConfig) -> None:
-    """Refuses to let everybody in where the proxies of this cluster, which no config of ours sets, listen to all.
+    """Refuses an open endpoint on a cluster whose proxies, which our config does not set, listen on all addresses.
 
     Raises:
-        ConfigError: they do, and the config neither has keys nor says that it is meant.
+        ConfigError: they do, and the config has neither `api_keys` nor `allow_anonymous`.
     """
     if config.needs_key or config.allow_anonymous:
         return
-    client = serve.context._get_global_client()  # no public call tells it (ray 2.60)
+    client = serve.context._get_global_client()  # no public call gives it (ray 2.60)
     host = client.http_config.host if client is not None else None
     if host and not is_loopback(host):
         raise ConfigError(

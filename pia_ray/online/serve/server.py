@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable
 from typing import Final
 
@@ -16,7 +17,7 @@ from ray import serve
 
 from pia_ray.config.serve import ServeConfig
 from pia_ray.errors import ConfigError, JobError
-from pia_ray.online.serve.deployments import build_endpoint
+from pia_ray.online.serve.deployments import build_endpoint, end_s
 from pia_ray.online.serve.engines import MakeAnimator
 from pia_ray.online.serve.proxy import PROXY_CALLBACK, proxy_middlewares
 from pia_ray.pia import make_animator
@@ -36,8 +37,9 @@ def run_server(
 ) -> None:
     """Serves until SIGINT or SIGTERM, or until `stop` is set; calls `ready` with the page's address.
 
-    Runs on a Ray cluster of its own. At the end calls that run are finished, a second signal aside; video jobs are in
-    storage, where the next server finds them.
+    Runs on a Ray cluster of its own. At the end calls that run are finished, and videos that are being made, for
+    `graceful_shutdown_s`; a second signal cuts that short. Other video jobs are in storage, where the next server finds
+    them.
 
     Raises:
         ConfigError: a setting is wrong, or the port is taken.
@@ -65,7 +67,7 @@ def run_server(
             ready(f"http://{host}:{port}/")
             stop.wait()
             stop.clear()
-            _shut_down(stop, timeout_s=config.sync_timeout_s)
+            _shut_down(stop, timeout_s=end_s(config))
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
@@ -97,10 +99,12 @@ def _signals() -> tuple[signal.Signals, ...]:
 
 
 def _shut_down(again: threading.Event, *, timeout_s: float) -> None:
-    """Lets calls end that run; a second signal, or the time that a call may take, cuts that short."""
+    """Lets calls and videos end that are being made; a second signal, or that time, cuts this short."""
     # The application alone: Serve itself goes with its cluster, and complains where it is shut down before.
-    ended = threading.Thread(target=serve.delete, args=(APPLICATION,), name="shutdown", daemon=True)
-    ended.start()
-    waited_s = 0.0
-    while ended.is_alive() and waited_s < timeout_s and not again.wait(0.2):
-        waited_s += 0.2
+    serve.delete(APPLICATION, _blocking=False)
+    deadline = time.monotonic() + timeout_s
+    told = False
+    while APPLICATION in serve.status().applications and time.monotonic() < deadline and not again.wait(0.2):
+        if not told and time.monotonic() > deadline - timeout_s + 2:
+            log.warning("ends when the videos that are being made have ended; a second signal ends it at once")
+            told = True

@@ -1,4 +1,4 @@
-"""Makes video jobs of what callers ask for: one video, a remix, a line of a batch. Knows no routes."""
+"""Makes video jobs of requests: of a single video, a remix, a line of a batch. Knows no routes."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ _REMIXED: Final = frozenset({*IMAGE_FIELDS, *REFERENCE_KNOBS})
 
 
 @dataclass(frozen=True)
-class LineAsked:
-    """A line that is to become a video job."""
+class LineRequest:
+    """The request of a batch's line for a video job."""
 
     owner: str
     batch_id: str
@@ -31,8 +31,8 @@ class LineAsked:
     idempotency_key: str
 
 
-class Intake:
-    """Where requests become video jobs."""
+class JobCreator:
+    """Makes video jobs of requests."""
 
     def __init__(self, config: ServeConfig, *, jobs: JobStore, files: FileStore, reader: FormReader) -> None:
         self._config = config
@@ -46,12 +46,11 @@ class Intake:
         """The job of a request for one video.
 
         Raises:
-            RowError: a field is wrong, or a picture cannot be had or used.
-            Busy: the owner has as many open jobs as a key may have.
+            RowError: a field is wrong, or a picture cannot be fetched or used.
+            Busy: the owner has the maximum of open jobs.
         """
-        asked = await self._read(owner, fields)
         return await self._create(
-            asked,
+            await self._read(owner, fields),
             VIDEO_JOB,
             owner=owner,
             idempotency_key=idempotency_key,
@@ -68,7 +67,7 @@ class Intake:
         idempotency_key: str | None,
         retry_count: int,
     ) -> VideoJob:
-        """The job of another video of the same picture, model and seed, with other words or knobs.
+        """The job of a video of the same picture, model and seed, with another prompt or other knobs.
 
         Raises:
             JobNotFound: there is no such video.
@@ -80,10 +79,10 @@ class Intake:
             raise Conflict(f"video {source.id} is {source.status}: only a completed video can be remixed")
         for name in fields:
             if name in _REMIXED:
-                raise BadParameter(f"{name} is the remixed video's own and cannot be changed: make a new video", name)
+                raise BadParameter(f"{name} is that of the remixed video and cannot be changed: make a new video", name)
         if "prompt" not in fields:
             raise BadParameter("prompt is missing: say what is to change", "prompt")
-        asked = await asyncio.to_thread(self._jobs.request, source)
+        request = await asyncio.to_thread(self._jobs.request, source)
         kept: dict[str, object] = {
             name: value
             for name, value in source.params.model_dump(exclude_unset=True).items()
@@ -94,9 +93,9 @@ class Intake:
         if "seconds" in fields:
             kept.pop("num_frames", None)
         seed = source.result.params.seed
-        given = {"model": source.model, "format": source.format, "seed": seed, **kept, **asked.inputs}
+        given = {"model": source.model, "format": source.format, "seed": seed, **kept, **request.inputs}
         return await self._create(
-            await self._read(owner, {**given, "image": asked.image, **fields}),
+            await self._read(owner, {**given, "image": request.image, **fields}),
             VIDEO_JOB,
             owner=owner,
             remixed_from_video_id=source.id,
@@ -105,11 +104,11 @@ class Intake:
             max_open=self._config.max_jobs_per_key,
         )
 
-    async def create_line(self, line: LineAsked) -> VideoJob:
-        """The job of a batch's line; the same one when asked again.
+    async def create_line(self, line: LineRequest) -> VideoJob:
+        """The job of a batch's line, the same one at every call. It does not count as an open job of the owner.
 
         Raises:
-            RowError: as `create`. Open jobs of a batch do not count as the owner's.
+            RowError: as `create`.
         """
         return await self._create(
             await self._read(line.owner, line.body),
@@ -121,7 +120,7 @@ class Intake:
 
     async def _create(
         self,
-        asked: tuple[Form, str | None],
+        read: tuple[Form, str | None],
         priority: int,
         *,
         owner: str,
@@ -131,7 +130,7 @@ class Intake:
         batch_id: str | None = None,
         remixed_from_video_id: str | None = None,
     ) -> VideoJob:
-        form, webhook_url = asked
+        form, webhook_url = read
         return await asyncio.to_thread(
             partial(
                 self._jobs.create,

@@ -1,60 +1,34 @@
-"""What the document of a video job says, and what may be told of an error."""
+"""The document of a video job."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from datetime import datetime
 from typing import Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_serializer
+from pydantic import Field, field_serializer
 
 from pia_ray.config.knob_types import VideoFormat
 from pia_ray.config.knobs import AnimationParams
+from pia_ray.errors import JobConflict, JobNotFound
+from pia_ray.online.documents.document import Document, Index, Kind
 from pia_ray.online.public_errors import PublicError
+from pia_ray.online.rendering.renderer import FinishedVideo
 
 Status = Literal["queued", "in_progress", "completed", "failed"]
 
-CANCELLED: Final = "cancelled"
-"""Code of the error of a job that its owner took back."""
 
-
-class VideoResult(BaseModel):
-    """The finished video of a job: where its files are, and what was used and measured."""
-
-    model_config = ConfigDict(frozen=True, protected_namespaces=())
+class VideoResult(FinishedVideo):
+    """The finished video of a job, and where its files are."""
 
     video_uri: str
     thumbnail_uri: str
     spritesheet_uri: str
-    size_bytes: int
-    sha256: str
-    num_frames: int
-    """Frames of the video."""
-    width: int
-    height: int
-    fps: int
-    params: AnimationParams
-    """Resolved, with the seed that was used."""
-    model_version: str
-    """Name and version of the model that made it."""
-    gpu_s: float
-    animate_s: float
-    motion: float
 
 
-class VideoJob(BaseModel):
-    """One video job. Times are seconds since 1970 by the store's clock."""
+class VideoJob(Document):
+    """One video job."""
 
-    # A newer replica's fields stay in the document when an older one changes it, as during an upgrade.
-    model_config = ConfigDict(frozen=True, extra="allow", protected_namespaces=())
-
-    id: str
-    """`video_`, the time of creation and 128 random bits: sorts by time, and cannot be guessed."""
-    owner: str
-    """Id of the key that made it."""
     status: Status = "queued"
-    created_at: float
     started_at: float | None = None
     """When the engine did the first step of the latest attempt."""
     completed_at: float | None = None
@@ -62,7 +36,7 @@ class VideoJob(BaseModel):
     expires_at: float | None = None
     """When it is deleted; set when it ends."""
     model: str
-    """As asked for: the name of a model."""
+    """The model's name in the request."""
     prompt: str
     seconds: str
     """Length of the video, as text."""
@@ -71,32 +45,32 @@ class VideoJob(BaseModel):
     progress: int = Field(0, ge=0, le=100)
     """Percent of the denoising steps done; 100 when completed."""
     eta_at: float | None = None
-    """About when it will be done, once it is in progress."""
+    """Estimated time of its completion, once it is in progress."""
     error: PublicError | None = None
+    cancelled: bool = False
+    """Whether its owner cancelled it; its error may say `cancelled` also where an engine shut down."""
     params: AnimationParams
-    """As asked for; which knobs were given is kept."""
+    """As in the request; which knobs were given is kept."""
     format: VideoFormat = "mp4"
     inputs: dict[str, str] = Field(default_factory=dict)
-    """URIs of the files that came with it: `image`, and knobs by name."""
+    """URIs of the request's files: `image`, and those of knobs by their names."""
     result: VideoResult | None = None
     remixed_from_video_id: str | None = None
     batch_id: str | None = None
     priority: int = Field(ge=0, le=9)
-    """As a RenderRequest's: the least goes first."""
+    """As that of a RenderRequest: the least is first."""
     record: str
-    """Name of the record by which an equal request finds it."""
+    """Name of the record by which the same request finds it again."""
     webhook_url: str | None = None
     webhook_state: Literal["none", "pending", "delivered", "failed"] = "none"
     webhook_attempts: int = 0
     attempt: int = 0
-    """Attempts begun, but for those given back."""
+    """Attempts begun, without those given back."""
     not_before: float = 0.0
-    """No attempt begins earlier."""
+    """Time before which no attempt begins."""
     lease_owner: str | None = None
-    """The dispatcher that has it in hand, or that delivers its webhook."""
+    """The dispatcher that has claimed it, or that delivers its webhook."""
     lease_until: float = 0.0
-    revision: int = 0
-    """Counts the changes of this document."""
 
     @field_serializer("params")
     def _given_params(self, params: AnimationParams) -> dict[str, Any]:
@@ -104,44 +78,28 @@ class VideoJob(BaseModel):
 
     @property
     def ended(self) -> bool:
-        """Whether nothing more will happen to it."""
+        """Whether it has completed or failed."""
         return self.status in ("completed", "failed")
 
     @property
-    def cancelled(self) -> bool:
-        """Whether its owner took it back."""
-        return self.error is not None and self.error.code == CANCELLED
-
-    @property
     def claimable_at(self) -> float:
-        """From when on a dispatcher may claim it; infinite once it has ended."""
+        """Time from which a dispatcher may claim it; infinite once it has ended."""
         return math.inf if self.ended else max(self.not_before, self.lease_until)
 
 
-@dataclass(frozen=True)
-class Revision:
-    """A job as it was read or written, for a change that is refused if somebody else has changed it since."""
+VIDEO_JOBS: Final = Kind(
+    name="video",
+    model=VideoJob,
+    folder="jobs",
+    expires_at=lambda job: job.expires_at,
+    id_bytes=16,
+    owner_digits=16,
+    not_found=JobNotFound,
+    conflict=JobConflict,
+)
 
-    job: VideoJob
-    etag: str
+QUEUE: Final = Index[VideoJob]("queue", lambda job: None if job.ended else job.priority, digits=1)
+"""Jobs that have not ended, in the order in which they are claimed."""
 
-
-@dataclass(frozen=True)
-class Entry:
-    """A job as an index names it: the queue, the outbox, or the list of what expires."""
-
-    id: str
-    rank: int
-    """What the index sorts by before the time of creation: the priority in the queue, the second of expiry, else 0."""
-    owner_folder: str
-    written_at: datetime
-    uri: str
-
-
-@dataclass(frozen=True)
-class Page:
-    """Part of a list of jobs."""
-
-    jobs: tuple[VideoJob, ...]
-    has_more: bool
-    """Whether others follow the last of these."""
+WEBHOOKS: Final = Index[VideoJob]("webhooks", lambda job: 0 if job.webhook_state == "pending" else None)
+"""Ended jobs whose webhook is not settled."""

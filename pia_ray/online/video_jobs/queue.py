@@ -1,106 +1,89 @@
-"""What dispatchers do with video jobs: find open ones, claim them, keep them by heartbeats, end them."""
+"""The queue of video jobs for dispatchers: read, claimed, kept by heartbeats, ended."""
 
 from __future__ import annotations
 
 import hashlib
-import itertools
 
 from pia_ray import storage
 from pia_ray.errors import JobConflict, JobNotFound, PiaRayError
 from pia_ray.media import video
+from pia_ray.online.documents.document import IndexEntry, Revision
 from pia_ray.online.public_errors import public_error
 from pia_ray.online.rendering.renderer import Rendered
-from pia_ray.online.video_jobs import layout
-from pia_ray.online.video_jobs.document import Entry, Revision, VideoJob, VideoResult
-from pia_ray.online.video_jobs.documents import QUEUED, Documents
+from pia_ray.online.requests.aliases import seconds_text, size_text
+from pia_ray.online.video_jobs.document import QUEUE, VideoJob, VideoResult
+from pia_ray.online.video_jobs.documents import QUEUED, JobDocuments
 
 
 class JobQueue:
-    """The open jobs of all owners. Of several workers that want a job one gets it, and one ends it."""
+    """The open jobs of all owners. Of several workers one claims a job, and one ends it."""
 
-    def __init__(self, documents: Documents) -> None:
+    def __init__(self, documents: JobDocuments) -> None:
         self._documents = documents
 
     @property
     def lease_s(self) -> float:
-        """A claim that was not renewed for so long may be taken over."""
+        """Seconds without a renewal after which another worker may claim the job."""
         return self._documents.lease_s
 
-    def entries(self, limit: int | None = None) -> tuple[Entry, ...]:
-        """The first `limit` jobs that have not ended, or all, as they go: by priority, then by age."""
-        return tuple(itertools.islice(self._documents.entries(layout.queue_uri(self._documents.prefix)), limit))
+    def entries(self, limit: int | None = None) -> tuple[IndexEntry, ...]:
+        """The first `limit` jobs that have not ended, or all, by priority and then by age."""
+        return self._documents.store.entries(QUEUE, limit)
 
-    def read(self, entry: Entry) -> Revision:
+    def read(self, entry: IndexEntry) -> Revision[VideoJob]:
         """The job of an entry. An entry whose job has ended is removed.
 
         Raises:
             JobNotFound: there is no such job, or not yet.
         """
-        now = self._documents.read_entry(entry)
-        if now.job.ended:
+        now = self._documents.store.read_entry(entry)
+        if now.document.ended:
             storage.delete(entry.uri)
         return now
 
-    def claim(self, at: Revision, *, worker: str) -> Revision:
-        """The job in this worker's hands until its lease runs out; one more attempt is counted.
+    def claim(self, at: Revision[VideoJob], *, worker: str) -> Revision[VideoJob]:
+        """The job, claimed for this worker until its lease runs out; one more attempt is counted.
 
         Raises:
-            JobConflict: it is not to be had (any more).
+            JobConflict: it cannot be claimed now, or was changed since `at`.
         """
-        if at.job.claimable_at > self._documents.now():
-            raise JobConflict(f"{at.job.id} is in other hands, or has ended")
-        change = {**QUEUED, **self._documents.lease(worker), "attempt": at.job.attempt + 1}
-        return self._documents.replace(at, change)
+        if at.document.claimable_at > self._documents.store.now():
+            raise JobConflict(f"{at.document.id} has ended, or another worker has claimed it")
+        change = {**QUEUED, **self._documents.lease(worker), "attempt": at.document.attempt + 1}
+        return self._documents.store.replace(at, change)
 
-    def heartbeat(self, at: Revision, *, progress: int | None = None, eta_s: float | None = None) -> Revision:
-        """Renews the lease. With a `progress`, in percent, the job is in progress, and done in about `eta_s`.
+    def heartbeat(
+        self, at: Revision[VideoJob], *, progress: int | None = None, eta_s: float | None = None
+    ) -> Revision[VideoJob]:
+        """The job with its lease renewed. With a `progress`, in percent, it is in progress, and done in about `eta_s`.
 
         Raises:
-            JobConflict: it was cancelled, or another worker has taken it over.
+            JobConflict: it was cancelled, or another worker has claimed it.
             JobNotFound: it was deleted.
         """
-        now = self._documents.now()
+        now = self._documents.store.now()
         change: dict[str, object] = {"lease_until": now + self.lease_s}
         if progress is not None:
             change |= {"status": "in_progress", "progress": max(0, min(progress, 99))}
-            change |= {"started_at": at.job.started_at or now, "eta_at": None if eta_s is None else now + eta_s}
+            change |= {"started_at": at.document.started_at or now, "eta_at": None if eta_s is None else now + eta_s}
         return self._documents.replace_held(at, change)
 
-    def finish(self, at: Revision, rendered: Rendered) -> VideoJob:
-        """Stores the video and its pictures, and after that the document that says `completed`.
-
-        Raises:
-            JobConflict, JobNotFound: as `heartbeat`; the files are removed again.
-            StorageError: the store failed.
-        """
-        return self.complete(at, self.store(at, rendered))
-
-    def store(self, at: Revision, rendered: Rendered) -> VideoResult:
-        """Stores the video and its pictures, where no other attempt of any worker does."""
-        folder, made = self._attempt_uri(at), rendered.video
+    def store(self, at: Revision[VideoJob], rendered: Rendered) -> VideoResult:
+        """The stored video and its pictures, at URIs of this attempt of this worker."""
+        folder = self._attempt_uri(at)
         result = VideoResult(
-            video_uri=storage.join(folder, f"video.{made.format}"),
+            **dict(rendered.video),
+            video_uri=storage.join(folder, f"video.{rendered.format}"),
             thumbnail_uri=storage.join(folder, "thumbnail.webp"),
             spritesheet_uri=storage.join(folder, "spritesheet.webp"),
-            size_bytes=made.size_bytes,
-            sha256=made.sha256,
-            num_frames=made.num_frames,
-            width=made.width,
-            height=made.height,
-            fps=made.fps,
-            params=rendered.params,
-            model_version=rendered.model,
-            gpu_s=rendered.gpu_s,
-            animate_s=rendered.animate_s,
-            motion=rendered.motion,
         )
         storage.write_bytes(result.thumbnail_uri, rendered.thumbnail, content_type="image/webp")
         storage.write_bytes(result.spritesheet_uri, rendered.spritesheet, content_type="image/webp")
-        storage.write_bytes(result.video_uri, made.content, content_type=video.MIME[made.format])
+        storage.write_bytes(result.video_uri, rendered.content, content_type=video.MIME[rendered.format])
         return result
 
-    def complete(self, at: Revision, result: VideoResult) -> VideoJob:
-        """Ends the job with what `store` has stored.
+    def complete(self, at: Revision[VideoJob], result: VideoResult) -> VideoJob:
+        """The completed job, with the result of `store`.
 
         Raises:
             JobConflict, JobNotFound: as `heartbeat`; the files are removed again.
@@ -109,44 +92,49 @@ class JobQueue:
             "status": "completed",
             "progress": 100,
             "result": result,
-            "seconds": f"{result.num_frames / result.fps:g}",
-            "size": f"{result.width}x{result.height}",
+            "seconds": seconds_text(result.num_frames, result.fps),
+            "size": size_text(result.width, result.height),
         }
         try:
-            return self._documents.end(at, change)
+            return self._documents.end_held(at, change)
         except (JobConflict, JobNotFound):
             self.discard(at)
             raise
 
-    def discard(self, at: Revision) -> None:
-        """Removes what `store` stored for this attempt."""
+    def discard(self, at: Revision[VideoJob]) -> None:
+        """Removes the files of this attempt."""
         for found in storage.list_objects(self._attempt_uri(at)):
             storage.delete(found.uri)
 
-    def fail(self, at: Revision, error: PiaRayError) -> VideoJob:
-        """Ends the job with what its owner may know of the error.
+    def fail(self, at: Revision[VideoJob], error: PiaRayError) -> VideoJob:
+        """The failed job, with what its owner may know of the error.
 
         Raises:
             JobConflict, JobNotFound: as `heartbeat`.
         """
-        return self._documents.end(at, {"status": "failed", "error": public_error(error)})
+        return self._documents.end_held(at, {"status": "failed", "error": public_error(error)})
 
-    def give_back(self, at: Revision) -> None:
-        """Lets another worker have it at once; the attempt does not count.
-
-        Raises:
-            JobConflict, JobNotFound: as `heartbeat`.
-        """
-        self._documents.replace_held(at, {**QUEUED, "attempt": at.job.attempt - 1})
-
-    def postpone(self, at: Revision, *, delay_s: float) -> None:
-        """Lets anyone try it once more after that time; the attempt counts.
+    def give_back(self, at: Revision[VideoJob], *, delay_s: float = 0.0) -> None:
+        """Frees the job for every worker after that time; the attempt does not count.
 
         Raises:
             JobConflict, JobNotFound: as `heartbeat`.
         """
-        self._documents.replace_held(at, {**QUEUED, "not_before": self._documents.now() + delay_s})
+        self._documents.replace_held(
+            at, {**QUEUED, "attempt": at.document.attempt - 1, "not_before": self._not_before(delay_s)}
+        )
 
-    def _attempt_uri(self, at: Revision) -> str:
-        attempt = hashlib.sha256(f"{at.job.lease_owner}/{at.job.attempt}".encode()).hexdigest()[:16]
-        return storage.join(layout.content_uri(self._documents.prefix, at.job.id), f"{at.job.attempt}-{attempt}")
+    def postpone(self, at: Revision[VideoJob], *, delay_s: float) -> None:
+        """Frees the job for every worker after that time; the attempt counts.
+
+        Raises:
+            JobConflict, JobNotFound: as `heartbeat`.
+        """
+        self._documents.replace_held(at, {**QUEUED, "not_before": self._not_before(delay_s)})
+
+    def _not_before(self, delay_s: float) -> float:
+        return self._documents.store.now() + delay_s if delay_s else 0.0
+
+    def _attempt_uri(self, at: Revision[VideoJob]) -> str:
+        attempt = hashlib.sha256(f"{at.document.lease_owner}/{at.document.attempt}".encode()).hexdigest()[:16]
+        return storage.join(self._documents.content_uri(at.document.id), f"{at.document.attempt}-{attempt}")

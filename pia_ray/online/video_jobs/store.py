@@ -1,32 +1,25 @@
-"""What the owners of video jobs do with them: create once, look, list, cancel, delete."""
+"""The video jobs of their owners: created once, read, listed, cancelled, deleted."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
-import threading
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from pia_ray import storage
 from pia_ray.config.knobs import REFERENCE_KNOBS
-from pia_ray.errors import BadParameter, Busy, ConfigError, JobConflict, JobNotFound
-from pia_ray.online.public_errors import PublicError
+from pia_ray.errors import BadParameter, Busy, Cancelled, ConfigError, JobConflict, JobNotFound
+from pia_ray.online.documents.document import Order, Page
+from pia_ray.online.documents.store import ABANDONED_S
+from pia_ray.online.public_errors import public_error
 from pia_ray.online.rendering.renderer import BATCH_LINE, VIDEO_JOB, RenderRequest
-from pia_ray.online.video_jobs import layout
-from pia_ray.online.video_jobs.document import CANCELLED, Page, VideoJob
-from pia_ray.online.video_jobs.documents import ABANDONED_S, Documents, read_record
+from pia_ray.online.video_jobs.document import VideoJob
+from pia_ray.online.video_jobs.documents import JobDocuments
 from pia_ray.online.video_jobs.queue import JobQueue
-from pia_ray.online.video_jobs.webhook_outbox import Outbox
+from pia_ray.online.video_jobs.request_records import RequestRecords, body_digest, record_name
+from pia_ray.online.video_jobs.webhook_outbox import WebhookOutbox
 
 LEASE_S: Final = 20.0
-"""A dispatcher that has not renewed its claim for so long is taken for dead."""
-RETRY_WINDOW_S: Final = 900.0
-"""A client's own retry of an equal request gets the first try's job for so long; the openai client waits 600 s for an
-answer."""
-_SWAPS: Final = 20
-_READERS: Final = 8
+"""Seconds without a renewal after which a claim is void, because its dispatcher is dead."""
 
 _log = logging.getLogger(__name__)
 
@@ -35,17 +28,17 @@ class JobStore:
     """The video jobs below a storage prefix; safe in threads and in any number of processes. Its calls block."""
 
     def __init__(self, prefix: str, *, job_ttl_s: float = 86_400.0, lease_s: float = LEASE_S) -> None:
-        self._documents = Documents(prefix, job_ttl_s=job_ttl_s, lease_s=lease_s)
-        self.queue = JobQueue(self._documents)
-        """What dispatchers do."""
-        self.outbox = Outbox(self._documents)
-        """What becomes of webhooks."""
+        self._job_documents = JobDocuments(prefix, job_ttl_s=job_ttl_s, lease_s=lease_s)
+        self._documents = self._job_documents.store
+        self._records = RequestRecords(prefix)
+        self.queue = JobQueue(self._job_documents)
+        """The jobs that have not ended, for dispatchers."""
+        self.outbox = WebhookOutbox(self._job_documents)
+        """The webhooks that are not delivered."""
         self._prefix = prefix
-        self._lock = threading.Lock()
-        self._last_us = 0
 
     def check(self) -> None:
-        """Tries the storage, once, at the start, and clears temporary files of dead writers away.
+        """Checks the storage, once, at the start, and removes temporary files of dead writers.
 
         Raises:
             OutputError: it cannot be written.
@@ -75,37 +68,35 @@ class JobStore:
         retry_count: int = 0,
         max_open: int | None = None,
     ) -> VideoJob:
-        """A new queued job, or the one that this request has made already. `request.id` is not used.
+        """A new queued job, or the one that the same request has made before. `request.id` is not used.
 
-        One `idempotency_key` makes one job per owner. Without one, a client's own retry (`retry_count` above 0, as it
-        tells in x-stainless-retry-count) gets the latest job that an equal request made within RETRY_WINDOW_S. A
-        client that retries while it also repeats the request on purpose may get the other's job: it wants a key.
+        One `idempotency_key` makes one job per owner. Without a key, a client's own retry (`retry_count`, from its
+        header x-stainless-retry-count, is above 0) gets the latest job of an equal request within RETRY_WINDOW_S. A
+        client that also repeats the request on purpose needs a key.
 
         Raises:
             JobConflict: the key was used for another request.
-            BadParameter: a file is for no knob.
+            BadParameter: a file does not belong to a knob.
             Busy: the owner has `max_open` jobs that have not ended.
-            StorageError: the store failed; the same call may be made again.
+            StorageError: the store failed; the call may be repeated.
         """
         if unknown := request.inputs.keys() - set(REFERENCE_KNOBS):
-            raise BadParameter(f"no knob takes a file as {min(unknown)}", min(unknown))
-        folder, now = layout.owner_folder(owner), self.now()
-        body_sha256 = _body_digest(request, [model, seconds, size, webhook_url, batch_id, remixed_from_video_id])
-        job_id = layout.new_id(self._tick_us(now))
-        record = layout.record_name(body_sha256, idempotency_key)
-        record_uri = layout.record_uri(self._prefix, folder, record)
+            raise BadParameter(f"{min(unknown)} is not a knob that takes a file", min(unknown))
+        folder, new_id, now = self._documents.owner_folder(owner), self._documents.new_id(), self.now()
+        body_sha256 = body_digest(request, [model, seconds, size, webhook_url, batch_id, remixed_from_video_id])
+        record = record_name(body_sha256, idempotency_key)
         if idempotency_key is not None:
-            job_id = _id_of_key(record_uri, job_id, body_sha256)
+            job_id = self._records.id_of_key(folder, record, new_id=new_id, body_sha256=body_sha256)
         else:
-            job_id = _id_of_body(record_uri, job_id, now=now, is_retry=retry_count > 0)
-        # From here on every step may have been done by an earlier try, or be done by another one at the same time.
+            job_id = self._records.id_of_body(folder, record, new_id=new_id, now=now, is_retry=retry_count > 0)
+        # Every further step may have been made by an earlier call, or be made by another one at the same time.
         try:
             return self.get(owner, job_id)
         except JobNotFound:
             pass
         if max_open is not None and self.num_open(owner) >= max_open:
             raise Busy(f"{max_open} of your videos are queued or in progress, which is the most", 10.0)
-        inputs_uri = layout.inputs_uri(self._prefix, job_id)
+        files, inputs_uri = {"image": request.image, **request.inputs}, self._job_documents.inputs_uri(job_id)
         job = VideoJob(
             id=job_id,
             owner=owner,
@@ -116,17 +107,14 @@ class JobStore:
             size=size,
             params=request.params,
             format=request.format,
-            inputs={name: storage.join(inputs_uri, name) for name in ("image", *request.inputs)},
+            inputs={name: storage.join(inputs_uri, name) for name in files},
             remixed_from_video_id=remixed_from_video_id,
             batch_id=batch_id,
             priority=max(request.priority, VIDEO_JOB),
             record=record,
             webhook_url=webhook_url,
         )
-        self._documents.write_entry(layout.queue_entry_uri(self._prefix, folder, job_id, priority=job.priority))
-        for name, content in {"image": request.image, **request.inputs}.items():
-            storage.write_bytes(job.inputs[name], content)
-        if not self._documents.create(job):
+        if not self._documents.create(job, contents={uri: files[name] for name, uri in job.inputs.items()}):
             return self.get(owner, job_id)
         _log.info("%s queued for %s", job.id, job.owner)
         return job
@@ -135,73 +123,51 @@ class JobStore:
         """The job.
 
         Raises:
-            JobNotFound: there is none of that id, or it is another owner's.
+            JobNotFound: there is no job of that id, or it belongs to another owner.
         """
-        return self._documents.read(layout.owner_folder(owner), job_id).job
+        return self._documents.read(owner, job_id).document
 
-    def list(
-        self, owner: str, *, after: str | None = None, limit: int = 20, order: Literal["asc", "desc"] = "desc"
-    ) -> Page:
+    def list(self, owner: str, *, after: str | None = None, limit: int = 20, order: Order = "desc") -> Page[VideoJob]:
         """An owner's jobs by creation, the newest or the oldest first; `after` is the last one of the page before.
 
         Raises:
-            JobNotFound: `after` is no id. One that was deleted meanwhile still says where to go on.
+            JobNotFound: `after` is not an id. One that was deleted meanwhile still says where to go on.
         """
         if after is not None:
-            layout.checked_id(after)
-        found = storage.list_objects(layout.documents_uri(self._prefix, layout.owner_folder(owner)), suffix=".json")
-        ids = [stat.uri.rpartition("/")[2].removesuffix(".json") for stat in found]
-        if order == "desc":
-            ids.reverse()
-        if after is not None:
-            ids = [one for one in ids if (one > after if order == "asc" else one < after)]
-
-        def read(job_id: str) -> VideoJob | None:
-            try:
-                return self.get(owner, job_id)
-            except JobNotFound:  # deleted since the listing
-                return None
-
-        with ThreadPoolExecutor(_READERS) as readers:
-            jobs = tuple(job for job in readers.map(read, ids[:limit]) if job is not None)
-        return Page(jobs=jobs, has_more=len(ids) > limit)
+            self._documents.checked_id(after)
+        return self._documents.list(owner, after=after, limit=limit, order=order)
 
     def cancel(self, owner: str, job_id: str) -> VideoJob:
-        """The job, failed with the code `cancelled`; whoever renders it hears of it at its next heartbeat.
+        """The job, failed with the code `cancelled`; its dispatcher stops the work at the next heartbeat.
 
         Raises:
             JobConflict: it has completed or failed already.
             JobNotFound: as `get`.
         """
-        error = PublicError(code=CANCELLED, message="The video job was cancelled.", retryable=True)
-        for _ in range(_SWAPS):
-            now = self._documents.read(layout.owner_folder(owner), job_id)
-            if now.job.cancelled:
-                return now.job
-            if now.job.ended:
-                raise JobConflict(f"the video has {now.job.status} already")
-            try:
-                return self._documents.end(now, {"status": "failed", "error": error})
-            except JobConflict:
-                continue
-        raise JobConflict("the video job changes too fast; try again")
+        error = public_error(Cancelled("The video job was cancelled."))
+
+        def stop(job: VideoJob) -> dict[str, Any]:
+            if job.cancelled:
+                return {}
+            if job.ended:
+                raise JobConflict(f"the video has {job.status} already")
+            return self._job_documents.end(job, {"status": "failed", "cancelled": True, "error": error})
+
+        return self._documents.change(owner, job_id, stop)
 
     def delete(self, owner: str, job_id: str) -> None:
-        """Removes the job and all that belongs to it, whatever its status; one at work stops at the next heartbeat.
+        """Removes the job with its files, in any status; its dispatcher stops the work at the next heartbeat.
 
         Raises:
             JobNotFound: as `get`.
         """
-        folder = layout.owner_folder(owner)
-        job = self._documents.read(folder, job_id).job
-        if job.lease_owner is not None:
-            # Its dispatcher may still write files: the sweep looks once more when that is over.
-            late = self.now() + ABANDONED_S
-            self._documents.write_entry(layout.expiring_entry_uri(self._prefix, folder, job.id, expires_at=late))
-        self._documents.remove(folder, job)
+        job = self.get(owner, job_id)
+        self._remove_record(job)  # first, because nothing else leads to it
+        # Its dispatcher may write files until it sees that the job is gone.
+        self._documents.delete(job, late_s=0.0 if job.lease_owner is None else ABANDONED_S)
 
     def request(self, job: VideoJob, *, deadline_s: float | None = None) -> RenderRequest:
-        """What an engine is asked for this job, with the files that came with it.
+        """The request for an engine, with the files of the job.
 
         Raises:
             StorageError: they cannot be read.
@@ -218,75 +184,13 @@ class JobStore:
         )
 
     def num_open(self, owner: str) -> int:
-        """Jobs of this owner that have not ended; lines of batches do not count, which go after all others."""
-        folder = layout.owner_folder(owner)
+        """Number of the owner's jobs that have not ended, without those of batches, which are last in the queue."""
+        folder = self._documents.owner_folder(owner)
         return sum(entry.owner_folder == folder and entry.rank < BATCH_LINE for entry in self.queue.entries())
 
-    def position(self, job: VideoJob) -> int:
-        """Open jobs of all owners that go before this one; 0 for the next one and for one that has ended."""
-        if job.ended:
-            return 0
-        mine = (job.priority, job.id)
-        return sum((entry.rank, entry.id) < mine for entry in self.queue.entries())
-
     def sweep(self) -> int:
-        """Removes the jobs that have expired, and what broken-off requests left; how many jobs."""
-        now, removed = self.now(), 0
-        for entry in self._documents.entries(layout.expiring_uri(self._prefix)):
-            if entry.rank > now:
-                break
-            try:
-                job = self._documents.read(entry.owner_folder, entry.id).job
-            except JobNotFound:
-                self._documents.remove_files(entry.id)
-                storage.delete(entry.uri)
-                continue
-            if job.expires_at is not None and job.expires_at <= now:
-                self._documents.remove(entry.owner_folder, job)
-                removed += 1
-            elif job.ended:  # left by a worker that came too late to end it
-                storage.delete(entry.uri)
-        return removed
+        """Removes expired jobs, and the files of requests that broke off; how many jobs."""
+        return self._documents.sweep(before_delete=self._remove_record)
 
-    def _tick_us(self, now: float) -> int:
-        """Microseconds since 1970, each later than the last, so that ids of one process sort as they were made."""
-        with self._lock:
-            self._last_us = max(int(now * 1e6), self._last_us + 1)
-            return self._last_us
-
-
-def _id_of_key(record_uri: str, new_id: str, body_sha256: str) -> str:
-    """The id that goes with an idempotency key: the new one, if the key is new."""
-    record = json.dumps({"id": new_id, "body_sha256": body_sha256}).encode()
-    for _ in range(_SWAPS):
-        if storage.create_bytes(record_uri, record, content_type="application/json"):
-            return new_id
-        found = read_record(record_uri)
-        if not found:  # its job was deleted just now
-            continue
-        if found["body_sha256"] != body_sha256:
-            raise JobConflict("this Idempotency-Key was used for another request; take a new key for a new request")
-        return str(found["id"])
-    raise JobConflict("this Idempotency-Key is in use; try again")
-
-
-def _id_of_body(record_uri: str, new_id: str, *, now: float, is_retry: bool) -> str:
-    """The id for a request without a key: the new one, but for a client's own retry that of the first try."""
-    if is_retry:
-        found = read_record(record_uri)
-        if found and now - float(found["at"]) <= RETRY_WINDOW_S:
-            return str(found["id"])
-    record = json.dumps({"id": new_id, "at": now}).encode()
-    storage.write_bytes(record_uri, record, content_type="application/json")
-    return new_id
-
-
-def _body_digest(request: RenderRequest, more: Any) -> str:
-    files = {"image": request.image, **request.inputs}
-    parts = {
-        "params": request.params.model_dump(mode="json", exclude_unset=True),
-        "format": request.format,
-        "files": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
-        "more": more,
-    }
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    def _remove_record(self, job: VideoJob) -> None:
+        self._records.remove(self._documents.owner_folder(job.owner), job.record, job_id=job.id)

@@ -1,4 +1,4 @@
-"""Which ended video jobs have a webhook to deliver, and who is at it: each is delivered at least once, or given up."""
+"""The outbox of webhooks: each event of an ended video job is delivered at least once, or given up."""
 
 from __future__ import annotations
 
@@ -6,62 +6,60 @@ from typing import Literal
 
 from pia_ray import storage
 from pia_ray.errors import JobConflict, JobNotFound
-from pia_ray.online.video_jobs import layout
-from pia_ray.online.video_jobs.document import Entry, Revision
-from pia_ray.online.video_jobs.documents import Documents
+from pia_ray.online.documents.document import IndexEntry, Revision
+from pia_ray.online.video_jobs.document import WEBHOOKS, VideoJob
+from pia_ray.online.video_jobs.documents import JobDocuments
 
 
-class Outbox:
+class WebhookOutbox:
     """The webhooks of all owners that have not been delivered."""
 
-    def __init__(self, documents: Documents) -> None:
+    def __init__(self, documents: JobDocuments) -> None:
         self._documents = documents
 
-    def entries(self) -> tuple[Entry, ...]:
-        """Ended jobs with a webhook to deliver, in order of creation."""
-        return tuple(self._documents.entries(layout.webhooks_uri(self._documents.prefix)))
+    def entries(self) -> tuple[IndexEntry, ...]:
+        """Ended jobs whose webhook is not settled, in order of creation."""
+        return self._documents.store.entries(WEBHOOKS)
 
-    def read(self, entry: Entry) -> Revision:
-        """The job of an entry. An entry that is no longer needed is removed.
+    def read(self, entry: IndexEntry) -> Revision[VideoJob]:
+        """The job of an entry. The entry of a settled webhook is removed.
 
         Raises:
-            JobNotFound: there is nothing to deliver for it, or not yet.
+            JobNotFound: there is nothing to deliver, or not yet.
         """
-        now = self._documents.read_entry(entry)
-        if not now.job.ended:  # its end is being written, or who wrote it came too late
+        now = self._documents.store.read_entry(entry)
+        if not now.document.ended:  # its end is being written, or its writer came too late
             raise JobNotFound("it has not ended")
-        if now.job.webhook_state != "pending":
+        if now.document.webhook_state != "pending":
             storage.delete(entry.uri)
             raise JobNotFound("its webhook is settled")
         return now
 
-    def claim(self, at: Revision, *, worker: str) -> Revision:
-        """The delivery in this worker's hands; one more try is counted.
+    def claim(self, at: Revision[VideoJob], *, worker: str) -> Revision[VideoJob]:
+        """The job, whose delivery this worker has claimed; one more try is counted.
 
         Raises:
-            JobConflict: it is not to be had (now).
+            JobConflict: it cannot be claimed now.
         """
-        job = at.job
-        if job.webhook_state != "pending" or max(job.lease_until, job.not_before) > self._documents.now():
-            raise JobConflict(f"the webhook of {job.id} is in other hands, or not due")
+        job = at.document
+        if job.webhook_state != "pending" or max(job.lease_until, job.not_before) > self._documents.store.now():
+            raise JobConflict(f"the webhook of {job.id} is not due, or another worker has claimed it")
         change = {**self._documents.lease(worker), "webhook_attempts": job.webhook_attempts + 1}
-        return self._documents.replace(at, change)
+        return self._documents.store.replace(at, change)
 
-    def settle(self, at: Revision, state: Literal["delivered", "failed"]) -> None:
-        """Notes that the webhook has arrived, or that it is given up.
+    def settle(self, at: Revision[VideoJob], state: Literal["delivered", "failed"]) -> None:
+        """Notes that the webhook was delivered, or that it is given up.
 
         Raises:
-            JobConflict, JobNotFound: somebody else has it in hand now, or the job is deleted.
+            JobConflict, JobNotFound: another worker has claimed it, or the job was deleted.
         """
-        job = self._documents.replace_held(at, {"webhook_state": state, "lease_owner": None, "lease_until": 0.0}).job
-        entry = layout.webhook_entry_uri(self._documents.prefix, layout.owner_folder(job.owner), job.id)
-        storage.delete(entry)
+        self._documents.replace_held(at, {"webhook_state": state, "lease_owner": None, "lease_until": 0.0})
 
-    def postpone(self, at: Revision, *, delay_s: float) -> None:
-        """Has it tried again after that time.
+    def postpone(self, at: Revision[VideoJob], *, delay_s: float) -> None:
+        """Frees the webhook for another try after that time.
 
         Raises:
             JobConflict, JobNotFound: as `settle`.
         """
-        change = {"lease_owner": None, "lease_until": 0.0, "not_before": self._documents.now() + delay_s}
+        change = {"lease_owner": None, "lease_until": 0.0, "not_before": self._documents.store.now() + delay_s}
         self._documents.replace_held(at, change)

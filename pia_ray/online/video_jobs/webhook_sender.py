@@ -1,6 +1,6 @@
-"""Sends the webhooks that are due, of whatever jobs have ended. Every HTTP replica may run one: each is sent by one.
+"""Sends the webhooks that are due. Every HTTP replica may run a sender; each webhook is sent by one of them.
 
-Which are due stands in storage, in the outbox; one that a dead courier had in hand is sent by another.
+The outbox in storage has the due webhooks. Another sender delivers those that a dead one had claimed.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 from pia_ray.errors import FetchError, JobConflict, JobNotFound, StorageError
-from pia_ray.online.video_jobs import Entry, JobStore
+from pia_ray.online.documents.document import IndexEntry
+from pia_ray.online.video_jobs import JobStore
 from pia_ray.online.video_jobs.webhooks import Webhooks
 
 _SENDERS: Final = 4
@@ -20,8 +21,8 @@ _SENDERS: Final = 4
 _log = logging.getLogger(__name__)
 
 
-class Courier:
-    """Empties the outbox of a job store, which it looks at every `poll_s` and when it is woken.
+class WebhookSender:
+    """Delivers the webhooks of a job store's outbox, which it reads every `poll_s` and when it is woken.
 
     `worker` is its name in leases. `wake` belongs to the event loop of `run`.
     """
@@ -56,22 +57,22 @@ class Courier:
         finally:
             threads.shutdown(wait=False, cancel_futures=True)
 
-    def _send(self, entry: Entry) -> None:
+    def _send(self, entry: IndexEntry) -> None:
         """One try of one webhook, if it is due; on a thread."""
         try:
             self._try(entry)
         except (JobConflict, JobNotFound):
-            pass  # another courier has it, or the job is gone
+            pass  # another sender has claimed it, or the job was deleted
         except StorageError as error:
             _log.warning("the webhook of %s waits: %s", entry.id, error.message)
 
-    def _try(self, entry: Entry) -> None:
+    def _try(self, entry: IndexEntry) -> None:
         outbox = self._jobs.outbox
         held = outbox.claim(outbox.read(entry), worker=self._worker)
         try:
-            self._webhooks.send(held.job)
+            self._webhooks.send(held.document)
         except FetchError as error:
-            tries = held.job.webhook_attempts
+            tries = held.document.webhook_attempts
             _log.info("the webhook of %s, try %d: %s", entry.id, tries, error.message)
             if error.retryable and tries <= len(self._webhooks.retry_delays_s):
                 outbox.postpone(held, delay_s=self._webhooks.retry_delays_s[tries - 1])

@@ -1,6 +1,6 @@
 """Webhooks of video jobs: signed by the Standard Webhooks scheme, sent to public https:// addresses only.
 
-Which are due, and who sends them, is the outbox's affair. Source: the Standard Webhooks specification.
+The outbox says which are due. Source: the Standard Webhooks specification.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pia_ray.storage import https
 
 TIMEOUT_S: Final = 5.0
 RETRY_DELAYS_S: Final = (5.0, 60.0, 600.0, 3600.0)
-"""Waits between the tries of one webhook; after the last one it is given up."""
+"""Seconds between the tries of one webhook; after the last one it is given up."""
 _GONE: Final = 410
 
 
@@ -31,7 +31,7 @@ class Webhooks:
     `retry_delays_s` are the waits between tries. `allowed_networks`, `resolve` and `ssl_context` are as for `fetch`.
 
     Raises:
-        ConfigError: the secret is none.
+        ConfigError: the secret is not valid.
     """
 
     def __init__(
@@ -50,11 +50,11 @@ class Webhooks:
         self._ssl_context = ssl_context
 
     def send(self, job: VideoJob) -> None:
-        """Tells the job's webhook how it has ended; every try of it has one id. Blocks for 5 s at most.
+        """Sends the event of the job's end to its webhook; every try has the same id. Blocks for 5 s at most.
 
         Raises:
-            FetchUnavailable: it did not answer 2xx; trying again can help.
-            FetchError: trying again cannot help.
+            FetchUnavailable: it did not answer 2xx; another try can succeed.
+            FetchError: no other try can succeed.
         """
         if job.webhook_url is None or job.completed_at is None:
             raise ValueError(f"{job.id} has no webhook, or has not ended")
@@ -69,12 +69,12 @@ class Webhooks:
             ssl_context=self._ssl_context,
         )
         if status == _GONE:
-            raise FetchError("The webhook's server answered 410: it wants no more.")
+            raise FetchError("The webhook's server answered 410, which means no more events.")
         if not 200 <= status < 300:
             raise FetchUnavailable(f"The webhook's server answered {status}.")
 
     def headers(self, message_id: str, body: bytes) -> dict[str, str]:
-        """The headers that say who sent this body and when: the receiver refuses old ones."""
+        """The headers that sign the body and its time, by which the receiver refuses forged and old events."""
         timestamp = str(int(time.time()))
         signed = hmac.new(self._key, f"{message_id}.{timestamp}.".encode() + body, hashlib.sha256).digest()
         return {
@@ -85,12 +85,12 @@ class Webhooks:
 
 
 def event_id(job: VideoJob) -> str:
-    """The id of the one event of an ended job: by it receivers tell a repeated delivery."""
+    """The id of the event of an ended job, by which receivers recognise a repeated delivery."""
     return f"evt_{job.id.removeprefix('video_')}"
 
 
 def event(job: VideoJob) -> bytes:
-    """The body of the event, as the openai client reads it."""
+    """The body of the event in the format of the openai client."""
     content = {
         "id": event_id(job),
         "object": "event",

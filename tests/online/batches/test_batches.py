@@ -6,7 +6,7 @@ import asyncio
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +20,15 @@ from pia_ray.cli.main import main
 from pia_ray.config.knobs import AnimationParams
 from pia_ray.errors import BadParameter, Busy, NotFound
 from pia_ray.media import video
-from pia_ray.online.batches.runner import BatchRunner, read_lines
+from pia_ray.online.batches.input_file import read_lines
+from pia_ray.online.batches.runner import BatchRunner
 from pia_ray.online.batches.store import Batch as StoredBatch
 from pia_ray.online.batches.store import BatchStore
 from pia_ray.online.files import FileStore
 from pia_ray.online.rendering.renderer import BATCH_LINE, RenderRequest
 from pia_ray.online.routes.videos import video_object
 from pia_ray.online.video_jobs import JobStore, VideoJob
-from pia_ray.online.video_jobs.creation import LineAsked
+from pia_ray.online.video_jobs.creation import LineRequest
 from tests.online.video_server import QUICK, VideoServer, batch_lines, data_url, hash_of, png, serve_videos
 from tests.s3_server import s3, s3_server
 
@@ -83,7 +84,7 @@ def client(server: VideoServer) -> OpenAI:
 
 @heavy
 @pytest.mark.parametrize("store", ["local", "s3"])
-def test_a_batch_makes_its_videos_and_tells_which_lines_it_could_not(
+def test_a_batch_makes_its_videos_and_names_the_lines_that_failed(
     store: str, tmp_path: Path, request: pytest.FixtureRequest
 ):
     prefix = str(tmp_path / "serve") if store == "local" else f"{request.getfixturevalue('s3')}/serve"
@@ -219,7 +220,7 @@ def test_files_are_listed_downloaded_and_deleted_by_their_key_alone(server: Vide
 
 
 @heavy
-def test_what_is_no_file_or_batch_of_ours_is_refused(client: OpenAI):
+def test_what_is_not_a_file_or_batch_of_the_caller_is_refused(client: OpenAI):
     def refused(call: Any) -> str | None:
         with pytest.raises(openai.BadRequestError) as caught:
             call()
@@ -241,7 +242,7 @@ def test_what_is_no_file_or_batch_of_ours_is_refused(client: OpenAI):
     assert kept.expires_at == pytest.approx(kept.created_at + 3600, abs=1)
 
 
-class Desk:
+class BatchStores:
     """A batch runner over local storage, whose lines become jobs that nobody renders."""
 
     def __init__(self, folder: Path) -> None:
@@ -249,14 +250,14 @@ class Desk:
         self.batches = BatchStore(str(folder), ttl_s=0)
         self.jobs = JobStore(str(folder))
         self.fault: Exception | None = None
-        self.asked: list[LineAsked] = []
+        self.asked: list[LineRequest] = []
         self.runner = self.new_runner()
 
     def new_runner(self) -> BatchRunner:
         show = lambda job: video_object(job).model_dump(mode="json")  # noqa: E731
-        return BatchRunner(self.batches, self.files, jobs=self.jobs, submit=self.submit, show=show)
+        return BatchRunner(self.batches, self.files, jobs=self.jobs, submit=self.submit, video_object=show)
 
-    async def submit(self, line: LineAsked) -> VideoJob:
+    async def submit(self, line: LineRequest) -> VideoJob:
         self.asked.append(line)
         if self.fault is not None:
             raise self.fault
@@ -283,61 +284,61 @@ class Desk:
 
 
 @pytest.fixture
-def desk(tmp_path: Path) -> Desk:
-    return Desk(tmp_path)
+def stores(tmp_path: Path) -> BatchStores:
+    return BatchStores(tmp_path)
 
 
-def test_a_batch_whose_time_is_over_gives_up_what_is_not_made(desk: Desk):
-    batch_id = desk.begin(3)
-    desk.tick(2)
-    assert len(desk.jobs.list("ann").jobs) == 3
-    desk.batches.change("ann", batch_id, lambda batch: batch.model_copy(update={"expires_at": time.time()}))
-    desk.tick(2)
-    batch = desk.batches.get("ann", batch_id)
+def test_a_batch_whose_time_is_over_gives_up_what_is_not_made(stores: BatchStores):
+    batch_id = stores.begin(3)
+    stores.tick(2)
+    assert len(stores.jobs.list("ann").documents) == 3
+    stores.batches.change("ann", batch_id, lambda _: {"expires_at": time.time()})
+    stores.tick(2)
+    batch = stores.batches.get("ann", batch_id)
     assert (batch.status, batch.num_failed, batch.output_file_id) == ("expired", 3, None)
-    assert all(job.cancelled for job in desk.jobs.list("ann").jobs)
+    assert all(job.cancelled for job in stores.jobs.list("ann").documents)
     assert batch.error_file_id is not None
-    codes = [json.loads(line)["error"]["code"] for line in desk.files.read("ann", batch.error_file_id).splitlines()]
+    codes = [json.loads(line)["error"]["code"] for line in stores.files.read("ann", batch.error_file_id).splitlines()]
     assert codes == ["batch_expired"] * 3
-    assert list(desk.batches.open_batches()) == []
+    assert list(stores.batches.open_batches()) == []
 
 
-def test_a_batch_makes_so_many_jobs_at_once_and_more_as_they_end(desk: Desk):
-    desk.begin(40)
-    desk.tick(3)
-    assert desk.jobs.num_open("ann") == 0  # lines take no places of the key's own
-    waiting = desk.jobs.queue.entries()
+def test_a_batch_makes_so_many_jobs_at_once_and_more_as_they_end(stores: BatchStores):
+    stores.begin(40)
+    stores.tick(3)
+    assert stores.jobs.num_open("ann") == 0  # lines take no places of the key's own
+    waiting = stores.jobs.queue.entries()
     assert len(waiting) == 32
     for entry in waiting[:5]:
-        desk.jobs.cancel("ann", entry.id)
-    desk.tick()
-    assert len(desk.jobs.queue.entries()) == 32
+        stores.jobs.cancel("ann", entry.id)
+    stores.tick()
+    assert len(stores.jobs.queue.entries()) == 32
 
 
-def test_a_line_that_cannot_be_taken_now_is_tried_again_and_no_other_goes_before(desk: Desk):
-    batch_id = desk.begin(2)
-    desk.fault = Busy("later")
-    desk.tick(3)
-    assert {line.body["prompt"] for line in desk.asked} == {"number 0"}
-    desk.fault = BadParameter("never", "prompt")
-    desk.tick(2)
-    batch = desk.batches.get("ann", batch_id)
+def test_a_line_that_cannot_be_taken_now_is_tried_again_before_any_other(stores: BatchStores):
+    batch_id = stores.begin(2)
+    stores.fault = Busy("later")
+    stores.tick(3)
+    assert {line.body["prompt"] for line in stores.asked} == {"number 0"}
+    stores.fault = BadParameter("never", "prompt")
+    stores.tick(2)
+    batch = stores.batches.get("ann", batch_id)
     assert (batch.status, batch.num_failed) == ("completed", 2)
 
 
-def test_another_runner_takes_over_only_when_the_lease_is_over_and_makes_no_line_twice(desk: Desk):
-    batch_id = desk.begin(3)
-    desk.tick(2)
-    first, desk.runner = desk.runner, desk.new_runner()
-    desk.tick()
-    num_asked = len(desk.asked)
+def test_another_runner_takes_over_only_when_the_lease_is_over_and_makes_no_line_twice(stores: BatchStores):
+    batch_id = stores.begin(3)
+    stores.tick(2)
+    first, stores.runner = stores.runner, stores.new_runner()
+    stores.tick()
+    num_asked = len(stores.asked)
     forgotten = {"lease_until": 0.0, "next_line": 0, "jobs": {}}  # as if it had died before it wrote the jobs down
-    desk.batches.change("ann", batch_id, lambda batch: batch.model_copy(update=forgotten))
-    desk.tick()
-    assert len(desk.asked) == num_asked + 3
-    assert len(desk.jobs.list("ann").jobs) == 3
+    stores.batches.change("ann", batch_id, lambda _: forgotten)
+    stores.tick()
+    assert len(stores.asked) == num_asked + 3
+    assert len(stores.jobs.list("ann").documents) == 3
     asyncio.run(first.tick())
-    assert len(desk.asked) == num_asked + 3
+    assert len(stores.asked) == num_asked + 3
 
 
 class SlowStore(BatchStore):
@@ -347,7 +348,7 @@ class SlowStore(BatchStore):
         super().__init__(str(folder), ttl_s=0)
         self.held, self.let_on = threading.Event(), threading.Event()
 
-    def change(self, owner: str, batch_id: str, edit: Callable[[StoredBatch], StoredBatch]) -> StoredBatch:
+    def change(self, owner: str, batch_id: str, edit: Callable[[StoredBatch], Mapping[str, Any]]) -> StoredBatch:
         if not self.let_on.is_set():
             self.held.set()
             assert self.let_on.wait(60)
@@ -355,11 +356,11 @@ class SlowStore(BatchStore):
 
 
 def test_a_runner_that_is_ended_in_the_midst_of_a_change_leaves_its_batches_to_others_at_once(
-    desk: Desk, tmp_path: Path
+    stores: BatchStores, tmp_path: Path
 ):
-    batch_id = desk.begin(2)
-    ready, desk.batches = desk.batches, SlowStore(tmp_path)
-    slow, runner = desk.batches, desk.new_runner()
+    batch_id = stores.begin(2)
+    ready, stores.batches = stores.batches, SlowStore(tmp_path)
+    slow, runner = stores.batches, stores.new_runner()
 
     async def work() -> None:
         running = asyncio.create_task(runner.run(0.01))
@@ -372,45 +373,45 @@ def test_a_runner_that_is_ended_in_the_midst_of_a_change_leaves_its_batches_to_o
     asyncio.run(work())
     assert ready.get("ann", batch_id).lease_owner  # the change was made, though its caller had gone
     assert ready.get("ann", batch_id).lease_until == 0
-    desk.tick(2)
-    assert len(desk.jobs.list("ann").jobs) == 2
+    stores.tick(2)
+    assert len(stores.jobs.list("ann").documents) == 2
 
 
-def test_a_line_whose_video_is_deleted_is_told_as_such(desk: Desk):
-    batch_id = desk.begin(1)
-    desk.tick(2)
-    desk.jobs.delete("ann", desk.jobs.list("ann").jobs[0].id)
-    desk.tick()
-    batch = desk.batches.get("ann", batch_id)
+def test_a_line_whose_video_is_deleted_fails_as_such(stores: BatchStores):
+    batch_id = stores.begin(1)
+    stores.tick(2)
+    stores.jobs.delete("ann", stores.jobs.list("ann").documents[0].id)
+    stores.tick()
+    batch = stores.batches.get("ann", batch_id)
     assert (batch.status, batch.num_failed) == ("completed", 1)
-    outcomes = desk.batches.read_outcomes(batch)
+    outcomes = stores.batches.read_outcomes(batch)
     assert [each.record["error"]["code"] for each in outcomes] == ["video_deleted"]
 
 
-def test_what_has_expired_is_swept_and_what_is_open_stays(desk: Desk):
-    old = desk.files.create("ann", b"old", filename="old", purpose="vision", ttl_s=-1)
+def test_what_has_expired_is_swept_and_what_is_open_stays(stores: BatchStores):
+    old = stores.files.create("ann", b"old", filename="old", purpose="vision", ttl_s=-1)
     with pytest.raises(NotFound):
-        desk.files.get("ann", old.id)
-    kept = desk.files.create("ann", b"new", filename="new", purpose="vision")
-    assert (desk.files.sweep(), desk.files.read("ann", kept.id)) == (1, b"new")
-    ended, open_still = desk.begin(1, window_s=-1), desk.begin(1)
-    desk.tick(3)
+        stores.files.get("ann", old.id)
+    kept = stores.files.create("ann", b"new", filename="new", purpose="vision")
+    assert (stores.files.sweep(), stores.files.read("ann", kept.id)) == (1, b"new")
+    ended, open_still = stores.begin(1, window_s=-1), stores.begin(1)
+    stores.tick(3)
     time.sleep(0.01)
-    assert desk.batches.sweep() == 1
+    assert stores.batches.sweep() == 1
     with pytest.raises(NotFound):
-        desk.batches.get("ann", ended)
-    assert desk.batches.get("ann", open_still).status == "in_progress"
+        stores.batches.get("ann", ended)
+    assert stores.batches.get("ann", open_still).status == "in_progress"
 
 
-def test_an_id_of_any_other_form_reaches_no_path(desk: Desk):
+def test_an_id_of_any_other_form_reaches_no_path(stores: BatchStores):
     for file_id in ("../../x", "file_", "file_" + "g" * 38, "batch_" + "0" * 38, "file_" + "0" * 39, "\0", ""):
         with pytest.raises(NotFound):
-            desk.files.get("ann", file_id)
+            stores.files.get("ann", file_id)
         with pytest.raises(NotFound):
-            desk.batches.get("ann", file_id)
+            stores.batches.get("ann", file_id)
 
 
-def test_lines_that_are_no_requests_are_told_apart():
+def test_lines_that_are_not_requests_have_their_own_errors():
     deep = b'{"custom_id": "a", "method": "POST", "url": "/v1/videos", "body": ' + b"[" * 100_000
     lines, faults = read_lines(b"\n".join([deep, b"\xff\xfe", b'{"custom_id": 5}', batch_lines(body())]))
     assert [line.custom_id for line in lines] == ["line-0"]

@@ -56,7 +56,7 @@ def test_keys_are_added_and_withdrawn_without_a_restart(tmp_path: Path):
         ring.owner_of("old")
 
 
-def test_a_slip_of_whoever_edits_the_file_locks_nobody_out_and_lets_nobody_in(tmp_path: Path):
+def test_a_slip_in_the_file_of_keys_changes_nothing(tmp_path: Path):
     file = tmp_path / "keys"
     write(file, "a")
     ring = KeyRing(str(file), allow_anonymous=False)
@@ -69,7 +69,7 @@ def test_a_slip_of_whoever_edits_the_file_locks_nobody_out_and_lets_nobody_in(tm
     assert ring.owner_of("a") == owner
 
 
-def test_a_file_that_is_emptied_lets_nobody_in(tmp_path: Path):
+def test_an_empty_file_of_keys_admits_no_caller(tmp_path: Path):
     file = tmp_path / "keys"
     write(file, "a")
     ring = KeyRing(str(file), allow_anonymous=False)

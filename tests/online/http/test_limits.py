@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import tracemalloc
 from typing import Any
 
 import pytest
 
 from pia_ray.errors import BodyTooLarge, Busy, HeadersTooLarge, RateLimited, SlowBody
-from pia_ray.online.http.limits import BodyRoom, RateLimit, announced_bytes, check_headers, limited
+from pia_ray.online.http.limits import BodyMemory, RateLimit, announced_bytes, check_headers, limited
 
 
 def test_a_caller_gets_a_minutes_calls_at_once_and_then_its_share_of_a_second():
@@ -32,21 +33,27 @@ def test_a_caller_gets_a_minutes_calls_at_once_and_then_its_share_of_a_second():
 
 
 def test_any_number_of_callers_takes_bounded_memory():
-    rate = RateLimit(2, clock=lambda: 0.0)
+    rate, sizes = RateLimit(2, clock=lambda: 0.0), []
     rate.take("busy")
-    for number in range(30_000):
-        rate.take(f"caller {number}")
-        if number % 5_000 == 0 and number:
-            with pytest.raises(RateLimited):
-                for _ in range(3):
-                    rate.take("busy")
-    assert len(rate) <= 10_000
+    tracemalloc.start()
+    try:
+        for number in range(45_000):
+            rate.take(f"caller {number}")
+            if number % 5_000 == 0 and number:
+                with pytest.raises(RateLimited):
+                    for _ in range(3):
+                        rate.take("busy")
+            if number in (15_000, 44_999):
+                sizes.append(tracemalloc.get_traced_memory()[0])
+    finally:
+        tracemalloc.stop()
+    assert sizes[1] < 1.2 * sizes[0]
 
 
 @pytest.mark.parametrize(
     ("length", "chunked", "room"), [("10", False, 10), (None, False, 0), ("x", False, 0), (None, True, 10)]
 )
-def test_a_body_is_given_room_by_its_headers(length: str | None, chunked: bool, room: int):
+def test_the_memory_of_a_body_follows_from_its_headers(length: str | None, chunked: bool, room: int):
     assert announced_bytes(length, chunked=chunked, max_bytes=10) == room
 
 
@@ -57,13 +64,13 @@ def test_a_body_is_refused_by_its_announced_length(length: str):
 
 
 def test_bodies_that_do_not_fit_into_memory_together_wait_outside():
-    room = BodyRoom(10)
-    with room.hold(6), room.hold(4):
-        with pytest.raises(Busy), room.hold(1):
+    memory = BodyMemory(10)
+    with memory.hold(6), memory.hold(4):
+        with pytest.raises(Busy), memory.hold(1):
             pass
-        with room.hold(0):
+        with memory.hold(0):
             pass
-    with room.hold(10):
+    with memory.hold(10):
         pass
 
 

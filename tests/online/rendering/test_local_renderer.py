@@ -19,6 +19,7 @@ from pia_ray.config.serve import ServeConfig
 from pia_ray.errors import (
     BadParameter,
     Busy,
+    Cancelled,
     ImageTooLarge,
     NonFiniteFrames,
     Timeout,
@@ -36,7 +37,7 @@ from pia_ray.online.rendering.renderer import (
     Queued,
     Rendered,
     RenderRequest,
-    Step,
+    StepDone,
 )
 from pia_ray.testing import FakeAnimator
 
@@ -85,39 +86,39 @@ async def until(condition: Callable[[], Coroutine[Any, Any, bool]]) -> None:
         await asyncio.sleep(0.01)
 
 
-def test_a_request_tells_its_steps_and_ends_with_a_video_that_plays():
+def test_a_request_yields_its_steps_and_ends_with_a_video_that_plays():
     async def work() -> list[Event]:
         async with renderer() as made:
             return await events_of(made, ask())
 
     events = run(work)
-    assert events[:-1] == [Step(1, 3), Step(2, 3), Step(3, 3)]
+    assert events[:-1] == [StepDone(1, 3), StepDone(2, 3), StepDone(3, 3)]
     rendered = events[-1]
     assert isinstance(rendered, Rendered)
-    facts = video.probe(rendered.video.content)
+    facts = video.probe(rendered.content)
     assert (facts.format, facts.num_frames, facts.width, facts.height) == ("mp4", 4, 64, 64)
     assert facts.provenance["params"]["prompt"] == "a cat"
     assert video.probe(rendered.thumbnail).num_frames == 4
     with Image.open(io.BytesIO(rendered.spritesheet)) as sheet:
         assert sheet.size == (128, 128)
-    assert rendered.params.seed is not None
+    assert rendered.video.params.seed is not None
     assert pickle.loads(pickle.dumps(events)) == events
 
 
 @pytest.mark.parametrize("video_format", ["mp4", "gif", "webp", "webm"])
-def test_the_video_has_the_format_that_was_asked_for(video_format: Any):
+def test_the_video_has_the_requested_format(video_format: Any):
     async def work() -> list[Event]:
         async with renderer() as made:
             return await events_of(made, ask(format=video_format))
 
-    assert video.probe(run(work)[-1].video.content).format == video_format
+    assert video.probe(run(work)[-1].content).format == video_format
 
 
 def test_models_are_named_by_style_also_the_default_one():
     async def work() -> list[str]:
         async with renderer(models={"plain": "demo", "ink": {"base": "embedded"}}) as made:
             styles = [{}, {"style": "plain"}, {"style": "ink"}]
-            return [(await events_of(made, ask(knobs=style)))[-1].model for style in styles]
+            return [(await events_of(made, ask(knobs=style)))[-1].video.model_version for style in styles]
 
     assert run(work) == ["demo@fake", "demo@fake", "ink@fake"]
 
@@ -134,7 +135,7 @@ def test_models_are_named_by_style_also_the_default_one():
         (ask("nan"), NonFiniteFrames),
     ],
 )
-def test_a_request_fails_with_its_own_error_and_leaves_its_place(request_: RenderRequest, error: type[Exception]):
+def test_a_request_fails_with_its_own_error_and_leaves_the_queue(request_: RenderRequest, error: type[Exception]):
     async def work() -> int:
         async with renderer(max_image_pixels=250 * 250) as made:
             with pytest.raises(error):
@@ -200,13 +201,13 @@ def test_half_of_the_queue_is_for_synchronous_calls_alone():
     run(work)
 
 
-def test_urgent_requests_start_first_and_positions_tell_so():
+def test_urgent_requests_start_first_and_positions_show_it():
     order: list[str] = []
 
     async def follow(made: LocalRenderer, request: RenderRequest) -> list[Event]:
         events = []
         async for event in made.render(request):
-            if event == Step(1, 3):
+            if event == StepDone(1, 3):
                 order.append(request.id)
             events.append(event)
         return events
@@ -234,7 +235,7 @@ def test_closing_the_iterator_frees_the_engine_at_its_next_step():
     async def work() -> float:
         async with renderer(step_s=0.05) as made:
             async with aclosing(made.render(ask(knobs={"num_inference_steps": 900}))) as events:
-                assert await anext(events) == Step(1, 900)
+                assert await anext(events) == StepDone(1, 900)
             started = time.monotonic()
             assert isinstance((await events_of(made, ask()))[-1], Rendered)
             return time.monotonic() - started
@@ -271,11 +272,11 @@ def test_a_request_that_waits_or_hangs_ends_at_its_deadline():
     run(work)
 
 
-def test_load_tells_what_runs_what_waits_and_how_long_a_step_takes():
+def test_load_counts_running_and_waiting_requests_and_times_a_step():
     async def work() -> None:
         async with renderer(step_s=0.05, models="plain=demo,other=demo", default_model="other", max_waiting=5) as made:
             empty = await made.load()
-            assert (empty.num_running, empty.num_waiting, empty.max_waiting, empty.step_s) == (0, 0, 5, None)
+            assert (empty.num_running, empty.num_waiting, empty.step_s) == (0, 0, None)
             assert [(model.name, model.default) for model in empty.models] == [("other", True), ("plain", False)]
             assert empty.models[0].version.startswith("demo@")
             knobs = {"num_inference_steps": 40}
@@ -339,14 +340,50 @@ def test_callers_who_give_up_one_after_the_other_do_not_hide_that_the_device_han
     run(work)
 
 
-def test_the_same_request_makes_the_same_video_alone_and_in_company():
+def test_the_same_request_makes_the_same_video_alone_and_among_neighbours():
     async def work() -> list[np.ndarray]:
         request = ask(request_id="same")
         async with renderer(batch_size=3) as made:
             alone = await events_of(made, request)
             others = [events_of(made, ask(request_id=str(number))) for number in range(2)]
-            company, *_ = await asyncio.gather(events_of(made, request), *others)
-        return [video.decode_frames(events[-1].video.content) for events in (alone, company)]
+            neighbours, *_ = await asyncio.gather(events_of(made, request), *others)
+        return [video.decode_frames(events[-1].content) for events in (alone, neighbours)]
 
-    alone, company = run(work)
-    assert np.array_equal(alone, company)
+    alone, neighbours = run(work)
+    assert np.array_equal(alone, neighbours)
+
+
+def test_a_renderer_that_drains_begins_nothing_more_and_lets_what_denoises_end():
+    async def work() -> None:
+        async with renderer(step_s=0.1) as made:
+            first = asyncio.create_task(events_of(made, ask(request_id="first", knobs={"num_inference_steps": 8})))
+            while (await made.load()).num_running < 1:
+                await asyncio.sleep(0.01)
+            waits = asyncio.create_task(events_of(made, ask(request_id="waits")))
+            await asyncio.sleep(0.1)
+            draining = asyncio.create_task(made.drain(timeout_s=60))
+            with pytest.raises(Cancelled):
+                await waits
+            assert not first.done()
+            with pytest.raises(Cancelled):
+                await events_of(made, ask(request_id="late"))
+            assert isinstance((await first)[-1], Rendered)
+            await draining
+            assert made.is_idle
+
+    run(work)
+
+
+def test_a_renderer_that_drains_takes_back_what_does_not_end_in_time():
+    async def work() -> None:
+        async with renderer(step_s=0.05) as made:
+            long = asyncio.create_task(events_of(made, ask(knobs={"num_inference_steps": 1000})))
+            while (await made.load()).num_running < 1:
+                await asyncio.sleep(0.01)
+            started = time.monotonic()
+            await made.drain(timeout_s=0.5)
+            with pytest.raises(Cancelled):
+                await long
+            assert 0.4 < time.monotonic() - started < 20
+
+    run(work)

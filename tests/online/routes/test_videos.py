@@ -159,7 +159,7 @@ def test_a_list_refuses_parameters_that_it_does_not_know(client: OpenAI, path: s
     assert refused.value.param == "colour"
 
 
-def test_progress_position_and_time_left_are_told_while_it_goes_on(server: VideoServer):
+def test_progress_position_and_time_left_are_shown_while_a_video_is_made(server: VideoServer):
     client = server.client("many")
     made = [make(client, f"number {n}", extra_body={"num_inference_steps": 100}) for n in range(6)]
     assert max(each.queue_position for each in made if each.status == "queued") >= 3

@@ -24,7 +24,7 @@ from pia_ray.config.knobs import AnimationParams
 from pia_ray.config.serve import ServeConfig, load_serve
 from pia_ray.errors import Busy, ConfigError, NonFiniteFrames, NotReady, PiaRayError, Timeout, WorkerDied
 from pia_ray.media import video
-from pia_ray.online.rendering.renderer import INTERACTIVE, VIDEO_JOB, Event, Load, Rendered, RenderRequest, Step
+from pia_ray.online.rendering.renderer import INTERACTIVE, VIDEO_JOB, Event, Load, Rendered, RenderRequest, StepDone
 from pia_ray.online.serve import RayRenderer, build_app, proxy_middlewares
 from pia_ray.online.serve.deployments import bind_engines, engine_options, ingress_options
 from pia_ray.online.serve.engines import STATUS_S
@@ -120,12 +120,12 @@ def begun(folder: Path) -> list[dict[str, Any]]:
 
 
 @heavy
-def test_an_engine_in_another_process_tells_events_and_errors_as_a_local_one(endpoint: Callable[..., Any]):
+def test_an_engine_in_another_process_has_the_events_and_errors_of_a_local_one(endpoint: Callable[..., Any]):
     caller = endpoint()
     events = caller.ask.remote(ask()).result(timeout_s=60)
-    assert events[:-1] == [Step(1, 3), Step(2, 3), Step(3, 3)]
+    assert events[:-1] == [StepDone(1, 3), StepDone(2, 3), StepDone(3, 3)]
     assert isinstance(events[-1], Rendered)
-    assert video.probe(events[-1].video.content).num_frames == 4
+    assert video.probe(events[-1].content).num_frames == 4
     assert isinstance(caller.ask.remote(ask("nan")).result(timeout_s=60), NonFiniteFrames)
     assert isinstance(caller.ask.remote(ask("hang", deadline_s=0.3)).result(timeout_s=60), Timeout)
     load = caller.load.remote().result(timeout_s=60)
@@ -144,9 +144,7 @@ def test_a_caller_that_hangs_up_frees_the_engine_at_its_next_step(endpoint: Call
 
 
 @heavy
-def test_a_call_whose_engine_dies_is_made_by_another_one_and_a_job_is_told(
-    endpoint: Callable[..., Any], tmp_path: Path
-):
+def test_a_call_whose_engine_dies_is_made_by_another_one_and_a_job_fails(endpoint: Callable[..., Any], tmp_path: Path):
     caller = endpoint()
     outcome = caller.ask.remote(ask("die-once", "call", priority=INTERACTIVE)).result(timeout_s=120)
     assert isinstance(outcome[-1], Rendered)

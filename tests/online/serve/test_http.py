@@ -257,7 +257,7 @@ def test_a_call_ends_at_the_endpoints_deadline_whatever_its_headers(endpoint: Ca
     assert (answer.status_code, answer.json()["error"]["code"]) == (504, "timeout")
 
 
-def test_a_hundred_clients_are_answered_or_told_when_to_come_again_in_bounded_memory(
+def test_a_hundred_clients_are_answered_or_refused_with_a_time_in_bounded_memory(
     endpoint: Callable[..., httpx.Client],
 ):
     client = endpoint(step_s=0.2, max_waiting=6, max_body_bytes=3_500_000)
@@ -323,7 +323,9 @@ def answer_on(connection: socket.socket) -> bytes:
     return content
 
 
-def test_slow_and_broken_clients_are_given_up_and_hold_nobody_up(endpoint: Callable[..., httpx.Client], tmp_path: Path):
+def test_slow_and_broken_clients_are_given_up_and_delay_no_others(
+    endpoint: Callable[..., httpx.Client], tmp_path: Path
+):
     client = endpoint(batch_size=1, max_waiting=0, body_timeout_s=6)
     port = client.base_url.port
     with ExitStack() as open_ones:

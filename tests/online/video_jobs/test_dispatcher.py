@@ -9,6 +9,7 @@ import io
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from pathlib import Path
@@ -20,14 +21,25 @@ from PIL import Image
 from pia_ray import storage
 from pia_ray.config.knobs import AnimationParams
 from pia_ray.config.serve import ServeConfig
-from pia_ray.errors import Busy, DeviceLost, NonFiniteFrames, OutOfMemory, RowError, Timeout
+from pia_ray.errors import Busy, Cancelled, DeviceLost, NonFiniteFrames, OutOfMemory, RowError, Timeout
 from pia_ray.media import video
+from pia_ray.online.documents.document import Revision
 from pia_ray.online.rendering.local_renderer import LocalRenderer
-from pia_ray.online.rendering.renderer import BATCH_LINE, VIDEO_JOB, Event, Load, Queued, Rendered, RenderRequest, Step
-from pia_ray.online.video_jobs import JobStore, VideoJob
+from pia_ray.online.rendering.renderer import (
+    BATCH_LINE,
+    VIDEO_JOB,
+    Event,
+    FinishedVideo,
+    Load,
+    Queued,
+    Rendered,
+    RenderRequest,
+    StepDone,
+)
+from pia_ray.online.video_jobs import JobQueue, JobStore, VideoJob
 from pia_ray.online.video_jobs.dispatcher import Dispatcher
+from pia_ray.online.video_jobs.documents import JobDocuments
 from pia_ray.testing import FakeAnimator
-from pia_ray.types import EncodedVideo
 from tests.chaos_proxy import ChaosProxy, chaos
 from tests.s3_server import s3, s3_server
 
@@ -65,7 +77,7 @@ class ScriptedRenderer:
             yield Queued(0)
             for done in range(1, STEPS + 1):
                 await asyncio.sleep(self.step_s)
-                yield Step(done, STEPS)
+                yield StepDone(done, STEPS)
                 if done == STEPS // 2:
                     if left := self.failures.get(prompt):
                         failed = True
@@ -85,12 +97,24 @@ class ScriptedRenderer:
                 self.ended.append(prompt)
 
     async def load(self) -> Load:
-        return Load(self.num_running, 0, 4, self.step_s, ())
+        return Load(self.num_running, 0, self.step_s, ())
 
 
 def rendered(request: RenderRequest, content: bytes) -> Rendered:
-    made = EncodedVideo(content, "mp4", 16, 64, 64, 8, hashlib.sha256(content).hexdigest())
-    return Rendered(made, b"thumbnail", b"sheet", request.params, "scripted", gpu_s=1.0, animate_s=1.0, motion=0.1)
+    made = FinishedVideo(
+        num_frames=16,
+        width=64,
+        height=64,
+        fps=8,
+        size_bytes=len(content),
+        sha256=hashlib.sha256(content).hexdigest(),
+        params=request.params,
+        model_version="scripted",
+        gpu_s=1.0,
+        animate_s=1.0,
+        motion=0.1,
+    )
+    return Rendered(made, content, "mp4", b"thumbnail", b"sheet")
 
 
 @pytest.fixture
@@ -198,7 +222,7 @@ def test_a_job_that_is_taken_away_frees_the_engine(local: str, take_away: Callab
             await until(jobs, job, lambda now: now.progress == 50)
             await asyncio.to_thread(take_away, jobs, "ann", job.id)
             if nudge:
-                dispatcher.nudge(job.id)
+                dispatcher.recheck(job.id)
             other = create(jobs, "other")
             dispatcher.wake()
             await ended(jobs, other)
@@ -225,7 +249,7 @@ def test_cancelling_frees_the_real_renderer_at_its_next_step(local: str) -> None
         async with running(dispatcher):
             await until(jobs, ids[0], lambda now: now.status == "in_progress")
             await asyncio.to_thread(jobs.cancel, "ann", ids[0].id)
-            dispatcher.nudge(ids[0].id)
+            dispatcher.recheck(ids[0].id)
             done = await ended(jobs, ids[1])
             assert (await renderer.load()).num_running == 0
         await renderer.close()
@@ -236,7 +260,7 @@ def test_cancelling_frees_the_real_renderer_at_its_next_step(local: str) -> None
     run(work)
 
 
-def test_a_dispatcher_that_goes_down_in_order_gives_its_job_back(local: str) -> None:
+def test_a_dispatcher_that_shuts_down_in_order_gives_its_job_back(local: str) -> None:
     async def work() -> None:
         jobs, first, second = JobStore(local, lease_s=600), ScriptedRenderer("1"), ScriptedRenderer("2")
         second.go_on.set()
@@ -263,6 +287,67 @@ def test_a_drained_dispatcher_ends_what_it_has_and_takes_no_more(local: str) -> 
             await asyncio.sleep(0.3)
         assert jobs.get("ann", has.id).status == "completed"
         assert jobs.get("ann", late.id).attempt == 0
+
+    run(work)
+
+
+def test_a_dispatcher_drains_for_that_time_and_then_gives_back_what_goes_on(local: str) -> None:
+    async def work() -> None:
+        jobs, renderer = JobStore(local, lease_s=600), ScriptedRenderer()
+        has, waits = create(jobs, "has"), create(jobs, "wait")
+        dispatcher = Dispatcher(renderer, jobs, max_in_flight=2, **QUICK)
+        async with running(dispatcher):
+            await until(jobs, waits, lambda now: now.progress == 50)
+            started = time.monotonic()
+            await dispatcher.drain(timeout_s=1)
+            assert 0.9 < time.monotonic() - started < 10
+        assert jobs.get("ann", has.id).status == "completed"
+        left = jobs.get("ann", waits.id)
+        assert (left.status, left.attempt, left.lease_owner) == ("queued", 0, None)
+
+    run(work)
+
+
+class SlowClaims(JobQueue):
+    """A queue whose claims take a while."""
+
+    def __init__(self, documents: JobDocuments) -> None:
+        super().__init__(documents)
+        self.begun = threading.Event()
+
+    def claim(self, at: Revision[VideoJob], *, worker: str) -> Revision[VideoJob]:
+        self.begun.set()
+        time.sleep(0.5)
+        return super().claim(at, worker=worker)
+
+
+@pytest.mark.parametrize("drains", [False, True])
+def test_a_claim_that_is_under_way_at_the_end_of_a_dispatcher_is_not_lost(local: str, drains: bool) -> None:
+    async def work() -> None:
+        jobs, renderer = JobStore(local, lease_s=600), ScriptedRenderer()
+        jobs.queue = SlowClaims(JobDocuments(local, job_ttl_s=60, lease_s=600))
+        job = create(jobs)
+        dispatcher = Dispatcher(renderer, jobs, **QUICK)
+        async with running(dispatcher):
+            await asyncio.to_thread(jobs.queue.begun.wait, 60)
+            if drains:
+                await dispatcher.drain(timeout_s=60)
+        now = jobs.get("ann", job.id)
+        assert (now.status, now.attempt) == (("completed", 1) if drains else ("queued", 0))
+        assert now.lease_owner is None
+
+    run(work)
+
+
+def test_a_job_whose_engine_shuts_down_is_given_back_and_that_is_no_attempt(local: str) -> None:
+    async def work() -> None:
+        jobs, renderer = JobStore(local), ScriptedRenderer()
+        renderer.failures["a boat"] = [Cancelled("the engine is shutting down") for _ in range(3)]
+        job = create(jobs)
+        async with running(Dispatcher(renderer, jobs, max_attempts=1, retry_delay_s=0.05, **QUICK)):
+            done = await ended(jobs, job)
+        assert (done.status, done.attempt) == ("completed", 1)
+        assert len(renderer.begun) == 4
 
     run(work)
 
@@ -319,10 +404,10 @@ def test_no_job_is_lost_or_ended_twice_whatever_is_killed(local: str) -> None:
         try:
             while len(ends) < len(made):
                 await asyncio.sleep(0.3)
-                for job in jobs.list("ann", limit=100).jobs:
+                for job in jobs.list("ann", limit=100).documents:
                     if job.ended:
                         assert ends.setdefault(job.id, job) == job  # what has ended never changes
-                if kills < 4 and any(job.status == "in_progress" for job in jobs.list("ann", limit=100).jobs):
+                if kills < 4 and any(job.status == "in_progress" for job in jobs.list("ann", limit=100).documents):
                     victim = processes.pop(0)
                     victim.kill()
                     victim.wait()
@@ -375,8 +460,7 @@ def test_a_dispatcher_that_wakes_too_late_changes_nothing(local: str) -> None:
             async with running(Dispatcher(quick, jobs, **QUICK)):
                 done = await ended(jobs, job)
                 late.go_on.set()
-                while sleeper.num_in_hand:
-                    await asyncio.sleep(0.02)
+                await sleeper.drain(timeout_s=60)
         now = jobs.get("ann", job.id)
         assert now == done
         assert now.result is not None
@@ -430,7 +514,7 @@ def test_a_full_engine_gets_the_job_later_and_that_is_no_attempt(local: str) -> 
     run(work)
 
 
-def test_a_damaged_document_holds_nobody_else_up(local: str) -> None:
+def test_a_damaged_document_delays_no_other_job(local: str) -> None:
     async def work() -> None:
         jobs, renderer = JobStore(local), ScriptedRenderer()
         create(jobs, "damaged")
@@ -467,12 +551,12 @@ def test_expired_jobs_are_removed(local: str) -> None:
         async with running(Dispatcher(renderer, jobs, sweep_s=0.2, **QUICK)):
             while any(job.id in found.uri for found in storage.list_objects(local)):
                 await asyncio.sleep(0.05)
-        assert jobs.list("ann").jobs == ()
+        assert jobs.list("ann").documents == ()
 
     run(work)
 
 
-def test_the_outlook_tells_who_goes_first_and_about_how_long(local: str) -> None:
+def test_the_outlook_has_the_position_and_the_estimated_time(local: str) -> None:
     async def work() -> None:
         jobs, renderer = JobStore(local), ScriptedRenderer(step_s=0.02)
         dispatcher = Dispatcher(renderer, jobs, max_in_flight=1, **QUICK)

@@ -19,6 +19,7 @@ from pia_ray.config.knobs import AnimationParams
 from pia_ray.errors import (
     BadParameter,
     Busy,
+    Cancelled,
     JobConflict,
     JobNotFound,
     OutOfMemory,
@@ -26,9 +27,9 @@ from pia_ray.errors import (
     StorageNotFound,
     UnexpectedError,
 )
-from pia_ray.online.rendering.renderer import Rendered, RenderRequest
-from pia_ray.online.video_jobs import JobStore, Revision, VideoJob
-from pia_ray.types import EncodedVideo
+from pia_ray.online.documents.document import Revision
+from pia_ray.online.rendering.renderer import FinishedVideo, Rendered, RenderRequest
+from pia_ray.online.video_jobs import JobStore, VideoJob
 from tests.chaos_proxy import LOSE_ANSWER, ChaosProxy, chaos
 from tests.s3_server import s3, s3_server
 
@@ -58,17 +59,32 @@ def create(jobs: JobStore, prompt: str = "a boat", *, owner: str = "ann", **more
 
 
 def rendered(job: VideoJob, content: bytes = b"video") -> Rendered:
-    video = EncodedVideo(content, "mp4", num_frames=12, width=64, height=48, fps=8, sha256="0" * 64)
-    params = job.params.model_copy(update={"seed": SEED, "width": 64, "height": 48})
-    return Rendered(video, b"thumbnail", b"sheet", params, model="demo 1", gpu_s=1.0, animate_s=2.0, motion=0.1)
+    made = FinishedVideo(
+        num_frames=12,
+        width=64,
+        height=48,
+        fps=8,
+        size_bytes=len(content),
+        sha256="0" * 64,
+        params=job.params.model_copy(update={"seed": SEED, "width": 64, "height": 48}),
+        model_version="demo 1",
+        gpu_s=1.0,
+        animate_s=2.0,
+        motion=0.1,
+    )
+    return Rendered(made, content, "mp4", b"thumbnail", b"sheet")
 
 
-def next_open(jobs: JobStore) -> Revision:
+def next_open(jobs: JobStore) -> Revision[VideoJob]:
     return jobs.queue.read(jobs.queue.entries()[0])
 
 
-def claim(jobs: JobStore, worker: str = "worker") -> Revision:
+def claim(jobs: JobStore, worker: str = "worker") -> Revision[VideoJob]:
     return jobs.queue.claim(next_open(jobs), worker=worker)
+
+
+def finish(jobs: JobStore, held: Revision[VideoJob], made: Rendered) -> VideoJob:
+    return jobs.queue.complete(held, jobs.queue.store(held, made))
 
 
 def left_below(prefix: str) -> list[str]:
@@ -82,7 +98,7 @@ def test_a_job_goes_from_queued_through_progress_to_its_video(prefix: str) -> No
     assert (job.status, job.progress, job.seconds, job.size) == ("queued", 0, "2", "256x256")
     assert abs(job.created_at - time.time()) < 30
     held = claim(jobs)
-    asked = jobs.request(held.job, deadline_s=60)
+    asked = jobs.request(held.document, deadline_s=60)
     assert asked == dataclasses.replace(request_for(seed=SEED, affinity=(1, 0.5)), id=job.id, deadline_s=60, priority=1)
     assert asked.params.model_fields_set == {"prompt", "seed", "affinity"}
 
@@ -95,7 +111,7 @@ def test_a_job_goes_from_queued_through_progress_to_its_video(prefix: str) -> No
     assert now.eta_at is not None
     assert 0 <= now.eta_at - now.started_at - 50 < 1
 
-    jobs.queue.finish(held, rendered(job))
+    finish(jobs, held, rendered(job))
     done = jobs.get("ann", job.id)
     assert (done.status, done.progress, done.seconds, done.size) == ("completed", 100, "1.5", "64x48")
     assert done.completed_at is not None
@@ -114,20 +130,20 @@ def test_a_job_is_seen_by_its_owner_alone(local: str) -> None:
     for call in (jobs.get, jobs.cancel, jobs.delete):
         with pytest.raises(JobNotFound):
             call("bob", job.id)
-    assert jobs.list("bob").jobs == ()
+    assert jobs.list("bob").documents == ()
     assert jobs.num_open("bob") == 0
     assert jobs.get("ann", job.id) == job
 
 
 @pytest.mark.parametrize("bad", ["", "video_1", "../../x", "video_" + "g" * 46, "video_" + "0" * 46 + "\n"])
-def test_what_is_no_id_names_no_job(local: str, bad: str) -> None:
+def test_what_is_not_an_id_names_no_job(local: str, bad: str) -> None:
     with pytest.raises(JobNotFound):
         JobStore(local).get("ann", bad)
     with pytest.raises(JobNotFound):
         JobStore(local).list("ann", after=bad)
 
 
-def test_a_file_for_no_knob_is_refused(local: str) -> None:
+def test_a_file_that_belongs_to_no_knob_is_refused(local: str) -> None:
     with pytest.raises(BadParameter, match=r"\.\./x"):
         create(JobStore(local), request=dataclasses.replace(request_for(), inputs={"../x": b""}))
     assert left_below(local) == []
@@ -141,12 +157,12 @@ def test_pages_hold_every_job_once_in_order_of_creation(prefix: str) -> None:
         seen, after, more = [], None, True
         while more:
             page = jobs.list("ann", after=after, limit=3, order=order)
-            seen += [job.id for job in page.jobs]
+            seen += [job.id for job in page.documents]
             after, more = seen[-1], page.has_more
         assert seen == wanted
     assert jobs.list("ann", limit=7).has_more is False
     jobs.delete("ann", ids[3])
-    assert [job.id for job in jobs.list("ann", after=ids[3], order="asc").jobs] == ids[4:]
+    assert [job.id for job in jobs.list("ann", after=ids[3], order="asc").documents] == ids[4:]
 
 
 def test_the_queue_goes_by_priority_and_then_by_creation(local: str) -> None:
@@ -154,7 +170,6 @@ def test_the_queue_goes_by_priority_and_then_by_creation(local: str) -> None:
     line = create(jobs, request=dataclasses.replace(request_for(), priority=2))
     first, second = create(jobs), create(jobs, owner="bob")
     assert [entry.id for entry in jobs.queue.entries()] == [first.id, second.id, line.id]
-    assert [jobs.position(job) for job in (first, second, line)] == [0, 1, 2]
     assert [entry.id for entry in jobs.queue.entries(2)] == [first.id, second.id]
     assert jobs.num_open("ann") == 1  # lines of batches do not count
 
@@ -165,7 +180,7 @@ def test_what_a_crash_leaves_in_the_queue_is_cleared_by_the_next_reader(local: s
     entries = jobs.queue.entries()
     jobs.cancel("ann", ended.id)
     storage.write_bytes(entries[0].uri, b"")  # its writer died before it removed this
-    assert jobs.queue.read(entries[0]).job.ended
+    assert jobs.queue.read(entries[0]).document.ended
     storage.delete(
         f"{local}/jobs/{entries[1].owner_folder}/{broken_off.id}.json"
     )  # its writer died before it wrote this
@@ -196,7 +211,7 @@ def test_tries_with_one_key_at_the_same_time_make_one_job(prefix: str) -> None:
     with ThreadPoolExecutor(8) as threads:
         made = list(threads.map(lambda jobs: create(jobs, idempotency_key="k").id, stores))
     assert len(set(made)) == 1
-    assert len(stores[0].list("ann").jobs) == 1
+    assert len(stores[0].list("ann").documents) == 1
     assert [entry.id for entry in stores[0].queue.entries()] == made[:1]
 
 
@@ -259,7 +274,7 @@ def test_of_many_workers_one_claims_and_one_finishes(prefix: str) -> None:
         except JobConflict:
             return "refused"
         held = stores[at].queue.heartbeat(held, progress=50)
-        return stores[at].queue.finish(held, rendered(job, f"by {at}".encode())).status
+        return finish(stores[at], held, rendered(job, f"by {at}".encode())).status
 
     with ThreadPoolExecutor(6) as threads:
         outcomes = Counter(threads.map(race, range(6)))
@@ -270,18 +285,18 @@ def test_a_claim_in_time_is_left_alone_and_an_expired_one_is_taken_over(prefix: 
     jobs = JobStore(prefix, lease_s=2.5)
     job = create(jobs)
     slow = jobs.queue.heartbeat(claim(jobs, "slow"), progress=70)
-    with pytest.raises(JobConflict, match="other hands"):
+    with pytest.raises(JobConflict, match="another worker"):
         claim(jobs, "quick")
     time.sleep(2.6)
     quick = claim(jobs, "quick")
-    assert (quick.job.attempt, quick.job.progress, quick.job.status) == (2, 0, "queued")
+    assert (quick.document.attempt, quick.document.progress, quick.document.status) == (2, 0, "queued")
     with pytest.raises(JobConflict):
         jobs.queue.heartbeat(slow, progress=80)
     with pytest.raises(JobConflict):
-        jobs.queue.finish(slow, rendered(job, b"too late"))
+        finish(jobs, slow, rendered(job, b"too late"))
     with pytest.raises(JobConflict):
         jobs.queue.fail(slow, OutOfMemory("too late"))
-    done = jobs.queue.finish(quick, rendered(job, b"in time"))
+    done = finish(jobs, quick, rendered(job, b"in time"))
     assert done.result is not None
     assert storage.read_bytes(done.result.video_uri) == b"in time"
     assert sum("video.mp4" in uri for uri in left_below(prefix)) == 1
@@ -293,7 +308,7 @@ def test_a_worker_whose_answer_was_lost_goes_on(local: str) -> None:
     create(jobs)
     held = claim(jobs)
     jobs.queue.heartbeat(held, progress=10)  # the worker never hears that this was written
-    assert jobs.queue.heartbeat(held, progress=20).job.progress == 20
+    assert jobs.queue.heartbeat(held, progress=20).document.progress == 20
 
 
 def test_lost_answers_and_a_throttling_store_change_nothing(chaos: ChaosProxy) -> None:
@@ -306,22 +321,26 @@ def test_lost_answers_and_a_throttling_store_change_nothing(chaos: ChaosProxy) -
     chaos.faults.extend([LOSE_ANSWER])
     held = jobs.queue.heartbeat(held, progress=10)
     chaos.faults.extend([LOSE_ANSWER] * 5)
-    done = jobs.queue.finish(held, rendered(job))
+    done = finish(jobs, held, rendered(job))
     assert not chaos.faults
     assert (done.status, done.attempt) == ("completed", 1)
-    assert [one.id for one in jobs.list("ann").jobs] == [job.id]
+    assert [one.id for one in jobs.list("ann").documents] == [job.id]
 
 
 def test_a_job_given_back_is_free_at_once_and_one_postponed_later(local: str) -> None:
     jobs = JobStore(local)
     create(jobs)
     jobs.queue.give_back(jobs.queue.heartbeat(claim(jobs), progress=30))
-    assert (next_open(jobs).job.status, next_open(jobs).job.attempt, next_open(jobs).job.progress) == ("queued", 0, 0)
+    assert (next_open(jobs).document.status, next_open(jobs).document.attempt, next_open(jobs).document.progress) == (
+        "queued",
+        0,
+        0,
+    )
     jobs.queue.postpone(claim(jobs), delay_s=2)
     with pytest.raises(JobConflict):
         claim(jobs)
     time.sleep(2)
-    assert claim(jobs).job.attempt == 2
+    assert claim(jobs).document.attempt == 2
 
 
 def test_a_cancelled_job_has_failed_for_everybody(prefix: str) -> None:
@@ -335,15 +354,24 @@ def test_a_cancelled_job_has_failed_for_everybody(prefix: str) -> None:
     with pytest.raises(JobConflict):
         jobs.queue.heartbeat(held, progress=40)
     with pytest.raises(JobConflict):
-        jobs.queue.finish(held, rendered(job))
+        finish(jobs, held, rendered(job))
     assert jobs.queue.entries() == ()
     assert not [uri for uri in left_below(prefix) if uri.startswith("/content")]
+
+
+def test_a_job_that_failed_with_its_engine_was_not_cancelled_by_its_owner(local: str) -> None:
+    jobs = JobStore(local)
+    job = create(jobs)
+    failed = jobs.queue.fail(claim(jobs), Cancelled("the engine is shutting down"))
+    assert (failed.error is not None and failed.error.code, failed.cancelled) == ("cancelled", False)
+    with pytest.raises(JobConflict, match="failed already"):
+        jobs.cancel("ann", job.id)
 
 
 def test_what_has_ended_cannot_be_cancelled(local: str) -> None:
     jobs = JobStore(local)
     job = create(jobs)
-    jobs.queue.finish(claim(jobs), rendered(job))
+    finish(jobs, claim(jobs), rendered(job))
     with pytest.raises(JobConflict, match="completed already"):
         jobs.cancel("ann", job.id)
 
@@ -351,7 +379,7 @@ def test_what_has_ended_cannot_be_cancelled(local: str) -> None:
 def test_a_deleted_job_leaves_nothing(prefix: str) -> None:
     jobs = JobStore(prefix)
     done, queued = create(jobs, idempotency_key="k", webhook_url="https://example.com/"), create(jobs)
-    jobs.queue.finish(claim(jobs), rendered(done))
+    finish(jobs, claim(jobs), rendered(done))
     jobs.delete("ann", done.id)
     jobs.delete("ann", queued.id)
     with pytest.raises(JobNotFound):
@@ -369,25 +397,25 @@ def test_a_job_deleted_at_work_is_lost_to_its_worker(local: str) -> None:
     with pytest.raises(JobNotFound):
         jobs.queue.heartbeat(held, progress=1)
     with pytest.raises(JobNotFound):
-        jobs.queue.finish(held, rendered(job))
+        finish(jobs, held, rendered(job))
     assert not [uri for uri in left_below(local) if uri.startswith(("/content", "/inputs", "/jobs", "/queue"))]
 
 
 def test_ended_jobs_expire_and_others_stay(prefix: str) -> None:
     jobs = JobStore(prefix, job_ttl_s=0.0)
     ended = [create(jobs), create(jobs)]
-    jobs.queue.finish(claim(jobs), rendered(ended[0]))
+    finish(jobs, claim(jobs), rendered(ended[0]))
     jobs.cancel("ann", ended[1].id)
     queued = create(jobs)
     time.sleep(1)
     assert jobs.sweep() == 2
-    assert [job.id for job in jobs.list("ann").jobs] == [queued.id]
+    assert [job.id for job in jobs.list("ann").documents] == [queued.id]
     assert not [uri for uri in left_below(prefix) if ended[0].id in uri or ended[1].id in uri]
     assert JobStore(prefix).sweep() == 0
     assert jobs.request(queued).image == b"picture"
 
 
-def test_an_error_tells_its_code_but_nothing_of_the_server(local: str) -> None:
+def test_an_error_shows_its_code_but_nothing_of_the_server(local: str) -> None:
     jobs = JobStore(local)
     told = {}
     errors = (
@@ -449,4 +477,4 @@ def test_creating_from_many_threads_keeps_ids_apart_and_in_order(local: str) -> 
 
     with ThreadPoolExecutor(4) as threads:
         list(threads.map(work, range(12)))
-    assert [job.id for job in jobs.list("ann", order="asc").jobs] == ids == sorted(set(ids))
+    assert [job.id for job in jobs.list("ann", order="asc").documents] == ids == sorted(set(ids))

@@ -147,7 +147,7 @@ def test_the_openai_client_accepts_the_signature_and_refuses_a_changed_body(
             client.webhooks.verify_signature(body + b" ", headers)
 
 
-def test_each_job_tells_once_how_it_ended(jobs: JobStore, receiver: Receiver, webhooks: Webhooks) -> None:
+def test_each_job_sends_one_event_of_its_end(jobs: JobStore, receiver: Receiver, webhooks: Webhooks) -> None:
     async def work() -> None:
         made = [create(jobs, receiver.url) for _ in range(3)]
         create(jobs, None)
@@ -182,7 +182,7 @@ def test_a_webhook_that_is_not_taken_is_tried_again_under_the_same_id(
 
 
 @pytest.mark.parametrize(("script", "tries"), [([500] * 9, 3), ([410], 1)])
-def test_a_webhook_that_nobody_wants_is_given_up_and_the_job_stays(
+def test_a_refused_webhook_is_given_up_and_the_job_stays(
     jobs: JobStore, receiver: Receiver, webhooks: Webhooks, script: list[int], tries: int
 ) -> None:
     async def work() -> None:
@@ -227,7 +227,7 @@ def test_a_webhook_left_by_a_dead_dispatcher_is_sent_by_the_next(
         "https://",
     ],
 )
-def test_an_address_that_is_not_public_is_never_asked(jobs: JobStore, url: str) -> None:
+def test_an_address_that_is_not_public_receives_no_request(jobs: JobStore, url: str) -> None:
     with pytest.raises(FetchError) as caught:
         Webhooks(SECRET).send(cancelled(jobs, url))
     assert not caught.value.retryable
@@ -241,7 +241,7 @@ def test_redirects_are_not_followed(jobs: JobStore, receiver: Receiver, webhooks
     assert len(receiver.got) == 1
 
 
-def test_a_name_that_changes_its_address_after_the_first_look_is_refused(
+def test_a_name_that_changes_its_address_after_the_first_lookup_is_refused(
     jobs: JobStore, receiver: Receiver, pem: Path
 ) -> None:
     answers = iter([["8.8.8.8", "127.0.0.1"]])
@@ -251,7 +251,7 @@ def test_a_name_that_changes_its_address_after_the_first_look_is_refused(
     assert receiver.got == []
 
 
-def test_a_receiver_that_says_nothing_holds_no_one_up(jobs: JobStore, webhooks: Webhooks) -> None:
+def test_a_silent_receiver_is_given_up_in_time(jobs: JobStore, webhooks: Webhooks) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent, contextlib.closing(silent):
         begun = time.monotonic()
         with pytest.raises(FetchUnavailable, match="took too long"):
@@ -260,7 +260,7 @@ def test_a_receiver_that_says_nothing_holds_no_one_up(jobs: JobStore, webhooks: 
 
 
 @pytest.mark.parametrize("secret", ["", "whsec_", "whsec_!!", "whsec_" + base64.b64encode(b"short").decode()])
-def test_a_secret_that_is_none_is_refused_without_being_shown(secret: str) -> None:
+def test_an_invalid_secret_is_refused_without_being_shown(secret: str) -> None:
     with pytest.raises(ConfigError) as caught:
         Webhooks(secret)
     assert "short" not in caught.value.message

@@ -1,7 +1,7 @@
-"""The playground: one static page at / that animates a picture through POST /v1/animations and shows the result.
+"""The web page at /, static, which animates a picture through POST /v1/animations and shows the result.
 
-Its markup, style and script lie beside this file and load nothing from elsewhere. They hold no secret, so whoever
-reaches the port may have them; what the page calls wants an API key like any other caller.
+Its markup, style and script are in this folder and load nothing from other sites. They hold no secret, so they need no
+key; the page's calls need an API key as those of every caller.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ LABELS: Final = {
     "seam": "Seam of loops",
     "negative_prompt": "Negative prompt",
 }
-"""Knobs that the page folds away, in its order, with their names on it. What it says of them is their declaration."""
+"""The labels of the knobs in the page's folded part, in its order. Their help is that of their declaration."""
 
 POLICY: Final = "; ".join(
     (
@@ -52,7 +52,7 @@ _TYPES: Final = {"page.html": "text/html", "page.css": "text/css", "page.js": "t
 
 
 def router(config: ServeConfig) -> APIRouter:
-    """The page at /, and what it loads below /page/."""
+    """The routes of the page at / and of its files below /page/."""
     routes = APIRouter(include_in_schema=False)
     folder = files(__name__)
     answers = {
@@ -83,7 +83,7 @@ def router(config: ServeConfig) -> APIRouter:
 
 
 def _settings(config: ServeConfig) -> dict[str, Any]:
-    """What the page must know of this endpoint to draw its form."""
+    """The settings of this endpoint for the page's form."""
     most = {"num_frames": config.max_frames, "num_inference_steps": config.max_steps}
     return {
         "version": pia_ray.__version__,

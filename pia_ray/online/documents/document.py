@@ -1,0 +1,108 @@
+"""The values of the document store: documents, their kinds, and how an index orders them."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Generic, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict
+
+from pia_ray.errors import Conflict, NotFound
+
+Order = Literal["asc", "desc"]
+
+
+class Document(BaseModel):
+    """An object of an owner. Times in documents are seconds since 1970 by the store's clock."""
+
+    # A newer replica's fields stay in the document when an older one changes it, as during an upgrade.
+    model_config = ConfigDict(frozen=True, extra="allow", protected_namespaces=())
+
+    id: str
+    """The name of the kind, the time of creation and random digits: ids sort by time and cannot be guessed."""
+    owner: str
+    """Id of the key that made it."""
+    created_at: float
+    revision: int = 0
+    """Counts the changes of this document."""
+
+
+D = TypeVar("D", bound=Document)
+
+
+@dataclass(frozen=True)
+class Index(Generic[D]):
+    """An order of documents: by a rank, and within a rank by age."""
+
+    folder: str
+    """Of its entries."""
+    rank: Callable[[D], int | None]
+    """The rank of a document; None for one that is not in the index."""
+    digits: int = 0
+    """Of the rank in the name of an entry; with 0 the name has none."""
+
+
+@dataclass(frozen=True)
+class Kind(Generic[D]):
+    """A kind of documents: names and places, which storage keeps for ever."""
+
+    name: str
+    """Begins every id."""
+    model: type[D]
+    folder: str
+    """Of the owners' folders of documents."""
+    expires_at: Callable[[D], float | None]
+    """When a document is to be removed; None as long as that is open."""
+    backfill_expiry: bool = False
+    """Documents of 0.1.0 are not in the index of what expires: the first sweep of a process adds them."""
+    id_bytes: int = 12
+    """Random ones of an id."""
+    owner_digits: int = 24
+    """Hex digits of the digest that stands for an owner in names."""
+    not_found: type[NotFound] = NotFound
+    conflict: type[Conflict] = Conflict
+
+    def owner_folder(self, owner: str) -> str:
+        """The owner in names: hex digits."""
+        return hashlib.sha256(owner.encode("utf-8", "surrogatepass")).hexdigest()[: self.owner_digits]
+
+    def id_at(self, time_us: int) -> str:
+        """A new id of that time, in microseconds since 1970."""
+        return f"{self.name}_{time_us:014x}{secrets.token_hex(self.id_bytes)}"
+
+    @property
+    def id_pattern(self) -> str:
+        """Regular expression of an id."""
+        return rf"{self.name}_[0-9a-f]{{{14 + 2 * self.id_bytes}}}"
+
+
+@dataclass(frozen=True)
+class Revision(Generic[D]):
+    """A document as it was read or written, for a change that is refused if another one came between."""
+
+    document: D
+    etag: str
+
+
+@dataclass(frozen=True)
+class IndexEntry:
+    """A document as an index names it."""
+
+    id: str
+    rank: int
+    owner_folder: str
+    written_at: datetime
+    uri: str
+
+
+@dataclass(frozen=True)
+class Page(Generic[D]):
+    """Part of the list of an owner's documents."""
+
+    documents: tuple[D, ...]
+    has_more: bool
+    """Whether others follow the last of these."""

@@ -1,0 +1,275 @@
+"""Documents in storage, a JSON object each: what video jobs, files and batches have in common.
+
+A document belongs to an owner and changes by compare-and-swap, so that of two changes that meet one is refused. An
+index names the documents of all owners in an order of its own. Its entry is written before the document that it names
+and removed after it: a crash in between leaves an entry too many, and the document alone says what is true.
+Calls block. Knows no HTTP.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import re
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final, Generic
+
+from pydantic import ValidationError
+
+from pia_ray import storage
+from pia_ray.errors import Conflict, NotFound, StorageError, StorageNotFound
+from pia_ray.online.documents.document import D, Document, Index, IndexEntry, Kind, Order, Page, Revision
+from pia_ray.online.documents.indexes import Indexes
+from pia_ray.online.requests.bodies import shown
+
+MAX_DOCUMENT_BYTES: Final = 16_000_000
+CLOCK_S: Final = 600.0
+"""Seconds after which the store's clock is read again."""
+ABANDONED_S: Final = 3600.0
+"""Seconds after which an entry without a document belongs to a request that broke off."""
+_TRIES: Final = 20
+_READERS: Final = 8
+
+_log = logging.getLogger(__name__)
+
+
+class DocumentStore(Generic[D]):
+    """The documents of a kind below a prefix; safe in threads and in any number of processes.
+
+    `remove_content` removes what belongs to a document and lies outside of it, by the folder of its owner and its id.
+    """
+
+    def __init__(
+        self,
+        prefix: str,
+        kind: Kind[D],
+        *,
+        indexes: tuple[Index[D], ...] = (),
+        remove_content: Callable[[str, str], None],
+    ) -> None:
+        self._prefix = prefix
+        self._kind = kind
+        self._indexes = Indexes(prefix, kind, indexes)
+        self._backfill_expiry = kind.backfill_expiry
+        self._remove_content = remove_content
+        self._lock = threading.Lock()
+        self._clock_offset_s = 0.0
+        self._clock_read_at = -CLOCK_S
+        self._last_us = 0
+
+    def now(self) -> float:
+        """Seconds since 1970 by the store's clock, on which all replicas agree to a second or so."""
+        with self._lock:
+            if time.monotonic() - self._clock_read_at >= CLOCK_S:
+                self._clock_offset_s = storage.clock(self._prefix).timestamp() - time.monotonic()
+                self._clock_read_at = time.monotonic()
+            return time.monotonic() + self._clock_offset_s
+
+    def owner_folder(self, owner: str) -> str:
+        """The owner in names: hex digits."""
+        return self._kind.owner_folder(owner)
+
+    def new_id(self) -> str:
+        """A new id that cannot be guessed. The ids of one process sort in the order of their creation."""
+        now_us = int(self.now() * 1e6)
+        with self._lock:
+            self._last_us = max(now_us, self._last_us + 1)
+            return self._kind.id_at(self._last_us)
+
+    def checked_id(self, document_id: str) -> str:
+        """The id itself.
+
+        Raises:
+            NotFound: it has not the form of an id, and so is not fit to be part of a name.
+        """
+        if re.fullmatch(self._kind.id_pattern, document_id) is None:
+            raise self._missing(document_id)
+        return document_id
+
+    def read(self, owner: str, document_id: str) -> Revision[D]:
+        """The owner's document of that id.
+
+        Raises:
+            NotFound: there is none, or it belongs to another owner.
+        """
+        return self._read(self.owner_folder(owner), self.checked_id(document_id))
+
+    def create(self, document: D, *, contents: Mapping[str, bytes] | None = None) -> bool:
+        """Writes a new document after its contents, by URI; False if it is there already, which is left alone."""
+        for uri in sorted(self._indexes.uris(document)):
+            storage.create_bytes(uri, b"")
+        for uri, content in (contents or {}).items():
+            storage.write_bytes(uri, content)
+        return storage.create_bytes(self._uri(document), _json(document), content_type="application/json")
+
+    def replace(self, at: Revision[D], change: Mapping[str, Any]) -> Revision[D]:
+        """The document with these fields changed.
+
+        Raises:
+            Conflict: it was changed or deleted since `at`.
+        """
+        document = at.document.model_copy(update={**change, "revision": at.document.revision + 1})
+        before, after = self._indexes.uris(at.document), self._indexes.uris(document)
+        for uri in sorted(after - before):
+            storage.create_bytes(uri, b"")
+        etag = storage.replace_bytes(self._uri(document), _json(document), etag=at.etag)
+        if etag is None:
+            raise self._kind.conflict(f"{document.id} was changed by another process")
+        for uri in sorted(before - after):
+            storage.delete(uri)
+        return Revision(document, etag)
+
+    def change(self, owner: str, document_id: str, edit: Callable[[D], Mapping[str, Any]]) -> D:
+        """The document with the fields changed that `edit` gives, however often others change it in between.
+
+        Raises:
+            NotFound: as `read`.
+            Conflict: others never stop; what `edit` raises passes through.
+        """
+        for _ in range(_TRIES):
+            at = self.read(owner, document_id)
+            change = edit(at.document)
+            if not change:
+                return at.document
+            try:
+                return self.replace(at, change).document
+            except Conflict:
+                continue
+        raise self._kind.conflict(f"{document_id} changes too fast: try again")
+
+    def delete(self, document: D, *, late_s: float = 0.0) -> None:
+        """Removes a document, its content and its entries; the document first, because it refers to the content.
+
+        With `late_s` the sweep also removes what is written of its content within that time.
+        """
+        entries = self._indexes.uris(document)
+        if late_s:
+            late = self._indexes.uri(self._indexes.expiry, document, int(self.now() + late_s))
+            storage.create_bytes(late, b"")
+            entries.discard(late)
+        storage.delete(self._uri(document))
+        self._remove_content(self.owner_folder(document.owner), document.id)
+        for uri in sorted(entries):
+            storage.delete(uri)
+
+    def list(
+        self,
+        owner: str,
+        *,
+        after: str | None = None,
+        limit: int,
+        order: Order = "desc",
+        where: Callable[[D], bool] = lambda _: True,
+    ) -> Page[D]:
+        """At most `limit` of an owner's documents, the newest or the oldest first; those behind the id `after`.
+
+        Ids sort by time, so that a page begins at its place also where the document `after` has been deleted.
+        """
+        found = storage.list_objects(self._folder(self.owner_folder(owner)), suffix=".json")
+        ids = [stat.uri.rpartition("/")[2].removesuffix(".json") for stat in found]
+        if order == "desc":
+            ids.reverse()
+        if after is not None:
+            ids = [one for one in ids if (one > after if order == "asc" else one < after)]
+
+        def read(document_id: str) -> D | None:
+            try:
+                return self.read(owner, document_id).document
+            except NotFound:  # deleted since the listing
+                return None
+
+        documents: list[D] = []
+        with ThreadPoolExecutor(_READERS) as readers:
+            while ids and (num_missing := limit + 1 - len(documents)) > 0:
+                some, ids = ids[:num_missing], ids[num_missing:]
+                documents += [one for one in readers.map(read, some) if one is not None and where(one)]
+        return Page(tuple(documents[:limit]), has_more=len(documents) > limit)
+
+    def entries(self, index: Index[D], limit: int | None = None) -> tuple[IndexEntry, ...]:
+        """The first `limit` entries of an index, or all, in its order."""
+        return tuple(itertools.islice(self._indexes.entries(index), limit))
+
+    def read_entry(self, entry: IndexEntry) -> Revision[D]:
+        """The document of an entry. Where a request broke off long ago, its content and the entry are removed.
+
+        Raises:
+            NotFound: there is no such document, or not yet.
+        """
+        try:
+            return self._read(entry.owner_folder, entry.id)
+        except NotFound:
+            if self.now() - entry.written_at.timestamp() > ABANDONED_S:
+                self._remove_content(entry.owner_folder, entry.id)
+                storage.delete(entry.uri)
+            raise
+
+    def sweep(self, before_delete: Callable[[D], None] = lambda _: None) -> int:
+        """Deletes the documents that have expired; how many. Entries that are out of date are mended."""
+        if self._backfill_expiry:
+            self._add_expiry_entries()
+            self._backfill_expiry = False
+        now, num_deleted = self.now(), 0
+        for entry in self._indexes.entries(self._indexes.expiry):
+            if entry.rank > now:
+                break
+            try:
+                document = self._read(entry.owner_folder, entry.id).document
+            except NotFound:
+                self._remove_content(entry.owner_folder, entry.id)
+                storage.delete(entry.uri)
+                continue
+            except StorageError as error:
+                _log.error("%s cannot expire: %s", entry.id, error.message)
+                continue
+            second = self._indexes.expiry.rank(document)
+            if second is not None and second <= now:
+                before_delete(document)
+                self.delete(document)
+                num_deleted += 1
+            elif second is not None:  # the entry of a process that came too late to end the document
+                storage.create_bytes(self._indexes.uri(self._indexes.expiry, document, second), b"")
+                storage.delete(entry.uri)
+        return num_deleted
+
+    def _add_expiry_entries(self) -> None:
+        known = {entry.id for entry in self._indexes.entries(self._indexes.expiry)}
+        for found in storage.list_objects(self._folder(""), suffix=".json"):
+            owner_folder, _, name = found.uri.rpartition("/")
+            document_id = name.removesuffix(".json")
+            if document_id in known or re.fullmatch(self._kind.id_pattern, document_id) is None:
+                continue
+            try:
+                document = self._read(owner_folder.rpartition("/")[2], document_id).document
+            except NotFound:
+                continue
+            except StorageError as error:
+                _log.error("%s cannot expire: %s", document_id, error.message)
+                continue
+            if (second := self._indexes.expiry.rank(document)) is not None:
+                storage.create_bytes(self._indexes.uri(self._indexes.expiry, document, second), b"")
+
+    def _read(self, owner_folder: str, document_id: str) -> Revision[D]:
+        uri = storage.join(self._folder(owner_folder), f"{document_id}.json")
+        try:
+            content, etag = storage.read_object(uri, max_bytes=MAX_DOCUMENT_BYTES)
+            return Revision(self._kind.model.model_validate_json(content), etag)
+        except StorageNotFound:
+            raise self._missing(document_id) from None
+        except ValidationError as error:
+            raise StorageError(f"{uri} is damaged: {error.errors(include_url=False)[0]['msg']}") from None
+
+    def _missing(self, document_id: str) -> NotFound:
+        return self._kind.not_found(f'there is no {self._kind.name} "{shown(document_id)}"')
+
+    def _folder(self, owner_folder: str) -> str:
+        return storage.join(self._prefix, self._kind.folder, owner_folder)
+
+    def _uri(self, document: D) -> str:
+        return storage.join(self._folder(self.owner_folder(document.owner)), f"{document.id}.json")
+
+
+def _json(document: Document) -> bytes:
+    return document.model_dump_json().encode()

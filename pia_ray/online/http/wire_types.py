@@ -1,0 +1,37 @@
+"""Parts that several answers share: times, knobs, and the description of a finished video."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from pia_ray.config.knobs import AnimationParams
+
+UnixTime = Annotated[int, BeforeValidator(lambda value: int(value) if isinstance(value, float) else value)]
+"""Whole seconds since 1970, UTC, rounded down."""
+
+
+class VideoDescription(BaseModel):
+    """The fields of a `FinishedVideo`; they are null until the video is finished."""
+
+    model_config = ConfigDict(protected_namespaces=())
+
+    model_version: str | None = Field(None, description="Name and version of the model that made the video.")
+    width: int | None = None
+    height: int | None = None
+    num_frames: int | None = None
+    fps: int | None = None
+    size_bytes: int | None = None
+    sha256: str | None = Field(None, description="Of the video's file.")
+    gpu_s: float | None = Field(None, description="Seconds of engine time: its share of every forward, and its decode.")
+    animate_s: float | None = Field(None, description="Seconds in the engine, from submission to frames.")
+    motion: float | None = Field(None, description="Amount of motion, measured: 0 to 1.")
+
+
+def wire_params(params: AnimationParams, *, only_given: bool) -> dict[str, Any]:
+    """Knobs as JSON values. The seed is text, since it has 64 bits and JavaScript rounds large numbers."""
+    values = params.model_dump(mode="json", exclude_unset=only_given)
+    if values.get("seed") is not None:
+        values["seed"] = str(values["seed"])
+    return values

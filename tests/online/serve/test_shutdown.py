@@ -1,0 +1,139 @@
+"""What shuts down in order lets the videos end that it makes, and gives back what takes longer. Real Ray Serve."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from ray import serve
+
+from pia_ray.config.serve import ServeConfig
+from pia_ray.errors import PiaRayError
+from pia_ray.online.rendering.renderer import INTERACTIVE, VIDEO_JOB, Event, Rendered, RenderRequest
+from pia_ray.online.serve import RayRenderer
+from pia_ray.online.serve.deployments import bind_engines, ingress_options
+from pia_ray.online.video_jobs import JobStore, VideoJob
+from pia_ray.testing import make_fake_engine
+from tests.online.serve.test_engines import ask
+from tests.online.serve.test_http import KNOBS, address, animate, begun, created, ended, endpoint, noise, until
+
+__all__ = ["address", "endpoint"]  # fixtures
+
+heavy = pytest.mark.heavy
+# Ray's client code of 2.60 leaves sockets and event loops to the garbage collector.
+pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
+
+
+def stored(folder: Path, job_id: str) -> VideoJob:
+    return JobStore(str(folder / "jobs")).get("anonymous", job_id)
+
+
+@heavy
+@pytest.mark.parametrize("grace_s", [100, 2])
+def test_an_upgrade_loses_no_video_and_counts_no_attempt(
+    endpoint: Callable[..., httpx.Client], tmp_path: Path, grace_s: float
+):
+    client = endpoint(step_s=0.25, graceful_shutdown_s=grace_s)
+    job_id = created(client, num_inference_steps="40")
+    until(lambda: len(begun(tmp_path)) == 1, seconds=60)
+    endpoint(step_s=0.25, graceful_shutdown_s=grace_s, max_frames=32)
+    late = created(client, num_inference_steps="2")
+    assert ended(client, job_id, seconds=100)["status"] == "completed"
+    assert ended(client, late, seconds=100)["status"] == "completed"
+    rows = [row for row in begun(tmp_path) if row["id"] == job_id]
+    assert len(rows) == (1 if grace_s == 100 else 2)  # no step is done twice where there is the time to end
+    assert stored(tmp_path, job_id).attempt == 1
+
+
+@pytest.fixture
+def engines(address: str, tmp_path: Path) -> Iterator[Callable[[], RayRenderer]]:
+    """Deploys engines, or deploys them anew, with 6 s for what runs; a renderer of this process on them."""
+    config = ServeConfig.model_validate({"batch_size": 1, "graceful_shutdown_s": 6})
+
+    def deploy() -> RayRenderer:
+        make = partial(make_fake_engine, seconds_per_step=0.25, marks=tmp_path, log=tmp_path / "log.jsonl")
+        handle = serve.run(bind_engines(config, make_animator=make), name="engines", route_prefix=None)
+        return RayRenderer(handle, config)
+
+    yield deploy
+    serve.delete("engines")
+
+
+@heavy
+def test_an_engine_that_is_replaced_ends_what_it_can_and_gives_the_rest_to_others(
+    engines: Callable[[], RayRenderer], tmp_path: Path
+):
+    renderer = engines()
+
+    async def outcome(request: RenderRequest) -> list[Event] | PiaRayError:
+        try:
+            return [event async for event in renderer.render(request)]
+        except PiaRayError as error:
+            return error
+
+    def asked(request_id: str, priority: int, steps: int) -> RenderRequest:
+        return ask(request_id=request_id, priority=priority, knobs={"num_inference_steps": steps})
+
+    async def work() -> list[Any]:
+        requests = [
+            asked("ends", VIDEO_JOB, 12),
+            asked("waits", VIDEO_JOB, 2),
+            asked("call", INTERACTIVE, 2),
+        ]
+        first = asyncio.create_task(outcome(requests[0]))
+        while len(begun(tmp_path)) < 1:
+            await asyncio.sleep(0.05)
+        others = [asyncio.create_task(outcome(each)) for each in requests[1:]]
+        await asyncio.sleep(0.5)
+        await asyncio.to_thread(engines)
+        return await asyncio.gather(first, *others)
+
+    ends, waits, call = asyncio.run(work())
+    assert isinstance(ends[-1], Rendered)
+    assert isinstance(call[-1], Rendered)  # made by the other engine
+    assert (isinstance(waits, PiaRayError), waits.code) == (True, "cancelled")
+    assert [row["id"] for row in begun(tmp_path)] == ["ends", "call"]
+
+
+def test_an_ingress_has_time_for_its_calls_and_then_for_its_videos():
+    config = ServeConfig.model_validate({"sync_timeout_s": 300, "graceful_shutdown_s": 1800})
+    assert ingress_options(config)["graceful_shutdown_timeout_s"] >= 300 + 1800
+
+
+@heavy
+@pytest.mark.parametrize("signals", [1, 2])
+def test_the_command_ends_its_videos_on_a_signal_and_at_once_on_a_second(tmp_path: Path, signals: int):
+    command = [Path(sys.executable).parent / "pia-ray", "serve", "--port", "0", "--storage", tmp_path / "jobs"]
+    with (tmp_path / "errors").open("wb") as errors:
+        server = subprocess.Popen([*map(str, command)], stdout=subprocess.PIPE, stderr=errors, text=True)
+    try:
+        url = re.search(r"Serving demo at (http://127\.0\.0\.1:\d+/)", server.stdout.readline())[1]
+        with httpx.Client(base_url=url, timeout=100) as client:
+            assert animate(client).status_code == 200  # the model is loaded
+            steps = "60" if signals == 1 else "100"
+            asked = {**KNOBS, "num_frames": "24", "num_inference_steps": steps, "width": "128", "height": "128"}
+            files = {"input_reference": ("upload", noise())}
+            job_id = client.post("/v1/videos", data=asked, files=files).json()["id"]
+            until(lambda: client.get(f"/v1/videos/{job_id}").json()["status"] == "in_progress", seconds=100)
+        server.send_signal(signal.SIGTERM)
+        if signals == 2:
+            timer = threading.Timer(3, server.send_signal, (signal.SIGTERM,))
+            timer.start()
+        assert server.wait(300) == 0, (tmp_path / "errors").read_text()
+        assert "a second signal ends it at once" in (tmp_path / "errors").read_text()
+        job = stored(tmp_path, job_id)
+        assert (job.status, job.attempt) == (("completed", 1) if signals == 1 else ("in_progress", 1))
+    finally:
+        server.kill()
+        server.wait()
+        server.stdout.close()
