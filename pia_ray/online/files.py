@@ -11,7 +11,7 @@ from pia_ray import storage
 from pia_ray.errors import BadParameter, NotFound, StorageNotFound
 from pia_ray.online.documents.document import Document, Kind, Order, Page
 from pia_ray.online.documents.store import DocumentStore
-from pia_ray.online.requests.bodies import shown
+from pia_ray.online.public_errors import shortened
 
 Purpose = Literal["batch", "batch_output", "vision", "user_data"]
 UPLOAD_PURPOSES: Final = ("batch", "vision", "user_data")
@@ -124,4 +124,4 @@ def parse_purpose(text: str) -> Purpose:
     for purpose in UPLOAD_PURPOSES:
         if text == purpose:
             return purpose
-    raise BadParameter(f'purpose must be one of {", ".join(UPLOAD_PURPOSES)} (got "{shown(text)}")', "purpose")
+    raise BadParameter(f'purpose must be one of {", ".join(UPLOAD_PURPOSES)} (got "{shortened(text)}")', "purpose")

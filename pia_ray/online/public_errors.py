@@ -30,3 +30,8 @@ def public_error(error: PiaRayError) -> PublicError:
         case _:
             message = error.message
     return PublicError(code=error.code, message=message, retryable=error.retryable)
+
+
+def shortened(text: str) -> str:
+    """The caller's text, shortened for a message."""
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -23,7 +23,7 @@ from pia_ray import storage
 from pia_ray.errors import Conflict, NotFound, StorageError, StorageNotFound
 from pia_ray.online.documents.document import D, Document, Index, IndexEntry, Kind, Order, Page, Revision
 from pia_ray.online.documents.indexes import Indexes
-from pia_ray.online.requests.bodies import shown
+from pia_ray.online.public_errors import shortened
 
 MAX_DOCUMENT_BYTES: Final = 16_000_000
 CLOCK_S: Final = 600.0
@@ -262,7 +262,7 @@ class DocumentStore(Generic[D]):
             raise StorageError(f"{uri} is damaged: {error.errors(include_url=False)[0]['msg']}") from None
 
     def _missing(self, document_id: str) -> NotFound:
-        return self._kind.not_found(f'there is no {self._kind.name} "{shown(document_id)}"')
+        return self._kind.not_found(f'there is no {self._kind.name} "{shortened(document_id)}"')
 
     def _folder(self, owner_folder: str) -> str:
         return storage.join(self._prefix, self._kind.folder, owner_folder)

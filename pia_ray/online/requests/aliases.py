@@ -11,7 +11,8 @@ from pia_ray.config.knobs import KNOBS, REFERENCE_KNOBS
 from pia_ray.config.model import ModelConfig
 from pia_ray.config.resolving import parse_params
 from pia_ray.errors import BadParameter
-from pia_ray.online.requests.bodies import parse_json, shown
+from pia_ray.online.public_errors import shortened
+from pia_ray.online.requests.bodies import parse_json
 
 IMAGE_FIELDS: Final = ("image", "input_reference", "image_url")
 """Names of the field with the picture: ours, that of the videos API, and one that many servers use."""
@@ -46,7 +47,9 @@ def spell_out_size(given: dict[str, object]) -> None:
         return
     match = re.fullmatch(r"([1-9][0-9]{1,3})x([1-9][0-9]{1,3})", size) if isinstance(size, str) else None
     if match is None:
-        raise BadParameter(f"size must be WIDTHxHEIGHT in pixels, such as 512x384 (got {shown(repr(size))})", "size")
+        raise BadParameter(
+            f"size must be WIDTHxHEIGHT in pixels, such as 512x384 (got {shortened(repr(size))})", "size"
+        )
     if "width" in given or "height" in given:
         raise BadParameter("size says the same as width and height: give either", "size")
     given["width"], given["height"] = int(match[1]), int(match[2])
@@ -66,7 +69,7 @@ def spell_out_seconds(given: dict[str, object], model: ModelConfig) -> None:
     except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not 0 < number <= 3600:
-        raise BadParameter(f"seconds must be a number above 0 (got {shown(repr(seconds))})", "seconds")
+        raise BadParameter(f"seconds must be a number above 0 (got {shortened(repr(seconds))})", "seconds")
     if "num_frames" in given:
         raise BadParameter("seconds says the same as num_frames: give either", "seconds")
     fps = parse_params({"prompt": "-", "fps": given.get("fps", model.defaults.get("fps", KNOBS["fps"].default))}).fps
@@ -108,7 +111,7 @@ def lora_of(value: object) -> object:
     parts = []
     for name, weight in value.items():
         if isinstance(weight, bool) or not isinstance(weight, int | float | str):
-            raise BadParameter(f"lora: the weight of {shown(name)} must be a number", "lora")
+            raise BadParameter(f"lora: the weight of {shortened(name)} must be a number", "lora")
         parts.append(f"{name}:{weight}")
     return "+".join(parts) if parts else "none"
 
@@ -124,7 +127,7 @@ def format_of(value: object) -> VideoFormat | None:
         return None
     text = value.strip().lower() if isinstance(value, str) else ""
     if text not in formats:
-        raise BadParameter(f"format must be one of {', '.join(formats)} (got {shown(repr(value))})", "format")
+        raise BadParameter(f"format must be one of {', '.join(formats)} (got {shortened(repr(value))})", "format")
     return text  # type: ignore[return-value]  # one of VideoFormat, as checked above
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pia_ray.errors import BadParameter
+from pia_ray.online.public_errors import shortened
 
 Fields = Mapping[str, object]
 """A request's fields: JSON values, and bytes for files."""
@@ -28,7 +29,7 @@ def parse_json(content: bytes) -> dict[str, object]:
         value = json.loads(content, parse_constant=_no_constant, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:  # decoding errors are ValueErrors
         reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise BadParameter(f"the body is not JSON: {shown(reason)}") from None
+        raise BadParameter(f"the body is not JSON: {shortened(reason)}") from None
     if not isinstance(value, dict):
         raise BadParameter("the body must be a JSON object of fields")
     return value
@@ -58,13 +59,8 @@ def unfold(pairs: list[tuple[str, str | bytes]]) -> dict[str, object]:
             if not taken:
                 found[inner] = value
         if taken:
-            raise BadParameter(f"{shown(name)} occurs twice", shown(top))
+            raise BadParameter(f"{shortened(name)} occurs twice", shortened(top))
     return fields
-
-
-def shown(text: str) -> str:
-    """The caller's text, shortened for a message."""
-    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _no_constant(name: str) -> object:

@@ -27,6 +27,7 @@ from pia_ray.errors import BadParameter, ImageTooLarge, RowError, UnsupportedBod
 from pia_ray.manifest import decode_data_url
 from pia_ray.media import arrays, sizes, video
 from pia_ray.media import image as pictures
+from pia_ray.online.public_errors import shortened
 from pia_ray.online.rendering.renderer import INTERACTIVE, RenderRequest
 from pia_ray.online.requests import request_limits
 from pia_ray.online.requests.aliases import (
@@ -39,7 +40,7 @@ from pia_ray.online.requests.aliases import (
     spell_out_seconds,
     spell_out_size,
 )
-from pia_ray.online.requests.bodies import Fields, media_type, parse_json, shown, unfold
+from pia_ray.online.requests.bodies import Fields, media_type, parse_json, unfold
 from pia_ray.storage.https import fetch
 
 FetchUrl = Callable[[str, int], bytes]
@@ -142,8 +143,8 @@ class FormReader:
         given = {name: value for name, value in fields.items() if value is not None}
         for name in given:
             if name not in KNOBS and name not in OTHER_FIELDS:
-                near = suggest(shown(name), (*KNOBS, *OTHER_FIELDS))
-                raise BadParameter(f'there is no field "{shown(name)}".{near}', shown(name))
+                near = suggest(shortened(name), (*KNOBS, *OTHER_FIELDS))
+                raise BadParameter(f'there is no field "{shortened(name)}".{near}', shortened(name))
         model_name, model = self._model(given)
         video_format = format_of(given.pop("format", None))
         sources = sources_of(given)
@@ -186,7 +187,9 @@ class FormReader:
             name = self._config.default_model
         if name not in models:
             known = f"This endpoint has {', '.join(models)}."
-            raise BadParameter(f'there is no model "{shown(name)}". {known}{suggest(shown(name), models)}', field)
+            raise BadParameter(
+                f'there is no model "{shortened(name)}". {known}{suggest(shortened(name), models)}', field
+            )
         return name, models[name]
 
     def _params(

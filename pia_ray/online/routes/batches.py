@@ -19,7 +19,8 @@ from pia_ray.online.http import error_responses
 from pia_ray.online.http.middleware import Owner
 from pia_ray.online.http.pagination import Listed, Listing, PageQuery
 from pia_ray.online.http.wire_types import UnixTime
-from pia_ray.online.requests.bodies import media_type, parse_json, shown
+from pia_ray.online.public_errors import shortened
+from pia_ray.online.requests.bodies import media_type, parse_json
 
 WINDOW_S: Final = 24 * 3600.0
 """Seconds of a completion_window of 24h, after which the remaining lines are given up."""
@@ -143,7 +144,7 @@ def batch_routes(
 def _batch_fields(fields: Mapping[str, object]) -> tuple[str, dict[str, str] | None]:
     for field in fields:
         if field not in _BATCH_FIELDS:
-            raise BadParameter(f'there is no field "{shown(field)}"', field)
+            raise BadParameter(f'there is no field "{shortened(field)}"', field)
     for field, wanted in (("endpoint", ENDPOINT), ("completion_window", "24h")):
         if fields.get(field) != wanted:
             raise BadParameter(f"{field} must be {wanted}", field)

@@ -20,7 +20,8 @@ from pia_ray.online.http.downloads import delivery
 from pia_ray.online.http.middleware import Owner
 from pia_ray.online.http.pagination import Listed, Listing, PageQuery
 from pia_ray.online.http.wire_types import UnixTime
-from pia_ray.online.requests.bodies import media_type, shown
+from pia_ray.online.public_errors import shortened
+from pia_ray.online.requests.bodies import media_type
 from pia_ray.online.requests.request_limits import MAX_FILES
 
 FILE_TTL_S: Final = 30 * 24 * 3600.0
@@ -162,11 +163,11 @@ async def _upload(request: Request, *, max_bytes: int) -> tuple[str, bytes, Mapp
     async with request.form(max_files=MAX_FILES, max_fields=10, max_part_size=max_bytes) as form:
         for field, value in form.multi_items():
             if field in fields or (field == "file" and found is not None):
-                raise BadParameter(f"{shown(field)} occurs twice", field)
+                raise BadParameter(f"{shortened(field)} occurs twice", field)
             if isinstance(value, str):
                 fields[field] = value
             elif field != "file":
-                raise BadParameter(f'there is no file field "{shown(field)}": send it as "file"', field)
+                raise BadParameter(f'there is no file field "{shortened(field)}": send it as "file"', field)
             else:
                 found = (_filename(value.filename or ""), await value.read())
     if found is None:
@@ -174,7 +175,7 @@ async def _upload(request: Request, *, max_bytes: int) -> tuple[str, bytes, Mapp
     known = {"purpose", "expires_after[seconds]", "expires_after[anchor]"}
     for field in fields:
         if field not in known:
-            raise BadParameter(f'there is no field "{shown(field)}"', field)
+            raise BadParameter(f'there is no field "{shortened(field)}"', field)
     return (*found, fields)
 
 
