@@ -36,7 +36,7 @@ from pia_ray.pia.denoising.conditions import Conditions
 from pia_ray.pia.device.memory import weight_bytes
 from pia_ray.pia.engine import Engine
 from pia_ray.pia.loading.load import assemble
-from pia_ray.pia.unet.rewrites import chosen_kernels
+from pia_ray.pia.unet.attention_kernels import chosen_kernels
 from pia_ray.prepare import prepare
 from pia_ray.testing import make_random_pipeline
 from pia_ray.types import AnimationRequest

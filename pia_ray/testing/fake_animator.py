@@ -16,7 +16,7 @@ from typing import Final, Literal, Self
 
 import numpy as np
 
-from pia_ray.animation import Animation
+from pia_ray.animation import Animation, OnStep
 from pia_ray.config.catalog import CatalogConfig
 from pia_ray.config.knobs import DEFAULT_STYLE
 from pia_ray.config.model import ModelConfig, model_for
@@ -84,7 +84,7 @@ class FakeAnimator:
             except RowError as error:
                 outcomes.append(error)
             except CancelledError:
-                outcomes.append(Cancelled("the request was taken back"))
+                outcomes.append(Cancelled("the request was cancelled"))
         return outcomes
 
     def submit(
@@ -92,7 +92,7 @@ class FakeAnimator:
         request: AnimationRequest,
         *,
         alone: bool = False,
-        on_step: Callable[[int, int], None] | None = None,
+        on_step: OnStep | None = None,
         priority: int = 0,
     ) -> Future[Animation]:
         """The future animation; its exception is a `RowError`. `future.cancel()` works until the end.
@@ -136,7 +136,7 @@ class FakeAnimator:
         future: Future[Animation],
         request: AnimationRequest,
         submitted: float,
-        on_step: Callable[[int, int], None] | None,
+        on_step: OnStep | None,
     ) -> None:
         try:
             animation = self._run(future, request, submitted, on_step)
@@ -152,7 +152,7 @@ class FakeAnimator:
         future: Future[Animation],
         request: AnimationRequest,
         submitted: float,
-        on_step: Callable[[int, int], None] | None,
+        on_step: OnStep | None,
     ) -> Animation:
         started = time.monotonic()
         from pia_ray.prepare import prepare  # brings Pillow, which a program that only draws checkpoints needs not
@@ -203,7 +203,7 @@ class FakeAnimator:
         if self._closed.is_set():
             raise Cancelled("the animator is closed")
         if future.cancelled():
-            raise Cancelled("the request was taken back")
+            raise Cancelled("the request was cancelled")
         if request.deadline_s is not None and time.monotonic() - submitted > request.deadline_s:
             raise Timeout(f"not finished within its deadline of {request.deadline_s:g} s")
 

@@ -1,4 +1,4 @@
-"""What a row's denoising is conditioned on: text embeddings, the picture's latent, the affinity mask; with caches."""
+"""The conditions of a row's denoising: text embeddings, the picture's latent, the affinity mask; with caches."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ CACHED_PICTURES: Final = 64
 def affinity_mask(
     params: AnimationParams, *, keyframes: Sequence[int], device: torch.device, still: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """The row's affinity coefficients as [1, T, 1, 1], to be spread over the latent's height and width, in float32.
+    """The row's affinity coefficients as a mask [1, T, 1, 1] in float32, equal for all latent pixels.
 
-    `still` [h, w] says how much each latent pixel shall stay as it is, 0 to 1; with it the mask is [1, T, h, w]:
+    `still` [h, w] is how still each latent pixel is to be, 0 to 1; with it the mask is [1, T, h, w]:
     coefficient + still * (1 - coefficient).
     """
     if len(keyframes) == 1:
@@ -51,23 +51,23 @@ def affinity_mask(
 
 
 def stillness(mask_image: Image.Image, factor: int) -> torch.Tensor:
-    """How much each latent pixel shall stay as it is, [h, w] from 0 (white) to 1 (black): the mean over its pixels."""
+    """The stillness of each latent pixel, [h, w], 0 (white) to 1 (black): the mean over its pixels of the mask."""
     values = torch.from_numpy(np.array(mask_image.convert("L"), dtype=np.float32)) / 255  # [H, W]
     return 1 - torch.nn.functional.avg_pool2d(values[None, None], factor)[0, 0]
 
 
 class Conditions:
-    """Encodes prompts and pictures for one model and remembers the latest ones."""
+    """Encodes prompts and pictures for one model, and caches the most recently used ones."""
 
     def __init__(self, components: Components) -> None:
         self.components = components
         self._prompts: OrderedDict[tuple[str, int | None], torch.Tensor] = OrderedDict()
         self._pictures: OrderedDict[str, tuple[torch.Tensor, torch.Tensor]] = OrderedDict()
-        self._looks: OrderedDict[str, torch.Tensor] = OrderedDict()
+        self._embeddings: OrderedDict[str, torch.Tensor] = OrderedDict()
 
     @torch.inference_mode()
     def prompt(self, text: str, *, clip_skip: int | None) -> torch.Tensor:
-        """Embedding of a prompt, [L, C] with L the tokenizer's length; longer prompts are cut there.
+        """The embedding of a prompt, [L, C], with L the tokenizer's length; longer prompts are truncated to it.
 
         Raises:
             BadParameter: clip_skip leaves no layer of this text encoder.
@@ -94,10 +94,10 @@ class Conditions:
         return _remember(self._prompts, key, embedding.to(parts.dtype), CACHED_PROMPTS)
 
     def embedding(self, values: np.ndarray[Any, Any], *, field: str) -> torch.Tensor:
-        """An embedding that was made elsewhere, [L, C], as the model takes it.
+        """A given embedding, [L, C], in the model's precision and on its device.
 
         Raises:
-            BadParameter: it is not as wide as this model's own; names the `field`.
+            BadParameter: it has another width than the model's own; names the `field`.
         """
         parts = self.components
         width = int(parts.text_encoder.config.hidden_size)
@@ -109,7 +109,7 @@ class Conditions:
     def picture(self, image: Image.Image, generator: torch.Generator) -> torch.Tensor:
         """The picture's condition latent, [4, h, w] in float32, scaled for the UNet; one draw from `generator`.
 
-        The posterior's moments are remembered by content; the sample is the row's own.
+        The moments of the posterior are cached by content; the sample is the row's own.
         """
         pixels = np.asarray(image)
         key = _digest(pixels)
@@ -121,10 +121,10 @@ class Conditions:
         return (mean + std * noise) * self.components.latent_scale
 
     @torch.inference_mode()
-    def looks(self, request: AnimationRequest) -> dict[Text, ImageTokens]:
-        """What an IP-Adapter says of the request's picture or embeddings, to the side of guidance with each text.
+    def picture_tokens(self, request: AnimationRequest) -> dict[Text, ImageTokens]:
+        """The IP-Adapter's tokens of the request's picture or embeddings, for the guidance branch of each text.
 
-        Empty where the request has neither, or gives them no weight. Embeddings of pictures are remembered by content.
+        Empty where the request has neither, or at scale 0. Embeddings of pictures are cached by content.
 
         Raises:
             BadParameter: this model cannot take what the request has.
@@ -149,8 +149,8 @@ class Conditions:
             return image_tokens(adapter, torch.tensor(embeds, dtype=torch.float32), scale=scale)
         assert isinstance(picture, Image.Image)
         key = _digest(np.asarray(picture))
-        if (embedding := _recall(self._looks, key)) is None:
-            embedding = _remember(self._looks, key, encode_picture(adapter, picture), CACHED_PICTURES)
+        if (embedding := _recall(self._embeddings, key)) is None:
+            embedding = _remember(self._embeddings, key, encode_picture(adapter, picture), CACHED_PICTURES)
         return image_tokens(adapter, embedding, scale=scale)
 
     def _encode(self, pixels: np.ndarray[Any, Any]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -162,12 +162,12 @@ class Conditions:
 
 
 def encode(components: Components, values: torch.Tensor) -> DiagonalGaussianDistribution:
-    """The VAE's posterior of pictures [N, 3, H, W] in its precision, -1 to 1; in tiles where the size asks for them."""
+    """The VAE's posterior of pictures [N, 3, H, W], in the VAE's precision, -1 to 1; large pictures in tiles."""
     vae, factor = components.vae, components.spatial_factor
     height, width = values.shape[-2:]
     if not is_tiled(components.vae_tiling, height=height, width=width):
         return vae.encode(values).latent_dist
-    # Moments are blended as they come out, mean and log variance: [N, 8, h, w].
+    # The blended values are the moments, mean and log variance: [N, 8, h, w].
     return DiagonalGaussianDistribution(
         tiled(lambda tile: vae.encode(tile).latent_dist.parameters, values, tile=TILE_PIXELS, scale=1 / factor)
     )

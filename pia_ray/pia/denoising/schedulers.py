@@ -33,7 +33,8 @@ LINEAR_BETAS: Final[Mapping[str, Any]] = {
     "trained_betas": None,
     "clip_sample": False,
 }
-"""What PIA was trained with; a Stable Diffusion checkpoint's own file says scaled_linear. Source: PIA's config."""
+"""The noise schedule of PIA's training; a Stable Diffusion checkpoint's own file says scaled_linear. Source: PIA's
+config."""
 
 _KARRAS: Final = {"use_karras_sigmas": True}
 
@@ -73,7 +74,7 @@ SCHEDULERS: Final[Mapping[str, tuple[Any, Mapping[str, Any]]]] = {
     "tcd": (TCDScheduler, {"original_inference_steps": DISTILLED_STEPS}),
     "sa-solver": (SASolverScheduler, {}),
 }
-"""Each scheduler name with its class and what it sets beyond the model's own scheduler config."""
+"""For each scheduler name the class, and the settings that replace those of the model's own scheduler config."""
 
 
 def make_scheduler(own: Mapping[str, Any], name: str, *, steps: int) -> Any:
@@ -86,7 +87,7 @@ def make_scheduler(own: Mapping[str, Any], name: str, *, steps: int) -> Any:
     public = {key: value for key, value in own.items() if not key.startswith("_")}
     scheduler = kind.from_config({**public, **LINEAR_BETAS, **settings})
     try:
-        # On the CPU, so that reading a timestep never waits for the GPU.
+        # On the CPU, so that reading a timestep does not wait for the GPU.
         scheduler.set_timesteps(steps, device="cpu")
     except ValueError as error:
         raise BadParameter(

@@ -1,7 +1,7 @@
 """Cross-attention with keys and values once per prompt: not for every frame, and not again at every step.
 
-diffusers repeats the prompt for each frame and projects it anew in each forward. Here the frames of a video are so many
-more queries of one attention, and what the layers make of a prompt, or of an IP-Adapter's picture, is remembered.
+diffusers repeats the prompt for each frame and projects it again in each forward. Here the frames of a video are
+further queries of one attention, and the projections of a prompt, or of an IP-Adapter's picture, are cached.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from torch.nn import functional as F
 from pia_ray.pia.evaluation import Branch, ImageTokens
 from pia_ray.pia.unet.image_attention import ImageCrossAttention
 
-REMEMBERED: Final = 64
-"""Prompts and pictures whose keys and values are kept, the least recently used going first: some 4 MB each in Stable
+CACHED_PROJECTIONS: Final = 64
+"""Prompts, and pictures, whose keys and values are cached, the most recently used ones: some 4 MB each in Stable
 Diffusion 1.5 at float16."""
 
 Layers = tuple[torch.Tensor, ...]
@@ -27,27 +27,27 @@ Layers = tuple[torch.Tensor, ...]
 
 
 class CrossStates(NamedTuple):
-    """What the cross-attentions of one forward read, in place of the prompts' embeddings."""
+    """The keys and values of all cross-attentions of one forward, passed in place of the prompts' embeddings."""
 
     keys: Layers
     """Each [N, heads, L, d]."""
     values: Layers
-    look_keys: Layers | None
+    image_keys: Layers | None
     """Each [N, heads, K, d], of pictures; None where no entry has one."""
-    look_values: Layers | None
-    look_scales: torch.Tensor | None
+    image_values: Layers | None
+    image_scales: torch.Tensor | None
     """[N, 1, 1]; 0 for entries without a picture."""
-    look_mask: torch.Tensor | None
+    image_mask: torch.Tensor | None
     """[N, 1, 1, K], true where there is a token; None: everywhere."""
 
 
 class CrossAttention:
-    """The cross-attentions of one UNet, which take `CrossStates` from now on."""
+    """The cross-attentions of one UNet, rewritten to take `CrossStates`."""
 
     def __init__(self, unet: UNetMotionModel) -> None:
         self._layers = _cross_attentions(unet)
         self._prompts: OrderedDict[int, tuple[torch.Tensor, Layers, Layers]] = OrderedDict()
-        self._looks: OrderedDict[int, tuple[ImageTokens, Layers, Layers]] = OrderedDict()
+        self._images: OrderedDict[int, tuple[ImageTokens, Layers, Layers]] = OrderedDict()
         for index, attention in enumerate(self._layers):
             attention.set_processor(PromptAttention(index, _image_attention(attention)))
 
@@ -58,18 +58,18 @@ class CrossAttention:
         return bool(layers) and all(_is_plain(attention) for attention in layers)
 
     def states(self, branches: Sequence[Branch]) -> CrossStates:
-        """What the layers read for the entries of one forward."""
-        told = [self._of_prompt(branch.prompt) for branch in branches]
-        keys, values = (_stacked([both[side] for both in told]) for side in (0, 1))
+        """The keys and values for the entries of one forward."""
+        projected = [self._of_prompt(branch.prompt) for branch in branches]
+        keys, values = (_stacked([pair[which] for pair in projected]) for which in (0, 1))
         counts = {len(branch.image.tokens) for branch in branches if branch.image is not None}
         if not counts:
             return CrossStates(keys, values, None, None, None, None)
         first, most = branches[0].prompt, max(counts)
-        looks = [None if branch.image is None else self._of_look(branch.image) for branch in branches]
-        look_keys, look_values = (
+        images = [None if branch.image is None else self._of_image(branch.image) for branch in branches]
+        image_keys, image_values = (
             tuple(
                 torch.stack(
-                    [_padded(None if look is None else look[side][layer], like=text, most=most) for look in looks]
+                    [_padded(None if image is None else image[side][layer], like=text, most=most) for image in images]
                 )
                 for layer, text in enumerate(keys)
             )
@@ -82,7 +82,7 @@ class CrossAttention:
             mask = (torch.arange(most)[None] < torch.tensor(lengths)[:, None])[:, None, None]
             mask = mask.to(first.device, non_blocking=True)
         scales = scales.to(first.dtype)[:, None, None].to(first.device, non_blocking=True)
-        return CrossStates(keys, values, look_keys, look_values, scales, mask)
+        return CrossStates(keys, values, image_keys, image_values, scales, mask)
 
     def _of_prompt(self, prompt: torch.Tensor) -> tuple[Layers, Layers]:
         def project(attention: Attention) -> tuple[torch.Tensor, torch.Tensor]:
@@ -90,12 +90,12 @@ class CrossAttention:
 
         return self._recall(self._prompts, prompt, project)
 
-    def _of_look(self, look: ImageTokens) -> tuple[Layers, Layers]:
+    def _of_image(self, image: ImageTokens) -> tuple[Layers, Layers]:
         def project(attention: Attention) -> tuple[torch.Tensor, torch.Tensor]:
             reader = attention.processor.image
-            return reader.to_k_ip(look.tokens), reader.to_v_ip(look.tokens)
+            return reader.to_k_ip(image.tokens), reader.to_v_ip(image.tokens)
 
-        return self._recall(self._looks, look, project)
+        return self._recall(self._images, image, project)
 
     def _recall(
         self,
@@ -103,7 +103,7 @@ class CrossAttention:
         source: Any,
         project: Callable[[Attention], tuple[torch.Tensor, torch.Tensor]],
     ) -> tuple[Layers, Layers]:
-        # By identity: holding on to the source keeps its id from being another's.
+        # By identity; the cache refers to the source, so that no other tensor can get its id.
         key = id(source)
         if key not in known:
             both = [
@@ -112,7 +112,7 @@ class CrossAttention:
             ]
             known[key] = (source, tuple(keys for keys, _ in both), tuple(values for _, values in both))
         known.move_to_end(key)
-        while len(known) > REMEMBERED:
+        while len(known) > CACHED_PROJECTIONS:
             known.popitem(last=False)
         return known[key][1:]
 
@@ -138,16 +138,16 @@ class PromptAttention(torch.nn.Module):
         if not isinstance(encoder_hidden_states, CrossStates):
             processor = self.image if self.image is not None else self._plain
             return processor(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
-        told, index = encoder_hidden_states, self._index
+        states, index = encoder_hidden_states, self._index
         rows, positions, _ = hidden_states.shape
-        num = told.keys[index].shape[0]
+        num = states.keys[index].shape[0]
         query = attn.to_q(hidden_states).view(num, rows // num * positions, attn.heads, -1).transpose(1, 2)
-        mixed = _joined(F.scaled_dot_product_attention(query, told.keys[index], told.values[index]))
-        if told.look_keys is not None and told.look_values is not None and told.look_scales is not None:
-            look = F.scaled_dot_product_attention(
-                query, told.look_keys[index], told.look_values[index], attn_mask=told.look_mask
+        mixed = _joined(F.scaled_dot_product_attention(query, states.keys[index], states.values[index]))
+        if states.image_keys is not None and states.image_values is not None and states.image_scales is not None:
+            image = F.scaled_dot_product_attention(
+                query, states.image_keys[index], states.image_values[index], attn_mask=states.image_mask
             )
-            mixed = mixed + told.look_scales * _joined(look)
+            mixed = mixed + states.image_scales * _joined(image)
         return attn.to_out[0](mixed.view(rows, positions, -1))
 
 
