@@ -65,8 +65,8 @@ class Row:
 
     @property
     def forward_key(self) -> ForwardKey:
-        """The key of rows that may share a forward: the same model, the same state of its UNet, the same shapes."""
-        return (id(self.model), self.request.params.free_u, *self.evaluation.shape)
+        """The key of rows that may share a forward: the same UNet in the same state, the same shapes."""
+        return (id(self.model.forward), self.request.params.free_u, *self.evaluation.shape)
 
     def find_non_finite(self) -> None:
         """Fails the row if one of its predictions is known to be NaN or infinite."""

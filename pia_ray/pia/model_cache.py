@@ -36,10 +36,14 @@ Load = Callable[[], Components]
 class Model:
     """A model in memory with its caches of encoded prompts and pictures, and its variants with LoRAs."""
 
-    def __init__(self, components: Components) -> None:
+    def __init__(self, components: Components, *, original: Model | None = None) -> None:
+        """`original` is the model without LoRAs, of which this one is a variant."""
         self.components = components
-        self.conditions = Conditions(components)
-        self.forward = Forward(components)
+        # A LoRA of the text encoder leaves the UNet, and one of the UNet leaves what encodes prompts and pictures.
+        same_unet = original is not None and original.components.unet is components.unet
+        same_encoders = original is not None and original.components.text_encoder is components.text_encoder
+        self.forward = original.forward if original and same_unet else Forward(components)
+        self.conditions = original.conditions if original and same_encoders else Conditions(components)
         self._variants: OrderedDict[Strengths, Model] = OrderedDict()
 
     def with_loras(self, params: AnimationParams) -> Model:
@@ -56,7 +60,7 @@ class Model:
         if model is None:
             while len(self._variants) >= KEPT_VARIANTS:
                 self._variants.popitem(last=False)  # rows in flight keep theirs alive
-            model = Model(variant(self.components, loras))
+            model = Model(variant(self.components, loras), original=self)
         self._variants[loras] = model
         return model
 

@@ -49,7 +49,8 @@ class CrossAttention:
         self._prompts: OrderedDict[int, tuple[torch.Tensor, Layers, Layers]] = OrderedDict()
         self._images: OrderedDict[int, tuple[ImageTokens, Layers, Layers]] = OrderedDict()
         for index, attention in enumerate(self._layers):
-            attention.set_processor(PromptAttention(index, _image_attention(attention)))
+            if not isinstance(attention.processor, PromptAttention):  # a UNet is rewritten once
+                attention.set_processor(PromptAttention(index, _image_attention(attention)))
 
     @staticmethod
     def suits(unet: UNetMotionModel) -> bool:
@@ -175,8 +176,6 @@ def _is_plain(attention: Attention) -> bool:
 
 def _image_attention(attention: Attention) -> ImageCrossAttention | None:
     processor = attention.processor
-    if isinstance(processor, PromptAttention):
-        return processor.image
     return processor if isinstance(processor, ImageCrossAttention) else None
 
 

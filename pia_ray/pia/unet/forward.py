@@ -39,7 +39,10 @@ class BatchEntry:
 
 
 class Forward:
-    """The UNet of one model. Rewrites it, and the VAE beside it, where nothing has to be moved about for a forward."""
+    """The UNet of one model, and of its variants that have the same UNet.
+
+    The constructor rewrites the UNet and the VAE, unless their weights are offloaded.
+    """
 
     def __init__(self, components: Components) -> None:
         self._components = components

@@ -83,7 +83,12 @@ class SharedAttention(Attention):
 
 def share_prefix(unet: UNetMotionModel) -> Prefix | None:
     """Rewrites the UNet's first layers to share what the returned `Prefix` says; None where they have another
-    structure."""
+    structure.
+
+    A UNet that has been rewritten keeps its `Prefix`, because other callers hold it; a deep copy has a copy of its own.
+    """
+    if isinstance(unet.conv_in, SharedConv):
+        return unet.conv_in.prefix
     first = unet.down_blocks[0]
     if not isinstance(first, CrossAttnDownBlockMotion):
         return None
@@ -93,7 +98,7 @@ def share_prefix(unet: UNetMotionModel) -> Prefix | None:
         (first.resnets[0], ResnetBlock2D, SharedResnet),
         (block.attn1, Attention, SharedAttention),
     )
-    if block.only_cross_attention or any(type(module) not in (kind, ours) for module, kind, ours in layers):
+    if block.only_cross_attention or any(type(module) is not kind for module, kind, _ in layers):
         return None
     prefix = Prefix()
     for module, _, kind in layers:

@@ -1,8 +1,9 @@
 """Rewrites of the UNet and the VAE that compute the same with fewer operations: equal to float tolerance, over the
 same parameters.
 
-Names and shapes of parameters stay, so checkpoints, LoRAs and state dicts fit as before.
-tests/pia/unet/test_rewrites.py counts the operations.
+Names and shapes of parameters stay, so checkpoints, LoRAs and state dicts fit as before. A module that has been
+rewritten is not rewritten again, because it may have several owners: a model and its variant with a LoRA of the text
+encoder have the same UNet. tests/pia/unet/test_rewrites.py counts the operations.
 """
 
 from __future__ import annotations
