@@ -15,6 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final
 
 import torch
+from cachetools import LRUCache
 
 from pia_ray.config.knobs import AnimationParams
 from pia_ray.config.resolving import lora_strengths
@@ -39,12 +40,19 @@ class Model:
     def __init__(self, components: Components, *, original: Model | None = None) -> None:
         """`original` is the model without LoRAs, of which this one is a variant."""
         self.components = components
-        # A LoRA of the text encoder leaves the UNet, and one of the UNet leaves what encodes prompts and pictures.
-        same_unet = original is not None and original.components.unet is components.unet
-        same_encoders = original is not None and original.components.text_encoder is components.text_encoder
-        self.forward = original.forward if original and same_unet else Forward(components)
-        self.conditions = original.conditions if original and same_encoders else Conditions(components)
-        self._variants: OrderedDict[Strengths, Model] = OrderedDict()
+        self.forward: Forward
+        self.conditions: Conditions
+        # A LoRA of the text encoder leaves the UNet as it is, and one of the UNet leaves the encoders.
+        if original is not None and original.components.unet is components.unet:
+            self.forward = original.forward
+        else:
+            self.forward = Forward(components)
+        if original is not None and original.components.text_encoder is components.text_encoder:
+            self.conditions = original.conditions
+        else:
+            self.conditions = Conditions(components)
+        # Rows in flight keep variants alive that the cache has dropped.
+        self._variants: LRUCache[Strengths, Model] = LRUCache(KEPT_VARIANTS)
 
     def with_loras(self, params: AnimationParams) -> Model:
         """The model with the row's LoRAs: one of the most recently used variants, or one that is made now.
@@ -56,13 +64,12 @@ class Model:
         loras = lora_strengths(params, weights)
         if not loras:
             return self
-        model = self._variants.pop(loras, None)
-        if model is None:
-            while len(self._variants) >= KEPT_VARIANTS:
-                self._variants.popitem(last=False)  # rows in flight keep theirs alive
-            model = Model(variant(self.components, loras), original=self)
-        self._variants[loras] = model
-        return model
+        if (known := self._variants.get(loras)) is not None:
+            return known
+        if len(self._variants) >= KEPT_VARIANTS:
+            self._variants.popitem()  # before another one takes memory
+        self._variants[loras] = made = Model(variant(self.components, loras), original=self)
+        return made
 
 
 class ModelCache:

@@ -7,7 +7,6 @@ import json
 import os
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from functools import partial
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Final, Literal, Self
 
 import numpy as np
+from cachetools import LRUCache
 
 from pia_ray.animation import Animation, OnStep
 from pia_ray.config.catalog import CatalogConfig
@@ -64,8 +64,8 @@ class FakeAnimator:
         self.batch_size = 1 if batch_size == "auto" else batch_size
         self.model_version = f"{model.name}@fake"
         self.num_loads = 1
-        self._kept = OrderedDict.fromkeys([DEFAULT_STYLE])
-        self._keep_models = keep_models
+        self._styles_in_memory: LRUCache[str, None] = LRUCache(keep_models)
+        self._styles_in_memory[DEFAULT_STYLE] = None
         self._lock = threading.Lock()
         self._seconds_per_step = seconds_per_step
         self._marks = marks
@@ -193,11 +193,8 @@ class FakeAnimator:
 
     def _use(self, style: str) -> None:
         with self._lock:
-            self.num_loads += style not in self._kept
-            self._kept[style] = None
-            self._kept.move_to_end(style)
-            while len(self._kept) > self._keep_models:
-                self._kept.popitem(last=False)
+            self.num_loads += style not in self._styles_in_memory
+            self._styles_in_memory[style] = None
 
     def _check(self, future: Future[Animation], request: AnimationRequest, submitted: float) -> None:
         if self._closed.is_set():

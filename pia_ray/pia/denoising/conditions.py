@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
 import torch
+from cachetools import LRUCache
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from PIL import Image
 
@@ -61,9 +61,9 @@ class Conditions:
 
     def __init__(self, components: Components) -> None:
         self.components = components
-        self._prompts: OrderedDict[tuple[str, int | None], torch.Tensor] = OrderedDict()
-        self._pictures: OrderedDict[str, tuple[torch.Tensor, torch.Tensor]] = OrderedDict()
-        self._embeddings: OrderedDict[str, torch.Tensor] = OrderedDict()
+        self._prompts: LRUCache[tuple[str, int | None], torch.Tensor] = LRUCache(CACHED_PROMPTS)
+        self._pictures: LRUCache[str, tuple[torch.Tensor, torch.Tensor]] = LRUCache(CACHED_PICTURES)
+        self._embeddings: LRUCache[str, torch.Tensor] = LRUCache(CACHED_PICTURES)
 
     @torch.inference_mode()
     def prompt(self, text: str, *, clip_skip: int | None) -> torch.Tensor:
@@ -73,8 +73,8 @@ class Conditions:
             BadParameter: clip_skip leaves no layer of this text encoder.
         """
         key = (text, clip_skip)
-        if (found := _recall(self._prompts, key)) is not None:
-            return found
+        if (known := self._prompts.get(key)) is not None:
+            return known
         parts = self.components
         layers = parts.text_encoder.config.num_hidden_layers
         if clip_skip is not None and clip_skip >= layers:
@@ -91,7 +91,8 @@ class Conditions:
         else:
             output = parts.text_encoder(tokens, output_hidden_states=True)
             embedding = parts.text_encoder.final_layer_norm(output.hidden_states[-(clip_skip + 1)])[0]
-        return _remember(self._prompts, key, embedding.to(parts.dtype), CACHED_PROMPTS)
+        self._prompts[key] = embedding = embedding.to(parts.dtype)
+        return embedding
 
     def embedding(self, values: np.ndarray[Any, Any], *, field: str) -> torch.Tensor:
         """A given embedding, [L, C], in the model's precision and on its device.
@@ -113,9 +114,8 @@ class Conditions:
         """
         pixels = np.asarray(image)
         key = _digest(pixels)
-        moments = _recall(self._pictures, key)
-        if moments is None:
-            moments = _remember(self._pictures, key, self._encode(pixels), CACHED_PICTURES)
+        if (moments := self._pictures.get(key)) is None:
+            self._pictures[key] = moments = self._encode(pixels)
         mean, std = moments
         noise = torch.randn(mean.shape, generator=generator, dtype=torch.float32).to(mean.device)
         return (mean + std * noise) * self.components.latent_scale
@@ -149,8 +149,8 @@ class Conditions:
             return image_tokens(adapter, torch.tensor(embeds, dtype=torch.float32), scale=scale)
         assert isinstance(picture, Image.Image)
         key = _digest(np.asarray(picture))
-        if (embedding := _recall(self._embeddings, key)) is None:
-            embedding = _remember(self._embeddings, key, encode_picture(adapter, picture), CACHED_PICTURES)
+        if (embedding := self._embeddings.get(key)) is None:
+            self._embeddings[key] = embedding = encode_picture(adapter, picture)
         return image_tokens(adapter, embedding, scale=scale)
 
     def _encode(self, pixels: np.ndarray[Any, Any]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -175,16 +175,3 @@ def encode(components: Components, values: torch.Tensor) -> DiagonalGaussianDist
 
 def _digest(pixels: np.ndarray[Any, Any]) -> str:
     return hashlib.sha256(pixels.tobytes() + str(pixels.shape).encode()).hexdigest()
-
-
-def _recall(cache: OrderedDict[Any, Any], key: Any) -> Any:
-    if key in cache:
-        cache.move_to_end(key)
-    return cache.get(key)
-
-
-def _remember(cache: OrderedDict[Any, Any], key: Any, value: Any, most: int) -> Any:
-    cache[key] = value
-    while len(cache) > most:
-        cache.popitem(last=False)
-    return value

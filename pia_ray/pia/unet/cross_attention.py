@@ -6,11 +6,11 @@ further queries of one attention, and the projections of a prompt, or of an IP-A
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple
 
 import torch
+from cachetools import LRUCache
 from diffusers import UNetMotionModel
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from torch.nn import functional as F
@@ -24,6 +24,19 @@ Diffusion 1.5 at float16."""
 
 Layers = tuple[torch.Tensor, ...]
 """One tensor for each cross-attention, in the order of the UNet's modules."""
+
+
+Project = Callable[[Attention], tuple[torch.Tensor, torch.Tensor]]
+"""A prompt's or picture's keys and values by one cross-attention, each [L, heads x d]."""
+
+
+class Projections(NamedTuple):
+    """The keys and values of one prompt or picture, each [heads, L, d]."""
+
+    keys: Layers
+    values: Layers
+    source: object
+    """The prompt or picture. Caches are keyed by its id, which no other object can get while this refers to it."""
 
 
 class CrossStates(NamedTuple):
@@ -46,8 +59,8 @@ class CrossAttention:
 
     def __init__(self, unet: UNetMotionModel) -> None:
         self._layers = _cross_attentions(unet)
-        self._prompts: OrderedDict[int, tuple[torch.Tensor, Layers, Layers]] = OrderedDict()
-        self._images: OrderedDict[int, tuple[ImageTokens, Layers, Layers]] = OrderedDict()
+        self._prompts: LRUCache[int, Projections] = LRUCache(CACHED_PROJECTIONS)
+        self._images: LRUCache[int, Projections] = LRUCache(CACHED_PROJECTIONS)
         for index, attention in enumerate(self._layers):
             if not isinstance(attention.processor, PromptAttention):  # a UNet is rewritten once
                 attention.set_processor(PromptAttention(index, _image_attention(attention)))
@@ -60,22 +73,15 @@ class CrossAttention:
 
     def states(self, branches: Sequence[Branch]) -> CrossStates:
         """The keys and values for the entries of one forward."""
-        projected = [self._of_prompt(branch.prompt) for branch in branches]
-        keys, values = (_stacked([pair[which] for pair in projected]) for which in (0, 1))
+        prompts = [self._of_prompt(branch.prompt) for branch in branches]
+        keys, values = _stacked([each.keys for each in prompts]), _stacked([each.values for each in prompts])
         counts = {len(branch.image.tokens) for branch in branches if branch.image is not None}
         if not counts:
             return CrossStates(keys, values, None, None, None, None)
         first, most = branches[0].prompt, max(counts)
         images = [None if branch.image is None else self._of_image(branch.image) for branch in branches]
-        image_keys, image_values = (
-            tuple(
-                torch.stack(
-                    [_padded(None if image is None else image[side][layer], like=text, most=most) for image in images]
-                )
-                for layer, text in enumerate(keys)
-            )
-            for side in (0, 1)
-        )
+        image_keys = _padded([image and image.keys for image in images], like=keys, most=most)
+        image_values = _padded([image and image.values for image in images], like=values, most=most)
         scales = torch.tensor([0.0 if branch.image is None else branch.image.scale for branch in branches])
         mask = None
         if len(counts) > 1:  # a mask costs the fastest kernels, so it is left out while all have equally many tokens
@@ -85,37 +91,28 @@ class CrossAttention:
         scales = scales.to(first.dtype)[:, None, None].to(first.device, non_blocking=True)
         return CrossStates(keys, values, image_keys, image_values, scales, mask)
 
-    def _of_prompt(self, prompt: torch.Tensor) -> tuple[Layers, Layers]:
+    def _of_prompt(self, prompt: torch.Tensor) -> Projections:
+        if id(prompt) not in self._prompts:
+            self._prompts[id(prompt)] = self._projected(prompt, lambda layer: (layer.to_k(prompt), layer.to_v(prompt)))
+        return self._prompts[id(prompt)]
+
+    def _of_image(self, image: ImageTokens) -> Projections:
         def project(attention: Attention) -> tuple[torch.Tensor, torch.Tensor]:
-            return attention.to_k(prompt), attention.to_v(prompt)
+            adapter = attention.processor.image
+            return adapter.to_k_ip(image.tokens), adapter.to_v_ip(image.tokens)
 
-        return self._recall(self._prompts, prompt, project)
+        if id(image) not in self._images:
+            self._images[id(image)] = self._projected(image, project)
+        return self._images[id(image)]
 
-    def _of_image(self, image: ImageTokens) -> tuple[Layers, Layers]:
-        def project(attention: Attention) -> tuple[torch.Tensor, torch.Tensor]:
-            reader = attention.processor.image
-            return reader.to_k_ip(image.tokens), reader.to_v_ip(image.tokens)
-
-        return self._recall(self._images, image, project)
-
-    def _recall(
-        self,
-        known: OrderedDict[int, Any],
-        source: Any,
-        project: Callable[[Attention], tuple[torch.Tensor, torch.Tensor]],
-    ) -> tuple[Layers, Layers]:
-        # By identity; the cache refers to the source, so that no other tensor can get its id.
-        key = id(source)
-        if key not in known:
-            both = [
-                tuple(side.unflatten(-1, (attention.heads, -1)).transpose(0, 1) for side in project(attention))
-                for attention in self._layers
-            ]
-            known[key] = (source, tuple(keys for keys, _ in both), tuple(values for _, values in both))
-        known.move_to_end(key)
-        while len(known) > CACHED_PROJECTIONS:
-            known.popitem(last=False)
-        return known[key][1:]
+    def _projected(
+        self, source: object, project: Callable[[Attention], tuple[torch.Tensor, torch.Tensor]]
+    ) -> Projections:
+        pairs = [
+            tuple(states.unflatten(-1, (attention.heads, -1)).transpose(0, 1) for states in project(attention))
+            for attention in self._layers
+        ]
+        return Projections(tuple(keys for keys, _ in pairs), tuple(values for _, values in pairs), source)
 
 
 class PromptAttention(torch.nn.Module):
@@ -183,11 +180,16 @@ def _stacked(layers: Sequence[Layers]) -> Layers:
     return tuple(torch.stack(of_one_layer) for of_one_layer in zip(*layers, strict=True))
 
 
-def _padded(tokens: torch.Tensor | None, *, like: torch.Tensor, most: int) -> torch.Tensor:
-    """[heads, K, d] with zeros up to `most` tokens; all zeros for an entry without a picture."""
-    if tokens is None:
-        return like.new_zeros(like.shape[1], most, like.shape[3])
-    return F.pad(tokens, (0, 0, 0, most - tokens.shape[1]))
+def _padded(images: Sequence[Layers | None], *, like: Layers, most: int) -> Layers:
+    """For each layer [N, heads, most, d]: zeros after an entry's tokens, and zeros alone for an entry without a
+    picture."""
+
+    def of_entry(image: Layers | None, layer: int) -> torch.Tensor:
+        if image is None:
+            return like[layer].new_zeros(like[layer].shape[1], most, like[layer].shape[3])
+        return F.pad(image[layer], (0, 0, 0, most - image[layer].shape[1]))
+
+    return tuple(torch.stack([of_entry(image, layer) for image in images]) for layer in range(len(like)))
 
 
 def _joined(states: torch.Tensor) -> torch.Tensor:
