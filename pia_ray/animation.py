@@ -16,7 +16,7 @@ import numpy as np
 
 from pia_ray.config.knobs import MOTION_NAMES, AnimationParams, VideoFormat
 from pia_ray.errors import VideoError
-from pia_ray.types import AnimationRequest, EncodedVideo
+from pia_ray.types import AnimationRequest, EncodedVideo, PreparedRequest
 
 LEAST_WIDTH: Final = 192
 """Smaller videos are shown at this width, in px."""
@@ -95,7 +95,7 @@ class RowAnimator(Protocol):
 
     def submit(
         self,
-        request: AnimationRequest,
+        request: AnimationRequest | PreparedRequest,
         *,
         alone: bool = ...,
         on_step: OnStep | None = ...,

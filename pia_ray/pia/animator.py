@@ -22,6 +22,7 @@ import numpy as np
 from pia_ray.animation import Animation, OnStep
 from pia_ray.config.knobs import DEFAULT_STYLE
 from pia_ray.config.model import ModelConfig, check_style_name, model_for
+from pia_ray.config.resolving import parse_params
 from pia_ray.config.workers import DEFAULT_BATCH_SIZE, DEFAULT_KEEP_MODELS, MAX_AUTO_BATCH_SIZE
 from pia_ray.errors import Cancelled, ConfigError, DeviceLost, ModelUnavailable, PiaRayError, RowError, WeightsError
 from pia_ray.pia.admission import AdmissionQueue
@@ -34,7 +35,7 @@ from pia_ray.pia.loading.weight_sharing import WeightPool
 from pia_ray.pia.model_cache import ModelCache
 from pia_ray.pia.submissions import PromptToEncode, Submission
 from pia_ray.prepare import prepare
-from pia_ray.types import AnimationRequest
+from pia_ray.types import AnimationRequest, PreparedRequest
 from pia_ray.weights import resolve as resolve_weights
 from pia_ray.weights import version
 
@@ -113,7 +114,7 @@ class Animator:
         self._thread = threading.Thread(target=self._run, name=f"animator-{model.name}", daemon=True)
         self._thread.start()
 
-    def animate(self, requests: Sequence[AnimationRequest]) -> list[Animation | RowError]:
+    def animate(self, requests: Sequence[AnimationRequest | PreparedRequest]) -> list[Animation | RowError]:
         """One animation, or the request's own error, for each request, in order.
 
         Raises:
@@ -151,7 +152,7 @@ class Animator:
 
     def submit(
         self,
-        request: AnimationRequest,
+        request: AnimationRequest | PreparedRequest,
         *,
         alone: bool = False,
         on_step: OnStep | None = None,
@@ -181,24 +182,34 @@ class Animator:
         return future
 
     def encode_prompt(
-        self, prompt: str, *, clip_skip: int | None = None, style: str = DEFAULT_STYLE
+        self,
+        prompt: str,
+        *,
+        clip_skip: int | None = None,
+        style: str = DEFAULT_STYLE,
+        lora: str = "default",
+        lora_scale: float = 1.0,
     ) -> np.ndarray[Any, Any]:
         """The embedding of a text by the model of a style, float32 [L, C].
 
         As a request's `prompt_embeds` or `negative_prompt_embeds` it makes the same video as the text. The call waits
-        for the running step, because the model has one thread. LoRAs act as on a request that names none.
+        for the running step, because the model has one thread. `clip_skip`, `lora` and `lora_scale` are the knobs of
+        these names.
 
         Raises:
-            BadParameter: there is no such style, or clip_skip leaves no layer of this text encoder.
+            BadParameter: a knob has no valid value, there is no such style or LoRA, or clip_skip leaves no layer of
+                this text encoder.
             ModelUnavailable: the model cannot be loaded, or has been dropped and this is called by on_step_end.
             Cancelled: the animator is closed.
         """
         model = _key(model_for(style, self.model, self.styles))
+        knobs = parse_params({"prompt": "-", "clip_skip": clip_skip, "lora": lora, "lora_scale": lora_scale})
+        params = knobs.model_copy(update={"prompt": prompt})  # an empty text has an embedding, too
         if threading.current_thread() is self._thread:  # called by a request's on_step_end
             if model not in self._cache:
                 raise ModelUnavailable(f"the model of style {style} is not in memory, and on_step_end cannot wait")
-            return self._engine.encode_prompt(prompt, self._cache.get(model), clip_skip=clip_skip)
-        waiting = PromptToEncode(prompt, clip_skip, model, Future())
+            return self._engine.encode_prompt(params, self._cache.get(model))
+        waiting = PromptToEncode(params, model, Future())
         with self._lock:
             if self._fatal is not None:
                 raise self._fatal
@@ -281,7 +292,7 @@ class Animator:
     def _encode(self, prompt: PromptToEncode) -> None:
         try:
             model = self._cache.get(prompt.model)
-            prompt.end(self._engine.encode_prompt(prompt.prompt, model, clip_skip=prompt.clip_skip))
+            prompt.end(self._engine.encode_prompt(prompt.params, model))
         except PiaRayError as error:
             prompt.end(error)
             if not isinstance(error, RowError):

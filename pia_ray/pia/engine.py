@@ -34,7 +34,7 @@ from pia_ray.pia.evaluation import Branch, Evaluation, Program
 from pia_ray.pia.model_cache import Model
 from pia_ray.pia.unet.forward import BatchEntry
 from pia_ray.pia.unet.motion_modules import most_positions
-from pia_ray.types import AnimationRequest
+from pia_ray.types import PreparedRequest
 
 log = logging.getLogger(__name__)
 
@@ -46,8 +46,7 @@ ForwardKey = tuple[object, ...]
 class Row:
     """One request while the engine denoises it."""
 
-    request: AnimationRequest
-    """Its params are resolved and its image has the size of the video."""
+    request: PreparedRequest
     model: Model
     program: Program
     evaluation: Evaluation
@@ -98,7 +97,7 @@ class Engine:
         self._run_ahead = RunAheadLimit()
         self.rows: list[Row] = []
 
-    def join(self, request: AnimationRequest, model: Model | None = None) -> Row:
+    def join(self, request: PreparedRequest, model: Model | None = None) -> Row:
         """Adds a row, which runs from the next step on. `model` animates it, else the engine's own.
 
         Raises:
@@ -120,15 +119,15 @@ class Engine:
         self.rows.append(row)
         return row
 
-    def encode_prompt(self, prompt: str, model: Model | None = None, *, clip_skip: int | None) -> np.ndarray[Any, Any]:
-        """The embedding of a text, float32 [L, C], by `model`, else the engine's own, with its default LoRAs.
+    def encode_prompt(self, params: AnimationParams, model: Model | None = None) -> np.ndarray[Any, Any]:
+        """The embedding of the params' prompt, float32 [L, C], by `model`, else the engine's own.
 
         Raises:
-            RowError: clip_skip leaves no layer of this text encoder, or the encoder failed.
+            RowError: the model has no such LoRA, clip_skip leaves no layer of its text encoder, or the encoder failed.
         """
         try:
-            conditions = self._model_or_own(model).with_loras(AnimationParams(prompt="-")).conditions
-            embedding = conditions.prompt(prompt, clip_skip=clip_skip)
+            conditions = self._model_or_own(model).with_loras(params).conditions
+            embedding = conditions.prompt(params.prompt, clip_skip=params.clip_skip)
             return np.ascontiguousarray(embedding.float().cpu().numpy())
         except RowError:
             raise
@@ -339,7 +338,7 @@ class Engine:
             raise TypeError("this engine has no model of its own: pass one")
         return model
 
-    def _row_error(self, error: Exception, request: AnimationRequest) -> RowError:
+    def _row_error(self, error: Exception, request: PreparedRequest) -> RowError:
         if is_out_of_memory(error):
             return OutOfMemory(_TOO_LARGE.format(**_size(request)))
         if device_is_lost(error):
@@ -356,6 +355,6 @@ _TOO_LARGE = (
 )
 
 
-def _size(request: AnimationRequest) -> dict[str, object]:
+def _size(request: PreparedRequest) -> dict[str, object]:
     params = request.params
     return {"width": params.width, "height": params.height, "num_frames": params.num_frames}

@@ -11,9 +11,10 @@ from typing import Any, Literal
 import numpy as np
 
 from pia_ray.animation import Animation, OnStep
+from pia_ray.config.knobs import AnimationParams
 from pia_ray.errors import PiaRayError, Timeout
 from pia_ray.pia.engine import Row
-from pia_ray.types import AnimationRequest
+from pia_ray.types import PreparedRequest
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +23,7 @@ log = logging.getLogger(__name__)
 class Submission:
     """A request with its future; `row` is set while the engine denoises it."""
 
-    request: AnimationRequest
+    request: PreparedRequest
     model: str
     """Key of the model that animates it."""
     future: Future[Animation]
@@ -70,8 +71,8 @@ class Submission:
 class PromptToEncode:
     """A prompt to encode between two steps, with the future of its embedding."""
 
-    prompt: str
-    clip_skip: int | None
+    params: AnimationParams
+    """The prompt, `clip_skip` and the LoRAs; other knobs play no part."""
     model: str
     """Key of the model that encodes it."""
     future: Future[np.ndarray[Any, Any]]

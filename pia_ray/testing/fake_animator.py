@@ -23,7 +23,7 @@ from pia_ray.config.model import ModelConfig, model_for
 from pia_ray.config.serve import ServeConfig
 from pia_ray.config.workers import DEFAULT_KEEP_MODELS
 from pia_ray.errors import Cancelled, NonFiniteFrames, OutOfMemory, RowError, Timeout
-from pia_ray.types import AnimationRequest
+from pia_ray.types import AnimationRequest, PreparedRequest
 
 FAULTS: Final = ("oom", "nan", "die", "die-once", "hang", "hang-once")
 """Words that make `FakeAnimator` fail a row when they stand alone in its prompt."""
@@ -75,7 +75,7 @@ class FakeAnimator:
         self._num_submitted = 0
         self._pool = ThreadPoolExecutor(self.batch_size, thread_name_prefix="fake-animator")
 
-    def animate(self, requests: Sequence[AnimationRequest]) -> list[Animation | RowError]:
+    def animate(self, requests: Sequence[AnimationRequest | PreparedRequest]) -> list[Animation | RowError]:
         """One animation or that row's error per request, in order."""
         outcomes: list[Animation | RowError] = []
         for future in [self.submit(request) for request in requests]:
@@ -89,7 +89,7 @@ class FakeAnimator:
 
     def submit(
         self,
-        request: AnimationRequest,
+        request: AnimationRequest | PreparedRequest,
         *,
         alone: bool = False,
         on_step: OnStep | None = None,
@@ -134,7 +134,7 @@ class FakeAnimator:
     def _settle(
         self,
         future: Future[Animation],
-        request: AnimationRequest,
+        request: AnimationRequest | PreparedRequest,
         submitted: float,
         on_step: OnStep | None,
     ) -> None:
@@ -150,7 +150,7 @@ class FakeAnimator:
     def _run(
         self,
         future: Future[Animation],
-        request: AnimationRequest,
+        request: AnimationRequest | PreparedRequest,
         submitted: float,
         on_step: OnStep | None,
     ) -> Animation:
@@ -196,7 +196,7 @@ class FakeAnimator:
             self.num_loads += style not in self._styles_in_memory
             self._styles_in_memory[style] = None
 
-    def _check(self, future: Future[Animation], request: AnimationRequest, submitted: float) -> None:
+    def _check(self, future: Future[Animation], request: AnimationRequest | PreparedRequest, submitted: float) -> None:
         if self._closed.is_set():
             raise Cancelled("the animator is closed")
         if future.cancelled():
@@ -204,7 +204,7 @@ class FakeAnimator:
         if request.deadline_s is not None and time.monotonic() - submitted > request.deadline_s:
             raise Timeout(f"not finished within its deadline of {request.deadline_s:g} s")
 
-    def _fail(self, future: Future[Animation], request: AnimationRequest, submitted: float) -> None:
+    def _fail(self, future: Future[Animation], request: AnimationRequest | PreparedRequest, submitted: float) -> None:
         words = set(request.params.prompt.lower().split())
         if "oom" in words:
             raise OutOfMemory("fault by prompt: the row does not fit on this device")

@@ -18,20 +18,20 @@ from pia_ray.pia.components import Components
 from pia_ray.pia.decoding.decode import PendingFrames, begin_decode, begin_decode_exactly, quantised, require_finite
 from pia_ray.pia.decoding.motion_score import measure_motion
 from pia_ray.pia.device.errors import is_out_of_memory
-from pia_ray.types import AnimationRequest
+from pia_ray.types import PreparedRequest
 
 
 @dataclass(frozen=True)
 class PendingOutput:
     """The output of a row; the device may still be making it."""
 
-    request: AnimationRequest
+    request: PreparedRequest
     latents: torch.Tensor
     decoded: PendingFrames | None
     """None where only the latents are wanted."""
 
 
-def begin_output(components: Components, latents: torch.Tensor, request: AnimationRequest) -> PendingOutput:
+def begin_output(components: Components, latents: torch.Tensor, request: PreparedRequest) -> PendingOutput:
     """The row's output, queued on the device; does not wait for it.
 
     Raises:
@@ -56,7 +56,7 @@ def finish_output(pending: PendingOutput) -> tuple[np.ndarray[Any, Any], float, 
     params = request.params
     if decoded is None:
         require_finite(pending.latents)
-        frames = np.empty((0, params.height or 0, params.width or 0, 3), np.uint8)
+        frames = np.empty((0, *request.size[::-1], 3), np.uint8)
         return frames, 0.0, _ordinary(pending.latents.float().cpu())
     decoded.wait()
     if request.output_type in ("np", "pt"):

@@ -20,7 +20,7 @@ from pia_ray.pia.device.vae_tiling import TILE_PIXELS, is_tiled, tiled
 from pia_ray.pia.evaluation import ImageTokens, Text
 from pia_ray.pia.loading.ip_adapter import encode_picture, image_tokens
 from pia_ray.pia.loading.textual_inversion import expand
-from pia_ray.types import AnimationRequest
+from pia_ray.types import PreparedRequest
 
 CACHED_PROMPTS: Final = 256
 CACHED_PICTURES: Final = 64
@@ -121,7 +121,7 @@ class Conditions:
         return (mean + std * noise) * self.components.latent_scale
 
     @torch.inference_mode()
-    def picture_tokens(self, request: AnimationRequest) -> dict[Text, ImageTokens]:
+    def picture_tokens(self, request: PreparedRequest) -> dict[Text, ImageTokens]:
         """The IP-Adapter's tokens of the request's picture or embeddings, for the guidance branch of each text.
 
         Empty where the request has neither, or at scale 0. Embeddings of pictures are cached by content.
@@ -147,7 +147,7 @@ class Conditions:
             return {}
         if embeds is not None:
             return image_tokens(adapter, torch.tensor(embeds, dtype=torch.float32), scale=scale)
-        assert isinstance(picture, Image.Image)
+        assert picture is not None
         key = _digest(np.asarray(picture))
         if (embedding := self._embeddings.get(key)) is None:
             self._embeddings[key] = embedding = encode_picture(adapter, picture)

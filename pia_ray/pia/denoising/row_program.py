@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Final
+from typing import Any
 
 import torch
-from PIL import Image
 
 from pia_ray.config.knobs import AnimationParams
 from pia_ray.errors import BadParameter
@@ -15,17 +14,15 @@ from pia_ray.pia.denoising.affinity import nearest_keyframe
 from pia_ray.pia.denoising.conditions import Conditions, affinity_mask, stillness
 from pia_ray.pia.denoising.context_windows import segments
 from pia_ray.pia.denoising.denoise import chain, denoise
-from pia_ray.pia.denoising.schedulers import make_scheduler
+from pia_ray.pia.denoising.schedulers import make_configured, make_scheduler
 from pia_ray.pia.denoising.window_blending import frame_noise
 from pia_ray.pia.evaluation import Branch, Program, Text
 from pia_ray.pia.unet.motion_modules import most_positions
-from pia_ray.types import AnimationRequest
-
-_UNPREPARED: Final = "the engine takes resolved requests: see Animator.submit"
+from pia_ray.types import PreparedRequest
 
 
-def row_program(request: AnimationRequest, components: Components, conditions: Conditions) -> Program:
-    """The program of a resolved request (see `pia_ray.prepare.prepare`) on this model.
+def row_program(request: PreparedRequest, components: Components, conditions: Conditions) -> Program:
+    """The program of a request on this model.
 
     The row's own generator draws the noise first, then the picture's posterior and the end picture's, then below
     strength 1 the noise of the pictures; the programs draw the rest. Given latents replace the noise that the row
@@ -34,17 +31,13 @@ def row_program(request: AnimationRequest, components: Components, conditions: C
     Raises:
         BadParameter: this model cannot run the request.
     """
-    params, image = request.params, request.image
-    if params.seed is None or params.width is None or params.height is None or not isinstance(image, Image.Image):
-        raise TypeError(_UNPREPARED)
     _check(request, components)
-    device, factor = components.device, components.spatial_factor
+    params, device, factor = request.params, components.device, components.spatial_factor
     parts = [replace(request, params=params.model_copy(update={"num_frames": num})) for num in segments(params)]
-    config, name = components.scheduler_config, params.scheduler
     # All of them now, so that a step count that one cannot do is refused before anything is encoded.
-    schedulers = [[make_scheduler(config, name, steps=steps) for steps in params.iterations] for _ in parts]
-    generator = torch.Generator("cpu").manual_seed(params.seed)
-    size = (params.height // factor, params.width // factor)
+    schedulers = [[_scheduler(request, components, steps) for steps in params.iterations] for _ in parts]
+    generator = torch.Generator("cpu").manual_seed(request.seed)
+    size = (request.size[1] // factor, request.size[0] // factor)
 
     def draw(part: AnimationParams) -> torch.Tensor:
         return frame_noise(part, (components.latent_channels, part.num_frames, *size), generator, device)
@@ -84,29 +77,26 @@ def row_program(request: AnimationRequest, components: Components, conditions: C
 
 
 def keyframe_conditions(
-    request: AnimationRequest, conditions: Conditions, generator: torch.Generator
+    request: PreparedRequest, conditions: Conditions, generator: torch.Generator
 ) -> tuple[list[int], torch.Tensor]:
     """The keyframes, and for each frame the latent of the nearest one's picture, [4, 1 or T, h, w].
 
     The latents are drawn from the row's generator, the end picture's after the picture's.
     """
     params = request.params
-    if not all(isinstance(picture, Image.Image | None) for picture in (request.end_image, request.mask_image)):
-        raise TypeError(_UNPREPARED)
-    assert isinstance(request.image, Image.Image)
     condition = conditions.picture(request.image, generator)[:, None]  # [4, 1, h, w]
     keyframes = [params.condition_frame]
-    if isinstance(request.end_image, Image.Image):
+    if request.end_image is not None:
         keyframes.append(params.num_frames - 1)
         end = conditions.picture(request.end_image, generator)[:, None]
         condition = torch.cat([condition, end], dim=1)[:, list(nearest_keyframe(params.num_frames, keyframes))]
     return keyframes, condition
 
 
-def affinity_of(request: AnimationRequest, keyframes: list[int], components: Components) -> torch.Tensor:
+def affinity_of(request: PreparedRequest, keyframes: list[int], components: Components) -> torch.Tensor:
     """The affinity mask of the branches with the picture, [1, T, 1 or h, 1 or w]."""
     still = None
-    if isinstance(request.mask_image, Image.Image):
+    if request.mask_image is not None:
         still = stillness(request.mask_image, components.spatial_factor)
     return affinity_mask(request.params, keyframes=keyframes, device=components.device, still=still)
 
@@ -124,7 +114,7 @@ def guidance_branches(params: AnimationParams) -> list[tuple[Text, bool]]:
     return branches
 
 
-def start_noise(request: AnimationRequest, shape: tuple[int, ...], device: torch.device) -> torch.Tensor | None:
+def start_noise(request: PreparedRequest, shape: tuple[int, ...], device: torch.device) -> torch.Tensor | None:
     """The request's own latents, or None where they are drawn.
 
     Raises:
@@ -140,7 +130,7 @@ def start_noise(request: AnimationRequest, shape: tuple[int, ...], device: torch
     return torch.tensor(request.latents, dtype=torch.float32, device=device)
 
 
-def text_embeddings(request: AnimationRequest, conditions: Conditions) -> dict[Text, torch.Tensor]:
+def text_embeddings(request: PreparedRequest, conditions: Conditions) -> dict[Text, torch.Tensor]:
     """The embeddings of the row's texts, the negative one first: given ones, or the encoded text.
 
     Raises:
@@ -171,14 +161,21 @@ def text_embeddings(request: AnimationRequest, conditions: Conditions) -> dict[T
     return texts
 
 
+def _scheduler(request: PreparedRequest, components: Components, steps: int) -> Any:
+    name = request.params.scheduler
+    if request.scheduler_config is not None:
+        return make_configured(request.scheduler_config, name, steps=steps)
+    return make_scheduler(components.scheduler_config, name, steps=steps)
+
+
 def _without_seam(program: Program) -> Program:
     """The same program without the last frame, which in a loop equals the first."""
     return (yield from program)[:, :-1]
 
 
-def _check(request: AnimationRequest, components: Components) -> None:
+def _check(request: PreparedRequest, components: Components) -> None:
     params, factor = request.params, components.spatial_factor
-    width, height = params.width or 0, params.height or 0
+    width, height = request.size
     if params.piece_frames > components.max_frames:
         most = components.max_frames
         if params.context_frames is not None and params.context_frames < params.num_frames:

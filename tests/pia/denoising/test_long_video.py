@@ -247,10 +247,8 @@ def test_embeddings_that_a_callback_replaces_stay_so_in_the_segments_that_follow
 
 def test_what_cannot_be_is_refused_and_says_why(model: ModelConfig, components: Components) -> None:
     engine = Engine(components, batch_size=1)
-    given = AnimationRequest(
-        ask(model).image,
-        ask(model, num_frames=7, context_frames=4, long_video="chain").params,
-        latents=np.zeros((4, 7, 8, 8), np.float32),
+    given = replace(
+        ask(model, num_frames=7, context_frames=4, long_video="chain"), latents=np.zeros((4, 7, 8, 8), np.float32)
     )
     with pytest.raises(BadParameter, match="latents cannot be given for a chain"):
         engine.join(given)
