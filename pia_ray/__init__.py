@@ -76,6 +76,7 @@ if TYPE_CHECKING:
     from pia_ray.media.video_facts import VideoFacts
     from pia_ray.online.serve import build_app
     from pia_ray.pia.animator import Animator
+    from pia_ray.pia.pipeline import PIAPipeline
     from pia_ray.pia.denoising.affinity import affinity, keyframe_affinity
     from pia_ray.types import AnimationRequest, EncodedVideo, StepEnd
 
@@ -122,6 +123,7 @@ __all__ = [
     "NotReady",
     "OutOfMemory",
     "OutputError",
+    "PIAPipeline",
     "PiaRayError",
     "Progress",
     "RateLimited",
@@ -167,6 +169,7 @@ _HOMES = {
     "InversionConfig": "pia_ray.config.model",
     "LoraConfig": "pia_ray.config.model",
     "ModelConfig": "pia_ray.config.model",
+    "PIAPipeline": "pia_ray.pia.pipeline",
     "Progress": "pia_ray.catalog.run",
     "ServeConfig": "pia_ray.config.serve",
     "StepEnd": "pia_ray.types",

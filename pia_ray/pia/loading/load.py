@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from diffusers import AutoencoderKL, MotionAdapter, UNet2DConditionModel, UNetMotionModel
+from diffusers import AutoencoderKL, MotionAdapter, UNet2DConditionModel, UNetMotionModel, schedulers
 from diffusers.utils import logging as diffusers_logging
 from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 from transformers.utils import logging as transformers_logging
@@ -56,7 +56,7 @@ def assemble(weights: LocalWeights, model: ModelConfig, pool: WeightPool | None 
             f"the UNet of model {model.name} takes {channels} channels, PIA's takes 9: "
             "motion_adapter must be PIA's condition adapter, which brings its own conv_in"
         )
-    configs = weights.base if weights.base.is_dir() or weights.config is None else weights.config
+    configs = _configs(weights)
     tokenizer = _load(CLIPTokenizer, configs / "tokenizer", {})
     parts: dict[str, torch.nn.Module] = {"text_encoder": text_encoder, "unet": unet, "vae": vae}
     if (encoder := _image_encoder(weights, kwargs, dtype=dtypes.unet)) is not None:
@@ -93,6 +93,34 @@ def assemble(weights: LocalWeights, model: ModelConfig, pool: WeightPool | None 
     offloaded = [components.text_encoder, components.unet, components.vae, *([] if encoder is None else [encoder])]
     offload(offloaded, model.offload, device)
     return components
+
+
+def own_scheduler(weights: LocalWeights) -> Any:
+    """The scheduler that came with the weights, of its own class and with its own settings.
+
+    Raises:
+        WeightsError: there is none, or diffusers does not have its class.
+    """
+    path = _configs(weights) / "scheduler" / "scheduler_config.json"
+    config = _read_config(path)
+    kind = getattr(schedulers, str(config.get("_class_name")), None)
+    if kind is None:
+        raise WeightsError(f"{path} names no scheduler of diffusers: {config.get('_class_name')}")
+    return kind.from_config(config)
+
+
+def own_side(weights: LocalWeights) -> int:
+    """The side in px of the square pictures that the weights were trained on, by their configs; 512 where none says."""
+    configs = _configs(weights)
+    vae = weights.vae if weights.vae is not None and weights.vae.is_dir() else configs / "vae"
+    factor = 2 ** (len(_read_config(vae / "config.json").get("block_out_channels", [0] * 4)) - 1)
+    side = _read_config(configs / "unet" / "config.json").get("sample_size", 64)
+    return int(side if isinstance(side, int) else 64) * factor
+
+
+def _configs(weights: LocalWeights) -> Path:
+    """The folder with configs, tokenizer and scheduler."""
+    return weights.base if weights.base.is_dir() or weights.config is None else weights.config
 
 
 class _Dtypes(NamedTuple):
