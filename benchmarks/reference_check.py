@@ -37,7 +37,7 @@ from pia_ray.pia.denoising.schedulers import SCHEDULERS
 from pia_ray.pia.device.placement import device_of, dtype_of
 from pia_ray.prepare import prepare
 from pia_ray.testing import draw_picture
-from pia_ray.types import AnimationRequest
+from pia_ray.types import AnimationRequest, PreparedRequest
 from pia_ray.weights import LocalWeights, resolve
 
 LEAST_PSNR = {torch.float32: 40.0, torch.float16: 25.0, torch.bfloat16: 20.0}
@@ -75,8 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     }
     drawn = draw_picture((768, 512), seed=0)
     picture = decode(drawn if options.image is None else options.image.read_bytes()).rgb
-    look = None if options.ip_adapter_image is None else decode(options.ip_adapter_image.read_bytes()).rgb
-    request = prepare(AnimationRequest(picture, parse_params(cells), ip_adapter_image=look), model)
+    reference_picture = None if options.ip_adapter_image is None else decode(options.ip_adapter_image.read_bytes()).rgb
+    request = prepare(AnimationRequest(picture, parse_params(cells), ip_adapter_image=reference_picture), model)
     started = time.perf_counter()
     ours = animate(model, request)
     ours_s, started = time.perf_counter() - started, time.perf_counter()
@@ -125,7 +125,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def animate(model: ModelConfig, request: AnimationRequest) -> Animation:
+def animate(model: ModelConfig, request: PreparedRequest) -> Animation:
     """pia-ray's video."""
     with Animator(model, batch_size=1) as animator:
         (outcome,) = animator.animate([request])
@@ -135,32 +135,31 @@ def animate(model: ModelConfig, request: AnimationRequest) -> Animation:
     return outcome
 
 
-def reference(model: ModelConfig, weights: LocalWeights, request: AnimationRequest) -> np.ndarray[Any, Any]:
+def reference(model: ModelConfig, weights: LocalWeights, request: PreparedRequest) -> np.ndarray[Any, Any]:
     """diffusers' video of the same resolved request, uint8 [T, H, W, 3]."""
     params = request.params
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the pipeline is deprecated upstream
         pipe = pipeline(model, weights)
-        look: dict[str, Any] = {}
+        picture: dict[str, Any] = {}
         if request.ip_adapter_image is not None:
             pipe.set_ip_adapter_scale(params.ip_adapter_scale)
-            look["ip_adapter_image"] = request.ip_adapter_image
+            picture["ip_adapter_image"] = request.ip_adapter_image
         elif weights.ip_adapter is not None:
             # Once an adapter is loaded, the pipeline cannot do without a picture; at scale 0 it does not count.
             pipe.set_ip_adapter_scale(0.0)
-            look["ip_adapter_image"] = Image.new("RGB", (64, 64))
+            picture["ip_adapter_image"] = Image.new("RGB", (64, 64))
         kind, settings = SCHEDULERS[params.scheduler]
         betas = {"beta_schedule": "linear", "beta_start": 0.00085, "beta_end": 0.012, "clip_sample": False}
         pipe.scheduler = kind.from_config(pipe.scheduler.config, **betas, **settings)
-        assert params.seed is not None
         result = pipe(
             image=request.image,
             prompt=params.prompt,
             negative_prompt=params.negative_prompt,
-            generator=torch.Generator("cpu").manual_seed(params.seed),
+            generator=torch.Generator("cpu").manual_seed(request.seed),
             output_type="np",
             **{name: getattr(params, name) for name in PASSED_ON},
-            **look,
+            **picture,
         )
     frames: np.ndarray[Any, Any] = (np.asarray(result.frames[0]) * 255).round().astype(np.uint8)
     return frames

@@ -78,6 +78,7 @@ if TYPE_CHECKING:
     from pia_ray.online.serve import build_app
     from pia_ray.pia.animator import Animator
     from pia_ray.pia.denoising.affinity import affinity, keyframe_affinity
+    from pia_ray.pia.pipeline import PIAPipeline
     from pia_ray.types import AnimationRequest, EncodedVideo, StepEnd
 
 __version__ = "0.1.0"
@@ -124,6 +125,7 @@ __all__ = [
     "NotReady",
     "OutOfMemory",
     "OutputError",
+    "PIAPipeline",
     "PiaRayError",
     "Progress",
     "RateLimited",
@@ -169,6 +171,7 @@ _HOMES = {
     "InversionConfig": "pia_ray.config.model",
     "LoraConfig": "pia_ray.config.model",
     "ModelConfig": "pia_ray.config.model",
+    "PIAPipeline": "pia_ray.pia.pipeline",
     "Progress": "pia_ray.catalog.run",
     "RunSummary": "pia_ray.catalog.run",
     "ServeConfig": "pia_ray.config.serve",

@@ -10,17 +10,14 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Protocol, cast
+from typing import Any, Final, Protocol, cast
 
 import numpy as np
 
-from pia_ray.config.knob_types import MOTION_NAMES
+from pia_ray.config.knob_types import MOTION_NAMES, VideoFormat
 from pia_ray.config.knobs import AnimationParams
 from pia_ray.errors import VideoError
-from pia_ray.types import AnimationRequest, EncodedVideo
-
-if TYPE_CHECKING:
-    from pia_ray.config.knob_types import VideoFormat
+from pia_ray.types import AnimationRequest, EncodedVideo, PreparedRequest
 
 LEAST_WIDTH: Final = 192
 """Smaller videos are shown at this width, in px."""
@@ -86,6 +83,11 @@ def provenance_of(animation: Animation) -> dict[str, Any]:
     return {"id": animation.id, "seed": params["seed"], "params": params, "model": animation.model}
 
 
+OnStep = Callable[[int, int], None]
+"""Called after each denoising step with the number of finished steps and of all steps, on a thread of the animator:
+it must return at once."""
+
+
 class RowAnimator(Protocol):
     """The animator of a worker or an engine: `Animator`, or a fake of it."""
 
@@ -94,10 +96,10 @@ class RowAnimator(Protocol):
 
     def submit(
         self,
-        request: AnimationRequest,
+        request: AnimationRequest | PreparedRequest,
         *,
         alone: bool = ...,
-        on_step: Callable[[int, int], None] | None = ...,
+        on_step: OnStep | None = ...,
         priority: int = ...,
     ) -> Future[Animation]:
         """As `Animator.submit`."""
@@ -131,7 +133,7 @@ def save_animation(animation: Animation, path: str | Path) -> None:
     extension = target.suffix.lower().removeprefix(".")
     if extension not in MIME:
         raise VideoError(f'"{target.name}" has no extension of a video format, choose from .{", .".join(MIME)}')
-    video = encode_animation(animation, cast("VideoFormat", extension))
+    video = encode_animation(animation, cast(VideoFormat, extension))
     try:
         with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name[:64]}.", delete=False) as file:
             unfinished = Path(file.name)

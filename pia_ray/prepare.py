@@ -1,8 +1,7 @@
-"""Makes a request ready for an engine: knobs resolved, a seed, pictures fitted, arrays checked. Pillow, no torch."""
+"""A request as an engine takes it: knobs resolved, seed and size chosen, pictures fitted, arrays checked. No torch."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, get_args
 
 from pia_ray.config.knobs import ARRAY_KNOBS, PICTURE_KNOBS, REFERENCE_KNOBS
@@ -11,18 +10,23 @@ from pia_ray.config.resolving import check_pictures, lora_strengths, resolve, se
 from pia_ray.errors import BadParameter
 from pia_ray.media import arrays, sizes
 from pia_ray.media import image as pictures
-from pia_ray.types import AnimationRequest, OutputType
+from pia_ray.types import AnimationRequest, OutputType, PreparedRequest
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 
-def prepare(request: AnimationRequest, model: ModelConfig) -> AnimationRequest:
-    """The same request with every knob resolved, a seed, and its pictures fitted to the size to make.
+def prepare(request: AnimationRequest | PreparedRequest, model: ModelConfig) -> PreparedRequest:
+    """The request with every knob resolved, a seed, and its pictures fitted to the size of the video.
+
+    A request that has been prepared is returned as it is. Knobs that neither it nor `model` sets have their declared
+    defaults; a seed that it does not set follows from its id.
 
     Raises:
         RowError: a knob, a picture or an array cannot be used.
     """
+    if isinstance(request, PreparedRequest):
+        return request
     if request.params.num_videos > 1:
         raise BadParameter(
             "num_videos is more than 1, and a request is one video: animate(request.videos()) makes them all",
@@ -46,24 +50,29 @@ def prepare(request: AnimationRequest, model: ModelConfig) -> AnimationRequest:
     for name in REFERENCE_KNOBS:
         if getattr(params, name) is not None and getattr(request, name) is None:
             raise BadParameter(
-                f"{name} of the params only names it: load {getattr(params, name)} and give what is in it as the "
+                f"{name} of the params only names a file: load {getattr(params, name)} and give its content as the "
                 f"request's {name}",
                 name,
             )
     check_pictures(params, names=[name for name in PICTURE_KNOBS if getattr(request, name) is not None])
     params = params.model_copy(update={"width": width, "height": height, "seed": seed})
     size = (width, height)
-    end, mask, style = request.end_image, request.mask_image, request.ip_adapter_image
+    end, mask, reference = request.end_image, request.mask_image, request.ip_adapter_image
     checked: dict[str, Any] = {
-        name: arrays.as_array(values, name) for name in ARRAY_KNOBS if (values := getattr(request, name)) is not None
+        name: None if (values := getattr(request, name)) is None else arrays.as_array(values, name)
+        for name in ARRAY_KNOBS
     }
-    return replace(
-        request,
-        params=params,
+    return PreparedRequest(
         image=sizes.fit(picture, size),
+        params=params,
+        id=request.id,
+        deadline_s=request.deadline_s,
         end_image=None if end is None else sizes.fit(_picture(end, "end_image"), size),
         mask_image=None if mask is None else sizes.fit_mask(_picture(mask, "mask_image"), picture.size, size),
-        ip_adapter_image=None if style is None else _picture(style, "ip_adapter_image"),
+        ip_adapter_image=None if reference is None else _picture(reference, "ip_adapter_image"),
+        output_type=request.output_type,
+        scheduler_config=request.scheduler_config,
+        on_step_end=request.on_step_end,
         **checked,
     )
 

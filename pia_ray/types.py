@@ -43,7 +43,12 @@ class ManifestRow:
     work_key: str
     """64 hex digits."""
     references: Mapping[str, str] = field(default_factory=dict)
-    """The files that the params refer to: URIs as in `image`, by knob."""
+    """The URIs, as in `image`, of the files that the params refer to, by knob."""
+
+    @property
+    def reference_identities(self) -> dict[str, str]:
+        """What the work key says of the files that the params refer to, by knob: the values of these knobs."""
+        return {knob: getattr(self.params, knob) for knob in self.references}
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,11 @@ OnStepEnd = Callable[[StepEnd], Mapping[str, Any] | None]
 
 @dataclass(frozen=True)
 class AnimationRequest:
-    """One animation to make: a picture and its params."""
+    """One animation to make: a picture and its params.
+
+    The pictures and arrays are fields of the request. Knobs of the params with the same names only say where a picture
+    or array comes from; a request with such a knob must have the field too.
+    """
 
     image: Image.Image | np.ndarray[Any, Any]
     """PIL image, or uint8 [H, W, 3] RGB (also [H, W] or [H, W, 4])."""
@@ -77,10 +86,9 @@ class AnimationRequest:
     end_image: Image.Image | np.ndarray[Any, Any] | None = None
     """Second keyframe: the picture that the last frame is to be. Fitted like `image`."""
     mask_image: Image.Image | np.ndarray[Any, Any] | None = None
-    """Mask of the parts that may move: white moves, black and transparent stay. Cropped and scaled as `image` is; in an
-    engine it has mode L."""
+    """Mask of the parts that may move: white moves, black and transparent stay. Cropped and scaled as `image` is."""
     ip_adapter_image: Image.Image | np.ndarray[Any, Any] | None = None
-    """Picture whose style and content the video takes on."""
+    """The IP-Adapter's picture: its content and style guide the video in addition to the prompt."""
     ip_adapter_image_embeds: np.ndarray[Any, Any] | None = None
     """float32, in place of `ip_adapter_image`: one embedding, several (a further axis in front), or diffusers' layout
     (two axes in front, the outer one of 2 with the negative first)."""
@@ -93,8 +101,11 @@ class AnimationRequest:
     """float32 [L, C], in place of the negative prompt's; both sides of guidance must have the same L."""
     output_type: OutputType = "uint8"
     """The type of `Animation.output`."""
+    scheduler_config: Mapping[str, Any] | None = None
+    """The settings of the scheduler's diffusers class, exactly as they are. None: the model's own, with the linear
+    betas of PIA's training and without clipping."""
     on_step_end: OnStepEnd | None = None
-    """Called after each denoising step, on the engine's thread: other rows wait for it. Raising fails this row."""
+    """Called after each denoising step, on the engine's thread, so other rows wait for it. An error fails this row."""
 
     def videos(self) -> list[AnimationRequest]:
         """One request for each of `params.num_videos` videos, with seeds of their own: the first one's + 0, 1, 2 ..."""
@@ -104,6 +115,46 @@ class AnimationRequest:
             replace(self, params=params.model_copy(update={"num_videos": 1, "seed": seed_of_video(first, index)}))
             for index in range(params.num_videos)
         ]
+
+
+@dataclass(frozen=True)
+class PreparedRequest:
+    """A request that an engine can run; only `pia_ray.prepare.prepare` makes one.
+
+    It pickles, and its pictures have the size of the video, so it may be made in one process and submitted in another.
+    The fields are those of `AnimationRequest`, and the pictures and arrays are checked.
+    """
+
+    image: Image.Image
+    """RGB, of the video's size."""
+    params: AnimationParams
+    """Every knob, with the width, height and seed that are used."""
+    id: str
+    deadline_s: float | None
+    end_image: Image.Image | None
+    """RGB, of the video's size."""
+    mask_image: Image.Image | None
+    """Mode L, of the video's size."""
+    ip_adapter_image: Image.Image | None
+    """RGB, of its own size."""
+    ip_adapter_image_embeds: np.ndarray[Any, Any] | None
+    latents: np.ndarray[Any, Any] | None
+    prompt_embeds: np.ndarray[Any, Any] | None
+    negative_prompt_embeds: np.ndarray[Any, Any] | None
+    output_type: OutputType
+    scheduler_config: Mapping[str, Any] | None
+    on_step_end: OnStepEnd | None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of the video, in px."""
+        return self.image.size
+
+    @property
+    def seed(self) -> int:
+        """The seed that is used."""
+        assert self.params.seed is not None
+        return self.params.seed
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ Against diffusers' own PIAPipeline where that is right, through the Animator.
 
 from __future__ import annotations
 
+import pickle
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,8 +19,8 @@ from PIL import Image
 from pia_ray import Animation, AnimationParams, AnimationRequest, Animator, ModelConfig
 from pia_ray.errors import BadParameter, Cancelled, RowError, UnexpectedError
 from pia_ray.prepare import prepare
-from pia_ray.testing import make_pipeline_folder
-from pia_ray.types import StepEnd
+from pia_ray.testing import FakeAnimator, make_pipeline_folder
+from pia_ray.types import PreparedRequest, StepEnd
 
 SIZE = 32
 LATENTS = (4, 4, 8, 8)
@@ -51,7 +52,7 @@ def ask(brings: dict[str, Any] | None = None, **knobs: Any) -> AnimationRequest:
     return AnimationRequest(picture(), AnimationParams(**{**given, **knobs}), id="row", **(brings or {}))
 
 
-def run(animator: Animator, *requests: AnimationRequest) -> list[Animation]:
+def run(animator: Animator | FakeAnimator, *requests: AnimationRequest | PreparedRequest) -> list[Animation]:
     outcomes = animator.animate(requests)
     for outcome in outcomes:
         assert isinstance(outcome, Animation), outcome
@@ -215,7 +216,7 @@ def test_encoding_a_prompt_is_refused_where_it_cannot_be_done(folder: Path, mode
         ({"latents": noise() * np.nan}, "latents holds NaN"),
         ({"latents": noise().tolist()}, "latents must be a numpy array"),
         ({"prompt_embeds": embedding(1)[:, :16]}, r"prompt_embeds must be \[L, 32\] for this model \(got \[77, 16\]\)"),
-        ({"prompt_embeds": embedding(1, 9)}, "both sides of guidance need embeddings of one length .*is 77.* 9"),
+        ({"prompt_embeds": embedding(1, 9)}, "both branches of guidance need embeddings of one length .*is 77.* 9"),
         ({"output_type": "jpeg"}, "output_type must be one of uint8, pil, np, pt, latent"),
         ({"end_image": [1, 2]}, "end_image must be a PIL image or a numpy array, not list"),
     ],
@@ -448,3 +449,31 @@ def test_clip_skip_leaves_out_the_last_layers_for_both_prompts(
         negative_prompt_embeds=encode("dark"),
     )
     assert_same(run(animator, request)[0].frames, theirs)
+
+
+# Prepared once
+
+
+def test_a_request_that_has_been_prepared_is_not_prepared_again(model: ModelConfig, animator: Animator) -> None:
+    pictures = {"end_image": picture(1, (50, 40)), "mask_image": picture(2, (30, 60))}
+    request = ask({**pictures, "latents": np.zeros(LATENTS, np.float64)})
+    prepared = prepare(request, model)
+    assert prepare(prepared, model) is prepared
+    assert prepare(prepared, model.model_copy(update={"long_edge": 64, "defaults": {"fps": 3}})) is prepared
+    (plain,), (from_prepared,) = run(animator, request), run(animator, prepared)
+    np.testing.assert_array_equal(from_prepared.frames, plain.frames)
+    assert from_prepared.params == plain.params
+
+
+def test_a_prepared_request_can_be_sent_to_another_process(model: ModelConfig, animator: Animator) -> None:
+    request = ask({"mask_image": picture(2, (30, 60))}, seed=None)
+    sent = pickle.loads(pickle.dumps(prepare(request, model)))
+    assert (sent.size, sent.seed, sent.image.mode, sent.mask_image.mode) == ((SIZE, SIZE), sent.params.seed, "RGB", "L")
+    (plain,), (again,) = run(animator, request), run(animator, sent)
+    np.testing.assert_array_equal(again.frames, plain.frames)
+
+
+def test_a_fake_animator_takes_prepared_requests_too(model: ModelConfig) -> None:
+    with FakeAnimator(model) as animator:
+        (plain,), (from_prepared,) = run(animator, ask()), run(animator, prepare(ask(), model))
+    np.testing.assert_array_equal(from_prepared.frames, plain.frames)

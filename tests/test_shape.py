@@ -59,6 +59,8 @@ INSIDE = {
         "model_cache",
         "engine",
         "animator",
+        "pipeline_inputs",
+        "pipeline",
     ),
     "pia_ray.online": (
         "public_errors",

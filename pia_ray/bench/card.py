@@ -36,10 +36,10 @@ from pia_ray.pia.denoising.conditions import Conditions
 from pia_ray.pia.device.memory import weight_bytes
 from pia_ray.pia.engine import Engine
 from pia_ray.pia.loading.load import assemble
-from pia_ray.pia.unet.rewrites import chosen_kernels
+from pia_ray.pia.unet.attention_kernels import chosen_kernels
 from pia_ray.prepare import prepare
 from pia_ray.testing import make_random_pipeline
-from pia_ray.types import AnimationRequest
+from pia_ray.types import AnimationRequest, PreparedRequest
 from pia_ray.weights import resolve as resolve_weights
 
 Size = Literal["full", "reduced", "demo"]
@@ -313,12 +313,12 @@ def _stages(parts: Components, model: ModelConfig, settings: BenchSettings) -> d
         engine.join(request)  # encodes once more, so that the next stage is the denoising alone
         found: dict[str, Any] = {}
 
-        def text(request: AnimationRequest = request, conditions: Conditions = conditions) -> object:
+        def text(request: PreparedRequest = request, conditions: Conditions = conditions) -> object:
             texts = (request.params.negative_prompt, request.params.prompt)
             return [conditions.prompt(text, clip_skip=None) for text in texts]
 
-        def encode(request: AnimationRequest = request, conditions: Conditions = conditions) -> object:
-            return conditions.picture(request.image, torch.Generator())  # type: ignore[arg-type]
+        def encode(request: PreparedRequest = request, conditions: Conditions = conditions) -> object:
+            return conditions.picture(request.image, torch.Generator())
 
         def denoise(engine: Engine = engine, found: dict[str, Any] = found) -> None:
             while engine.rows:
@@ -364,7 +364,7 @@ def _encoded_pictures(frames: Sequence[Any]) -> None:
     video.encode(np.stack([np.asarray(frame) for frame in frames]), fps=8, format="mp4", provenance={})
 
 
-def _request(model: ModelConfig, settings: BenchSettings, turn: int, *, latent: bool = True) -> AnimationRequest:
+def _request(model: ModelConfig, settings: BenchSettings, turn: int, *, latent: bool = True) -> PreparedRequest:
     """A request of its own for each turn, so that no cache knows its picture or prompt."""
     pixels = np.random.default_rng(turn).integers(0, 256, (settings.side, settings.side, 3), dtype=np.uint8)
     params = AnimationParams(

@@ -13,12 +13,11 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, PIAPipeline, UNetMotionModel
 from diffusers.utils.export_utils import export_to_gif
-from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 from pia_ray.pia.components import Components
 from pia_ray.pia.denoising.schedulers import make_scheduler
-from pia_ray.types import AnimationRequest
+from pia_ray.types import PreparedRequest
 
 FULL_STEP_TFLOP = 35.354
 """One step of a 16-frame 512 x 512 video with guidance in Stable Diffusion 1.5's architecture: two evaluations."""
@@ -46,12 +45,10 @@ def documented_pipeline(folder: Path, components: Components) -> PIAPipeline:
 
 
 def run_pipeline(
-    pipe: PIAPipeline, request: AnimationRequest, components: Components, *, gif: Path | None = None
+    pipe: PIAPipeline, request: PreparedRequest, components: Components, *, gif: Path | None = None
 ) -> Any:
     """Frames of one resolved request, as PIL images; written to `gif` too, as the documented example does."""
     params = request.params
-    assert isinstance(request.image, Image.Image)
-    assert params.seed is not None
     pipe.scheduler = make_scheduler(components.scheduler_config, params.scheduler, steps=params.num_inference_steps)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -66,7 +63,7 @@ def run_pipeline(
             guidance_scale=params.guidance_scale,
             strength=params.strength,
             motion_scale=params.motion_scale,
-            generator=torch.Generator("cpu").manual_seed(params.seed % 2**63),
+            generator=torch.Generator("cpu").manual_seed(request.seed % 2**63),
         ).frames[0]
     if gif is not None:
         export_to_gif(frames, str(gif))

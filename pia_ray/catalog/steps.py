@@ -70,7 +70,7 @@ def fetch(row: ManifestRow, config: CatalogConfig) -> Fetched:
             background=config.background,
             max_bytes=config.max_image_bytes,
             max_pixels=config.max_image_pixels,
-            identities={knob: getattr(params, knob) for knob in row.references},
+            identities=row.reference_identities,
         ),
         fetch_s=time.perf_counter() - started,
     )

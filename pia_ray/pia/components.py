@@ -1,4 +1,4 @@
-"""The parts of a loaded model, as values: what loading makes and the engine, the UNet's rewrites and the memory use."""
+"""The parts of a loaded model, as values. `loading` makes them; engine, `unet`, `decoding` and `device` use them."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Lora:
 
 
 @dataclass(eq=False)
-class Held:
-    """Tensors from one source on one device in one precision; alive while a model refers to it."""
+class SharedTensors:
+    """Tensors from one source on one device in one precision; alive as long as a model refers to them."""
 
     tensors: dict[str, torch.Tensor] = field(default_factory=dict)
 
@@ -39,27 +39,27 @@ class Components:
     tokenizer: CLIPTokenizer
     scheduler_config: Mapping[str, Any]
     device: torch.device
-    """Where forwards run; with offload, weights wait in host memory."""
+    """Where forwards run; with offload, the weights are in host memory until they are needed."""
     dtype: torch.dtype
     """Of the UNet."""
     vae_dtype: torch.dtype
     vae_tiling: Literal["auto", "on", "off"]
     memory_bytes: int | None
     """Most memory of the device to use; None: what is free."""
-    compile_mode: Mode | None
+    compile_mode: CompileMode | None
     """torch.compile's mode for the UNet; None: it runs as it is."""
     compile_cache: Path | None
     """File in which compiled code is kept for the next process."""
     version: str
     """Name and revision or digest of the weights."""
     ip_adapter: IPAdapter | None = None
-    """None: rows may bring no picture for one."""
+    """None: rows cannot have a picture for one."""
     loras: Mapping[str, Lora] = field(default_factory=dict)
-    """What rows may choose from, by name; none of them is merged into these parts."""
+    """The LoRAs that rows may choose from, by name; none of them is merged into these parts."""
     inversions: Mapping[str, int] = field(default_factory=dict)
     """Textual inversions in text encoder and tokenizer: the number of vectors of each token."""
-    held: tuple[Held, ...] = ()
-    """Keeps weights known to the pool they are shared through."""
+    shared_tensors: tuple[SharedTensors, ...] = ()
+    """Keeps the weights alive in the pool through which models share them."""
 
     @property
     def spatial_factor(self) -> int:
@@ -82,20 +82,20 @@ class Components:
         return int(self.unet.config["motion_max_seq_length"])
 
 
-Mode = Literal["default", "reduce-overhead", "max-autotune"]
+CompileMode = Literal["default", "reduce-overhead", "max-autotune"]
 
 
 @dataclass(frozen=True)
 class IPAdapter:
-    """What turns pictures into tokens; the attention that reads them sits in the UNet."""
+    """The parts that turn a picture into tokens; the attention that reads the tokens is in the UNet."""
 
     projection: torch.nn.Module
     """Embeddings of pictures -> tokens as wide as the prompt's."""
     embed_width: int
     image_encoder: CLIPVisionModelWithProjection | None
-    """None: rows bring embeddings in place of pictures."""
+    """None: rows have embeddings in place of pictures."""
 
     @property
     def reads_patches(self) -> bool:
-        """Whether it reads a vector for each patch of the picture (plus, full) or one for all of it."""
+        """Whether it reads a vector for each patch of the picture (plus, full), and not one for the whole picture."""
         return not isinstance(self.projection, ImageProjection)

@@ -1,7 +1,7 @@
-"""The stepper: packs the UNet evaluations of many rows into forwards; rows join and leave at any step.
+"""The stepper: it packs the UNet evaluations of many rows into forwards. Rows join and leave at any step.
 
-Single-threaded and without a queue; `animator.Animator` puts it on a thread. Rows present together may differ in
-everything, since only what one forward must share (latent shape, frames, prompt length) decides what is packed.
+It has one thread and no queue; `animator.Animator` runs it. Rows may differ in everything: only the attributes that one
+forward must share (latent shape, frames, prompt length) decide which evaluations are packed together.
 """
 
 from __future__ import annotations
@@ -22,54 +22,53 @@ from pia_ray.config.knobs import AnimationParams
 from pia_ray.config.workers import DEFAULT_BATCH_SIZE
 from pia_ray.errors import DeviceLost, NonFiniteFrames, OutOfMemory, RowError, UnexpectedError
 from pia_ray.pia.components import Components
-from pia_ray.pia.decoding.output import Making, begin, finished
+from pia_ray.pia.decoding.output import PendingOutput, begin_output, finish_output
 from pia_ray.pia.denoising.row_program import row_program
 from pia_ray.pia.device.batch_tuner import START, ForwardTuner
 from pia_ray.pia.device.errors import device_is_lost, is_out_of_memory
 from pia_ray.pia.device.memory import evaluations_that_fit
 from pia_ray.pia.device.nan_check import FiniteCheck
 from pia_ray.pia.device.placement import forward_sizes, most_evaluations
-from pia_ray.pia.device.timing import Lead, Stopwatch, mark_of
+from pia_ray.pia.device.timing import RunAheadLimit, Stopwatch, record_event
 from pia_ray.pia.evaluation import Branch, Evaluation, Program
 from pia_ray.pia.model_cache import Model
-from pia_ray.pia.unet.forward import Piece
-from pia_ray.pia.unet.rewrites import most_positions
-from pia_ray.types import AnimationRequest
+from pia_ray.pia.unet.forward import BatchEntry
+from pia_ray.pia.unet.motion_modules import most_positions
+from pia_ray.types import PreparedRequest
 
 log = logging.getLogger(__name__)
 
-Sharing = tuple[object, ...]
-"""What must be equal for rows to share a forward."""
+ForwardKey = tuple[object, ...]
+"""The attributes that rows of one forward share."""
 
 
 @dataclass(eq=False)
 class Row:
-    """One request's place in the engine."""
+    """One request while the engine denoises it."""
 
-    request: AnimationRequest
-    """Its params are resolved and its image has the size to make."""
+    request: PreparedRequest
     model: Model
     program: Program
     evaluation: Evaluation
-    """What the program waits for."""
+    """The evaluation that the program waits for."""
     joined_at: float
     times: list[tuple[Stopwatch, float]] = field(default_factory=list)
-    """What the device did for it, each with the row's share."""
+    """Timings of the device's work for it, each with the row's share."""
     latents: torch.Tensor | None = None
     """Set when the program has returned."""
-    making: Making | None = None
-    """What the device has been told to make of the latents."""
+    pending: PendingOutput | None = None
+    """The output that the device makes of the latents."""
     error: RowError | None = field(default=None)
     checks: deque[tuple[FiniteCheck, slice, int]] = field(default_factory=deque)
-    """Of its latest predictions: the check, where in it they are, and the steps that were done before."""
+    """For its latest predictions: the check, their slice in it, and the steps that were done before."""
 
     @property
-    def sharing(self) -> Sharing:
-        """The one place that says which rows may share a forward: same model, same state of its UNet, same shapes."""
-        return (id(self.model), self.request.params.free_u, *self.evaluation.shape)
+    def forward_key(self) -> ForwardKey:
+        """The key of rows that may share a forward: the same UNet in the same state, the same shapes."""
+        return (id(self.model.forward), self.request.params.free_u, *self.evaluation.shape)
 
     def find_non_finite(self) -> None:
-        """Fails the row if one of its predictions is known to be NaN or infinite by now."""
+        """Fails the row if one of its predictions is known to be NaN or infinite."""
         if self.error is not None:
             return
         while self.checks and self.checks[0][0].known:
@@ -81,10 +80,10 @@ class Row:
 
 
 class Engine:
-    """Rows in flight. Not thread-safe but for `finish`: one thread joins, advances and leaves.
+    """Rows in flight. Only `finish` is thread-safe: one thread calls `join`, `advance` and `leave`.
 
     `components` are those of rows that join without a model. `batch_size` bounds the rows of a forward; with `tunes`
-    that is the most, and what pays is found by timing.
+    the number that pays is found by timing, up to that bound.
     """
 
     def __init__(self, components: Components | None = None, *, batch_size: int, tunes: bool = False) -> None:
@@ -94,18 +93,18 @@ class Engine:
         self._tuners: dict[tuple[object, ...], ForwardTuner] = {}
         """Evaluations per forward by model version and shape."""
         self._measured: set[tuple[object, ...]] = set()
-        """Those for which memory has been asked since models last came or went."""
-        self._lead = Lead()
+        """The keys of `_tuners` whose free memory has been measured since a model was last loaded or dropped."""
+        self._run_ahead = RunAheadLimit()
         self.rows: list[Row] = []
 
-    def join(self, request: AnimationRequest, model: Model | None = None) -> Row:
-        """Takes a row in; it takes part from the next step on. `model` animates it, else the engine's own.
+    def join(self, request: PreparedRequest, model: Model | None = None) -> Row:
+        """Adds a row, which runs from the next step on. `model` animates it, else the engine's own.
 
         Raises:
-            RowError: the request cannot be run by this model; other rows are not touched.
+            RowError: this model cannot run the request; other rows are not affected.
         """
         joined_at = time.perf_counter()
-        model = self._given(model)
+        model = self._model_or_own(model)
         watch = Stopwatch(model.components.device)
         try:
             model = model.with_loras(request.params)
@@ -120,15 +119,15 @@ class Engine:
         self.rows.append(row)
         return row
 
-    def encode_prompt(self, prompt: str, model: Model | None = None, *, clip_skip: int | None) -> np.ndarray[Any, Any]:
-        """The embedding of a text, float32 [L, C], by `model` or else the engine's own, under its own LoRAs.
+    def encode_prompt(self, params: AnimationParams, model: Model | None = None) -> np.ndarray[Any, Any]:
+        """The embedding of the params' prompt, float32 [L, C], by `model`, else the engine's own.
 
         Raises:
-            RowError: clip_skip leaves no layer of this text encoder, or the encoder failed.
+            RowError: the model has no such LoRA, clip_skip leaves no layer of its text encoder, or the encoder failed.
         """
         try:
-            conditions = self._given(model).with_loras(AnimationParams(prompt="-")).conditions
-            embedding = conditions.prompt(prompt, clip_skip=clip_skip)
+            conditions = self._model_or_own(model).with_loras(params).conditions
+            embedding = conditions.prompt(params.prompt, clip_skip=params.clip_skip)
             return np.ascontiguousarray(embedding.float().cpu().numpy())
         except RowError:
             raise
@@ -139,24 +138,24 @@ class Engine:
 
     @property
     def room(self) -> int:
-        """Rows to have in flight, so that forwards of the size that is being tried, or has been found, are full."""
+        """The number of rows in flight that fills forwards of the size that is tried, or has been found."""
         if not self._tunes:
             return self._batch_size
         largest = max((tuner.limit for tuner in self._tuners.values()), default=0)
         return max(DEFAULT_BATCH_SIZE, min(self._batch_size, largest // 2))
 
     def measure_memory(self) -> None:
-        """Asks anew how much memory holds, for models have come or gone."""
+        """Measures free memory again at the next step; called after a model was loaded or dropped."""
         self._measured.clear()
 
     def leave(self, row: Row) -> None:
-        """Lets a row go before its end; the others do not notice."""
+        """Removes a row before its end; other rows are not affected."""
         if row in self.rows:
             self.rows.remove(row)
         row.program.close()
 
     def step(self) -> list[tuple[Row, Animation | RowError]]:
-        """As `advance`; waits for what the ended rows made, and returns it with them.
+        """Advances all rows, and waits for those that ended: each with its animation or error.
 
         Raises:
             DeviceLost: the GPU is beyond repair for this process.
@@ -164,16 +163,17 @@ class Engine:
         return [(row, self.finish(row)) for row in self.advance()]
 
     def advance(self) -> list[Row]:
-        """Moves every row by one evaluation; returns those that ended, for `finish`.
+        """Advances every row by one evaluation; returns the rows that ended, for `finish`.
 
-        The frames of those that did not fail are begun. A GPU is told, not waited for, but for a step long before.
+        The frames of those that did not fail are queued on the device. The call waits for no work of a GPU but that of
+        `MOST_AHEAD` steps before.
 
         Raises:
             DeviceLost: the GPU is beyond repair for this process.
         """
-        groups: dict[Sharing, list[Row]] = {}
+        groups: dict[ForwardKey, list[Row]] = {}
         for row in self.rows:
-            groups.setdefault(row.sharing, []).append(row)
+            groups.setdefault(row.forward_key, []).append(row)
         for rows in groups.values():
             self._advance(rows)
         for row in self.rows:
@@ -185,29 +185,29 @@ class Engine:
             if row.error is None:
                 self._begin_output(row)
         for device in {row.model.components.device for row in (*self.rows, *ended)}:
-            if (mark := mark_of(device)) is not None:
-                self._lead.step(mark)
+            if (event := record_event(device)) is not None:
+                self._run_ahead.step(event)
         return ended
 
     def finish(self, row: Row) -> Animation | RowError:
-        """What became of a row that ended. Waits for the device; for any thread, beside what the engine's own does.
+        """The animation or the error of a row that ended. Waits for the device; any thread may call it at any time.
 
         Raises:
             DeviceLost: the GPU is beyond repair for this process.
         """
-        if row.error is not None or row.making is None:
+        if row.error is not None or row.pending is None:
             assert row.error is not None
             return row.error
         try:
             watch = Stopwatch(_HOST)
-            pixels, motion, output = finished(row.making)
+            pixels, motion, output = finish_output(row.pending)
             device_s = sum(share * stopwatch.seconds for stopwatch, share in row.times)
         except RowError as error:
-            row.find_non_finite()  # by now the device has answered
+            row.find_non_finite()  # the device has finished its checks now
             return row.error or error
         except Exception as error:  # noqa: BLE001 - the row boundary
             return self._row_error(error, row.request)
-        if row.model.components.device.type != "cuda":  # what this took on a GPU is next to nothing
+        if row.model.components.device.type != "cuda":  # on a GPU the time is negligible
             device_s += watch.stop().seconds
         return Animation(
             frames=pixels,
@@ -222,9 +222,9 @@ class Engine:
 
     def _advance(self, rows: list[Row]) -> None:
         watch = Stopwatch(rows[0].model.components.device)
-        pieces = [(row, branch) for row in rows for branch in row.evaluation.branches]
+        entries = [(row, branch) for row in rows for branch in row.evaluation.branches]
         try:
-            predictions = self._predict(pieces)
+            predictions = self._predict(entries)
         except MemoryError:
             for row in rows:
                 row.error = OutOfMemory(_TOO_LARGE.format(**_size(row.request)))
@@ -244,7 +244,7 @@ class Engine:
         start = 0
         for row in rows:
             num = len(row.evaluation.branches)
-            row.times.append((watch, num / len(pieces)))
+            row.times.append((watch, num / len(entries)))
             row.checks.append((check, slice(start, start + num), row.evaluation.step))
             self._feed(row, predictions[start : start + num])
             start += num
@@ -261,26 +261,26 @@ class Engine:
             row.error = self._row_error(error, row.request)
 
     @torch.inference_mode()
-    def _predict(self, pieces: Sequence[tuple[Row, Branch]]) -> torch.Tensor:
-        """Predictions [N, 4, T, h, w], float32, of N evaluations that share a forward.
+    def _predict(self, entries: Sequence[tuple[Row, Branch]]) -> torch.Tensor:
+        """Predictions [N, 4, T, h, w], float32, of N evaluations that may share a forward.
 
-        Out of memory halves and remembers.
+        When memory runs out, the size of forwards is halved, for this call and later ones.
         """
-        first = pieces[0][0]
+        first = entries[0][0]
         device, tuner = first.model.components.device, self._tuner_for(first)
         while True:
             try:
                 predictions, start = [], 0
-                for size in forward_sizes(len(pieces), tuner.limit, device=device):
-                    predictions.append(self._forward(pieces[start : start + size], tuner))
+                for size in forward_sizes(len(entries), tuner.limit, device=device):
+                    predictions.append(self._forward(entries[start : start + size], tuner))
                     start += size
                 return torch.cat(predictions)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-                if tuner.limit == 1 or len(pieces) == 1:
+                if tuner.limit == 1 or len(entries) == 1:
                     raise MemoryError(str(error)) from error
-            tuner.shrink(min(tuner.limit, len(pieces)) // 2)
+            tuner.shrink(min(tuner.limit, len(entries)) // 2)
             log.warning(
                 "out of memory: from now on at most %d evaluations of %d x %d x %d a forward",
                 tuner.limit,
@@ -289,24 +289,24 @@ class Engine:
             if device.type == "cuda":
                 torch.cuda.empty_cache()
 
-    def _forward(self, pieces: Sequence[tuple[Row, Branch]], tuner: ForwardTuner) -> torch.Tensor:
-        """One forward; timed, which on a GPU means waited for, only while its size is still being looked for."""
-        model, device = pieces[0][0].model, pieces[0][0].model.components.device
-        asked = [Piece(row.evaluation, branch, row.request.params.free_u) for row, branch in pieces]
-        if tuner.settled or len(pieces) != tuner.limit:
-            return model.forward.predict(asked)
+    def _forward(self, entries: Sequence[tuple[Row, Branch]], tuner: ForwardTuner) -> torch.Tensor:
+        """Predictions of one forward. Only while the best size is not known is it timed, and so waited for on a GPU."""
+        model, device = entries[0][0].model, entries[0][0].model.components.device
+        batch = [BatchEntry(row.evaluation, branch, row.request.params.free_u) for row, branch in entries]
+        if tuner.settled or len(entries) != tuner.limit:
+            return model.forward.predict(batch)
         wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
         wait()
         started = time.perf_counter()
-        predictions = model.forward.predict(asked)
+        predictions = model.forward.predict(batch)
         wait()
-        tuner.record(len(pieces), time.perf_counter() - started)
+        tuner.record(len(entries), time.perf_counter() - started)
         if tuner.settled:
             log.info("forwards of %s: %d evaluations each", tuple(predictions.shape[2:]), tuner.limit)
         return predictions
 
     def _tuner_for(self, row: Row) -> ForwardTuner:
-        # By version: an id may be that of a model that was dropped.
+        # By version, because the id of a dropped model may be used again.
         components = row.model.components
         sized = (components.version, *row.evaluation.shape)
         if (known := self._tuners.get(sized)) is not None and sized in self._measured:
@@ -315,7 +315,7 @@ class Engine:
         device = components.device
         bound = most_positions(components.unet, device)
         most = most_evaluations(self._batch_size, num_frames, height, width, device=device, most_positions=bound)
-        # A CPU's best size is known: see speed.CPU_FORWARD_PIXELS.
+        # A CPU's best size is known: see placement.CPU_FORWARD_PIXELS.
         start = START if self._tunes and device.type == "cuda" else most
         tuner = self._tuners.setdefault(sized, ForwardTuner(most=most, start=start))
         tuner.room = evaluations_that_fit(components, num_frames=num_frames, height=height, width=width)
@@ -326,19 +326,19 @@ class Engine:
         assert row.latents is not None
         watch = Stopwatch(row.model.components.device)
         try:
-            row.making = begin(row.model.components, row.latents, row.request)
+            row.pending = begin_output(row.model.components, row.latents, row.request)
         except RowError as error:
             row.error = error
         except Exception as error:  # noqa: BLE001 - the row boundary
             row.error = self._row_error(error, row.request)
         row.times.append((watch.stop(), 1.0))
 
-    def _given(self, model: Model | None) -> Model:
+    def _model_or_own(self, model: Model | None) -> Model:
         if (model := model or self._model) is None:
-            raise TypeError("an engine without a model of its own must be given one")
+            raise TypeError("this engine has no model of its own: pass one")
         return model
 
-    def _row_error(self, error: Exception, request: AnimationRequest) -> RowError:
+    def _row_error(self, error: Exception, request: PreparedRequest) -> RowError:
         if is_out_of_memory(error):
             return OutOfMemory(_TOO_LARGE.format(**_size(request)))
         if device_is_lost(error):
@@ -355,6 +355,6 @@ _TOO_LARGE = (
 )
 
 
-def _size(request: AnimationRequest) -> dict[str, object]:
+def _size(request: PreparedRequest) -> dict[str, object]:
     params = request.params
     return {"width": params.width, "height": params.height, "num_frames": params.num_frames}

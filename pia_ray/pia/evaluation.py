@@ -1,4 +1,4 @@
-"""One UNet evaluation, as a row asks for it: its branches, their conditioning, and the generator that asks.
+"""One UNet evaluation of a row: its guidance branches, their conditioning, and the type of the program that yields it.
 
 Knows no scheduler and no UNet: `denoising` makes evaluations, the engine packs them, `unet` runs them.
 """
@@ -12,15 +12,15 @@ from typing import Literal
 import torch
 
 Window = tuple[int, ...]
-"""Frames that the motion modules see as their positions 0, 1, 2 ..."""
+"""Frames that the motion modules see at their positions 0, 1, 2 ..."""
 
 Text = Literal["prompt", "negative_prompt"]
-"""Which of the two texts a side of guidance is told."""
+"""The text of a guidance branch."""
 
 
 @dataclass(frozen=True)
 class ImageTokens:
-    """What cross-attention reads of an IP-Adapter's picture, and how much that counts."""
+    """The tokens that cross-attention reads of an IP-Adapter's picture, and their weight."""
 
     tokens: torch.Tensor
     """[K, C], with C as of the prompt."""
@@ -29,7 +29,7 @@ class ImageTokens:
 
 @dataclass(frozen=True)
 class Branch:
-    """One side of guidance: what the UNet is told beside the noisy latents."""
+    """One branch of guidance: the inputs of the UNet besides the noisy latents."""
 
     prompt: torch.Tensor
     """[L, C]"""
@@ -38,24 +38,26 @@ class Branch:
     condition: torch.Tensor
     """Condition latent, [4, 1, h, w] or [4, T, h, w]."""
     image: ImageTokens | None = None
-    """The picture whose look the video takes on."""
+    """The IP-Adapter's picture."""
     frames: tuple[int, ...] | None = None
-    """Frames of the latents that this side looks at, T of them; None: all."""
+    """The T frames of the latents that this branch evaluates; None: all."""
     text: Text = "prompt"
-    """Which text `prompt` embeds."""
+    """The text that `prompt` embeds."""
 
-    def view(self, latents: torch.Tensor) -> torch.Tensor:
-        """What this side sees of latents [4, all frames, h, w]: [4, T, h, w]."""
-        return latents if self.frames is None else take(latents, self.frames)
+    def frames_of(self, latents: torch.Tensor) -> torch.Tensor:
+        """This branch's frames, [4, T, h, w], of latents [4, all frames, h, w]."""
+        return latents if self.frames is None else select_frames(latents, self.frames)
 
-    def within(self, window: Window) -> Branch:
-        """The same side of guidance for the frames of a window."""
-        return replace(self, mask=take(self.mask, window), condition=take(self.condition, window), frames=window)
+    def for_window(self, window: Window) -> Branch:
+        """The same branch for the frames of a window."""
+        return replace(
+            self, mask=select_frames(self.mask, window), condition=select_frames(self.condition, window), frames=window
+        )
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a program asks of the UNet: the same noisy latents under one or more branches."""
+    """One evaluation of the UNet: the same noisy latents under one or more branches."""
 
     latents: torch.Tensor
     """[4, T, h, w], float32, scaled as the scheduler wants its model input."""
@@ -68,7 +70,7 @@ class Evaluation:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """What must be equal within one forward: (T, h, w) and the length of the prompt embedding."""
+        """(T, h, w, L), with L the length of the prompt embedding: equal for all evaluations of one forward."""
         first = self.branches[0]
         num_frames = self.latents.shape[1] if first.frames is None else len(first.frames)
         return (num_frames, *self.latents.shape[2:], first.prompt.shape[0])
@@ -78,8 +80,9 @@ Program = Generator[Evaluation, torch.Tensor, torch.Tensor]
 """Yields evaluations, receives predictions [branches, 4, T, h, w] in float32, returns latents [4, T, h, w]."""
 
 
-def take(frames: torch.Tensor, window: Window) -> torch.Tensor:
-    """The frames of a window out of [C, T, h, w]; what is the same for all frames ([C, 1, h, w]) stays so."""
+def select_frames(frames: torch.Tensor, window: Window) -> torch.Tensor:
+    """The frames of a window out of [C, T, h, w]; a tensor that holds for all frames, [C, 1, h, w], comes back as it
+    is."""
     if frames.shape[1] == 1:
         return frames
     if window == tuple(range(window[0], window[0] + len(window))):

@@ -1,6 +1,6 @@
-"""Models in memory: at most so many, loaded beside the rows that run, the least recently used dropped first.
+"""An LRU cache of models in memory. A model is loaded while the rows of others run.
 
-Used by one thread; only the loading itself runs on another.
+The cache belongs to one thread; only the loading itself runs on another.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final
 
 import torch
+from cachetools import LRUCache
 
 from pia_ray.config.knobs import AnimationParams
 from pia_ray.config.resolving import lora_strengths
@@ -28,22 +29,33 @@ from pia_ray.pia.unet.forward import Forward
 log = logging.getLogger(__name__)
 
 KEPT_VARIANTS: Final = 4
-"""Sets of LoRAs kept merged in memory beside each plain model, those wanted last."""
+"""Sets of LoRAs kept merged in memory with each plain model, the most recently used ones."""
 
 Load = Callable[[], Components]
 
 
 class Model:
-    """A model in memory with the caches of what it has encoded, and its variants with LoRAs."""
+    """A model in memory with its caches of encoded prompts and pictures, and its variants with LoRAs."""
 
-    def __init__(self, components: Components) -> None:
+    def __init__(self, components: Components, *, original: Model | None = None) -> None:
+        """`original` is the model without LoRAs, of which this one is a variant."""
         self.components = components
-        self.conditions = Conditions(components)
-        self.forward = Forward(components)
-        self._variants: OrderedDict[Strengths, Model] = OrderedDict()
+        self.forward: Forward
+        self.conditions: Conditions
+        # A LoRA of the text encoder leaves the UNet as it is, and one of the UNet leaves the encoders.
+        if original is not None and original.components.unet is components.unet:
+            self.forward = original.forward
+        else:
+            self.forward = Forward(components)
+        if original is not None and original.components.text_encoder is components.text_encoder:
+            self.conditions = original.conditions
+        else:
+            self.conditions = Conditions(components)
+        # Rows in flight keep variants alive that the cache has dropped.
+        self._variants: LRUCache[Strengths, Model] = LRUCache(KEPT_VARIANTS)
 
     def with_loras(self, params: AnimationParams) -> Model:
-        """The model with the row's LoRAs: one of those that were wanted last, or made now.
+        """The model with the row's LoRAs: one of the most recently used variants, or one that is made now.
 
         Raises:
             BadParameter: the row names a LoRA that the model has not.
@@ -52,36 +64,35 @@ class Model:
         loras = lora_strengths(params, weights)
         if not loras:
             return self
-        model = self._variants.pop(loras, None)
-        if model is None:
-            while len(self._variants) >= KEPT_VARIANTS:
-                self._variants.popitem(last=False)  # rows in flight keep theirs alive
-            model = Model(variant(self.components, loras))
-        self._variants[loras] = model
-        return model
+        if (known := self._variants.get(loras)) is not None:
+            return known
+        if len(self._variants) >= KEPT_VARIANTS:
+            self._variants.popitem()  # before another one takes memory
+        self._variants[loras] = made = Model(variant(self.components, loras), original=self)
+        return made
 
 
-class Shelf:
+class ModelCache:
     """The models in memory by key.
 
-    `keep` bounds their number, and falls where memory is found to hold fewer; `when_loaded` is called, on the loading
-    thread, when there is something for `collect`.
+    `keep` bounds their number; it falls when memory turns out to hold fewer. `when_loaded` is called on the loading
+    thread when `collect` has something to take.
     """
 
     def __init__(self, *, keep: int, when_loaded: Callable[[], None]) -> None:
         self._keep = keep
         self._when_loaded = when_loaded
         self._models: OrderedDict[str, Model] = OrderedDict()
-        self._coming: dict[str, Future[Components]] = {}
+        self._loading: dict[str, Future[Components]] = {}
         # One thread: loaders of diffusers and transformers patch torch while they make a module.
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="loader")
         self.num_loads = 0
-        """Models loaded so far, each as often as it was."""
+        """Loads so far; a model that was loaded twice counts twice."""
 
     @property
-    def coming(self) -> Collection[str]:
+    def loading(self) -> Collection[str]:
         """Keys of the models that are being loaded."""
-        return self._coming.keys()
+        return self._loading.keys()
 
     def __contains__(self, key: object) -> bool:
         return key in self._models
@@ -90,37 +101,41 @@ class Shelf:
         return len(self._models)
 
     def put(self, key: str, components: Components) -> None:
-        """Takes in a model that has been loaded elsewhere."""
+        """Adds a model that has been loaded."""
         self.num_loads += 1
         self._models[key] = Model(components)
 
-    def use(self, key: str) -> Model:
-        """The model of that key, which is in memory; it counts as the most recently used."""
+    def get(self, key: str) -> Model:
+        """The model of that key, which must be in memory; it becomes the most recently used one."""
         self._models.move_to_end(key)
         return self._models[key]
 
-    def begin(self, key: str, load: Load, *, busy: Collection[str]) -> bool:
-        """Starts to load a model, dropping others that are not `busy` where there is no room; False if all are."""
-        if len(self._models) + len(self._coming) >= self._keep:
+    def start_loading(self, key: str, load: Load, *, busy: Collection[str]) -> bool:
+        """Starts to load a model, and drops one that is not `busy` where the cache is full.
+
+        Returns whether loading has started: False where all models in memory are busy.
+        """
+        if len(self._models) + len(self._loading) >= self._keep:
             victim = next((other for other in self._models if other not in busy), None)
             if victim is None:
                 return False
             self._drop(victim)
-        self._coming[key] = self._loader.submit(load)
-        self._coming[key].add_done_callback(lambda _: self._when_loaded())
+        self._loading[key] = self._loader.submit(load)
+        self._loading[key].add_done_callback(lambda _: self._when_loaded())
         return True
 
     def collect(self) -> dict[str, RowError]:
-        """Puts what has been loaded on the shelf; by key, what to tell rows whose model could not be.
+        """Adds the models that have been loaded; returns the errors of those that could not be, by key.
 
-        Where memory has run out beside other models, fewer are kept from now on, and the key may be asked for again.
+        Where memory ran out while other models were in memory, fewer are kept from now on, and the key may be tried
+        again.
 
         Raises:
             DeviceLost: the GPU is beyond repair for this process.
         """
         failed: dict[str, RowError] = {}
-        for key in [key for key, future in self._coming.items() if future.done()]:
-            future = self._coming.pop(key)
+        for key in [key for key, future in self._loading.items() if future.done()]:
+            future = self._loading.pop(key)
             error = future.exception()
             if error is None:
                 self.put(key, future.result())
@@ -135,7 +150,7 @@ class Shelf:
     def close(self) -> None:
         """Drops all models; one that is being loaded is waited for."""
         self._loader.shutdown(cancel_futures=True)
-        self._coming.clear()
+        self._loading.clear()
         self._models.clear()
         _free()
 
@@ -158,7 +173,7 @@ def _row_error(error: BaseException) -> RowError:
 
 
 def _free() -> None:
-    """Gives the memory of dropped models back: modules are cyclic, and torch keeps the GPU's for itself."""
+    """Returns the memory of dropped models: modules are cyclic, and torch caches the GPU's memory."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -16,14 +16,14 @@ from typing import Final, Literal, Self
 import numpy as np
 from cachetools import LRUCache
 
-from pia_ray.animation import Animation
+from pia_ray.animation import Animation, OnStep
 from pia_ray.config.catalog import CatalogConfig
 from pia_ray.config.knobs import DEFAULT_STYLE
 from pia_ray.config.model import ModelConfig, model_for
 from pia_ray.config.serve import ServeConfig
 from pia_ray.config.workers import DEFAULT_KEEP_MODELS
 from pia_ray.errors import Cancelled, NonFiniteFrames, OutOfMemory, RowError, Timeout
-from pia_ray.types import AnimationRequest
+from pia_ray.types import AnimationRequest, PreparedRequest
 
 FAULTS: Final = ("oom", "nan", "die", "die-once", "hang", "hang-once")
 """Words that make `FakeAnimator` fail a row when they stand alone in its prompt."""
@@ -64,8 +64,8 @@ class FakeAnimator:
         self.batch_size = 1 if batch_size == "auto" else batch_size
         self.model_version = f"{model.name}@fake"
         self.num_loads = 1
-        self._kept: LRUCache[str, None] = LRUCache(keep_models)
-        self._kept[DEFAULT_STYLE] = None
+        self._styles_in_memory: LRUCache[str, None] = LRUCache(keep_models)
+        self._styles_in_memory[DEFAULT_STYLE] = None
         self._lock = threading.Lock()
         self._seconds_per_step = seconds_per_step
         self._marks = marks
@@ -75,7 +75,7 @@ class FakeAnimator:
         self._num_submitted = 0
         self._pool = ThreadPoolExecutor(self.batch_size, thread_name_prefix="fake-animator")
 
-    def animate(self, requests: Sequence[AnimationRequest]) -> list[Animation | RowError]:
+    def animate(self, requests: Sequence[AnimationRequest | PreparedRequest]) -> list[Animation | RowError]:
         """One animation or that row's error per request, in order."""
         outcomes: list[Animation | RowError] = []
         for future in [self.submit(request) for request in requests]:
@@ -84,15 +84,15 @@ class FakeAnimator:
             except RowError as error:
                 outcomes.append(error)
             except CancelledError:
-                outcomes.append(Cancelled("the request was taken back"))
+                outcomes.append(Cancelled("the request was cancelled"))
         return outcomes
 
     def submit(
         self,
-        request: AnimationRequest,
+        request: AnimationRequest | PreparedRequest,
         *,
         alone: bool = False,
-        on_step: Callable[[int, int], None] | None = None,
+        on_step: OnStep | None = None,
         priority: int = 0,
     ) -> Future[Animation]:
         """The future animation; its exception is a `RowError`. `future.cancel()` works until the end.
@@ -134,9 +134,9 @@ class FakeAnimator:
     def _settle(
         self,
         future: Future[Animation],
-        request: AnimationRequest,
+        request: AnimationRequest | PreparedRequest,
         submitted: float,
-        on_step: Callable[[int, int], None] | None,
+        on_step: OnStep | None,
     ) -> None:
         try:
             animation = self._run(future, request, submitted, on_step)
@@ -150,9 +150,9 @@ class FakeAnimator:
     def _run(
         self,
         future: Future[Animation],
-        request: AnimationRequest,
+        request: AnimationRequest | PreparedRequest,
         submitted: float,
-        on_step: Callable[[int, int], None] | None,
+        on_step: OnStep | None,
     ) -> Animation:
         started = time.monotonic()
         from pia_ray.prepare import prepare  # brings Pillow, which a program that only draws checkpoints needs not
@@ -193,18 +193,18 @@ class FakeAnimator:
 
     def _use(self, style: str) -> None:
         with self._lock:
-            self.num_loads += style not in self._kept
-            self._kept[style] = None
+            self.num_loads += style not in self._styles_in_memory
+            self._styles_in_memory[style] = None
 
-    def _check(self, future: Future[Animation], request: AnimationRequest, submitted: float) -> None:
+    def _check(self, future: Future[Animation], request: AnimationRequest | PreparedRequest, submitted: float) -> None:
         if self._closed.is_set():
             raise Cancelled("the animator is closed")
         if future.cancelled():
-            raise Cancelled("the request was taken back")
+            raise Cancelled("the request was cancelled")
         if request.deadline_s is not None and time.monotonic() - submitted > request.deadline_s:
             raise Timeout(f"not finished within its deadline of {request.deadline_s:g} s")
 
-    def _fail(self, future: Future[Animation], request: AnimationRequest, submitted: float) -> None:
+    def _fail(self, future: Future[Animation], request: AnimationRequest | PreparedRequest, submitted: float) -> None:
         words = set(request.params.prompt.lower().split())
         if "oom" in words:
             raise OutOfMemory("fault by prompt: the row does not fit on this device")

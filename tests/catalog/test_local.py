@@ -20,14 +20,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from pia_ray import ledger, read_results, storage
-from pia_ray.animation import Animation
+from pia_ray.animation import Animation, OnStep
 from pia_ray.catalog.local import run_local
 from pia_ray.catalog.run import Progress, RunSummary
 from pia_ray.config.catalog import CatalogConfig
 from pia_ray.config.model import ModelConfig, build
 from pia_ray.errors import DeviceLost, JobError, LeaseHeld, ManifestError
 from pia_ray.media.video import probe
-from pia_ray.pia.animator import OnStep
 from pia_ray.testing import FakeAnimator, make_catalog
 from pia_ray.testing.catalogs import draw_picture
 from pia_ray.types import AnimationRequest

@@ -21,8 +21,8 @@ from pia_ray.config import knob_types
 
 GROUPS = {
     "One picture or many": (
-        "Animator AnimationRequest AnimationParams Animation StepEnd EncodedVideo probe VideoFacts affinity "
-        "keyframe_affinity"
+        "Animator PIAPipeline AnimationRequest AnimationParams Animation StepEnd EncodedVideo probe VideoFacts "
+        "affinity keyframe_affinity"
     ),
     "A catalogue": "run_catalog run_local CatalogConfig Progress RunSummary read_results build_processor",
     "Models": "ModelConfig LoraConfig InversionConfig",

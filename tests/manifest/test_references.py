@@ -18,6 +18,7 @@ from PIL import Image
 from safetensors.numpy import save
 
 from pia_ray import Animation, AnimationRequest, Animator, ModelConfig, manifest, read_results, storage
+from pia_ray.animation import OnStep
 from pia_ray.catalog.local import run_local
 from pia_ray.catalog.validate import validate
 from pia_ray.cli.main import main
@@ -29,7 +30,6 @@ from pia_ray.manifest import inputs
 from pia_ray.media import arrays
 from pia_ray.media.sizes import fit, fit_mask
 from pia_ray.media.video import decode_frames
-from pia_ray.pia.animator import OnStep
 from pia_ray.prepare import prepare
 from pia_ray.testing import FakeAnimator, draw_picture, make_pipeline_folder
 from tests.s3_server import s3, s3_server

@@ -14,11 +14,11 @@ import pytest
 from PIL import Image
 
 from pia_ray import Animation, AnimationRequest, ModelConfig, ledger, read_results, storage
+from pia_ray.animation import OnStep
 from pia_ray.catalog.local import run_local
 from pia_ray.config.catalog import CatalogConfig
 from pia_ray.config.model import build
 from pia_ray.media.quality import flags_of
-from pia_ray.pia.animator import OnStep
 from pia_ray.testing import FakeAnimator, draw_picture
 
 GREY = Image.new("RGB", (48, 32), (90, 100, 110))

@@ -244,9 +244,9 @@ def test_a_gpu_lost_while_a_row_joins_fails_that_row_and_all_later_ones_and_no_c
 
     with Animator(model) as animator:
         (key,) = animator._models
-        parts = animator._shelf.use(key).components
+        parts = animator._cache.get(key).components
         broken = Components(**{**parts.__dict__, "vae": _with_config(Lost(), parts.vae.config)})
-        animator._shelf.put(key, broken)
+        animator._cache.put(key, broken)
         with pytest.raises(DeviceLost, match="illegal memory access"):
             animator.submit(ask()).result(timeout=30)
         with pytest.raises(DeviceLost):

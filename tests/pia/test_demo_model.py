@@ -61,10 +61,10 @@ def test_unknown_words_do_not_turn_a_pan_around(animator):
 def test_frame_zero_resembles_its_picture_and_no_other(animator):
     videos = animate(animator, "pan right")
     pictures = [np.asarray(picture(name)) for name in PICTURES]
-    for place, frames in enumerate(videos):
+    for index, frames in enumerate(videos):
         likeness = [registration.psnr(frames[0], each) for each in pictures]
-        assert likeness[place] == max(likeness)
-        assert likeness[place] > 20
+        assert likeness[index] == max(likeness)
+        assert likeness[index] > 20
 
 
 @pytest.mark.heavy

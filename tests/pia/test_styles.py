@@ -23,9 +23,9 @@ from pia_ray.cli.main import main
 from pia_ray.config.catalog import CatalogConfig, load
 from pia_ray.config.model import build, parse_styles
 from pia_ray.errors import BadParameter, ConfigError, ModelUnavailable
-from pia_ray.pia.admission import PATIENCE, PRIORITY_STEP, Line
+from pia_ray.pia.admission import PATIENCE, PRIORITY_STEP, AdmissionQueue
 from pia_ray.pia.loading.load import assemble
-from pia_ray.pia.loading.weight_sharing import Pool
+from pia_ray.pia.loading.weight_sharing import WeightPool
 from pia_ray.testing import FakeAnimator, draw_picture, make_pipeline_folder, make_split_checkpoint
 
 STYLES = ("ink", "oil", "clay")
@@ -116,27 +116,27 @@ def test_knobs_and_sizes_that_are_not_given_are_those_of_the_styles_model(checkp
 
 
 def test_models_with_equal_parts_hold_them_once(checkpoints: dict[str, ModelConfig]) -> None:
-    pool = Pool()
+    pool = WeightPool()
     ink, oil = (assemble(weights.resolve(checkpoints[style]), checkpoints[style], pool) for style in STYLES[:2])
-    assert places(ink.vae) == places(oil.vae)
-    for name, place in places(ink.unet).items():
-        assert (place == places(oil.unet)[name]) == ("motion_modules" in name), name
-    assert not set(places(ink.text_encoder).values()) & set(places(oil.text_encoder).values())
+    assert addresses(ink.vae) == addresses(oil.vae)
+    for name, address in addresses(ink.unet).items():
+        assert (address == addresses(oil.unet)[name]) == ("motion_modules" in name), name
+    assert not set(addresses(ink.text_encoder).values()) & set(addresses(oil.text_encoder).values())
     same = checkpoints["ink"].model_copy(update={"name": "same"})
     twin = assemble(weights.resolve(same), same, pool)
-    assert places(twin.unet) == places(ink.unet)
-    assert places(twin.text_encoder) == places(ink.text_encoder)
+    assert addresses(twin.unet) == addresses(ink.unet)
+    assert addresses(twin.text_encoder) == addresses(ink.text_encoder)
     assert twin.unet is not ink.unet
 
 
-def places(module: torch.nn.Module) -> dict[str, int]:
+def addresses(module: torch.nn.Module) -> dict[str, int]:
     return {name: parameter.data_ptr() for name, parameter in module.named_parameters()}
 
 
 def test_loading_a_second_model_on_the_same_adapter_does_not_change_the_first(
     checkpoints: dict[str, ModelConfig],
 ) -> None:
-    pool = Pool()
+    pool = WeightPool()
     ink = assemble(weights.resolve(checkpoints["ink"]), checkpoints["ink"], pool)
     before = {name: value.clone() for name, value in ink.unet.state_dict().items()}
     oil = assemble(weights.resolve(checkpoints["oil"]), checkpoints["oil"], pool)
@@ -147,7 +147,7 @@ def test_loading_a_second_model_on_the_same_adapter_does_not_change_the_first(
 
 
 def test_weights_in_another_precision_are_not_shared(checkpoints: dict[str, ModelConfig]) -> None:
-    pool = Pool()
+    pool = WeightPool()
     full = assemble(weights.resolve(checkpoints["ink"]), checkpoints["ink"], pool)
     half_model = checkpoints["ink"].model_copy(update={"dtype": "bfloat16"})
     half = assemble(weights.resolve(half_model), half_model, pool)
@@ -158,7 +158,7 @@ def test_weights_in_another_precision_are_not_shared(checkpoints: dict[str, Mode
 def test_the_pool_forgets_weights_when_the_last_model_that_holds_them_is_gone(
     checkpoints: dict[str, ModelConfig],
 ) -> None:
-    pool = Pool()
+    pool = WeightPool()
     ink = assemble(weights.resolve(checkpoints["ink"]), checkpoints["ink"], pool)
     oil = assemble(weights.resolve(checkpoints["oil"]), checkpoints["oil"], pool)
     assert len(pool) == 8  # of both one VAE and one adapter; two text encoders, UNets and inputs of UNets
@@ -199,40 +199,40 @@ def test_a_prompt_is_encoded_by_the_model_of_its_style(checkpoints: dict[str, Mo
 
 
 def test_rows_of_models_in_memory_go_first_but_pass_no_row_for_ever() -> None:
-    line: Line[int] = Line()
-    line.add("away", 0)
+    queue: AdmissionQueue[int] = AdmissionQueue()
+    queue.add("away", 0)
     for number in range(1, 2 * PATIENCE):
-        line.add("here", number)
+        queue.add("here", number)
     gone = []
-    while (entry := line.next(ready={"here"}, coming=())) is not None:
-        assert line.pop("here") == entry
+    while (entry := queue.next(ready={"here"}, loading=())) is not None:
+        assert queue.pop("here") == entry
         gone.append(entry)
     assert gone == list(range(1, PATIENCE + 1))
-    assert line.next(ready={"here"}, coming={"away"}) == PATIENCE + 1, "its model is being loaded: no need to wait"
-    assert line.next(ready={"here", "away"}, coming=()) == 0
-    line.pop("away")
-    assert line.next(ready={"here"}, coming=()) == PATIENCE + 1
+    assert queue.next(ready={"here"}, loading={"away"}) == PATIENCE + 1, "its model is being loaded: no need to wait"
+    assert queue.next(ready={"here", "away"}, loading=()) == 0
+    queue.pop("away")
+    assert queue.next(ready={"here"}, loading=()) == PATIENCE + 1
 
 
 def test_urgent_rows_go_first_but_no_row_waits_for_ever() -> None:
-    line: Line[str] = Line()
-    line.add("model", "batch", priority=1)
+    queue: AdmissionQueue[str] = AdmissionQueue()
+    queue.add("model", "batch", priority=1)
     for number in range(PRIORITY_STEP + 9):
-        line.add("model", str(number))
-    order = [line.pop("model") for _ in range(len(line))]
+        queue.add("model", str(number))
+    order = [queue.pop("model") for _ in range(len(queue))]
     assert order.index("batch") == PRIORITY_STEP
     assert [each for each in order if each != "batch"] == [str(number) for number in range(PRIORITY_STEP + 9)]
 
 
 def test_rows_that_have_gone_leave_the_line_wherever_they_stand() -> None:
-    line: Line[int] = Line()
+    queue: AdmissionQueue[int] = AdmissionQueue()
     for number in range(9):
-        line.add("ab"[number % 2], number)
-    assert sorted(line.remove(lambda number: number < 2 or number == 5)) == [0, 1, 5]
-    assert line.models == ["a", "b"]
-    assert [line.pop("b"), line.pop("b")] == [3, 7]
-    assert line.models == ["a"]
-    assert [line.pop("a") for _ in range(len(line))] == [2, 4, 6, 8]
+        queue.add("ab"[number % 2], number)
+    assert sorted(queue.remove(lambda number: number < 2 or number == 5)) == [0, 1, 5]
+    assert queue.models == ["a", "b"]
+    assert [queue.pop("b"), queue.pop("b")] == [3, 7]
+    assert queue.models == ["a"]
+    assert [queue.pop("a") for _ in range(len(queue))] == [2, 4, 6, 8]
 
 
 def write(folder: Path, styles: list[str | None]) -> Path:
@@ -252,7 +252,7 @@ def configure(manifest: Path, output: Path, **settings: Any) -> CatalogConfig:
 
 def test_a_catalogue_of_styles_loads_each_model_once_and_keeps_the_manifests_order(tmp_path: Path) -> None:
     order = [None, "ink", "oil"] * 3
-    # One row at a time: rows of two styles that are in hand together would have the models change places.
+    # One row at a time: rows of two styles that are in hand together would have the models change addresses.
     alone = {"batch_size": 1, "prefetch": 0}
     config = configure(write(tmp_path, [*order, "inc"]), tmp_path / "out", keep_models=1, **alone)
     with FakeAnimator(config.model, styles=config.styles, keep_models=1) as animator:

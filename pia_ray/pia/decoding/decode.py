@@ -1,4 +1,4 @@
-"""Latents -> frames, in chunks that fit in memory, with a guard against NaN. Beginning it does not wait for a GPU."""
+"""Latents -> frames, in chunks that fit in memory, with a check for NaN. Starting a decode does not wait for a GPU."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from pia_ray.errors import NonFiniteFrames
 from pia_ray.pia.components import Components
 from pia_ray.pia.device.errors import is_out_of_memory
 from pia_ray.pia.device.memory import frames_at_once
-from pia_ray.pia.device.timing import Mark, mark_of
+from pia_ray.pia.device.timing import DeviceEvent, record_event
 from pia_ray.pia.device.vae_tiling import TILE_PIXELS, is_tiled, tiled
 
 
 @dataclass(frozen=True)
-class Decoded:
-    """Frames that a device has been told to make, in chunks; it may still be at work on them."""
+class PendingFrames:
+    """Frames in chunks; the device may still be decoding them."""
 
     chunks: tuple[torch.Tensor, ...]
-    """On the device, or in host memory where only exact values were asked for."""
+    """The frames on the device, or in host memory where only exact values are wanted."""
     on_host: tuple[torch.Tensor, ...]
-    """The same in host memory, on a GPU in pinned memory that its copies go to."""
+    """The same frames in host memory; those of a GPU in pinned memory."""
     latents_finite: torch.Tensor
     values_finite: torch.Tensor
-    """In host memory, bool: of the latents, and of each chunk."""
-    end: Mark | None
-    """Where the device is through with it, and all of it may be read."""
+    """bool, in host memory: for the latents, and for each chunk."""
+    end: DeviceEvent | None
+    """The device reaches it when all tensors may be read."""
 
     def wait(self) -> None:
         """Waits for the device.
@@ -48,10 +48,10 @@ class Decoded:
         """All frames in host memory, after `wait`."""
         if len(self.on_host) == 1 and self.end is None:
             return self.on_host[0]
-        return torch.cat(self.on_host)  # a copy, so that pinned memory falls free at once
+        return torch.cat(self.on_host)  # a copy, so that pinned memory is free again at once
 
 
-def begin_decode(components: Components, latents: torch.Tensor) -> Decoded:
+def begin_decode(components: Components, latents: torch.Tensor) -> PendingFrames:
     """Frames of latents [4, T, h, w]: uint8 [T, H, W, 3] on the model's device and on the host.
 
     Raises:
@@ -60,8 +60,8 @@ def begin_decode(components: Components, latents: torch.Tensor) -> Decoded:
     return _decode(components, latents, quantised, keep=True)
 
 
-def begin_decode_exactly(components: Components, latents: torch.Tensor) -> Decoded:
-    """Frames of latents [4, T, h, w] as they leave the decoder: float32 [T, 3, H, W], 0 to 1, in host memory.
+def begin_decode_exactly(components: Components, latents: torch.Tensor) -> PendingFrames:
+    """Frames of latents [4, T, h, w] without rounding: float32 [T, 3, H, W], 0 to 1, in host memory.
 
     Raises:
         torch.OutOfMemoryError: not even one frame fits.
@@ -70,7 +70,7 @@ def begin_decode_exactly(components: Components, latents: torch.Tensor) -> Decod
 
 
 def decode(components: Components, latents: torch.Tensor) -> torch.Tensor:
-    """Frames of latents [4, T, h, w]: uint8 [T, H, W, 3] on the model's device, which is waited for.
+    """Frames of latents [4, T, h, w]: uint8 [T, H, W, 3] on the model's device, after it has made them.
 
     Raises:
         NonFiniteFrames: the latents or the decoded values hold NaN or infinity.
@@ -87,7 +87,7 @@ def quantised(values: torch.Tensor) -> torch.Tensor:
 
 
 def require_finite(latents: torch.Tensor) -> None:
-    """Refuses latents that no decoder can make a picture of.
+    """Checks that latents can be decoded.
 
     Raises:
         NonFiniteFrames: they hold NaN or infinity.
@@ -116,7 +116,7 @@ def _decode(
     finish: Callable[[torch.Tensor], torch.Tensor],
     *,
     keep: bool,
-) -> Decoded:
+) -> PendingFrames:
     latents_finite = torch.isfinite(latents).all()
     scaled = (latents / components.latent_scale).permute(1, 0, 2, 3).to(components.vae_dtype)  # [T, 4, h, w]
     height, width = (side * components.spatial_factor for side in scaled.shape[-2:])
@@ -137,13 +137,13 @@ def _decode(
         else:
             flags = _sent(latents_finite), _sent(torch.stack(finite))
             kept = chunks if keep else on_host
-            return Decoded(tuple(kept), tuple(on_host), *flags, end=mark_of(components.device))
+            return PendingFrames(tuple(kept), tuple(on_host), *flags, end=record_event(components.device))
         chunk //= 2
         torch.cuda.empty_cache()
 
 
 def _sent(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor in host memory, from a GPU in pinned memory by a copy that is not waited for."""
+    """The tensor in host memory; from a GPU by a copy to pinned memory that may still be running."""
     return tensor.to("cpu", non_blocking=True)
 
 

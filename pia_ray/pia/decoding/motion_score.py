@@ -1,6 +1,6 @@
-"""How much a finished video moves: the score by which PIA's training chose its affinity coefficients.
+"""The motion score of a finished video, by which PIA's training chose its affinity coefficients.
 
-On the device of the frames; OpenCV, which the training used, is not needed.
+It is computed on the device of the frames, without OpenCV, which the training used.
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ import torch
 from torch.nn import functional
 
 CHUNK_PIXELS: Final = 16 * 512 * 512
-"""Pixels looked at together: some 1 GiB in all."""
+"""Pixels of one chunk, which takes some 1 GiB in all."""
 
 _TAN_22_5: Final = math.tan(math.pi / 8)
 _STEPS_PER_CHECK: Final = 8
-"""Rounds of hysteresis between two looks at whether it has ended, each of which waits for a GPU."""
+"""Rounds of hysteresis between two checks for its end; a check waits for a GPU."""
 
 
 @torch.inference_mode()
 def measure_motion(frames: torch.Tensor, condition_frame: int = 0) -> float:
     """Mean distance of the other frames from the condition frame over hue, saturation, value and edges, 0 to 1.
 
-    `frames` is uint8 [T, H, W, 3]. It is the training's score divided by 255: hue counts in degrees and not round the
-    circle, saturation from 0 to 1, value and edges from 0 to 255, each a quarter. Edges that go count as those that
-    come, where the training's 8-bit difference made them 1. Source: PIA's published code, `get_score` of its data set.
+    `frames` is uint8 [T, H, W, 3]. The result is the training's score divided by 255. Hue counts in degrees and not as
+    an angle, saturation from 0 to 1, value and edges from 0 to 255, each a quarter. Edges that vanish count as much as
+    edges that appear; the training's 8-bit difference made them 1. Source: `get_score` in PIA's published code.
     """
     if len(frames) < 2:
         return 0.0
@@ -56,12 +56,12 @@ def motion_channels(frames: torch.Tensor) -> torch.Tensor:
 def edges(luma: torch.Tensor) -> torch.Tensor:
     """Canny's edges of 0-to-255 values [T, H, W], thickened: bool [T, H, W].
 
-    The thresholds are a third below and above the median of each frame; the width goes with the size of the frame.
+    The thresholds are a third below and above the median of each frame; the width grows with the size of the frame.
     Source: Canny, doi:10.1109/TPAMI.1986.4767851, in OpenCV's variant (3 x 3 Sobel, absolute values added).
     """
     middle = luma.flatten(1).sort(1).values  # [T, H * W]
     half = middle.shape[1] // 2
-    # In double precision, since a threshold that is nearly whole must not be rounded to the next one.
+    # In double precision, because a threshold that is nearly whole must not be rounded to the next integer.
     median = (middle[:, half] + middle[:, (middle.shape[1] - 1) // 2]).double().view(-1, 1, 1) / 2
     low = ((1 - 1 / 3) * median).floor()
     high = ((1 + 1 / 3) * median).clamp_max(255).floor()
@@ -82,25 +82,25 @@ def _gradients(luma: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Te
 
 
 def _ridge(across: torch.Tensor, down: torch.Tensor, strength: torch.Tensor) -> torch.Tensor:
-    """Pixels that are steepest along their gradient; of two that are equal the first, as in OpenCV."""
+    """The local maxima of the gradient along its direction; of two equal pixels the first, as in OpenCV."""
     height, width = strength.shape[1:]
     padded = functional.pad(strength, (1, 1, 1, 1))
 
-    def beside(rows: int, columns: int) -> torch.Tensor:
+    def neighbour(rows: int, columns: int) -> torch.Tensor:
         return padded[:, 1 + rows : 1 + rows + height, 1 + columns : 1 + columns + width]
 
     level = down.abs() < across.abs() * _TAN_22_5
     upright = down.abs() > across.abs() / _TAN_22_5
     rising = (across < 0) != (down < 0)
-    sideways = (strength > beside(0, -1)) & (strength >= beside(0, 1))
-    upwards = (strength > beside(-1, 0)) & (strength >= beside(1, 0))
-    one = (strength > beside(-1, -1)) & (strength > beside(1, 1))
-    other = (strength > beside(-1, 1)) & (strength > beside(1, -1))
+    sideways = (strength > neighbour(0, -1)) & (strength >= neighbour(0, 1))
+    upwards = (strength > neighbour(-1, 0)) & (strength >= neighbour(1, 0))
+    one = (strength > neighbour(-1, -1)) & (strength > neighbour(1, 1))
+    other = (strength > neighbour(-1, 1)) & (strength > neighbour(1, -1))
     return torch.where(level, sideways, torch.where(upright, upwards, torch.where(rising, other, one)))
 
 
 def _connected(strong: torch.Tensor, weak: torch.Tensor) -> torch.Tensor:
-    """The weak pixels that hang together with a strong one, and the strong ones."""
+    """The strong pixels, and the weak ones that are connected with a strong one."""
     found = strong
     while True:
         before = found

@@ -1,6 +1,7 @@
-"""Denoised latents -> what a request asks for: 8-bit frames, and beside them pictures, floats or the latents.
+"""Denoised latents -> 8-bit frames, and the output type of the request: pictures, floats or the latents.
 
-In two parts: the first tells the device what to make, the second waits for it, on any thread, beside the next forwards.
+The work has two parts: the first queues it on the device, the second waits for it, on any thread, while the next
+forwards run.
 """
 
 from __future__ import annotations
@@ -14,49 +15,49 @@ import torch
 from PIL import Image
 
 from pia_ray.pia.components import Components
-from pia_ray.pia.decoding.decode import Decoded, begin_decode, begin_decode_exactly, quantised, require_finite
+from pia_ray.pia.decoding.decode import PendingFrames, begin_decode, begin_decode_exactly, quantised, require_finite
 from pia_ray.pia.decoding.motion_score import measure_motion
 from pia_ray.pia.device.errors import is_out_of_memory
-from pia_ray.types import AnimationRequest
+from pia_ray.types import PreparedRequest
 
 
 @dataclass(frozen=True)
-class Making:
-    """What a device has been told to make of a row's latents."""
+class PendingOutput:
+    """The output of a row; the device may still be making it."""
 
-    request: AnimationRequest
+    request: PreparedRequest
     latents: torch.Tensor
-    decoded: Decoded | None
-    """None where the latents are all that is asked for."""
+    decoded: PendingFrames | None
+    """None where only the latents are wanted."""
 
 
-def begin(components: Components, latents: torch.Tensor, request: AnimationRequest) -> Making:
-    """Tells the device to make what the request asks for, and does not wait for it.
+def begin_output(components: Components, latents: torch.Tensor, request: PreparedRequest) -> PendingOutput:
+    """The row's output, queued on the device; does not wait for it.
 
     Raises:
         torch.OutOfMemoryError: not even one frame fits.
     """
     if request.output_type == "latent":
-        return Making(request, latents, None)
+        return PendingOutput(request, latents, None)
     exact = request.output_type in ("np", "pt")
-    return Making(request, latents, (begin_decode_exactly if exact else begin_decode)(components, latents))
+    return PendingOutput(request, latents, (begin_decode_exactly if exact else begin_decode)(components, latents))
 
 
 @torch.inference_mode()
-def finished(making: Making) -> tuple[np.ndarray[Any, Any], float, Any]:
-    """Frames (uint8 [T, H, W, 3]), how much they move, and the output of the type that the request asks for.
+def finish_output(pending: PendingOutput) -> tuple[np.ndarray[Any, Any], float, Any]:
+    """Frames (uint8 [T, H, W, 3]), their motion score, and the output of the request's type.
 
-    Waits for the device; for any thread. Latents that are asked for are not decoded: no frames, no motion.
+    Waits for the device; any thread may call it. Where only latents are wanted, there are no frames and no motion.
 
     Raises:
         NonFiniteFrames: the latents or the decoded values hold NaN or infinity.
     """
-    request, decoded = making.request, making.decoded
+    request, decoded = pending.request, pending.decoded
     params = request.params
     if decoded is None:
-        require_finite(making.latents)
-        frames = np.empty((0, params.height or 0, params.width or 0, 3), np.uint8)
-        return frames, 0.0, _ordinary(making.latents.float().cpu())
+        require_finite(pending.latents)
+        frames = np.empty((0, *request.size[::-1], 3), np.uint8)
+        return frames, 0.0, _ordinary(pending.latents.float().cpu())
     decoded.wait()
     if request.output_type in ("np", "pt"):
         values = decoded.to_host()  # [T, 3, H, W]
@@ -71,33 +72,33 @@ def finished(making: Making) -> tuple[np.ndarray[Any, Any], float, Any]:
     return frames, motion, [Image.fromarray(frame) for frame in frames] if request.output_type == "pil" else frames
 
 
-class _Beside(threading.local):
-    """A stream of this thread's own: reading a score waits for what stands before it there, not for other rows."""
+class _MotionStream(threading.local):
+    """A stream for each thread, so that reading a score waits for the work in it, and not for that of other rows."""
 
     stream: torch.cuda.Stream | None = None
 
 
-_beside = _Beside()
+_motion_stream = _MotionStream()
 
 
-def _motion(decoded: Decoded, pixels: torch.Tensor, condition_frame: int) -> float:
-    """The score on the device of the frames, or where no memory is left beside the forwards, on the CPU."""
+def _motion(decoded: PendingFrames, pixels: torch.Tensor, condition_frame: int) -> float:
+    """The motion score, on the device of the frames, or on the CPU where the forwards leave too little memory."""
     device = decoded.chunks[0].device
     if device.type != "cuda":
         return measure_motion(pixels, condition_frame)
-    if _beside.stream is None:
-        _beside.stream = torch.cuda.Stream(device)
+    if _motion_stream.stream is None:
+        _motion_stream.stream = torch.cuda.Stream(device)
     try:
-        with torch.cuda.stream(_beside.stream):
+        with torch.cuda.stream(_motion_stream.stream):
             return measure_motion(torch.cat(decoded.chunks), condition_frame)  # reading it waits for the stream
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
-        _beside.stream.synchronize()
+        _motion_stream.stream.synchronize()
         return measure_motion(pixels, condition_frame)
 
 
 def _ordinary(tensor: torch.Tensor) -> torch.Tensor:
-    """A copy that callers may write to and use with autograd, as they may not what is made in inference mode."""
+    """A copy that callers may write to and use with autograd, which tensors made in inference mode do not allow."""
     with torch.inference_mode(False):
         return tensor.clone()

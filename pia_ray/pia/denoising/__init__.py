@@ -1,1 +1,1 @@
-"""How one row is denoised: noise, schedule, conditions, windows, guidance. Runs no UNet: it yields evaluations."""
+"""The denoising of one row: noise, schedule, conditions, windows, guidance. Runs no UNet: it yields evaluations."""

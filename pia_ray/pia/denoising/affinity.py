@@ -1,4 +1,4 @@
-"""PIA's motion tables as affinity coefficients per frame: 1 says "this frame is the picture", lower leaves it freer.
+"""PIA's motion tables as affinity coefficients per frame: 1 keeps a frame equal to the picture, less lets it differ.
 
 Pure functions on numbers. Source of the tables: PIA, arXiv 2312.13964, and its published code.
 """
@@ -21,7 +21,7 @@ TABLES: Final[tuple[tuple[float, ...], ...]] = (
     (0.5, 0.4, 0.4, 0.4, 0.35, 0.35, 0.3, 0.25, 0.2),
     (0.5, 0.2),
 )
-"""By motion scale; the index is the distance in frames from the condition frame, the last value goes on."""
+"""By motion scale; the index is the distance in frames from the condition frame, and the last value holds beyond."""
 
 
 def affinity(
@@ -33,9 +33,9 @@ def affinity(
 ) -> tuple[float, ...]:
     """One coefficient per frame for a video whose `condition_frame` is the picture.
 
-    It depends on the distance in frames from there; `coefficients` stand in for the table of `motion_scale`. The
-    published loop tables close at 16 frames only. Other lengths get the same curve stretched or shrunk, so that a loop
-    of any length, which starts at frame 0, ends on the picture.
+    It depends on the distance in frames from that frame; `coefficients` replace the table of `motion_scale`. The
+    published loop tables close at 16 frames only. For other lengths the same curve is stretched or shrunk, so that a
+    loop of any length, which starts at frame 0, ends on the picture.
     """
     if coefficients is None and motion_scale in LOOPS:
         return tuple(_stretch(TABLES[motion_scale], num_frames))
@@ -52,9 +52,10 @@ def keyframe_affinity(
 ) -> tuple[float, ...]:
     """One coefficient per frame for a video with several keyframes.
 
-    It falls in a straight line from the highest coefficient at each keyframe to the lowest where the nearest one is
-    farthest. For the first and the last frame that is the arithmetic of the original's `prepare_mask_coef_multi_cond`,
-    whose range from 0.2 to 1 stands here for the range of the table. Source: PIA's published code.
+    It falls linearly from the highest coefficient at each keyframe to the lowest one at the frame farthest from any
+    keyframe. With keyframes at the first and the last frame this is the arithmetic of the original's
+    `prepare_mask_coef_multi_cond`, with the table's range in place of its range from 0.2 to 1. Source: PIA's published
+    code.
     """
     table = TABLES[motion_scale] if coefficients is None else coefficients
     distances = [min(abs(frame - keyframe) for keyframe in keyframes) for frame in range(num_frames)]
@@ -63,7 +64,7 @@ def keyframe_affinity(
 
 
 def nearest_keyframe(num_frames: int, keyframes: Sequence[int]) -> tuple[int, ...]:
-    """Which keyframe each frame is conditioned on: the nearest, the earlier of two as near. Source: as above."""
+    """The index of each frame's keyframe: the nearest, and of two as near the earlier one. Source: as above."""
     order = sorted(range(len(keyframes)), key=lambda index: keyframes[index])
     nearest = []
     for frame in range(num_frames):

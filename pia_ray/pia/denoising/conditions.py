@@ -1,14 +1,14 @@
-"""What a row's denoising is conditioned on: text embeddings, the picture's latent, the affinity mask; with caches."""
+"""The conditions of a row's denoising: text embeddings, the picture's latent, the affinity mask; with caches."""
 
 from __future__ import annotations
 
 import hashlib
-from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
 import torch
+from cachetools import LRUCache
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from PIL import Image
 
@@ -20,7 +20,7 @@ from pia_ray.pia.device.vae_tiling import TILE_PIXELS, is_tiled, tiled
 from pia_ray.pia.evaluation import ImageTokens, Text
 from pia_ray.pia.loading.ip_adapter import encode_picture, image_tokens
 from pia_ray.pia.loading.textual_inversion import expand
-from pia_ray.types import AnimationRequest
+from pia_ray.types import PreparedRequest
 
 CACHED_PROMPTS: Final = 256
 CACHED_PICTURES: Final = 64
@@ -29,9 +29,9 @@ CACHED_PICTURES: Final = 64
 def affinity_mask(
     params: AnimationParams, *, keyframes: Sequence[int], device: torch.device, still: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """The row's affinity coefficients as [1, T, 1, 1], to be spread over the latent's height and width, in float32.
+    """The row's affinity coefficients as a mask [1, T, 1, 1] in float32, equal for all latent pixels.
 
-    `still` [h, w] says how much each latent pixel shall stay as it is, 0 to 1; with it the mask is [1, T, h, w]:
+    `still` [h, w] is how still each latent pixel is to be, 0 to 1; with it the mask is [1, T, h, w]:
     coefficient + still * (1 - coefficient).
     """
     if len(keyframes) == 1:
@@ -51,30 +51,30 @@ def affinity_mask(
 
 
 def stillness(mask_image: Image.Image, factor: int) -> torch.Tensor:
-    """How much each latent pixel shall stay as it is, [h, w] from 0 (white) to 1 (black): the mean over its pixels."""
+    """The stillness of each latent pixel, [h, w], 0 (white) to 1 (black): the mean over its pixels of the mask."""
     values = torch.from_numpy(np.array(mask_image.convert("L"), dtype=np.float32)) / 255  # [H, W]
     return 1 - torch.nn.functional.avg_pool2d(values[None, None], factor)[0, 0]
 
 
 class Conditions:
-    """Encodes prompts and pictures for one model and remembers the latest ones."""
+    """Encodes prompts and pictures for one model, and caches the most recently used ones."""
 
     def __init__(self, components: Components) -> None:
         self.components = components
-        self._prompts: OrderedDict[tuple[str, int | None], torch.Tensor] = OrderedDict()
-        self._pictures: OrderedDict[str, tuple[torch.Tensor, torch.Tensor]] = OrderedDict()
-        self._looks: OrderedDict[str, torch.Tensor] = OrderedDict()
+        self._prompts: LRUCache[tuple[str, int | None], torch.Tensor] = LRUCache(CACHED_PROMPTS)
+        self._pictures: LRUCache[str, tuple[torch.Tensor, torch.Tensor]] = LRUCache(CACHED_PICTURES)
+        self._embeddings: LRUCache[str, torch.Tensor] = LRUCache(CACHED_PICTURES)
 
     @torch.inference_mode()
     def prompt(self, text: str, *, clip_skip: int | None) -> torch.Tensor:
-        """Embedding of a prompt, [L, C] with L the tokenizer's length; longer prompts are cut there.
+        """The embedding of a prompt, [L, C], with L the tokenizer's length; longer prompts are truncated to it.
 
         Raises:
             BadParameter: clip_skip leaves no layer of this text encoder.
         """
         key = (text, clip_skip)
-        if (found := _recall(self._prompts, key)) is not None:
-            return found
+        if (known := self._prompts.get(key)) is not None:
+            return known
         parts = self.components
         layers = parts.text_encoder.config.num_hidden_layers
         if clip_skip is not None and clip_skip >= layers:
@@ -91,13 +91,14 @@ class Conditions:
         else:
             output = parts.text_encoder(tokens, output_hidden_states=True)
             embedding = parts.text_encoder.final_layer_norm(output.hidden_states[-(clip_skip + 1)])[0]
-        return _remember(self._prompts, key, embedding.to(parts.dtype), CACHED_PROMPTS)
+        self._prompts[key] = embedding = embedding.to(parts.dtype)
+        return embedding
 
     def embedding(self, values: np.ndarray[Any, Any], *, field: str) -> torch.Tensor:
-        """An embedding that was made elsewhere, [L, C], as the model takes it.
+        """A given embedding, [L, C], in the model's precision and on its device.
 
         Raises:
-            BadParameter: it is not as wide as this model's own; names the `field`.
+            BadParameter: it has another width than the model's own; names the `field`.
         """
         parts = self.components
         width = int(parts.text_encoder.config.hidden_size)
@@ -109,22 +110,21 @@ class Conditions:
     def picture(self, image: Image.Image, generator: torch.Generator) -> torch.Tensor:
         """The picture's condition latent, [4, h, w] in float32, scaled for the UNet; one draw from `generator`.
 
-        The posterior's moments are remembered by content; the sample is the row's own.
+        The moments of the posterior are cached by content; the sample is the row's own.
         """
         pixels = np.asarray(image)
         key = _digest(pixels)
-        moments = _recall(self._pictures, key)
-        if moments is None:
-            moments = _remember(self._pictures, key, self._encode(pixels), CACHED_PICTURES)
+        if (moments := self._pictures.get(key)) is None:
+            self._pictures[key] = moments = self._encode(pixels)
         mean, std = moments
         noise = torch.randn(mean.shape, generator=generator, dtype=torch.float32).to(mean.device)
         return (mean + std * noise) * self.components.latent_scale
 
     @torch.inference_mode()
-    def looks(self, request: AnimationRequest) -> dict[Text, ImageTokens]:
-        """What an IP-Adapter says of the request's picture or embeddings, to the side of guidance with each text.
+    def picture_tokens(self, request: PreparedRequest) -> dict[Text, ImageTokens]:
+        """The IP-Adapter's tokens of the request's picture or embeddings, for the guidance branch of each text.
 
-        Empty where the request has neither, or gives them no weight. Embeddings of pictures are remembered by content.
+        Empty where the request has neither, or at scale 0. Embeddings of pictures are cached by content.
 
         Raises:
             BadParameter: this model cannot take what the request has.
@@ -147,10 +147,10 @@ class Conditions:
             return {}
         if embeds is not None:
             return image_tokens(adapter, torch.tensor(embeds, dtype=torch.float32), scale=scale)
-        assert isinstance(picture, Image.Image)
+        assert picture is not None
         key = _digest(np.asarray(picture))
-        if (embedding := _recall(self._looks, key)) is None:
-            embedding = _remember(self._looks, key, encode_picture(adapter, picture), CACHED_PICTURES)
+        if (embedding := self._embeddings.get(key)) is None:
+            self._embeddings[key] = embedding = encode_picture(adapter, picture)
         return image_tokens(adapter, embedding, scale=scale)
 
     def _encode(self, pixels: np.ndarray[Any, Any]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -162,12 +162,12 @@ class Conditions:
 
 
 def encode(components: Components, values: torch.Tensor) -> DiagonalGaussianDistribution:
-    """The VAE's posterior of pictures [N, 3, H, W] in its precision, -1 to 1; in tiles where the size asks for them."""
+    """The VAE's posterior of pictures [N, 3, H, W], in the VAE's precision, -1 to 1; large pictures in tiles."""
     vae, factor = components.vae, components.spatial_factor
     height, width = values.shape[-2:]
     if not is_tiled(components.vae_tiling, height=height, width=width):
         return vae.encode(values).latent_dist
-    # Moments are blended as they come out, mean and log variance: [N, 8, h, w].
+    # The blended values are the moments, mean and log variance: [N, 8, h, w].
     return DiagonalGaussianDistribution(
         tiled(lambda tile: vae.encode(tile).latent_dist.parameters, values, tile=TILE_PIXELS, scale=1 / factor)
     )
@@ -175,16 +175,3 @@ def encode(components: Components, values: torch.Tensor) -> DiagonalGaussianDist
 
 def _digest(pixels: np.ndarray[Any, Any]) -> str:
     return hashlib.sha256(pixels.tobytes() + str(pixels.shape).encode()).hexdigest()
-
-
-def _recall(cache: OrderedDict[Any, Any], key: Any) -> Any:
-    if key in cache:
-        cache.move_to_end(key)
-    return cache.get(key)
-
-
-def _remember(cache: OrderedDict[Any, Any], key: Any, value: Any, most: int) -> Any:
-    cache[key] = value
-    while len(cache) > most:
-        cache.popitem(last=False)
-    return value

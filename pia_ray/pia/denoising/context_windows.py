@@ -1,6 +1,6 @@
-"""Which frames are denoised together at which step: segments of a chain, context windows of a step. Numbers only.
+"""The frames that are denoised together at each step: segments of a chain, context windows of a step. Numbers only.
 
-The engine follows it and the estimate counts by it, so it must load without torch.
+The estimate of a run counts with it, so it must load without torch.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from pia_ray.pia.evaluation import Window
 
 
 def segments(params: AnimationParams) -> tuple[int, ...]:
-    """Frames of each segment of a chain; all frames in one where there is none.
+    """The number of frames of each segment of a chain; one segment of all frames where the video is no chain.
 
     Each segment after the first starts with the last frame of the one before, which is counted once. Lengths are as
-    even as they can be, for a short rest at the end would hardly move.
+    equal as possible, because a short last segment would hardly move.
     """
     frames, most = params.num_frames, params.piece_frames
     if params.long_video != "chain" or frames <= most:
@@ -26,12 +26,12 @@ def segments(params: AnimationParams) -> tuple[int, ...]:
 
 
 def windows(params: AnimationParams, step: int) -> tuple[Window, ...]:
-    """The windows of one denoising step, all of one length, together all frames; one window where all frames fit.
+    """The windows of one denoising step: equally long, together all frames. There is one where all frames fit in it.
 
-    `standard` lays windows from the first frame on and the last one at the end. `uniform` shifts them at each step by
-    the van der Corput sequence, so that no frame stays at a border; `uniform-loop` shifts them around a closed loop.
-    Source: the context schedulers of AnimateDiff's command line tool; unlike there, `uniform` does not pass the end,
-    and no window holds a frame twice.
+    `standard` starts with a window at the first frame and ends with one at the last. `uniform` shifts the windows at
+    each step by the van der Corput sequence, so that no frame stays at a border; `uniform-loop` shifts them around a
+    closed loop. Source: the context schedulers of AnimateDiff's command line tool; unlike there, `uniform` does not
+    pass the end, and no window holds a frame twice.
     """
     frames, size, overlap = params.num_frames, params.piece_frames, params.context_overlap
     if params.long_video != "windows" or frames <= size:
@@ -51,7 +51,7 @@ def windows(params: AnimationParams, step: int) -> tuple[Window, ...]:
 
 
 def _across(frames: int, size: int, overlap: int, *, stride: int, shift: float) -> Iterator[Window]:
-    """Windows from start to end that do not pass either."""
+    """Windows within the first and the last frame."""
     span = (size - 1) * stride + 1
     hop = max(1, size * stride - overlap)
     start = -int(hop * shift)
@@ -71,7 +71,7 @@ def _around(frames: int, size: int, overlap: int, *, stride: int, shift: float) 
 
 
 def _van_der_corput(index: int) -> float:
-    """The index with its binary digits mirrored at the point: 0, 1/2, 1/4, 3/4, 1/8 ..."""
+    """The index with its binary digits mirrored at the binary point: 0, 1/2, 1/4, 3/4, 1/8 ..."""
     value, digit = 0.0, 0.5
     while index:
         value += digit * (index & 1)

@@ -1,7 +1,7 @@
 """One row's denoising as a generator: it yields the UNet evaluations it needs next and receives their predictions.
 
-A program owns its scheduler, its random numbers and its latents, and knows nothing of the rows beside it. Whatever
-PIA can do to a row is a program or part of one; the stepper in `engine` only ever sees evaluations.
+A program owns its scheduler, its random numbers and its latents, and knows nothing of other rows. Every way of making a
+video is a program or a part of one; the stepper in `engine` sees only evaluations.
 """
 
 from __future__ import annotations
@@ -40,32 +40,32 @@ def denoise(
 
     `noise` [4, T, h, w] and `condition` [4, 1 or T, h, w] have been drawn; only FreeInit (by `fresh_noise`) and the
     schedulers draw here. The order of draws is that of diffusers' PIAPipeline, so equal seeds give equal frames.
-    What `on_step_end` makes of the embeddings is written to `texts`, for the segments that follow.
-    `schedulers` are one per FreeInit iteration, unused. `segment` of `num_segments` is only for the count of steps.
+    Embeddings that `on_step_end` returns are written to `texts`, for the segments that follow. `schedulers` has a fresh
+    one for each FreeInit iteration. `segment` of `num_segments` is only for the count of steps.
     Source: arXiv 2312.13964; FreeInit: arXiv 2312.07537.
     """
     runs = [_begin(*pair, params.strength) for pair in zip(schedulers, params.iterations, strict=True)]
     num_steps = sum(count for _, _, count in runs)
     done, evaluated = segment * num_steps, segment * sum(len(timesteps) for _, timesteps, _ in runs)
-    still = condition.expand_as(noise)
-    latents = still
+    picture = condition.expand_as(noise)
+    latents = picture
     for iteration, (scheduler, timesteps, count) in enumerate(runs):
         if iteration == 0:
-            latents = _start(still, noise, params, scheduler, timesteps)
+            latents = _start(picture, noise, params, scheduler, timesteps)
         else:
-            latents = _restart(latents, still, noise, fresh_noise(), params, scheduler, timesteps)
+            latents = _restart(latents, picture, noise, fresh_noise(), params, scheduler, timesteps)
         extras = _step_extras(scheduler, params, generator)
         for index, timestep in enumerate(timesteps):
-            views = windows(params, index // scheduler.order)
+            step_windows = windows(params, index // scheduler.order)
             scaled = scheduler.scale_model_input(latents[None], timestep)[0]
             predictions = yield Evaluation(
                 latents=scaled,
                 timestep=float(timestep),
-                branches=_within(branches, views),
+                branches=_branches_of(branches, step_windows),
                 step=done + index * count // len(timesteps),
                 num_steps=num_segments * num_steps,
             )
-            prediction = guide(blend(predictions, views, noise.shape[1]), params)
+            prediction = guide(blend(predictions, step_windows, noise.shape[1]), params)
             latents = scheduler.step(prediction[None], timestep, latents[None], **extras).prev_sample[0]
             if on_step_end is not None:
                 latents, branches = call_back(on_step_end, evaluated, float(timestep), latents, branches)
@@ -77,7 +77,7 @@ def denoise(
 
 
 def chain(program_of: Callable[[int, torch.Tensor | None], Program], num_segments: int) -> Program:
-    """One segment after the other as one program; `program_of` makes each, given the frame before it, [4, 1, h, w].
+    """One segment after the other as one program; `program_of` makes each from the frame before it, [4, 1, h, w].
 
     That frame is the last clean latent, which has the scale of a condition latent: it never passes through pixels.
     Its repetition at the start of the next segment is left out.
@@ -90,10 +90,11 @@ def chain(program_of: Callable[[int, torch.Tensor | None], Program], num_segment
 
 
 def guide(predictions: torch.Tensor, params: AnimationParams) -> torch.Tensor:
-    """Guidance by prompt, picture or both: each branch goes on from the one before by the difference times its scale.
+    """The guided prediction, by prompt, picture or both: each branch adds its difference from the one before, times its
+    scale.
 
-    The branches are in the order of `row.sides_of`; a lone one passes as it is. Source: arXiv 2207.12598; by picture
-    and prompt: arXiv 2211.09800, equation 3.
+    The branches are in the order of `row_program.guidance_branches`; a single one is returned as it is. Source: arXiv
+    2207.12598; by picture and prompt: arXiv 2211.09800, equation 3.
     """
     scales = [params.image_guidance_scale] * params.has_image_guidance + [params.guidance_scale] * params.has_guidance
     guided = predictions[0]
@@ -105,13 +106,13 @@ def guide(predictions: torch.Tensor, params: AnimationParams) -> torch.Tensor:
 def call_back(
     on_step_end: OnStepEnd, step: int, timestep: float, latents: torch.Tensor, branches: tuple[Branch, ...]
 ) -> tuple[torch.Tensor, tuple[Branch, ...]]:
-    """Tells the caller of a step that is done; the latents and branches to go on with.
+    """The latents and branches of the next step, after the caller's function has seen, and may have replaced, them.
 
     Raises:
-        BadParameter: what came back cannot take the place of the row's own tensors.
+        BadParameter: the function returned something that cannot replace the row's own tensors.
     """
     own = {f"{branch.text}_embeds": branch.prompt for branch in branches} | {"latents": latents}
-    # Copies: embeddings are shared with other rows that have the same text.
+    # Copies, because embeddings are shared with other rows that have the same text.
     tensors = {name: tensor.clone() for name, tensor in own.items()}
     given = on_step_end(StepEnd(step, timestep, tensors)) or {}
     if not isinstance(given, Mapping):
@@ -126,7 +127,7 @@ def call_back(
             raise BadParameter(
                 f"on_step_end must return {name} as a tensor {list(own[name].shape)} (got {shape})", "on_step_end"
             )
-    # Copies again: the caller may go on writing to what it gave, and what is made of an embedding is remembered.
+    # Copies again, because the caller may write to its tensors later, and projections of an embedding are cached.
     new = {name: given[name].to(own[name], copy=True) for name in given}
     branches = tuple(
         replace(branch, prompt=new.get(f"{branch.text}_embeds", branch.prompt)) if new else branch
@@ -136,7 +137,7 @@ def call_back(
 
 
 def _begin(scheduler: Any, steps: int, strength: float) -> tuple[Any, torch.Tensor, int]:
-    """The scheduler, the timesteps it runs, and how many steps these are: at least one, however low the strength."""
+    """The scheduler, the timesteps that it runs, and their number of steps: at least one, at any strength."""
     count = max(1, min(int(steps * strength), steps))
     first = (steps - count) * scheduler.order
     if hasattr(scheduler, "set_begin_index"):
@@ -144,37 +145,38 @@ def _begin(scheduler: Any, steps: int, strength: float) -> tuple[Any, torch.Tens
     return scheduler, scheduler.timesteps[first:], count
 
 
-def _within(branches: tuple[Branch, ...], views: Sequence[Window]) -> tuple[Branch, ...]:
-    """Every side of guidance for every window; all of a step, so that they share forwards."""
-    if len(views) == 1:
+def _branches_of(branches: tuple[Branch, ...], step_windows: Sequence[Window]) -> tuple[Branch, ...]:
+    """Every guidance branch for every window of a step, so that they may share forwards."""
+    if len(step_windows) == 1:
         return branches
-    return tuple(side.within(view) for view in views for side in branches)
+    return tuple(branch.for_window(window) for window in step_windows for branch in branches)
 
 
 def _start(
-    still: torch.Tensor, noise: torch.Tensor, params: AnimationParams, scheduler: Any, timesteps: torch.Tensor
+    picture: torch.Tensor, noise: torch.Tensor, params: AnimationParams, scheduler: Any, timesteps: torch.Tensor
 ) -> torch.Tensor:
-    """What a scheduler begins with: noise, or below strength 1 a noised `still`."""
+    """The latents that a scheduler starts with: noise, or below strength 1 the noised `picture`."""
     if params.strength < 1:
-        noised: torch.Tensor = scheduler.add_noise(still[None], noise[None], timesteps[:1])[0]
+        noised: torch.Tensor = scheduler.add_noise(picture[None], noise[None], timesteps[:1])[0]
         return noised
     return noise * float(scheduler.init_noise_sigma)
 
 
 def _restart(
     before: torch.Tensor,
-    still: torch.Tensor,
+    picture: torch.Tensor,
     noise: torch.Tensor,
     fresh: torch.Tensor,
     params: AnimationParams,
     scheduler: Any,
     timesteps: torch.Tensor,
 ) -> torch.Tensor:
-    """FreeInit's start: low frequencies of the noised result before, high ones of a fresh start."""
+    """The latents that a further iteration of FreeInit starts with: low frequencies of the noised result before, high
+    ones of a fresh start."""
     kept = free_init.low_pass(params, tuple(noise.shape[1:]), noise.device)
     if params.strength < 1:
         slow = _start(before, noise, params, scheduler, timesteps)
-        return free_init.mix(slow, _start(still, fresh, params, scheduler, timesteps), kept)
+        return free_init.mix(slow, _start(picture, fresh, params, scheduler, timesteps), kept)
     slow = free_init.diffuse(before, noise, scheduler)
     return free_init.mix(slow, fresh, kept) * float(scheduler.init_noise_sigma)
 
@@ -183,7 +185,7 @@ def _step_extras(scheduler: Any, params: AnimationParams, generator: torch.Gener
     accepted = inspect.signature(scheduler.step).parameters
     extras: dict[str, Any] = {}
     if "eta" in accepted:
-        # Without signal at the first step, eta 1 leaves 0 under a root, which rounding makes negative: NaN.
+        # Where the first step has no signal, eta 1 leaves 0 under a root; rounding makes it negative, and the root NaN.
         zero_snr = scheduler.config.get("rescale_betas_zero_snr", False)
         extras["eta"] = min(params.eta, 1 - 1e-6) if zero_snr else params.eta
     if "generator" in accepted:

@@ -1,4 +1,4 @@
-"""FreeInit: the noise of a further sampling takes its slow part from the result before. Source: arXiv 2312.07537."""
+"""FreeInit: further samplings from noise with the low frequencies of the last result. Source: arXiv 2312.07537."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pia_ray.config.knobs import AnimationParams
 
 
 def low_pass(params: AnimationParams, shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
-    """The filter that `params` ask for over frequencies [T, h, w], zero frequency in the middle; 1 keeps."""
+    """The low-pass filter of `params` over frequencies [T, h, w], zero frequency in the middle; 1 keeps a frequency."""
     stop, temporal = params.free_init_spatial_stop, params.free_init_temporal_stop
     if stop == 0 or temporal == 0:
         return torch.zeros(shape, device=device)
@@ -28,7 +28,7 @@ def low_pass(params: AnimationParams, shape: tuple[int, ...], device: torch.devi
 
 
 def mix(slow: torch.Tensor, fast: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
-    """Low frequencies of `slow` and high ones of `fast`, both [4, T, h, w], by a filter of `low_pass`."""
+    """The low frequencies of `slow` and the high ones of `fast`, both [4, T, h, w], by a filter of `low_pass`."""
     axes = (-3, -2, -1)
     low = torch.fft.fftshift(torch.fft.fftn(slow, dim=axes), dim=axes) * kept
     high = torch.fft.fftshift(torch.fft.fftn(fast, dim=axes), dim=axes) * (1 - kept)
@@ -37,9 +37,9 @@ def mix(slow: torch.Tensor, fast: torch.Tensor, kept: torch.Tensor) -> torch.Ten
 
 
 def diffuse(latents: torch.Tensor, noise: torch.Tensor, scheduler: Any) -> torch.Tensor:
-    """Clean latents at the noisiest training step, of variance one.
+    """Clean latents with the noise of the last training step, of variance one.
 
-    Schedulers that count in sigmas start from this times their `init_noise_sigma`, as the others do.
+    All schedulers, also those that count in sigmas, start from it times their `init_noise_sigma`.
     """
     kept = scheduler.alphas_cumprod[-1].to(latents.device, torch.float32)
     return kept.sqrt() * latents + (1 - kept).sqrt() * noise

@@ -1,12 +1,11 @@
-"""A request -> its row's program: what the model is told of it, its noise, its scheduler; checked for this model."""
+"""A request -> its row's program: its conditions, its noise, its schedulers; checked for this model."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Final
+from typing import Any
 
 import torch
-from PIL import Image
 
 from pia_ray.config.knobs import AnimationParams
 from pia_ray.errors import BadParameter
@@ -15,55 +14,49 @@ from pia_ray.pia.denoising.affinity import nearest_keyframe
 from pia_ray.pia.denoising.conditions import Conditions, affinity_mask, stillness
 from pia_ray.pia.denoising.context_windows import segments
 from pia_ray.pia.denoising.denoise import chain, denoise
-from pia_ray.pia.denoising.schedulers import make_scheduler
+from pia_ray.pia.denoising.schedulers import make_configured, make_scheduler
 from pia_ray.pia.denoising.window_blending import frame_noise
 from pia_ray.pia.evaluation import Branch, Program, Text
-from pia_ray.pia.unet.rewrites import most_positions
-from pia_ray.types import AnimationRequest
-
-_UNPREPARED: Final = "the engine takes resolved requests: see Animator.submit"
+from pia_ray.pia.unet.motion_modules import most_positions
+from pia_ray.types import PreparedRequest
 
 
-def row_program(request: AnimationRequest, components: Components, conditions: Conditions) -> Program:
-    """The program of a resolved request (see `pia_ray.prepare.prepare`) on this model.
+def row_program(request: PreparedRequest, components: Components, conditions: Conditions) -> Program:
+    """The program of a request on this model.
 
-    Draws from the row's own generator: noise first, then the picture's posterior and the end picture's, then below
-    strength 1 the noise of the pictures; the programs draw the rest. Latents that are given take the place of the noise
-    that the row starts from, and nothing is drawn for it.
+    The row's own generator draws the noise first, then the picture's posterior and the end picture's, then below
+    strength 1 the noise of the pictures; the programs draw the rest. Given latents replace the noise that the row
+    starts from, and nothing is drawn for it.
 
     Raises:
-        BadParameter: this model cannot do what the request asks for.
+        BadParameter: this model cannot run the request.
     """
-    params, image = request.params, request.image
-    if params.seed is None or params.width is None or params.height is None or not isinstance(image, Image.Image):
-        raise TypeError(_UNPREPARED)
     _check(request, components)
-    device, factor = components.device, components.spatial_factor
+    params, device, factor = request.params, components.device, components.spatial_factor
     parts = [replace(request, params=params.model_copy(update={"num_frames": num})) for num in segments(params)]
-    config, name = components.scheduler_config, params.scheduler
-    # All of them now: a step count that one cannot do is refused before anything is encoded.
-    schedulers = [[make_scheduler(config, name, steps=steps) for steps in params.iterations] for _ in parts]
-    generator = torch.Generator("cpu").manual_seed(params.seed)
-    size = (params.height // factor, params.width // factor)
+    # All of them now, so that a step count that one cannot do is refused before anything is encoded.
+    schedulers = [[_scheduler(request, components, steps) for steps in params.iterations] for _ in parts]
+    generator = torch.Generator("cpu").manual_seed(request.seed)
+    size = (request.size[1] // factor, request.size[0] // factor)
 
     def draw(part: AnimationParams) -> torch.Tensor:
         return frame_noise(part, (components.latent_channels, part.num_frames, *size), generator, device)
 
     given = start_noise(request, (components.latent_channels, params.num_frames, *size), device)
     noise = draw(parts[0].params) if given is None else given
-    keyframes, condition = shown(parts[0], conditions, generator)
+    keyframes, condition = keyframe_conditions(parts[0], conditions, generator)
     if params.strength < 1 and given is None:
         noise = draw(parts[0].params)
-    texts, looks = text_embeddings(request, conditions), conditions.looks(request)
+    texts, tokens = text_embeddings(request, conditions), conditions.picture_tokens(request)
 
     def program_of(segment: int, before: torch.Tensor | None) -> Program:
         part = parts[segment].params
         picture = condition if before is None else before
-        mask = mask_of(parts[segment], keyframes, components)
+        mask = affinity_of(parts[segment], keyframes, components)
         nothing = torch.zeros_like(mask), torch.zeros_like(picture)
         branches = tuple(
-            Branch(texts[text], *((mask, picture) if with_picture else nothing), text=text, image=looks.get(text))
-            for text, with_picture in sides_of(part)
+            Branch(texts[text], *((mask, picture) if with_picture else nothing), text=text, image=tokens.get(text))
+            for text, with_picture in guidance_branches(part)
         )
         return denoise(
             part,
@@ -83,52 +76,49 @@ def row_program(request: AnimationRequest, components: Components, conditions: C
     return _without_seam(program) if params.seam == "drop" else program
 
 
-def shown(
-    request: AnimationRequest, conditions: Conditions, generator: torch.Generator
+def keyframe_conditions(
+    request: PreparedRequest, conditions: Conditions, generator: torch.Generator
 ) -> tuple[list[int], torch.Tensor]:
-    """The keyframes, and the latents of their pictures as each frame is conditioned on the nearest, [4, 1 or T, h, w].
+    """The keyframes, and for each frame the latent of the nearest one's picture, [4, 1 or T, h, w].
 
-    They are drawn from the row's generator, the end picture's after the picture's.
+    The latents are drawn from the row's generator, the end picture's after the picture's.
     """
     params = request.params
-    if not all(isinstance(picture, Image.Image | None) for picture in (request.end_image, request.mask_image)):
-        raise TypeError(_UNPREPARED)
-    assert isinstance(request.image, Image.Image)
     condition = conditions.picture(request.image, generator)[:, None]  # [4, 1, h, w]
     keyframes = [params.condition_frame]
-    if isinstance(request.end_image, Image.Image):
+    if request.end_image is not None:
         keyframes.append(params.num_frames - 1)
         end = conditions.picture(request.end_image, generator)[:, None]
         condition = torch.cat([condition, end], dim=1)[:, list(nearest_keyframe(params.num_frames, keyframes))]
     return keyframes, condition
 
 
-def mask_of(request: AnimationRequest, keyframes: list[int], components: Components) -> torch.Tensor:
-    """The affinity that the branches with the picture are told, [1, T, 1 or h, 1 or w]."""
+def affinity_of(request: PreparedRequest, keyframes: list[int], components: Components) -> torch.Tensor:
+    """The affinity mask of the branches with the picture, [1, T, 1 or h, 1 or w]."""
     still = None
-    if isinstance(request.mask_image, Image.Image):
+    if request.mask_image is not None:
         still = stillness(request.mask_image, components.spatial_factor)
     return affinity_mask(request.params, keyframes=keyframes, device=components.device, still=still)
 
 
-def sides_of(params: AnimationParams) -> list[tuple[Text, bool]]:
-    """The branches of guidance: which text each one is told, and whether it sees the picture.
+def guidance_branches(params: AnimationParams) -> list[tuple[Text, bool]]:
+    """The guidance branches: the text of each, and whether it has the picture.
 
-    Without the picture mask and condition latent are zero, as in a fifth of PIA's training. Source: its published code.
+    Without it, mask and condition latent are zero, as in a fifth of PIA's training. Source: its published code.
     """
-    sides: list[tuple[Text, bool]] = [("prompt", params.image_guidance_scale != 0)]
+    branches: list[tuple[Text, bool]] = [("prompt", params.image_guidance_scale != 0)]
     if params.has_guidance:
-        sides.insert(0, ("negative_prompt", params.image_guidance_scale != 0))
+        branches.insert(0, ("negative_prompt", params.image_guidance_scale != 0))
     if params.has_image_guidance:
-        sides.insert(0, (sides[0][0], False))
-    return sides
+        branches.insert(0, (branches[0][0], False))
+    return branches
 
 
-def start_noise(request: AnimationRequest, shape: tuple[int, ...], device: torch.device) -> torch.Tensor | None:
-    """The request's own latents, or None where its seed is to draw them.
+def start_noise(request: PreparedRequest, shape: tuple[int, ...], device: torch.device) -> torch.Tensor | None:
+    """The request's own latents, or None where they are drawn.
 
     Raises:
-        BadParameter: they have another shape.
+        BadParameter: they have another shape than this row's.
     """
     if request.latents is None:
         return None
@@ -140,8 +130,8 @@ def start_noise(request: AnimationRequest, shape: tuple[int, ...], device: torch
     return torch.tensor(request.latents, dtype=torch.float32, device=device)
 
 
-def text_embeddings(request: AnimationRequest, conditions: Conditions) -> dict[Text, torch.Tensor]:
-    """What the row's sides of guidance are told, the negative one first: given embeddings, or the encoded text.
+def text_embeddings(request: PreparedRequest, conditions: Conditions) -> dict[Text, torch.Tensor]:
+    """The embeddings of the row's texts, the negative one first: given ones, or the encoded text.
 
     Raises:
         BadParameter: given embeddings do not fit this model, or each other.
@@ -163,7 +153,7 @@ def text_embeddings(request: AnimationRequest, conditions: Conditions) -> dict[T
     if len(set(lengths.values())) > 1:
         missing = "negative_prompt_embeds" if request.negative_prompt_embeds is None else "prompt_embeds"
         raise BadParameter(
-            f"both sides of guidance need embeddings of one length (the negative prompt's is "
+            f"both branches of guidance need embeddings of one length (the negative prompt's is "
             f"{lengths['negative_prompt']}, the prompt's {lengths['prompt']}): give prompt_embeds and "
             "negative_prompt_embeds of equal length",
             missing,
@@ -171,14 +161,21 @@ def text_embeddings(request: AnimationRequest, conditions: Conditions) -> dict[T
     return texts
 
 
+def _scheduler(request: PreparedRequest, components: Components, steps: int) -> Any:
+    name = request.params.scheduler
+    if request.scheduler_config is not None:
+        return make_configured(request.scheduler_config, name, steps=steps)
+    return make_scheduler(components.scheduler_config, name, steps=steps)
+
+
 def _without_seam(program: Program) -> Program:
-    """The same program; the last frame, which is the first again, is left out of what it returns."""
+    """The same program without the last frame, which in a loop equals the first."""
     return (yield from program)[:, :-1]
 
 
-def _check(request: AnimationRequest, components: Components) -> None:
+def _check(request: PreparedRequest, components: Components) -> None:
     params, factor = request.params, components.spatial_factor
-    width, height = params.width or 0, params.height or 0
+    width, height = request.size
     if params.piece_frames > components.max_frames:
         most = components.max_frames
         if params.context_frames is not None and params.context_frames < params.num_frames:

@@ -33,7 +33,8 @@ LINEAR_BETAS: Final[Mapping[str, Any]] = {
     "trained_betas": None,
     "clip_sample": False,
 }
-"""What PIA was trained with; a Stable Diffusion checkpoint's own file says scaled_linear. Source: PIA's config."""
+"""The noise schedule of PIA's training; a Stable Diffusion checkpoint's own file says scaled_linear. Source: PIA's
+config."""
 
 _KARRAS: Final = {"use_karras_sigmas": True}
 
@@ -73,7 +74,7 @@ SCHEDULERS: Final[Mapping[str, tuple[Any, Mapping[str, Any]]]] = {
     "tcd": (TCDScheduler, {"original_inference_steps": DISTILLED_STEPS}),
     "sa-solver": (SASolverScheduler, {}),
 }
-"""Each scheduler name with its class and what it sets beyond the model's own scheduler config."""
+"""For each scheduler name the class, and the settings that replace those of the model's own scheduler config."""
 
 
 def make_scheduler(own: Mapping[str, Any], name: str, *, steps: int) -> Any:
@@ -82,11 +83,19 @@ def make_scheduler(own: Mapping[str, Any], name: str, *, steps: int) -> Any:
     Raises:
         BadParameter: the scheduler cannot do that number of steps.
     """
-    kind, settings = SCHEDULERS[name]
-    public = {key: value for key, value in own.items() if not key.startswith("_")}
-    scheduler = kind.from_config({**public, **LINEAR_BETAS, **settings})
+    return make_configured({**own, **LINEAR_BETAS, **SCHEDULERS[name][1]}, name, steps=steps)
+
+
+def make_configured(config: Mapping[str, Any], name: str, *, steps: int) -> Any:
+    """A fresh scheduler of that name's class, its timesteps set, with exactly the settings of `config`.
+
+    Raises:
+        BadParameter: the scheduler cannot do that number of steps.
+    """
+    public = {key: value for key, value in config.items() if not key.startswith("_")}
+    scheduler = SCHEDULERS[name][0].from_config(public)
     try:
-        # On the CPU, so that reading a timestep never waits for the GPU.
+        # On the CPU, so that reading a timestep does not wait for the GPU.
         scheduler.set_timesteps(steps, device="cpu")
     except ValueError as error:
         raise BadParameter(
@@ -100,3 +109,20 @@ def make_scheduler(own: Mapping[str, Any], name: str, *, steps: int) -> Any:
             "num_inference_steps",
         )
     return scheduler
+
+
+def name_of(scheduler: Any) -> str:
+    """The name of a diffusers scheduler: of those with its class the one whose settings it has.
+
+    Raises:
+        BadParameter: there is no name for its class; lists the classes that have one.
+    """
+    names = [name for name, (kind, _) in SCHEDULERS.items() if type(scheduler) is kind]
+    if not names:
+        known = sorted({kind.__name__ for kind, _ in SCHEDULERS.values()})
+        raise BadParameter(
+            f"scheduler must be one of diffusers' {', '.join(known)} (got {type(scheduler).__name__})", "scheduler"
+        )
+    config = scheduler.config
+    fitting = [name for name in names if SCHEDULERS[name][1].items() <= dict(config).items()]
+    return max(fitting or names[:1], key=lambda name: len(SCHEDULERS[name][1]))

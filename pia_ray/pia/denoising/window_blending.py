@@ -1,4 +1,4 @@
-"""Tensors of videos that are longer than one window: their noise, and predictions of windows averaged into one."""
+"""Tensors of videos that are longer than one window: their noise, and the blended predictions of windows."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ def frame_noise(
 ) -> torch.Tensor:
     """Normal noise [4, T, h, w] from the row's own CPU generator, so that a seed means the same on every device.
 
-    Frames beyond the first window follow `params.noise`: the first window's noise again, shuffled within pieces of
-    the distance between windows or as it is, which keeps windows alike; or noise of their own. The draws are those of
-    diffusers' FreeNoise. Source: FreeNoise, arXiv 2310.15169.
+    `params.noise` decides the noise of frames beyond the first window. It is either the first window's again, as it is
+    or shuffled within chunks of the distance between windows, which keeps windows alike; or new noise. The draws are
+    those of diffusers' FreeNoise. Source: FreeNoise, arXiv 2310.15169.
     """
     noise = torch.randn(shape, generator=generator, dtype=torch.float32)
     frames, size = shape[1], params.piece_frames
@@ -33,23 +33,23 @@ def frame_noise(
 
 
 def blend(predictions: torch.Tensor, windows: Sequence[Window], num_frames: int) -> torch.Tensor:
-    """Predictions [windows x sides, 4, window's frames, h, w] as one per side, [sides, 4, T, h, w].
+    """Predictions [windows x branches, 4, window's frames, h, w] as one per branch, [branches, 4, T, h, w].
 
-    Where windows overlap, a frame's predictions count by a pyramid: the middle of a window knows more of what comes
-    before and after than its borders. A lone window passes as it is.
+    Where windows overlap, a frame's predictions have pyramid weights, because the middle of a window has more frames
+    before and after it than the borders. The predictions of one window are returned as they are.
     """
     if len(windows) == 1:
         return predictions
     size = len(windows[0])
     device, dtype = predictions.device, predictions.dtype
-    # Made in host memory and copied without waiting for a GPU.
-    ramp = torch.tensor([min(place + 1, size - place) for place in range(size)], dtype=dtype)
+    # Made in host memory, and copied without waiting for a GPU.
+    ramp = torch.tensor([min(position + 1, size - position) for position in range(size)], dtype=dtype)
     weights = ramp.to(device, non_blocking=True).view(-1, 1, 1)  # [window's frames, 1, 1]
-    sides = predictions.unflatten(0, (len(windows), -1))  # [windows, sides, 4, window's frames, h, w]
-    shape = (*sides.shape[1:3], num_frames, *sides.shape[4:])
+    of_windows = predictions.unflatten(0, (len(windows), -1))  # [windows, branches, 4, window's frames, h, w]
+    shape = (*of_windows.shape[1:3], num_frames, *of_windows.shape[4:])
     total = torch.zeros(shape, dtype=dtype, device=device)
     weight = torch.zeros(num_frames, 1, 1, dtype=dtype, device=device)
-    for frames, prediction in zip(windows, sides, strict=True):
+    for frames, prediction in zip(windows, of_windows, strict=True):
         index = torch.tensor(frames).to(device, non_blocking=True)
         total.index_add_(2, index, prediction * weights)
         weight.index_add_(0, index, weights)

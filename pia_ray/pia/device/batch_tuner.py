@@ -1,4 +1,4 @@
-"""How many UNet evaluations to run in one forward: found by timing the first forwards of each shape, then kept.
+"""The number of UNet evaluations in a forward. It is found by timing the first forwards of each shape, and then kept.
 
 Larger forwards pay until the device is busy; beyond that they only take memory. Knows no torch.
 """
@@ -15,15 +15,14 @@ LEAST_GAIN: Final = 0.03
 """A doubling that saves less time per evaluation than this share is not worth its memory and its latency."""
 
 START: Final = 2
-"""A row with guidance alone."""
+"""The evaluations of one row with guidance."""
 
 
 class ForwardTuner:
     """Doubles the size of forwards while that pays. Not for several threads.
 
-    `most` bounds it: what the device runs, what memory holds. `limit` is the largest forward to run now; the caller
-    times those of exactly that size and tells `record`, until `settled`. It starts with `start`; where that is `most`,
-    there is nothing to find.
+    `most` bounds the size. `limit` is the largest forward to run now; the caller times forwards of exactly that size
+    and calls `record`, until `settled`. The first size is `start`; where that is `most`, nothing is timed.
     """
 
     def __init__(self, *, most: int, start: int = START) -> None:
@@ -33,11 +32,11 @@ class ForwardTuner:
         self._seconds: list[float] = []
         self._found = self._trying == self._most
         self.room: int | None = None
-        """Evaluations that memory holds as things stand, which may change; None: any number."""
+        """Evaluations that fit in the memory that is free now; None: any number."""
 
     @property
     def settled(self) -> bool:
-        """Whether there is nothing left to find out, as things stand."""
+        """Whether the size has been found, or a larger one does not fit in the memory that is free now."""
         return self._found or (self.room is not None and self._trying > self.room)
 
     @property
@@ -47,7 +46,7 @@ class ForwardTuner:
         return most if self.room is None else max(1, min(most, self.room))
 
     def record(self, size: int, seconds: float) -> None:
-        """Takes note of a forward; those of another size than `limit` tell nothing."""
+        """Records the time of a forward; those of another size than `limit` are ignored."""
         if self.settled or size != self._trying:
             return
         self._seconds.append(seconds)
@@ -65,7 +64,7 @@ class ForwardTuner:
             self._trying = 2 * size
 
     def shrink(self, most: int) -> None:
-        """Takes note that memory holds no more than this; it is not tried again."""
+        """Bounds the size for good, because memory ran out with a larger one."""
         self._most = max(1, most)
         self._best = min(self._best, self._most)
         self._trying = min(self._trying, self._most)

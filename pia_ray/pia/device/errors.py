@@ -1,4 +1,4 @@
-"""What an exception says of the device: that memory ran out, or that the process cannot go on with it."""
+"""Whether an exception means that memory ran out, or that the process cannot use its device any more."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import torch
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a device or the host ran out; CPU allocator, cuBLAS and Triton say so by a plain RuntimeError."""
+    """Whether a device or the host ran out of memory; CPU allocator, cuBLAS and Triton raise a plain RuntimeError."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return any(text in str(error) for text in _OUT_OF_MEMORY)
 
 
 def device_is_lost(error: BaseException) -> bool:
-    """CUDA errors after which every later call fails too; compiled kernels tell them in Triton's words."""
+    """Whether it is a CUDA error after which every later call fails too; compiled kernels raise Triton's own text."""
     return not is_out_of_memory(error) and any(text in str(error) for text in _LOST)
 
 

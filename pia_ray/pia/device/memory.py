@@ -1,4 +1,4 @@
-"""How much of a device's memory a model may use, and how many frames or evaluations fit into it at once.
+"""The memory of a device that a model may use, and the numbers of frames and evaluations that fit into it.
 
 The sizes of activations are those that `benchmarks/memory.py` finds by running Stable Diffusion 1.5's architecture on
 tensors without content; they grow with pixels and frames in proportion, since no attention keeps its whole matrix.
@@ -7,17 +7,15 @@ tensors without content; they grow with pixels and frames in proportion, since n
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import torch
 from torch import nn
 
 from pia_ray.config.model import ModelConfig
 from pia_ray.errors import ConfigError
+from pia_ray.pia.components import Components
 from pia_ray.pia.device.vae_tiling import TILE_PIXELS, is_tiled
-
-if TYPE_CHECKING:
-    from pia_ray.pia.components import Components
 
 DECODE_WIDTHS: Final = 6
 """Values alive at the peak of a decode, per pixel and channel of the VAE's first block: 768 for 128 channels."""
@@ -29,20 +27,22 @@ EVALUATION_WIDTHS: Final = 28
 """
 
 HEADROOM: Final = 0.8
-"""Share of what is free that activations may take; the rest is for workspaces of convolutions and what is torn."""
+"""Share of the free memory that activations may take; the rest is for workspaces of convolutions and fragmentation."""
 
 MOST_DECODED_PIXELS: Final = 16 * 512 * 512
-"""Pixels decoded at once, however much memory there is: larger chunks are no faster."""
+"""Most pixels decoded at once, whatever the memory, because larger chunks are no faster."""
 
 CPU_DECODE_BYTES: Final = 4 * 2**30
 """Taken as free for a decode on a CPU where the model states no bound: four frames of 512 x 512 px in float32."""
 
 
 def limit_memory(model: ModelConfig, device: torch.device) -> int | None:
-    """The model's own bound in bytes; None where it states none. On a GPU torch holds the least of this process.
+    """The model's own bound in bytes; None where it states none.
+
+    On a GPU torch enforces the least bound of this process's models.
 
     Raises:
-        ConfigError: the device has less.
+        ConfigError: the device has less memory.
     """
     if model.memory_gib is None:
         return None
@@ -53,14 +53,14 @@ def limit_memory(model: ModelConfig, device: torch.device) -> int | None:
             raise ConfigError(
                 f"model {model.name}: memory_gib is {model.memory_gib:g}, but the GPU has {total / 2**30:.1f} GiB"
             )
-        # Of the current device, the one in use. A later model's wider bound must not undo an earlier one's.
+        # Of the current device. A later model's wider bound must not replace an earlier one's.
         share = min(most / total, torch.cuda.get_per_process_memory_fraction())
         torch.cuda.set_per_process_memory_fraction(share)
     return most
 
 
 def frames_at_once(components: Components, *, height: int, width: int) -> int:
-    """Frames of this size in px to decode at once, at least 1."""
+    """The number of frames of this size in px to decode at once, at least 1."""
     tiled = is_tiled(components.vae_tiling, height=height, width=width)
     pixels = min(height, TILE_PIXELS) * min(width, TILE_PIXELS) if tiled else height * width
     channels = components.vae.config["block_out_channels"][0]
@@ -72,7 +72,7 @@ def frames_at_once(components: Components, *, height: int, width: int) -> int:
 
 
 def evaluations_that_fit(components: Components, *, num_frames: int, height: int, width: int) -> int | None:
-    """Evaluations of this latent size whose activations fit at once, at least 1; None: no bound is known."""
+    """The number of evaluations of this latent size whose activations fit, at least 1; None: no bound is known."""
     free = _free_bytes(components, components.unet)
     if free is None:
         return None
@@ -82,22 +82,22 @@ def evaluations_that_fit(components: Components, *, num_frames: int, height: int
 
 
 def weight_bytes(parts: Iterable[object]) -> int:
-    """Memory of the weights of those parts that are modules, wherever they are."""
+    """The bytes of the weights of those parts that are modules, on any device."""
     modules = [part for part in parts if isinstance(part, nn.Module)]
     return sum(weight.numel() * weight.element_size() for part in modules for weight in part.parameters())
 
 
 def _free_bytes(components: Components, part: nn.Module) -> int | None:
-    """What activations of a part may take of the device: below the model's bound, and on a GPU what is free there."""
+    """The bytes that activations of a part may take: below the model's bound, and on a GPU what is free there."""
     device, bound = components.device, components.memory_bytes
     if device.type != "cuda":
         return None if bound is None else max(0, bound - weight_bytes(vars(components).values()))
     free, _ = torch.cuda.mem_get_info(device)
-    # What torch holds for later use counts as free, too.
+    # Memory that torch keeps for later use counts as free, too.
     allocated = torch.cuda.memory_allocated(device)
     free += torch.cuda.memory_reserved(device) - allocated
     if bound is not None:
         free = min(free, bound - allocated)
-    if next(part.parameters()).device.type == "cpu":  # it waits in host memory, and comes when it runs
+    if next(part.parameters()).device.type == "cpu":  # it is offloaded, and moves to the device when it runs
         free -= weight_bytes([part])
     return max(0, free)

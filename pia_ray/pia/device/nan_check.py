@@ -1,4 +1,4 @@
-"""Whether predictions are finite, answered when the device gets there: nothing here waits for a GPU."""
+"""Whether predictions are finite. The device computes it in its own time: nothing here waits for a GPU."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ import torch
 
 
 class FiniteCheck:
-    """Which of N predictions hold neither NaN nor infinity, once that is known.
+    """A check of N predictions for NaN and infinity.
 
-    On a GPU the answer is copied to the host behind the forward that made the predictions; asking for it while the GPU
-    is still busy gives none.
+    On a GPU the result is copied to the host after the forward that makes the predictions. It is not `known` before.
     """
 
     def __init__(self, predictions: torch.Tensor) -> None:
@@ -22,10 +21,10 @@ class FiniteCheck:
         self._finite = finite
 
     def fails(self, part: slice) -> bool:
-        """Whether one of these predictions is known not to be finite."""
+        """Whether one of these predictions is known to hold NaN or infinity."""
         return self.known and not bool(self._finite[part].all())
 
     @property
     def known(self) -> bool:
-        """Whether the answer is there."""
+        """Whether the result has reached the host."""
         return self._copied is None or self._copied.query()

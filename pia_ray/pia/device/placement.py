@@ -1,4 +1,4 @@
-"""Where and how fast the model runs: device, precision, memory layout, CPU threads, sizes of a forward."""
+"""The device, precision, memory layout and CPU threads of a model, and the sizes of its forwards."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ SDPA_ROWS: Final = 65_535
 """Most batch entries, and most heads, of one scaled-dot-product attention call on CUDA: the size of its grid."""
 
 MEMORY_FORMAT: Final = torch.channels_last
-"""Layout of the weights of UNet and VAE: what cuDNN's convolutions want.
+"""Layout of the weights of UNet and VAE, the one that cuDNN's convolutions use.
 
 On a 2-core CPU (benchmarks/engine_cpu.py, commit 8d18d8b) the UNet took the same time in both layouts, and the demo
 model's decoder 25 to 40 % less than with contiguous weights.
 """
 
 CPU_FORWARD_PIXELS: Final = 16_384
-"""Latent pixels of all frames in one forward on a CPU, where larger forwards only leave the caches.
+"""Latent pixels of all frames in one forward on a CPU; larger forwards do not fit in the caches.
 
 On a 2-core CPU (benchmarks/engine_cpu.py, commit 8d18d8b) an evaluation of 4,096 in the demo model took 67 ms in a
 forward of 2, 64 in one of 4, 76 in one of 8 and 94 in one of 16.
@@ -30,10 +30,10 @@ forward of 2, 64 in one of 4, 76 in one of 8 and 94 in one of 16.
 
 
 def device_of(model: ModelConfig) -> torch.device:
-    """The device the model asks for.
+    """The device of the model's `device` setting.
 
     Raises:
-        ConfigError: cuda is asked for and there is none.
+        ConfigError: it is cuda, and torch finds no GPU.
     """
     if model.device == "cpu":
         return torch.device("cpu")
@@ -45,7 +45,7 @@ def device_of(model: ModelConfig) -> torch.device:
 
 
 def dtype_of(model: ModelConfig, device: torch.device) -> torch.dtype:
-    """The precision of the UNet: what the model asks for, else float16 on a GPU and float32 on a CPU."""
+    """The precision of the UNet: the model's `dtype`, where auto is float16 on a GPU and float32 on a CPU."""
     if model.dtype == "auto":
         return torch.float16 if device.type == "cuda" else torch.float32
     return DTYPES[model.dtype]
@@ -66,14 +66,14 @@ def text_encoder_dtype_of(model: ModelConfig, device: torch.device) -> torch.dty
 
 
 def set_cpu_threads(threads: int) -> None:
-    """Bounds the threads of this process's CPU operators, so that workers on one machine do not crowd each other."""
+    """Bounds the threads of this process's CPU operators, so that workers on one machine do not compete for cores."""
     torch.set_num_threads(max(1, threads))
 
 
 def forward_sizes(num: int, limit: int, *, device: torch.device) -> list[int]:
-    """How to cut `num` UNet evaluations into forwards of at most `limit`.
+    """The sizes of forwards, each at most `limit`, that run `num` UNet evaluations.
 
-    On a GPU the sizes are powers of two, so that few shapes occur and nothing is padded; on the CPU any size will do.
+    On a GPU the sizes are powers of two, so that few shapes occur and nothing is padded; on a CPU any size may occur.
     """
     sizes = []
     while num > 0:
@@ -88,9 +88,9 @@ def forward_sizes(num: int, limit: int, *, device: torch.device) -> list[int]:
 def most_evaluations(
     batch_size: int, num_frames: int, height: int, width: int, *, device: torch.device, most_positions: int | None
 ) -> int:
-    """Most evaluations of one latent size in a forward: two branches per row, within what the device runs well.
+    """The most evaluations of one latent size in a forward: two branches a row, within the bounds of device and UNet.
 
-    `most_positions` is the UNet's own bound: see `exact.most_positions`.
+    `most_positions` is the UNet's bound: see `unet.motion_modules.most_positions`.
     """
     most = 2 * batch_size
     if most_positions is not None:

@@ -1,6 +1,6 @@
-"""Time on the device: what work took there, and how far the host may run ahead of it.
+"""Time on the device: how long work took there, and how far the host may run ahead of it.
 
-A GPU runs what it is told later than it is told. Nothing here makes it wait.
+A GPU runs work later than the host queues it. Nothing here makes the GPU wait.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ from typing import Final, Protocol
 import torch
 
 MOST_AHEAD: Final = 2
-"""Steps that the host may have queued on a GPU beyond the one it is at: enough that the GPU never waits for the host,
+"""Steps that the host may have queued on a GPU beyond the running one: enough that the GPU never waits for the host,
 and few enough that rows which join, leave or turn NaN are noticed soon."""
 
 
-class Mark(Protocol):
-    """A place in the queue of a device, such as `torch.cuda.Event`."""
+class DeviceEvent(Protocol):
+    """A point in the queue of a device, such as `torch.cuda.Event`."""
 
     def synchronize(self) -> None:
-        """Waits until the device has got there."""
+        """Waits until the device has reached it."""
 
 
 class Stopwatch:
-    """Times what a device does between the making of this and `stop`."""
+    """Times the work of a device between the constructor and `stop`."""
 
     def __init__(self, device: torch.device) -> None:
         self._timed = device.type == "cuda"
@@ -34,7 +34,7 @@ class Stopwatch:
         self._ended_s = self._started_s
 
     def stop(self) -> Stopwatch:
-        """Ends it, where the device's queue ends now."""
+        """Ends the timing at the present end of the device's queue; returns itself."""
         self._ended_s = time.perf_counter()
         if self._timed:
             self._ended = _event()
@@ -42,33 +42,34 @@ class Stopwatch:
 
     @property
     def seconds(self) -> float:
-        """What the device took; waits until it is through."""
+        """The device's time; waits until its work is done."""
         if self._started is None or self._ended is None:
             return self._ended_s - self._started_s
         self._ended.synchronize()
         return float(self._started.elapsed_time(self._ended)) / 1000
 
 
-class Lead:
-    """Holds the host back where it is more than `MOST_AHEAD` steps ahead of a device."""
+class RunAheadLimit:
+    """Makes the host wait where it is more than `MOST_AHEAD` steps ahead of a device."""
 
     def __init__(self) -> None:
-        self._marks: deque[Mark] = deque()
+        self._events: deque[DeviceEvent] = deque()
 
-    def step(self, mark: Mark) -> None:
-        """Takes note of the end of a step; waits for the end of an earlier one, never for this."""
-        self._marks.append(mark)
-        while len(self._marks) > MOST_AHEAD:
-            self._marks.popleft().synchronize()
+    def step(self, event: DeviceEvent) -> None:
+        """Records the end of a step; waits for the end of an earlier step, never for this one."""
+        self._events.append(event)
+        while len(self._events) > MOST_AHEAD:
+            self._events.popleft().synchronize()
 
 
-def mark_of(device: torch.device) -> Mark | None:
-    """Where the queue of the device ends now; None for a device without one, whose work is done when told."""
+def record_event(device: torch.device) -> DeviceEvent | None:
+    """The present end of the device's queue; None for a CPU, which has no queue."""
     if device.type != "cuda":
         return None
-    mark: Mark = torch.cuda.Event(blocking=True)  # a thread that waits sleeps, and leaves its core to the encoders
-    torch.cuda.current_stream(device).record_event(mark)  # type: ignore[arg-type]
-    return mark
+    # A thread that waits for a blocking event sleeps, and so leaves its core to the encoders.
+    event: DeviceEvent = torch.cuda.Event(blocking=True)
+    torch.cuda.current_stream(device).record_event(event)  # type: ignore[arg-type]
+    return event
 
 
 def _event() -> torch.cuda.Event:

@@ -1,4 +1,4 @@
-"""The VAE in tiles, for pictures too large to encode or decode whole: equal tiles, evenly spread, blended linearly.
+"""The VAE in tiles, for pictures too large to encode or decode whole. Tiles are equal, evenly spread, blended linearly.
 
 diffusers' own tiling steps by a fixed stride, which can leave slivers of a few pixels at the edges whose GroupNorm
 statistics are their own; equal tiles have no slivers.
@@ -13,7 +13,7 @@ from typing import Final
 import torch
 
 TILE_PIXELS: Final = 512
-"""Side of a tile in px, what Stable Diffusion 1.5's VAE was trained on or more."""
+"""Side of a tile in px: at least that of the pictures that Stable Diffusion 1.5's VAE was trained on."""
 
 WHOLE_PIXELS: Final = 1024 * 1024
 """Pixels up to which `auto` keeps a picture whole, at 1.5 GiB of activations a frame in float16."""
@@ -23,7 +23,7 @@ _OVERLAP: Final = 0.25
 
 
 def is_tiled(vae_tiling: str, *, height: int, width: int) -> bool:
-    """Whether a picture of this size in px is worked on in tiles."""
+    """Whether a picture of this size in px is encoded and decoded in tiles."""
     if vae_tiling == "off" or max(height, width) <= TILE_PIXELS:
         return False
     return vae_tiling == "on" or height * width > WHOLE_PIXELS
@@ -32,7 +32,7 @@ def is_tiled(vae_tiling: str, *, height: int, width: int) -> bool:
 def tiled(
     run: Callable[[torch.Tensor], torch.Tensor], values: torch.Tensor, *, tile: int, scale: float
 ) -> torch.Tensor:
-    """What `run` gives for values [N, C, H, W], from tiles of at most `tile` a side; float32.
+    """The result of `run` for values [N, C, H, W], float32, made of tiles of at most `tile` a side.
 
     Tiles are blended where they overlap. `scale` is the side of the result per side of the values: 8 when decoding
     with a factor of 8, 1/8 when encoding. `tile` and the values' sides, times `scale`, are whole numbers.
@@ -60,7 +60,7 @@ def tiled(
 
 
 def _starts(size: int, tile: int, step: int) -> list[int]:
-    """Where tiles begin along a side: evenly spread on multiples of `step`, the last one ends with the side."""
+    """The starts of the tiles along a side: evenly spread on multiples of `step`, the last tile ends with the side."""
     if size <= tile:
         return [0]
     num = -(-(size - int(tile * _OVERLAP)) // (tile - int(tile * _OVERLAP)))
@@ -68,13 +68,14 @@ def _starts(size: int, tile: int, step: int) -> list[int]:
 
 
 def _ramps(starts: list[int], start: int, tile: int, scale: float, device: torch.device) -> torch.Tensor:
-    """Weights along one side of a tile: they rise where the tile before reaches into it, fall where the next begins."""
-    place = starts.index(start)
+    """The weights along one side of a tile: they rise where it overlaps the tile before, and fall where it overlaps
+    the next one."""
+    index = starts.index(start)
     weights = torch.ones(round(tile * scale), device=device)
-    if place > 0:
-        weights *= _rise(starts[place - 1] + tile - start, tile, scale, device)
-    if place + 1 < len(starts):
-        weights *= 1 - _rise(tile - (starts[place + 1] - start), tile, scale, device, late=True)
+    if index > 0:
+        weights *= _rise(starts[index - 1] + tile - start, tile, scale, device)
+    if index + 1 < len(starts):
+        weights *= 1 - _rise(tile - (starts[index + 1] - start), tile, scale, device, late=True)
     return weights
 
 

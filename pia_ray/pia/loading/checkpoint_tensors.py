@@ -1,4 +1,4 @@
-"""Checkpoint files -> tensors by name; and copies of modules that share every tensor with their original."""
+"""Checkpoint files -> tensors by name; copies of modules that share every tensor with the original."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _Module = TypeVar("_Module", bound=torch.nn.Module)
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a checkpoint file by name, on the CPU; of a pickled one what torch loads as weights only.
+    """The tensors of a checkpoint file by name, on the CPU. Pickled files are loaded with torch's weights_only.
 
     Raises:
-        WeightsError: it cannot be read, or holds something else.
+        WeightsError: the file cannot be read, or holds something else.
     """
     try:
         if path.suffix.lower() == ".safetensors":
@@ -38,7 +38,7 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def read_header(path: Path) -> dict[str, Any]:
-    """The metadata of a safetensors file, JSON in it read; empty where there is none."""
+    """The metadata of a safetensors file, with JSON texts parsed; empty for other files."""
     if path.suffix.lower() != ".safetensors":
         return {}
     with safetensors.safe_open(path, framework="pt") as file:
@@ -53,7 +53,7 @@ def read_header(path: Path) -> dict[str, Any]:
 
 
 def sharing_copy(module: _Module) -> _Module:
-    """A module of its own whose tensors are the original's: replace some, and the original does not notice."""
+    """A copy of a module with the original's tensors; replacing some of them does not affect the original."""
     shared: dict[int, Any] = {id(tensor): tensor for tensor in chain(module.parameters(), module.buffers())}
     return copy.deepcopy(module, shared)
 

@@ -1,7 +1,7 @@
-"""GroupNorm as PIA's own code has it: ResNet blocks over all frames of a video, motion modules frame by frame.
+"""GroupNorm as in PIA's own code: ResNet blocks over all frames of a video, motion modules frame by frame.
 
-diffusers' UNetMotionModel does the reverse. Which frames make a video is told by each forward of the UNet, so rows
-that share a forward keep statistics of their own.
+diffusers' UNetMotionModel does the reverse. Each forward of the UNet sets the number of frames per video, so rows of
+one forward have separate statistics.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from torch import nn
 
 
 def normalise_as_original(unet: UNetMotionModel) -> None:
-    """Gives the UNet's ResNet blocks, output and motion modules the statistics of the original; weights stay.
+    """Changes the GroupNorms of the UNet's ResNet blocks, output and motion modules to those of the original code.
 
-    Spatial attention normalises frame by frame in both and is left alone. Source: AnimateDiff's and PIA's published
-    code, whose tensors are [B, C, T, h, w] in ResNet blocks and [B*T, C, h, w] in motion modules.
+    Weights stay. Spatial attention normalises frame by frame in both and is not changed. Source: AnimateDiff's and
+    PIA's published code, whose tensors are [B, C, T, h, w] in ResNet blocks and [B*T, C, h, w] in motion modules.
     """
     length = _Length()
     unet.register_forward_pre_hook(length.read, with_kwargs=True)
@@ -35,7 +35,7 @@ def normalise_as_original(unet: UNetMotionModel) -> None:
 
 
 class _Length:
-    """Frames per video in the UNet's present forward. A bound method is its hook, so that a deep copy has its own."""
+    """Frames per video in the UNet's running forward. Its hook is a bound method, so that a deep copy has its own."""
 
     def __init__(self) -> None:
         self.num_frames = 1
@@ -46,7 +46,7 @@ class _Length:
 
 
 class _VideoGroupNorm(nn.GroupNorm):
-    """Takes its statistics over all frames of each video of a flattened batch."""
+    """GroupNorm with statistics over all frames of each video of a flattened batch."""
 
     def __init__(self, norm: nn.GroupNorm, length: _Length) -> None:
         super().__init__(norm.num_groups, norm.num_channels, norm.eps, affine=False)
@@ -60,7 +60,7 @@ class _VideoGroupNorm(nn.GroupNorm):
 
 
 class _FrameGroupNorm(nn.GroupNorm):
-    """Takes its statistics frame by frame of videos [N, C, T, h, w]."""
+    """GroupNorm with statistics frame by frame of videos [N, C, T, h, w]."""
 
     def __init__(self, norm: nn.GroupNorm) -> None:
         super().__init__(norm.num_groups, norm.num_channels, norm.eps, affine=False)

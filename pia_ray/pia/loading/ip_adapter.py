@@ -1,7 +1,7 @@
-"""IP-Adapter: a picture's look as further tokens of the cross-attention, with tokens and scale of each row's own.
+"""IP-Adapter: a picture as further tokens of the cross-attention, with tokens and scale for each row.
 
-Loads the published files (plain, plus and full) into a UNet, encodes pictures, and packs the tokens of the rows of one
-forward. Rows without a picture share a forward with those that have one and lose nothing. Source: arXiv 2308.06721.
+Loads the published files (plain, plus and full) into a UNet, and encodes pictures. Rows without a picture may share a
+forward with rows that have one, at no cost. Source: arXiv 2308.06721.
 """
 
 from __future__ import annotations
@@ -22,16 +22,17 @@ from pia_ray.pia.unet.image_attention import ImageCrossAttention
 
 CLIP_MEAN: Final = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD: Final = (0.26862954, 0.26130258, 0.27577711)
-"""What CLIP's image encoders take red, green and blue to be normalised by. Source: CLIP, arXiv 2103.00020, its code."""
+"""Mean and standard deviation of red, green and blue, for CLIP's image encoders. Source: CLIP, arXiv 2103.00020, its
+code."""
 
 
 def install_ip_adapter(
     unet: Any, path: Path, *, image_encoder: CLIPVisionModelWithProjection | None, device: torch.device
 ) -> IPAdapter:
-    """Puts the adapter's attention into the UNet, which without pictures works as before, and gives the rest.
+    """Adds the adapter's attention to the UNet, which without pictures works as before; returns the other parts.
 
     Raises:
-        WeightsError: the file is no IP-Adapter, of an unsupported kind, or made for another model.
+        WeightsError: the file is not an IP-Adapter, of an unsupported kind, or made for another model.
     """
     projection_weights, attention_weights = _read(path)
     if {"norm.weight", "proj.0.weight"} <= projection_weights.keys() or (
@@ -40,10 +41,10 @@ def install_ip_adapter(
         raise WeightsError(f"{path} is an IP-Adapter for face ids, which needs a face recogniser: take another kind")
     _install_attention(unet, attention_weights, path)
     try:
-        # diffusers' own reading of the file's layouts; it has no public name.
+        # diffusers' own conversion of the file's layouts; it has no public name.
         projection = unet._convert_ip_adapter_image_proj_to_diffusers(projection_weights, low_cpu_mem_usage=False)
     except (KeyError, IndexError, RuntimeError) as error:
-        raise WeightsError(f"{path}: its image projection is of no known layout ({_first_line(error)})") from error
+        raise WeightsError(f"{path}: its image projection has no known layout ({_first_line(error)})") from error
     projection.requires_grad_(False).eval().to(device, unet.dtype)
     adapter = IPAdapter(projection, _embed_width(projection_weights), image_encoder)
     if image_encoder is not None:
@@ -65,11 +66,11 @@ def encode_picture(adapter: IPAdapter, image: Image.Image) -> torch.Tensor:
 
 
 def image_tokens(adapter: IPAdapter, embeds: torch.Tensor, *, scale: float) -> dict[Text, ImageTokens]:
-    """Tokens for each side of guidance by its text, from embeddings in any of the layouts people have.
+    """The tokens for each guidance branch, by its text, from embeddings in any of the usual layouts.
 
-    Those are one picture's embedding, several on a further axis in front, or diffusers' own: yet another axis in
-    front, of one (the positive) or two (the negative one first). Without one, the negative is what diffusers takes:
-    zeros, or what the image encoder makes of zeros (an even grey) where the adapter reads patches.
+    These are: one picture's embedding; several, with one more axis in front; or diffusers' own, with yet another axis
+    in front, of one (the positive) or two (the negative first). Where there is no negative, it is that of diffusers:
+    zeros, or where the adapter reads patches, the image encoder's output for zeros (an even grey).
 
     Raises:
         BadParameter: another layout, or a negative is needed and cannot be made.
@@ -83,9 +84,9 @@ def image_tokens(adapter: IPAdapter, embeds: torch.Tensor, *, scale: float) -> d
             f"first (got {list(shape)})",
             "ip_adapter_image_embeds",
         )
-    sides = embeds[(None,) * (own + 2 - len(shape))]  # [1 or 2, pictures, (S,) D]
-    positive = sides[-1]
-    negative = sides[0] if len(sides) == 2 else _no_picture(adapter, positive)
+    branches = embeds[(None,) * (own + 2 - len(shape))]  # [1 or 2, pictures, (S,) D]
+    positive = branches[-1]
+    negative = branches[0] if len(branches) == 2 else _no_picture(adapter, positive)
     return {
         "negative_prompt": ImageTokens(_project(adapter, negative), scale),
         "prompt": ImageTokens(_project(adapter, positive), scale),
@@ -100,28 +101,28 @@ def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]
         if part in parts:
             parts[part][rest] = weight
     if not parts["image_proj"] or not parts["ip_adapter"]:
-        raise WeightsError(f"{path} is no IP-Adapter: it has no image_proj.* and ip_adapter.* weights")
+        raise WeightsError(f"{path} is not an IP-Adapter: it has no image_proj.* and ip_adapter.* weights")
     return parts["image_proj"], parts["ip_adapter"]
 
 
 def _install_attention(unet: Any, weights: dict[str, torch.Tensor], path: Path) -> None:
-    places = [
+    names = [
         name.removesuffix(".processor")
         for name in unet.attn_processors
         if name.endswith("attn2.processor") and "motion_modules" not in name
     ]
     # Numbered through all attentions of a plain UNet, of which every second one reads the prompt.
-    numbers = [2 * index + 1 for index in range(len(places))]
+    numbers = [2 * index + 1 for index in range(len(names))]
     wanted = {f"{number}.{layer}.weight" for number in numbers for layer in ("to_k_ip", "to_v_ip")}
     if not wanted <= (found := {name for name in weights if ".to_k_ip." in name or ".to_v_ip." in name}) or (
         len(found) > len(wanted)
     ):
         raise WeightsError(
             f"{path} is an IP-Adapter for another model: it has weights for {len(found) // 2} cross-attentions, and "
-            f"this UNet has {len(places)}"
+            f"this UNet has {len(names)}"
         )
-    for number, place in zip(numbers, places, strict=True):
-        attention = unet.get_submodule(place)
+    for number, name in zip(numbers, names, strict=True):
+        attention = unet.get_submodule(name)
         layers = [weights[f"{number}.{layer}.weight"] for layer in ("to_k_ip", "to_v_ip")]
         for layer in layers:
             if layer.shape != attention.to_k.weight.shape:
@@ -142,7 +143,7 @@ def _embed_width(projection: dict[str, torch.Tensor]) -> int:
 def _encode(adapter: IPAdapter, pixels: torch.Tensor) -> torch.Tensor:
     encoder = adapter.image_encoder
     assert encoder is not None
-    # Where an encoder is whose weights are offloaded says nothing of where it runs.
+    # Not the encoder's own device, because an offloaded encoder runs on another.
     device = next(adapter.projection.parameters()).device
     batch = pixels[None].to(device, encoder.dtype)  # [1, 3, size, size]
     if adapter.reads_patches:
@@ -170,7 +171,7 @@ def _project(adapter: IPAdapter, embeds: torch.Tensor) -> torch.Tensor:
 
 
 def _pixels(image: Image.Image, size: int) -> np.ndarray[Any, Any]:
-    """float32 [3, size, size] as CLIP wants it: short side to `size`, the middle of the long one, normalised."""
+    """CLIP's input, float32 [3, size, size]: the short side scaled to `size`, the long one cropped, normalised."""
     width, height = image.size
     fitted = (size, int(size * height / width)) if width <= height else (int(size * width / height), size)
     left, top = (fitted[0] - size) // 2, (fitted[1] - size) // 2

@@ -1,6 +1,6 @@
 """Weights on disk -> components ready to run: UNet with motion modules, VAE, text encoder, tokenizer, scheduler config.
 
-Loads by diffusers' and transformers' own loaders, safetensors only unless the model says otherwise.
+Uses diffusers' and transformers' own loaders; safetensors only, unless the model allows pickled files.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from diffusers import AutoencoderKL, MotionAdapter, UNet2DConditionModel, UNetMotionModel
+from diffusers import AutoencoderKL, MotionAdapter, UNet2DConditionModel, UNetMotionModel, schedulers
 from diffusers.utils import logging as diffusers_logging
 from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 from transformers.utils import logging as transformers_logging
 
 from pia_ray.config.model import ModelConfig
 from pia_ray.errors import WeightsError
-from pia_ray.pia.components import Components, Held, Lora
+from pia_ray.pia.components import Components, Lora, SharedTensors
 from pia_ray.pia.device.memory import limit_memory
 from pia_ray.pia.device.placement import device_of, dtype_of, text_encoder_dtype_of, vae_dtype_of
 from pia_ray.pia.loading import single_file
@@ -28,23 +28,23 @@ from pia_ray.pia.loading.ip_adapter import install_ip_adapter
 from pia_ray.pia.loading.lora import read_lora
 from pia_ray.pia.loading.offload import offload
 from pia_ray.pia.loading.textual_inversion import with_inversions
-from pia_ray.pia.loading.weight_sharing import Pool, SourceOf
+from pia_ray.pia.loading.weight_sharing import SourceOf, WeightPool
 from pia_ray.pia.unet.compilation import compile_mode_of
 from pia_ray.weights import LocalWeights
 from pia_ray.weights.checkpoint import PICKLED_SUFFIXES, digest
 
-# Their loading bars are for notebooks; a worker's standard error is for what goes wrong.
+# Their progress bars are for notebooks; a worker's standard error is for warnings and errors.
 diffusers_logging.disable_progress_bar()
 transformers_logging.disable_progress_bar()
 
 
-def assemble(weights: LocalWeights, model: ModelConfig, pool: Pool | None = None) -> Components:
-    """The model of these weights, on its device; what other models of the pool hold already is held once.
+def assemble(weights: LocalWeights, model: ModelConfig, pool: WeightPool | None = None) -> Components:
+    """The model of these weights, on its device; weights that other models of the pool have are shared with them.
 
     Raises:
         WeightsError: a part is missing, damaged, or not a PIA model (no 9-channel input); a LoRA or textual inversion
             does not fit.
-        ConfigError: the device is not there.
+        ConfigError: the device does not exist.
     """
     device = device_of(model)
     dtypes = _Dtypes(dtype_of(model, device), vae_dtype_of(model, device), text_encoder_dtype_of(model, device))
@@ -56,13 +56,13 @@ def assemble(weights: LocalWeights, model: ModelConfig, pool: Pool | None = None
             f"the UNet of model {model.name} takes {channels} channels, PIA's takes 9: "
             "motion_adapter must be PIA's condition adapter, which brings its own conv_in"
         )
-    configs = weights.base if weights.base.is_dir() or weights.config is None else weights.config
+    configs = _configs(weights)
     tokenizer = _load(CLIPTokenizer, configs / "tokenizer", {})
     parts: dict[str, torch.nn.Module] = {"text_encoder": text_encoder, "unet": unet, "vae": vae}
     if (encoder := _image_encoder(weights, kwargs, dtype=dtypes.unet)) is not None:
         parts["image_encoder"] = encoder
-    home = device if model.offload == "none" else torch.device("cpu")
-    held = _place(parts, weights, pool, device=home)
+    weights_device = device if model.offload == "none" else torch.device("cpu")
+    shared = _move_to_device(parts, weights, pool, device=weights_device)
     if model.group_norm == "original":
         normalise_as_original(unet)
     ip_adapter = None
@@ -84,15 +84,43 @@ def assemble(weights: LocalWeights, model: ModelConfig, pool: Pool | None = None
         version=weights.version,
         ip_adapter=ip_adapter,
         loras={name: Lora(path, model.loras[name].weight) for name, path in weights.loras.items()},
-        held=held,
+        shared_tensors=shared,
     )
     if weights.textual_inversions:
         components = with_inversions(components, weights.textual_inversions)
     for lora in components.loras.values():
-        read_lora(lora.path, components)  # a LoRA for another model is told before any row asks for it
-    visiting = [components.text_encoder, components.unet, components.vae, *([] if encoder is None else [encoder])]
-    offload(visiting, model.offload, device)
+        read_lora(lora.path, components)  # so that a LoRA for another model is refused now and not by the first row
+    offloaded = [components.text_encoder, components.unet, components.vae, *([] if encoder is None else [encoder])]
+    offload(offloaded, model.offload, device)
     return components
+
+
+def own_scheduler(weights: LocalWeights) -> Any:
+    """The scheduler that came with the weights, of its own class and with its own settings.
+
+    Raises:
+        WeightsError: there is none, or diffusers does not have its class.
+    """
+    path = _configs(weights) / "scheduler" / "scheduler_config.json"
+    config = _read_config(path)
+    kind = getattr(schedulers, str(config.get("_class_name")), None)
+    if kind is None:
+        raise WeightsError(f"{path} names no scheduler of diffusers: {config.get('_class_name')}")
+    return kind.from_config(config)
+
+
+def own_side(weights: LocalWeights) -> int:
+    """The side in px of the square pictures that the weights were trained on, by their configs; 512 where none says."""
+    configs = _configs(weights)
+    vae = weights.vae if weights.vae is not None and weights.vae.is_dir() else configs / "vae"
+    factor = 2 ** (len(_read_config(vae / "config.json").get("block_out_channels", [0] * 4)) - 1)
+    side = _read_config(configs / "unet" / "config.json").get("sample_size", 64)
+    return int(side if isinstance(side, int) else 64) * factor
+
+
+def _configs(weights: LocalWeights) -> Path:
+    """The folder with configs, tokenizer and scheduler."""
+    return weights.base if weights.base.is_dir() or weights.config is None else weights.config
 
 
 class _Dtypes(NamedTuple):
@@ -104,7 +132,7 @@ class _Dtypes(NamedTuple):
 def _parts(
     weights: LocalWeights, kwargs: dict[str, Any], dtypes: _Dtypes
 ) -> tuple[UNetMotionModel, AutoencoderKL, CLIPTextModel]:
-    """UNet with motion modules, VAE and text encoder, each out of a folder or a single file."""
+    """UNet with motion modules, VAE and text encoder, each from a folder or a single file."""
     checkpoint: dict[str, torch.Tensor] = {}
     unet_kwargs = {**kwargs, "torch_dtype": dtypes.unet}
     if weights.base.is_file():
@@ -151,7 +179,7 @@ def _unet(weights: LocalWeights, kwargs: dict[str, Any]) -> UNetMotionModel:
 
 
 def _with_motion(plain: UNet2DConditionModel | None, weights: LocalWeights, kwargs: dict[str, Any]) -> UNetMotionModel:
-    """The plain UNet (None: the one in the base's folder) with PIA's motion modules."""
+    """PIA's UNet: the plain one (None: the one in the base's folder) with the adapter's motion modules."""
     if weights.motion_adapter is None:
         raise WeightsError(f"{weights.base} is a plain Stable Diffusion: the model needs a motion_adapter to animate")
     adapter = _load(MotionAdapter, weights.motion_adapter, kwargs)
@@ -159,7 +187,7 @@ def _with_motion(plain: UNet2DConditionModel | None, weights: LocalWeights, kwar
         raise WeightsError(f"the motion adapter in {weights.motion_adapter} has no conv_in: it is not PIA's")
     if plain is None:
         plain = _load(UNet2DConditionModel, weights.base / "unet", kwargs)
-    # The new UNet shares conv_in with the adapter object. Both sources are dropped here, so nothing can alias it.
+    # The new UNet shares conv_in with the adapter object, which is dropped here, so that nothing else refers to it.
     return UNetMotionModel.from_unet2d(plain, adapter)
 
 
@@ -171,14 +199,14 @@ def _image_encoder(
     return _load(CLIPVisionModelWithProjection, weights.image_encoder, {"dtype": dtype, **kwargs})
 
 
-def _place(
-    parts: Mapping[str, torch.nn.Module], weights: LocalWeights, pool: Pool | None, *, device: torch.device
-) -> tuple[Held, ...]:
+def _move_to_device(
+    parts: Mapping[str, torch.nn.Module], weights: LocalWeights, pool: WeightPool | None, *, device: torch.device
+) -> tuple[SharedTensors, ...]:
     """Moves the parts to the device, through the pool."""
 
-    def source(place: Path | None, name: str) -> str:
+    def source(path: Path | None, name: str) -> str:
         # Digests take seconds where the files are large, and nothing is shared without a pool.
-        return "" if pool is None or place is None else _source(place, name)
+        return "" if pool is None or path is None else _source(path, name)
 
     base, motion = source(weights.base, "unet"), source(weights.motion_adapter, "")
     vae = source(weights.base, "vae") if weights.vae is None else source(weights.vae, "")
@@ -190,23 +218,24 @@ def _place(
         "text_encoder": lambda _: text,
         "image_encoder": lambda _: image,
     }
-    used, held = Pool() if pool is None else pool, list[Held]()
+    used, shared = WeightPool() if pool is None else pool, list[SharedTensors]()
     for name, part in parts.items():
-        held += used.place(part.requires_grad_(False).eval(), sources[name], device=device)
-    return tuple(held)
+        shared += used.move(part.requires_grad_(False).eval(), sources[name], device=device)
+    return tuple(shared)
 
 
-def _source(place: Path, name: str) -> str:
-    """Digest of the weights in a file, or in that subfolder; configs may name their makers and say the same."""
-    if place.is_file():
-        return digest(place, [place])
-    folder = place / name
+def _source(path: Path, name: str) -> str:
+    """Digest of the weights in a file, or in that subfolder. Configs do not count, because equal ones may differ in
+    text."""
+    if path.is_file():
+        return digest(path, [path])
+    folder = path / name
     suffixes = (".safetensors", *PICKLED_SUFFIXES)
-    return digest(folder, sorted(path for path in folder.iterdir() if path.suffix in suffixes))
+    return digest(folder, sorted(file for file in folder.iterdir() if file.suffix in suffixes))
 
 
 def _unet_source(name: str, base: str, motion: str) -> str:
-    """Where a weight of the UNet comes from: the base's UNet, the motion adapter, or, for the input, both."""
+    """The source of a weight of the UNet: the base's UNet, the motion adapter, or for the input both."""
     if not motion:
         return base
     if name.startswith("conv_in."):
@@ -215,8 +244,8 @@ def _unet_source(name: str, base: str, motion: str) -> str:
 
 
 def _load(kind: Any, folder: Path, kwargs: dict[str, Any]) -> Any:
-    # In float32, and cast after: for another precision both libraries set torch's default for a while, which is that
-    # of the whole process, and rows of another model may be denoising.
+    # Loaded in float32 and cast afterwards: for another precision both libraries set torch's default dtype while they
+    # load, which is that of the whole process, and rows of another model may be denoising.
     given = [name for name in ("torch_dtype", "dtype") if name in kwargs]
     wide: dict[str, Any] = {**kwargs, **dict.fromkeys(given, torch.float32)}
     try:

@@ -1,6 +1,6 @@
-"""LoRA files -> variants of a model with their weights merged in; what a LoRA does not touch stays one copy in memory.
+"""LoRA files -> variants of a model with their weights merged in; weights that no LoRA changes stay one copy in memory.
 
-Reads kohya's, diffusers' and AnimateDiff's names. The base model is never written to, so variants live side by side.
+Reads kohya's, diffusers' and AnimateDiff's names. The base model is never written to, so several variants can coexist.
 """
 
 from __future__ import annotations
@@ -9,23 +9,24 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import Any, Final, Literal
 
 import torch
 
 from pia_ray.errors import WeightsError
+from pia_ray.pia.components import Components
 from pia_ray.pia.loading.checkpoint_tensors import read_header, read_tensors, sharing_copy
-
-if TYPE_CHECKING:
-    from pia_ray.pia.components import Components
 
 Strengths = tuple[tuple[str, float], ...]
 """LoRAs of a model by name with the factor of each."""
 
-_Side = Literal["unet", "text_encoder"]
+_Part = Literal["unet", "text_encoder"]
+_Target = tuple[_Part, str]
+"""A module: its part and its flat name."""
+
 _PAIR: Final = re.compile(r"(.+?)[._]lora(?:_linear_layer)?[._](down|up|A|B)(?:\.default(?:_\d+)?)?\.weight")
 _ALPHA: Final = re.compile(r"(.+?)(?:[._]lora(?:_linear_layer)?)?\.alpha")
-_PREFIXES: Final[Mapping[str, _Side]] = {
+_PREFIXES: Final[Mapping[str, _Part]] = {
     "lora_unet_": "unet",
     "lora_te_": "text_encoder",
     "lora_te1_": "text_encoder",
@@ -53,10 +54,10 @@ _OTHER_KINDS: Final = {
 
 
 @dataclass(frozen=True)
-class Change:
-    """What a LoRA adds to one weight: scale * up @ down."""
+class WeightDelta:
+    """A LoRA's addition to one weight: scale * up @ down."""
 
-    side: _Side
+    part: _Part
     module: str
     down: torch.Tensor
     """[r, in] or [r, in, k, k]"""
@@ -72,92 +73,92 @@ class Change:
 
 
 def variant(components: Components, loras: Strengths) -> Components:
-    """The model with these LoRAs merged in: new weights where they act, the same tensors everywhere else.
+    """The model with these LoRAs merged in: new weights where a LoRA acts, the same tensors everywhere else.
 
     Raises:
-        WeightsError: a LoRA is not one, or is not for this model.
+        WeightsError: a file is not a LoRA, or not for this model.
     """
-    sides: dict[str, dict[str, torch.Tensor]] = {}
+    deltas: dict[_Part, dict[str, torch.Tensor]] = {}
     for name, strength in loras:
-        for change in read_lora(components.loras[name].path, components):
-            deltas = sides.setdefault(change.side, {})
-            weight = getattr(components, change.side).get_submodule(change.module).weight
-            delta = strength * change.delta(weight)
-            deltas[change.module] = deltas[change.module] + delta if change.module in deltas else delta
-    parts: dict[str, Any] = {side: _merged(getattr(components, side), deltas) for side, deltas in sides.items()}
+        for found in read_lora(components.loras[name].path, components):
+            of_part = deltas.setdefault(found.part, {})
+            weight = getattr(components, found.part).get_submodule(found.module).weight
+            delta = strength * found.delta(weight)
+            of_part[found.module] = of_part[found.module] + delta if found.module in of_part else delta
+    parts: dict[str, Any] = {part: _merged(getattr(components, part), changes) for part, changes in deltas.items()}
     return replace(components, **parts)
 
 
-def read_lora(path: Path, components: Components) -> list[Change]:
-    """What the file changes in this model, every key of it accounted for.
+def read_lora(path: Path, components: Components) -> list[WeightDelta]:
+    """The file's additions to this model's weights. Every key of the file is read, or the file is refused.
 
     Raises:
-        WeightsError: it is no LoRA, of a kind that is not read, or made for another model.
+        WeightsError: the file is not a LoRA, of a kind that is not read, or made for another model.
     """
     tensors = read_tensors(path)
     for part, kind in _OTHER_KINDS.items():
         if any(part in key for key in tensors):
-            raise WeightsError(f"{path} is {kind}, which is not read; plain LoRA is")
-    factors, alphas, strange = _sort(tensors)
+            raise WeightsError(f"{path} is {kind}, which is not supported; plain LoRA is")
+    factors, alphas, unknown = _sort(tensors)
     if not factors:
         raise WeightsError(f"{path} is not a LoRA: it holds no pair of lora_down and lora_up, or lora_A and lora_B")
     modules = dict(_modules(components))
     config = read_header(path).get("lora_adapter_metadata")
-    changes = []
-    for place, pair in factors.items():
-        module = modules.get(place)
+    found = []
+    for target, pair in factors.items():
+        module = modules.get(target)
         if module is None or set(pair) != {"down", "up"}:
-            strange.append(pair["down" if "down" in pair else "up"][0])
+            unknown.append(pair["down" if "down" in pair else "up"][0])
             continue
         (key, down), (_, up) = pair["down"], pair["up"]
-        weight = getattr(components, place[0]).get_submodule(module).weight
+        weight = getattr(components, target[0]).get_submodule(module).weight
         _check_shapes(path, key, down, up, weight)
-        changes.append(Change(place[0], module, down, up, _scale(down, place, module, alphas, config)))
-    if strange:
+        found.append(WeightDelta(target[0], module, down, up, _scale(down, target, module, alphas, config)))
+    if unknown:
         raise WeightsError(
-            f"{path} was made for another model: {len(strange)} of its weights have no place in this one, such as "
-            f"{strange[0]}. PIA takes LoRAs of Stable Diffusion 1.5, not of XL or 2."
+            f"{path} was made for another model: {len(unknown)} of its weights have no place in this one, such as "
+            f"{unknown[0]}. PIA takes LoRAs of Stable Diffusion 1.5, not of XL or 2."
         )
-    return changes
+    return found
 
 
 def _sort(
     tensors: Mapping[str, torch.Tensor],
-) -> tuple[dict[tuple[_Side, str], dict[str, tuple[str, torch.Tensor]]], dict[tuple[_Side, str], float], list[str]]:
-    """Pairs of factors and alphas by place, and the keys that are neither."""
-    factors: dict[tuple[_Side, str], dict[str, tuple[str, torch.Tensor]]] = {}
-    alphas: dict[tuple[_Side, str], float] = {}
-    strange = []
+) -> tuple[dict[_Target, dict[str, tuple[str, torch.Tensor]]], dict[_Target, float], list[str]]:
+    """Pairs of factors and alphas, both by target, and the other keys."""
+    factors: dict[_Target, dict[str, tuple[str, torch.Tensor]]] = {}
+    alphas: dict[_Target, float] = {}
+    unknown = []
     for key, tensor in tensors.items():
         if (found := _PAIR.fullmatch(key)) is not None:
             factor = "down" if found[2] in ("down", "A") else "up"
-            factors.setdefault(_place(found[1]), {})[factor] = (key, tensor)
+            factors.setdefault(_target_of(found[1]), {})[factor] = (key, tensor)
         elif (found := _ALPHA.fullmatch(key)) is not None and tensor.numel() == 1:
-            alphas[_place(found[1])] = float(tensor)
+            alphas[_target_of(found[1])] = float(tensor)
         else:
-            strange.append(key)
-    return factors, alphas, strange
+            unknown.append(key)
+    return factors, alphas, unknown
 
 
-def _place(name: str) -> tuple[_Side, str]:
-    """The side a name belongs to, and its flat form, in which all writers of LoRAs agree."""
+def _target_of(name: str) -> _Target:
+    """The part a name belongs to, and its flat form, in which all writers of LoRAs agree."""
     flat = name.replace(".", "_")
-    side: _Side = "unet"
+    part: _Part = "unet"
     for prefix, owner in _PREFIXES.items():
         if flat.startswith(prefix):
-            flat, side = flat.removeprefix(prefix), owner
+            flat, part = flat.removeprefix(prefix), owner
             break
     for alias, ours in _ALIASES.items():
         flat = flat.replace(alias, ours)
-    return side, f"{flat}_0" if flat.endswith("_to_out") else flat
+    return part, f"{flat}_0" if flat.endswith("_to_out") else flat
 
 
-def _modules(components: Components) -> Iterator[tuple[tuple[_Side, str], str]]:
-    sides: tuple[tuple[_Side, Any], ...] = (("unet", components.unet), ("text_encoder", components.text_encoder))
-    for side, model in sides:
+def _modules(components: Components) -> Iterator[tuple[_Target, str]]:
+    parts: tuple[tuple[_Part, Any], ...] = (("unet", components.unet), ("text_encoder", components.text_encoder))
+    for part, model in parts:
         for name, module in model.named_modules():
             if isinstance(module, torch.nn.Linear | torch.nn.Conv2d):
-                yield (side, name.replace(".", "_").replace("text_model_", "")), name
+                yield (part, name.replace(".", "_").replace("text_model_", "")), name
 
 
 def _check_shapes(path: Path, key: str, down: torch.Tensor, up: torch.Tensor, weight: torch.Tensor) -> None:
@@ -170,19 +171,23 @@ def _check_shapes(path: Path, key: str, down: torch.Tensor, up: torch.Tensor, we
 
 
 def _scale(
-    down: torch.Tensor, place: tuple[_Side, str], module: str, alphas: Mapping[tuple[_Side, str], float], config: object
+    down: torch.Tensor,
+    target: _Target,
+    module: str,
+    alphas: Mapping[_Target, float],
+    config: object,
 ) -> float:
-    """alpha / r: kohya keeps an alpha beside each pair, peft writes its config into the header; else alpha is r."""
+    """alpha / r: kohya stores an alpha with each pair, peft writes its config into the header; else alpha is r."""
     rank = down.shape[0]
-    if place in alphas:
-        return alphas[place] / rank
+    if target in alphas:
+        return alphas[target] / rank
     settings = config if isinstance(config, Mapping) else {}
-    alpha = settings.get(f"{place[0]}.lora_alpha", rank)
-    for pattern, value in (settings.get(f"{place[0]}.alpha_pattern") or {}).items():
+    alpha = settings.get(f"{target[0]}.lora_alpha", rank)
+    for pattern, value in (settings.get(f"{target[0]}.alpha_pattern") or {}).items():
         if re.fullmatch(rf"(.*\.)?({pattern})", module):
             alpha = value
             break
-    return float(alpha) / (rank**0.5 if settings.get(f"{place[0]}.use_rslora") else rank)
+    return float(alpha) / (rank**0.5 if settings.get(f"{target[0]}.use_rslora") else rank)
 
 
 def _merged(model: torch.nn.Module, deltas: Mapping[str, torch.Tensor]) -> torch.nn.Module:

@@ -1,6 +1,6 @@
 """A Stable Diffusion 1.5 checkpoint or VAE in one file, in the layout of the original code -> diffusers' modules.
 
-Such a file says nothing of how its parts are built: configs come from a folder in diffusers layout.
+Such a file holds no configs of its parts: they come from a folder in diffusers layout.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ Tensors = Mapping[str, torch.Tensor]
 
 
 def check_base(tensors: Tensors, path: Path) -> None:
-    """Raises unless the file holds a Stable Diffusion 1.5 UNet and text encoder.
+    """Checks that the file holds a Stable Diffusion 1.5 UNet and text encoder.
 
     Raises:
-        WeightsError: says what it holds instead, where that is known.
+        WeightsError: it does not; names the model that it holds, where that is known.
     """
     for prefix, name in _OTHERS.items():
         if any(key.startswith(prefix) for key in tensors):

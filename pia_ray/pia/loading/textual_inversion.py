@@ -7,25 +7,22 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
 from pia_ray.errors import WeightsError
+from pia_ray.pia.components import Components
 from pia_ray.pia.loading.checkpoint_tensors import read_tensors, sharing_copy
-
-if TYPE_CHECKING:
-    from pia_ray.pia.components import Components
 
 
 def with_inversions(components: Components, files: Mapping[str, Path]) -> Components:
-    """The model with a word for each file, by token. A file of several vectors takes as many tokens: `x`, `x_1`, ...
+    """The model with a token for each file, by name. A file of several vectors takes as many tokens: `x`, `x_1`, ...
 
-    Text encoder and tokenizer are its own; all weights but the table of words stay shared with the original.
+    It has its own text encoder and tokenizer; all weights but the token embeddings stay shared with the original.
     Source: textual inversion, arXiv 2208.01618.
 
     Raises:
-        WeightsError: a file is no textual inversion, or not for this model; a token is already a word.
+        WeightsError: a file is not a textual inversion, or not for this model; a token is already in the vocabulary.
     """
     tokenizer, text_encoder = copy.deepcopy(components.tokenizer), sharing_copy(components.text_encoder)
     words = text_encoder.get_input_embeddings()
@@ -37,21 +34,21 @@ def with_inversions(components: Components, files: Mapping[str, Path]) -> Compon
         for index, vector in enumerate(vectors):
             name = f"{token}_{index}" if index else token
             if name in vocabulary or name in added:
-                raise WeightsError(f"{path}: {name} is already a word of this model; choose another token for it")
+                raise WeightsError(f"{path}: {name} is already a token of this model; choose another one for it")
             tokenizer.add_tokens(name)
             added[name] = vector.to(table.device, table.dtype)
-    places = {name: int(tokenizer.convert_tokens_to_ids(name)) for name in added}
-    rows = max(len(table), *(place + 1 for place in places.values()))
+    ids = {name: int(tokenizer.convert_tokens_to_ids(name)) for name in added}
+    rows = max(len(table), *(token_id + 1 for token_id in ids.values()))
     grown = torch.cat([table, table.new_zeros(rows - len(table), table.shape[1])])
-    for name, place in places.items():
-        grown[place] = added[name]
+    for name, token_id in ids.items():
+        grown[token_id] = added[name]
     words.weight = torch.nn.Parameter(grown, requires_grad=False)
     words.num_embeddings = text_encoder.config.vocab_size = rows
     return replace(components, text_encoder=text_encoder, tokenizer=tokenizer, inversions=num_vectors)
 
 
 def expand(text: str, inversions: Mapping[str, int]) -> str:
-    """A prompt in which each token of several vectors is followed by its others; upper and lower case are one."""
+    """The prompt with all tokens of an inversion of several vectors, where it has the first; case is ignored."""
     if not inversions:
         return text
     known = {token.lower(): token for token in inversions}

@@ -1,6 +1,6 @@
-"""Equal weights once in memory: models built from the same files hold the same tensors, each in modules of its own.
+"""Equal weights once in memory: models made from the same files have the same tensors, each in modules of its own.
 
-Weights are told apart by the digest of their files, never by name. What is shared must not be written to in place.
+Weights are identified by the digest of their files, never by name. Shared tensors must not be written to in place.
 """
 
 from __future__ import annotations
@@ -10,46 +10,46 @@ from weakref import WeakValueDictionary
 
 import torch
 
-from pia_ray.pia.components import Held
+from pia_ray.pia.components import SharedTensors
 from pia_ray.pia.device.placement import MEMORY_FORMAT
 
 SourceOf = Callable[[str], str]
 """Digest of the files that a parameter of this name comes from."""
 
 
-class Pool:
-    """Weights of the models in memory. Forgets a source when the last model that holds it is gone."""
+class WeightPool:
+    """The weights of the models in memory, by source. A source is dropped with the last model that uses it."""
 
     def __init__(self) -> None:
-        self._held: WeakValueDictionary[tuple[object, ...], Held] = WeakValueDictionary()
+        self._sources: WeakValueDictionary[tuple[object, ...], SharedTensors] = WeakValueDictionary()
 
     def __len__(self) -> int:
-        """Sources that models in memory hold."""
-        return len(self._held)
+        """The number of sources that models in memory use."""
+        return len(self._sources)
 
-    def place(self, module: torch.nn.Module, source_of: SourceOf, *, device: torch.device) -> tuple[Held, ...]:
-        """Moves a module to its device, in torch's channels-last layout, and makes it use tensors that are there.
+    def move(self, module: torch.nn.Module, source_of: SourceOf, *, device: torch.device) -> tuple[SharedTensors, ...]:
+        """Moves a module to its device, in channels-last layout, and replaces its weights by equal ones of the pool.
 
-        The module is as it was loaded: only weights of their files may be shared. What is given back keeps the
-        weights known to the pool; the model has to hold it.
+        The module must be as it was loaded, because its weights are identified by their files. The model has to keep a
+        reference to the result, which keeps the weights in the pool.
         """
         kind = type(module).__name__
-        helds: dict[str, Held] = {}
-        missing: list[tuple[str, Held]] = []
+        shared: dict[str, SharedTensors] = {}
+        missing: list[tuple[str, SharedTensors]] = []
         for name, parameter in list(module.named_parameters()):
             source = source_of(name)
-            if source not in helds:
+            if source not in shared:
                 key = (source, kind, str(device), parameter.dtype)
-                helds[source] = self._held.setdefault(key, Held())
-            there = helds[source].tensors.get(name)
-            if there is None or there.shape != parameter.shape or there.dtype != parameter.dtype:
-                missing.append((name, helds[source]))
+                shared[source] = self._sources.setdefault(key, SharedTensors())
+            known = shared[source].tensors.get(name)
+            if known is None or known.shape != parameter.shape or known.dtype != parameter.dtype:
+                missing.append((name, shared[source]))
             else:
                 owner, _, leaf = name.rpartition(".")
-                # A parameter of its own: what moves or replaces one model's does not reach the other's.
-                module.get_submodule(owner).register_parameter(leaf, torch.nn.Parameter(there, requires_grad=False))
+                # A parameter of its own, so that moving or replacing it does not affect the other model's.
+                module.get_submodule(owner).register_parameter(leaf, torch.nn.Parameter(known, requires_grad=False))
         module.to(device)
         module.to(memory_format=MEMORY_FORMAT)  # type: ignore[call-overload]  # torch's stubs lack this form
-        for name, held in missing:
-            held.tensors[name] = module.get_parameter(name).detach()
-        return tuple(helds.values())
+        for name, tensors in missing:
+            tensors.tensors[name] = module.get_parameter(name).detach()
+        return tuple(shared.values())

@@ -1,1 +1,1 @@
-"""The UNet over packed evaluations: its forward, the rewrites that make that cheaper, and its compilation."""
+"""The UNet over packed evaluations: its forward, the rewrites that make the forward cheaper, and its compilation."""

@@ -1,7 +1,7 @@
-"""Which of torch's attention kernels runs the spatial self-attention of a shape: the fastest, found by timing them.
+"""The fastest of torch's attention kernels for the spatial self-attention of each shape, found by timing them.
 
-Stable Diffusion 1.5 has heads of 40 channels, for which no kernel is made, and torch's own order of preference does not
-look at sizes. All kernels give the same to float tolerance.
+Stable Diffusion 1.5 has heads of 40 channels, for which no kernel is made, and torch's own order of preference ignores
+sizes. All kernels compute the same to float tolerance.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pia_ray.pia.device.errors import device_is_lost
 log = logging.getLogger(__name__)
 
 LEAST_GAIN: Final = 0.05
-"""A kernel must take this share less time than torch's own choice to be taken in its place."""
+"""A kernel replaces torch's own choice only if it takes this share less time."""
 
 SAMPLES: Final = 5
 
@@ -32,13 +32,16 @@ Shape = tuple[int, ...]
 """[N*T, heads, S, d] of the queries."""
 
 Time = Callable[[torch.Tensor, SDPBackend | None], float]
-"""Seconds of self-attention over such a tensor by a kernel (None: torch's choice); RuntimeError where it cannot."""
+"""The seconds of self-attention over such a tensor by a kernel (None: torch's choice).
+
+Raises RuntimeError where the kernel cannot run it.
+"""
 
 
 class Kernels:
     """The kernel for each shape, for all self-attentions of a UNet and of its copies.
 
-    Shapes are timed only within `choosing`; others run as torch chooses.
+    Shapes are timed only within `choosing`; shapes that have not been timed run with torch's own choice.
     """
 
     def __init__(self, time: Time | None = None) -> None:
@@ -47,11 +50,11 @@ class Kernels:
         self._choosing = False
 
     def __deepcopy__(self, memo: object) -> Kernels:
-        return self  # what is found is the device's, not the model's
+        return self  # the timings are the device's, not the model's
 
     @contextmanager
     def choosing(self) -> Iterator[None]:
-        """Times kernels for the shapes that occur within, once each; the device is waited for."""
+        """A context that times the kernels for each shape that occurs in it, once; it waits for the device."""
         self._choosing = True
         try:
             yield
@@ -69,10 +72,10 @@ class Kernels:
         with sdpa_kernel(SDPBackend.__members__[name]):
             return F.scaled_dot_product_attention(query, key, value)
 
-    # Else code would be compiled anew whenever another shape has been timed.
+    # Without this decorator, code would be compiled again whenever another shape has been timed.
     @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
     def name_of(self, shape: Shape, dtype: torch.dtype) -> str:
-        """Name of the kernel, "default" for torch's own choice, or nothing where it has not been looked for."""
+        """The name of the kernel, "default" for torch's own choice, or "" where the shape has not been timed."""
         return self._chosen.get((tuple(shape), dtype), "")
 
     def _fastest(self, query: torch.Tensor) -> SDPBackend | None:
@@ -116,8 +119,7 @@ class SelfAttention(torch.nn.Module):
 
 
 def choose_kernels(unet: torch.nn.Module, time: Time | None = None) -> Kernels:
-    """Makes the UNet's spatial self-attentions, where they are of the kind that Stable Diffusion has, ask for their
-    kernels; gives the one that they ask."""
+    """Rewrites the UNet's spatial self-attentions of Stable Diffusion's kind to run by the kernels that it returns."""
     modules = [
         module
         for name, module in unet.named_modules()
@@ -133,7 +135,7 @@ def choose_kernels(unet: torch.nn.Module, time: Time | None = None) -> Kernels:
 
 
 def chosen_kernels(unet: torch.nn.Module) -> dict[str, str]:
-    """By shape of the queries and precision, the kernel that was found for it; empty where none was looked for."""
+    """The kernels that were found, by shape of the queries and precision; empty where none was timed."""
     for module in unet.modules():
         if isinstance(module, SelfAttention):
             chosen = module.kernels._chosen.items()

@@ -1,7 +1,7 @@
-"""torch.compile for a UNet: which forwards are compiled, when it is let be, and what it keeps for the next process.
+"""torch.compile for a UNet: the forwards that are compiled, and the compiled code that is kept for the next process.
 
-Compiled code is worth its minutes on a GPU with many rows of few sizes. Odd sizes must not compile without end, and a
-machine without a compiler must still animate.
+Compilation takes minutes and pays on a GPU with many rows of few sizes. Many odd sizes must not compile without end,
+and a machine without a compiler must still animate.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from torch import nn
 
 from pia_ray.config.model import ModelConfig
 from pia_ray.errors import ConfigError
-from pia_ray.pia.components import Mode
+from pia_ray.pia.components import CompileMode
 
 log = logging.getLogger(__name__)
 
 
 MOST_GRAPHS: Final = 12
-"""Kinds of forward of one model that are compiled for; further ones run uncompiled."""
+"""Kinds of forward of one model that are compiled; further ones run uncompiled."""
 
 _SUFFIX: Final = ".compiled"
 _TORCH_LIMITS: Final[dict[str, Any]] = {
@@ -34,11 +34,11 @@ _TORCH_LIMITS: Final[dict[str, Any]] = {
     "accumulated_recompile_limit": 2**16,
     "fail_on_recompile_limit_hit": False,
 }
-"""torch counts all models of a class as one, and fails beyond its own limits: they must not be met before ours."""
+"""torch counts all models of a class as one and fails beyond its own limits, so these are higher than ours."""
 
 
 def can_compile(device: torch.device) -> bool:
-    """Whether torch's compiler has what it needs for the device: Triton for a GPU, a C++ compiler for a CPU."""
+    """Whether torch can compile for the device: Triton is there for a GPU, or a C++ compiler for a CPU."""
     if device.type == "cuda":
         from torch.utils._triton import has_triton
 
@@ -46,10 +46,10 @@ def can_compile(device: torch.device) -> bool:
     return any(shutil.which(name) for name in ("g++", "clang++"))
 
 
-def compile_mode_of(model: ModelConfig, device: torch.device) -> Mode | None:
-    """The mode that the model asks for: by default none on a CPU, and torch's own on a GPU that can compile.
+def compile_mode_of(model: ModelConfig, device: torch.device) -> CompileMode | None:
+    """The mode of the model's `compile` setting; auto is none on a CPU, and torch's default on a GPU that can compile.
 
-    Offloaded weights come and go by hooks, which compiled code would not see: they are never compiled.
+    An offloaded UNet is never compiled, because compiled code would not run the hooks that move its weights.
     """
     if model.compile == "off" or model.offload != "none":
         return None
@@ -57,7 +57,7 @@ def compile_mode_of(model: ModelConfig, device: torch.device) -> Mode | None:
         return "default" if device.type == "cuda" and can_compile(device) else None
     if not can_compile(device):
         needed = "Triton" if device.type == "cuda" else "a C++ compiler"
-        log.warning("the model runs uncompiled: %s is not here", needed)
+        log.warning("the model runs uncompiled, because this machine has no %s", needed.removeprefix("a "))
         return None
     return model.compile
 
@@ -65,14 +65,16 @@ def compile_mode_of(model: ModelConfig, device: torch.device) -> Mode | None:
 class CompiledForward:
     """A module's forward, compiled for the first kinds of call that occur.
 
-    `cache` is a folder in which what has been compiled is kept; another process with the same torch, device and model
-    takes it up and compiles in seconds. `backend` is torch.compile's, for tests without a compiler.
+    `cache` is a folder that keeps compiled code; another process with the same torch, device and model loads it and
+    compiles in seconds. `backend` is torch.compile's, for tests without a compiler.
 
     Raises:
         ConfigError: the cache cannot be read.
     """
 
-    def __init__(self, module: nn.Module, *, mode: Mode, cache: Path | None = None, backend: str = "inductor") -> None:
+    def __init__(
+        self, module: nn.Module, *, mode: CompileMode, cache: Path | None = None, backend: str = "inductor"
+    ) -> None:
         self._module = module
         self._cache = None if cache is None else CompileCache(cache)
         self._kinds: set[tuple[object, ...]] = set()
@@ -84,9 +86,9 @@ class CompiledForward:
             self._cache.load()
 
     def __call__(self, kind: tuple[object, ...], *args: Any, **kwargs: Any) -> Any:
-        """The module's answer; `kind` is equal for calls that one compiled graph serves. Not for several threads.
+        """The module's result. `kind` is equal for calls of one compiled graph. Not for several threads.
 
-        What it returns is overwritten by the next call where CUDA graphs are in play: copy what is kept.
+        With CUDA graphs the next call overwrites the result: copy what you keep.
         """
         if self._compiled is None or (kind not in self._kinds and len(self._kinds) >= MOST_GRAPHS):
             return self._module(*args, **kwargs)
@@ -106,17 +108,17 @@ class CompiledForward:
 
 
 class CompileCache:
-    """A folder of what processes have compiled, a file for each set of it: they share it and lose nothing."""
+    """A folder of compiled code, a file for each set of it, that processes may share without losing any."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._written: Path | None = None
 
     def load(self) -> None:
-        """Takes up what is there; a file that is damaged, or another torch's, is compiled anew.
+        """Loads the folder's files; code in a file that is damaged, or of another torch, is compiled again.
 
         Raises:
-            ConfigError: it cannot be read, or is no folder.
+            ConfigError: the folder cannot be read, or is a file.
         """
         try:
             if not self._folder.exists():
@@ -125,16 +127,16 @@ class CompileCache:
                 try:
                     content = path.read_bytes()
                 except FileNotFoundError:
-                    continue  # another process has just put a file with more in its place
+                    continue  # another process has just replaced it with a larger one
                 if torch.compiler.load_cache_artifacts(content) is None:
-                    log.warning("%s holds no compiled code that this torch reads: it is compiled anew", path)
+                    log.warning("%s holds no compiled code that this torch reads; it is compiled again", path)
             if not self._folder.is_dir():
                 raise NotADirectoryError(errno.ENOTDIR, "it is a file, and must be a folder", str(self._folder))
         except OSError as error:
             raise ConfigError(f"compile_cache {self._folder} cannot be read: {error.strerror or error}") from error
 
     def save(self) -> None:
-        """Keeps what this process has compiled or taken up so far, if that is not there yet."""
+        """Writes the code that this process has compiled or loaded so far, if no file holds it yet."""
         found = torch.compiler.save_cache_artifacts()
         if found is None:
             return
@@ -148,7 +150,7 @@ class CompileCache:
                 self._written.unlink(missing_ok=True)
             self._written = path
         except OSError as error:
-            log.warning("what has been compiled is not kept: %s", error)
+            log.warning("compiled code is not kept for the next process: %s", error)
 
     def _write(self, path: Path, content: bytes) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)

@@ -1,16 +1,16 @@
 """Cross-attention with keys and values once per prompt: not for every frame, and not again at every step.
 
-diffusers repeats the prompt for each frame and projects it anew in each forward. Here the frames of a video are so many
-more queries of one attention, and what the layers make of a prompt, or of an IP-Adapter's picture, is remembered.
+diffusers repeats the prompt for each frame and projects it again in each forward. Here the frames of a video are
+further queries of one attention, and the projections of a prompt, or of an IP-Adapter's picture, are cached.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple
 
 import torch
+from cachetools import LRUCache
 from diffusers import UNetMotionModel
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from torch.nn import functional as F
@@ -18,38 +18,52 @@ from torch.nn import functional as F
 from pia_ray.pia.evaluation import Branch, ImageTokens
 from pia_ray.pia.unet.image_attention import ImageCrossAttention
 
-REMEMBERED: Final = 64
-"""Prompts and pictures whose keys and values are kept, the least recently used going first: some 4 MB each in Stable
+CACHED_PROJECTIONS: Final = 64
+"""Prompts, and pictures, whose keys and values are cached, the most recently used ones: some 4 MB each in Stable
 Diffusion 1.5 at float16."""
 
 Layers = tuple[torch.Tensor, ...]
 """One tensor for each cross-attention, in the order of the UNet's modules."""
 
 
+Project = Callable[[Attention], tuple[torch.Tensor, torch.Tensor]]
+"""A prompt's or picture's keys and values by one cross-attention, each [L, heads x d]."""
+
+
+class Projections(NamedTuple):
+    """The keys and values of one prompt or picture, each [heads, L, d]."""
+
+    keys: Layers
+    values: Layers
+    source: object
+    """The prompt or picture. Caches are keyed by its id, which no other object can get while this refers to it."""
+
+
 class CrossStates(NamedTuple):
-    """What the cross-attentions of one forward read, in place of the prompts' embeddings."""
+    """The keys and values of all cross-attentions of one forward, passed in place of the prompts' embeddings."""
 
     keys: Layers
     """Each [N, heads, L, d]."""
     values: Layers
-    look_keys: Layers | None
+    image_keys: Layers | None
     """Each [N, heads, K, d], of pictures; None where no entry has one."""
-    look_values: Layers | None
-    look_scales: torch.Tensor | None
+    image_values: Layers | None
+    image_scales: torch.Tensor | None
     """[N, 1, 1]; 0 for entries without a picture."""
-    look_mask: torch.Tensor | None
+    image_mask: torch.Tensor | None
     """[N, 1, 1, K], true where there is a token; None: everywhere."""
 
 
 class CrossAttention:
-    """The cross-attentions of one UNet, which take `CrossStates` from now on."""
+    """The cross-attentions of one UNet, rewritten to take `CrossStates`."""
 
     def __init__(self, unet: UNetMotionModel) -> None:
         self._layers = _cross_attentions(unet)
-        self._prompts: OrderedDict[int, tuple[torch.Tensor, Layers, Layers]] = OrderedDict()
-        self._looks: OrderedDict[int, tuple[ImageTokens, Layers, Layers]] = OrderedDict()
+        self._prompts: LRUCache[int, Projections] = LRUCache(CACHED_PROJECTIONS)
+        self._images: LRUCache[int, Projections] = LRUCache(CACHED_PROJECTIONS)
         for index, attention in enumerate(self._layers):
-            attention.set_processor(PromptAttention(index, _image_attention(attention)))
+            if not isinstance(attention.processor, PromptAttention):  # a UNet is rewritten once
+                attention.set_processor(PromptAttention(index, _image_attention(attention)))
 
     @staticmethod
     def suits(unet: UNetMotionModel) -> bool:
@@ -58,23 +72,16 @@ class CrossAttention:
         return bool(layers) and all(_is_plain(attention) for attention in layers)
 
     def states(self, branches: Sequence[Branch]) -> CrossStates:
-        """What the layers read for the entries of one forward."""
-        told = [self._of_prompt(branch.prompt) for branch in branches]
-        keys, values = (_stacked([both[side] for both in told]) for side in (0, 1))
+        """The keys and values for the entries of one forward."""
+        prompts = [self._of_prompt(branch.prompt) for branch in branches]
+        keys, values = _stacked([each.keys for each in prompts]), _stacked([each.values for each in prompts])
         counts = {len(branch.image.tokens) for branch in branches if branch.image is not None}
         if not counts:
             return CrossStates(keys, values, None, None, None, None)
         first, most = branches[0].prompt, max(counts)
-        looks = [None if branch.image is None else self._of_look(branch.image) for branch in branches]
-        look_keys, look_values = (
-            tuple(
-                torch.stack(
-                    [_padded(None if look is None else look[side][layer], like=text, most=most) for look in looks]
-                )
-                for layer, text in enumerate(keys)
-            )
-            for side in (0, 1)
-        )
+        images = [None if branch.image is None else self._of_image(branch.image) for branch in branches]
+        image_keys = _padded([image and image.keys for image in images], like=keys, most=most)
+        image_values = _padded([image and image.values for image in images], like=values, most=most)
         scales = torch.tensor([0.0 if branch.image is None else branch.image.scale for branch in branches])
         mask = None
         if len(counts) > 1:  # a mask costs the fastest kernels, so it is left out while all have equally many tokens
@@ -82,39 +89,30 @@ class CrossAttention:
             mask = (torch.arange(most)[None] < torch.tensor(lengths)[:, None])[:, None, None]
             mask = mask.to(first.device, non_blocking=True)
         scales = scales.to(first.dtype)[:, None, None].to(first.device, non_blocking=True)
-        return CrossStates(keys, values, look_keys, look_values, scales, mask)
+        return CrossStates(keys, values, image_keys, image_values, scales, mask)
 
-    def _of_prompt(self, prompt: torch.Tensor) -> tuple[Layers, Layers]:
+    def _of_prompt(self, prompt: torch.Tensor) -> Projections:
+        if id(prompt) not in self._prompts:
+            self._prompts[id(prompt)] = self._projected(prompt, lambda layer: (layer.to_k(prompt), layer.to_v(prompt)))
+        return self._prompts[id(prompt)]
+
+    def _of_image(self, image: ImageTokens) -> Projections:
         def project(attention: Attention) -> tuple[torch.Tensor, torch.Tensor]:
-            return attention.to_k(prompt), attention.to_v(prompt)
+            adapter = attention.processor.image
+            return adapter.to_k_ip(image.tokens), adapter.to_v_ip(image.tokens)
 
-        return self._recall(self._prompts, prompt, project)
+        if id(image) not in self._images:
+            self._images[id(image)] = self._projected(image, project)
+        return self._images[id(image)]
 
-    def _of_look(self, look: ImageTokens) -> tuple[Layers, Layers]:
-        def project(attention: Attention) -> tuple[torch.Tensor, torch.Tensor]:
-            reader = attention.processor.image
-            return reader.to_k_ip(look.tokens), reader.to_v_ip(look.tokens)
-
-        return self._recall(self._looks, look, project)
-
-    def _recall(
-        self,
-        known: OrderedDict[int, Any],
-        source: Any,
-        project: Callable[[Attention], tuple[torch.Tensor, torch.Tensor]],
-    ) -> tuple[Layers, Layers]:
-        # By identity: holding on to the source keeps its id from being another's.
-        key = id(source)
-        if key not in known:
-            both = [
-                tuple(side.unflatten(-1, (attention.heads, -1)).transpose(0, 1) for side in project(attention))
-                for attention in self._layers
-            ]
-            known[key] = (source, tuple(keys for keys, _ in both), tuple(values for _, values in both))
-        known.move_to_end(key)
-        while len(known) > REMEMBERED:
-            known.popitem(last=False)
-        return known[key][1:]
+    def _projected(
+        self, source: object, project: Callable[[Attention], tuple[torch.Tensor, torch.Tensor]]
+    ) -> Projections:
+        pairs = [
+            tuple(states.unflatten(-1, (attention.heads, -1)).transpose(0, 1) for states in project(attention))
+            for attention in self._layers
+        ]
+        return Projections(tuple(keys for keys, _ in pairs), tuple(values for _, values in pairs), source)
 
 
 class PromptAttention(torch.nn.Module):
@@ -138,16 +136,16 @@ class PromptAttention(torch.nn.Module):
         if not isinstance(encoder_hidden_states, CrossStates):
             processor = self.image if self.image is not None else self._plain
             return processor(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
-        told, index = encoder_hidden_states, self._index
+        states, index = encoder_hidden_states, self._index
         rows, positions, _ = hidden_states.shape
-        num = told.keys[index].shape[0]
+        num = states.keys[index].shape[0]
         query = attn.to_q(hidden_states).view(num, rows // num * positions, attn.heads, -1).transpose(1, 2)
-        mixed = _joined(F.scaled_dot_product_attention(query, told.keys[index], told.values[index]))
-        if told.look_keys is not None and told.look_values is not None and told.look_scales is not None:
-            look = F.scaled_dot_product_attention(
-                query, told.look_keys[index], told.look_values[index], attn_mask=told.look_mask
+        mixed = _joined(F.scaled_dot_product_attention(query, states.keys[index], states.values[index]))
+        if states.image_keys is not None and states.image_values is not None and states.image_scales is not None:
+            image = F.scaled_dot_product_attention(
+                query, states.image_keys[index], states.image_values[index], attn_mask=states.image_mask
             )
-            mixed = mixed + told.look_scales * _joined(look)
+            mixed = mixed + states.image_scales * _joined(image)
         return attn.to_out[0](mixed.view(rows, positions, -1))
 
 
@@ -175,8 +173,6 @@ def _is_plain(attention: Attention) -> bool:
 
 def _image_attention(attention: Attention) -> ImageCrossAttention | None:
     processor = attention.processor
-    if isinstance(processor, PromptAttention):
-        return processor.image
     return processor if isinstance(processor, ImageCrossAttention) else None
 
 
@@ -184,11 +180,16 @@ def _stacked(layers: Sequence[Layers]) -> Layers:
     return tuple(torch.stack(of_one_layer) for of_one_layer in zip(*layers, strict=True))
 
 
-def _padded(tokens: torch.Tensor | None, *, like: torch.Tensor, most: int) -> torch.Tensor:
-    """[heads, K, d] with zeros up to `most` tokens; all zeros for an entry without a picture."""
-    if tokens is None:
-        return like.new_zeros(like.shape[1], most, like.shape[3])
-    return F.pad(tokens, (0, 0, 0, most - tokens.shape[1]))
+def _padded(images: Sequence[Layers | None], *, like: Layers, most: int) -> Layers:
+    """For each layer [N, heads, most, d]: zeros after an entry's tokens, and zeros alone for an entry without a
+    picture."""
+
+    def of_entry(image: Layers | None, layer: int) -> torch.Tensor:
+        if image is None:
+            return like[layer].new_zeros(like[layer].shape[1], most, like[layer].shape[3])
+        return F.pad(image[layer], (0, 0, 0, most - image[layer].shape[1]))
+
+    return tuple(torch.stack([of_entry(image, layer) for image in images]) for layer in range(len(like)))
 
 
 def _joined(states: torch.Tensor) -> torch.Tensor:

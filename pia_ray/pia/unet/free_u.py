@@ -9,9 +9,10 @@ from typing import Any
 
 @contextmanager
 def free_u(unet: Any, factors: tuple[float, float, float, float] | None) -> Iterator[None]:
-    """Lets a UNet run with FreeU's s1, s2, b1, b2, or as it is.
+    """A context in which a UNet runs with FreeU's s1, s2, b1, b2, or as it is where they are None.
 
-    diffusers keeps them on the UNet, for whoever calls it next: they are gone when this ends, whatever happens.
+    diffusers stores the factors on the UNet, where they would act on the next forward; the context removes them at its
+    end.
     """
     if factors is None:
         yield

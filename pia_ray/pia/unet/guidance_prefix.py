@@ -1,7 +1,7 @@
-"""What the sides of guidance have in common is computed once: the layers before text first enters the UNet.
+"""The layers before the first cross-attention, run once for all branches of guidance.
 
-Both halves of classifier-free guidance see the same noisy latents, mask and picture. They part at the first
-cross-attention; conv_in, the first ResNet block and the first self-attention come before it.
+Both branches of classifier-free guidance have the same noisy latents, mask and picture. They differ from the first
+cross-attention on; conv_in, the first ResNet block and the first self-attention come before it.
 """
 
 from __future__ import annotations
@@ -18,36 +18,36 @@ from torch import nn
 
 
 class Prefix:
-    """Which entries of the coming forwards are equal up to the first cross-attention.
+    """The entries of a forward that are equal up to the first cross-attention.
 
-    The first `num` of a forward's entries are those that differ; `spread` tells for every entry which of them it
-    equals. Nothing is shared while `spread` is None, which it is outside of `shared`.
+    The first `num` entries are distinct; `inverse` is for every entry the index of its equal among them, as in
+    torch.unique. Nothing is shared while `inverse` is None, which it is outside of `shared`.
     """
 
     def __init__(self) -> None:
         self.num = 0
         self.num_frames = 1
-        self.spread: torch.Tensor | None = None
+        self.inverse: torch.Tensor | None = None
 
     @contextmanager
-    def shared(self, *, num: int, num_frames: int, spread: torch.Tensor) -> Iterator[None]:
-        """Says so for the forwards within. `spread` is int64 [N] on the model's device."""
-        self.num, self.num_frames, self.spread = num, num_frames, spread
+    def shared(self, *, num: int, num_frames: int, inverse: torch.Tensor) -> Iterator[None]:
+        """Shares the prefix in the forwards of the context. `inverse` is int64 [N] on the model's device."""
+        self.num, self.num_frames, self.inverse = num, num_frames, inverse
         try:
             yield
         finally:
-            self.spread = None
+            self.inverse = None
 
-    def head(self, values: torch.Tensor) -> torch.Tensor:
-        """The entries that differ: a view of values [N*T, ...]."""
-        return values if self.spread is None else values[: self.num * self.num_frames]
+    def distinct(self, values: torch.Tensor) -> torch.Tensor:
+        """The distinct entries, [num*T, ...]: a view of values [N*T, ...]."""
+        return values if self.inverse is None else values[: self.num * self.num_frames]
 
-    def all(self, values: torch.Tensor) -> torch.Tensor:
-        """Every entry from those that differ: [num*T, ...] -> [N*T, ...]."""
-        if self.spread is None:
+    def expand(self, values: torch.Tensor) -> torch.Tensor:
+        """All entries from the distinct ones: [num*T, ...] -> [N*T, ...]."""
+        if self.inverse is None:
             return values
         videos = values.unflatten(0, (self.num, self.num_frames))
-        return videos.index_select(0, self.spread).flatten(0, 1)
+        return videos.index_select(0, self.inverse).flatten(0, 1)
 
 
 class SharedConv(nn.Conv2d):
@@ -57,7 +57,7 @@ class SharedConv(nn.Conv2d):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 - torch's own name
         """[N*T, 9, h, w] -> [N*T, C, h, w]."""
-        return self.prefix.all(super().forward(self.prefix.head(input)))
+        return self.prefix.expand(super().forward(self.prefix.distinct(input)))
 
 
 class SharedResnet(ResnetBlock2D):
@@ -67,8 +67,8 @@ class SharedResnet(ResnetBlock2D):
 
     def forward(self, input_tensor: torch.Tensor, temb: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """[N*T, C, h, w] -> the same shape; `temb` is [N*T, D]."""
-        head = self.prefix.head
-        return self.prefix.all(super().forward(head(input_tensor), head(temb), *args, **kwargs))
+        distinct = self.prefix.distinct
+        return self.prefix.expand(super().forward(distinct(input_tensor), distinct(temb), *args, **kwargs))
 
 
 class SharedAttention(Attention):
@@ -78,24 +78,30 @@ class SharedAttention(Attention):
 
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """[N*T, S, C] -> the same shape."""
-        return self.prefix.all(super().forward(self.prefix.head(hidden_states), *args, **kwargs))
+        return self.prefix.expand(super().forward(self.prefix.distinct(hidden_states), *args, **kwargs))
 
 
 def share_prefix(unet: UNetMotionModel) -> Prefix | None:
-    """Makes the UNet's first layers ask the returned `Prefix` what is shared; None where it has no such layers."""
+    """Rewrites the UNet's first layers to share what the returned `Prefix` says; None where they have another
+    structure.
+
+    A UNet that has been rewritten keeps its `Prefix`, because other callers hold it; a deep copy has a copy of its own.
+    """
+    if isinstance(unet.conv_in, SharedConv):
+        return unet.conv_in.prefix
     first = unet.down_blocks[0]
     if not isinstance(first, CrossAttnDownBlockMotion):
         return None
     block = first.attentions[0].transformer_blocks[0]
-    places = (
+    layers = (
         (unet.conv_in, nn.Conv2d, SharedConv),
         (first.resnets[0], ResnetBlock2D, SharedResnet),
         (block.attn1, Attention, SharedAttention),
     )
-    if block.only_cross_attention or any(type(module) not in (kind, ours) for module, kind, ours in places):
+    if block.only_cross_attention or any(type(module) is not kind for module, kind, _ in layers):
         return None
     prefix = Prefix()
-    for module, _, kind in places:
+    for module, _, kind in layers:
         module.__class__ = kind
         module.prefix = prefix
     return prefix

@@ -1,4 +1,4 @@
-"""Cross-attention over the tokens of an IP-Adapter's picture, beside those of the prompt. Source: arXiv 2308.06721."""
+"""Cross-attention over the tokens of an IP-Adapter's picture, in addition to the prompt's. Source: arXiv 2308.06721."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from pia_ray.pia.evaluation import Branch
 
 
 def cross_attention_states(text: torch.Tensor, branches: Sequence[Branch]) -> Any:
-    """What the UNet's cross-attention reads in one forward: `text` [N x T, L, C], with the tokens of its N branches.
+    """The input of the UNet's cross-attention in one forward: `text` [N x T, L, C], and the tokens of its N branches.
 
-    Text alone where no branch has a picture. Branches without one beside others get zeros at scale 0, which add
-    nothing, to the last bit.
+    It is `text` alone where no branch has a picture. In a forward with pictures, branches without one get zeros at
+    scale 0, which add nothing, to the last bit.
     """
     counts = {len(branch.image.tokens) for branch in branches if branch.image is not None}
     if not counts:
@@ -65,8 +65,8 @@ class ImageCrossAttention(torch.nn.Module):
         key = _heads(self.to_k_ip(tokens), attn.heads).repeat_interleave(frames, 0)  # [N x T, heads, K, C / heads]
         value = _heads(self.to_v_ip(tokens), attn.heads).repeat_interleave(frames, 0)
         read = None if mask is None else mask.repeat_interleave(frames, 0)[:, None, None]
-        look = F.scaled_dot_product_attention(query, key, value, attn_mask=read)
-        hidden = _joined(out) + scales.repeat_interleave(frames, 0) * _joined(look)
+        image = F.scaled_dot_product_attention(query, key, value, attn_mask=read)
+        hidden = _joined(out) + scales.repeat_interleave(frames, 0) * _joined(image)
         return attn.to_out[1](attn.to_out[0](hidden))
 
 

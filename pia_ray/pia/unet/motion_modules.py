@@ -1,4 +1,4 @@
-"""The motion modules on frames as they lie in memory: attention over time on views, without a transpose or a copy.
+"""The motion modules in the memory order of the frames: attention over time on views, without a transpose or a copy.
 
 diffusers turns [N*T, C, h, w] into [N*h*w, T, C] and back around every motion module. Only the core of its attention
 mixes frames; norms, projections and feed-forward take each position alone and do not mind the order.
@@ -44,7 +44,7 @@ class TemporalTransformer(AnimateDiffTransformer3D):
         rows, channels, height, width = hidden_states.shape
         num = rows // num_frames
         if type(self.norm) is torch.nn.GroupNorm:
-            # The frames of a video above each other are one tall picture, whose GroupNorm is the video's.
+            # Stacked vertically, the frames of a video are one tall picture, whose GroupNorm is the video's.
             tall = hidden_states.permute(0, 2, 3, 1).reshape(num, num_frames * height, width, channels)
             hidden = self.norm(tall.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # [N, T*h, w, C]
         else:
@@ -60,8 +60,8 @@ class TemporalTransformer(AnimateDiffTransformer3D):
 def attend_over_time(attention: Attention, hidden: torch.Tensor, *, most_heads: int | None = None) -> torch.Tensor:
     """Attention of each position over the frames. [N, T, S, C] -> [N, T, S, C].
 
-    Positions and heads are merged into one dimension, which in this order is a view. `most_heads` cuts it; None: where
-    the device needs it.
+    Positions and heads are merged into one dimension, which in this order is a view. `most_heads` splits that dimension
+    into several calls; None: only where the device needs it.
     """
     num, num_frames, positions, _ = hidden.shape
     heads = attention.heads
@@ -80,9 +80,10 @@ def attend_over_time(attention: Attention, hidden: torch.Tensor, *, most_heads: 
 
 
 def most_positions(unet: torch.nn.Module, device: torch.device) -> int | None:
-    """Most latent pixels of one frame, over all evaluations of a forward, that the motion modules take; None: any.
+    """The most latent pixels of a frame, over all evaluations of a forward, that the motion modules take; None: any.
 
-    diffusers' own make each a row of one attention; the rewritten ones cut theirs to what the device takes.
+    diffusers' modules make each of them a batch entry of one attention, whose number the device bounds; the rewritten
+    modules split the attention.
     """
     if device.type != "cuda":
         return None

@@ -1,8 +1,9 @@
-"""Rewrites of the UNet and the VAE that compute the same in less: equal to float tolerance, over the same parameters.
+"""Rewrites of the UNet and the VAE that compute the same with fewer operations: equal to float tolerance, over the
+same parameters.
 
-Names and shapes of parameters stay, so checkpoints, LoRAs and state dicts do not notice. What is done twice is done
-once: a copy of a rewritten model with other parameters is rewritten anew. tests/pia/unet/test_rewrites.py counts the
-operations.
+Names and shapes of parameters stay, so checkpoints, LoRAs and state dicts fit as before. A module that has been
+rewritten is not rewritten again, because it may have several owners: a model and its variant with a LoRA of the text
+encoder have the same UNet. tests/pia/unet/test_rewrites.py counts the operations.
 """
 
 from __future__ import annotations
@@ -10,26 +11,13 @@ from __future__ import annotations
 import torch
 from diffusers import AutoencoderKL, UNetMotionModel
 
-from pia_ray.pia.unet.attention_kernels import Kernels, choose_kernels, chosen_kernels
-from pia_ray.pia.unet.cross_attention import CrossAttention
 from pia_ray.pia.unet.guidance_prefix import Prefix, share_prefix
-from pia_ray.pia.unet.motion_modules import TemporalTransformer, most_positions
+from pia_ray.pia.unet.motion_modules import TemporalTransformer
 from pia_ray.pia.unet.upsample import SubpixelUpsample
-
-__all__ = [
-    "CrossAttention",
-    "Kernels",
-    "Prefix",
-    "choose_kernels",
-    "chosen_kernels",
-    "most_positions",
-    "restructure_unet",
-    "restructure_vae",
-]
 
 
 def restructure_unet(unet: UNetMotionModel) -> Prefix | None:
-    """Rewrites the UNet in place; gives what its forwards are told of equal entries, if its first layers suit."""
+    """Rewrites the UNet in place; returns its `Prefix`, or None where its first layers have another structure."""
     _subpixel(unet)
     for module in unet.modules():
         if TemporalTransformer.suits(module):

@@ -1,6 +1,6 @@
 """Nearest-neighbour doubling and its 3x3 convolution as one transposed convolution: 4/9 of the multiplications.
 
-Each output pixel of the pair reads a 3x3 window of doubled pixels, which are but 2x2 different ones.
+Each output pixel of the pair reads a 3x3 window of doubled pixels, of which only 2x2 are distinct.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class SubpixelUpsample(Upsample2D):
         )
 
     def refresh(self) -> None:
-        """Takes over the convolution's weight, if it is another tensor than when that was done last."""
+        """Computes the weight from the convolution's, if that is another tensor than at the last call."""
         weight = self.conv.weight.detach()
         if (weight.data_ptr(), weight.dtype) != getattr(self, "made_of", None):
             made = subpixel_weight(weight).to(memory_format=torch.channels_last)
@@ -59,7 +59,7 @@ class SubpixelUpsample(Upsample2D):
     def forward(
         self, hidden_states: torch.Tensor, output_size: Any | None = None, *args: Any, **kwargs: Any
     ) -> torch.Tensor:
-        """[N, C, h, w] -> [N, C', 2h, 2w], or to `output_size` the plain way where that is no doubling."""
+        """[N, C, h, w] -> [N, C', 2h, 2w]; an `output_size` that is no doubling is made as diffusers does."""
         height, width = hidden_states.shape[-2:]
         if output_size is not None and tuple(output_size) != (2 * height, 2 * width):
             return super().forward(hidden_states, output_size, *args, **kwargs)

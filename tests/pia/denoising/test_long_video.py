@@ -138,25 +138,25 @@ def by_hand(
     condition: torch.Tensor,
     views: Any = None,
 ) -> torch.Tensor:
-    """Latents of a DDIM run, one UNet call per window and side of guidance, averaged frame by frame."""
+    """Latents of a DDIM run, one UNet call per window and guidance branch, averaged frame by frame."""
     params, frames = request.params, noise.shape[1]
     conditions = Conditions(components)
     scheduler = make_scheduler(components.scheduler_config, "ddim", steps=params.num_inference_steps)
     part = params.model_copy(update={"num_frames": frames})
     mask = affinity_mask(part, keyframes=[0], device=CPU).expand(1, *noise.shape[1:])
-    told = torch.cat([mask, condition[:, None].expand(-1, frames, -1, -1)])
+    fixed = torch.cat([mask, condition[:, None].expand(-1, frames, -1, -1)])
     latents = noise
     for step, timestep in enumerate(scheduler.timesteps):
         sides = []
         for text in (params.negative_prompt, params.prompt):
             total, weight = torch.zeros_like(latents), torch.zeros(frames, 1, 1)
             for view in views(step) if views else [tuple(range(frames))]:
-                seen = torch.cat([latents, told])[:, list(view)][None]
+                seen = torch.cat([latents, fixed])[:, list(view)][None]
                 prompt = conditions.prompt(text, clip_skip=None)[None].repeat_interleave(len(view), dim=0)
                 predicted = components.unet(seen, timestep, encoder_hidden_states=prompt).sample[0]
-                for place, frame in enumerate(view):
-                    share = min(place + 1, len(view) - place)
-                    total[:, frame] += share * predicted[:, place]
+                for position, frame in enumerate(view):
+                    share = min(position + 1, len(view) - position)
+                    total[:, frame] += share * predicted[:, position]
                     weight[frame] += share
             sides.append(total / weight)
         guided = sides[0] + params.guidance_scale * (sides[1] - sides[0])
@@ -247,10 +247,8 @@ def test_embeddings_that_a_callback_replaces_stay_so_in_the_segments_that_follow
 
 def test_what_cannot_be_is_refused_and_says_why(model: ModelConfig, components: Components) -> None:
     engine = Engine(components, batch_size=1)
-    given = AnimationRequest(
-        ask(model).image,
-        ask(model, num_frames=7, context_frames=4, long_video="chain").params,
-        latents=np.zeros((4, 7, 8, 8), np.float32),
+    given = replace(
+        ask(model, num_frames=7, context_frames=4, long_video="chain"), latents=np.zeros((4, 7, 8, 8), np.float32)
     )
     with pytest.raises(BadParameter, match="latents cannot be given for a chain"):
         engine.join(given)

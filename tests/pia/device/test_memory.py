@@ -181,8 +181,8 @@ def test_auto_tiles_only_what_is_larger_than_1024_px_square() -> None:
 def test_a_wide_video_in_tiles_is_near_the_whole_one_and_its_neighbours_are_untouched(folder: Path) -> None:
     wide, small = ask(1, size=(640, 16), num_frames=2), ask(2)
     whole, plain = animate(model_of(folder, vae_tiling="off"), wide, small)
-    in_tiles, beside = animate(model_of(folder, vae_tiling="on"), wide, small)
-    assert np.array_equal(plain, beside)
+    in_tiles, neighbour = animate(model_of(folder, vae_tiling="on"), wide, small)
+    assert np.array_equal(plain, neighbour)
     # GroupNorm and attention of the VAE see one tile at a time, so tiles are near and not equal.
     assert 0 < np.abs(in_tiles - whole).mean() < 12
 

@@ -12,15 +12,15 @@ import torch
 from pia_ray.config.knobs import AnimationParams
 from pia_ray.pia.denoising.denoise import denoise
 from pia_ray.pia.denoising.schedulers import SCHEDULERS, make_scheduler
-from pia_ray.pia.device.timing import MOST_AHEAD, Lead, Stopwatch, mark_of
+from pia_ray.pia.device.timing import MOST_AHEAD, RunAheadLimit, Stopwatch, record_event
 from pia_ray.pia.evaluation import Branch, Evaluation
 from pia_ray.testing import make_pipeline_folder
 
 CPU = torch.device("cpu")
 
 
-class Place:
-    """A place in a queue; notes when it is waited for."""
+class Point:
+    """A point in a queue that records when it is waited for."""
 
     def __init__(self, number: int, waited: list[int]) -> None:
         self.number = number
@@ -31,14 +31,14 @@ class Place:
 
 
 def test_the_host_waits_for_a_step_long_before_and_never_for_the_last_ones() -> None:
-    lead, waited = Lead(), list[int]()
+    limit, waited = RunAheadLimit(), list[int]()
     for step in range(10):
-        lead.step(Place(step, waited))
+        limit.step(Point(step, waited))
         assert waited == list(range(max(0, step + 1 - MOST_AHEAD)))
 
 
 def test_on_a_cpu_there_is_nothing_to_wait_for_and_time_is_the_hosts() -> None:
-    assert mark_of(CPU) is None
+    assert record_event(CPU) is None
     watch = Stopwatch(CPU)
     before = time.perf_counter()
     while time.perf_counter() == before:

@@ -85,10 +85,10 @@ def written_out(unet: Any, num_frames: int) -> Any:
     def frame_by_frame(norm: Any, args: tuple[torch.Tensor], _: torch.Tensor) -> torch.Tensor:
         return normal(args[0], norm, (2, 4, 5))
 
-    places = {r".*\.resnets\.\d+\.norm[12]": over_the_video, "conv_norm_out": over_the_video}
-    places[r".*\.motion_modules\.\d+\.norm"] = frame_by_frame
+    hooks = {r".*\.resnets\.\d+\.norm[12]": over_the_video, "conv_norm_out": over_the_video}
+    hooks[r".*\.motion_modules\.\d+\.norm"] = frame_by_frame
     for name, module in unet.named_modules():
-        for pattern, hook in places.items():
+        for pattern, hook in hooks.items():
             if re.fullmatch(pattern, name):
                 module.register_forward_hook(hook)
     return unet

@@ -68,7 +68,7 @@ def picture(seed: int, size: tuple[int, int] = (SIZE, SIZE)) -> Image.Image:
 
 def ask(
     seed: int = 0,
-    look: Image.Image | np.ndarray | None = None,
+    reference: Image.Image | np.ndarray | None = None,
     *,
     embeds: np.ndarray | None = None,
     **knobs: Any,
@@ -84,7 +84,7 @@ def ask(
         **knobs,
     }
     request = AnimationRequest(picture(seed), AnimationParams(**knobs), id=f"row-{seed}")
-    return replace(request, ip_adapter_image=look, ip_adapter_image_embeds=embeds)
+    return replace(request, ip_adapter_image=reference, ip_adapter_image_embeds=embeds)
 
 
 def animate(animator: Animator, *requests: AnimationRequest) -> list[np.ndarray]:
@@ -165,9 +165,9 @@ def distance(one: np.ndarray, other: np.ndarray) -> float:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_frames_equal_those_of_diffusers(kind: Kind, base: Path, adapters: dict[str, tuple[Path, Path]]) -> None:
-    told: tuple[dict[str, Any], ...] = ({}, {"ip_adapter_scale": 0.6}, {"guidance_scale": 1.0})
+    choices: tuple[dict[str, Any], ...] = ({}, {"ip_adapter_scale": 0.6}, {"guidance_scale": 1.0})
     # A wide picture, so that the square cut for the image encoder counts.
-    requests = [ask(3, picture(9, (50, 37)), **{"guidance_scale": 5.0, **knobs}) for knobs in told]
+    requests = [ask(3, picture(9, (50, 37)), **{"guidance_scale": 5.0, **knobs}) for knobs in choices]
     with Animator(model_of(base, adapters[kind])) as animator:
         made = [animate(animator, request)[0] for request in requests]
     for request, ours in zip(requests, made, strict=True):
@@ -246,7 +246,7 @@ def test_a_manifests_pictures_and_scales_reach_the_adapter(
     rows = [("a", "look.png", ""), ("b", "look.png", 2.0), ("c", "", "")]
     picture(0).save(tmp_path / "a.png")
     picture(20).save(tmp_path / "look.png")
-    lines = [f"{name},a.png,a red cat,{look},{scale}" for name, look, scale in rows]
+    lines = [f"{name},a.png,a red cat,{reference},{scale}" for name, reference, scale in rows]
     manifest = tmp_path / "rows.csv"
     manifest.write_text("\n".join(["id,image,prompt,ip_adapter_image,ip_adapter_scale", *lines]))
     defaults = {name: value for name, value in ask().params.model_dump(exclude_unset=True).items() if name != "prompt"}
@@ -254,8 +254,8 @@ def test_a_manifests_pictures_and_scales_reach_the_adapter(
     config = build(CatalogConfig, {**values, "model": model_of(base, adapters["plain"]).model_dump()})
     run_local(config, animator=animator)
     videos = []
-    for row, (_, look, scale) in zip(read_results(config.output).to_pylist(), rows, strict=True):
-        request = ask(0, picture(20) if look else None, ip_adapter_scale=scale or 1.0)
+    for row, (_, reference, scale) in zip(read_results(config.output).to_pylist(), rows, strict=True):
+        request = ask(0, picture(20) if reference else None, ip_adapter_scale=scale or 1.0)
         (expected,) = animator.animate([request])
         assert isinstance(expected, Animation)
         expected.save(tmp_path / "expected.webp")
@@ -361,7 +361,7 @@ def test_an_adapter_of_another_model_or_kind_is_refused(
     more = {f"ip_adapter.99.{layer}.weight": torch.zeros(2, 2) for layer in ("to_k_ip", "to_v_ip")}
     assert "for another model" in refusal_of({**weights, **more})
     assert "for another model" in refusal_of({**weights, "ip_adapter.1.to_k_ip.weight": torch.zeros(16, 48)})
-    assert "no IP-Adapter" in refusal_of({"lora_unet.weight": torch.zeros(2)})
+    assert "not an IP-Adapter" in refusal_of({"lora_unet.weight": torch.zeros(2)})
     assert "face" in refusal_of(
         {
             **fewer,

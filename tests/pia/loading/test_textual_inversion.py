@@ -138,7 +138,7 @@ def test_what_is_no_textual_inversion_for_this_model_is_refused_by_file(
     save_file({"clip_l": torch.zeros(1, 32), "clip_g": torch.zeros(1, 64)}, other)
     assert "is not a textual inversion of Stable Diffusion 1.5" in refusal("x", other)
     assert "64 numbers" in refusal("x", make_textual_inversion(other, width=64))
-    assert "already a word" in refusal("a", files["<thing>"])
+    assert "already a token" in refusal("a", files["<thing>"])
 
 
 def test_a_pickled_textual_inversion_is_read_where_that_is_allowed(
@@ -150,5 +150,5 @@ def test_a_pickled_textual_inversion_is_read_where_that_is_allowed(
     torch.save({"string_to_param": {"*": vectors}, "name": "art", "step": 500}, tmp_path / "art.pt")
     allowed = model_of(folder, {"bad-art": tmp_path / "art.pt"}, allow_pickle=True)
     parts = assemble(resolve(allowed), allowed)
-    place = parts.tokenizer.convert_tokens_to_ids("bad-art_2")
-    assert torch.equal(parts.text_encoder.get_input_embeddings().weight[place], vectors[2])
+    token_id = parts.tokenizer.convert_tokens_to_ids("bad-art_2")
+    assert torch.equal(parts.text_encoder.get_input_embeddings().weight[token_id], vectors[2])

@@ -1,4 +1,4 @@
-"""Forwards of many pieces against diffusers' UNet on each alone; compiled ones against plain ones."""
+"""Forwards of many entries against diffusers' UNet on each alone; compiled ones against plain ones."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from pia_ray.pia.components import Components
 from pia_ray.pia.evaluation import Branch, Evaluation, ImageTokens
 from pia_ray.pia.loading.load import assemble
 from pia_ray.pia.unet.compilation import MOST_GRAPHS, CompileCache, CompiledForward
-from pia_ray.pia.unet.cross_attention import REMEMBERED
-from pia_ray.pia.unet.forward import Forward, Piece
+from pia_ray.pia.unet.cross_attention import CACHED_PROJECTIONS
+from pia_ray.pia.unet.forward import BatchEntry, Forward
 from pia_ray.testing import make_ip_adapter, make_pipeline_folder
 from pia_ray.weights import resolve
 
@@ -47,28 +47,28 @@ def evaluation_of(seed: int, branches: tuple[Branch, ...], *, frames: int = FRAM
     return Evaluation(latents, timestep=100.0 * seed + 1, branches=branches, step=0, num_steps=1)
 
 
-def branch_of(seed: int, *, picture: Branch | None = None, look: ImageTokens | None = None, length: int = 7) -> Branch:
+def branch_of(seed: int, *, picture: Branch | None = None, image: ImageTokens | None = None, length: int = 7) -> Branch:
     generator = torch.Generator().manual_seed(1000 + seed)
     mask, condition = torch.rand(1, FRAMES, 1, 1, generator=generator), torch.randn(4, 1, 8, 8, generator=generator)
     if picture is not None:
         mask, condition = picture.mask, picture.condition
-    return Branch(torch.randn(length, WIDTH, generator=generator), mask, condition, image=look)
+    return Branch(torch.randn(length, WIDTH, generator=generator), mask, condition, image=image)
 
 
-def row(seed: int, *, look: ImageTokens | None = None) -> list[Piece]:
+def row(seed: int, *, image: ImageTokens | None = None) -> list[BatchEntry]:
     negative = branch_of(seed)
-    positive = branch_of(seed + 50, picture=negative, look=look)
+    positive = branch_of(seed + 50, picture=negative, image=image)
     evaluation = evaluation_of(seed, (negative, positive))
-    return [Piece(evaluation, branch, None) for branch in evaluation.branches]
+    return [BatchEntry(evaluation, branch, None) for branch in evaluation.branches]
 
 
 @torch.inference_mode()
-def by_diffusers(parts: Components, piece: Piece) -> torch.Tensor:
-    latents, branch = piece.evaluation.latents, piece.branch
+def by_diffusers(parts: Components, entry: BatchEntry) -> torch.Tensor:
+    latents, branch = entry.evaluation.latents, entry.branch
     spread = latents.shape[1:]
     sample = torch.cat([latents, branch.mask.expand(1, *spread), branch.condition.expand(-1, *spread)])[None]
     prompts = branch.prompt[None].repeat_interleave(spread[0], dim=0)
-    return parts.unet(sample, torch.tensor([piece.evaluation.timestep]), prompts, return_dict=False)[0]
+    return parts.unet(sample, torch.tensor([entry.evaluation.timestep]), prompts, return_dict=False)[0]
 
 
 def distance(ours: torch.Tensor, theirs: torch.Tensor) -> float:
@@ -78,10 +78,10 @@ def distance(ours: torch.Tensor, theirs: torch.Tensor) -> float:
 def test_rows_that_share_a_forward_get_what_diffusers_gives_each_alone(
     plain: Components, ours: tuple[Components, Forward]
 ) -> None:
-    pieces = [*row(1), *row(2), *row(3)[1:]]
-    predictions = ours[1].predict(pieces)
-    for piece, prediction in zip(pieces, predictions, strict=True):
-        assert distance(prediction[None], by_diffusers(plain, piece)) < 5e-6
+    entries = [*row(1), *row(2), *row(3)[1:]]
+    predictions = ours[1].predict(entries)
+    for entry, prediction in zip(entries, predictions, strict=True):
+        assert distance(prediction[None], by_diffusers(plain, entry)) < 5e-6
 
 
 def test_a_side_with_another_picture_keeps_its_own_beginning(
@@ -89,17 +89,17 @@ def test_a_side_with_another_picture_keeps_its_own_beginning(
 ) -> None:
     with_picture, without = branch_of(1), branch_of(2)
     evaluation = evaluation_of(1, (without, with_picture, branch_of(3, picture=with_picture)))
-    pieces = [Piece(evaluation, branch, None) for branch in evaluation.branches]
-    for piece, prediction in zip(pieces, ours[1].predict(pieces), strict=True):
-        assert distance(prediction[None], by_diffusers(plain, piece)) < 5e-6
+    entries = [BatchEntry(evaluation, branch, None) for branch in evaluation.branches]
+    for entry, prediction in zip(entries, ours[1].predict(entries), strict=True):
+        assert distance(prediction[None], by_diffusers(plain, entry)) < 5e-6
 
 
 def test_looks_of_different_sizes_and_none_share_a_forward(ours: tuple[Components, Forward]) -> None:
-    looks = [ImageTokens(torch.randn(num, WIDTH), scale) for num, scale in ((4, 0.5), (8, 1.0))]
-    pieces = [*row(1, look=looks[0]), *row(2, look=looks[1]), *row(3)]
-    together = ours[1].predict(pieces)
-    for piece, prediction in zip(pieces, together, strict=True):
-        alone = ours[1].predict([piece])
+    images = [ImageTokens(torch.randn(num, WIDTH), scale) for num, scale in ((4, 0.5), (8, 1.0))]
+    entries = [*row(1, image=images[0]), *row(2, image=images[1]), *row(3)]
+    together = ours[1].predict(entries)
+    for entry, prediction in zip(entries, together, strict=True):
+        alone = ours[1].predict([entry])
         assert distance(prediction[None], alone) < 5e-6
     assert distance(together[1], ours[1].predict(row(1))[1]) > 1e-3
 
@@ -108,10 +108,10 @@ def test_many_prompts_do_not_pile_up(ours: tuple[Components, Forward]) -> None:
     forward = ours[1]
     first = row(1)
     before = forward.predict(first)
-    for seed in range(REMEMBERED):
+    for seed in range(CACHED_PROJECTIONS):
         forward.predict(row(seed % 7 + 2))
     assert forward._cross is not None
-    assert len(forward._cross._prompts) <= REMEMBERED
+    assert len(forward._cross._prompts) <= CACHED_PROJECTIONS
     assert torch.equal(forward.predict(first), before)
 
 
@@ -122,16 +122,16 @@ def test_a_forward_reads_nothing_back_from_the_device(ours: tuple[Components, Fo
     parts.unet.to(meta)
     forward = Forward(replace(parts, device=meta))
 
-    def moved(piece: Piece) -> Piece:
-        branch, evaluation = piece.branch, piece.evaluation
-        told = {name: getattr(branch, name).to(meta) for name in ("prompt", "mask", "condition")}
-        return Piece(replace(evaluation, latents=evaluation.latents.to(meta)), replace(branch, **told))
+    def moved(entry: BatchEntry) -> BatchEntry:
+        branch, evaluation = entry.branch, entry.evaluation
+        tensors = {name: getattr(branch, name).to(meta) for name in ("prompt", "mask", "condition")}
+        return BatchEntry(replace(evaluation, latents=evaluation.latents.to(meta)), replace(branch, **tensors))
 
     with torch.device(meta):
-        look = ImageTokens(torch.empty(4, WIDTH), 0.5)
-    pieces = [moved(piece) for piece in [*row(1), *row(2)]]
-    pieces[1] = replace(pieces[1], branch=replace(pieces[1].branch, image=look))
-    predictions = forward.predict(pieces)
+        image = ImageTokens(torch.empty(4, WIDTH), 0.5)
+    entries = [moved(entry) for entry in [*row(1), *row(2)]]
+    entries[1] = replace(entries[1], branch=replace(entries[1].branch, image=image))
+    predictions = forward.predict(entries)
     assert predictions.is_meta
     assert predictions.shape == (4, 4, FRAMES, 8, 8)
 
@@ -150,8 +150,8 @@ def test_the_unet_compiles_in_one_graph_per_kind_of_forward_and_no_more(
 
     forward._compiled = CompiledForward(parts.unet, mode="default", backend=count)  # type: ignore[arg-type]
     for seed in range(1, 4):  # other timesteps, prompts and noise: the same graph
-        pieces = row(seed)
-        assert distance(forward.predict(pieces), ours[1].predict(pieces)) < 5e-6
+        entries = row(seed)
+        assert distance(forward.predict(entries), ours[1].predict(entries)) < 5e-6
     assert len(graphs) == 1
     forward.predict([*row(1), *row(2)])
     assert len(graphs) == 2
@@ -166,7 +166,7 @@ def test_the_unet_compiles_in_one_graph_per_kind_of_forward_and_no_more(
     assert distance(prediction, forward.predict(row(1))) > 1e-3
     assert len(graphs) == 2
     # FreeU runs uncompiled, and leaves no trace.
-    forward.predict([replace(piece, free_u=(0.9, 0.2, 1.5, 1.6)) for piece in row(1)])
+    forward.predict([replace(entry, free_u=(0.9, 0.2, 1.5, 1.6)) for entry in row(1)])
     forward.predict(row(1))
     assert len(graphs) == 2
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]

@@ -15,17 +15,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pia_ray.pia.device.placement import SDPA_ROWS
 from pia_ray.pia.evaluation import Branch
-from pia_ray.pia.unet.motion_modules import TemporalTransformer, attend_over_time
-from pia_ray.pia.unet.rewrites import (
-    CrossAttention,
-    Kernels,
-    Prefix,
-    choose_kernels,
-    chosen_kernels,
-    most_positions,
-    restructure_unet,
-    restructure_vae,
-)
+from pia_ray.pia.unet.attention_kernels import Kernels, choose_kernels, chosen_kernels
+from pia_ray.pia.unet.cross_attention import CrossAttention
+from pia_ray.pia.unet.guidance_prefix import Prefix
+from pia_ray.pia.unet.motion_modules import TemporalTransformer, attend_over_time, most_positions
+from pia_ray.pia.unet.rewrites import restructure_unet, restructure_vae
 from pia_ray.pia.unet.upsample import SubpixelUpsample
 from pia_ray.testing import make_pipeline_folder
 
@@ -90,7 +84,7 @@ def test_entries_that_share_their_beginning_equal_those_that_are_computed_apart(
     spread = torch.tensor([0, 1, 2, 1, 0])
     sample = inputs(3, 8, 8)[spread]
     timesteps = torch.tensor([900.0, 41.0, 7.0])[spread]
-    with prefix.shared(num=3, num_frames=FRAMES, spread=spread):
+    with prefix.shared(num=3, num_frames=FRAMES, inverse=spread):
         shared = predict(unet, sample, timesteps)
     assert distance(shared, predict(plain, sample, timesteps)) < 5e-6
 
@@ -99,7 +93,7 @@ def test_a_shared_beginning_is_that_of_the_first_entries_alone(rewritten: tuple[
     unet, prefix = rewritten
     sample, timesteps = inputs(2, 8, 8), torch.tensor([500.0, 500.0])
     apart = predict(unet, sample, timesteps)
-    with prefix.shared(num=1, num_frames=FRAMES, spread=torch.tensor([0, 0])):
+    with prefix.shared(num=1, num_frames=FRAMES, inverse=torch.tensor([0, 0])):
         shared = predict(unet, sample, timesteps)
     assert distance(predict(unet, sample, timesteps), apart) == 0  # nothing is shared any more
     assert distance(shared[:1], apart[:1]) < 5e-6
@@ -241,7 +235,7 @@ def test_a_full_size_step_takes_at_most_95_percent_and_a_decode_at_most_86_perce
     prefix = restructure_unet(unet)
     restructure_vae(vae)
     assert prefix is not None
-    with prefix.shared(num=1, num_frames=16, spread=spread):
+    with prefix.shared(num=1, num_frames=16, inverse=spread):
         assert teraflops(step) <= 0.95 * theirs[0]
         cross = CrossAttention(unet)
         prompts = cross.states(branches)
