@@ -88,8 +88,9 @@ def _styles_of(args: argparse.Namespace) -> dict[str, ModelConfig]:
 
 def demo_command(args: argparse.Namespace) -> int:
     manifest = str(files("pia_ray").joinpath("demo", "catalog", "catalog.parquet"))
-    config = CatalogConfig(manifest=manifest, output=args.output, model=ModelConfig.named("demo"))
-    return _run(config, args, again=["animate", manifest, "--output", args.output, "--model", "demo"])
+    config = load(None, {"manifest": manifest, "output": args.output, "model": "demo", "limit": args.limit})
+    limit = [] if args.limit is None else ["--limit", str(args.limit)]
+    return _run(config, args, again=["animate", manifest, "--output", args.output, "--model", "demo", *limit])
 
 
 def animate_command(args: argparse.Namespace) -> int:
