@@ -49,7 +49,7 @@ def join(address: str, folder: Path) -> None:
     """Lets the notebook's kernel join a cluster before its first cell: its runs start none of their own."""
     startup = folder / "ipython" / "profile_default" / "startup"
     startup.mkdir(parents=True)
-    (startup / "ray.py").write_text(
+    (startup / "join.py").write_text(
         f"import ray\n\nray.init({address!r}, log_to_driver=False, logging_level='ERROR')\n"
     )
 
