@@ -3,6 +3,7 @@
 #   make test              everything: format, lint, types, all tests
 #   make check             format, lint, types and the quick tests
 #   make test-heavy        only the tests with Ray clusters, S3 servers and browsers
+#   make soak              the tests that take minutes and find what is rare
 #   make bench             the benchmarks
 #   make env               only the environment, .venv
 #   make TORCH=cpu ...     on first use: the torch build without CUDA, some 3 GB less to download
@@ -17,7 +18,7 @@ TORCH ?=
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test check test-heavy lint bench
+.PHONY: help env demo test check test-heavy soak lint bench
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -30,10 +31,13 @@ demo: $(READY)
 test: check test-heavy
 
 check: lint
-	$(BIN)/pytest -m "not heavy" --numprocesses 2 --dist loadfile
+	$(BIN)/pytest -m "not heavy" --numprocesses 2 --dist loadgroup
 
 test-heavy: $(READY)
-	$(BIN)/pytest -m heavy
+	$(BIN)/pytest -m heavy --numprocesses 3 --dist loadgroup
+
+soak: $(READY)
+	$(BIN)/pytest -m soak
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

@@ -16,7 +16,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, NoReturn
@@ -154,11 +154,19 @@ def _init(**options: Any) -> None:
     finally:
         if main:
             signal.signal(signal.SIGTERM, on_term)
+    # Ray's listener prints what its nodes report to standard output, also on an orderly stop; no setting keeps it from
+    # that (ray 2.60). Standard output is for the results of a command.
+    ray._private.worker.print_to_stdstream = _log_ray_message
     for handler in logging.getLogger("ray.data").handlers:
         if not isinstance(handler, logging.FileHandler):
             # Its console handler is set apart from the others'. What ends a run is raised, and said once; the file in
             # Ray's session folder keeps the tracebacks.
             handler.setLevel(logging.CRITICAL if level >= logging.ERROR else level)
+
+
+def _log_ray_message(message: Mapping[str, Any], ignore_prefix: bool = False) -> None:
+    for line in message["lines"]:
+        log.info("Ray: %s", _COLOURS.sub("", str(line)).strip())
 
 
 def require_cluster(address: str) -> None:

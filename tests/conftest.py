@@ -1,9 +1,76 @@
-"""For all tests, and the processes that they start: one thread for torch's operators.
+"""For all tests: the environment of their processes, a cluster that they share, and what runs in parallel."""
 
-The models of the tests are so small that threads cost more than they bring, most of all on a busy machine, where each
-operator waits for the slowest of them.
-"""
+from __future__ import annotations
 
+import atexit
 import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator
+from typing import Final
 
+import pytest
+
+# One thread for torch's operators. The models of the tests are so small that threads cost more than they bring, most of
+# all on a busy machine, where each operator waits for the slowest of them.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+if "RAY_TMPDIR" not in os.environ:  # the processes of one run of pytest share it: each cluster has a folder in it
+    os.environ["RAY_TMPDIR"] = tempfile.mkdtemp(prefix="ray-")
+    atexit.register(shutil.rmtree, os.environ["RAY_TMPDIR"], ignore_errors=True)
+
+# Ray gives clusters the password of the user's file, which it makes where there is none; two that start at once would
+# each make one. Processes join a cluster whose password is in their environment.
+os.environ.setdefault("RAY_AUTH_MODE", "token")
+os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+
+SHARED_CLUSTERS: Final = {
+    "tests/online/serve/": "serve",
+    "tests/catalog/test_graph.py": "graph",
+    "tests/cli/": "ray",
+    "tests/jobs/": "ray",
+    "tests/docs/test_docs.py": "ray",
+    "tests/docs/test_notebooks.py::test_a_catalogue": "ray",
+    "tests/cluster/": "nodes",
+}
+"""Heavy tests by the beginning of their id, and the cluster that they share. They run in one process, one by one."""
+
+ALONE: Final = ("tests/docs/test_notebooks.py",)
+"""Files whose heavy tests share nothing, so that any process may take any of them."""
+
+LONGEST: Final = ("serve", "graph", "ray", "nodes", "catalog.test_own_clusters")
+"""Groups that take minutes, in the order in which they start: one that starts late would end last, alone."""
+
+
+@pytest.fixture(scope="session")
+def ray_address() -> Iterator[str]:
+    """The address of a Ray cluster without GPUs for all tests that only need one, in processes of its own."""
+    from tests.ray_head import RayHead  # most tests need no Ray
+
+    with RayHead() as head:
+        yield head.address
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves out what only `make soak` runs, and sorts tests into groups for `--dist loadgroup`, long ones first."""
+    if "soak" not in config.option.markexpr:
+        soak = [item for item in items if item.get_closest_marker("soak")]
+        config.hook.pytest_deselected(items=soak)
+        items[:] = [item for item in items if item not in soak]
+    places = {item: _place(item) for item in items}
+    for item, (_, group) in places.items():
+        if group:
+            item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=lambda item: places[item][0])
+
+
+def _place(item: pytest.Item) -> tuple[int, str]:
+    """When the test starts, and its group: those of one group run in one process, in order."""
+    file = item.nodeid.partition("::")[0].removeprefix("tests/").removesuffix(".py").replace("/", ".")
+    if item.get_closest_marker("heavy") is None:
+        return len(LONGEST) + 1, file
+    shared = [group for start, group in SHARED_CLUSTERS.items() if item.nodeid.startswith(start)]
+    group = shared[0] if shared else "" if item.nodeid.startswith(ALONE) else f"{file}.heavy"
+    rank = LONGEST.index(group.removesuffix(".heavy")) if group.removesuffix(".heavy") in LONGEST else len(LONGEST)
+    return rank, group

@@ -58,6 +58,8 @@ INSIDE = {
         "denoising",
         "model_cache",
         "engine",
+        "submissions",
+        "finisher",
         "animator",
         "pipeline_inputs",
         "pipeline",

@@ -18,10 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pia_ray.cli.config_flags import catalog_config, knobs_of, styles_of
-from pia_ray.config.catalog import RETRY_ALL, CatalogConfig
+from pia_ray.config.catalog import RETRY_ALL, CatalogConfig, load
 from pia_ray.config.knobs import DEFAULT_STYLE, REFERENCE_KNOBS
 from pia_ray.config.model import (
-    ModelConfig,
     load_model,
     model_for,
     named_models,
@@ -38,8 +37,9 @@ Command = Callable[[argparse.Namespace], int]
 
 def demo_command(args: argparse.Namespace) -> int:
     manifest = str(files("pia_ray").joinpath("demo", "catalog", "catalog.parquet"))
-    config = CatalogConfig(manifest=manifest, output=args.output, model=ModelConfig.named("demo"))
-    return _run(config, args, again=["animate", manifest, "--output", args.output, "--model", "demo"])
+    config = load(None, {"manifest": manifest, "output": args.output, "model": "demo", "limit": args.limit})
+    limit = [] if args.limit is None else ["--limit", str(args.limit)]
+    return _run(config, args, again=["animate", manifest, "--output", args.output, "--model", "demo", *limit])
 
 
 def animate_command(args: argparse.Namespace) -> int:

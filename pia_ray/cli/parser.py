@@ -53,6 +53,7 @@ def make_parser() -> argparse.ArgumentParser:
 
     demo = add("demo", commands.demo_command, "animate the bundled catalogue with the bundled model on this machine")
     demo.add_argument("--output", default="pia-ray-demo", metavar="DIR", help="where to (default: %(default)s)")
+    demo.add_argument("--limit", metavar="N", type=int, help="only the first so many rows of the catalogue")
 
     animate = add("animate", commands.animate_command, "animate a catalogue: videos, results table and gallery")
     animate.add_argument("manifest", metavar="MANIFEST", nargs="?", help=_MANIFEST_HELP)

@@ -72,8 +72,9 @@ def children() -> dict[int, str]:
     return found
 
 
-def ray_processes() -> list[str]:
-    return [command for command in children().values() if "raylet" in command or "gcs_server" in command]
+def ray_processes() -> dict[int, str]:
+    """The processes of Ray's nodes below this one, which may hold a cluster for other tests."""
+    return {pid: line for pid, line in children().items() if "raylet" in line or "gcs_server" in line}
 
 
 def until(condition: Any) -> bool:
@@ -93,9 +94,10 @@ def test_a_run_on_s3_with_a_cluster_of_its_own_gives_the_local_table_and_leaves_
     with FakeAnimator(ModelConfig.named("demo")) as animator:
         run_local(here, animator=animator)
     handler = signal.getsignal(signal.SIGTERM)
+    before = ray_processes().keys()
     summary = run_catalog(there, make_animator=make_fake)
     assert not ray.is_initialized()
-    assert until(lambda: not ray_processes()), ray_processes()
+    assert until(lambda: ray_processes().keys() <= before), ray_processes()
     assert signal.getsignal(signal.SIGTERM) is handler
     assert summary.exit_code == 1
     tables = [read_results(config.output).to_pylist() for config in (here, there)]

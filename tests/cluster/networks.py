@@ -184,7 +184,7 @@ def until(condition: Callable[[], object], *, seconds: float, what: str) -> None
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"still not so after {seconds:.0f} s: {what}"
-        time.sleep(0.1)
+        time.sleep(0.25)
 
 
 def _ip(*words: str) -> None:

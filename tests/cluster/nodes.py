@@ -127,7 +127,7 @@ class Nodes:
     def ask(self, path: str, **query: str) -> Any:
         """What the dashboard answers to a GET, JSON; None while it does not answer."""
         try:
-            answer = httpx.get(f"{self.dashboard}{path}", params=query, headers=self.bearer, timeout=60)
+            answer = self._http.get(f"{self.dashboard}{path}", params=query)
         except httpx.TransportError:
             return None
         return answer.json() if answer.status_code == 200 else None
@@ -197,10 +197,15 @@ class Nodes:
 
     def close(self) -> None:
         """Ends everything."""
+        self._http.close()
         for node in (*self._workers, *([self._head] if self._head else [])):
             node.kill()
         self.network.close()
         shutil.rmtree(self._folder, ignore_errors=True)
+
+    @cached_property
+    def _http(self) -> httpx.Client:
+        return httpx.Client(headers=self.bearer, timeout=60)  # one: to make one takes more CPU time than to ask
 
     @cached_property
     def _jobs(self) -> JobSubmissionClient:

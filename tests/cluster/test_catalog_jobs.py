@@ -123,7 +123,7 @@ def test_a_catalogue_is_complete_though_a_node_dies_in_mid_run_and_the_same_job_
 def test_a_nightly_job_animates_only_rows_that_are_new_or_whose_picture_has_changed(
     nodes: Nodes, bucket: str, tmp_path: Path
 ):
-    catalogue = Catalogue(bucket, tmp_path, "nightly.yaml")
+    catalogue = Catalogue(bucket, tmp_path, "nightly.yaml", actors=1)
     catalogue.add_rows(4)
     nodes.finish(catalogue.submit(nodes))
     first, videos = catalogue.rows(), catalogue.videos()

@@ -19,6 +19,7 @@ import yaml
 from pia_ray.media import video
 from tests.cluster.networks import until
 from tests.cluster.nodes import PATIENCE_S, ROOT, Nodes
+from tests.online.serve.prompt import PROMPT
 from tests.online.video_server import QUICK, hash_of, png
 
 pytestmark = [
@@ -56,6 +57,7 @@ class Endpoint:
         keys = self._folder / "keys"
         keys.write_text(f"{hash_of(KEY)}\n")
         application["args"] |= {"api_keys": str(keys), **args}
+        application["args"]["ingress_deployment_config"] |= PROMPT
         path = self._folder / "serve.yaml"
         path.write_text(yaml.safe_dump(config))
         command = [Path(sys.executable).parent / "serve", "deploy", path, "--address", self._nodes.dashboard]
@@ -127,6 +129,8 @@ def test_load_brings_a_second_engine_and_its_end_takes_it_away_while_every_call_
         max_replicas=2,
         upscale_delay_s=1,
         downscale_delay_s=2,
+        # Serve measures the load every second, in place of ten, and takes the mean of three.
+        deployment_config={**PROMPT, "autoscaling_config": {"metrics_interval_s": 1, "look_back_period_s": 3}},
         requests_per_minute=100_000,
     )
     until(lambda: len(endpoint.engines()) == 1, seconds=PATIENCE_S, what="the first engine is up")

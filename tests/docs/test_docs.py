@@ -81,12 +81,13 @@ def first_commands() -> list[list[str]]:
 
 
 @pytest.mark.heavy
-def test_a_newcomers_commands_run_one_after_the_other(tmp_path: Path) -> None:
+def test_a_newcomers_commands_run_one_after_the_other(tmp_path: Path, ray_address: str) -> None:
     (tmp_path / "out").mkdir()  # `make demo` makes it
     assert len(first_commands()) == 3
     for words in first_commands():
         arguments = [word.replace("pia_ray/demo", str(ROOT / "pia_ray" / "demo")) for word in words]
-        command = [sys.executable, "-m", "pia_ray.cli", *arguments]
+        cluster = ["--address", ray_address] if words[0] == "animate" else []
+        command = [sys.executable, "-m", "pia_ray.cli", *arguments, *cluster]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=900, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / "out" / "cat.mp4").stat().st_size > 1000

@@ -45,6 +45,15 @@ def run(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> nbformat.No
     return book
 
 
+def join(address: str, folder: Path) -> None:
+    """Lets the notebook's kernel join a cluster before its first cell: its runs start none of their own."""
+    startup = folder / "ipython" / "profile_default" / "startup"
+    startup.mkdir(parents=True)
+    (startup / "join.py").write_text(
+        f"import ray\n\nray.init({address!r}, log_to_driver=False, logging_level='ERROR')\n"
+    )
+
+
 def shown(book: nbformat.NotebookNode, kind: str) -> list[str]:
     """What the cells show of one MIME type; "text" is what they print."""
     outputs = [output for cell in book.cells for output in cell.get("outputs", ())]
@@ -100,7 +109,10 @@ def test_one_picture_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.heavy
-def test_a_catalogue_runs_fails_is_corrected_and_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_catalogue_runs_fails_is_corrected_and_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_address: str
+):
+    join(ray_address, tmp_path)
     book = run("02-a-catalogue", tmp_path, monkeypatch)
     printed = "".join(shown(book, "text"))
     assert "3 succeeded, failed: {'bad_parameter': 1, 'image_not_found': 1}, exit code 1" in printed

@@ -38,9 +38,9 @@ SCRIPTS = sorted(JOBS.glob("*.py"))
 CONFIGS = sorted(JOBS.glob("configs/*.yaml"))
 
 
-def run(script: str, *words: object, expect: int = 0, timeout_s: float = 300) -> str:
-    """What the job prints, when it exits as expected. It runs on this machine alone, whatever Ray there is."""
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+def run(script: str, *words: object, expect: int = 0, timeout_s: float = 300, cluster: str = "") -> str:
+    """What the job prints, when it exits as expected. It runs on that cluster, as one that is submitted to it."""
+    environment = {**os.environ, "RAY_ADDRESS": cluster}
     command = [sys.executable, str(JOBS / script), *map(str, words)]
     done = subprocess.run(
         command, capture_output=True, text=True, env=environment, timeout=timeout_s, stdin=subprocess.DEVNULL
@@ -152,25 +152,29 @@ def test_a_reader_that_has_gone_is_no_failed_row(tmp_path: Path):
 
 
 @pytest.mark.heavy
-def test_a_job_ends_well_with_failed_rows_and_at_its_deadline_where_asked_and_tries_again(tmp_path: Path):
+def test_a_job_ends_well_with_failed_rows_and_at_its_deadline_where_asked_and_tries_again(
+    tmp_path: Path, ray_address: str
+):
     manifest = put_catalog(str(tmp_path / "in"), rows=3, broken=0.34)
     output = str(tmp_path / "out")
     config = tmp_path / "run.yaml"
     settings = {"manifest": manifest, "output": output, "model": "demo", "format": "gif"}
     config.write_text(yaml.safe_dump({**settings, "defaults": {"num_inference_steps": 1, "num_frames": 8}}))
     # The deadline has passed before the first worker is there.
-    run("animate_catalog.py", "--config", config, "--deadline", "1s", "--ok-at-deadline")
+    run("animate_catalog.py", "--config", config, "--deadline", "1s", "--ok-at-deadline", cluster=ray_address)
     assert ledger.summary(ledger.Ledger.open(output)).num_left == 3
-    run("animate_catalog.py", "--config", config)
+    run("animate_catalog.py", "--config", config, cluster=ray_address)
     rows = read_results(output).to_pylist()
     assert sorted(row["status"] for row in rows) == ["failed", "succeeded", "succeeded"]
-    run("animate_catalog.py", "--config", config, "--fail-on-rows", expect=1)
+    run("animate_catalog.py", "--config", config, "--fail-on-rows", expect=1, cluster=ray_address)
     run("animate_catalog.py", "--config", config, "--nonsense", expect=2)
 
     [failed] = [row for row in rows if row["status"] == "failed"]
     whole = Path(make_catalog(tmp_path / "whole", rows=3)).parent / "images" / Path(failed["image_uri"]).name
     (tmp_path / "in" / "images" / whole.name).write_bytes(whole.read_bytes())
-    run("animate_catalog.py", "--config", config, "--retry", failed["error_code"], "--fail-on-rows")
+    run(
+        "animate_catalog.py", "--config", config, "--retry", failed["error_code"], "--fail-on-rows", cluster=ray_address
+    )
     assert read_results(output)["status"].to_pylist() == ["succeeded"] * 3
 
 

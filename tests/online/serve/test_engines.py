@@ -15,7 +15,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import ray
 from PIL import Image
 from ray import serve
 from starlette.types import Message, Receive, Scope, Send
@@ -29,6 +28,7 @@ from pia_ray.online.serve import RayRenderer, build_app, proxy_middlewares
 from pia_ray.online.serve.deployments import bind_engines, engine_options, ingress_options
 from pia_ray.online.serve.engines import STATUS_S
 from pia_ray.testing import make_fake_engine
+from tests.online.serve.prompt import PROMPT, prompt_serve
 
 heavy = pytest.mark.heavy
 # Ray's client code of 2.60 leaves sockets and event loops to the garbage collector.
@@ -82,32 +82,16 @@ class Caller:
         return True
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    ray.init(
-        address="local",
-        num_cpus=8,
-        include_dashboard=False,
-        log_to_driver=False,
-        object_store_memory=200 * 2**20,
-        logging_level="ERROR",
-    )
-    try:
-        serve.start(proxy_location="Disabled")
-        yield
-        serve.shutdown()
-    finally:
-        ray.shutdown()  # whatever happened: the next module starts a cluster of its own
-
-
 @pytest.fixture
-def endpoint(cluster: None, tmp_path: Path) -> Iterator[Callable[..., Any]]:
+def endpoint(address: str, tmp_path: Path) -> Iterator[Callable[..., Any]]:
     """Starts engines by their settings; the handle of a `Caller` of them."""
 
     def start(step_s: float = 0.0, **settings: Any) -> Any:
-        config = ServeConfig.model_validate({"batch_size": 2, "graceful_shutdown_s": 1, **settings})
+        config = ServeConfig.model_validate({"batch_size": 2, "graceful_shutdown_s": 1, **prompt_serve(settings)})
         make = partial(make_fake_engine, seconds_per_step=step_s, marks=tmp_path, log=tmp_path / "log.jsonl")
-        caller = serve.deployment(Caller).options(ray_actor_options={"num_cpus": 0.1}, max_ongoing_requests=500)
+        caller = serve.deployment(Caller).options(
+            ray_actor_options={"num_cpus": 0.1}, max_ongoing_requests=500, **PROMPT
+        )
         return serve.run(caller.bind(config, bind_engines(config, make_animator=make)), name="test", route_prefix=None)
 
     yield start

@@ -31,11 +31,11 @@ from ray.serve.schema import ServeDeploySchema
 from pia_ray.animation import RowAnimator
 from pia_ray.config.serve import ServeConfig, load_serve
 from pia_ray.media import video
-from pia_ray.online.serve import build_endpoint, proxy_middlewares
+from pia_ray.online.serve import build_endpoint
 from pia_ray.online.serve.deployments import ingress_options
 from pia_ray.online.serve.engines import MakeAnimator
-from pia_ray.online.serve.proxy import PROXY_CALLBACK
 from pia_ray.testing import make_fake_engine
+from tests.online.serve.prompt import prompt_serve
 
 pytestmark = [
     pytest.mark.heavy,
@@ -52,32 +52,6 @@ def noise(width: int = 64, height: int = 64) -> bytes:
     return out.getvalue()
 
 
-@pytest.fixture(scope="module")
-def address() -> Iterator[str]:
-    """A cluster whose proxies are set up as those of `pia-ray serve`, and where they listen."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    os.environ[PROXY_CALLBACK] = f"pia_ray.online.serve:{proxy_middlewares.__name__}"
-    try:
-        ray.init(
-            address="local",
-            num_cpus=8,
-            include_dashboard=False,
-            log_to_driver=False,
-            object_store_memory=200 * 2**20,
-            logging_level="ERROR",
-        )
-    finally:
-        del os.environ[PROXY_CALLBACK]
-    try:
-        serve.start(http_options={"host": "127.0.0.1", "port": port})
-        yield f"http://127.0.0.1:{port}"
-        serve.shutdown()
-    finally:
-        ray.shutdown()  # whatever happened: the next module starts a cluster of its own
-
-
 def make_when_let(make: MakeAnimator, held_back_by: Path, config: ServeConfig, cpu_threads: int) -> RowAnimator:
     """An engine's animator, once that file is not there."""
     while held_back_by.exists():
@@ -92,7 +66,7 @@ def endpoint(address: str, tmp_path: Path) -> Iterator[Callable[..., httpx.Clien
 
     def start(step_s: float = 0.0, held_back_by: Path | None = None, **settings: Any) -> httpx.Client:
         config = ServeConfig.model_validate(
-            {"batch_size": 2, "graceful_shutdown_s": 1, "storage": str(tmp_path / "jobs"), **settings}
+            {"batch_size": 2, "graceful_shutdown_s": 1, "storage": str(tmp_path / "jobs"), **prompt_serve(settings)}
         )
         make = partial(make_fake_engine, seconds_per_step=step_s, marks=tmp_path, log=tmp_path / "log.jsonl")
         if held_back_by is not None:
@@ -148,7 +122,7 @@ def test_a_call_survives_the_death_of_its_engine(endpoint: Callable[..., httpx.C
 def test_an_engine_whose_device_hangs_is_replaced_and_its_call_and_job_are_made_by_the_next(
     endpoint: Callable[..., httpx.Client], tmp_path: Path
 ):
-    client = endpoint(stall_timeout_s=8, deployment_config={"health_check_period_s": 1})
+    client = endpoint(stall_timeout_s=8)
     answer = animate(client, fields={"prompt": "hang-once"})
     assert answer.status_code == 200, answer.text
     job = created(client, prompt="hang-once")

@@ -25,9 +25,9 @@ from pia_ray.online.serve.deployments import bind_engines, ingress_options
 from pia_ray.online.video_jobs import JobStore, VideoJob
 from pia_ray.testing import make_fake_engine
 from tests.online.serve.test_engines import ask
-from tests.online.serve.test_http import KNOBS, address, animate, begun, created, ended, endpoint, noise, until
+from tests.online.serve.test_http import KNOBS, animate, begun, created, ended, endpoint, noise, until
 
-__all__ = ["address", "endpoint"]  # fixtures
+__all__ = ["endpoint"]  # fixtures
 
 heavy = pytest.mark.heavy
 # Ray's client code of 2.60 leaves sockets and event loops to the garbage collector.

@@ -1,0 +1,42 @@
+"""A Ray cluster of one node for tests that only need a cluster: it ends with the test process, and not before."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from typing import Self
+
+HOLD = """
+import sys
+import ray
+
+context = ray.init(
+    address="local", num_cpus=8, num_gpus=0, include_dashboard=False, log_to_driver=False,
+    object_store_memory=200 * 2**20, logging_level="ERROR",
+)
+print(context.address_info["gcs_address"], flush=True)
+sys.stdin.read()
+"""
+
+
+class RayHead:
+    """A cluster with more CPUs than there are, which are counted, not bound, and no GPU.
+
+    A process of its own holds the cluster: the test process may join it, have one of its own, or none.
+    """
+
+    def __enter__(self) -> Self:
+        self._holder = subprocess.Popen(
+            [sys.executable, "-c", HOLD],
+            env={**os.environ, "RAY_USAGE_STATS_ENABLED": "0"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self.address = self._holder.stdout.readline().strip()
+        assert self.address, "the cluster does not start"
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._holder.communicate(timeout=120)
