@@ -16,7 +16,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, NoReturn
@@ -164,8 +164,8 @@ def _init(**options: Any) -> None:
             handler.setLevel(logging.CRITICAL if level >= logging.ERROR else level)
 
 
-def _log_ray_message(message: Mapping[str, Any], ignore_prefix: bool = False) -> None:
-    for line in message["lines"]:
+def _log_ray_message(data: Any, ignore_prefix: bool = False) -> None:
+    for line in data["lines"]:
         log.info("Ray: %s", _COLOURS.sub("", str(line)).strip())
 
 
