@@ -18,7 +18,7 @@ TORCH ?=
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test check test-heavy soak lint bench
+.PHONY: help env demo test check test-all test-quick test-heavy soak lint bench
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -28,9 +28,17 @@ env: $(READY)
 demo: $(READY)
 	@$(BIN)/pia-ray demo --output out/demo
 
-test: check test-heavy
+# All tests in one run: quick ones use the CPUs while heavy ones wait for processes to start and end.
+test: $(READY)
+	@$(MAKE) --no-print-directory --jobs 2 lint test-all
 
-check: lint
+check: $(READY)
+	@$(MAKE) --no-print-directory --jobs 2 lint test-quick
+
+test-all: $(READY)
+	$(BIN)/pytest --numprocesses 4 --dist loadgroup
+
+test-quick: $(READY)
 	$(BIN)/pytest -m "not heavy" --numprocesses 2 --dist loadgroup
 
 test-heavy: $(READY)

@@ -1,4 +1,4 @@
-"""What every card says of the machine and the code it was printed by."""
+"""The machine and the version of the code, as each card gives them."""
 
 from __future__ import annotations
 

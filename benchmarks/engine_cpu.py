@@ -66,7 +66,7 @@ def main() -> None:
 
 
 def variants_of(parts: Components, side: int) -> Variants:
-    """What is measured, by name."""
+    """The measured variants, by name."""
     variants: Variants = {}
     for threads, (name, layout) in itertools.product(sorted({1, torch.get_num_threads()}), FORMATS.items()):
         how = {"layout": layout, "threads": threads}

@@ -168,7 +168,7 @@ def report(
 
 
 def animator_of(name: str, config: ServeConfig, *, step_s: float) -> RowAnimator:
-    """What both modes animate with."""
+    """The animator of both modes."""
     model = config.models[config.default_model]
     if name == "demo":
         from pia_ray.pia.animator import Animator  # torch takes seconds, and the fake one does without

@@ -1,4 +1,4 @@
-"""What a catalogue costs beyond its animations: the bare animator, `run_local` and `run_catalog`, by turns.
+"""The costs of a catalogue beyond its animations: the bare animator, `run_local` and `run_catalog`, by turns.
 
 All three animate the bundled pictures with the demo model on equal threads. Prints a card and, last, one JSON line.
 Run: `.venv/bin/python benchmarks/overhead.py [--rows N] [--rounds N]`
@@ -225,7 +225,7 @@ def config_of(folder: Path, output: str, threads: int) -> CatalogConfig:
 
 
 def requests_of(config: CatalogConfig) -> list[AnimationRequest]:
-    """What the catalogue asks of the animator, its pictures decoded."""
+    """The requests of the catalogue to the animator, their pictures decoded."""
     opened = manifest.open_manifest(config)
     items = [
         item

@@ -313,7 +313,7 @@ class NotFound(RowError):
 
 
 class Conflict(RowError):
-    """What is asked for contradicts what is there, as a video that is not ready yet. Read its state first."""
+    """The request contradicts the state of its object, as a video that is not ready yet. Read the state first."""
 
     code = "conflict"
     http_status = 409

@@ -47,7 +47,7 @@ class ManifestRow:
 
     @property
     def reference_identities(self) -> dict[str, str]:
-        """What the work key says of the files that the params refer to, by knob: the values of these knobs."""
+        """The work key's entries for the files that the params refer to, by knob: the values of these knobs."""
         return {knob: getattr(self.params, knob) for knob in self.references}
 
 
@@ -176,7 +176,7 @@ class EncodedVideo:
 
 
 class Failure(Protocol):
-    """Why a row failed: a `RowError`, or what the owner of a request may know of one."""
+    """The reason why a row failed: a `RowError`, or the part of it that the owner of a request may know."""
 
     @property
     def code(self) -> str:

@@ -102,8 +102,6 @@ NEVER = {
 
 LONG_FILES = {
     "pia_ray/errors.py": "the tree of errors is one file, drawn at its head",
-    "pia_ray/pia/animator.py": "the public face, its thread and the way of a request in one file, to be parted",
-    "pia_ray/bench/card.py": "settings, timing and card of the benchmark in one file, to be parted",
 }
 """Files of more than 400 lines. The list only shrinks."""
 

@@ -185,7 +185,8 @@ def estimate_command(args: argparse.Namespace) -> int:
 
 
 def bench_command(args: argparse.Namespace) -> int:
-    from pia_ray.bench.card import bench, differences, settings_here, text_of
+    from pia_ray.bench.benchmark import bench, settings_here
+    from pia_ray.bench.card import differences, text_of
 
     batches = args.batches.split(",")
     if not all(number.strip().isdecimal() for number in batches):

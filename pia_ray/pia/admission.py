@@ -13,7 +13,7 @@ PRIORITY_STEP: Final = 64
 """Rows of the next more urgent priority that may arrive later and still go first, so that no row waits for ever."""
 
 _Row = TypeVar("_Row")
-"""What the caller queues."""
+"""The type of the rows that the caller queues."""
 
 
 def rank(arrival: int, priority: int) -> int:

@@ -32,7 +32,7 @@ from pia_ray.pia.engine import Engine, Row
 from pia_ray.pia.finisher import Finisher
 from pia_ray.pia.loading.load import assemble
 from pia_ray.pia.loading.weight_sharing import WeightPool
-from pia_ray.pia.model_cache import ModelCache
+from pia_ray.pia.model_cache import ModelCache, cache_key
 from pia_ray.pia.submissions import PromptToEncode, Submission
 from pia_ray.prepare import prepare
 from pia_ray.types import AnimationRequest, PreparedRequest
@@ -88,7 +88,7 @@ class Animator:
             set_cpu_threads(cpu_threads)
         self.model = model
         self.styles = dict(styles or {})
-        self._models = {_key(each): each for each in (model, *self.styles.values())}
+        self._models = {cache_key(each): each for each in (model, *self.styles.values())}
         self._weight_pool = WeightPool() if self.styles else None
         components = self._load(model)
         self.model_version = components.version
@@ -99,7 +99,7 @@ class Animator:
             queue.SimpleQueue()
         )
         self._cache = ModelCache(keep=keep_models, when_loaded=lambda: self._arrivals.put("loaded"))
-        self._cache.put(_key(model), components)
+        self._cache.put(cache_key(model), components)
         self._queue: AdmissionQueue[Submission | PromptToEncode] = AdmissionQueue()
         self._running: dict[Row, Submission] = {}
         self._finishing: set[Submission] = set()
@@ -108,7 +108,7 @@ class Animator:
         """Whether the first waiting row waits for one of `_finishing` to end."""
         self._closed = False
         self._fatal: PiaRayError | None = None
-        """Why the process cannot animate any more."""
+        """The error after which the process cannot animate any more."""
         self._lock = threading.Lock()
         self._finisher = Finisher(self._engine, self._on_finished, name=f"finisher-{model.name}")
         self._thread = threading.Thread(target=self._run, name=f"animator-{model.name}", daemon=True)
@@ -171,7 +171,7 @@ class Animator:
         except RowError as error:
             future.set_exception(error)
             return future
-        submission = Submission(prepared, _key(model), future, time.monotonic(), alone, on_step, priority)
+        submission = Submission(prepared, cache_key(model), future, time.monotonic(), alone, on_step, priority)
         with self._lock:
             if self._fatal is not None:
                 future.set_exception(self._fatal)
@@ -202,7 +202,7 @@ class Animator:
             ModelUnavailable: the model cannot be loaded, or has been dropped and this is called by on_step_end.
             Cancelled: the animator is closed.
         """
-        model = _key(model_for(style, self.model, self.styles))
+        model = cache_key(model_for(style, self.model, self.styles))
         knobs = parse_params({"prompt": "-", "clip_skip": clip_skip, "lora": lora, "lora_scale": lora_scale})
         params = knobs.model_copy(update={"prompt": prompt})  # an empty text has an embedding, too
         if threading.current_thread() is self._thread:  # called by a request's on_step_end
@@ -397,8 +397,3 @@ class Animator:
         self._running.clear()
         self._queue = AdmissionQueue()
         self._engine.rows.clear()
-
-
-def _key(model: ModelConfig) -> str:
-    """A key that is equal for models that are the same in memory."""
-    return model.model_dump_json(exclude={"defaults", "description", "long_edge", "size_step"})

@@ -39,7 +39,7 @@ class Components:
     tokenizer: CLIPTokenizer
     scheduler_config: Mapping[str, Any]
     device: torch.device
-    """Where forwards run; with offload, the weights are in host memory until they are needed."""
+    """The device of the forwards; with offload, the weights are in host memory until they are needed."""
     dtype: torch.dtype
     """Of the UNet."""
     vae_dtype: torch.dtype

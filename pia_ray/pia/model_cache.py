@@ -18,6 +18,7 @@ import torch
 from cachetools import LRUCache
 
 from pia_ray.config.knobs import AnimationParams
+from pia_ray.config.model import ModelConfig
 from pia_ray.config.resolving import lora_strengths
 from pia_ray.errors import DeviceLost, ModelUnavailable, OutOfMemory, PiaRayError, RowError, UnexpectedError
 from pia_ray.pia.components import Components
@@ -159,6 +160,11 @@ class ModelCache:
         version = self._models.pop(key).components.version
         _free()
         log.info("model %s dropped in %.1f s", version, time.perf_counter() - started)
+
+
+def cache_key(model: ModelConfig) -> str:
+    """A key that is equal for models that are the same in memory."""
+    return model.model_dump_json(exclude={"defaults", "description", "long_edge", "size_step"})
 
 
 def _row_error(error: BaseException) -> RowError:

@@ -68,7 +68,7 @@ def _reads_prompt(name: str) -> bool:
 
 
 def _place(name: str) -> tuple[int, ...]:
-    """Where the published files number an attention: down blocks, up blocks, and the middle one last."""
+    """The sort key of an attention in the published files: down blocks, up blocks, the middle one last."""
     return (("down", "up_b", "mid_").index(name[:4]), *map(int, re.findall(r"\.(\d+)(?=\.)", name)))
 
 

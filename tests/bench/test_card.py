@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from pia_ray.bench.card import BenchSettings, Card, Timing, bench, differences, settings_here, text_of
+from pia_ray.bench.benchmark import bench, settings_here
+from pia_ray.bench.card import BenchSettings, Card, Timing, differences, text_of
 from pia_ray.errors import ConfigError
 
 OURS = "pia-ray, 1 row in flight"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import inspect
+import re
 import threading
 import warnings
 from collections.abc import Iterator
@@ -87,6 +88,10 @@ export_to_gif(frames, "pia-freeinit-animation.gif")
 }
 """The code of diffusers' page on PIA but for its import of `PIAPipeline`; the picture is a file here."""
 
+ROOT = Path(__file__).parents[2]
+BLOCKS = re.findall(r"^```\w+\n(.*?)^```", (ROOT / "docs/diffusers.md").read_text("utf-8"), re.MULTILINE | re.DOTALL)
+EXAMPLES["our page"] = "\n".join(re.findall(r"^\+(from diffusers .*)", BLOCKS[0], re.MULTILINE)) + "\n" + BLOCKS[1]
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -153,7 +158,8 @@ def test_the_documented_example_runs_with_only_its_import_changed(
 ) -> None:
     base, adapter, _ = make_split_checkpoint(tmp_path / "weights", vae_factor=4)
     monkeypatch.chdir(tmp_path)
-    picture(1).save("cat_6.png")
+    for name in ("cat_6.png", "lighthouse.png"):
+        picture(1).save(name)
     names = {"SG161222/Realistic_Vision_V6.0_B1_noVAE": base, "openmmlab/PIA-condition-adapter": adapter}
     text = EXAMPLES[example].replace("(512, 512)", f"({SIZE}, {SIZE})")
     for name, path in names.items():

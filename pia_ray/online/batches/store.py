@@ -44,7 +44,7 @@ class Batch(Document):
     status: BatchStatus = "validating"
     metadata: dict[str, str] | None = None
     expires_at: float
-    """When the remaining lines are given up."""
+    """Time at which the remaining lines are given up."""
     in_progress_at: float | None = None
     finalizing_at: float | None = None
     completed_at: float | None = None
@@ -76,7 +76,7 @@ class Batch(Document):
 
     @property
     def ended_at(self) -> float | None:
-        """When it reached its final status."""
+        """Time at which the batch reached its final status."""
         return (self.failed_at or self.completed_at or self.expired_at or self.cancelled_at) if self.ended else None
 
 

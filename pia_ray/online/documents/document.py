@@ -54,11 +54,11 @@ class Kind(Generic[D]):
     """Begins every id."""
     model: type[D]
     folder: str
-    """Of the owners' folders of documents."""
+    """The name of the folder of documents within each owner's folder."""
     expires_at: Callable[[D], float | None]
-    """When a document is to be removed; None as long as that is open."""
+    """The time at which a document is to be removed; None as long as that is open."""
     backfill_expiry: bool = False
-    """Documents of 0.1.0 are not in the index of what expires: the first sweep of a process adds them."""
+    """Whether the first sweep of a process adds documents of 0.1.0 to the index of what expires."""
     id_bytes: int = 12
     """Random ones of an id."""
     owner_digits: int = 24

@@ -1,6 +1,6 @@
-"""What Serve's HTTP proxies do for the endpoint: drop headers that are not for clients, give refusals their shape.
+"""Middlewares of Serve's HTTP proxies: they drop headers that are not for clients, and give refusals their shape.
 
-Runs in the processes of the proxies, which know nothing of the endpoint's config.
+They run in the processes of the proxies, where the endpoint's config is not known.
 """
 
 from __future__ import annotations
@@ -25,8 +25,11 @@ PROXY_CALLBACK: Final = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 
 
 def proxy_middlewares() -> list[Middleware]:
-    """What Serve's HTTP proxies wrap around every application: they are started with
-    `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=pia_ray.online.serve:proxy_middlewares` in their environment."""
+    """The middlewares that Serve's HTTP proxies put around every application.
+
+    The proxies start with `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=pia_ray.online.serve:proxy_middlewares` in their
+    environment.
+    """
     return [Middleware(StripOverrides), Middleware(ShapeRefusals)]
 
 

@@ -98,13 +98,13 @@ class Dispatcher:
         self._poll_s = poll_s
         self._sweep_s = sweep_s
         self._threads: ThreadPoolExecutor | None = None
-        """Its own while it runs: a store that stalls must hold back no other work of the process, nor that the
-        heartbeats."""
+        """Threads of its own while it runs, because a store that stalls must delay neither other work of the process
+        nor the heartbeats."""
         self._running: dict[str, _Running] = {}
         self._claiming: asyncio.Future[Revision[VideoJob]] | None = None
         self._wake = asyncio.Event()
         self._claimable_at: dict[str, float] = {}
-        """When jobs that cannot be claimed now are worth another try, by their ids."""
+        """The times of the next try of jobs that cannot be claimed now, by their ids."""
         self._paused_until = 0.0
         self._draining = False
         self._job_s: float | None = None

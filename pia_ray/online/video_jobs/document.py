@@ -30,11 +30,11 @@ class VideoJob(Document):
 
     status: Status = "queued"
     started_at: float | None = None
-    """When the engine did the first step of the latest attempt."""
+    """Time of the first step of the latest attempt."""
     completed_at: float | None = None
-    """When it completed or failed."""
+    """Time at which the job completed or failed."""
     expires_at: float | None = None
-    """When it is deleted; set when it ends."""
+    """Time at which the document is deleted; set when the job ends."""
     model: str
     """The model's name in the request."""
     prompt: str

@@ -1,1 +1,1 @@
-"""What depends on the device: placement, memory, batch sizes, timing, and what its errors mean."""
+"""The parts that depend on the device: placement, memory, batch sizes, timing, and the meaning of its errors."""

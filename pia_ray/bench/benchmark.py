@@ -1,0 +1,213 @@
+"""The benchmark of `pia-ray bench`: the animator and diffusers' own pipeline, in one run and by turns."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import platform
+import resource
+import statistics
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from pia_ray.bench import reference
+from pia_ray.bench.card import BenchSettings, Card, Offload, Size, Timing
+from pia_ray.bench.stages import animate, encode_pictures, request_of, stages_of, timed
+from pia_ray.config.model import ModelConfig
+from pia_ray.errors import ConfigError
+from pia_ray.pia.animator import Animator
+from pia_ray.pia.components import Components
+from pia_ray.pia.device.memory import weight_bytes
+from pia_ray.pia.loading.load import assemble
+from pia_ray.pia.unet.attention_kernels import chosen_kernels
+from pia_ray.testing import make_random_pipeline
+from pia_ray.weights import resolve as resolve_weights
+
+PACKAGES: Final = ("torch", "diffusers", "transformers")
+DOCUMENTED: Final = "documented example, verbatim"
+RESIDENT: Final = "diffusers, resident"
+
+Ways = Mapping[str, Callable[[int], float]]
+"""The seconds per video of a turn, by the way the videos are made."""
+
+
+def settings_here(*, size: Size | None, steps: int | None, side: int | None, **others: Any) -> BenchSettings:
+    """Settings with what is left open filled in for this machine: the full model at 25 steps where there is a GPU."""
+    has_gpu = torch.cuda.is_available()
+    size = size or ("full" if has_gpu else "reduced")
+    return BenchSettings(
+        size=size,
+        steps=steps or (25 if has_gpu else 4),
+        side=side or {"full": 512, "reduced": 128, "demo": 64}[size],
+        **others,
+    )
+
+
+def bench(settings: BenchSettings, *, report: Callable[[str], None] = lambda line: None) -> Card:
+    """Measures; `report` gets a line for each thing that is done.
+
+    Raises:
+        ConfigError: the settings ask for what this machine cannot do.
+    """
+    if settings.size == "full" and not torch.cuda.is_available():
+        raise ConfigError("--size full needs a GPU: one step of it is 35 TFLOP. Without one, use reduced or demo.")
+    if settings.rounds < 1 or not settings.batches or min(settings.batches) < 1:
+        raise ConfigError("rounds and batches must be at least 1")
+    with _model(settings, report) as model:
+        return _measure(model, settings, report)
+
+
+def _measure(model: ModelConfig, settings: BenchSettings, report: Callable[[str], None]) -> Card:
+    weights = resolve_weights(model)
+    parts = assemble(weights, model)
+    with ExitStack() as stack:
+        ways = _ways(weights.base, parts, model, settings, stack)
+        times, peaks = _rounds(ways, parts, settings, report)
+    timings = {name: Timing.of(seconds) for name, seconds in times.items()}
+    best = min(timings[_ours(rows)].median_s for rows in settings.batches)
+    side = settings.side // parts.spatial_factor
+    shape = {"num_frames": settings.num_frames, "height": side, "width": side}
+    step = reference.step_flops(parts, **shape) / 1e12
+    decoding = reference.decode_flops(parts, **shape) / 1e12
+    ceiling = reference.matmul_flops_per_s(parts.device, parts.dtype) / 1e12
+    useful = (step * settings.steps + decoding) / best
+    return Card(
+        machine=machine(parts),
+        settings=asdict(settings),
+        ways=timings,
+        ratios=_ratios(times, settings),
+        stages=stages_of(parts, model, settings),
+        useful_tflop_per_s=useful,
+        matmul_tflop_per_s=ceiling,
+        share_of_matmul=useful / ceiling,
+        peak_bytes=peaks,
+        step_tflop=step,
+        decode_tflop=decoding,
+        extra={"attention": chosen_kernels(parts.unet)},
+    )
+
+
+def _ways(base: Path, parts: Components, model: ModelConfig, settings: BenchSettings, stack: ExitStack) -> Ways:
+    """All ways; the stack closes their animators."""
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+    animator = stack.enter_context(Animator(model, batch_size=max(settings.batches)))
+    resident = reference.resident_pipeline(base, parts)
+    ways: dict[str, Callable[[int], float]] = {}
+
+    def theirs(pipeline: Any, turn: int, **options: Any) -> Any:
+        return reference.run_pipeline(pipeline, request_of(model, settings, turn), parts, **options)
+
+    if settings.verbatim:
+        documented, gif = reference.documented_pipeline(base, parts), folder / "example.gif"
+        ways[DOCUMENTED] = lambda turn: timed(parts, lambda: theirs(documented, turn, gif=gif))
+    ways[RESIDENT] = lambda turn: timed(parts, lambda: encode_pictures(theirs(resident, turn)))
+    for rows in settings.batches:
+        ways[_ours(rows)] = lambda turn, rows=rows: (  # type: ignore[misc]
+            timed(parts, lambda: animate(animator, model, settings, turn, rows)) / rows
+        )
+    for mode in settings.offload:
+        offloaded = model.model_copy(update={"offload": mode})
+        other = stack.enter_context(Animator(offloaded, batch_size=1))
+        ways[_offloaded(mode)] = lambda turn, other=other, offloaded=offloaded: (  # type: ignore[misc]
+            timed(parts, lambda: animate(other, offloaded, settings, turn, 1))
+        )
+    return ways
+
+
+def _rounds(
+    ways: Ways, parts: Components, settings: BenchSettings, report: Callable[[str], None]
+) -> tuple[dict[str, list[float]], dict[str, int]]:
+    """The seconds of each round and the peak bytes, by way. The order alternates; the first turn warms up."""
+    # Weights that lie on the device all the time are in no way's own peak, but part of what it takes.
+    own = weight_bytes(vars(parts).values())
+    at_home = {DOCUMENTED, *map(_offloaded, settings.offload)}
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    peaks: dict[str, int] = {}
+    for turn in range(settings.rounds + 1):
+        report(f"round {turn} of {settings.rounds}" if turn else "warming up")
+        for name in list(ways)[:: -1 if turn % 2 else 1]:
+            before = _reset_peak(parts)
+            seconds = ways[name](turn)
+            peak = _peak(parts)
+            if parts.device.type == "cuda":
+                peak += (0 if name in at_home else own) - before
+            peaks[name] = max(peaks.get(name, 0), peak)
+            if turn:
+                times[name].append(seconds)
+    return times, peaks
+
+
+def machine(parts: Components) -> dict[str, Any]:
+    """The device, precision and versions that were measured."""
+    gpu = torch.cuda.get_device_name() if parts.device.type == "cuda" else ""
+    name = gpu or f"{os.cpu_count()} CPUs, {platform.machine()}"
+    kind = "".join(letter if letter.isalnum() else "-" for letter in name.lower())
+    return {
+        "kind": "-".join(filter(None, kind.split("-"))),
+        "gpu": gpu,
+        "cpus": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "dtype": str(parts.dtype).removeprefix("torch."),
+        "python": platform.python_version(),
+        "pia-ray": version("pia-ray"),
+        **{package: version(package) for package in PACKAGES},
+    }
+
+
+def _ours(rows: int) -> str:
+    return f"pia-ray, {rows} row{'s' if rows > 1 else ''} in flight"
+
+
+def _offloaded(mode: Offload) -> str:
+    return f"pia-ray, offload {mode}, 1 row"
+
+
+def _ratios(times: Mapping[str, Sequence[float]], settings: BenchSettings) -> dict[str, float]:
+    """Medians over the rounds of the other's seconds by ours, each within its round."""
+    ratios = {}
+    for mode, other in itertools.product(settings.offload, (RESIDENT, DOCUMENTED)):
+        if other in times:
+            pairs = zip(times[other], times[_offloaded(mode)], strict=True)
+            ratios[f"{_offloaded(mode)} against {other}"] = statistics.median(theirs / ours for theirs, ours in pairs)
+    for other, rows in itertools.product((DOCUMENTED, RESIDENT), settings.batches):
+        if other in times:
+            pairs = zip(times[other], times[_ours(rows)], strict=True)
+            ratios[f"{_ours(rows)} against {other}"] = statistics.median(theirs / ours for theirs, ours in pairs)
+    return ratios
+
+
+def _reset_peak(parts: Components) -> int:
+    """Begins to look for a new peak; bytes of the GPU that are taken already, by all ways that wait."""
+    if parts.device.type != "cuda":
+        return 0
+    torch.cuda.reset_peak_memory_stats()
+    return int(torch.cuda.memory_allocated())
+
+
+def _peak(parts: Components) -> int:
+    """Bytes: of the GPU since the last reset, or of this process since its start."""
+    if parts.device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated())
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+@contextmanager
+def _model(settings: BenchSettings, report: Callable[[str], None]) -> Iterator[ModelConfig]:
+    cuda = torch.cuda.is_available()
+    if settings.size == "demo":
+        yield ModelConfig.named("demo").model_copy(update={"dtype": settings.dtype, "device": "auto"})
+        return
+    dtype = settings.dtype if settings.dtype != "auto" else ("float16" if cuda else "float32")
+    with tempfile.TemporaryDirectory() as folder:
+        report(f"making a {settings.size} model with random weights")
+        base = make_random_pipeline(
+            Path(folder) / "model", size=settings.size, dtype=dtype, device="cuda" if cuda else "cpu"
+        )
+        yield ModelConfig(name=f"random-{settings.size}", base=str(base), dtype=dtype)
