@@ -52,6 +52,7 @@ def ray_address() -> Iterator[str]:
         yield head.address
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leaves out what only `make soak` runs, and sorts tests into groups for `--dist loadgroup`, long ones first."""
     if "soak" not in config.option.markexpr:

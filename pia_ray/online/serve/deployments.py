@@ -33,6 +33,9 @@ SECRETS: Final[Mapping[str, str]] = {
 }
 """Settings that the environment of the ingress may give instead, because Ray's dashboard shows the config."""
 
+END_S: Final = 10.0
+"""Seconds beyond `graceful_shutdown_s` in which an engine or ingress gives back what it has not finished."""
+
 INGRESS_REQUESTS: Final = 256
 """Requests at once in one ingress. Most wait for an engine; uploads are bounded by the API's own limits."""
 
@@ -128,7 +131,8 @@ def engine_options(config: ServeConfig) -> dict[str, Any]:
         "max_ongoing_requests": 2 * (rows + config.max_waiting),
         # Of each ingress, while there is no engine: the number that one engine accepts.
         "max_queued_requests": rows + config.max_waiting,
-        "graceful_shutdown_timeout_s": config.graceful_shutdown_s,
+        # Engines give back what they have not finished after `graceful_shutdown_s`, and then end by themselves.
+        "graceful_shutdown_timeout_s": config.graceful_shutdown_s + END_S,
         "health_check_timeout_s": 120.0,  # a model that loads or a busy host may hold the event loop
         "ray_actor_options": {"num_cpus": config.cpus_per_replica, "num_gpus": _gpus(config)},
     }
@@ -165,7 +169,7 @@ def ingress_options(config: ServeConfig) -> dict[str, Any]:
 
 def end_s(config: ServeConfig) -> float:
     """Seconds that an ingress may take to end, of which it gives video jobs back in the last ones."""
-    return config.sync_timeout_s + config.graceful_shutdown_s + 10
+    return config.sync_timeout_s + config.graceful_shutdown_s + END_S
 
 
 def _pinned(config: ServeConfig) -> ServeConfig:

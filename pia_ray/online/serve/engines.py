@@ -68,6 +68,9 @@ _LOST: Final = (
 _AT_REST: Final = ("HEALTHY", "UPSCALING", "DOWNSCALING")
 """Serve's states of engines that start with the first request; while the first engines start, the state is UPDATING."""
 
+ROUTER_S: Final = 1.0
+"""Seconds before a call is sent again: Serve's router may still choose the dead engine before (ray 2.60)."""
+
 STATUS_S: Final = 1.0
 """Seconds for which Serve's answer about engines is used again, because everybody may request `/readyz`."""
 
@@ -170,6 +173,7 @@ class RayRenderer:
                         if isinstance(error, Cancelled):
                             raise
                         raise WorkerDied("the engine died while it made this video: try again") from error
+                await deadline.within(asyncio.sleep(ROUTER_S))
         finally:
             self._num_requests -= 1
 

@@ -177,7 +177,7 @@ def test_serve_gets_the_options_that_follow_from_the_config():
     scaling = options["autoscaling_config"]
     assert (scaling["min_replicas"], scaling["max_replicas"], scaling["target_ongoing_requests"]) == (0, 3, 4)
     assert options["ray_actor_options"] == {"num_cpus": 1, "num_gpus": 1}
-    assert options["graceful_shutdown_timeout_s"] == 3900
+    assert options["graceful_shutdown_timeout_s"] >= 3900 + 10  # what is given back must get through
 
 
 def test_options_of_the_user_go_over_ours_and_a_misspelt_one_is_refused():
