@@ -200,15 +200,20 @@ def test_a_video_of_the_openai_client_survives_kill_9_of_the_process_that_makes_
 
 
 def replicas(deployment: str) -> list[int]:
-    """Process ids of a deployment's replicas on this machine; Ray writes the names of actors over command lines."""
-    found = []
-    for process in Path("/proc").iterdir():
-        try:
-            if process.name.isdigit() and f"ServeReplica:test:{deployment}" in (process / "cmdline").read_text():
+    """Process ids of a deployment's replicas, children of a raylet that this process has started.
+
+    Ray writes the names of actors over command lines.
+    """
+    name, found = f"ServeReplica:test:{deployment}", []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has ended
+            if name in (process / "cmdline").read_text() and parent_of(parent_of(int(process.name))) == os.getpid():
                 found.append(int(process.name))
-        except OSError:
-            continue
-    return found
+    return sorted(found)
+
+
+def parent_of(pid: int) -> int:
+    return int(re.search(r"^PPid:\s+(\d+)", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)[1])
 
 
 @pytest.mark.parametrize("headers", [{}, {"x-request-disconnect-disabled": "?1", "x-request-timeout-seconds": "-1"}])
