@@ -12,6 +12,8 @@
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# Groups of tests start in the order of tests/conftest.py, those that take longest first.
+PYTEST := $(BIN)/pytest --dist loadgroup --no-loadscope-reorder
 PYTHON ?=
 CANDIDATES := $(or $(PYTHON),python3 python3.12 python3.11)
 TORCH ?=
@@ -36,13 +38,13 @@ check: $(READY)
 	@$(MAKE) --no-print-directory --jobs 2 lint test-quick
 
 test-all: $(READY)
-	$(BIN)/pytest --numprocesses 4 --dist loadgroup
+	$(PYTEST) --numprocesses 4
 
 test-quick: $(READY)
-	$(BIN)/pytest -m "not heavy" --numprocesses 2 --dist loadgroup
+	$(PYTEST) --numprocesses 2 -m "not heavy"
 
 test-heavy: $(READY)
-	$(BIN)/pytest -m heavy --numprocesses 3 --dist loadgroup
+	$(PYTEST) --numprocesses 3 -m heavy
 
 soak: $(READY)
 	$(BIN)/pytest -m soak

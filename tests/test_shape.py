@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import pickle
 import re
 import subprocess
@@ -449,3 +450,8 @@ def test_every_dependency_states_its_reason():
     entries = [line for line in block.splitlines() if line.strip().startswith('"')]
     assert entries
     assert [line for line in entries if not re.search(r",\s*# \w", line)] == []
+
+
+def test_the_tests_of_a_group_run_in_one_process(request: pytest.FixtureRequest) -> None:
+    """pytest-xdist writes the group behind a test's id; without it, each process would start all shared clusters."""
+    assert "PYTEST_XDIST_WORKER" not in os.environ or request.node.nodeid.endswith("@test_shape")
