@@ -175,6 +175,8 @@ def _add_catalog_flags(parser: argparse.ArgumentParser) -> None:
     add("id_col", "NAME")
     add("image_col", "NAME")
     add("prompt_col", "NAME")
+    add("knobs", "NAME,...")
+    add("not_knobs", "NAME,...")
 
 
 def _add_styles_flag(parser: argparse._ActionsContainer) -> None:

@@ -41,6 +41,10 @@ class CatalogConfig(WorkerConfig):
     id_col: str | None = Field(None, description="Column that holds the id.")
     image_col: str | None = Field(None, description="Column that holds the image.")
     prompt_col: str | None = Field(None, description="Column that holds the prompt.")
+    knobs: tuple[str, ...] | None = Field(
+        None, description='The columns that are knobs, and no others; "none" for none. Left out: those named as knobs.'
+    )
+    not_knobs: tuple[str, ...] = Field((), description="Columns that pass through though they are named as knobs.")
     limit: int | None = Field(None, ge=1, description="Only the first so many rows of the manifest.")
     retry: tuple[str, ...] = Field((), description='"failed", or error codes of failed rows to try again.')
     detect_changes: bool = Field(
@@ -117,6 +121,14 @@ class CatalogConfig(WorkerConfig):
             value = (value, value)
         if isinstance(value, tuple | list) and len(value) == 2 and not 1 <= value[0] <= value[1]:
             raise ValueError("must be at least 1, and the least not above the most")
+        return value
+
+    @field_validator("knobs", "not_knobs", mode="before")
+    @classmethod
+    def _names(cls, value: object) -> object:
+        if isinstance(value, str):
+            names = tuple(part.strip() for part in value.split(",") if part.strip())
+            value = () if names == ("none",) else names
         return value
 
     @field_validator("retry", mode="before")

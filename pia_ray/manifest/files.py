@@ -10,9 +10,10 @@ import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from logging import getLogger
 from pathlib import Path, PurePosixPath
-from typing import Final
+from typing import Any, Final
 
 import pyarrow as pa
 
@@ -20,7 +21,7 @@ from pia_ray import storage
 from pia_ray.errors import ManifestError, StorageError
 from pia_ray.manifest.parquet import open_parquet, read_parquet
 from pia_ray.manifest.references import is_unicode
-from pia_ray.manifest.tables import CHUNK_ROWS, Chunk, Kind, TableFile
+from pia_ray.manifest.tables import CHUNK_ROWS, Chunk, Columns, Kind, TableFile
 from pia_ray.manifest.text import csv_reader, one_type_per_json_column, read_csv, read_jsonl, scan_jsonl
 
 KINDS: Final[Mapping[str, Kind]] = {
@@ -66,8 +67,11 @@ def find(uri: str) -> tuple[TableFile, ...]:
     raise ManifestError(f"{uri}: no manifest there. A manifest is a {known} (also .gz), or a folder or glob of these")
 
 
-def read(file: TableFile, cells: Sequence[str], *, passed: pa.Schema) -> Iterator[Chunk]:
-    """The rows of a file in order, in chunks of bounded size: `cells` as Python values, `passed` as Arrow columns.
+def read(file: TableFile, columns: Columns, *, passed: pa.Schema) -> Iterator[Chunk]:
+    """The rows of a file in order, in chunks of bounded size: the cells that planning needs, and `passed` of all files.
+
+    Empty cells and cells of blanks are null, but where they pass through. An empty negative prompt that a format with
+    types holds stays one, as it says that there is none.
 
     Raises:
         ManifestError: the file is damaged, or a value does not fit the type its column has over all files.
@@ -79,12 +83,30 @@ def read(file: TableFile, cells: Sequence[str], *, passed: pa.Schema) -> Iterato
         "jsonl": read_jsonl,
         "pictures": _read_pictures,
     }
+    sources = {new: column for column, new in columns.passed.items()}
+    # A column that the file lacks gets a name that none has, and is null there.
+    own = pa.schema([field.with_name(sources.get(field.name, f"\0{field.name}")) for field in passed])
+    keep = columns.knobs.get("negative_prompt") if file.kind in ("parquet", "jsonl") else None
     try:
-        yield from readers[file.kind](file, cells, passed)
+        for chunk in readers[file.kind](file, columns.read, own):
+            cells = {name: values if name == keep else _filled(values) for name, values in chunk.cells.items()}
+            if columns.id is not None and columns.index is not None:
+                cells[columns.id] = list(map(_id_of_video, cells[columns.id], cells[columns.index]))
+            yield replace(chunk, cells=cells, passed=chunk.passed.rename_columns(passed.names))
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise ManifestError(f"{file.name} is damaged or cannot be read: {error}") from None
     except (OSError, EOFError, zlib.error, StorageError) as error:
         raise ManifestError(f"cannot read {file.name}: {error}") from None
+
+
+def _filled(values: Sequence[Any]) -> Sequence[Any]:
+    """The cells with null for text that is empty or all blanks."""
+    return [None if type(value) is str and (not value or value.isspace()) else value for value in values]
+
+
+def _id_of_video(row_id: object, index: object) -> object:
+    """The id of one of the videos of a row, as another run's manifest needs it: ids there occur once."""
+    return row_id if str(index) in ("0", "None") else f"{row_id}-{index}"
 
 
 def root_of(uri: str) -> str:

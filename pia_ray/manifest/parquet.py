@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from cachetools import LRUCache
 
 from pia_ray import storage
-from pia_ray.config.knobs import ARRAY_KNOBS
+from pia_ray.config.knobs import ARRAY_KNOBS, knob_named
 from pia_ray.errors import ImageNotFound, StorageDenied, StorageError, StorageNotFound, StorageUnavailable
 from pia_ray.manifest.references import decode_data_url
 from pia_ray.manifest.tables import (
@@ -106,8 +106,8 @@ def read_image_cell(reference: str) -> bytes:
         raise _storage_error(error, reference) from None
     if isinstance(value, Mapping):
         value = value.get("bytes")
-    if isinstance(value, list | np.ndarray) and column in ARRAY_KNOBS:
-        return arrays.encode(value, column)
+    if isinstance(value, list | np.ndarray) and (knob := knob_named(column) or "") in ARRAY_KNOBS:
+        return arrays.encode(value, knob)
     if isinstance(value, str) and value.strip().startswith("data:"):
         return decode_data_url(value.strip())
     if not isinstance(value, bytes) or not value:

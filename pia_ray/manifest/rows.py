@@ -18,10 +18,10 @@ from pia_ray.config.knobs import ARRAY_KNOBS, DEFAULT_STYLE, REFERENCE_KNOBS
 from pia_ray.config.resolving import canonical, seed_from_id
 from pia_ray.errors import BadParameter
 from pia_ray.manifest import files, references
-from pia_ray.manifest.columns import IMAGE_COLUMNS, Columns, columns_of
+from pia_ray.manifest.columns import IMAGE_COLUMNS, columns_of
 from pia_ray.manifest.items import KEY_VERSION, MAX_ID_LENGTH, Item, Picture, RunReferences, id_text, items_of
 from pia_ray.manifest.parquet import cell_reference
-from pia_ray.manifest.tables import TableFile, is_gzip
+from pia_ray.manifest.tables import Columns, TableFile, is_empty, is_gzip
 from pia_ray.media import arrays
 from pia_ray.types import ManifestRow
 
@@ -43,7 +43,9 @@ def plan_row(
     Raises:
         BadParameter: a cell has no valid value, or `num_videos` asks for more than one item.
     """
-    columns = columns_of(tuple(cells), config.id_col, config.image_col, config.prompt_col)
+    columns = columns_of(tuple(cells), config)
+    kept = columns.knobs.get("negative_prompt")
+    cells = {name: None if name != kept and is_empty(cell) else cell for name, cell in cells.items()}
     if columns.image not in cells:
         raise BadParameter(f"image is missing: give each row one of {', '.join(IMAGE_COLUMNS)}", "image")
     cell = cells[columns.image]
@@ -53,7 +55,7 @@ def plan_row(
         picture = picture._replace(version=versions.of(picture.uri))
     own = {}
     for knob in columns.references:
-        if (value := cells[knob]) is not None:
+        if (value := cells[columns.knobs[knob]]) is not None:
             own[knob] = _reference_in(value, knob, files.root_of(config.manifest), versions)
     items = items_of(
         cells.get(columns.id) if columns.id is not None else None,
@@ -111,7 +113,7 @@ def references_of(
     """
     found = {}
     for knob in columns.references:
-        cell = cells[knob]
+        cell = cells[columns.knobs[knob]]
         if isinstance(cell, dict) and file.kind == "parquet":
             cell = cell["path"] if cell.get("bytes") is None and "path" in cell else cell.get("bytes")
         if cell is None:
@@ -121,14 +123,16 @@ def references_of(
         in_place = file.kind == "parquet" and not is_gzip(file.uri)
         inside = isinstance(cell, bytes) or (isinstance(cell, str) and cell.lstrip()[:5].lower() == "data:")
         picture = _reference_in(cell, knob, file.folder, versions, prefix)
-        found[knob] = picture._replace(uri=cell_reference(file, row, knob)) if inside and in_place else picture
+        found[knob] = (
+            picture._replace(uri=cell_reference(file, row, columns.knobs[knob])) if inside and in_place else picture
+        )
     return found
 
 
 def knobs_of(columns: Columns, cell: Callable[[str], Any]) -> dict[str, Any]:
     """The row's own knobs that do not refer to files: the cells that are not null, by the knob's name."""
-    own = (knob for knob in columns.knobs if knob not in REFERENCE_KNOBS)
-    names = {knob: knob for knob in own} | ({"prompt": columns.prompt} if columns.prompt else {})
+    names = {knob: column for knob, column in columns.knobs.items() if knob not in REFERENCE_KNOBS}
+    names |= {"prompt": columns.prompt} if columns.prompt else {}
     return {knob: value for knob, column in names.items() if (value := cell(column)) is not None}
 
 
@@ -152,7 +156,9 @@ def rejected(file: TableFile, row: int, columns: Columns, cells: Mapping[str, An
         prompt=_valid(prompt) if isinstance(prompt, str) else None,
         seed=seed_from_id(row_id),
         style=DEFAULT_STYLE,
-        params=canonical({knob: written[knob][:_SHOWN_CHARS] for knob in columns.knobs if knob in written}),
+        params=canonical(
+            {knob: written[name][:_SHOWN_CHARS] for knob, name in columns.knobs.items() if name in written}
+        ),
         error_code=code,
         error_message=_valid(where + what),
     )

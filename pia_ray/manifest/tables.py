@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import gzip
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import IO, Any, Final, Literal
 import pyarrow as pa
 
 from pia_ray import storage
+from pia_ray.config.knobs import REFERENCE_KNOBS
 from pia_ray.errors import ManifestError
 
 Kind = Literal["parquet", "csv", "tsv", "jsonl", "pictures"]
@@ -46,6 +47,32 @@ class TableFile:
 
 
 @dataclass(frozen=True)
+class Columns:
+    """The meaning of the columns of one manifest file."""
+
+    id: str | None
+    image: str
+    prompt: str | None
+    knobs: Mapping[str, str]
+    """The columns of all other knobs of `AnimationParams`, by knob."""
+    passed: Mapping[str, str]
+    """The names in the results of the columns that pass through, by column."""
+    index: str | None = None
+    """The column that tells rows of one id apart, in the results of an earlier run."""
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        """Those of the knobs that refer to files."""
+        return tuple(knob for knob in self.knobs if knob in REFERENCE_KNOBS)
+
+    @property
+    def read(self) -> list[str]:
+        """The columns whose values planning needs."""
+        names = (self.id, self.image, self.prompt, *self.knobs.values(), self.index)
+        return [name for name in dict.fromkeys(names) if name is not None]
+
+
+@dataclass(frozen=True)
 class Chunk:
     """Some consecutive rows of one file."""
 
@@ -59,6 +86,12 @@ class Chunk:
     bad_rows: Mapping[int, str]
     """Messages by position in the chunk."""
 
+    def is_blank(self, index: int) -> bool:
+        """Whether no cell of a row holds anything."""
+        if any(values[index] is not None for values in self.cells.values()):
+            return False
+        return all(is_empty(column[index].as_py()) for column in self.passed.columns)
+
     def head(self, num_rows: int) -> Chunk:
         """Its first rows."""
         if num_rows >= self.num_rows:
@@ -67,16 +100,16 @@ class Chunk:
         return replace(self, num_rows=num_rows, cells=cells, passed=self.passed.slice(0, num_rows))
 
 
-def unify(files: Sequence[TableFile], columns: Sequence[Iterable[str]]) -> pa.Schema:
-    """One schema for the given columns of each file: every column of any file, numbers widened where files differ.
+def unify(files: Sequence[TableFile], columns: Sequence[Mapping[str, str]]) -> pa.Schema:
+    """One schema for the given columns of each file, under their new names; numbers are widened where files differ.
 
     Raises:
         ManifestError: a column has types that do not go together; names the column and the files.
     """
     types: dict[str, tuple[pa.DataType, str]] = {}
     for file, names in zip(files, columns, strict=True):
-        for name in names:
-            kind = plain_type(file.schema.field(name).type)
+        for column, name in names.items():
+            kind = plain_type(file.schema.field(column).type)
             if name not in types:
                 types[name] = (kind, file.name)
                 continue
@@ -124,6 +157,11 @@ def plain_type(kind: pa.DataType) -> pa.DataType:
 def nulls(column: pa.Field, num_rows: int) -> pa.Array:
     """A pass-through column for a file that does not have it."""
     return pa.nulls(num_rows, column.type)
+
+
+def is_empty(cell: object) -> bool:
+    """Whether a cell holds nothing: null, no text, or blanks alone."""
+    return cell is None or (isinstance(cell, str) and not cell.strip())
 
 
 def is_gzip(uri: str) -> bool:

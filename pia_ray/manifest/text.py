@@ -63,9 +63,9 @@ def csv_reader(file: TableFile) -> Iterator[tuple[list[str], Iterator[tuple[list
                 if undecodable and not isinstance(row, str):
                     row = f"({_lines(start, reader.line_num)}) is not UTF-8: save the file as UTF-8"
                 undecodable.clear()
+                if isinstance(row, list) and not any(map(str.strip, row)):
+                    continue
                 if isinstance(row, list) and len(row) != len(header):
-                    if not row:
-                        continue
                     where = _lines(start, reader.line_num)
                     row = f"({where}) has {len(row)} cells, the header {len(header)}: check its quotes and separators"
                 yield row, chars
@@ -77,7 +77,7 @@ def csv_reader(file: TableFile) -> Iterator[tuple[list[str], Iterator[tuple[list
 
 
 def read_csv(file: TableFile, cells: Sequence[str], passed: pa.Schema) -> Iterator[Chunk]:
-    """As `files.read`; an empty cell is a null one, but stays empty text where it passes through."""
+    """As `files.read`; an empty cell is empty text."""
     with csv_reader(file) as (header, rows):
         nothing = [None] * len(header)
         first = 1
@@ -92,7 +92,7 @@ def read_csv(file: TableFile, cells: Sequence[str], passed: pa.Schema) -> Iterat
                 else nulls(column, len(chunk))
                 for column in passed
             ]
-            values = {name: [value or None for value in columns[name]] for name in cells}
+            values = {name: columns[name] for name in cells}
             yield Chunk(first, len(chunk), values, pa.Table.from_arrays(arrays, schema=passed), bad)
             first += len(chunk)
 
