@@ -7,8 +7,8 @@ that meaning; case and aliases count only in a file that could not be used witho
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from logging import getLogger
 from typing import Final
 
@@ -91,7 +91,7 @@ def meaning(file: TableFile, config: CatalogConfig) -> Columns:
     for flag, name in named:
         if name is not None and name not in names:
             raise ManifestError(f'{file.name} has no column "{name}" ({flag}).{suggest(name, names)} {there}')
-    found = columns_of(names, config)
+    found = columns_of(names, config, partitions=file.partitions)
     if found.image not in names:
         raise ManifestError(
             f"{file.name} has no image column. {there} {_separator_tip(names)}Name one of them "
@@ -107,8 +107,15 @@ def meaning(file: TableFile, config: CatalogConfig) -> Columns:
     return found
 
 
-def columns_of(names: Sequence[str], config: CatalogConfig) -> Columns:
-    """The meaning of columns of these names. The image's column may be missing."""
+def columns_of(names: Sequence[str], config: CatalogConfig, *, partitions: Iterable[str] = ()) -> Columns:
+    """The meaning of columns of these names. The image's column may be missing; `partitions` pass through."""
+    found = _meant(names, config)
+    if not (more := [name for name in partitions if name not in names]):
+        return found
+    return replace(found, passed=_passed([*names, *more], set(names).difference(found.passed)))
+
+
+def _meant(names: Sequence[str], config: CatalogConfig) -> Columns:
     found = _matched(names, {name: name for name in names}, config)
     if found.image in names and (found.prompt is not None or "prompt" in config.defaults):
         return found
@@ -185,7 +192,7 @@ def _is_in(name: str, names: Iterable[str]) -> bool:
     return name in names or folded_name(name) in map(folded_name, names)
 
 
-def _passed(names: Sequence[str], taken: set[str | None]) -> dict[str, str]:
+def _passed(names: Sequence[str], taken: Container[str | None]) -> dict[str, str]:
     """The columns that pass through, each with its name in the results."""
     passed: dict[str, str] = {}
     for name in names:

@@ -17,8 +17,9 @@ from pia_ray.config.catalog import CatalogConfig
 from pia_ray.config.knobs import ARRAY_KNOBS, DEFAULT_STYLE, REFERENCE_KNOBS
 from pia_ray.config.resolving import canonical, seed_from_id
 from pia_ray.errors import BadParameter
-from pia_ray.manifest import files, references
+from pia_ray.manifest import references
 from pia_ray.manifest.columns import IMAGE_COLUMNS, columns_of
+from pia_ray.manifest.finding import root_of
 from pia_ray.manifest.items import KEY_VERSION, MAX_ID_LENGTH, Item, Picture, RunReferences, id_text, items_of
 from pia_ray.manifest.parquet import cell_reference
 from pia_ray.manifest.tables import Columns, TableFile, is_empty, is_gzip
@@ -49,14 +50,14 @@ def plan_row(
     if columns.image not in cells:
         raise BadParameter(f"image is missing: give each row one of {', '.join(IMAGE_COLUMNS)}", "image")
     cell = cells[columns.image]
-    picture = _inside(cell) if isinstance(cell, bytes) else _picture_at(cell, files.root_of(config.manifest), "")
+    picture = _inside(cell) if isinstance(cell, bytes) else _picture_at(cell, root_of(config.manifest), "")
     versions = references.Versions() if config.detect_changes else None
     if versions is not None:
         picture = picture._replace(version=versions.of(picture.uri))
     own = {}
     for knob in columns.references:
         if (value := cells[columns.knobs[knob]]) is not None:
-            own[knob] = _reference_in(value, knob, files.root_of(config.manifest), versions)
+            own[knob] = _reference_in(value, knob, root_of(config.manifest), versions)
     items = items_of(
         cells.get(columns.id) if columns.id is not None else None,
         picture,

@@ -44,6 +44,8 @@ class TableFile:
     """Columns of JSON lines with values of several kinds, which pass through as JSON text."""
     pictures: tuple[str, ...] = field(default=(), repr=False)
     """Paths below a folder of images."""
+    partitions: Mapping[str, str | None] = field(default_factory=dict)
+    """Columns with one value for the whole file, from the names of its folders."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ def unify(files: Sequence[TableFile], columns: Sequence[Mapping[str, str]]) -> p
     types: dict[str, tuple[pa.DataType, str]] = {}
     for file, names in zip(files, columns, strict=True):
         for column, name in names.items():
-            kind = plain_type(file.schema.field(column).type)
+            kind = pa.string() if column in file.partitions else plain_type(file.schema.field(column).type)
             if name not in types:
                 types[name] = (kind, file.name)
                 continue
