@@ -27,6 +27,7 @@ from pia_ray.media import arrays
 from pia_ray.types import ManifestRow
 
 _SHOWN_CHARS: Final = 1000
+_REFERENCE_BYTES: Final = 2048
 
 
 def plan_row(
@@ -49,7 +50,7 @@ def plan_row(
     cells = {name: None if name != kept and is_empty(cell) else cell for name, cell in cells.items()}
     if columns.image not in cells:
         raise BadParameter(f"image is missing: give each row one of {', '.join(IMAGE_COLUMNS)}", "image")
-    cell = cells[columns.image]
+    cell = _text_in(cells[columns.image])
     picture = _inside(cell) if isinstance(cell, bytes) else _picture_at(cell, root_of(config.manifest), "")
     versions = references.Versions() if config.detect_changes else None
     if versions is not None:
@@ -86,6 +87,7 @@ def picture_of(
     if isinstance(cell, dict) and file.kind == "parquet":
         name = cell.get("path") or name
         cell = cell["path"] if cell.get("bytes") is None and "path" in cell else cell.get("bytes")
+    cell = _text_in(cell)
     if isinstance(cell, bytes):
         if not cell:
             raise BadParameter("image holds no bytes", "image")
@@ -119,6 +121,7 @@ def references_of(
             cell = cell["path"] if cell.get("bytes") is None and "path" in cell else cell.get("bytes")
         if cell is None:
             continue
+        cell = _text_in(cell)
         if knob in ARRAY_KNOBS and isinstance(cell, list | np.ndarray):
             cell = arrays.encode(cell, knob)
         in_place = file.kind == "parquet" and not is_gzip(file.uri)
@@ -180,6 +183,17 @@ def _reference_in(
         raise BadParameter(f"{knob} must be a path, a URL or bytes{array}, not {type(cell).__name__}", knob)
     uri, identity = references.locate(cell, folder, prefix, what=knob)
     return Picture(uri, identity, cell, "" if versions is None else versions.of(uri))
+
+
+def _text_in(cell: Any) -> Any:
+    """The cell, or the reference that it holds as bytes: Spark and older tools write text as binary columns."""
+    if not isinstance(cell, bytes) or not 0 < len(cell) <= _REFERENCE_BYTES or cell[:1] in b"<{[":
+        return cell
+    try:
+        text = cell.decode()
+    except UnicodeDecodeError:
+        return cell
+    return text if text.isprintable() else cell
 
 
 def _inside(content: bytes) -> Picture:
