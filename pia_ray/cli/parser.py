@@ -16,7 +16,8 @@ from pia_ray.config.serve import ServeConfig
 _FORMATS: Final = get_args(VideoFormat)
 
 _MANIFEST_HELP: Final = (
-    "a .parquet, .csv, .tsv or .jsonl file (also .gz), a folder or glob of these, or a folder of images; local or s3://"
+    "a .parquet, .csv, .tsv, .jsonl, .json or .txt file (also .gz or .zst), a folder or glob of these, or a folder of "
+    "images; local or s3://"
 )
 
 _WRONG_CHOICE: Final = re.compile(r"argument (\S+): invalid choice: '(.*)' \(choose from (.*)\)")
@@ -176,6 +177,8 @@ def _add_catalog_flags(parser: argparse.ArgumentParser) -> None:
     add("image_col", "NAME")
     add("prompt_col", "NAME")
     add("knobs", "NAME,...")
+    add("delimiter", "CHAR|tab")
+    add("encoding", "NAME")
     add("not_knobs", "NAME,...")
 
 

@@ -6,7 +6,7 @@ import pyarrow as pa
 
 from pia_ray.config.knobs import ARRAY_KNOBS, KNOBS, REFERENCE_KNOBS
 from pia_ray.errors import ManifestError
-from pia_ray.manifest.tables import Columns, TableFile
+from pia_ray.manifest.tables import Columns, TableFile, is_packed
 
 
 def check_types(file: TableFile, columns: Columns) -> None:
@@ -36,7 +36,11 @@ def _check_references(file: TableFile, columns: Columns) -> None:
     if not _may_refer(_kind(file, columns.image)):
         _refuse(file, columns.image, "an image is a path or URL, bytes, or a struct of bytes and path")
     if _packs_bytes(file, columns.image):
-        _refuse(file, columns.image, "unpack the .gz, image bytes are read from the file in place")
+        _refuse(
+            file,
+            columns.image,
+            f"unpack the {file.uri[file.uri.rindex('.') :]}, image bytes are read from the file in place",
+        )
     for knob in columns.references:
         name = columns.knobs[knob]
         is_array = knob in ARRAY_KNOBS
@@ -44,7 +48,11 @@ def _check_references(file: TableFile, columns: Columns) -> None:
             lists = ", nested lists of floats" if is_array else ""
             _refuse(file, name, f"{knob} is a path or URL, bytes{lists}, or a struct of bytes and path")
         if _packs_bytes(file, name):
-            _refuse(file, name, "unpack the .gz, what cells hold is read from the file in place")
+            _refuse(
+                file,
+                name,
+                f"unpack the {file.uri[file.uri.rindex('.') :]}, what cells hold is read from the file in place",
+            )
 
 
 def _kind(file: TableFile, name: str) -> pa.DataType:
@@ -90,4 +98,4 @@ def _holds_floats(kind: pa.DataType) -> bool:
 def _packs_bytes(file: TableFile, name: str) -> bool:
     kind = file.schema.field(name).type
     held = _is_binary(kind) or pa.types.is_nested(kind) or isinstance(kind, pa.BaseExtensionType)
-    return file.uri.lower().endswith(".gz") and held
+    return is_packed(file.uri) and held

@@ -94,7 +94,7 @@ def meaning(file: TableFile, config: CatalogConfig) -> Columns:
     found = columns_of(names, config, partitions=file.partitions)
     if found.image not in names:
         raise ManifestError(
-            f"{file.name} has no image column. {there} {_separator_tip(names)}Name one of them "
+            f"{file.name} has no image column. {there} Name one of them "
             f"{', '.join(IMAGE_COLUMNS[:-1])} or {IMAGE_COLUMNS[-1]}, or say which it is with --image-col"
         )
     if found.prompt is None and "prompt" not in config.defaults:
@@ -121,6 +121,12 @@ def _meant(names: Sequence[str], config: CatalogConfig) -> Columns:
         return found
     by_case = _matched(names, {folded_name(name): name for name in reversed(names)}, config)
     return by_case if by_case.image in names else found
+
+
+def image_names(config: CatalogConfig) -> frozenset[str]:
+    """The names that an image column may have, without regard to case."""
+    named = () if config.image_col is None else (config.image_col,)
+    return frozenset(map(folded_name, (*IMAGE_COLUMNS, *_EXPORTED_IMAGE_COLUMNS, *named)))
 
 
 def is_decided(name: str, config: CatalogConfig) -> bool:
@@ -227,9 +233,3 @@ def _check_names(file: TableFile, columns: Columns, config: CatalogConfig) -> No
 def _listed(names: Sequence[str]) -> str:
     rest = len(names) - _SHOWN
     return ", ".join(names[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
-
-
-def _separator_tip(names: Sequence[str]) -> str:
-    if len(names) == 1 and any(mark in names[0] for mark in ";\t|"):
-        return "Its cells seem to be parted by another character: .csv means commas, .tsv tabs. "
-    return ""

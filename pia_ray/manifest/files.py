@@ -15,16 +15,19 @@ from typing import Any
 
 import pyarrow as pa
 
+from pia_ray.config.catalog import CatalogConfig
 from pia_ray.errors import ManifestError, StorageError
+from pia_ray.manifest.columns import image_names
 from pia_ray.manifest.finding import find_names, kind_of, partitions_of
+from pia_ray.manifest.json_rows import one_type_per_json_column, read_jsonl, scan_jsonl
 from pia_ray.manifest.parquet import open_parquet, read_parquet
 from pia_ray.manifest.tables import CHUNK_ROWS, Chunk, Columns, Kind, TableFile
-from pia_ray.manifest.text import csv_reader, one_type_per_json_column, read_csv, read_jsonl, scan_jsonl
+from pia_ray.manifest.text import csv_reader, read_csv, read_lines, sniffed_delimiter
 
 _log = getLogger(__name__)
 
 
-def find(uri: str) -> tuple[TableFile, ...]:
+def find(uri: str, config: CatalogConfig) -> tuple[TableFile, ...]:
     """The files of a manifest, each opened to learn its columns; a folder of images is one.
 
     Raises:
@@ -40,7 +43,7 @@ def find(uri: str) -> tuple[TableFile, ...]:
         name = PurePosixPath(root).name
         return (TableFile(root, name, root, "pictures", schema, len(found.pictures), pictures=tuple(found.pictures)),)
     with ThreadPoolExecutor(max_workers=16) as pool:  # footers are one small request each
-        opened = list(pool.map(lambda name: _open(root, name), found.tables))
+        opened = list(pool.map(lambda name: _open(root, name, config), found.tables))
     opened = [replace(file, partitions=_partitions(file)) for file in opened]
     return tuple(one_type_per_json_column(opened))
 
@@ -64,6 +67,7 @@ def read(file: TableFile, columns: Columns, *, passed: pa.Schema) -> Iterator[Ch
         "csv": read_csv,
         "tsv": read_csv,
         "jsonl": read_jsonl,
+        "txt": read_lines,
         "pictures": _read_pictures,
     }
     sources = {new: column for column, new in columns.passed.items()}
@@ -102,25 +106,30 @@ def _id_of_video(row_id: object, index: object) -> object:
     return row_id if str(index) in ("0", "None") else f"{row_id}-{index}"
 
 
-def _open(root: str, name: str) -> TableFile:
-    uri, folder = root + name, (root + name).rpartition("/")[0] + "/"
+def _open(root: str, name: str, config: CatalogConfig) -> TableFile:
     kind = kind_of(name)
     assert kind is not None
+    folder = (root + name).rpartition("/")[0] + "/"
+    file = TableFile(root + name, name, folder, kind, pa.schema([]), encoding=config.encoding)
     try:
         if kind == "parquet":
-            with open_parquet(uri) as parquet:
+            with open_parquet(file.uri) as parquet:
                 schema, rows = parquet.schema_arrow, parquet.metadata.num_rows
             _no_twins(schema.names, name)
-            return TableFile(uri, name, folder, kind, schema, rows)
+            return replace(file, schema=schema, num_rows=rows)
         if kind == "jsonl":
-            return scan_jsonl(TableFile(uri, name, folder, kind, pa.schema([])))
-        with csv_reader(TableFile(uri, name, folder, kind, pa.schema([]))) as (header, rows_left):
+            return scan_jsonl(file)
+        if kind == "txt":
+            count = None if next(read_lines(file, ["image"], pa.schema([])), None) is not None else 0
+            return replace(file, schema=pa.schema([("image", pa.string())]), num_rows=count)
+        file = replace(file, delimiter=config.delimiter or sniffed_delimiter(file, image_names(config)))
+        with csv_reader(file) as (header, rows_left):
             named = [column for column in header if column]
             _no_twins(named, name)
             if len(named) < len(header):
                 _log.warning("%s: %d columns without a name are left out", name, len(header) - len(named))
             count = None if next(rows_left, None) is not None else 0
-        return TableFile(uri, name, folder, kind, pa.schema([(column, pa.string()) for column in named]), count)
+        return replace(file, schema=pa.schema([(column, pa.string()) for column in named]), num_rows=count)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise ManifestError(f"{name} is damaged or no {kind} file: {error}") from None
     except (OSError, EOFError, zlib.error, StorageError) as error:

@@ -26,8 +26,13 @@ KINDS: Final[Mapping[str, Kind]] = {
     ".tsv": "tsv",
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
+    ".json": "jsonl",
+    ".txt": "txt",
 }
-"""Manifest formats by extension; each may be followed by .gz."""
+"""Manifest formats by extension; each may be followed by .gz or .zst."""
+
+_BY_NAME_ALONE: Final = (".json", ".txt")
+"""Formats that folders hold for other ends, such as notes and captions: they are manifests where they are named."""
 
 PICTURES: Final = frozenset(
     [
@@ -117,7 +122,7 @@ def find_names(uri: str) -> Found:
 
 def kind_of(name: str) -> Kind | None:
     """The format of a manifest of this name; None for what is no table."""
-    return KINDS.get(PurePosixPath(name.lower().removesuffix(".gz")).suffix)
+    return KINDS.get(PurePosixPath(name.lower().removesuffix(".gz").removesuffix(".zst")).suffix)
 
 
 def root_of(uri: str) -> str:
@@ -174,11 +179,13 @@ def _one_file(uri: str, root: str, name: str) -> Found:
     if kind_of(name) is not None:
         return Found(root, [name], [])
     tip = " For one picture use `pia-ray image`." if _is_picture(name) else ""
-    raise ManifestError(f"{uri}: a manifest's extension is {', '.join(KINDS)} (also with .gz).{tip}")
+    raise ManifestError(f"{uri}: a manifest's extension is {', '.join(KINDS)} (also with .gz or .zst).{tip}")
 
 
 def _of_glob(uri: str, root: str, names: Sequence[str], below: Iterable[str]) -> Found:
     _refuse_logs(uri, below, names)
+    if all(kind_of(name) is not None for name in names):
+        return Found(root, names, [])
     return _sorted_out(uri, root, names, num_deeper=0)
 
 
@@ -187,7 +194,7 @@ def _of_folder(uri: str, root: str, names: Sequence[str]) -> Found:
     visible = sorted(name for name in names if _is_visible(name) and not name.startswith(made))
     if not visible:
         raise ManifestError(f"{uri} is an empty folder: there is no manifest and no image in it")
-    sure = [name for name in visible if kind_of(name) or _is_picture(name)]
+    sure = [name for name in visible if _is_table(name) or _is_picture(name)]
     level = [name for name in visible if "/" not in name] if any("/" not in name for name in sure) else visible
     _refuse_logs(uri, names, level)
     return _sorted_out(uri, root, level, num_deeper=len(set(sure).difference(level)))
@@ -195,7 +202,7 @@ def _of_folder(uri: str, root: str, names: Sequence[str]) -> Found:
 
 def _sorted_out(uri: str, root: str, names: Sequence[str], *, num_deeper: int) -> Found:
     """The tables among the names, or else the pictures; the rest is counted in a warning."""
-    tables = [name for name in names if kind_of(name) is not None]
+    tables = [name for name in names if _is_table(name)]
     pictures = [name for name in names if _is_picture(name)]
     unnamed = [name for name in names if _has_no_extension(name)]
     if not tables:
@@ -211,7 +218,7 @@ def _sorted_out(uri: str, root: str, names: Sequence[str], *, num_deeper: int) -
     if not tables and not pictures:
         known = ", ".join(KINDS)
         raise ManifestError(
-            f"{uri}: no manifest there. A manifest is a {known} (also .gz), or a folder or glob of these"
+            f"{uri}: no manifest there. A manifest is a {known} (also .gz or .zst), or a folder or glob of these"
         )
     return Found(root, tables, [] if tables else pictures)
 
@@ -227,6 +234,12 @@ def _is_visible(name: str) -> bool:
     hidden = any(part[0] in "._" for part in folders) or file[:1] == "."
     # Cameras begin the names of Adobe RGB pictures with an underscore.
     return not hidden and (file[:1] != "_" or _is_picture(file))
+
+
+def _is_table(name: str) -> bool:
+    """Whether a file of a folder is a table, and not a note or caption."""
+    stem = name.lower().removesuffix(".gz").removesuffix(".zst")
+    return kind_of(name) is not None and not stem.endswith(_BY_NAME_ALONE)
 
 
 def _is_picture(name: str) -> bool:

@@ -53,7 +53,7 @@ def open_manifest(config: CatalogConfig) -> Manifest:
         ManifestError: there is no manifest, it has no rows, or its columns cannot work; says which and what to do.
     """
     uri = config.manifest
-    found = find(uri)
+    found = find(uri, config)
     if all(file.num_rows == 0 for file in found):
         raise ManifestError(f"{uri} has no rows")
     found = tuple(file for file in found if file.num_rows != 0)

@@ -30,7 +30,7 @@ from pia_ray.manifest.tables import (
     TableFile,
     bytes_of,
     cast,
-    is_gzip,
+    is_packed,
     nulls,
     plain_type,
 )
@@ -45,8 +45,8 @@ _CELL = re.compile(r"(?P<uri>.+)#row=(?P<row>[1-9][0-9]{0,17})&column=(?P<column
 
 @contextmanager
 def open_parquet(uri: str) -> Iterator[pq.ParquetFile]:
-    """The open file. It is read where it lies, but for a gzip, which is unpacked to a temporary file first."""
-    if is_gzip(uri):
+    """The open file. It is read where it lies, but for a packed one, which is unpacked to a temporary file first."""
+    if is_packed(uri):
         with tempfile.TemporaryFile() as unpacked:
             with bytes_of(uri) as packed:
                 shutil.copyfileobj(packed, unpacked, 2**20)

@@ -22,7 +22,7 @@ from pia_ray.manifest.columns import IMAGE_COLUMNS, columns_of
 from pia_ray.manifest.finding import root_of
 from pia_ray.manifest.items import KEY_VERSION, MAX_ID_LENGTH, Item, Picture, RunReferences, id_text, items_of
 from pia_ray.manifest.parquet import cell_reference
-from pia_ray.manifest.tables import Columns, TableFile, is_empty, is_gzip
+from pia_ray.manifest.tables import Columns, TableFile, is_empty, is_packed
 from pia_ray.media import arrays
 from pia_ray.types import ManifestRow
 
@@ -95,7 +95,7 @@ def picture_of(
     picture = _picture_at(cell, file.folder, prefix)
     if file.kind == "pictures":  # a file's own name is not a reference, because it may start with a space
         picture = picture._replace(uri=file.folder + cell, identity=cell)
-    if picture.uri.startswith("data:") and file.kind == "parquet" and not is_gzip(file.uri):
+    if picture.uri.startswith("data:") and file.kind == "parquet" and not is_packed(file.uri):
         return picture._replace(uri=cell_reference(file, row, column))
     return picture if versions is None else picture._replace(version=versions.of(picture.uri))
 
@@ -124,7 +124,7 @@ def references_of(
         cell = _text_in(cell)
         if knob in ARRAY_KNOBS and isinstance(cell, list | np.ndarray):
             cell = arrays.encode(cell, knob)
-        in_place = file.kind == "parquet" and not is_gzip(file.uri)
+        in_place = file.kind == "parquet" and not is_packed(file.uri)
         inside = isinstance(cell, bytes) or (isinstance(cell, str) and cell.lstrip()[:5].lower() == "data:")
         picture = _reference_in(cell, knob, file.folder, versions, prefix)
         found[knob] = (

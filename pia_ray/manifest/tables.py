@@ -6,6 +6,7 @@ What every format's reader needs: it knows Arrow types, not formats nor what col
 from __future__ import annotations
 
 import gzip
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from pia_ray import storage
 from pia_ray.config.knobs import REFERENCE_KNOBS
 from pia_ray.errors import ManifestError
 
-Kind = Literal["parquet", "csv", "tsv", "jsonl", "pictures"]
+Kind = Literal["parquet", "csv", "tsv", "jsonl", "txt", "pictures"]
 
 CHUNK_ROWS: Final = 50_000
 CHUNK_BYTES: Final = 64 * 2**20
@@ -46,6 +47,10 @@ class TableFile:
     """Paths below a folder of images."""
     partitions: Mapping[str, str | None] = field(default_factory=dict)
     """Columns with one value for the whole file, from the names of its folders."""
+    delimiter: str = ","
+    """The character between the cells of a CSV or TSV file."""
+    encoding: str | None = None
+    """The encoding of a text file, where the run states it; else UTF-8, or UTF-16 where the bytes show it."""
 
 
 @dataclass(frozen=True)
@@ -166,9 +171,9 @@ def is_empty(cell: object) -> bool:
     return cell is None or (isinstance(cell, str) and not cell.strip())
 
 
-def is_gzip(uri: str) -> bool:
+def is_packed(uri: str) -> bool:
     """Whether a file is packed, by its name."""
-    return uri.lower().endswith(".gz")
+    return uri.lower().endswith((".gz", ".zst"))
 
 
 @contextmanager
@@ -176,7 +181,14 @@ def bytes_of(uri: str) -> Iterator[IO[bytes]]:
     """The unpacked bytes. Objects of S3 are copied to a temporary file first, with the store's own retries."""
     with _local_copy(uri) as path:
         stream: Any
-        with gzip.open(path, "rb") if is_gzip(uri) else path.open("rb") as stream:
+        if uri.lower().endswith(".zst"):
+            with tempfile.TemporaryFile() as stream:
+                with pa.input_stream(str(path), compression="zstd") as packed:
+                    shutil.copyfileobj(packed, stream, 2**20)
+                stream.seek(0)
+                yield stream
+            return
+        with gzip.open(path, "rb") if uri.lower().endswith(".gz") else path.open("rb") as stream:
             yield stream
 
 
