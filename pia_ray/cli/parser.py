@@ -158,6 +158,7 @@ def _add_catalog_flags(parser: argparse.ArgumentParser) -> None:
     _add_styles_flag(group)
     add("keep_models", "N", type=int)
     add("limit", "N", type=int)
+    add("sample", "N", type=int)
     add("retry", "WHAT")
     add("actors", "N|MIN:MAX")
     add("gpus_per_actor", "X", type=float)

@@ -56,6 +56,11 @@ class CatalogConfig(WorkerConfig):
         None, description="Encoding of CSV and JSON files, such as cp1252. Left out: UTF-8, or UTF-16 where it shows."
     )
     limit: int | None = Field(None, ge=1, description="Only the first so many rows of the manifest.")
+    sample: int | None = Field(
+        None,
+        ge=1,
+        description="Only so many work items, drawn from all rows by their keys; the run without it keeps them.",
+    )
     retry: tuple[str, ...] = Field((), description='"failed", or error codes of failed rows to try again.')
     detect_changes: bool = Field(
         False, description="Let a picture's ETag, or size and time of change, count towards its work key."

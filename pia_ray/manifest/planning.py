@@ -49,6 +49,7 @@ from pia_ray.manifest.items import (
 from pia_ray.manifest.knob_check import KnobCheck
 from pia_ray.manifest.opening import Manifest
 from pia_ray.manifest.rows import knobs_of, picture_of, references_of, rejected
+from pia_ray.manifest.sampling import sampled
 from pia_ray.manifest.tables import Chunk, Columns, TableFile
 
 _EASY_CHARS: Final = 1000  # longer texts go the plain way, which knows the true limits
@@ -67,11 +68,18 @@ def plan(
 
     `model_version` is that of the run's own model, `style_versions` those of the models in `config.styles`, by style.
     Memory is bounded but for 8 bytes per row. Duplicate ids are known at the end only: a caller keeps nothing of the
-    plan before it is complete.
+    plan before it is complete. With `config.sample` all rows are planned, and only the sample is yielded.
 
     Raises:
         ManifestError: a file is damaged, most values of a knob column are impossible, or ids occur more than once.
     """
+    tables = _tables(manifest, config, model_version, style_versions)
+    return tables if config.sample is None else iter([sampled(tables, config.sample, manifest.items_schema)])
+
+
+def _tables(
+    manifest: Manifest, config: CatalogConfig, model_version: str, style_versions: Mapping[str, str]
+) -> Iterator[pa.Table]:
     planner = _Planner(manifest, config, model_version, style_versions)
     seen = array("q")
     check = KnobCheck(config)
