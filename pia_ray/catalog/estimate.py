@@ -91,6 +91,7 @@ def text_of(estimated: Estimate) -> str:
     load, speeds = estimated.workload, estimated.calibration
     styles = ", ".join(f"{count:,} {style}" for style, count in load.styles.items())
     lines = [
+        *filter(None, [load.columns.text]),
         f"rows       {load.num_rows:,} in the manifest, {load.num_items:,} videos; {load.num_bad:,} bad, "
         f"{load.num_before:,} ended before, {load.num_pending:,} to make",
         f"videos     {duration(load.video_s)} of playing time; sizes {load.sizes}"

@@ -65,6 +65,8 @@ class Progress:
     """Seconds from the start of the run to its first result."""
     animating_s: float = 0.0
     """Seconds from the first result to the latest."""
+    columns: str = ""
+    """The use of the manifest's columns in one line: knobs, and those that pass through. Empty before it is known."""
 
     @property
     def num_left(self) -> int:
@@ -121,6 +123,7 @@ def run(config: CatalogConfig, execute: Execute, *, observe: Observer = lambda p
     state.show(Progress("planning"))
     config = _with_absolute_paths(config)
     opened = manifest.open_manifest(config)
+    state.show(Progress("planning", columns=opened.use.text))
     config = settled(config)
     model_version, style_versions = versions_of(config)
     storage.probe(config.output)

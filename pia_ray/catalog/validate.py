@@ -30,13 +30,15 @@ class Finding:
     """Names row and field where the manifest is wrong."""
 
 
-def validate(config: CatalogConfig, *, fetch: bool) -> Iterator[Finding]:
+def validate(config: CatalogConfig, *, fetch: bool, opened: manifest.Manifest | None = None) -> Iterator[Finding]:
     """One finding per work item, in order; `fetch` also reads and decodes each image.
+
+    `opened` is the manifest of `config` where the caller has opened it.
 
     Raises:
         ManifestError: the manifest as a whole cannot be used.
     """
-    opened = manifest.open_manifest(config)
+    opened = manifest.open_manifest(config) if opened is None else opened
     num_items = 0
     with ThreadPoolExecutor(FETCHES, thread_name_prefix="fetch") as pool:
 

@@ -60,6 +60,7 @@ class Workload:
     """The source of the sizes that rows leave open, in words."""
     sample: tuple[ManifestRow, ...]
     """Some of the pending items, drawn at random."""
+    columns: manifest.ColumnUse
 
 
 def evaluations(params: AnimationParams) -> int:
@@ -130,6 +131,7 @@ def plan_workload(config: CatalogConfig, *, resume: bool) -> Workload:
         work=sized_work + area * open_evaluation_frames,
         sizes=sizes,
         sample=tuple(sample.rows()),
+        columns=opened.use,
     )
 
 

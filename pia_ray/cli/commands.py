@@ -145,12 +145,14 @@ def image_command(args: argparse.Namespace) -> int:
 
 
 def validate_command(args: argparse.Namespace) -> int:
+    from pia_ray import manifest
     from pia_ray.catalog.validate import validate
     from pia_ray.cli.console import make_console
 
     config = catalog_config(args, output="unused")
     console, counts = make_console(), {"rows": 0, "bad": 0}
-    for finding in validate(config, fetch=args.fetch):
+    opened = manifest.open_manifest(config)
+    for finding in validate(config, fetch=args.fetch, opened=opened):
         counts["rows"] = finding.num_items
         if finding.code is None:
             continue
@@ -163,6 +165,8 @@ def validate_command(args: argparse.Namespace) -> int:
         print(json.dumps(counts))
     else:
         console.print(f"{counts['rows']} work items, {counts['bad']} bad", highlight=False)
+    if opened.use.text:
+        print(opened.use.text, file=sys.stderr if args.json else sys.stdout)
     return 1 if counts["bad"] else 0
 
 

@@ -85,6 +85,9 @@ class RunDisplay:
 
     def show(self, progress: Progress) -> None:
         """Takes the run's progress, as often as it comes."""
+        if progress.columns:
+            self._console.print(progress.columns, highlight=False, soft_wrap=True, markup=False)
+            return
         if self._live:
             # Before there are rows to count the bar pulses.
             self._bar.update(

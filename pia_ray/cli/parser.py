@@ -16,7 +16,8 @@ from pia_ray.config.serve import ServeConfig
 _FORMATS: Final = get_args(VideoFormat)
 
 _MANIFEST_HELP: Final = (
-    "a .parquet, .csv, .tsv or .jsonl file (also .gz), a folder or glob of these, or a folder of images; local or s3://"
+    "a .parquet, .csv, .tsv, .jsonl, .json or .txt file (also .gz or .zst), a folder or glob of these, or a folder of "
+    "images; local or s3://"
 )
 
 _WRONG_CHOICE: Final = re.compile(r"argument (\S+): invalid choice: '(.*)' \(choose from (.*)\)")
@@ -157,6 +158,7 @@ def _add_catalog_flags(parser: argparse.ArgumentParser) -> None:
     _add_styles_flag(group)
     add("keep_models", "N", type=int)
     add("limit", "N", type=int)
+    add("sample", "N", type=int)
     add("retry", "WHAT")
     add("actors", "N|MIN:MAX")
     add("gpus_per_actor", "X", type=float)
@@ -175,6 +177,10 @@ def _add_catalog_flags(parser: argparse.ArgumentParser) -> None:
     add("id_col", "NAME")
     add("image_col", "NAME")
     add("prompt_col", "NAME")
+    add("knobs", "NAME,...")
+    add("delimiter", "CHAR|tab")
+    add("encoding", "NAME")
+    add("not_knobs", "NAME,...")
 
 
 def _add_styles_flag(parser: argparse._ActionsContainer) -> None:

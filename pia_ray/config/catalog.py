@@ -5,6 +5,7 @@ Reads YAML files and nothing else: no environment variables, no network.
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -41,7 +42,25 @@ class CatalogConfig(WorkerConfig):
     id_col: str | None = Field(None, description="Column that holds the id.")
     image_col: str | None = Field(None, description="Column that holds the image.")
     prompt_col: str | None = Field(None, description="Column that holds the prompt.")
+    knobs: tuple[str, ...] | None = Field(
+        None, description='The columns that are knobs, and no others; "none" for none. Left out: those named as knobs.'
+    )
+    not_knobs: tuple[str, ...] = Field((), description="Columns that pass through though they are named as knobs.")
+    delimiter: str | None = Field(
+        None,
+        min_length=1,
+        max_length=1,
+        description="Character between the cells of CSV. Left out: found by the header.",
+    )
+    encoding: str | None = Field(
+        None, description="Encoding of CSV and JSON files, such as cp1252. Left out: UTF-8, or UTF-16 where it shows."
+    )
     limit: int | None = Field(None, ge=1, description="Only the first so many rows of the manifest.")
+    sample: int | None = Field(
+        None,
+        ge=1,
+        description="Only so many work items, drawn from all rows by their keys; the run without it keeps them.",
+    )
     retry: tuple[str, ...] = Field((), description='"failed", or error codes of failed rows to try again.')
     detect_changes: bool = Field(
         False, description="Let a picture's ETag, or size and time of change, count towards its work key."
@@ -117,6 +136,27 @@ class CatalogConfig(WorkerConfig):
             value = (value, value)
         if isinstance(value, tuple | list) and len(value) == 2 and not 1 <= value[0] <= value[1]:
             raise ValueError("must be at least 1, and the least not above the most")
+        return value
+
+    @field_validator("delimiter", mode="before")
+    @classmethod
+    def _character(cls, value: object) -> object:
+        return {"tab": "\t", "\\t": "\t"}.get(value, value) if isinstance(value, str) else value
+
+    @field_validator("encoding")
+    @classmethod
+    def _known_encoding(cls, value: str | None) -> str | None:
+        try:
+            return None if value is None else codecs.lookup(value).name
+        except LookupError:
+            raise ValueError("must be an encoding that Python knows, such as utf-8, utf-16 or cp1252") from None
+
+    @field_validator("knobs", "not_knobs", mode="before")
+    @classmethod
+    def _names(cls, value: object) -> object:
+        if isinstance(value, str):
+            names = tuple(part.strip() for part in value.split(",") if part.strip())
+            value = () if names == ("none",) else names
         return value
 
     @field_validator("retry", mode="before")

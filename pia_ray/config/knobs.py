@@ -357,6 +357,17 @@ KNOBS: Final[Mapping[str, Knob]] = {name: knob_of(name, field) for name, field i
 """Every knob by name, in the order of declaration."""
 
 
+def folded_name(column: str) -> str:
+    """The name of a column without regard to case, in snake case: `Image Src` is `image_src`."""
+    return "_".join(column.casefold().replace("-", " ").split())
+
+
+def knob_named(column: str) -> str | None:
+    """The knob that a column of this name holds, without regard to case and the prefix `pia.`; None for no knob."""
+    name = folded_name(column).removeprefix("pia.")
+    return name if name in KNOBS else None
+
+
 def suggest(name: str, known: Iterable[str]) -> str:
     """` Did you mean "x"?` for the nearest known name, or an empty string."""
     near = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.6)

@@ -1,205 +1,235 @@
-"""An opened manifest: its files, the meaning of their columns, and those that pass through to the results."""
+"""The meaning of a manifest's columns: id, picture, prompt, knobs, and those that pass through to the results.
+
+Names decide, and the run's settings where they say otherwise. A file that names its columns as this package does keeps
+that meaning; case and aliases count only in a file that could not be used without them.
+"""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from logging import getLogger
 from typing import Final
 
-import pyarrow as pa
-
 from pia_ray.config.catalog import CatalogConfig
-from pia_ray.config.knobs import ARRAY_KNOBS, KNOBS, REFERENCE_KNOBS, RESERVED_KNOBS, suggest
+from pia_ray.config.knobs import KNOBS, RESERVED_KNOBS, folded_name, knob_named, suggest
 from pia_ray.errors import ManifestError
-from pia_ray.manifest.files import find
+from pia_ray.manifest.column_types import check_types
 from pia_ray.manifest.items import ITEMS_SCHEMA
-from pia_ray.manifest.tables import TableFile, unify
+from pia_ray.manifest.tables import Columns, TableFile
 from pia_ray.types import ResultRow
 
 IMAGE_COLUMNS: Final = ("image", "url", "image_url", "image_path", "file_name")
+_EXPORTED_IMAGE_COLUMNS: Final = ("image_link", "image_src", "image_uri")
+"""Names of the image column in shop feeds, shop exports and the results of a run; they count after the others."""
+
 PROMPT_COLUMNS: Final = ("prompt", "caption", "text")
 """Names of the image and prompt columns; the first that is there counts."""
 
 _RESULT_COLUMNS: Final = frozenset({field.name for field in fields(ResultRow)} | set(ITEMS_SCHEMA.names))
+_OWN_RESULTS: Final = frozenset({"work_key", "status", "image_uri", "video_uri", "params", "run_id"})
+"""Columns by which an earlier run's results are known."""
+
+_SHOWN: Final = 20
 _log = getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Columns:
-    """The meaning of the columns of one manifest file."""
+class ColumnUse:
+    """The use of a manifest's columns over all its files, for people."""
 
-    id: str | None
-    image: str
-    prompt: str | None
+    image: tuple[str, ...]
+    prompt: tuple[str, ...]
+    id: tuple[str, ...]
     knobs: tuple[str, ...]
-    """All others of `AnimationParams`; their column has the knob's name."""
     passed: tuple[str, ...]
+    """As the results name them."""
+    hint: str
 
     @property
-    def references(self) -> tuple[str, ...]:
-        """Those of the knobs that refer to files."""
-        return tuple(knob for knob in self.knobs if knob in REFERENCE_KNOBS)
-
-    @property
-    def read(self) -> list[str]:
-        """The columns whose values planning needs."""
-        return [name for name in dict.fromkeys((self.id, self.image, self.prompt, *self.knobs)) if name is not None]
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """An opened manifest: its files, their columns, and the columns that pass through."""
-
-    uri: str
-    files: tuple[TableFile, ...]
-    columns: tuple[Columns, ...]
-    """One per file."""
-    passed: pa.Schema
-
-    @property
-    def items_schema(self) -> pa.Schema:
-        """Schema of the tables that `plan` yields."""
-        return pa.schema([*ITEMS_SCHEMA, *self.passed])
+    def text(self) -> str:
+        """One line: the knobs, and what passes through; empty where there is neither."""
+        parts = []
+        if self.knobs:
+            parts.append(f"knobs: {_listed(self.knobs)}{self.hint}")
+        if self.passed:
+            parts.append(f"passed through: {_listed(self.passed)}")
+        return f"columns    {'; '.join(parts)}" if parts else ""
 
 
-def open_manifest(config: CatalogConfig) -> Manifest:
-    """The manifest of a run, by its files' headers and footers (JSON lines have neither and are read whole).
+def use_of(columns: Sequence[Columns], config: CatalogConfig) -> ColumnUse:
+    """The use of the columns of several files."""
+    knobs = {knob: name for found in columns for knob, name in found.knobs.items()}
+    bare = [name for knob, name in knobs.items() if knob in ("width", "height") and not is_decided(name, config)]
+    hint = ""
+    if bare:
+        is_or_are = "are the sizes" if len(bare) > 1 else "is the size"
+        hint = f" ({' and '.join(bare)} {is_or_are} of the video; --not-knobs {','.join(bare)} if of the picture)"
+    passed = {name: None for found in columns for name in found.passed.values()}
+    return ColumnUse(
+        image=tuple(dict.fromkeys(found.image for found in columns)),
+        prompt=tuple(dict.fromkeys(found.prompt for found in columns if found.prompt is not None)),
+        id=tuple(dict.fromkeys(found.id for found in columns if found.id is not None)),
+        knobs=tuple(knobs.values()),
+        passed=tuple(passed),
+        hint=hint,
+    )
+
+
+def meaning(file: TableFile, config: CatalogConfig) -> Columns:
+    """The meaning of the columns of a file.
 
     Raises:
-        ManifestError: there is no manifest, it has no rows, or its columns cannot work; says which and what to do.
+        ManifestError: there is no image or prompt, a named column is not there, or a type cannot work.
     """
-    uri = config.manifest
-    found = find(uri)
-    if all(file.num_rows == 0 for file in found):
-        raise ManifestError(f"{uri} has no rows")
-    found = tuple(file for file in found if file.num_rows != 0)
-    if found[0].kind == "pictures" and "prompt" not in config.defaults:
-        raise ManifestError(f"{uri} is a folder of images, which has no prompts: give a --prompt for all")
-    columns = tuple(_columns(file, config) for file in found)
-    return Manifest(uri, found, columns, unify(found, [meant.passed for meant in columns]))
-
-
-def _columns(file: TableFile, config: CatalogConfig) -> Columns:
-    id_col, image_col, prompt_col = config.id_col, config.image_col, config.prompt_col
     names = file.schema.names
     there = f"Columns there: {', '.join(names) or 'none'}."
-    for flag, name in (("--id-col", id_col), ("--image-col", image_col), ("--prompt-col", prompt_col)):
-        if name is not None and name not in names and file.kind != "pictures":
-            raise ManifestError(f'{file.name} has no column "{name}" ({flag}).{suggest(name, names)} {there}')
     if file.kind == "pictures":
-        id_col = image_col = prompt_col = None
-    found = columns_of(names, id_col, image_col, prompt_col)
+        return columns_of(names, config.model_copy(update={"id_col": None, "image_col": None, "prompt_col": None}))
+    named = (("--id-col", config.id_col), ("--image-col", config.image_col), ("--prompt-col", config.prompt_col))
+    for flag, name in named:
+        if name is not None and name not in names:
+            raise ManifestError(f'{file.name} has no column "{name}" ({flag}).{suggest(name, names)} {there}')
+    found = columns_of(names, config, partitions=file.partitions)
     if found.image not in names:
-        tip = _separator_tip(names)
         raise ManifestError(
-            f"{file.name} has no image column. {there} {tip}Name one of them {', '.join(IMAGE_COLUMNS[:-1])} or "
-            f"{IMAGE_COLUMNS[-1]}, or say which it is with --image-col"
+            f"{file.name} has no image column. {there} Name one of them "
+            f"{', '.join(IMAGE_COLUMNS[:-1])} or {IMAGE_COLUMNS[-1]}, or say which it is with --image-col"
         )
     if found.prompt is None and "prompt" not in config.defaults:
         raise ManifestError(
             f"{file.name} has no prompt column. {there} Name one of them {', '.join(PROMPT_COLUMNS[:-1])} or "
             f"{PROMPT_COLUMNS[-1]}, say which it is with --prompt-col, or give a --prompt for all rows"
         )
-    _check_types(file, found)
-    for name in found.passed:
+    _check_names(file, found, config)
+    check_types(file, found)
+    return found
+
+
+def columns_of(names: Sequence[str], config: CatalogConfig, *, partitions: Iterable[str] = ()) -> Columns:
+    """The meaning of columns of these names. The image's column may be missing; `partitions` pass through."""
+    found = _meant(names, config)
+    if not (more := [name for name in partitions if name not in names]):
+        return found
+    return replace(found, passed=_passed([*names, *more], set(names).difference(found.passed)))
+
+
+def _meant(names: Sequence[str], config: CatalogConfig) -> Columns:
+    found = _matched(names, {name: name for name in names}, config)
+    if found.image in names and (found.prompt is not None or "prompt" in config.defaults):
+        return found
+    by_case = _matched(names, {folded_name(name): name for name in reversed(names)}, config)
+    return by_case if by_case.image in names else found
+
+
+def image_names(config: CatalogConfig) -> frozenset[str]:
+    """The names that an image column may have, without regard to case."""
+    named = () if config.image_col is None else (config.image_col,)
+    return frozenset(map(folded_name, (*IMAGE_COLUMNS, *_EXPORTED_IMAGE_COLUMNS, *named)))
+
+
+def is_decided(name: str, config: CatalogConfig) -> bool:
+    """Whether a column is a knob because its owner says so, by its prefix or --knobs."""
+    return folded_name(name).startswith("pia.") or (config.knobs is not None and _is_in(name, config.knobs))
+
+
+def check_decisions(files: Iterable[TableFile], columns: Sequence[Columns], config: CatalogConfig) -> None:
+    """Refuses --knobs and --not-knobs that name no column of any file, and logs the names that clash with results.
+
+    Raises:
+        ManifestError: names the flag and the column.
+    """
+    names = list(dict.fromkeys(name for file in files for name in file.schema.names))
+    for flag, given in (("--knobs", config.knobs or ()), ("--not-knobs", config.not_knobs)):
+        for name in given:
+            if not _is_in(name, names):
+                raise ManifestError(f'no file of the manifest has a column "{name}" ({flag}).{suggest(name, names)}')
+    for name in config.knobs or ():
+        if knob_named(name) is None:
+            raise ManifestError(f'there is no knob "{name}" (--knobs).{suggest(name, KNOBS)}')
+    own = all(set(names) >= _OWN_RESULTS for names in (file.schema.names for file in files))
+    clashes = {name: new for found in columns for name, new in found.passed.items() if new != name}
+    if clashes and not own:
+        _log.warning(
+            "columns that are named as those of the results pass through under another name: %s",
+            _listed([f"{name} as {new}" for name, new in clashes.items()]),
+        )
+
+
+def _matched(names: Sequence[str], known: Mapping[str, str], config: CatalogConfig) -> Columns:
+    """The meaning of columns, where `known` gives the column of a name."""
+    own = set(names) >= _OWN_RESULTS
+    aliases = ("image_uri",) if own else (*IMAGE_COLUMNS, *_EXPORTED_IMAGE_COLUMNS)
+    image = config.image_col or next((known[name] for name in aliases if name in known), IMAGE_COLUMNS[0])
+    prompts = (*PROMPT_COLUMNS, "pia.prompt")
+    prompt = config.prompt_col or next((known[name] for name in prompts if name in known), None)
+    row_id = config.id_col or known.get("id")
+    taken = {image, prompt, row_id}
+    decided = {"seed"} if own and config.knobs is None else config.knobs
+    knobs = {
+        knob: name
+        for name in reversed(names)
+        if (knob := knob_named(name)) is not None
+        and knob != "prompt"
+        and name not in taken
+        and _is_knob(name, known, decided, config.not_knobs)
+    }
+    knobs |= {knob: name for name in names if name not in taken and (knob := _prefixed(name)) not in (None, "prompt")}
+    knobs = {knob: knobs[knob] for knob in KNOBS if knob in knobs}
+    taken |= set(knobs.values())
+    index = "video_index" if own and row_id == "id" else None
+    return Columns(row_id, image, prompt, knobs, _passed(names, taken), index)
+
+
+def _is_knob(name: str, known: Mapping[str, str], decided: Iterable[str] | None, refused: Iterable[str]) -> bool:
+    if _is_in(name, refused):
+        return False
+    return known.get(knob_named(name) or "") == name if decided is None else _is_in(name, decided)
+
+
+def _prefixed(name: str) -> str | None:
+    """The knob of a column with the prefix of knobs."""
+    return knob_named(name) if folded_name(name).startswith("pia.") else None
+
+
+def _is_in(name: str, names: Iterable[str]) -> bool:
+    names = list(names)
+    return name in names or folded_name(name) in map(folded_name, names)
+
+
+def _passed(names: Sequence[str], taken: Container[str | None]) -> dict[str, str]:
+    """The columns that pass through, each with its name in the results."""
+    passed: dict[str, str] = {}
+    for name in names:
+        if name in taken:
+            continue
+        new = name
+        while new in _RESULT_COLUMNS or (new != name and new in names):
+            new = f"manifest_{new}"
+        passed[name] = new
+    return passed
+
+
+def _check_names(file: TableFile, columns: Columns, config: CatalogConfig) -> None:
+    """Refuses knobs that are not supported; hints at columns that may be misspelt knobs."""
+    for name in columns.passed:
+        if config.knobs is not None or _is_in(name, config.not_knobs):
+            continue
         if name in RESERVED_KNOBS:
             raise ManifestError(
                 f'column "{name}" of {file.name}: this knob is not supported by this version; drop or rename the column'
             )
-        if name in _RESULT_COLUMNS:
-            raise ManifestError(
-                f'column "{name}" of {file.name} clashes with the column of that name in the results: rename it'
-            )
-        if near := difflib.get_close_matches(name, KNOBS, n=1, cutoff=0.85):
-            _log.warning('%s: column "%s" passes through; did you mean the knob "%s"?', file.name, name, near[0])
-    return found
-
-
-def columns_of(names: Sequence[str], id_col: str | None, image_col: str | None, prompt_col: str | None) -> Columns:
-    """The meaning of columns of these names. The image's column may be missing."""
-    image = image_col or next((name for name in IMAGE_COLUMNS if name in names), IMAGE_COLUMNS[0])
-    prompt = prompt_col or next((name for name in PROMPT_COLUMNS if name in names), None)
-    row_id = id_col or ("id" if "id" in names else None)
-    taken = {image, prompt, row_id}
-    knobs = tuple(name for name in KNOBS if name in names and name != "prompt" and name not in taken)
-    passed = tuple(name for name in names if name not in taken and name not in knobs)
-    return Columns(row_id, image, prompt, knobs, passed)
-
-
-def _check_types(file: TableFile, columns: Columns) -> None:
-    def kind(name: str) -> pa.DataType:
-        found = file.schema.field(name).type
-        found = found.storage_type if isinstance(found, pa.BaseExtensionType) else found
-        return found.value_type if pa.types.is_dictionary(found) else found
-
-    def refuse(name: str, wanted: str) -> None:
-        raise ManifestError(f'column "{name}" of {file.name} is {file.schema.field(name).type}: {wanted}')
-
-    def may_refer(name: str) -> bool:
-        found = kind(name)
-        struct = pa.types.is_struct(found) and found.get_field_index("bytes") >= 0
-        return _is_text(found) or _is_binary(found) or struct or bool(pa.types.is_null(found))
-
-    if not may_refer(columns.image):
-        refuse(columns.image, "an image is a path or URL, bytes, or a struct of bytes and path")
-    if _packs_bytes(file, columns.image):
-        refuse(columns.image, "unpack the .gz, image bytes are read from the file in place")
-    for name in columns.references:
-        is_array = name in ARRAY_KNOBS
-        if not may_refer(name) and not (is_array and _holds_floats(kind(name))):
-            lists = ", nested lists of floats" if is_array else ""
-            refuse(name, f"{name} is a path or URL, bytes{lists}, or a struct of bytes and path")
-        if _packs_bytes(file, name):
-            refuse(name, "unpack the .gz, what cells hold is read from the file in place")
-    if columns.prompt is not None and not (_is_text(kind(columns.prompt)) or pa.types.is_null(kind(columns.prompt))):
-        refuse(columns.prompt, "a prompt is text")
-    if columns.id is not None and (pa.types.is_nested(kind(columns.id)) or pa.types.is_boolean(kind(columns.id))):
-        refuse(columns.id, "an id is text or a whole number")
-    for name in columns.knobs:
-        if name in columns.references:
+        if folded_name(name).startswith("pia."):
+            wrong = name[4:]
+            raise ManifestError(f'column "{name}" of {file.name}: there is no knob "{wrong}".{suggest(wrong, KNOBS)}')
+        if name in KNOBS or set(file.schema.names) >= _OWN_RESULTS:
             continue
-        found = kind(name)
-        if KNOBS[name].many and _is_list(found):
-            found = found.value_type
-        number = pa.types.is_integer(found) or pa.types.is_floating(found) or pa.types.is_decimal(found)
-        if not (number or _is_text(found) or pa.types.is_boolean(found) or pa.types.is_null(found)):
-            refuse(name, f"a knob is a number or text{' or a list of numbers' if KNOBS[name].many else ''}")
+        near = difflib.get_close_matches(folded_name(name), KNOBS, n=1, cutoff=0.85)
+        if near:
+            _log.warning('%s: column "%s" passes through; did you mean the knob "%s"?', file.name, name, near[0])
 
 
-def _is_text(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
-
-
-def _is_list(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
-
-
-def _is_binary(kind: pa.DataType) -> bool:
-    return bool(
-        pa.types.is_binary(kind)
-        or pa.types.is_large_binary(kind)
-        or pa.types.is_fixed_size_binary(kind)
-        or pa.types.is_binary_view(kind)
-    )
-
-
-def _holds_floats(kind: pa.DataType) -> bool:
-    while _is_list(kind):
-        kind = kind.value_type
-        if pa.types.is_floating(kind):
-            return True
-    return False
-
-
-def _packs_bytes(file: TableFile, name: str) -> bool:
-    kind = file.schema.field(name).type
-    held = _is_binary(kind) or pa.types.is_nested(kind) or isinstance(kind, pa.BaseExtensionType)
-    return file.uri.lower().endswith(".gz") and held
-
-
-def _separator_tip(names: Sequence[str]) -> str:
-    if len(names) == 1 and any(mark in names[0] for mark in ";\t|"):
-        return "Its cells seem to be parted by another character: .csv means commas, .tsv tabs. "
-    return ""
+def _listed(names: Sequence[str]) -> str:
+    rest = len(names) - _SHOWN
+    return ", ".join(names[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "")

@@ -14,6 +14,7 @@ from pia_ray.config.knobs import ARRAY_KNOBS
 from pia_ray.errors import BadParameter, ImageNotFound, ImageTooLarge, RowError, StorageNotFound, StorageTooLarge
 from pia_ray.manifest.parquet import read_image_cell
 from pia_ray.manifest.references import decode_data_url
+from pia_ray.manifest.spellings import fetched_url, other_spellings
 from pia_ray.media import arrays
 from pia_ray.media import image as pictures
 from pia_ray.storage.https import fetch as fetch_url
@@ -27,24 +28,29 @@ _CELL = re.compile(r".+#row=[1-9][0-9]*&column=.+", re.DOTALL)
 """References that `manifest.read_image_cell` reads."""
 
 
-def read_image(reference: str, *, max_bytes: int) -> bytes:
+def read_image(reference: str, *, max_bytes: int, what: str = "image") -> bytes:
     """The bytes behind an image reference: a path, s3://, https:// or data: URL, or a cell of a Parquet manifest.
+
+    A path or object that is not there is also looked for under its other spellings. `what` names the file in errors.
 
     Raises:
         ImageError, FetchError, StorageError: as `fetch`.
     """
     if reference.startswith("https://"):
-        return fetch_url(reference, max_bytes=max_bytes)
+        return fetch_url(fetched_url(reference), max_bytes=max_bytes)
     if reference.startswith("data:"):
-        return _capped(decode_data_url(reference), max_bytes)
+        return _capped(decode_data_url(reference), max_bytes, what)
     if _CELL.fullmatch(reference):
-        return _capped(read_image_cell(reference), max_bytes)
-    try:
-        return storage.read_bytes(reference, max_bytes=max_bytes)
-    except StorageNotFound as error:
-        raise ImageNotFound(f"there is no image: {error.message}") from None
-    except StorageTooLarge as error:
-        raise ImageTooLarge(error.message) from None
+        return _capped(read_image_cell(reference), max_bytes, what)
+    missing = None
+    for uri in (reference, *other_spellings(reference)):
+        try:
+            return storage.read_bytes(uri, max_bytes=max_bytes)
+        except StorageNotFound as error:
+            missing = missing or error.message
+        except StorageTooLarge as error:
+            raise ImageTooLarge(error.message) from None
+    raise ImageNotFound(f"there is no {what}: {missing}")
 
 
 def read_references(
@@ -66,7 +72,7 @@ def read_references(
     found: dict[str, Image | np.ndarray[Any, Any]] = {}
     for knob, uri in uris.items():
         with _named(knob):
-            content = read_image(uri, max_bytes=max_bytes)
+            content = read_image(uri, max_bytes=max_bytes, what="array" if knob in ARRAY_KNOBS else "image")
             require_planned(identities.get(knob, ""), hashlib.sha256(content).hexdigest())
             limits = {"max_bytes": max_bytes, "max_pixels": max_pixels}
             found[knob] = _decode_reference(content, knob, background=background, **limits)
@@ -120,12 +126,12 @@ def _decode_reference(
     content: bytes, knob: str, *, background: str, max_bytes: int, max_pixels: int
 ) -> Image | np.ndarray[Any, Any]:
     if knob in ARRAY_KNOBS:
-        return arrays.decode(_capped(content, max_bytes), knob)
+        return arrays.decode(_capped(content, max_bytes, "array"), knob)
     below = "#000000" if knob == "mask_image" else background
     return pictures.decode(content, background=below, max_bytes=max_bytes, max_pixels=max_pixels).rgb
 
 
-def _capped(content: bytes, max_bytes: int) -> bytes:
+def _capped(content: bytes, max_bytes: int, what: str) -> bytes:
     if len(content) > max_bytes:
-        raise ImageTooLarge(f"the image has {len(content):,} bytes, the cap is {max_bytes:,}")
+        raise ImageTooLarge(f"the {what} has {len(content):,} bytes, the cap is {max_bytes:,}")
     return content

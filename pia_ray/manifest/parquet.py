@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from cachetools import LRUCache
 
 from pia_ray import storage
-from pia_ray.config.knobs import ARRAY_KNOBS
+from pia_ray.config.knobs import ARRAY_KNOBS, knob_named
 from pia_ray.errors import ImageNotFound, StorageDenied, StorageError, StorageNotFound, StorageUnavailable
 from pia_ray.manifest.references import decode_data_url
 from pia_ray.manifest.tables import (
@@ -30,7 +30,7 @@ from pia_ray.manifest.tables import (
     TableFile,
     bytes_of,
     cast,
-    is_gzip,
+    is_packed,
     nulls,
     plain_type,
 )
@@ -45,8 +45,8 @@ _CELL = re.compile(r"(?P<uri>.+)#row=(?P<row>[1-9][0-9]{0,17})&column=(?P<column
 
 @contextmanager
 def open_parquet(uri: str) -> Iterator[pq.ParquetFile]:
-    """The open file. It is read where it lies, but for a gzip, which is unpacked to a temporary file first."""
-    if is_gzip(uri):
+    """The open file. It is read where it lies, but for a packed one, which is unpacked to a temporary file first."""
+    if is_packed(uri):
         with tempfile.TemporaryFile() as unpacked:
             with bytes_of(uri) as packed:
                 shutil.copyfileobj(packed, unpacked, 2**20)
@@ -106,8 +106,8 @@ def read_image_cell(reference: str) -> bytes:
         raise _storage_error(error, reference) from None
     if isinstance(value, Mapping):
         value = value.get("bytes")
-    if isinstance(value, list | np.ndarray) and column in ARRAY_KNOBS:
-        return arrays.encode(value, column)
+    if isinstance(value, list | np.ndarray) and (knob := knob_named(column) or "") in ARRAY_KNOBS:
+        return arrays.encode(value, knob)
     if isinstance(value, str) and value.strip().startswith("data:"):
         return decode_data_url(value.strip())
     if not isinstance(value, bytes) or not value:

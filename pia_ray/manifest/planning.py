@@ -30,8 +30,7 @@ from pia_ray.config.resolving import (
     style_of,
 )
 from pia_ray.errors import BadManifestRow, BadParameter, ManifestError
-from pia_ray.manifest import files, references
-from pia_ray.manifest.columns import Columns, Manifest
+from pia_ray.manifest import references
 from pia_ray.manifest.items import (
     ITEMS_SCHEMA,
     KEY_VERSION,
@@ -47,8 +46,11 @@ from pia_ray.manifest.items import (
     with_absolute_references,
     with_references,
 )
+from pia_ray.manifest.knob_check import KnobCheck
+from pia_ray.manifest.opening import Manifest
 from pia_ray.manifest.rows import knobs_of, picture_of, references_of, rejected
-from pia_ray.manifest.tables import Chunk, TableFile
+from pia_ray.manifest.sampling import sampled
+from pia_ray.manifest.tables import Chunk, Columns, TableFile
 
 _EASY_CHARS: Final = 1000  # longer texts go the plain way, which knows the true limits
 _MEMO_SIZE: Final = 10_000
@@ -66,17 +68,29 @@ def plan(
 
     `model_version` is that of the run's own model, `style_versions` those of the models in `config.styles`, by style.
     Memory is bounded but for 8 bytes per row. Duplicate ids are known at the end only: a caller keeps nothing of the
-    plan before it is complete.
+    plan before it is complete. With `config.sample` all rows are planned, and only the sample is yielded.
 
     Raises:
-        ManifestError: a file is damaged, or ids occur more than once; lists them with file and row.
+        ManifestError: a file is damaged, most values of a knob column are impossible, or ids occur more than once.
     """
+    tables = _tables(manifest, config, model_version, style_versions)
+    return tables if config.sample is None else iter([sampled(tables, config.sample, manifest.items_schema)])
+
+
+def _tables(
+    manifest: Manifest, config: CatalogConfig, model_version: str, style_versions: Mapping[str, str]
+) -> Iterator[pa.Table]:
     planner = _Planner(manifest, config, model_version, style_versions)
     seen = array("q")
-    for file, columns, chunk in _chunks(manifest, config.limit):
-        table, ids = planner.plan(file, columns, chunk)
+    check = KnobCheck(config)
+    for file, columns, chunk in manifest.chunks(config.limit):
+        table, ids, spoiled = planner.plan(file, columns, chunk)
+        check.add(columns, chunk, spoiled)
         seen.extend(map(hash, ids))
         yield table
+    if not seen:
+        raise ManifestError(f"{manifest.uri} has no rows: all its cells are empty")
+    check.end()
     hashes = np.sort(np.frombuffer(seen, dtype=np.int64))
     twice = set(hashes[1:][hashes[1:] == hashes[:-1]].tolist())
     if twice and (text := _duplicates(planner, twice)):
@@ -130,8 +144,8 @@ class _Items:
     def table(self, passed: pa.Table, schema: pa.Schema) -> pa.Table:
         """The items with the columns that pass through."""
         arrays = [pa.array(self.columns[column.name], column.type) for column in ITEMS_SCHEMA]
-        if passed.num_columns and len(self.sources) != len(self.ids):
-            passed = passed.take(self.sources)
+        if passed.num_columns and not len(self.sources) == len(self.ids) == passed.num_rows:
+            passed = passed.take(pa.array(self.sources, pa.int64()))
         return pa.Table.from_arrays([*arrays, *passed.columns], schema=schema)
 
 
@@ -152,19 +166,19 @@ class _Planner:
         self._before_id = f'{{"background":{canonical(spec["background"])},"format":{canonical(spec["format"])},"id":'
         self._before_index = f',"v":{KEY_VERSION},"video_index":'
 
-    def plan(self, file: TableFile, columns: Columns, chunk: Chunk) -> tuple[pa.Table, list[str]]:
-        """The items of a chunk, and the id of each of its rows."""
-        cells, bad_rows = chunk.cells, chunk.bad_rows
-        nothing = [None] * chunk.num_rows
+    def plan(self, file: TableFile, columns: Columns, chunk: Chunk) -> tuple[pa.Table, list[str], list[int]]:
+        """The items of a chunk, the id of each of its rows, and the positions of the rows that a cell spoils."""
+        bad_rows, nothing, spoiled = chunk.bad_rows, [None] * chunk.num_rows, list[int]()
+        cells = {**chunk.cells, **{knob: chunk.cells[column] for knob, column in columns.knobs.items()}}
         shared = [knob for knob in columns.knobs if knob not in ("negative_prompt", "seed", *columns.references)]
         # Rows that refer to files of their own go the plain way.
         refer = {index for knob in columns.references for index, cell in enumerate(cells[knob]) if cell is not None}
         keys = zip(*(_hashable(cells[knob]) for knob in shared), strict=True) if shared else [()] * chunk.num_rows
         one_by_one = zip(
             keys,
-            cells[columns.id] if columns.id is not None else nothing,
-            cells[columns.image],
-            cells[columns.prompt] if columns.prompt is not None else nothing,
+            chunk.cells[columns.id] if columns.id is not None else nothing,
+            chunk.cells[columns.image],
+            chunk.cells[columns.prompt] if columns.prompt is not None else nothing,
             cells["negative_prompt"] if "negative_prompt" in columns.knobs else nothing,
             cells["seed"] if "seed" in columns.knobs else nothing,
             strict=True,
@@ -173,6 +187,8 @@ class _Planner:
         has_id = columns.id is not None
         items = _Items()
         for index, (key, id_cell, image, prompt, negative, seed) in enumerate(one_by_one):
+            if image is None and index not in bad_rows and chunk.is_blank(index):
+                continue
             template = self._templates.get(key) or self._template(key, shared, cells, index)
             if template is not None and index not in bad_rows and index not in refer:
                 try:
@@ -188,8 +204,11 @@ class _Planner:
                         continue
                 except (BadParameter, UnicodeEncodeError):  # the plain way says what is wrong
                     pass
-            items.add(index, self._plain(file, columns, chunk, index))
-        return items.table(chunk.passed, self.manifest.items_schema), items.ids
+            made = self._plain(file, columns, chunk, index)
+            items.add(index, made)
+            if made[0].error_code is not None and index not in bad_rows:
+                spoiled.append(index)
+        return items.table(chunk.passed, self.manifest.items_schema), items.ids, spoiled
 
     def _template(
         self, key: tuple[Any, ...], shared: Sequence[str], cells: Mapping[str, Sequence[Any]], index: int
@@ -324,15 +343,6 @@ class _Planner:
         return [item_from_row(row) for row in rows]
 
 
-def _chunks(manifest: Manifest, limit: int | None) -> Iterator[tuple[TableFile, Columns, Chunk]]:
-    left = limit
-    for file, columns in zip(manifest.files, manifest.columns, strict=True):
-        for chunk in files.read(file, columns.read, passed=manifest.passed):
-            yield file, columns, chunk if left is None else chunk.head(left)
-            if left is not None and (left := left - chunk.num_rows) <= 0:
-                return
-
-
 def _given(template: _Template, prompt: str | None, negative_prompt: str | None, seed: int | None) -> str:
     """The row's own knobs as canonical JSON."""
     given = dict(template.given)
@@ -364,7 +374,7 @@ def _folder_of(name: str) -> str:
 def _duplicates(planner: _Planner, hashes: set[int]) -> str:
     """The message for ids that occur more than once, among those with such a hash; empty if none does."""
     rows_of: dict[str, list[str]] = {}
-    for file, columns, chunk in _chunks(planner.manifest, planner.config.limit):
+    for file, columns, chunk in planner.manifest.chunks(planner.config.limit):
         for index, row_id in enumerate(planner.plan(file, columns, chunk)[1]):
             if hash(row_id) in hashes:
                 rows_of.setdefault(row_id, []).append(f"row {chunk.first_row + index} of {file.name}")

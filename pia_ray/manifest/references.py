@@ -18,6 +18,7 @@ from cachetools import LRUCache
 
 from pia_ray import storage
 from pia_ray.errors import BadParameter, ManifestError, StorageError
+from pia_ray.manifest.spellings import fetched_url, other_spellings, written_out
 
 _SCHEME: Final = re.compile(r"\s*([a-zA-Z][a-zA-Z0-9+.-]*):")
 _SIGNATURES: Final = ("x-amz-", "x-goog-")
@@ -68,11 +69,13 @@ def locate(reference: str, folder: str, prefix: str = "", *, what: str = "image"
         raise BadParameter(f"{what} is missing or null: give each row a path, URL or bytes", what)
     if "\0" in reference:
         raise BadParameter(f"{what} holds a NUL character", what)
+    reference = written_out(reference, folder, what=what)
     match = _SCHEME.match(reference)
     scheme = match[1].lower() if match else ""
     if scheme == "https":
         reference = "https" + reference[5:]
-        return reference, unsigned(reference)
+        fetched = fetched_url(reference)
+        return fetched, unsigned(reference) if unsigned(fetched) == fetched else unsigned(fetched)
     if scheme == "data":
         return "data" + reference[4:], identity_of_bytes(decode_data_url(reference, what=what))
     if scheme == "s3" and reference[3:].startswith("//"):
@@ -101,8 +104,8 @@ def locate(reference: str, folder: str, prefix: str = "", *, what: str = "image"
     return _below(folder, reference, what), prefix + reference
 
 
-# Anything but a plain relative path: a scheme, dots, an absolute or empty path, whitespace at an end, NUL.
-_UNUSUAL: Final = re.compile(r"[:\0]|//|\./|^[\s/]|\s$|^$")
+# Anything but a plain relative path: a scheme, dots, an absolute or empty path, whitespace at an end, NUL, a host.
+_UNUSUAL: Final = re.compile(r"[:\0]|//|\./|^[\s/]|\s$|^$|^\\\\|^[wW]{3}\.")
 
 
 def is_unicode(text: str) -> bool:
@@ -182,6 +185,12 @@ class Versions:
         Raises:
             ManifestError: the store does not allow listing.
         """
+        if version := self._of_one(uri):
+            return version
+        others = other_spellings(uri) if uri.startswith("/") or storage.is_s3(uri) else []
+        return next(filter(None, map(self._of_one, others)), "")
+
+    def _of_one(self, uri: str) -> str:
         if uri.startswith("/"):
             return self._of_file(uri)
         return self._of_object(uri) if storage.is_s3(uri) else ""

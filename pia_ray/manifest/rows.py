@@ -17,15 +17,17 @@ from pia_ray.config.catalog import CatalogConfig
 from pia_ray.config.knobs import ARRAY_KNOBS, DEFAULT_STYLE, REFERENCE_KNOBS
 from pia_ray.config.resolving import canonical, seed_from_id
 from pia_ray.errors import BadParameter
-from pia_ray.manifest import files, references
-from pia_ray.manifest.columns import IMAGE_COLUMNS, Columns, columns_of
+from pia_ray.manifest import references
+from pia_ray.manifest.columns import IMAGE_COLUMNS, columns_of
+from pia_ray.manifest.finding import root_of
 from pia_ray.manifest.items import KEY_VERSION, MAX_ID_LENGTH, Item, Picture, RunReferences, id_text, items_of
 from pia_ray.manifest.parquet import cell_reference
-from pia_ray.manifest.tables import TableFile, is_gzip
+from pia_ray.manifest.tables import Columns, TableFile, is_empty, is_packed
 from pia_ray.media import arrays
 from pia_ray.types import ManifestRow
 
 _SHOWN_CHARS: Final = 1000
+_REFERENCE_BYTES: Final = 2048
 
 
 def plan_row(
@@ -43,18 +45,20 @@ def plan_row(
     Raises:
         BadParameter: a cell has no valid value, or `num_videos` asks for more than one item.
     """
-    columns = columns_of(tuple(cells), config.id_col, config.image_col, config.prompt_col)
+    columns = columns_of(tuple(cells), config)
+    kept = columns.knobs.get("negative_prompt")
+    cells = {name: None if name != kept and is_empty(cell) else cell for name, cell in cells.items()}
     if columns.image not in cells:
         raise BadParameter(f"image is missing: give each row one of {', '.join(IMAGE_COLUMNS)}", "image")
-    cell = cells[columns.image]
-    picture = _inside(cell) if isinstance(cell, bytes) else _picture_at(cell, files.root_of(config.manifest), "")
+    cell = _text_in(cells[columns.image])
+    picture = _inside(cell) if isinstance(cell, bytes) else _picture_at(cell, root_of(config.manifest), "")
     versions = references.Versions() if config.detect_changes else None
     if versions is not None:
         picture = picture._replace(version=versions.of(picture.uri))
     own = {}
     for knob in columns.references:
-        if (value := cells[knob]) is not None:
-            own[knob] = _reference_in(value, knob, files.root_of(config.manifest), versions)
+        if (value := cells[columns.knobs[knob]]) is not None:
+            own[knob] = _reference_in(value, knob, root_of(config.manifest), versions)
     items = items_of(
         cells.get(columns.id) if columns.id is not None else None,
         picture,
@@ -83,6 +87,7 @@ def picture_of(
     if isinstance(cell, dict) and file.kind == "parquet":
         name = cell.get("path") or name
         cell = cell["path"] if cell.get("bytes") is None and "path" in cell else cell.get("bytes")
+    cell = _text_in(cell)
     if isinstance(cell, bytes):
         if not cell:
             raise BadParameter("image holds no bytes", "image")
@@ -90,7 +95,7 @@ def picture_of(
     picture = _picture_at(cell, file.folder, prefix)
     if file.kind == "pictures":  # a file's own name is not a reference, because it may start with a space
         picture = picture._replace(uri=file.folder + cell, identity=cell)
-    if picture.uri.startswith("data:") and file.kind == "parquet" and not is_gzip(file.uri):
+    if picture.uri.startswith("data:") and file.kind == "parquet" and not is_packed(file.uri):
         return picture._replace(uri=cell_reference(file, row, column))
     return picture if versions is None else picture._replace(version=versions.of(picture.uri))
 
@@ -111,24 +116,27 @@ def references_of(
     """
     found = {}
     for knob in columns.references:
-        cell = cells[knob]
+        cell = cells[columns.knobs[knob]]
         if isinstance(cell, dict) and file.kind == "parquet":
             cell = cell["path"] if cell.get("bytes") is None and "path" in cell else cell.get("bytes")
         if cell is None:
             continue
+        cell = _text_in(cell)
         if knob in ARRAY_KNOBS and isinstance(cell, list | np.ndarray):
             cell = arrays.encode(cell, knob)
-        in_place = file.kind == "parquet" and not is_gzip(file.uri)
+        in_place = file.kind == "parquet" and not is_packed(file.uri)
         inside = isinstance(cell, bytes) or (isinstance(cell, str) and cell.lstrip()[:5].lower() == "data:")
         picture = _reference_in(cell, knob, file.folder, versions, prefix)
-        found[knob] = picture._replace(uri=cell_reference(file, row, knob)) if inside and in_place else picture
+        found[knob] = (
+            picture._replace(uri=cell_reference(file, row, columns.knobs[knob])) if inside and in_place else picture
+        )
     return found
 
 
 def knobs_of(columns: Columns, cell: Callable[[str], Any]) -> dict[str, Any]:
     """The row's own knobs that do not refer to files: the cells that are not null, by the knob's name."""
-    own = (knob for knob in columns.knobs if knob not in REFERENCE_KNOBS)
-    names = {knob: knob for knob in own} | ({"prompt": columns.prompt} if columns.prompt else {})
+    names = {knob: column for knob, column in columns.knobs.items() if knob not in REFERENCE_KNOBS}
+    names |= {"prompt": columns.prompt} if columns.prompt else {}
     return {knob: value for knob, column in names.items() if (value := cell(column)) is not None}
 
 
@@ -152,7 +160,9 @@ def rejected(file: TableFile, row: int, columns: Columns, cells: Mapping[str, An
         prompt=_valid(prompt) if isinstance(prompt, str) else None,
         seed=seed_from_id(row_id),
         style=DEFAULT_STYLE,
-        params=canonical({knob: written[knob][:_SHOWN_CHARS] for knob in columns.knobs if knob in written}),
+        params=canonical(
+            {knob: written[name][:_SHOWN_CHARS] for knob, name in columns.knobs.items() if name in written}
+        ),
         error_code=code,
         error_message=_valid(where + what),
     )
@@ -173,6 +183,17 @@ def _reference_in(
         raise BadParameter(f"{knob} must be a path, a URL or bytes{array}, not {type(cell).__name__}", knob)
     uri, identity = references.locate(cell, folder, prefix, what=knob)
     return Picture(uri, identity, cell, "" if versions is None else versions.of(uri))
+
+
+def _text_in(cell: Any) -> Any:
+    """The cell, or the reference that it holds as bytes: Spark and older tools write text as binary columns."""
+    if not isinstance(cell, bytes) or not 0 < len(cell) <= _REFERENCE_BYTES or cell[:1] in b"<{[":
+        return cell
+    try:
+        text = cell.decode()
+    except UnicodeDecodeError:
+        return cell
+    return text if text.isprintable() else cell
 
 
 def _inside(content: bytes) -> Picture:

@@ -6,8 +6,9 @@ What every format's reader needs: it knows Arrow types, not formats nor what col
 from __future__ import annotations
 
 import gzip
+import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,9 +17,10 @@ from typing import IO, Any, Final, Literal
 import pyarrow as pa
 
 from pia_ray import storage
+from pia_ray.config.knobs import REFERENCE_KNOBS
 from pia_ray.errors import ManifestError
 
-Kind = Literal["parquet", "csv", "tsv", "jsonl", "pictures"]
+Kind = Literal["parquet", "csv", "tsv", "jsonl", "txt", "pictures"]
 
 CHUNK_ROWS: Final = 50_000
 CHUNK_BYTES: Final = 64 * 2**20
@@ -43,6 +45,38 @@ class TableFile:
     """Columns of JSON lines with values of several kinds, which pass through as JSON text."""
     pictures: tuple[str, ...] = field(default=(), repr=False)
     """Paths below a folder of images."""
+    partitions: Mapping[str, str | None] = field(default_factory=dict)
+    """Columns with one value for the whole file, from the names of its folders."""
+    delimiter: str = ","
+    """The character between the cells of a CSV or TSV file."""
+    encoding: str | None = None
+    """The encoding of a text file, where the run states it; else UTF-8, or UTF-16 where the bytes show it."""
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The meaning of the columns of one manifest file."""
+
+    id: str | None
+    image: str
+    prompt: str | None
+    knobs: Mapping[str, str]
+    """The columns of all other knobs of `AnimationParams`, by knob."""
+    passed: Mapping[str, str]
+    """The names in the results of the columns that pass through, by column."""
+    index: str | None = None
+    """The column that tells rows of one id apart, in the results of an earlier run."""
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        """Those of the knobs that refer to files."""
+        return tuple(knob for knob in self.knobs if knob in REFERENCE_KNOBS)
+
+    @property
+    def read(self) -> list[str]:
+        """The columns whose values planning needs."""
+        names = (self.id, self.image, self.prompt, *self.knobs.values(), self.index)
+        return [name for name in dict.fromkeys(names) if name is not None]
 
 
 @dataclass(frozen=True)
@@ -59,6 +93,12 @@ class Chunk:
     bad_rows: Mapping[int, str]
     """Messages by position in the chunk."""
 
+    def is_blank(self, index: int) -> bool:
+        """Whether no cell of a row holds anything."""
+        if any(values[index] is not None for values in self.cells.values()):
+            return False
+        return all(is_empty(column[index].as_py()) for column in self.passed.columns)
+
     def head(self, num_rows: int) -> Chunk:
         """Its first rows."""
         if num_rows >= self.num_rows:
@@ -67,16 +107,16 @@ class Chunk:
         return replace(self, num_rows=num_rows, cells=cells, passed=self.passed.slice(0, num_rows))
 
 
-def unify(files: Sequence[TableFile], columns: Sequence[Iterable[str]]) -> pa.Schema:
-    """One schema for the given columns of each file: every column of any file, numbers widened where files differ.
+def unify(files: Sequence[TableFile], columns: Sequence[Mapping[str, str]]) -> pa.Schema:
+    """One schema for the given columns of each file, under their new names; numbers are widened where files differ.
 
     Raises:
         ManifestError: a column has types that do not go together; names the column and the files.
     """
     types: dict[str, tuple[pa.DataType, str]] = {}
     for file, names in zip(files, columns, strict=True):
-        for name in names:
-            kind = plain_type(file.schema.field(name).type)
+        for column, name in names.items():
+            kind = pa.string() if column in file.partitions else plain_type(file.schema.field(column).type)
             if name not in types:
                 types[name] = (kind, file.name)
                 continue
@@ -126,9 +166,14 @@ def nulls(column: pa.Field, num_rows: int) -> pa.Array:
     return pa.nulls(num_rows, column.type)
 
 
-def is_gzip(uri: str) -> bool:
+def is_empty(cell: object) -> bool:
+    """Whether a cell holds nothing: null, no text, or blanks alone."""
+    return cell is None or (isinstance(cell, str) and not cell.strip())
+
+
+def is_packed(uri: str) -> bool:
     """Whether a file is packed, by its name."""
-    return uri.lower().endswith(".gz")
+    return uri.lower().endswith((".gz", ".zst"))
 
 
 @contextmanager
@@ -136,7 +181,14 @@ def bytes_of(uri: str) -> Iterator[IO[bytes]]:
     """The unpacked bytes. Objects of S3 are copied to a temporary file first, with the store's own retries."""
     with _local_copy(uri) as path:
         stream: Any
-        with gzip.open(path, "rb") if is_gzip(uri) else path.open("rb") as stream:
+        if uri.lower().endswith(".zst"):
+            with tempfile.TemporaryFile() as stream:
+                with pa.input_stream(str(path), compression="zstd") as packed:
+                    shutil.copyfileobj(packed, stream, 2**20)
+                stream.seek(0)
+                yield stream
+            return
+        with gzip.open(path, "rb") if uri.lower().endswith(".gz") else path.open("rb") as stream:
             yield stream
 
 

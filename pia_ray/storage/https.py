@@ -319,7 +319,10 @@ def _get(url: httpx.URL, backend: httpcore.NetworkBackend, ssl_context: ssl.SSLC
     with _exchange("GET", url, backend, ssl_context, headers=_HEADERS) as response:
         fields = {name.lower(): value for name, value in response.headers}
         if response.status in _REDIRECTS and b"location" in fields:
-            return fields[b"location"].decode("latin-1")
+            try:
+                return fields[b"location"].decode()  # as browsers read it
+            except UnicodeDecodeError:
+                return fields[b"location"].decode("latin-1")
         _check_status(response.status, url)
         return _body(response.iter_stream(), fields, url, max_bytes)
 
@@ -353,9 +356,9 @@ def _exchange(
 def _check_status(status: int, url: httpx.URL) -> None:
     shown = _shown(url)
     if status in (404, 410):
-        raise ImageNotFound(f"{shown} answered {status}: there is no such picture.")
+        raise ImageNotFound(f"{shown} answered {status}: there is no such file.")
     if status in (401, 403):
-        raise FetchDenied(f"{shown} answered {status}: the URL is not open, or its signature has expired.")
+        raise FetchDenied(f"{shown} answered {status}: it may need a login, a browser, or a newer signature.")
     if status == 429 or status >= 500:
         raise FetchUnavailable(f"{shown} answered {status}.")
     if status != 200:

@@ -400,6 +400,17 @@ def redirect_names(host, port):
     return ["127.0.0.1"] if host == "pictures.test" else [found[4][0] for found in socket.getaddrinfo(host, port)]
 
 
+@pytest.mark.parametrize("raw", ["größe".encode().decode("latin-1"), "größe", "gr%C3%B6%C3%9Fe"])
+def test_a_redirect_is_utf8_as_browsers_read_it_or_else_latin_1(server, get, raw):
+    assert get(f"/redirect?to={quote(f'/picture/{raw}', safe='')}") == PICTURE
+    assert server.seen[-1][1] == "/picture/gr%C3%B6%C3%9Fe"
+
+
+def test_a_403_need_not_be_a_signature(get):
+    with pytest.raises(FetchDenied, match="may need a login, a browser, or a newer signature"):
+        get("/status?code=403")
+
+
 @pytest.mark.parametrize(
     "url", ["http://pictures.test/a.jpg", "ftp://pictures.test/a", "file:///etc/passwd", "a.jpg", ""]
 )

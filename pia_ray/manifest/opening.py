@@ -1,0 +1,65 @@
+"""An opened manifest: its files, the meaning of their columns, and the schema of those that pass through."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from pia_ray.config.catalog import CatalogConfig
+from pia_ray.errors import ManifestError
+from pia_ray.manifest.columns import ColumnUse, check_decisions, meaning, use_of
+from pia_ray.manifest.files import find, read
+from pia_ray.manifest.items import ITEMS_SCHEMA
+from pia_ray.manifest.tables import Chunk, Columns, TableFile, unify
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """An opened manifest: its files, their columns, and the columns that pass through."""
+
+    uri: str
+    files: tuple[TableFile, ...]
+    columns: tuple[Columns, ...]
+    """One per file."""
+    passed: pa.Schema
+    """Under the names that the results give them."""
+    use: ColumnUse
+
+    @property
+    def items_schema(self) -> pa.Schema:
+        """Schema of the tables that `plan` yields."""
+        return pa.schema([*ITEMS_SCHEMA, *self.passed])
+
+    def chunks(self, limit: int | None) -> Iterator[tuple[TableFile, Columns, Chunk]]:
+        """The rows of all files in order, at most `limit`.
+
+        Raises:
+            ManifestError: as `files.read`.
+        """
+        left = limit
+        for file, columns in zip(self.files, self.columns, strict=True):
+            for chunk in read(file, columns, passed=self.passed):
+                yield file, columns, chunk if left is None else chunk.head(left)
+                if left is not None and (left := left - chunk.num_rows) <= 0:
+                    return
+
+
+def open_manifest(config: CatalogConfig) -> Manifest:
+    """The manifest of a run, by its files' headers and footers (JSON lines have neither and are read whole).
+
+    Raises:
+        ManifestError: there is no manifest, it has no rows, or its columns cannot work; says which and what to do.
+    """
+    uri = config.manifest
+    found = find(uri, config)
+    if all(file.num_rows == 0 for file in found):
+        raise ManifestError(f"{uri} has no rows")
+    found = tuple(file for file in found if file.num_rows != 0)
+    if found[0].kind == "pictures" and "prompt" not in config.defaults:
+        raise ManifestError(f"{uri} is a folder of images, which has no prompts: give a --prompt for all")
+    columns = tuple(meaning(file, config) for file in found)
+    check_decisions(found, columns, config)
+    passed = unify(found, [meant.passed for meant in columns])
+    return Manifest(uri, found, columns, passed, use_of(columns, config))
