@@ -127,7 +127,7 @@ def run(config: CatalogConfig, execute: Execute, *, observe: Observer = lambda p
     record = ledger.new_run(manifest=config.manifest, model=model_version, config=_recorded(config))
     with ledger.Lease(config.output, run_id=record.run_id), ledger.Ledger.open(config.output) as run_ledger:
         items = manifest.plan(opened, config, model_version=model_version, style_versions=style_versions)
-        planned = run_ledger.plan(items, run=record, retry=config.retry)
+        planned = run_ledger.plan(items, run=record, retry=config.retry, remake=config.remake)
         plan = RunPlan(config, record.run_id, planned.items_uri, planned.num_pending, style_versions)
         ending: Ending = "finished"
         try:

@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import logging
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -34,6 +34,7 @@ from pia_ray.ledger.parts import (
 from pia_ray.ledger.planning import Planned, Planner, rejected_rows
 from pia_ray.ledger.results_writer import ResultsWriter
 from pia_ray.ledger.runs import RunRecord
+from pia_ray.ledger.videos import lost_videos, move_damaged_aside
 from pia_ray.types import ResultRow
 
 FULL_PART_ROWS: Final = 8192
@@ -74,20 +75,26 @@ class Ledger:
     ) -> None:
         self.flush()
 
-    def plan(self, tables: Iterable[pa.Table], *, run: RunRecord, retry: Iterable[str] = ()) -> Planned:
+    def plan(
+        self, tables: Iterable[pa.Table], *, run: RunRecord, retry: Iterable[str] = (), remake: Collection[str] = ()
+    ) -> Planned:
         """Writes down the work items of a manifest and which of them are pending.
 
-        `tables` have the columns of ITEMS_SCHEMA, then the pass-through columns. Succeeded items are never pending;
-        failed ones are if `retry` holds "failed" or their error code. Rejected items become failed rows at once. If
-        `tables` raises, nothing is kept.
+        `tables` have the columns of ITEMS_SCHEMA, then the pass-through columns. Failed items are pending if
+        `retry` holds "failed" or their error code. Succeeded ones are if their video is missing or damaged and `remake`
+        holds that word; a damaged video is moved aside. Rejected items become failed rows at once. If `tables` raises,
+        nothing is kept.
         """
         with tempfile.TemporaryDirectory(prefix="pia-ray-") as folder:
-            planner = Planner(self.index, frozenset(retry), Path(folder))
+            with output_errors(self.output):
+                lost = lost_videos(self.output, self.index, remake)
+            planner = Planner(self.index, frozenset(retry), Path(folder), lost=lost)
             for table in tables:
                 planner.add(table)
             paths = planner.close()
             with output_errors(self.output):
                 self.quarantine_damaged()
+                self._forget(planner.remade())
                 items_uri = layout.items_uri(self.output, run.run_id)
                 for path in paths:
                     storage.upload_file(path, storage.join(items_uri, path.name))
@@ -171,6 +178,25 @@ class Ledger:
             self.index.replace_by(read_index(self.output))
             storage.sweep(self.output)
         return num_before, len(self.index.part_uris)
+
+    def _forget(self, positions: np.ndarray[Any, Any]) -> None:
+        """Drops the rows of these winners, and what is left of their videos, so that they are not done."""
+        if not len(positions):
+            return
+        _log.warning("%d videos are missing or damaged: they are made again", len(positions))
+        high, low = self.index.winners.high[positions], self.index.winners.low[positions]
+        # The video first: without its row, a damaged one would be adopted as that of a run that was killed.
+        move_damaged_aside(self.output, high)
+        while True:
+            positions = self.index.find(high, low)
+            positions = positions[positions >= 0]
+            if not len(positions):
+                return
+            parts = self.index.winners.part
+            touched = np.unique(parts[positions])
+            kept = np.setdiff1d(np.flatnonzero(np.isin(parts, touched)), positions)
+            self._rewrite(self.index, kept, [self.index.part_uris[part] for part in touched])
+            self.index.replace_by(read_index(self.output))  # rows that had lost against these may be there still
 
     def _rewrite(self, index: Index, chosen: np.ndarray[Any, Any], dropped: list[str]) -> None:
         waiting: list[pa.Table] = []

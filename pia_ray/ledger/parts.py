@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pia_ray import storage
-from pia_ray.errors import LedgerError, OutputError, StorageError, StorageNotFound
+from pia_ray.errors import LedgerError, OutputError, StorageDamaged, StorageError, StorageNotFound
 from pia_ray.ledger import layout
 from pia_ray.ledger.results import conform, read_parquet, to_table
 from pia_ray.types import SUCCEEDED, ResultRow
@@ -279,7 +279,11 @@ def read_part(uri: str, *, columns: Sequence[str] | None = None) -> pa.Table:
     Raises:
         LedgerError: it is damaged, or not a part.
     """
-    return conform(read_parquet(storage.read_bytes(uri), columns=columns), columns)
+    try:
+        content = storage.read_bytes(uri)
+    except StorageDamaged as error:
+        raise LedgerError(error.message) from None
+    return conform(read_parquet(content, columns=columns), columns)
 
 
 def write_part(output: str, table: pa.Table) -> str:
@@ -294,8 +298,7 @@ def write_part(output: str, table: pa.Table) -> str:
 def quarantine(output: str, part_uri: str) -> str:
     """Moves a damaged part aside, for people to examine; its new URI."""
     target = layout.quarantine_uri(output, part_uri)
-    storage.write_bytes(target, storage.read_bytes(part_uri))
-    storage.delete(part_uri)
+    storage.move(part_uri, target)
     _log.warning("moved the damaged part %s to %s", part_uri, target)
     return target
 

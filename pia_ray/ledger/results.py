@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pia_ray import storage
-from pia_ray.errors import LedgerError, OutputError, StorageError, StorageNotFound, VideoError
+from pia_ray.errors import LedgerError, OutputError, StorageDamaged, StorageError, StorageNotFound, VideoError
 from pia_ray.ledger import layout
 from pia_ray.types import ResultRow
 
@@ -132,6 +132,8 @@ def read_results(output: str) -> pa.Table:
             f"there are no results in {output} yet: run `pia-ray animate ... --output {output}`, or, after a run that "
             "was killed, the same command again"
         ) from None
+    except StorageDamaged as error:
+        raise OutputError(f"{error.message} `pia-ray ledger rebuild {output}` writes it anew") from None
     except StorageError as error:
         raise OutputError(f"the results of {output} cannot be read: {error.message}") from None
     except (pa.ArrowException, OSError) as error:

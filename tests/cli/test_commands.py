@@ -496,6 +496,21 @@ def test_ledger_verify_compact_and_rebuild_after_a_run(pia: Pia, output: Path) -
     ended = pia("ledger", "verify", output)
     assert ended.code == 1
     assert lost.name in ended.out
+    manifest = output.parent / "catalog"
+    (line,) = [line for line in pia("ledger", "verify", output, "--repair").out.splitlines() if "--remake" in line]
+    assert line.startswith(f"pia-ray animate {manifest}")
+    assert line.endswith(f"--output {output} --remake missing")
+
+
+def test_a_deep_verify_finds_a_video_that_is_damaged_from_its_middle_on(pia: Pia, output: Path) -> None:
+    video = Path(next(uri for uri in read_results(str(output))["video_uri"].to_pylist() if uri))
+    content = video.read_bytes()
+    video.write_bytes(content[:200] + bytes(len(content) - 200))
+    ended = pia("ledger", "verify", output, "--deep", "--repair")
+    assert ended.code == 1
+    assert "num damaged 1" in cells(ended.out)
+    assert ended.out.count("--remake damaged") == 1
+    assert pia("ledger", "compact", output, "--deep").code == 2
 
 
 def test_ledger_commands_that_rewrite_refuse_while_a_run_is_at_work(pia: Pia, output: Path) -> None:

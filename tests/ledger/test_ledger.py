@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import hashlib
 import json
@@ -27,7 +28,7 @@ from pia_ray.manifest import ITEMS_SCHEMA
 from pia_ray.media.video import encode
 from pia_ray.types import ResultRow
 from tests.chaos_proxy import CUT_BODY, LOSE_ANSWER, RESET, ChaosProxy, chaos
-from tests.s3_server import s3, s3_server
+from tests.s3_server import S3Server, s3, s3_server
 
 __all__ = ["chaos", "s3", "s3_server"]  # fixtures
 
@@ -704,6 +705,67 @@ def test_verify_names_what_is_missing_cut_off_without_a_row_or_damaged(output: s
     assert [uri.rpartition("/")[2] for uri in found.damaged_parts] == ["bad.parquet"]
 
 
+def rot(path: str) -> None:
+    content = bytearray(Path(path).read_bytes())
+    content[len(content) // 2] ^= 1
+    Path(path).write_bytes(content)
+
+
+def test_a_deep_verify_names_videos_of_the_right_size_with_other_bytes(output: str) -> None:
+    rows = [commit(output, number) for number in range(3)]
+    record(output, rows)
+    rot(str(rows[1].video_uri))
+    assert ledger.verify(output).ok, "the quick way compares sizes"
+    told: list[tuple[int, int]] = []
+    found = ledger.verify(output, deep=True, observe=lambda done, total: told.append((done, total)))
+    assert (found.ok, found.damaged) == (False, [rows[1].video_uri])
+    assert told[-1] == (3, 3)
+
+
+def test_on_s3_a_quick_verify_compares_the_checksums_of_the_store(s3: str) -> None:
+    output = f"{s3}/out"
+    rows = [commit(output, number) for number in range(2)]
+    record(output, rows)
+    assert ledger.verify(output).ok
+    content = storage.read_bytes(str(rows[0].video_uri))
+    storage.write_bytes(str(rows[0].video_uri), bytes(len(content)))
+    assert ledger.verify(output).damaged == [rows[0].video_uri]
+
+
+def remade(output: str, numbers: Iterable[int], remake: tuple[str, ...]) -> list[str]:
+    with Ledger.open(output) as opened:
+        planned = opened.plan([items_of(numbers)], run=new_run(manifest="m", model="demo"), remake=remake)
+    return pending(planned, output)
+
+
+def test_missing_and_damaged_videos_are_pending_again_where_asked_for(output: str) -> None:
+    rows = [commit(output, number) for number in range(5)]
+    record(output, [failed(0), failed(1), *rows])
+    record(output, rows[:1])  # the same row twice, as a crash in a compaction leaves it
+    storage.delete(str(rows[0].video_uri))
+    rot(str(rows[1].video_uri))
+    storage.write_bytes(str(rows[2].video_uri), b"short")
+    storage.delete(str(rows[4].video_uri))
+    assert remade(output, range(4), ()) == []
+    assert remade(output, range(4), ("missing",)) == ["row 0"]
+    assert remade(output, range(4), ("damaged",)) == ["row 0", "row 1", "row 2"]
+    assert results(output) == {"row 3": "succeeded"}
+    assert not storage.exists(str(rows[1].video_uri))
+    assert len(list(storage.list_objects(f"{output}/_ledger/quarantine"))) == 2
+    assert ledger.verify(output).missing == [rows[4].video_uri], "the row is of no item of the manifest"
+
+
+def test_on_s3_a_damaged_video_is_moved_aside_and_pending_again(s3: str) -> None:
+    output = f"{s3}/out"
+    rows = [commit(output, number) for number in range(2)]
+    record(output, rows)
+    storage.write_bytes(str(rows[0].video_uri), bytes(int(rows[0].size_bytes or 0)))
+    assert remade(output, range(2), ("damaged",)) == ["row 0"]
+    assert [found.uri.rpartition("/")[2] for found in storage.list_objects(f"{output}/_ledger/quarantine")] == [
+        str(rows[0].video_uri).rpartition("/")[2]
+    ]
+
+
 def test_rebuild_restores_the_rows_from_the_videos_alone(output: str) -> None:
     rows = [commit(output, number) for number in range(3)]
     storage.delete(str(rows[2].thumbnail_uri))
@@ -792,6 +854,19 @@ def test_on_s3_a_run_is_planned_recorded_repeated_and_compacted(s3: str) -> None
     record(output, [row])
     assert ledger.verify(output).num_missing == 63
     assert ledger.rebuild(output).num_restored == 0
+
+
+def test_on_s3_a_part_with_other_bytes_than_its_checksum_is_moved_aside(s3: str, s3_server: S3Server) -> None:
+    record(f"{s3}/out", [row_of(0)])
+    (part,) = storage.list_objects(f"{s3}/out/_ledger/parts")
+    whole, key = hashlib.sha256(storage.read_bytes(part.uri)).digest(), part.uri.removeprefix(f"{s3}/")
+    checksum = base64.b64encode(whole).decode()
+    s3_server.client().put_object(
+        Bucket=s3[5:], Key=key, Body=b"x", ChecksumAlgorithm="SHA256", ChecksumSHA256=checksum
+    )
+    assert plan(f"{s3}/out", range(1)).num_pending == 1
+    assert not storage.exists(part.uri)
+    assert len(list(storage.list_objects(f"{s3}/out/_ledger/quarantine"))) == 1
 
 
 def test_on_s3_a_damaged_part_is_moved_aside(s3: str) -> None:
