@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, suppress
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from typing import Any, Final, Literal
 
 from pia_ray import ledger, manifest, storage, weights
@@ -124,7 +125,8 @@ def run(config: CatalogConfig, execute: Execute, *, observe: Observer = lambda p
     config = settled(config)
     model_version, style_versions = versions_of(config)
     storage.probe(config.output)
-    record = ledger.new_run(manifest=config.manifest, model=model_version, config=_recorded(config))
+    now = _store_clock(config.output)
+    record = ledger.new_run(manifest=config.manifest, model=model_version, config=_recorded(config), now=now)
     with ledger.Lease(config.output, run_id=record.run_id), ledger.Ledger.open(config.output) as run_ledger:
         items = manifest.plan(opened, config, model_version=model_version, style_versions=style_versions)
         planned = run_ledger.plan(items, run=record, retry=config.retry, remake=config.remake)
@@ -232,6 +234,13 @@ def _with_absolute_paths(config: CatalogConfig) -> CatalogConfig:
 
     config = manifest.with_absolute_references(config)
     return config.model_copy(update={"output": absolute(config.output), "manifest": absolute(config.manifest)})
+
+
+def _store_clock(output: str) -> datetime:
+    try:
+        return storage.clock(output)
+    except StorageError as error:
+        raise OutputError(f"the output {output} cannot be used: {error.message}") from None
 
 
 def _recorded(config: CatalogConfig) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from pia_ray.catalog.run import settled, versions_of
 from pia_ray.config.catalog import CatalogConfig
 from pia_ray.config.knobs import AnimationParams
 from pia_ray.errors import RowError
-from pia_ray.ledger.parts import Index
+from pia_ray.ledger.index import Index
 from pia_ray.ledger.planning import sort_items
 from pia_ray.ledger.videos import lost_videos
 from pia_ray.media.sizes import choose_size

@@ -10,7 +10,6 @@ import dataclasses
 import logging
 import tempfile
 from collections.abc import Collection, Iterable, Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -21,14 +20,14 @@ import pyarrow as pa
 from pia_ray import storage
 from pia_ray.errors import OutputError, StorageError
 from pia_ray.ledger import attempts, layout, runs
+from pia_ray.ledger.index import Index, split_keys
 from pia_ray.ledger.parts import (
-    Index,
     PartWriter,
     drop_parts,
     quarantine,
     read_index,
     read_winners,
-    split_keys,
+    stamped,
     write_part,
 )
 from pia_ray.ledger.planning import Planned, Planner, rejected_rows
@@ -98,8 +97,10 @@ class Ledger:
                 items_uri = layout.items_uri(self.output, run.run_id)
                 for path in paths:
                     storage.upload_file(path, storage.join(items_uri, path.name))
-                for rejected in rejected_rows(paths, run) if planner.num_newly_rejected else ():
-                    self.index.add(write_part(self.output, rejected), rejected)
+                now = storage.clock(self.output)
+                for rejected in rejected_rows(paths, run, at=now) if planner.num_newly_rejected else ():
+                    part = stamped(self.output, rejected, after=self.index)
+                    self.index.add(write_part(self.output, part), part)
                 self._end_stale_attempts()
                 run = dataclasses.replace(run, planned_at=storage.clock(self.output), counts=planner.counts)
                 runs.write_run(self.output, run)
@@ -131,8 +132,8 @@ class Ledger:
         self.flush()
         self._end_stale_attempts()
         self.write_results()
-        run = dataclasses.replace(run, finished_at=datetime.now(UTC))
         with output_errors(self.output):
+            run = dataclasses.replace(run, finished_at=storage.clock(self.output))
             runs.write_run(self.output, run)
         return run
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from pia_ray.config.catalog import RETRY_ALL
 from pia_ray.errors import BadParameter
-from pia_ray.ledger.parts import Index, split_keys
+from pia_ray.ledger.index import Index, split_keys
 from pia_ray.ledger.results import RESULTS_SCHEMA
 from pia_ray.ledger.runs import COLUMN_PREFIX, RunRecord
 from pia_ray.manifest import ITEMS_SCHEMA
@@ -143,7 +143,7 @@ class Planner:
         self._num_waiting -= num_rows
 
 
-def rejected_rows(paths: Iterable[Path], run: RunRecord) -> Iterator[pa.Table]:
+def rejected_rows(paths: Iterable[Path], run: RunRecord, *, at: datetime) -> Iterator[pa.Table]:
     """Failed result rows, a table per items file, for rejected items that have no row yet."""
     # The cells that are the same in every row; the others are the items' own.
     same = ResultRow.failed(
@@ -156,7 +156,7 @@ def rejected_rows(paths: Iterable[Path], run: RunRecord) -> Iterator[pa.Table]:
         run_id=run.run_id,
         worker="planner",
         attempts=0,
-        finished_at=datetime.now(UTC),
+        finished_at=at,
     )
     for path in paths:
         items = pq.read_table(path, columns=[*ITEMS_SCHEMA.names, "newly_rejected"])

@@ -153,13 +153,13 @@ def read_parquet(content: bytes, *, columns: Sequence[str] | None = None) -> pa.
         raise LedgerError(f"not a whole Parquet file: {error}") from None
 
 
-def conform(table: pa.Table, columns: Sequence[str] | None = None) -> pa.Table:
-    """These columns of RESULTS_SCHEMA, or all, in its types; null where an earlier version did not write one.
+def conform(table: pa.Table, columns: Sequence[str] | None = None, *, schema: pa.Schema = RESULTS_SCHEMA) -> pa.Table:
+    """These columns of the schema, or all, in its types; null where an earlier version did not write one.
 
     Raises:
         LedgerError: a column that may not be null is missing, or one is of another type.
     """
-    schema = RESULTS_SCHEMA if columns is None else pa.schema([RESULTS_SCHEMA.field(name) for name in columns])
+    schema = schema if columns is None else pa.schema([schema.field(name) for name in columns])
     try:
         return _filled(table, schema).select(schema.names).cast(schema)
     except (KeyError, ValueError, pa.ArrowException) as error:

@@ -35,6 +35,7 @@ _SUMMARY_COLUMNS: Final = (
     "retryable",
     "run_id",
     "finished_at",
+    "recorded_at",
     "size_bytes",
     "flags",
     *TIMINGS,
@@ -135,7 +136,7 @@ def summary(ledger: Ledger) -> LedgerSummary:
         own = succeeded.filter(pc.equal(succeeded["run_id"], run.run_id))
         num_in_run = len(own)
         if num_in_run:
-            run_s = max((pc.max(own["finished_at"]).as_py() - run.started_at).total_seconds(), 1e-6)
+            run_s = max((_last_time(own, since=run.started_at) - run.started_at).total_seconds(), 1e-6)
             per_minute = 60 * num_in_run / run_s
     return LedgerSummary(
         run=run,
@@ -146,7 +147,7 @@ def summary(ledger: Ledger) -> LedgerSummary:
         num_retryable=pc.sum(failed["retryable"]).as_py() or 0,
         errors={code or "unknown": count for code, count in codes.most_common()},
         flags=_flags(succeeded),
-        last_finished_at=pc.max(rows["finished_at"]).as_py(),
+        last_finished_at=_last_time(rows),
         num_in_run=num_in_run,
         run_s=run_s,
         videos_per_minute=per_minute,
@@ -245,6 +246,18 @@ def _batches(found: Iterator[storage.ObjectStat]) -> Iterator[list[storage.Objec
             batch = []
     if batch:
         yield batch
+
+
+def _last_time(rows: pa.Table, *, since: datetime | None = None) -> Any:
+    """The time when the last of the rows was finished.
+
+    It is the store's time of record where a worker's clock says a later time, or one before `since`.
+    """
+    finished, recorded = rows["finished_at"], pc.coalesce(rows["recorded_at"], rows["finished_at"])
+    times = pc.if_else(pc.greater(finished, recorded), recorded, finished)
+    if since is not None:
+        times = pc.if_else(pc.less(times, pa.scalar(since, times.type)), recorded, times)
+    return pc.max(times).as_py()
 
 
 def _flags(rows: pa.Table) -> dict[str, int]:

@@ -16,7 +16,8 @@ from pia_ray import storage
 from pia_ray.config.catalog import DAMAGED, MISSING
 from pia_ray.errors import StorageNotFound
 from pia_ray.ledger import layout
-from pia_ray.ledger.parts import Index, read_winners
+from pia_ray.ledger.index import Index
+from pia_ray.ledger.parts import read_winners
 
 SHOWN: Final = 1000
 """Names that a report of `verify` or `rebuild` holds of each kind; the counts are complete."""

@@ -23,7 +23,8 @@ from pia_ray import ledger, storage
 from pia_ray.config.knobs import MAX_SEED
 from pia_ray.errors import LeaseHeld, LedgerError, OutputError, VideoError
 from pia_ray.ledger import Lease, Ledger, layout, new_run, runs
-from pia_ray.ledger.parts import find_keys, split_keys, write_part
+from pia_ray.ledger.index import find_keys, split_keys
+from pia_ray.ledger.parts import write_part
 from pia_ray.manifest import ITEMS_SCHEMA
 from pia_ray.media.video import encode
 from pia_ray.types import ResultRow
@@ -265,6 +266,44 @@ def test_success_wins_over_a_later_failure_and_the_newest_failure_over_older_one
     plan(output, range(2))
     assert results(output) == {"row 0": "succeeded", "row 1": "failed"}
     assert ledger.read_results(output)["error_code"].to_pylist() == [None, "bad_image"]
+
+
+@pytest.mark.parametrize("hours", [-2, 2])
+@pytest.mark.parametrize("compacted", [False, True])
+def test_the_failure_that_was_recorded_last_wins_whatever_the_workers_clocks_say(
+    output: str, hours: int, *, compacted: bool
+) -> None:
+    now = datetime.now(UTC)
+    record(output, [failed(0, "timeout", finished_at=now + timedelta(hours=hours))])
+    record(output, [failed(0, "bad_image", finished_at=now)])
+    record(output, [failed(0, "out_of_memory", finished_at=now - timedelta(hours=hours))])
+    plan(output, range(1))
+    if compacted:
+        with Ledger.open(output) as opened:
+            opened.compact()
+    results(output)
+    assert ledger.read_results(output)["error_code"].to_pylist() == ["out_of_memory"]
+    assert ledger.read_results(output).column_names == ledger.RESULTS_SCHEMA.names
+
+
+def test_a_new_failure_wins_over_one_of_an_earlier_version_whose_worker_was_ahead(output: str) -> None:
+    write_part(output, ledger.to_table([failed(0, "timeout", finished_at=datetime.now(UTC) + timedelta(hours=2))]))
+    record(output, [failed(0, "bad_image", finished_at=datetime.now(UTC))])
+    plan(output, range(1))
+    results(output)
+    assert ledger.read_results(output)["error_code"].to_pylist() == ["bad_image"]
+
+
+@pytest.mark.parametrize("hours", [-2, 2])
+def test_a_worker_whose_clock_is_wrong_does_not_spoil_the_seconds_of_the_report(output: str, hours: int) -> None:
+    begun = new_run(manifest="m", model="demo", now=datetime.now(UTC) - timedelta(seconds=60))
+    with Ledger.open(output) as opened:
+        planned = opened.plan([items_of(range(1))], run=begun)
+        wrong = datetime.now(UTC) + timedelta(hours=hours)
+        opened.append([row_of(0, run_id=planned.run.run_id, finished_at=wrong)])
+        found = ledger.summary(opened)
+    assert found.run_s is not None
+    assert 59 < found.run_s < 600
 
 
 def test_changed_params_are_new_items_and_old_results_stay(output: str) -> None:
@@ -790,7 +829,9 @@ def test_rebuild_rejoins_the_columns_of_the_manifest(output: str) -> None:
 
 def test_a_summary_counts_the_latest_manifest(output: str) -> None:
     record(output, [row_of(50)])
-    planned = plan(output, range(12), rejected=[11])
+    begun = new_run(manifest="m", model="demo", now=datetime.now(UTC) - timedelta(seconds=60))
+    with Ledger.open(output) as opened:
+        planned = opened.plan([items_of(range(12), rejected=[11])], run=begun)
     with Ledger.open(output) as opened:
         later = planned.run.started_at
         opened.append(
