@@ -96,7 +96,8 @@ class RunSummary:
     errors: Mapping[str, int]
     """Failed work items by error code: of this run, of earlier ones, and bad rows of the manifest."""
     results_uri: str
-    gallery_uri: str
+    gallery_uri: str | None
+    """None where it could not be written."""
 
     @property
     def exit_code(self) -> int:
@@ -141,7 +142,7 @@ def run(config: CatalogConfig, execute: Execute, *, observe: Observer = lambda p
             # Also when the workers could not go on, because their results are worth seeing.
             state.show(replace(state.progress, phase="writing"))
             run_ledger.finish(planned.run)
-            _write_gallery(config.output)
+            gallery_uri = _write_gallery(config.output)
         progress = replace(state.progress, phase="ended")
         only_now = progress.num_failed_in_all == progress.num_failed
         errors = progress.errors if only_now else ledger.summary(run_ledger).errors
@@ -154,7 +155,7 @@ def run(config: CatalogConfig, execute: Execute, *, observe: Observer = lambda p
         seconds=time.monotonic() - started,
         errors=errors,
         results_uri=ledger.results_uri(config.output),
-        gallery_uri=storage.join(config.output, gallery.NAME),
+        gallery_uri=gallery_uri,
     )
 
 
@@ -279,11 +280,13 @@ def _follow(
                 refresh_at = time.monotonic() + max(REFRESH_S, 20 * (time.monotonic() - now))
 
 
-def _write_gallery(output: str) -> None:
+def _write_gallery(output: str) -> str | None:
+    """The URI of the gallery; None where it could not be written."""
     try:
-        gallery.write_gallery(output)
+        return gallery.write_gallery(output)
     except (OutputError, StorageError) as error:
         log.warning("the gallery could not be written (`pia-ray gallery %s` tries again): %s", output, error)
+        return None
 
 
 def _count(progress: Progress, rows: Sequence[ResultRow], since_start_s: float) -> Progress:

@@ -11,7 +11,7 @@ import time
 from typing import TYPE_CHECKING
 
 from pia_ray.config.catalog import DAMAGED, MISSING
-from pia_ray.errors import ConfigError, OutputError, StorageError
+from pia_ray.errors import ConfigError, LedgerError, OutputError, StorageError
 
 if TYPE_CHECKING:
     from pia_ray.ledger import Lease, Ledger, Verified
@@ -23,7 +23,8 @@ def report_command(args: argparse.Namespace) -> int:
 
     console = make_console()
     while True:
-        facts = dataclasses.asdict(ledger.summary(_open_ledger(args.output)))
+        opened = _open_ledger(args.output)
+        facts = dataclasses.asdict(ledger.summary(opened))
         facts["run"] = facts["run"] and facts["run"]["run_id"]
         if args.json:
             print(json.dumps(facts, default=str), flush=True)
@@ -31,6 +32,11 @@ def report_command(args: argparse.Namespace) -> int:
             if args.follow and console.is_terminal:
                 console.clear()
             show_report(console, facts)
+        if opened.index.damaged and not opened.index.part_uris:
+            raise LedgerError(
+                f"all {len(opened.index.damaged)} parts of the ledger of {args.output} are damaged: "
+                f"`pia-ray ledger rebuild {shlex.quote(args.output)}` restores the rows from the videos"
+            )
         if not args.follow:
             return 0
         time.sleep(5)

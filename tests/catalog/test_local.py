@@ -540,3 +540,10 @@ def test_a_damaged_and_a_deleted_video_are_made_again_where_asked_for(tmp_path: 
     assert ledger.verify(config.output, deep=True).ok
     assert {row["status"] for row in rows_of(config)} == {"succeeded"}
     assert probe(damaged.read_bytes()).provenance["id"] == "0"
+
+
+def test_a_run_whose_gallery_cannot_be_written_names_none(tmp_path: Path) -> None:
+    config = configure(write(tmp_path, [{"id": "a", "image": "a.png", "prompt": "sea"}]), tmp_path / "out")
+    (tmp_path / "out" / "index.html").mkdir(parents=True)
+    summary = go(config)
+    assert (summary.exit_code, summary.gallery_uri) == (0, None)
