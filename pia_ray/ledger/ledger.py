@@ -84,10 +84,10 @@ class Ledger:
         holds that word; a damaged video is moved aside. Rejected items become failed rows at once. If `tables` raises,
         nothing is kept.
         """
-        with tempfile.TemporaryDirectory(prefix="pia-ray-") as folder:
+        with _temporary_folder() as folder:
             with output_errors(self.output):
                 lost = lost_videos(self.output, self.index, remake)
-            planner = Planner(self.index, frozenset(retry), Path(folder), lost=lost)
+            planner = Planner(self.index, frozenset(retry), folder, lost=lost)
             for table in tables:
                 planner.add(table)
             paths = planner.close()
@@ -145,13 +145,13 @@ class Ledger:
         kept, every row of the ledger, by time. Memory is bounded: rows are sorted through files on this machine.
         """
         self.flush()
-        with output_errors(self.output), tempfile.TemporaryDirectory(prefix="pia-ray-") as folder:
+        with output_errors(self.output), _temporary_folder() as folder:
             if run_id is None:
                 latest = runs.latest_run(self.output)
                 run_id = latest.run_id if latest is not None else None
-            path = Path(folder) / "results.parquet"
+            path = folder / "results.parquet"
             for _ in range(_TRIES):
-                writer = ResultsWriter(self.output, self.index, run_id, Path(folder))
+                writer = ResultsWriter(self.output, self.index, run_id, folder)
                 num_rows = writer.write(path)
                 if not writer.num_gone:
                     break
@@ -229,3 +229,20 @@ def output_errors(output: str) -> Iterator[None]:
         yield
     except StorageError as error:
         raise OutputError(f"the output {output} cannot be used: {error.message}") from error
+
+
+@contextlib.contextmanager
+def _temporary_folder() -> Iterator[Path]:
+    """A folder of this machine for the block.
+
+    Raises:
+        OutputError: the system refuses a file in it, such as for want of space; the block has no other OSErrors.
+    """
+    try:
+        with tempfile.TemporaryDirectory(prefix="pia-ray-") as folder:
+            yield Path(folder)
+    except OSError as error:
+        raise OutputError(
+            f"temporary files cannot be written ({error.strerror or error}): free some space, or set TMPDIR to a "
+            "folder that exists and has more"
+        ) from error
