@@ -18,7 +18,8 @@ again can help (`retryable`), and names the HTTP status that fits.
         ├── BadParameter          a knob of this row has no valid value
         ├── ImageError            ImageNotFound, UnsupportedImage, ImageTruncated, ImageTooLarge, ImageTooSmall
         ├── FetchError            AddressRefused, FetchDenied, FetchUnavailable
-        ├── StorageError          StorageNotFound, StorageDenied, StorageThrottled, StorageUnavailable, StorageTooLarge
+        ├── StorageError          StorageNotFound, StorageDenied, StorageDamaged, StorageThrottled, StorageUnavailable,
+        │                         StorageTooLarge
         ├── ModelUnavailable      the model of the row's style could not be loaded
         ├── OutOfMemory           the row does not fit, alone, on this device
         ├── NonFiniteFrames       the model produced NaN or infinite values
@@ -213,6 +214,12 @@ class StorageDenied(StorageError):
     """The credentials or file permissions do not allow it. Check the AWS variables, the role or the file's owner."""
 
     code = "storage_denied"
+
+
+class StorageDamaged(StorageError):
+    """An object's bytes are not those of its checksum. Restore it, or make its video again with `--remake`."""
+
+    code = "storage_damaged"
 
 
 class StorageThrottled(StorageError):

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, suppress
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from typing import Any, Final, Literal
 
 from pia_ray import ledger, manifest, storage, weights
@@ -97,7 +98,8 @@ class RunSummary:
     errors: Mapping[str, int]
     """Failed work items by error code: of this run, of earlier ones, and bad rows of the manifest."""
     results_uri: str
-    gallery_uri: str
+    gallery_uri: str | None
+    """None where it could not be written."""
 
     @property
     def exit_code(self) -> int:
@@ -127,10 +129,11 @@ def run(config: CatalogConfig, execute: Execute, *, observe: Observer = lambda p
     config = settled(config)
     model_version, style_versions = versions_of(config)
     storage.probe(config.output)
-    record = ledger.new_run(manifest=config.manifest, model=model_version, config=_recorded(config))
+    now = _store_clock(config.output)
+    record = ledger.new_run(manifest=config.manifest, model=model_version, config=_recorded(config), now=now)
     with ledger.Lease(config.output, run_id=record.run_id), ledger.Ledger.open(config.output) as run_ledger:
         items = manifest.plan(opened, config, model_version=model_version, style_versions=style_versions)
-        planned = run_ledger.plan(items, run=record, retry=config.retry)
+        planned = run_ledger.plan(items, run=record, retry=config.retry, remake=config.remake)
         plan = RunPlan(config, record.run_id, planned.items_uri, planned.num_pending, style_versions)
         ending: Ending = "finished"
         try:
@@ -142,7 +145,7 @@ def run(config: CatalogConfig, execute: Execute, *, observe: Observer = lambda p
             # Also when the workers could not go on, because their results are worth seeing.
             state.show(replace(state.progress, phase="writing"))
             run_ledger.finish(planned.run)
-            _write_gallery(config.output)
+            gallery_uri = _write_gallery(config.output)
         progress = replace(state.progress, phase="ended")
         only_now = progress.num_failed_in_all == progress.num_failed
         errors = progress.errors if only_now else ledger.summary(run_ledger).errors
@@ -155,7 +158,7 @@ def run(config: CatalogConfig, execute: Execute, *, observe: Observer = lambda p
         seconds=time.monotonic() - started,
         errors=errors,
         results_uri=ledger.results_uri(config.output),
-        gallery_uri=storage.join(config.output, gallery.NAME),
+        gallery_uri=gallery_uri,
     )
 
 
@@ -237,6 +240,13 @@ def _with_absolute_paths(config: CatalogConfig) -> CatalogConfig:
     return config.model_copy(update={"output": absolute(config.output), "manifest": absolute(config.manifest)})
 
 
+def _store_clock(output: str) -> datetime:
+    try:
+        return storage.clock(output)
+    except StorageError as error:
+        raise OutputError(f"the output {output} cannot be used: {error.message}") from None
+
+
 def _recorded(config: CatalogConfig) -> dict[str, Any]:
     """The config as a run's record holds it: without the signatures of URLs."""
     values = config.model_dump(mode="json")
@@ -273,11 +283,13 @@ def _follow(
                 refresh_at = time.monotonic() + max(REFRESH_S, 20 * (time.monotonic() - now))
 
 
-def _write_gallery(output: str) -> None:
+def _write_gallery(output: str) -> str | None:
+    """The URI of the gallery; None where it could not be written."""
     try:
-        gallery.write_gallery(output)
+        return gallery.write_gallery(output)
     except (OutputError, StorageError) as error:
         log.warning("the gallery could not be written (`pia-ray gallery %s` tries again): %s", output, error)
+        return None
 
 
 def _count(progress: Progress, rows: Sequence[ResultRow], since_start_s: float) -> Progress:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pia_ray import ledger, manifest, storage
 from pia_ray.animation import Animation
 from pia_ray.config.catalog import CatalogConfig
-from pia_ray.errors import StorageError, VideoError
+from pia_ray.errors import StorageDamaged, StorageError, VideoError
 from pia_ray.manifest.inputs import read_image, read_references, require_planned
 from pia_ray.media import image as pictures
 from pia_ray.media import video
@@ -167,7 +167,7 @@ def commit(outputs: Outputs, *, attempts: int) -> ResultRow:
             result.video_uri, (result.input_thumbnail_uri, result.thumbnail_uri), work_key=result.work_key
         )
         if twin is None:
-            # The file there does not open: it is not a commit, and this is.
+            # The file there does not open, or has not its hash: it is not a commit, and this is.
             storage.write_bytes(result.video_uri, encoded.content, content_type=mime, metadata=metadata)
         else:
             result = twin
@@ -185,12 +185,16 @@ def committed(row: ManifestRow, config: CatalogConfig) -> ResultRow | None:
 
 
 def _committed(uri: str, thumbnail_uris: tuple[str, str], *, work_key: str) -> ResultRow | None:
-    if not storage.exists(uri):
+    found = storage.head(uri)
+    if found is None:
         return None
-    content = storage.read_bytes(uri)
     try:
+        content = storage.read_bytes(uri)
         facts = video.probe(content)
-    except VideoError:
+    except (StorageDamaged, VideoError):
+        return None
+    sha256 = hashlib.sha256(content).hexdigest()
+    if found.metadata.get("sha256", sha256) != sha256:
         return None
     if (key := facts.provenance.get("work_key")) != work_key:
         raise StorageError(f"{uri} is taken by another work item ({key}): move it away, or use another output")
@@ -200,7 +204,7 @@ def _committed(uri: str, thumbnail_uris: tuple[str, str], *, work_key: str) -> R
         thumbnail_uri=thumbnail_uris[1],
         input_thumbnail_uri=thumbnail_uris[0],
         size_bytes=len(content),
-        sha256=hashlib.sha256(content).hexdigest(),
+        sha256=sha256,
     )
 
 

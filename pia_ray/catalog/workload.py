@@ -21,8 +21,9 @@ from pia_ray.catalog.run import settled, versions_of
 from pia_ray.config.catalog import CatalogConfig
 from pia_ray.config.knobs import AnimationParams
 from pia_ray.errors import RowError
-from pia_ray.ledger.parts import Index
+from pia_ray.ledger.index import Index
 from pia_ray.ledger.planning import sort_items
+from pia_ray.ledger.videos import lost_videos
 from pia_ray.media.sizes import choose_size
 from pia_ray.pia.denoising.context_windows import segments, windows
 from pia_ray.types import ManifestRow
@@ -86,6 +87,7 @@ def plan_workload(config: CatalogConfig, *, resume: bool) -> Workload:
         # Keys name the weights: only with their true version is it known what is done.
         version, style_versions = versions_of(settled(config))
         index = ledger.Ledger.open(config.output).index
+    lost = lost_videos(config.output, index, config.remake if resume else ())
     opened = manifest.open_manifest(config)
     rows = items = bad = before = pending = total_evaluations = 0
     video_s = sized_work = sized_pixel_frames = 0.0
@@ -93,7 +95,7 @@ def plan_workload(config: CatalogConfig, *, resume: bool) -> Workload:
     sample, open_sample = _Reservoir(), _Reservoir()
     styles: Counter[str] = Counter()
     for table in manifest.plan(opened, config, model_version=version, style_versions=style_versions):
-        found = sort_items(index, table, retry=config.retry)
+        found = sort_items(index, table, retry=config.retry, lost=lost)
         items += len(table)
         rows += int((table["video_index"].to_numpy() == 0).sum())
         bad += int(found.rejected.sum())

@@ -45,9 +45,11 @@ def demo_command(args: argparse.Namespace) -> int:
 def animate_command(args: argparse.Namespace) -> int:
     config = catalog_config(args)
     again = list(args.argv)
-    while "--retry" in again:
-        del again[again.index("--retry") : again.index("--retry") + 2]
-    return _run(config, args, again=[word for word in again if not word.startswith("--retry=")])
+    for flag in ("--retry", "--remake"):
+        while flag in again:
+            del again[again.index(flag) : again.index(flag) + 2]
+        again = [word for word in again if not word.startswith(f"{flag}=")]
+    return _run(config, args, again=again)
 
 
 def _run(config: CatalogConfig, args: argparse.Namespace, *, again: Sequence[str]) -> int:

@@ -141,7 +141,8 @@ def show_summary(console: Console, summary: RunSummary, *, retry_command: str, o
     for code, count in sorted(summary.errors.items(), key=lambda entry: (-entry[1], entry[0])):
         console.print(f"  {count:>6} x {code}", highlight=False)
     console.print(f"results   {open_path(summary.results_uri)}", highlight=False, soft_wrap=True, markup=False)
-    console.print(f"gallery   {open_path(summary.gallery_uri)}", highlight=False, soft_wrap=True, markup=False)
+    if summary.gallery_uri is not None:
+        console.print(f"gallery   {open_path(summary.gallery_uri)}", highlight=False, soft_wrap=True, markup=False)
     if summary.ending != "finished":
         word = "Interrupted" if summary.ending == "interrupted" else "The deadline has passed"
         console.print(f"{word}. The same command goes on where this run stopped.", highlight=False, soft_wrap=True)

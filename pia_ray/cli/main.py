@@ -14,6 +14,7 @@ import traceback
 from collections.abc import Sequence
 
 from pia_ray.cli.commands import Command, image_command
+from pia_ray.cli.machine_errors import machine_error
 from pia_ray.cli.parser import make_parser
 from pia_ray.errors import PiaRayError, RowError
 
@@ -41,8 +42,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader of our output has gone; Python would complain once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE  # as of a program that SIGPIPE ends; 1 would mean failed rows
-    except Exception:  # noqa: BLE001 - exit 1 means failed rows, which a bug does not
-        traceback.print_exc()
+    except Exception as error:  # noqa: BLE001 - exit 1 means failed rows, which a bug does not
+        known = machine_error(error)
+        if known is None or args.verbose:
+            traceback.print_exc()
+        if known is not None:
+            print(f"pia-ray: {known}", file=sys.stderr)
         return 2
 
 

@@ -6,13 +6,15 @@ import argparse
 import dataclasses
 import json
 import os
+import shlex
 import time
 from typing import TYPE_CHECKING
 
-from pia_ray.errors import OutputError, StorageError
+from pia_ray.config.catalog import DAMAGED, MISSING
+from pia_ray.errors import ConfigError, LedgerError, OutputError, StorageError
 
 if TYPE_CHECKING:
-    from pia_ray.ledger import Lease, Ledger
+    from pia_ray.ledger import Lease, Ledger, Verified
 
 
 def report_command(args: argparse.Namespace) -> int:
@@ -21,7 +23,8 @@ def report_command(args: argparse.Namespace) -> int:
 
     console = make_console()
     while True:
-        facts = dataclasses.asdict(ledger.summary(_open_ledger(args.output)))
+        opened = _open_ledger(args.output)
+        facts = dataclasses.asdict(ledger.summary(opened))
         facts["run"] = facts["run"] and facts["run"]["run_id"]
         if args.json:
             print(json.dumps(facts, default=str), flush=True)
@@ -29,6 +32,11 @@ def report_command(args: argparse.Namespace) -> int:
             if args.follow and console.is_terminal:
                 console.clear()
             show_report(console, facts)
+        if opened.index.damaged and not opened.index.part_uris:
+            raise LedgerError(
+                f"all {len(opened.index.damaged)} parts of the ledger of {args.output} are damaged: "
+                f"`pia-ray ledger rebuild {shlex.quote(args.output)}` restores the rows from the videos"
+            )
         if not args.follow:
             return 0
         time.sleep(5)
@@ -67,9 +75,13 @@ def gallery_command(args: argparse.Namespace) -> int:
 
 
 def ledger_command(args: argparse.Namespace) -> int:
+    from rich.progress import Progress as Bar
+
     from pia_ray import ledger
     from pia_ray.cli.console import make_console, show_report
 
+    if args.action != "verify" and (args.deep or args.repair):
+        raise ConfigError("--deep and --repair are for ledger verify")
     _require_run(args.output, "videos")
     if args.action == "compact":
         with _lease(args.output), _open_ledger(args.output) as opened:
@@ -80,9 +92,34 @@ def ledger_command(args: argparse.Namespace) -> int:
         with _lease(args.output):
             show_report(make_console(), dataclasses.asdict(ledger.rebuild(args.output)))
         return 0
-    found = ledger.verify(args.output)
-    show_report(make_console(), dataclasses.asdict(found))
+    console = make_console()
+    with Bar(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("checking videos", total=None)
+        found = ledger.verify(
+            args.output, deep=args.deep, observe=lambda done, total: bar.update(task, completed=done, total=total)
+        )
+    show_report(console, dataclasses.asdict(found))
+    if not found.ok:
+        lines = _repairs(args.output, found) if args.repair else ["`--repair` says how to mend this"]
+        console.print(*lines, sep="\n", highlight=False, soft_wrap=True, markup=False)
     return 0 if found.ok else 1
+
+
+def _repairs(output: str, found: Verified) -> list[str]:
+    """The commands that mend what `verify` has found, one a line."""
+    from pia_ray import ledger
+
+    lines = []
+    if found.damaged_parts:
+        lines.append(f"pia-ray ledger rebuild {shlex.quote(output)}")
+    if found.num_missing or found.num_wrong_size or found.num_damaged:
+        run = ledger.latest_run(output)
+        kinds = [MISSING] if found.num_missing else []
+        kinds += [DAMAGED] if found.num_wrong_size or found.num_damaged else []
+        manifest = shlex.quote(run.manifest) if run is not None else "MANIFEST"
+        lines.append(f"pia-ray animate {manifest} --output {shlex.quote(output)} --remake {','.join(kinds)}")
+        lines.append("with the other flags, and the --config, of the run that made the videos")
+    return lines
 
 
 def _lease(output: str) -> Lease:

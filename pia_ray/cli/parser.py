@@ -102,6 +102,10 @@ def make_parser() -> argparse.ArgumentParser:
     ledger = add("ledger", output_commands.ledger_command, "care of the ledger")
     ledger.add_argument("action", choices=("verify", "compact", "rebuild"))
     ledger.add_argument("output", metavar="OUTPUT")
+    ledger.add_argument("--deep", action="store_true", help="with verify: read every video and compare its SHA-256")
+    ledger.add_argument(
+        "--repair", action="store_true", help="with verify: say which command makes damaged and missing videos again"
+    )
 
     bench = add(
         "bench", commands.bench_command, "the benchmark card: this animator against diffusers' own pipeline, in one run"
@@ -160,6 +164,7 @@ def _add_catalog_flags(parser: argparse.ArgumentParser) -> None:
     add("limit", "N", type=int)
     add("sample", "N", type=int)
     add("retry", "WHAT")
+    add("remake", "missing,damaged")
     add("actors", "N|MIN:MAX")
     add("gpus_per_actor", "X", type=float)
     add("cpus_per_actor", "X", type=float)

@@ -26,6 +26,10 @@ from pia_ray.errors import BadParameter, ConfigError, row_errors
 RETRY_ALL: Final = "failed"
 """Stands for every error code in `CatalogConfig.retry`."""
 
+MISSING: Final = "missing"
+DAMAGED: Final = "damaged"
+"""The kinds of videos in `CatalogConfig.remake`; of another size than its row's, a video is damaged too."""
+
 
 class CatalogConfig(WorkerConfig):
     """One catalogue run: what to animate, where to put it, on how many workers."""
@@ -62,6 +66,9 @@ class CatalogConfig(WorkerConfig):
         description="Only so many work items, drawn from all rows by their keys; the run without it keeps them.",
     )
     retry: tuple[str, ...] = Field((), description='"failed", or error codes of failed rows to try again.')
+    remake: tuple[str, ...] = Field(
+        (), description='"missing", "damaged" or both: succeeded rows whose video is so are made again.'
+    )
     detect_changes: bool = Field(
         False, description="Let a picture's ETag, or size and time of change, count towards its work key."
     )
@@ -170,6 +177,15 @@ class CatalogConfig(WorkerConfig):
                 if code not in known:
                     # It would match no row, and the run would end as if there was nothing to do.
                     raise ValueError(f'must be "{RETRY_ALL}" or error codes.{suggest(str(code), known)}'.rstrip("."))
+        return value
+
+    @field_validator("remake", mode="before")
+    @classmethod
+    def _findings(cls, value: object) -> object:
+        if isinstance(value, str):
+            value = tuple(part.strip() for part in value.split(",") if part.strip())
+        if isinstance(value, tuple | list) and not {MISSING, DAMAGED}.issuperset(value):
+            raise ValueError(f'must be "{MISSING}", "{DAMAGED}" or both with a comma between')
         return value
 
 

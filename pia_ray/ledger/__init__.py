@@ -1,7 +1,8 @@
 """The row ledger of an output: RESULTS_SCHEMA, parts, what is pending, `results.parquet`, lease, attempts, upkeep.
 
-Its modules are `layout` (URIs), `results` (rows and the table that people read), `parts` (files of rows, and the row
-that wins), `runs`, `attempts`, `lease`, `planning`, `ledger`, `results_writer` and `upkeep` (summary, verify, rebuild).
+Its modules are `layout` (URIs), `results` (rows and the table that people read), `parts` (files of rows), `index` (the
+row that wins), `runs`, `attempts`, `lease`, `planning`, `ledger`, `results_writer`, `videos` and `upkeep` (summary,
+verify, rebuild).
 """
 
 from pia_ray.ledger.attempts import (

@@ -145,6 +145,7 @@ class Lease:
         while not self._ended.wait(self._ttl_s / 3):
             try:
                 etag = storage.replace_bytes(self._uri, content, etag=self._etag)
+                etag = etag or self._taken_again(content)
             except StorageError as error:
                 _log.warning("the lease was not renewed: %s", error.message)
                 continue
@@ -155,6 +156,14 @@ class Lease:
                 self._etag = ""
                 return
             self._etag = etag
+
+    def _taken_again(self, content: bytes) -> str | None:
+        """The ETag of the lease, written anew after its file was deleted; None where another run holds it."""
+        if not storage.create_bytes(self._uri, content, content_type="application/json"):
+            return None
+        _log.warning("the lease's file %s was deleted; it is written anew", self._uri)
+        found = storage.head(self._uri)
+        return found.etag if found is not None else None
 
 
 def _read_holder(uri: str) -> Holder | None:

@@ -9,8 +9,7 @@ import contextlib
 import dataclasses
 import logging
 import tempfile
-from collections.abc import Iterable, Iterator
-from datetime import UTC, datetime
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -21,19 +20,20 @@ import pyarrow as pa
 from pia_ray import storage
 from pia_ray.errors import OutputError, StorageError
 from pia_ray.ledger import attempts, layout, runs
+from pia_ray.ledger.index import Index, split_keys
 from pia_ray.ledger.parts import (
-    Index,
     PartWriter,
     drop_parts,
     quarantine,
     read_index,
     read_winners,
-    split_keys,
+    stamped,
     write_part,
 )
 from pia_ray.ledger.planning import Planned, Planner, rejected_rows
 from pia_ray.ledger.results_writer import ResultsWriter
 from pia_ray.ledger.runs import RunRecord
+from pia_ray.ledger.videos import lost_videos, move_damaged_aside
 from pia_ray.types import ResultRow
 
 FULL_PART_ROWS: Final = 8192
@@ -74,25 +74,33 @@ class Ledger:
     ) -> None:
         self.flush()
 
-    def plan(self, tables: Iterable[pa.Table], *, run: RunRecord, retry: Iterable[str] = ()) -> Planned:
+    def plan(
+        self, tables: Iterable[pa.Table], *, run: RunRecord, retry: Iterable[str] = (), remake: Collection[str] = ()
+    ) -> Planned:
         """Writes down the work items of a manifest and which of them are pending.
 
-        `tables` have the columns of ITEMS_SCHEMA, then the pass-through columns. Succeeded items are never pending;
-        failed ones are if `retry` holds "failed" or their error code. Rejected items become failed rows at once. If
-        `tables` raises, nothing is kept.
+        `tables` have the columns of ITEMS_SCHEMA, then the pass-through columns. Failed items are pending if
+        `retry` holds "failed" or their error code. Succeeded ones are if their video is missing or damaged and `remake`
+        holds that word; a damaged video is moved aside. Rejected items become failed rows at once. If `tables` raises,
+        nothing is kept.
         """
-        with tempfile.TemporaryDirectory(prefix="pia-ray-") as folder:
-            planner = Planner(self.index, frozenset(retry), Path(folder))
+        with _temporary_folder() as folder:
+            with output_errors(self.output):
+                lost = lost_videos(self.output, self.index, remake)
+            planner = Planner(self.index, frozenset(retry), folder, lost=lost)
             for table in tables:
                 planner.add(table)
             paths = planner.close()
             with output_errors(self.output):
                 self.quarantine_damaged()
+                self._forget(planner.remade())
                 items_uri = layout.items_uri(self.output, run.run_id)
                 for path in paths:
                     storage.upload_file(path, storage.join(items_uri, path.name))
-                for rejected in rejected_rows(paths, run) if planner.num_newly_rejected else ():
-                    self.index.add(write_part(self.output, rejected), rejected)
+                now = storage.clock(self.output)
+                for rejected in rejected_rows(paths, run, at=now) if planner.num_newly_rejected else ():
+                    part = stamped(self.output, rejected, after=self.index)
+                    self.index.add(write_part(self.output, part), part)
                 self._end_stale_attempts()
                 run = dataclasses.replace(run, planned_at=storage.clock(self.output), counts=planner.counts)
                 runs.write_run(self.output, run)
@@ -124,8 +132,8 @@ class Ledger:
         self.flush()
         self._end_stale_attempts()
         self.write_results()
-        run = dataclasses.replace(run, finished_at=datetime.now(UTC))
         with output_errors(self.output):
+            run = dataclasses.replace(run, finished_at=storage.clock(self.output))
             runs.write_run(self.output, run)
         return run
 
@@ -137,13 +145,13 @@ class Ledger:
         kept, every row of the ledger, by time. Memory is bounded: rows are sorted through files on this machine.
         """
         self.flush()
-        with output_errors(self.output), tempfile.TemporaryDirectory(prefix="pia-ray-") as folder:
+        with output_errors(self.output), _temporary_folder() as folder:
             if run_id is None:
                 latest = runs.latest_run(self.output)
                 run_id = latest.run_id if latest is not None else None
-            path = Path(folder) / "results.parquet"
+            path = folder / "results.parquet"
             for _ in range(_TRIES):
-                writer = ResultsWriter(self.output, self.index, run_id, Path(folder))
+                writer = ResultsWriter(self.output, self.index, run_id, folder)
                 num_rows = writer.write(path)
                 if not writer.num_gone:
                     break
@@ -171,6 +179,25 @@ class Ledger:
             self.index.replace_by(read_index(self.output))
             storage.sweep(self.output)
         return num_before, len(self.index.part_uris)
+
+    def _forget(self, positions: np.ndarray[Any, Any]) -> None:
+        """Drops the rows of these winners, and what is left of their videos, so that they are not done."""
+        if not len(positions):
+            return
+        _log.warning("%d videos are missing or damaged: they are made again", len(positions))
+        high, low = self.index.winners.high[positions], self.index.winners.low[positions]
+        # The video first: without its row, a damaged one would be adopted as that of a run that was killed.
+        move_damaged_aside(self.output, high)
+        while True:
+            positions = self.index.find(high, low)
+            positions = positions[positions >= 0]
+            if not len(positions):
+                return
+            parts = self.index.winners.part
+            touched = np.unique(parts[positions])
+            kept = np.setdiff1d(np.flatnonzero(np.isin(parts, touched)), positions)
+            self._rewrite(self.index, kept, [self.index.part_uris[part] for part in touched])
+            self.index.replace_by(read_index(self.output))  # rows that had lost against these may be there still
 
     def _rewrite(self, index: Index, chosen: np.ndarray[Any, Any], dropped: list[str]) -> None:
         waiting: list[pa.Table] = []
@@ -202,3 +229,20 @@ def output_errors(output: str) -> Iterator[None]:
         yield
     except StorageError as error:
         raise OutputError(f"the output {output} cannot be used: {error.message}") from error
+
+
+@contextlib.contextmanager
+def _temporary_folder() -> Iterator[Path]:
+    """A folder of this machine for the block.
+
+    Raises:
+        OutputError: the system refuses a file in it, such as for want of space; the block has no other OSErrors.
+    """
+    try:
+        with tempfile.TemporaryDirectory(prefix="pia-ray-") as folder:
+            yield Path(folder)
+    except OSError as error:
+        raise OutputError(
+            f"temporary files cannot be written ({error.strerror or error}): free some space, or set TMPDIR to a "
+            "folder that exists and has more"
+        ) from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from pia_ray.config.catalog import RETRY_ALL
 from pia_ray.errors import BadParameter
-from pia_ray.ledger.parts import Index, split_keys
+from pia_ray.ledger.index import Index, split_keys
 from pia_ray.ledger.results import RESULTS_SCHEMA
 from pia_ray.ledger.runs import COLUMN_PREFIX, RunRecord
 from pia_ray.manifest import ITEMS_SCHEMA
@@ -53,10 +53,14 @@ class Sorted(NamedTuple):
     pending: np.ndarray[Any, Any]
 
 
-def sort_items(index: Index, table: pa.Table, *, retry: Collection[str]) -> Sorted:
-    """Masks of the done, bad and pending items of a table with the columns of ITEMS_SCHEMA, as `Ledger.plan` says."""
+def sort_items(index: Index, table: pa.Table, *, retry: Collection[str], lost: np.ndarray[Any, Any]) -> Sorted:
+    """Masks of the done, bad and pending items of a table with the columns of ITEMS_SCHEMA, as `Ledger.plan` says.
+
+    `lost` is a mask over `index.winners`: rows that count as not done.
+    """
     positions = index.find(*split_keys(table["work_key"]))
     known = positions >= 0
+    known[known] = ~lost[positions[known]]
     winners = index.winners
     succeeded = np.zeros(len(positions), np.bool_)
     succeeded[known] = winners.succeeded[positions[known]]
@@ -71,8 +75,10 @@ def sort_items(index: Index, table: pa.Table, *, retry: Collection[str]) -> Sort
 class Planner:
     """Sorts items into done and pending, and writes them to local files."""
 
-    def __init__(self, index: Index, retry: frozenset[str], folder: Path) -> None:
+    def __init__(self, index: Index, retry: frozenset[str], folder: Path, *, lost: np.ndarray[Any, Any]) -> None:
         self._index = index
+        self._lost = lost
+        self._remade: list[np.ndarray[Any, Any]] = []
         self._retry = retry
         self._folder = folder
         self._waiting: list[pa.Table] = []
@@ -85,7 +91,10 @@ class Planner:
         )
 
     def add(self, table: pa.Table) -> None:
-        known, succeeded, rejected, pending = sort_items(self._index, table, retry=self._retry)
+        known, succeeded, rejected, pending = sort_items(self._index, table, retry=self._retry, lost=self._lost)
+        if self._lost.any():
+            positions = self._index.find(*split_keys(table["work_key"]))
+            self._remade.append(positions[pending & ~known & (positions >= 0)])
         self.num_newly_rejected += int((rejected & ~known).sum())
         counts = self.counts
         counts["num_items"] += len(table)
@@ -106,6 +115,10 @@ class Planner:
             self._write(ITEMS_ROWS)
         if sum(waiting.nbytes for waiting in self._waiting) > ITEMS_BYTES:
             self._write(self._num_waiting)
+
+    def remade(self) -> np.ndarray[Any, Any]:
+        """Positions in `index.winners` of the lost rows that are pending again."""
+        return np.unique(np.concatenate([np.empty(0, np.int64), *self._remade]))
 
     def close(self) -> list[Path]:
         if self._num_waiting or not self._paths:
@@ -130,7 +143,7 @@ class Planner:
         self._num_waiting -= num_rows
 
 
-def rejected_rows(paths: Iterable[Path], run: RunRecord) -> Iterator[pa.Table]:
+def rejected_rows(paths: Iterable[Path], run: RunRecord, *, at: datetime) -> Iterator[pa.Table]:
     """Failed result rows, a table per items file, for rejected items that have no row yet."""
     # The cells that are the same in every row; the others are the items' own.
     same = ResultRow.failed(
@@ -143,7 +156,7 @@ def rejected_rows(paths: Iterable[Path], run: RunRecord) -> Iterator[pa.Table]:
         run_id=run.run_id,
         worker="planner",
         attempts=0,
-        finished_at=datetime.now(UTC),
+        finished_at=at,
     )
     for path in paths:
         items = pq.read_table(path, columns=[*ITEMS_SCHEMA.names, "newly_rejected"])

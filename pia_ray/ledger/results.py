@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pia_ray import storage
-from pia_ray.errors import LedgerError, OutputError, StorageError, StorageNotFound, VideoError
+from pia_ray.errors import LedgerError, OutputError, StorageDamaged, StorageError, StorageNotFound, VideoError
 from pia_ray.ledger import layout
 from pia_ray.types import ResultRow
 
@@ -132,6 +132,8 @@ def read_results(output: str) -> pa.Table:
             f"there are no results in {output} yet: run `pia-ray animate ... --output {output}`, or, after a run that "
             "was killed, the same command again"
         ) from None
+    except StorageDamaged as error:
+        raise OutputError(f"{error.message} `pia-ray ledger rebuild {output}` writes it anew") from None
     except StorageError as error:
         raise OutputError(f"the results of {output} cannot be read: {error.message}") from None
     except (pa.ArrowException, OSError) as error:
@@ -151,13 +153,13 @@ def read_parquet(content: bytes, *, columns: Sequence[str] | None = None) -> pa.
         raise LedgerError(f"not a whole Parquet file: {error}") from None
 
 
-def conform(table: pa.Table, columns: Sequence[str] | None = None) -> pa.Table:
-    """These columns of RESULTS_SCHEMA, or all, in its types; null where an earlier version did not write one.
+def conform(table: pa.Table, columns: Sequence[str] | None = None, *, schema: pa.Schema = RESULTS_SCHEMA) -> pa.Table:
+    """These columns of the schema, or all, in its types; null where an earlier version did not write one.
 
     Raises:
         LedgerError: a column that may not be null is missing, or one is of another type.
     """
-    schema = RESULTS_SCHEMA if columns is None else pa.schema([RESULTS_SCHEMA.field(name) for name in columns])
+    schema = schema if columns is None else pa.schema([schema.field(name) for name in columns])
     try:
         return _filled(table, schema).select(schema.names).cast(schema)
     except (KeyError, ValueError, pa.ArrowException) as error:

@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 
 from pia_ray.errors import LedgerError
 from pia_ray.ledger import runs
-from pia_ray.ledger.parts import Index, quarantine, read_winners, split_keys
+from pia_ray.ledger.index import Index, split_keys
+from pia_ray.ledger.parts import quarantine, read_winners
 from pia_ray.ledger.planning import ITEMS_ROWS
 from pia_ray.ledger.results import RESULTS_SCHEMA
 
@@ -68,7 +69,7 @@ class ResultsWriter:
         paths: dict[int, Path] = {}
         with contextlib.ExitStack() as stack:
             writers: dict[int, Any] = {}
-            for uri, table, which in read_winners(self._index, chosen):
+            for uri, table, which in read_winners(self._index, chosen, columns=RESULTS_SCHEMA.names):
                 if not isinstance(table, pa.Table):
                     self._lost(uri, table, len(which))
                     continue

@@ -48,9 +48,11 @@ class RunRecord:
     counts: Mapping[str, int] = field(default_factory=dict)
 
 
-def new_run(*, manifest: str, model: str, config: Mapping[str, Any] | None = None) -> RunRecord:
-    """A run that starts now, with an id that no other has."""
-    now = datetime.now(UTC)
+def new_run(
+    *, manifest: str, model: str, config: Mapping[str, Any] | None = None, now: datetime | None = None
+) -> RunRecord:
+    """A run that starts now, with an id that no other has; `now` is the time by the output's store."""
+    now = now or datetime.now(UTC)
     run_id = f"{now:%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}"
     return RunRecord(run_id=run_id, manifest=manifest, model=model, started_at=now, config=config or {})
 

@@ -16,19 +16,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pia_ray import storage
-from pia_ray.errors import StorageNotFound, VideoError
+from pia_ray.errors import StorageDamaged, StorageNotFound, VideoError
 from pia_ray.ledger import layout, runs
 from pia_ray.ledger.ledger import Ledger, output_errors
 from pia_ray.ledger.parts import read_winners
 from pia_ray.ledger.results import row_from_provenance
 from pia_ray.ledger.results_writer import winners_of
 from pia_ray.ledger.runs import RunRecord
+from pia_ray.ledger.videos import SHOWN, Observe, check_videos, position_of, uris_of
 from pia_ray.types import FAILED, SUCCEEDED, ResultRow
 
 PERCENTILES: Final = (50, 90, 99)
 TIMINGS: Final = ("fetch_s", "animate_s", "publish_s", "gpu_s")
-SHOWN: Final = 1000
-"""Names that a report of `verify` or `rebuild` holds of each kind; the counts are complete."""
 
 _SUMMARY_COLUMNS: Final = (
     "status",
@@ -36,6 +35,7 @@ _SUMMARY_COLUMNS: Final = (
     "retryable",
     "run_id",
     "finished_at",
+    "recorded_at",
     "size_bytes",
     "flags",
     *TIMINGS,
@@ -86,6 +86,9 @@ class Verified:
     """Videos of succeeded rows that are not there."""
     num_wrong_size: int = 0
     wrong_size: list[str] = field(default_factory=list)
+    num_damaged: int = 0
+    damaged: list[str] = field(default_factory=list)
+    """Videos of the right size whose SHA-256 is not that of their row."""
     num_missing_thumbnails: int = 0
     num_orphans: int = 0
     orphans: list[str] = field(default_factory=list)
@@ -94,8 +97,8 @@ class Verified:
 
     @property
     def ok(self) -> bool:
-        """Whether every succeeded row has its video and no part is damaged."""
-        return not (self.num_missing or self.num_wrong_size or self.damaged_parts)
+        """Whether every succeeded row has its video, as it was made, and no part is damaged."""
+        return not (self.num_missing or self.num_wrong_size or self.num_damaged or self.damaged_parts)
 
 
 @dataclass(frozen=True)
@@ -133,7 +136,7 @@ def summary(ledger: Ledger) -> LedgerSummary:
         own = succeeded.filter(pc.equal(succeeded["run_id"], run.run_id))
         num_in_run = len(own)
         if num_in_run:
-            run_s = max((pc.max(own["finished_at"]).as_py() - run.started_at).total_seconds(), 1e-6)
+            run_s = max((_last_time(own, since=run.started_at) - run.started_at).total_seconds(), 1e-6)
             per_minute = 60 * num_in_run / run_s
     return LedgerSummary(
         run=run,
@@ -144,7 +147,7 @@ def summary(ledger: Ledger) -> LedgerSummary:
         num_retryable=pc.sum(failed["retryable"]).as_py() or 0,
         errors={code or "unknown": count for code, count in codes.most_common()},
         flags=_flags(succeeded),
-        last_finished_at=pc.max(rows["finished_at"]).as_py(),
+        last_finished_at=_last_time(rows),
         num_in_run=num_in_run,
         run_s=run_s,
         videos_per_minute=per_minute,
@@ -154,55 +157,27 @@ def summary(ledger: Ledger) -> LedgerSummary:
     )
 
 
-def verify(output: str) -> Verified:
-    """The differences between succeeded rows and the objects of the output.
+def verify(output: str, *, deep: bool = False, observe: Observe | None = None) -> Verified:
+    """The differences between succeeded rows and the objects of the output, as `check_videos` finds them.
 
-    Videos are searched below `output`, also where it was moved since.
+    `observe` is told of the number of videos that are checked, and of all.
     """
-    ledger = Ledger.open(output)
-    winners = ledger.index.winners
-    chosen = np.flatnonzero(winners.succeeded)
-    num_failed = len(winners) - len(chosen)
-    sizes, wanted = np.full(len(chosen), -1, np.int64), np.zeros(len(chosen), np.int8)
     with output_errors(output):
-        columns = ("size_bytes", "thumbnail_uri", "input_thumbnail_uri", "video_uri")
-        for uri, table, which in read_winners(ledger.index, chosen, columns=columns):
-            if isinstance(table, pa.Table):
-                sizes[which] = table["size_bytes"].fill_null(-1).to_numpy()
-                thumbnails = [pc.is_valid(table[name]).cast(pa.int8()) for name in columns[1:3]]
-                wanted[which] = pc.add(*thumbnails).to_numpy()
-            elif table is not None:
-                ledger.index.damaged[uri] = table.message
-        high = winners.high[chosen]  # in order, as all winners are
-        seen, wrong = np.zeros(len(chosen), np.bool_), np.zeros(len(chosen), np.bool_)
-        orphans: list[str] = []
-        num_orphans = 0
-        for found in storage.list_objects(storage.join(output, "videos")):
-            position = _position_of(found.uri, high)
-            if position is None:
-                num_orphans += 1
-                orphans += [found.uri] if len(orphans) < SHOWN else []
-                continue
-            seen[position] = True
-            wrong[position] = sizes[position] not in (-1, found.size_bytes)
-        pictures = np.zeros(len(chosen), np.int8)
-        for found in storage.list_objects(storage.join(output, "thumbnails")):
-            position = _position_of(found.uri, high)
-            if position is not None:
-                pictures[position] += 1
-        missing, wrong_size = np.flatnonzero(~seen), np.flatnonzero(wrong)
-        return Verified(
-            num_succeeded=len(chosen),
-            num_failed=num_failed,
-            num_missing=len(missing),
-            missing=list(_video_uris(ledger, chosen[missing[:SHOWN]])),
-            num_wrong_size=len(wrong_size),
-            wrong_size=list(_video_uris(ledger, chosen[wrong_size[:SHOWN]])),
-            num_missing_thumbnails=int(np.maximum(wanted - pictures, 0).sum()),
-            num_orphans=num_orphans,
-            orphans=orphans,
-            damaged_parts=dict(ledger.index.damaged),
-        )
+        ledger = Ledger.open(output)
+        found = check_videos(output, ledger.index, deep=deep, observe=observe)
+        findings: dict[str, Any] = {}
+        for name in ("missing", "wrong_size", "damaged"):
+            positions = found.chosen[getattr(found, name)]
+            findings |= {f"num_{name}": len(positions), name: list(uris_of(ledger.index, positions[:SHOWN]))}
+    return Verified(
+        num_succeeded=len(found.chosen),
+        num_failed=len(ledger.index.winners) - len(found.chosen),
+        num_missing_thumbnails=found.num_missing_thumbnails,
+        num_orphans=found.num_orphans,
+        orphans=found.orphans,
+        damaged_parts=dict(ledger.index.damaged),
+        **findings,
+    )
 
 
 def rebuild(output: str) -> Rebuilt:
@@ -222,7 +197,7 @@ def rebuild(output: str) -> Rebuilt:
         def restore(found: storage.ObjectStat) -> ResultRow | str | None:
             try:
                 return _restore(output, found.uri, pictures)
-            except VideoError as error:
+            except (StorageDamaged, VideoError) as error:
                 _log.warning("%s: %s", found.uri, error.message)
                 return found.uri
             except StorageNotFound:
@@ -231,7 +206,7 @@ def rebuild(output: str) -> Rebuilt:
         with ThreadPoolExecutor(_READERS, thread_name_prefix="rebuild") as pool:
             for batch in _batches(storage.list_objects(storage.join(output, "videos"))):
                 num_videos += len(batch)
-                for row in pool.map(restore, [found for found in batch if _position_of(found.uri, high) is None]):
+                for row in pool.map(restore, [found for found in batch if position_of(found.uri, high) is None]):
                     if isinstance(row, ResultRow):
                         ledger.append([row])
                         num_restored += 1
@@ -262,21 +237,6 @@ def _restore(output: str, uri: str, pictures: set[str]) -> ResultRow:
     return row
 
 
-def _position_of(uri: str, high: _Array) -> int | None:
-    """The position of the file's key in the ordered first halves of keys; None for a file of no such key."""
-    prefix = layout.key_prefix(uri)
-    if prefix is None:
-        return None
-    position = int(np.searchsorted(high, np.uint64(prefix)))
-    return position if position < len(high) and int(high[position]) == prefix else None
-
-
-def _video_uris(ledger: Ledger, chosen: _Array) -> Iterator[str]:
-    for _, table, _ in read_winners(ledger.index, chosen, columns=["video_uri", "work_key"]):
-        if isinstance(table, pa.Table):
-            yield from (row["video_uri"] or row["work_key"] for row in table.to_pylist())
-
-
 def _batches(found: Iterator[storage.ObjectStat]) -> Iterator[list[storage.ObjectStat]]:
     batch: list[storage.ObjectStat] = []
     for each in found:
@@ -286,6 +246,18 @@ def _batches(found: Iterator[storage.ObjectStat]) -> Iterator[list[storage.Objec
             batch = []
     if batch:
         yield batch
+
+
+def _last_time(rows: pa.Table, *, since: datetime | None = None) -> Any:
+    """The time when the last of the rows was finished.
+
+    It is the store's time of record where a worker's clock says a later time, or one before `since`.
+    """
+    finished, recorded = rows["finished_at"], pc.coalesce(rows["recorded_at"], rows["finished_at"])
+    times = pc.if_else(pc.greater(finished, recorded), recorded, finished)
+    if since is not None:
+        times = pc.if_else(pc.less(times, pa.scalar(since, times.type)), recorded, times)
+    return pc.max(times).as_py()
 
 
 def _flags(rows: pa.Table) -> dict[str, int]:

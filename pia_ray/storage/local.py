@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import hashlib
 import os
 import shutil
 import stat
@@ -28,6 +29,11 @@ def read_object(uri: str, *, max_bytes: int | None) -> tuple[bytes, str]:
         if max_bytes is not None and len(content) > max_bytes:
             raise too_large(uri, max(facts.st_size, len(content)), max_bytes)
         return content, _object_stat(uri, facts).etag
+
+
+def sha256_of(uri: str) -> str:
+    with local_errors("read", uri), local_path(uri).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_bytes(uri: str, content: bytes) -> None:
@@ -88,6 +94,12 @@ def list_objects(uri: str, *, suffix: str) -> Iterator[ObjectStat]:
 def delete(uri: str) -> None:
     with local_errors("delete", uri), contextlib.suppress(FileNotFoundError, NotADirectoryError):
         local_path(uri).unlink()
+
+
+def move(uri: str, target: str) -> None:
+    with local_errors("move", uri):
+        _make_folder(local_path(target).parent)
+        local_path(uri).replace(local_path(target))
 
 
 def copy_file(uri: str, path: Path) -> None:

@@ -28,6 +28,7 @@ def read_bytes(uri: str, *, max_bytes: int | None = None) -> bytes:
 
     Raises:
         StorageTooLarge: it is longer than `max_bytes`; nothing beyond that was read.
+        StorageDamaged: the bytes do not have the SHA-256 that the store keeps of them.
         StorageError: as everywhere in this module, the kind that fits.
     """
     return read_object(uri, max_bytes=max_bytes)[0]
@@ -36,6 +37,11 @@ def read_bytes(uri: str, *, max_bytes: int | None = None) -> bytes:
 def read_object(uri: str, *, max_bytes: int | None = None) -> tuple[bytes, str]:
     """As `read_bytes`, with the ETag of that content, for `replace_bytes`."""
     return s3.read_object(uri, max_bytes=max_bytes) if is_s3(uri) else local.read_object(uri, max_bytes=max_bytes)
+
+
+def sha256_of(uri: str) -> str:
+    """The hash of the content as it is now, in hex; the object is streamed, whatever its length."""
+    return s3.sha256_of(uri) if is_s3(uri) else local.sha256_of(uri)
 
 
 def write_bytes(
@@ -108,6 +114,15 @@ def delete(uri: str) -> None:
         s3.delete(uri)
     else:
         local.delete(uri)
+
+
+def move(uri: str, target: str) -> None:
+    """Gives the object another name in the same store, over what may be there; a crash may leave it under both."""
+    if is_s3(uri):
+        s3.copy(uri, target)
+        s3.delete(uri)
+    else:
+        local.move(uri, target)
 
 
 def presign(uri: str, *, expires_s: int) -> str:

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from botocore import exceptions as aws
 
-from pia_ray.errors import StorageError, StorageNotFound, StorageUnavailable
+from pia_ray.errors import StorageDamaged, StorageError, StorageNotFound, StorageUnavailable
 from pia_ray.storage import client
 from pia_ray.storage.client import s3_client
 from pia_ray.storage.errors import retried, status_of, too_large
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 _WRITE_ID: Final = "write-id"
 """Metadata by which a writer knows its own object again after the answer to its put was lost."""
 
+_WITH_CHECKSUM: Final = {"ChecksumMode": "ENABLED"}
+
 _log = logging.getLogger(__name__)
 
 
@@ -35,7 +37,7 @@ def read_object(uri: str, *, max_bytes: int | None) -> tuple[bytes, str]:
     """The content and its ETag."""
 
     def read() -> tuple[bytes, str]:
-        answer = s3_client().get_object(**object_address(uri))
+        answer = s3_client().get_object(**object_address(uri), **_WITH_CHECKSUM)
         with contextlib.closing(answer["Body"]) as body:
             size_bytes = answer["ContentLength"]
             if max_bytes is not None and size_bytes > max_bytes:
@@ -44,6 +46,31 @@ def read_object(uri: str, *, max_bytes: int | None) -> tuple[bytes, str]:
         if len(content) != size_bytes:
             raise StorageUnavailable(f"{uri}: {len(content)} of {size_bytes} bytes arrived")
         return content, answer.get("ETag", "")
+
+    def read_twice() -> tuple[bytes, str]:
+        with contextlib.suppress(aws.FlexibleChecksumError):
+            return read()
+        try:
+            return read()  # the fault may have been the network's
+        except aws.FlexibleChecksumError:
+            raise StorageDamaged(f"{uri} is damaged: its bytes are not those of its checksum.") from None
+
+    return retried(read_twice, "read", uri)
+
+
+def sha256_of(uri: str) -> str:
+    """The hash of the bytes, which are streamed; the store's own checksum is not asked for."""
+
+    def read() -> str:
+        answer = s3_client().get_object(**object_address(uri))
+        found, size_bytes = hashlib.sha256(), 0
+        with contextlib.closing(answer["Body"]) as body:
+            for chunk in body.iter_chunks(2**20):
+                found.update(chunk)
+                size_bytes += len(chunk)
+        if size_bytes != answer["ContentLength"]:
+            raise StorageUnavailable(f"{uri}: {size_bytes} of {answer['ContentLength']} bytes arrived")
+        return found.hexdigest()
 
     return retried(read, "read", uri)
 
@@ -99,17 +126,20 @@ def replace_bytes(uri: str, content: bytes, *, etag: str, content_type: str) -> 
 def head(uri: str) -> ObjectStat | None:
     def ask() -> ObjectStat | None:
         try:
-            answer = s3_client().head_object(**object_address(uri))
+            answer = s3_client().head_object(**object_address(uri), **_WITH_CHECKSUM)
         except aws.ClientError as error:
             if status_of(error) == 404:
                 return None
             raise
+        checksum = answer.get("ChecksumSHA256", "")
         return ObjectStat(
             uri=uri,
             size_bytes=answer["ContentLength"],
             etag=answer.get("ETag", ""),
             last_modified=answer["LastModified"],
             metadata=answer.get("Metadata", {}),
+            # That of an upload in parts is of the parts' checksums, and ends with their number.
+            sha256=base64.b64decode(checksum).hex() if checksum and "-" not in checksum else "",
         )
 
     return retried(ask, "read", uri)
@@ -149,6 +179,10 @@ def list_objects(uri: str, *, suffix: str) -> Iterator[ObjectStat]:
 
 def delete(uri: str) -> None:
     retried(lambda: s3_client().delete_object(**object_address(uri)), "delete", uri)
+
+
+def copy(uri: str, target: str) -> None:
+    retried(lambda: s3_client().copy_object(**object_address(target), CopySource=object_address(uri)), "copy", uri)
 
 
 def presign(uri: str, *, expires_s: int) -> str:
@@ -239,12 +273,15 @@ def _bucket_and_folder(uri: str) -> tuple[str, str]:
 
 
 def _put_arguments(uri: str, content: bytes, content_type: str, metadata: Mapping[str, str]) -> dict[str, Any]:
-    # Content-MD5 is the one checksum that every S3-compatible store verifies.
+    # Content-MD5 is the one checksum that every S3-compatible store verifies; SHA-256 is the one that is kept.
     digest = hashlib.md5(content, usedforsecurity=False).digest()
+    sha256 = hashlib.sha256(content).digest()
     return {
         **object_address(uri),
         "Body": content,
         "ContentMD5": base64.b64encode(digest).decode("ascii"),
+        "ChecksumAlgorithm": "SHA256",
+        "ChecksumSHA256": base64.b64encode(sha256).decode("ascii"),
         "ContentType": content_type,
         "Metadata": dict(metadata),
     }

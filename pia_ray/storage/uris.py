@@ -23,6 +23,8 @@ class ObjectStat:
     """By the store's clock, in UTC."""
     metadata: Mapping[str, str] = field(default_factory=dict)
     """Empty for local files and in listings."""
+    sha256: str = ""
+    """Of the whole content, in hex, as the store has computed it; empty where it has not, and in listings."""
 
 
 def is_s3(uri: str) -> bool:

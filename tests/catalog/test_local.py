@@ -521,3 +521,29 @@ def test_a_reader_that_goes_away_does_not_end_the_work() -> None:
     code = "from pia_ray.cli.console import Screen; s = Screen(); [s.print('x' * 70) for _ in range(20000)]; exit(7)"
     script = f'"{sys.executable}" -c "{code}" | head -1 >/dev/null; exit ${{PIPESTATUS[0]}}'
     assert subprocess.run(["bash", "-c", script], capture_output=True, timeout=60).returncode == 7
+
+
+def test_a_damaged_and_a_deleted_video_are_made_again_where_asked_for(tmp_path: Path) -> None:
+    rows = [{"id": str(number), "image": f"{number}.png", "prompt": "a boat"} for number in range(3)]
+    config = configure(write(tmp_path, rows), tmp_path / "out")
+    assert go(config).exit_code == 0
+    before = by_id(config)
+    damaged, deleted = (Path(before[row_id]["video_uri"]) for row_id in ("0", "1"))
+    content = damaged.read_bytes()
+    damaged.write_bytes(content[:200] + bytes(len(content) - 200))
+    deleted.unlink()
+    assert go(config).progress.num_pending == 0
+    with CountingAnimator() as animator:
+        summary = run_local(config.model_copy(update={"remake": ("missing", "damaged")}), animator=animator)
+    assert summary.exit_code == 0
+    assert animator.asked == Counter({"0": 1, "1": 1})
+    assert ledger.verify(config.output, deep=True).ok
+    assert {row["status"] for row in rows_of(config)} == {"succeeded"}
+    assert probe(damaged.read_bytes()).provenance["id"] == "0"
+
+
+def test_a_run_whose_gallery_cannot_be_written_names_none(tmp_path: Path) -> None:
+    config = configure(write(tmp_path, [{"id": "a", "image": "a.png", "prompt": "sea"}]), tmp_path / "out")
+    (tmp_path / "out" / "index.html").mkdir(parents=True)
+    summary = go(config)
+    assert (summary.exit_code, summary.gallery_uri) == (0, None)

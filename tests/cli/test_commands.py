@@ -471,6 +471,14 @@ def test_a_folder_without_a_run_exits_2_and_is_left_as_it_was(pia: Pia, words: s
     assert not Path("nowhere").exists()
 
 
+def test_a_report_of_a_ledger_whose_parts_are_all_damaged_exits_2_with_what_to_do(pia: Pia, output: Path) -> None:
+    for part in storage.list_objects(f"{output}/_ledger/parts"):
+        storage.write_bytes(part.uri, b"damaged")
+    ended = pia("report", output)
+    assert ended.code == 2
+    assert f"pia-ray ledger rebuild {output}" in ended.err
+
+
 def test_gallery_writes_the_page_and_prints_where(pia: Pia, output: Path) -> None:
     (output / "index.html").unlink()
     ended = pia("gallery", output)
@@ -496,6 +504,21 @@ def test_ledger_verify_compact_and_rebuild_after_a_run(pia: Pia, output: Path) -
     ended = pia("ledger", "verify", output)
     assert ended.code == 1
     assert lost.name in ended.out
+    manifest = output.parent / "catalog"
+    (line,) = [line for line in pia("ledger", "verify", output, "--repair").out.splitlines() if "--remake" in line]
+    assert line.startswith(f"pia-ray animate {manifest}")
+    assert line.endswith(f"--output {output} --remake missing")
+
+
+def test_a_deep_verify_finds_a_video_that_is_damaged_from_its_middle_on(pia: Pia, output: Path) -> None:
+    video = Path(next(uri for uri in read_results(str(output))["video_uri"].to_pylist() if uri))
+    content = video.read_bytes()
+    video.write_bytes(content[:200] + bytes(len(content) - 200))
+    ended = pia("ledger", "verify", output, "--deep", "--repair")
+    assert ended.code == 1
+    assert "num damaged 1" in cells(ended.out)
+    assert ended.out.count("--remake damaged") == 1
+    assert pia("ledger", "compact", output, "--deep").code == 2
 
 
 def test_ledger_commands_that_rewrite_refuse_while_a_run_is_at_work(pia: Pia, output: Path) -> None:
@@ -633,7 +656,7 @@ def summary_of(progress: Progress, **how: Any) -> RunSummary:
         **how,
     }
     return RunSummary(
-        progress=progress, results_uri="out [1]/results.parquet", gallery_uri="out [1]/index.html", **values
+        progress=progress, results_uri="out [1]/results.parquet", **{"gallery_uri": "out [1]/index.html", **values}
     )
 
 
@@ -666,6 +689,13 @@ def test_on_a_terminal_there_is_one_live_bar_that_goes_away() -> None:
     assert "6.0 videos/min" in text
     assert max(len(piece.splitlines()) for piece in re.split(r"\r", text)) <= 2, "the bar is one line"
     assert text.endswith("\x1b[2K"), "the bar leaves no trace"
+
+
+def test_a_summary_names_no_gallery_that_could_not_be_written() -> None:
+    console = Console(file=StringIO(), width=100)
+    assert "gallery" in told(console, summary_of(PROGRESS))
+    console = Console(file=StringIO(), width=100)
+    assert "gallery" not in told(console, summary_of(PROGRESS, gallery_uri=None))
 
 
 def test_the_summary_tells_counts_by_error_code_and_where_things_are_and_how_to_retry() -> None:

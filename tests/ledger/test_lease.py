@@ -111,6 +111,20 @@ def test_a_holder_renews_its_lease_and_notices_a_takeover(output: str) -> None:
     assert path.exists()
 
 
+def test_a_lease_whose_file_is_deleted_is_written_anew(output: str, caplog: pytest.LogCaptureFixture) -> None:
+    with Lease(output, run_id="first", ttl_s=0.3) as lease:
+        path = Path(layout.lease_uri(output))
+        path.unlink()
+        deadline = time.monotonic() + 30
+        while not path.exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert json.loads(path.read_text())["run_id"] == "first"
+        assert lease.held
+    assert not path.exists()
+    assert "was deleted" in caplog.text
+    assert "another run" not in caplog.text
+
+
 def test_a_lease_file_that_is_no_lease_expires_like_one(output: str) -> None:
     path = write_foreign_lease(output, ttl_s=60, age_s=100)
     path.write_text("{")

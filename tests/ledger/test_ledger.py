@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import hashlib
 import json
@@ -22,12 +23,13 @@ from pia_ray import ledger, storage
 from pia_ray.config.knobs import MAX_SEED
 from pia_ray.errors import LeaseHeld, LedgerError, OutputError, VideoError
 from pia_ray.ledger import Lease, Ledger, layout, new_run, runs
-from pia_ray.ledger.parts import find_keys, split_keys, write_part
+from pia_ray.ledger.index import find_keys, split_keys
+from pia_ray.ledger.parts import write_part
 from pia_ray.manifest import ITEMS_SCHEMA
 from pia_ray.media.video import encode
 from pia_ray.types import ResultRow
 from tests.chaos_proxy import CUT_BODY, LOSE_ANSWER, RESET, ChaosProxy, chaos
-from tests.s3_server import s3, s3_server
+from tests.s3_server import S3Server, s3, s3_server
 
 __all__ = ["chaos", "s3", "s3_server"]  # fixtures
 
@@ -264,6 +266,44 @@ def test_success_wins_over_a_later_failure_and_the_newest_failure_over_older_one
     plan(output, range(2))
     assert results(output) == {"row 0": "succeeded", "row 1": "failed"}
     assert ledger.read_results(output)["error_code"].to_pylist() == [None, "bad_image"]
+
+
+@pytest.mark.parametrize("hours", [-2, 2])
+@pytest.mark.parametrize("compacted", [False, True])
+def test_the_failure_that_was_recorded_last_wins_whatever_the_workers_clocks_say(
+    output: str, hours: int, *, compacted: bool
+) -> None:
+    now = datetime.now(UTC)
+    record(output, [failed(0, "timeout", finished_at=now + timedelta(hours=hours))])
+    record(output, [failed(0, "bad_image", finished_at=now)])
+    record(output, [failed(0, "out_of_memory", finished_at=now - timedelta(hours=hours))])
+    plan(output, range(1))
+    if compacted:
+        with Ledger.open(output) as opened:
+            opened.compact()
+    results(output)
+    assert ledger.read_results(output)["error_code"].to_pylist() == ["out_of_memory"]
+    assert ledger.read_results(output).column_names == ledger.RESULTS_SCHEMA.names
+
+
+def test_a_new_failure_wins_over_one_of_an_earlier_version_whose_worker_was_ahead(output: str) -> None:
+    write_part(output, ledger.to_table([failed(0, "timeout", finished_at=datetime.now(UTC) + timedelta(hours=2))]))
+    record(output, [failed(0, "bad_image", finished_at=datetime.now(UTC))])
+    plan(output, range(1))
+    results(output)
+    assert ledger.read_results(output)["error_code"].to_pylist() == ["bad_image"]
+
+
+@pytest.mark.parametrize("hours", [-2, 2])
+def test_a_worker_whose_clock_is_wrong_does_not_spoil_the_seconds_of_the_report(output: str, hours: int) -> None:
+    begun = new_run(manifest="m", model="demo", now=datetime.now(UTC) - timedelta(seconds=60))
+    with Ledger.open(output) as opened:
+        planned = opened.plan([items_of(range(1))], run=begun)
+        wrong = datetime.now(UTC) + timedelta(hours=hours)
+        opened.append([row_of(0, run_id=planned.run.run_id, finished_at=wrong)])
+        found = ledger.summary(opened)
+    assert found.run_s is not None
+    assert 59 < found.run_s < 600
 
 
 def test_changed_params_are_new_items_and_old_results_stay(output: str) -> None:
@@ -704,6 +744,67 @@ def test_verify_names_what_is_missing_cut_off_without_a_row_or_damaged(output: s
     assert [uri.rpartition("/")[2] for uri in found.damaged_parts] == ["bad.parquet"]
 
 
+def rot(path: str) -> None:
+    content = bytearray(Path(path).read_bytes())
+    content[len(content) // 2] ^= 1
+    Path(path).write_bytes(content)
+
+
+def test_a_deep_verify_names_videos_of_the_right_size_with_other_bytes(output: str) -> None:
+    rows = [commit(output, number) for number in range(3)]
+    record(output, rows)
+    rot(str(rows[1].video_uri))
+    assert ledger.verify(output).ok, "the quick way compares sizes"
+    told: list[tuple[int, int]] = []
+    found = ledger.verify(output, deep=True, observe=lambda done, total: told.append((done, total)))
+    assert (found.ok, found.damaged) == (False, [rows[1].video_uri])
+    assert told[-1] == (3, 3)
+
+
+def test_on_s3_a_quick_verify_compares_the_checksums_of_the_store(s3: str) -> None:
+    output = f"{s3}/out"
+    rows = [commit(output, number) for number in range(2)]
+    record(output, rows)
+    assert ledger.verify(output).ok
+    content = storage.read_bytes(str(rows[0].video_uri))
+    storage.write_bytes(str(rows[0].video_uri), bytes(len(content)))
+    assert ledger.verify(output).damaged == [rows[0].video_uri]
+
+
+def remade(output: str, numbers: Iterable[int], remake: tuple[str, ...]) -> list[str]:
+    with Ledger.open(output) as opened:
+        planned = opened.plan([items_of(numbers)], run=new_run(manifest="m", model="demo"), remake=remake)
+    return pending(planned, output)
+
+
+def test_missing_and_damaged_videos_are_pending_again_where_asked_for(output: str) -> None:
+    rows = [commit(output, number) for number in range(5)]
+    record(output, [failed(0), failed(1), *rows])
+    record(output, rows[:1])  # the same row twice, as a crash in a compaction leaves it
+    storage.delete(str(rows[0].video_uri))
+    rot(str(rows[1].video_uri))
+    storage.write_bytes(str(rows[2].video_uri), b"short")
+    storage.delete(str(rows[4].video_uri))
+    assert remade(output, range(4), ()) == []
+    assert remade(output, range(4), ("missing",)) == ["row 0"]
+    assert remade(output, range(4), ("damaged",)) == ["row 0", "row 1", "row 2"]
+    assert results(output) == {"row 3": "succeeded"}
+    assert not storage.exists(str(rows[1].video_uri))
+    assert len(list(storage.list_objects(f"{output}/_ledger/quarantine"))) == 2
+    assert ledger.verify(output).missing == [rows[4].video_uri], "the row is of no item of the manifest"
+
+
+def test_on_s3_a_damaged_video_is_moved_aside_and_pending_again(s3: str) -> None:
+    output = f"{s3}/out"
+    rows = [commit(output, number) for number in range(2)]
+    record(output, rows)
+    storage.write_bytes(str(rows[0].video_uri), bytes(int(rows[0].size_bytes or 0)))
+    assert remade(output, range(2), ("damaged",)) == ["row 0"]
+    assert [found.uri.rpartition("/")[2] for found in storage.list_objects(f"{output}/_ledger/quarantine")] == [
+        str(rows[0].video_uri).rpartition("/")[2]
+    ]
+
+
 def test_rebuild_restores_the_rows_from_the_videos_alone(output: str) -> None:
     rows = [commit(output, number) for number in range(3)]
     storage.delete(str(rows[2].thumbnail_uri))
@@ -728,7 +829,9 @@ def test_rebuild_rejoins_the_columns_of_the_manifest(output: str) -> None:
 
 def test_a_summary_counts_the_latest_manifest(output: str) -> None:
     record(output, [row_of(50)])
-    planned = plan(output, range(12), rejected=[11])
+    begun = new_run(manifest="m", model="demo", now=datetime.now(UTC) - timedelta(seconds=60))
+    with Ledger.open(output) as opened:
+        planned = opened.plan([items_of(range(12), rejected=[11])], run=begun)
     with Ledger.open(output) as opened:
         later = planned.run.started_at
         opened.append(
@@ -792,6 +895,19 @@ def test_on_s3_a_run_is_planned_recorded_repeated_and_compacted(s3: str) -> None
     record(output, [row])
     assert ledger.verify(output).num_missing == 63
     assert ledger.rebuild(output).num_restored == 0
+
+
+def test_on_s3_a_part_with_other_bytes_than_its_checksum_is_moved_aside(s3: str, s3_server: S3Server) -> None:
+    record(f"{s3}/out", [row_of(0)])
+    (part,) = storage.list_objects(f"{s3}/out/_ledger/parts")
+    whole, key = hashlib.sha256(storage.read_bytes(part.uri)).digest(), part.uri.removeprefix(f"{s3}/")
+    checksum = base64.b64encode(whole).decode()
+    s3_server.client().put_object(
+        Bucket=s3[5:], Key=key, Body=b"x", ChecksumAlgorithm="SHA256", ChecksumSHA256=checksum
+    )
+    assert plan(f"{s3}/out", range(1)).num_pending == 1
+    assert not storage.exists(part.uri)
+    assert len(list(storage.list_objects(f"{s3}/out/_ledger/quarantine"))) == 1
 
 
 def test_on_s3_a_damaged_part_is_moved_aside(s3: str) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import errno
+import hashlib
 import http.client
 import json
 import os
@@ -23,6 +25,7 @@ import pytest
 from pia_ray import storage
 from pia_ray.errors import (
     OutputError,
+    StorageDamaged,
     StorageDenied,
     StorageError,
     StorageNotFound,
@@ -361,6 +364,28 @@ def test_metadata_and_type_are_kept(s3: str, s3_server: S3Server) -> None:
     assert found is not None
     assert (found.metadata["sha256"], found.metadata["work-key"]) == ("00", "11")
     assert s3_server.client().head_object(Bucket=s3[5:], Key="a")["ContentType"] == "video/mp4"
+
+
+def test_the_store_keeps_a_sha256_and_reads_compare_it(s3: str, s3_server: S3Server) -> None:
+    uri = f"{s3}/a"
+    storage.write_bytes(uri, b"whole")
+    facts = storage.head(uri)
+    assert facts is not None
+    assert facts.sha256 == storage.sha256_of(uri) == hashlib.sha256(b"whole").hexdigest()
+    rotten = base64.b64encode(hashlib.sha256(b"whole").digest()).decode()
+    s3_server.client().put_object(
+        Bucket=s3[5:], Key="b", Body=b"while", ChecksumAlgorithm="SHA256", ChecksumSHA256=rotten
+    )
+    with pytest.raises(StorageDamaged, match="/b is damaged"):
+        storage.read_bytes(f"{s3}/b")
+    assert storage.sha256_of(f"{s3}/b") == hashlib.sha256(b"while").hexdigest()
+
+
+def test_a_file_that_is_moved_lies_at_its_new_place_alone(root: str) -> None:
+    storage.write_bytes(f"{root}/a", b"1")
+    storage.move(f"{root}/a", f"{root}/below/b")
+    assert [found.uri for found in storage.list_objects(root)] == [f"{root}/below/b"]
+    assert storage.sha256_of(f"{root}/below/b") == hashlib.sha256(b"1").hexdigest()
 
 
 def test_a_large_file_is_uploaded_in_parts_and_comes_back_whole(s3: str, tmp_path: Path) -> None:
