@@ -2,14 +2,16 @@
 
 A `JobError` means that a run cannot start or go on (the command line exits with 2). A `RowError` belongs to one row
 or request only: it becomes a failed row, or an HTTP status. Every class has a stable `code`, says whether trying
-again can help (`retryable`), and names the HTTP status that fits.
+again can help (`retryable`), names the HTTP status that fits, and says whose fault it is: the row's (final, until
+`--retry`), the world's (the same command tries the row again), or the run's (no row is failed for it).
 
     PiaRayError
     ├── JobError
     │   ├── ConfigError           a knob, flag or config file is wrong
-    │   ├── ManifestError         the manifest as a whole cannot be used
-    │   ├── OutputError           the output cannot be written
-    │   ├── WeightsError          a model's weights are missing or unusable
+    │   ├── ManifestError         the manifest as a whole cannot be used; ManifestUnavailable: its store stayed away
+    │   ├── OutputError           the output cannot be written; OutputUnavailable: its store stayed away
+    │   ├── TooManyFailures       so many rows failed, or so many in a row alike, that the run stopped
+    │   ├── WeightsError          a model's weights are missing or unusable; HubUnavailable: the hub stayed away
     │   ├── LeaseHeld             another run is at work on this output
     │   ├── LedgerError           the ledger is damaged beyond what a rerun mends
     │   └── DeviceLost            the GPU is unusable for this process; a new one may work
@@ -37,7 +39,10 @@ again can help (`retryable`), and names the HTTP status that fits.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
+
+Fault = Literal["row", "world", "run"]
+"""Whose fault an error is: the row's, that of something around it which may be well again later, or the run's."""
 
 
 class PiaRayError(Exception):
@@ -46,6 +51,7 @@ class PiaRayError(Exception):
     code: ClassVar[str] = "error"
     retryable: ClassVar[bool] = False
     http_status: ClassVar[int] = 500
+    fault: ClassVar[Fault] = "row"
 
     @property
     def message(self) -> str:
@@ -60,6 +66,9 @@ class JobError(PiaRayError):
     """The run cannot start or go on; nothing (more) is animated. What is committed stays; the same command resumes."""
 
     code = "job_error"
+    fault = "run"
+    exit_code: ClassVar[int] = 2
+    """Of the command line; 4 where the same command goes on later without any correction."""
 
 
 class ConfigError(JobError):
@@ -74,16 +83,46 @@ class ManifestError(JobError):
     code = "bad_manifest"
 
 
+class ManifestUnavailable(ManifestError):
+    """The manifest's store stayed away for longer than `patience`. The same command reads it when it answers again."""
+
+    code = "manifest_unavailable"
+    retryable = True
+    exit_code = 4
+
+
 class OutputError(JobError):
     """The output location cannot be written or read. Check path, credentials and free space, then run again."""
 
     code = "bad_output"
 
 
+class OutputUnavailable(OutputError):
+    """The output's store stayed away for longer than `patience`. No row failed; the same command goes on."""
+
+    code = "output_unavailable"
+    retryable = True
+    exit_code = 4
+
+
+class TooManyFailures(JobError):
+    """More rows failed than `max_failures`, or many in a row alike. Mend what the message names, then run again."""
+
+    code = "too_many_failures"
+
+
 class WeightsError(JobError):
     """A model's weights are missing, damaged or of a kind that is refused. `pia-ray models pull NAME` verifies them."""
 
     code = "bad_weights"
+
+
+class HubUnavailable(WeightsError):
+    """The hub stayed away for longer than `patience`. The same command goes on when it answers again."""
+
+    code = "hub_unavailable"
+    retryable = True
+    exit_code = 4
 
 
 class LeaseHeld(JobError):
@@ -190,9 +229,10 @@ class FetchDenied(FetchError):
 
 
 class FetchUnavailable(FetchError):
-    """The server was unreachable, too slow, or answered 429 or 5xx. Use `--retry` when it answers again."""
+    """The server was unreachable, too slow, or answered 429 or 5xx. The same command tries the row again."""
 
     code = "fetch_unavailable"
+    fault = "world"
     retryable = True
     http_status = 502
 
@@ -214,6 +254,7 @@ class StorageDenied(StorageError):
     """The credentials or file permissions do not allow it. Check the AWS variables, the role or the file's owner."""
 
     code = "storage_denied"
+    fault = "world"
 
 
 class StorageDamaged(StorageError):
@@ -223,17 +264,19 @@ class StorageDamaged(StorageError):
 
 
 class StorageThrottled(StorageError):
-    """The store kept saying that it is asked too often. Use `--retry` later, or fewer actors."""
+    """The store kept saying that it is asked too often. Run again later, or with fewer actors."""
 
     code = "storage_throttled"
+    fault = "world"
     retryable = True
     http_status = 503
 
 
 class StorageUnavailable(StorageError):
-    """The store was unreachable, answered 5xx, or the disk is full. Use `--retry` when it is well again."""
+    """The store was unreachable, answered 5xx, or the disk is full. Run again when it is well again."""
 
     code = "storage_unavailable"
+    fault = "world"
     retryable = True
     http_status = 503
 
@@ -246,9 +289,10 @@ class StorageTooLarge(StorageError):
 
 
 class ModelUnavailable(RowError):
-    """The model of the row's style could not be loaded. Correct the style's settings, then use `--retry`."""
+    """The model of the row's style could not be loaded. Correct the style's settings, then run again."""
 
     code = "model_unavailable"
+    fault = "world"
     http_status = 503
 
 
@@ -284,6 +328,7 @@ class Cancelled(RowError):
     """The caller took the request back, or the engine is shutting down. Send it again if it is still wanted."""
 
     code = "cancelled"
+    fault = "world"
     retryable = True
     http_status = 499
 
@@ -292,6 +337,7 @@ class Busy(RowError):
     """So many requests wait already that this one is refused. Arguments: message, seconds after which to try again."""
 
     code = "busy"
+    fault = "world"
     retryable = True
     http_status = 429
 
@@ -308,6 +354,7 @@ class NotReady(RowError):
     """Nothing takes up requests now: engines start, or this process is to be replaced. Send it again soon."""
 
     code = "not_ready"
+    fault = "world"
     retryable = True
     http_status = 503
 
@@ -425,4 +472,15 @@ def row_errors() -> dict[str, type[RowError]]:
         kind = waiting.pop(0)
         found[kind.code] = kind
         waiting = [*kind.__subclasses__(), *waiting]
+    return found
+
+
+def run_errors() -> dict[str, type[JobError]]:
+    """`JobError` and every class below it, by code."""
+    found: dict[str, type[JobError]] = {}
+    waiting = [JobError]
+    while waiting:
+        kind = waiting.pop()
+        found[kind.code] = kind
+        waiting += kind.__subclasses__()
     return found

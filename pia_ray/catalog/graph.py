@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Final
 
 import pyarrow as pa
@@ -22,7 +23,7 @@ import ray
 import ray.data
 from ray.data import ActorPoolStrategy, Dataset
 
-from pia_ray import ledger
+from pia_ray import ledger, storage
 from pia_ray.animation import RowAnimator
 from pia_ray.catalog.run import Execute, Observer, RunPlan, RunSummary, run, settled, versions_of
 from pia_ray.catalog.steps import worker_name
@@ -265,16 +266,18 @@ def _items(plan: RunPlan) -> Dataset:
     # time on three nodes; a run of six rows took 11 s in place of 6 on two cores.
     files = ledger.item_files(plan.items_uri)
     listed = ray.data.from_items([{"uri": uri} for uri in files], override_num_blocks=len(files))
-    items = listed.map_batches(_pending, batch_format="pyarrow", batch_size=1)
+    pending = partial(_pending, patience_s=plan.config.patience_s)
+    items = listed.map_batches(pending, batch_format="pyarrow", batch_size=1)
     # Style by style, so that an actor rarely changes its model. Blocks of large catalogues still come side by side;
     # what is mixed then the animator's queue sorts out.
     return items.sort("style") if plan.config.styles else items
 
 
-def _pending(files: pa.Table) -> pa.Table:
+def _pending(files: pa.Table, *, patience_s: float) -> pa.Table:
     """The items of one file that this run has to do."""
     (uri,) = files["uri"].to_pylist()
-    items = ledger.read_item_file(uri, columns=[*ITEMS_SCHEMA.names, "pending"])
+    with storage.patience(patience_s, from_start=True):
+        items = ledger.read_item_file(uri, columns=[*ITEMS_SCHEMA.names, "pending"])
     return items.filter(items["pending"]).select(ITEMS_SCHEMA.names)
 
 

@@ -50,7 +50,7 @@ def _execute(animator: RowAnimator | None) -> Execute:
         used = own or animator
         assert used is not None
         calls = config.concurrent_rows() if own is None else own.batch_size + config.prefetch
-        worker = CatalogWorker(config, run_id=plan.run_id, animator=used)
+        worker = CatalogWorker(config, run_id=plan.run_id, animator=used, outage=plan.outage)
         pool = ThreadPoolExecutor(calls, thread_name_prefix="row")
         try:
             yield _rows(worker, plan, pool, calls)

@@ -5,6 +5,7 @@ The process that runs this is the only writer of ledger parts. It keeps hashes a
 
 from __future__ import annotations
 
+import contextvars
 import logging
 import math
 import queue
@@ -19,9 +20,11 @@ from typing import Any, Final, Literal
 
 from pia_ray import ledger, manifest, storage, weights
 from pia_ray.catalog import gallery
+from pia_ray.catalog.outage import Outage
+from pia_ray.catalog.verdicts import Verdicts, judged
 from pia_ray.config.catalog import CatalogConfig
 from pia_ray.config.knobs import REFERENCE_KNOBS
-from pia_ray.errors import JobError, OutputError, PiaRayError, StorageError
+from pia_ray.errors import JobError, OutputError, PiaRayError, StorageError, TooManyFailures
 from pia_ray.types import FAILED, ResultRow
 
 log = logging.getLogger(__name__)
@@ -43,6 +46,8 @@ class RunPlan:
     num_pending: int
     style_versions: Mapping[str, str] = field(default_factory=dict)
     """Versions of the models in `config.styles`, by style."""
+    outage: Outage = field(default_factory=Outage)
+    """Calls of this process that wait for the store, for executors to share with their workers."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,10 @@ class Progress:
     """Seconds from the first result to the latest."""
     columns: str = ""
     """The use of the manifest's columns in one line: knobs, and those that pass through. Empty before it is known."""
+    outage: str = ""
+    """Why the run waits for a store that is away; empty where it does not."""
+    num_waiting: int = 0
+    """Finished animations that wait for the store."""
 
     @property
     def num_left(self) -> int:
@@ -119,19 +128,28 @@ def run(config: CatalogConfig, execute: Execute, *, observe: Observer = lambda p
 
     Raises:
         JobError: the run cannot start, or its workers cannot; what is committed stays committed.
+        OutputUnavailable, ManifestUnavailable, HubUnavailable: `patience_s` is spent.
+        TooManyFailures: the run stopped for its failures.
     """
-    started = time.monotonic()
     state = _State(observe)
+    with storage.patience(config.patience_s, notice=state.note_outage):
+        return _run(config, execute, state, started=time.monotonic())
+
+
+def _run(config: CatalogConfig, execute: Execute, state: _State, *, started: float) -> RunSummary:
     state.show(Progress("planning"))
     config = _with_absolute_paths(config)
     opened = manifest.open_manifest(config)
     state.show(Progress("planning", columns=opened.use.text))
     config = settled(config)
     model_version, style_versions = versions_of(config)
-    storage.probe(config.output)
+    storage.probe(config.output, folders=("videos", "thumbnails"))
     now = _store_clock(config.output)
     record = ledger.new_run(manifest=config.manifest, model=model_version, config=_recorded(config), now=now)
-    with ledger.Lease(config.output, run_id=record.run_id), ledger.Ledger.open(config.output) as run_ledger:
+    with (
+        ledger.Lease(config.output, run_id=record.run_id),
+        ledger.Ledger.open(config.output, patience_s=config.patience_s) as run_ledger,
+    ):
         items = manifest.plan(opened, config, model_version=model_version, style_versions=style_versions)
         planned = run_ledger.plan(items, run=record, retry=config.retry, remake=config.remake)
         plan = RunPlan(config, record.run_id, planned.items_uri, planned.num_pending, style_versions)
@@ -141,11 +159,15 @@ def run(config: CatalogConfig, execute: Execute, *, observe: Observer = lambda p
             if planned.num_pending:
                 state.show(state.progress)
                 ending = _animate(plan, execute, run_ledger, state, started=started)
-        finally:
-            # Also when the workers could not go on, because their results are worth seeing.
-            state.show(replace(state.progress, phase="writing"))
-            run_ledger.finish(planned.run)
-            gallery_uri = _write_gallery(config.output)
+        except OutputError:
+            # Videos hold what the output does not take now: the next run finds them.
+            with storage.hurry(), suppress(OutputError):
+                _finish(run_ledger, planned.run, state)
+            raise
+        except BaseException:
+            _finish(run_ledger, planned.run, state)  # also their results are worth seeing
+            raise
+        gallery_uri = _finish(run_ledger, planned.run, state)
         progress = replace(state.progress, phase="ended")
         only_now = progress.num_failed_in_all == progress.num_failed
         errors = progress.errors if only_now else ledger.summary(run_ledger).errors
@@ -168,10 +190,24 @@ class _State:
 
     observe: Observer
     progress: Progress = field(default_factory=lambda: Progress("planning"))
+    lock: threading.RLock = field(default_factory=threading.RLock)
 
     def show(self, progress: Progress) -> None:
-        self.progress = progress
-        self.observe(progress)
+        with self.lock:
+            self.progress = progress
+            self.observe(progress)
+
+    def note_outage(self, reason: str) -> None:
+        """A notice for `storage.patience`; threads that read for the run call it too."""
+        with self.lock:
+            self.show(replace(self.progress, outage=reason))
+
+
+def _finish(run_ledger: ledger.Ledger, record: ledger.RunRecord, state: _State) -> str | None:
+    """Writes what is left of the run; the URI of the gallery, or None where it could not be written."""
+    state.show(replace(state.progress, phase="writing"))
+    run_ledger.finish(record)
+    return _write_gallery(run_ledger.output)
 
 
 def _planned(planned: ledger.Planned) -> Progress:
@@ -198,9 +234,9 @@ def _animate(plan: RunPlan, execute: Execute, run_ledger: ledger.Ledger, state: 
                 state.show(progress)
     except KeyboardInterrupt:
         ending = "interrupted"
-    except (OutputError, SystemExit):
+    except (OutputError, TooManyFailures, SystemExit):
         # Our own trouble, not a worker's: rows in flight are not to be charged with it.
-        with suppress(StorageError):
+        with storage.hurry(), suppress(StorageError):
             ledger.withdraw_latest_attempts(output, kept=deaths)
         raise
     if ending != "finished":
@@ -261,26 +297,30 @@ def _follow(
 ) -> Generator[tuple[Progress, Ending], None, None]:
     """Takes results as they come until all are there or the deadline passes."""
     refresh_at = time.monotonic() + REFRESH_S
+    verdicts = Verdicts(plan.config, num_pending=progress.num_pending)
     with execute(plan) as results:
         reader = _ResultReader(results)
         while (rows := reader.take(timeout_s=0.5)) is not None:
             now = time.monotonic()
-            if rows:
-                run_ledger.append(rows)
-                progress = _count(progress, rows, now - started)
-            else:
-                run_ledger.flush_if_due()
-            yield progress, "finished"
+            with storage.hurry():
+                run_ledger.append(verdicts.take(rows))
+            progress = _count(progress, judged(rows), now - started)
+            yield replace(progress, outage=plan.outage.reason, num_waiting=plan.outage.num_animations), "finished"
+            if verdicts.stop is not None:
+                raise verdicts.stop
             if now > deadline and progress.num_left:
+                run_ledger.append(verdicts.held())
                 yield progress, "deadline"
                 return
             if now > refresh_at:
                 try:
-                    run_ledger.write_results()
-                    _write_gallery(plan.config.output)
+                    with storage.hurry():
+                        run_ledger.write_results()
+                        _write_gallery(plan.config.output)
                 except OutputError as error:
                     log.warning("results.parquet is left as it was for now: %s", error)
                 refresh_at = time.monotonic() + max(REFRESH_S, 20 * (time.monotonic() - now))
+        run_ledger.append(verdicts.held())
 
 
 def _write_gallery(output: str) -> str | None:
@@ -293,6 +333,8 @@ def _write_gallery(output: str) -> str | None:
 
 
 def _count(progress: Progress, rows: Sequence[ResultRow], since_start_s: float) -> Progress:
+    if not rows:
+        return progress
     errors = progress.errors + Counter(row.error_code for row in rows if row.error_code is not None)
     failed = sum(row.status == FAILED for row in rows)
     first_s = progress.first_row_s or since_start_s
@@ -314,7 +356,8 @@ class _ResultReader:
         self._results = results
         self._queue: queue.SimpleQueue[Sequence[ResultRow] | BaseException | None] = queue.SimpleQueue()
         # A daemon: it may be blocked inside the executor, which is closed while this thread still reads.
-        threading.Thread(target=self._read, name="results", daemon=True).start()
+        context = contextvars.copy_context()
+        threading.Thread(target=context.run, args=(self._read,), name="results", daemon=True).start()
 
     def take(self, *, timeout_s: float) -> Sequence[ResultRow] | None:
         """The next results; nothing within the time gives an empty list, the end gives None."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pia_ray import ledger, manifest, storage
 from pia_ray.animation import Animation
 from pia_ray.config.catalog import CatalogConfig
-from pia_ray.errors import StorageDamaged, StorageError, VideoError
+from pia_ray.errors import StorageDamaged, StorageError, StorageNotFound, VideoError
 from pia_ray.manifest.inputs import read_image, read_references, require_planned
 from pia_ray.media import image as pictures
 from pia_ray.media import video
@@ -191,7 +191,7 @@ def _committed(uri: str, thumbnail_uris: tuple[str, str], *, work_key: str) -> R
     try:
         content = storage.read_bytes(uri)
         facts = video.probe(content)
-    except (StorageDamaged, VideoError):
+    except (StorageDamaged, StorageNotFound, VideoError):  # damaged, or removed since
         return None
     sha256 = hashlib.sha256(content).hexdigest()
     if found.metadata.get("sha256", sha256) != sha256:

@@ -1,6 +1,6 @@
 """The entry point of `pia-ray`: logging, exit codes, and one line for each error.
 
-Exit codes: 0 all rows succeeded, 1 some failed, 2 could not run, 4 deadline, 130 interrupted.
+Exit codes: 0 all rows succeeded, 1 some failed, 2 could not run, 4 deadline or out of patience, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pia_ray.cli.commands import Command, image_command
 from pia_ray.cli.machine_errors import machine_error
 from pia_ray.cli.parser import make_parser
-from pia_ray.errors import PiaRayError, RowError
+from pia_ray.errors import JobError, PiaRayError, RowError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,6 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return command(args)
     except PiaRayError as error:
         print(f"pia-ray: {error.message}", file=sys.stderr)
+        if isinstance(error, JobError):
+            return error.exit_code
         # `pia-ray image` is a run of one row. Anywhere else a store's or a knob's error means that nothing could run.
         return 1 if isinstance(error, RowError) and args.command is image_command else 2
     except KeyboardInterrupt:

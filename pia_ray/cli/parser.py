@@ -153,7 +153,7 @@ def _add_catalog_flags(parser: argparse.ArgumentParser) -> None:
     def add(name: str, metavar: str, **how: Any) -> None:
         field = CatalogConfig.model_fields[name]
         default = "" if field.default in (None, (), False) else f" (default: {field.default})"
-        text = (field.description or "").rstrip(".") + default
+        text = ((field.description or "").rstrip(".") + default).replace("%", "%%")
         how = {"metavar": metavar, **how} if metavar else how
         group.add_argument(f"--{name.removesuffix('_s').replace('_', '-')}", dest=name, help=text, **how)
 
@@ -172,6 +172,8 @@ def _add_catalog_flags(parser: argparse.ArgumentParser) -> None:
     add("prefetch", "N", type=int)
     add("format", "", choices=_FORMATS)
     add("max_attempts", "N", type=int)
+    add("patience_s", "T", type=_seconds)
+    add("max_failures", "N|P%")
     add("deadline_s", "T", type=_seconds)
     add("row_timeout_s", "T", type=_seconds)
     add("detect_changes", "", action="store_true", default=None)

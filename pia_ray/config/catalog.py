@@ -6,6 +6,8 @@ Reads YAML files and nothing else: no environment variables, no network.
 from __future__ import annotations
 
 import codecs
+import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -22,6 +24,8 @@ from pia_ray.config.model import KnobDefaults, ModelConfig, build, load_model, l
 from pia_ray.config.resolving import lora_strengths
 from pia_ray.config.workers import MAX_AUTO_BATCH_SIZE, WorkerConfig
 from pia_ray.errors import BadParameter, ConfigError, row_errors
+
+_MAX_FAILURES: Final = re.compile(r"\d{1,9}|(\d{1,2}(\.\d+)?|100)%")
 
 RETRY_ALL: Final = "failed"
 """Stands for every error code in `CatalogConfig.retry`."""
@@ -81,6 +85,12 @@ class CatalogConfig(WorkerConfig):
     cpus_per_actor: float = Field(1.0, ge=0, le=64, description="CPU cores reserved per worker.")
     prefetch: int = Field(2, ge=0, le=64, description="Rows fetched or encoded while others denoise, per worker.")
     max_attempts: int = Field(3, ge=1, le=100, description="Tries of a row whose worker dies, or that may be retried.")
+    patience_s: float = Field(
+        900.0, ge=0, description="Seconds to wait for a store, hub or picture host that is away, then stop, resumable."
+    )
+    max_failures: str | None = Field(
+        None, description="Most rows that may fail, as 100 or 5% of those to do; the run stops beyond. Left out: any."
+    )
     deadline_s: float | None = Field(None, gt=0, description="Seconds after which the run stops, resumable.")
     row_timeout_s: float = Field(3600.0, gt=0, description="Seconds after which a row in the engine fails.")
     max_image_bytes: int = Field(50_000_000, ge=1, description="Larger image files are refused, unread.")
@@ -96,6 +106,14 @@ class CatalogConfig(WorkerConfig):
     def style_models(self) -> Mapping[str, ModelConfig]:
         """The models of `styles`."""
         return self.styles
+
+    def most_failures(self, num_pending: int) -> float:
+        """The number of failed rows beyond which a run with so many rows to do stops."""
+        if self.max_failures is None:
+            return math.inf
+        if self.max_failures.endswith("%"):
+            return num_pending * float(self.max_failures.removesuffix("%")) / 100
+        return int(self.max_failures)
 
     def concurrent_rows(self, gpus: float = 0.0) -> int:
         """Rows that a worker with so many GPUs works on at once: denoising, and fetched or published meanwhile."""
@@ -165,6 +183,14 @@ class CatalogConfig(WorkerConfig):
             names = tuple(part.strip() for part in value.split(",") if part.strip())
             value = () if names == ("none",) else names
         return value
+
+    @field_validator("max_failures", mode="before")
+    @classmethod
+    def _number_or_share(cls, value: object) -> object:
+        text = value if value is None else str(value).strip()
+        if text is not None and _MAX_FAILURES.fullmatch(text) is None:
+            raise ValueError('must be a number of rows or a share of them, such as "100" or "5%"')
+        return text
 
     @field_validator("retry", mode="before")
     @classmethod

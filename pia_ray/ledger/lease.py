@@ -97,9 +97,10 @@ class Lease:
         if not self.held:
             return
         try:
-            found = storage.head(self._uri)
-            if found is not None and found.etag == self._etag:
-                storage.delete(self._uri)
+            with storage.hurry():
+                found = storage.head(self._uri)
+                if found is not None and found.etag == self._etag:
+                    storage.delete(self._uri)
         except StorageError as failure:
             _log.warning("the lease stays until it expires in %.0f s: %s", self._ttl_s, failure.message)
         self._etag = ""

@@ -18,10 +18,11 @@ import numpy as np
 import pyarrow as pa
 
 from pia_ray import storage
-from pia_ray.errors import OutputError, StorageError
+from pia_ray.errors import OutputError, OutputUnavailable, StorageError
 from pia_ray.ledger import attempts, layout, runs
 from pia_ray.ledger.index import Index, split_keys
 from pia_ray.ledger.parts import (
+    PATIENCE_S,
     PartWriter,
     drop_parts,
     quarantine,
@@ -55,16 +56,16 @@ class Ledger:
         OutputError: wherever the store refuses or does not answer.
     """
 
-    def __init__(self, output: str, index: Index) -> None:
+    def __init__(self, output: str, index: Index, *, patience_s: float = PATIENCE_S) -> None:
         self.output = output
         self.index = index
-        self._writer = PartWriter(output, index)
+        self._writer = PartWriter(output, index, patience_s=patience_s)
 
     @classmethod
-    def open(cls, output: str) -> Self:
-        """The ledger of an output, empty where nothing is there."""
+    def open(cls, output: str, *, patience_s: float = PATIENCE_S) -> Self:
+        """The ledger of an output, empty where nothing is there; rows wait so long for a store that is away."""
         with output_errors(output):
-            return cls(output, read_index(output))
+            return cls(output, read_index(output), patience_s=patience_s)
 
     def __enter__(self) -> Self:
         return self
@@ -72,7 +73,12 @@ class Ledger:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.flush()
+        if not isinstance(error, OutputError):
+            self.flush()
+            return
+        # The store has stopped the caller and may refuse this too; what is not written is found again by its videos.
+        with storage.hurry(), contextlib.suppress(OutputError):
+            self.flush()
 
     def plan(
         self, tables: Iterable[pa.Table], *, run: RunRecord, retry: Iterable[str] = (), remake: Collection[str] = ()
@@ -80,9 +86,9 @@ class Ledger:
         """Writes down the work items of a manifest and which of them are pending.
 
         `tables` have the columns of ITEMS_SCHEMA, then the pass-through columns. Failed items are pending if
-        `retry` holds "failed" or their error code. Succeeded ones are if their video is missing or damaged and `remake`
-        holds that word; a damaged video is moved aside. Rejected items become failed rows at once. If `tables` raises,
-        nothing is kept.
+        `retry` holds "failed" or their error code, and those that were the world's fault always. Succeeded ones are if
+        their video is missing or damaged and `remake` holds that word; a damaged video is moved aside. Rejected items
+        become failed rows at once. If `tables` raises, nothing is kept.
         """
         with _temporary_folder() as folder:
             with output_errors(self.output):
@@ -228,7 +234,8 @@ def output_errors(output: str) -> Iterator[None]:
     try:
         yield
     except StorageError as error:
-        raise OutputError(f"the output {output} cannot be used: {error.message}") from error
+        kind = OutputUnavailable if error.retryable else OutputError
+        raise kind(f"the output {output} cannot be used: {error.message}") from error
 
 
 @contextlib.contextmanager

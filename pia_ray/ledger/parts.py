@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import logging
 import time
 from collections import deque
@@ -14,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pia_ray import storage
-from pia_ray.errors import LedgerError, OutputError, StorageDamaged, StorageError, StorageNotFound
+from pia_ray.errors import LedgerError, OutputError, OutputUnavailable, StorageDamaged, StorageError, StorageNotFound
 from pia_ray.ledger import layout
 from pia_ray.ledger.index import Index
 from pia_ray.ledger.results import RESULTS_SCHEMA, conform, read_parquet, to_table
@@ -24,7 +25,7 @@ PART_ROWS: Final = 64
 PART_S: Final = 30.0
 MERGED_ROWS: Final = 8192
 """A writer puts its small parts together when they have so many rows, so that a ledger of millions opens fast."""
-PATIENCE_S: Final = 600.0
+PATIENCE_S: Final = 900.0
 """Seconds that rows wait in memory for a store that does not answer, before the run stops."""
 
 PART_SCHEMA: Final = RESULTS_SCHEMA.append(pa.field("recorded_at", pa.timestamp("us", tz="UTC")))
@@ -86,7 +87,7 @@ def read_parts(
     with ThreadPoolExecutor(_READERS, thread_name_prefix="ledger-read") as pool:
         ahead: deque[tuple[str, Future[pa.Table | LedgerError | None]]] = deque()
         for uri in uris:
-            ahead.append((uri, pool.submit(read, uri)))
+            ahead.append((uri, pool.submit(contextvars.copy_context().run, read, uri)))
             if len(ahead) > _READERS:
                 first, result = ahead.popleft()
                 yield first, result.result()
@@ -161,18 +162,20 @@ def quarantine(output: str, part_uri: str) -> str:
 def drop_parts(uris: Iterable[str]) -> None:
     """Removes parts whose rows are durable elsewhere."""
     with ThreadPoolExecutor(_READERS, thread_name_prefix="ledger-drop") as pool:
-        list(pool.map(storage.delete, uris))
+        for removed in [pool.submit(contextvars.copy_context().run, storage.delete, uri) for uri in uris]:
+            removed.result()
 
 
 class PartWriter:
     """Collects result rows and writes a part for every 64 of them, or after 30 s. One thread uses it.
 
-    While the store does not answer, rows wait in memory for up to ten minutes; their videos are committed anyhow.
+    While the store does not answer, rows wait in memory for up to `patience_s`; their videos are committed anyhow.
     """
 
-    def __init__(self, output: str, index: Index) -> None:
+    def __init__(self, output: str, index: Index, *, patience_s: float = PATIENCE_S) -> None:
         self._output = output
         self._index = index
+        self._patience_s = patience_s
         self._rows: list[ResultRow] = []
         self._small: list[tuple[str, pa.Table]] = []
         self._oldest = 0.0
@@ -191,7 +194,7 @@ class PartWriter:
         """Writes what waits if it is 64 rows or has waited for 30 s. Called now and then where no rows come.
 
         Raises:
-            OutputError: the store refused, or has not answered for ten minutes.
+            OutputError: the store refused, or has not answered for `patience_s`.
         """
         now = time.monotonic()
         due = len(self._rows) >= PART_ROWS or (self._rows and now - self._oldest >= PART_S)
@@ -199,15 +202,12 @@ class PartWriter:
             return
         try:
             self.flush()
-        except OutputError as error:
-            cause = error.__cause__
-            if not (isinstance(cause, StorageError) and cause.retryable):
-                raise
+        except OutputUnavailable as error:
             self._failing_since = self._failing_since or now
-            if now - self._failing_since > PATIENCE_S:
+            if now - self._failing_since > self._patience_s:
                 raise
-            self._next_try = time.monotonic() + PART_S
-            _log.warning("%d result rows wait for the store: %s", len(self._rows), cause.message)
+            self._next_try = time.monotonic() + min(PART_S, self._patience_s)
+            _log.warning("%d result rows wait for the store: %s", len(self._rows), error.message)
 
     def flush(self) -> None:
         """Writes what waits, now.
@@ -222,7 +222,8 @@ class PartWriter:
             table = stamped(self._output, table, after=self._index)
             uri = write_part(self._output, table)
         except StorageError as error:
-            raise OutputError(f"result rows cannot be written: {error.message}") from error
+            kind = OutputUnavailable if error.retryable else OutputError
+            raise kind(f"result rows cannot be written: {error.message}") from error
         self._index.add(uri, table)
         self._rows.clear()
         self._failing_since = None

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pia_ray.config.catalog import RETRY_ALL
-from pia_ray.errors import BadParameter
+from pia_ray.errors import BadParameter, row_errors
 from pia_ray.ledger.index import Index, split_keys
 from pia_ray.ledger.results import RESULTS_SCHEMA
 from pia_ray.ledger.runs import COLUMN_PREFIX, RunRecord
@@ -65,9 +65,9 @@ def sort_items(index: Index, table: pa.Table, *, retry: Collection[str], lost: n
     succeeded = np.zeros(len(positions), np.bool_)
     succeeded[known] = winners.succeeded[positions[known]]
     again = np.zeros(len(positions), np.bool_)
-    if retry:
-        named = [code for code, text in enumerate(index.codes) if text in retry]
-        again[known] = RETRY_ALL in retry or np.isin(winners.code[positions[known]], named)
+    wanted = {*retry, *(code for code, kind in row_errors().items() if kind.fault == "world")}
+    named = [code for code, text in enumerate(index.codes) if text in wanted]
+    again[known] = RETRY_ALL in retry or np.isin(winners.code[positions[known]], named)
     rejected = pc.is_valid(table["error_message"]).to_numpy() & ~succeeded
     return Sorted(known, succeeded, rejected, pending=~succeeded & ~rejected & (~known | again))
 

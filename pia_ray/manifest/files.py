@@ -5,6 +5,7 @@ A damaged file is a `ManifestError` that names it.
 
 from __future__ import annotations
 
+import contextvars
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 
 from pia_ray.config.catalog import CatalogConfig
-from pia_ray.errors import ManifestError, StorageError
+from pia_ray.errors import ManifestError, ManifestUnavailable, PiaRayError, StorageError
 from pia_ray.manifest.columns import image_names
 from pia_ray.manifest.finding import find_names, kind_of, partitions_of
 from pia_ray.manifest.json_rows import one_type_per_json_column, read_jsonl, scan_jsonl
@@ -43,7 +44,8 @@ def find(uri: str, config: CatalogConfig) -> tuple[TableFile, ...]:
         name = PurePosixPath(root).name
         return (TableFile(root, name, root, "pictures", schema, len(found.pictures), pictures=tuple(found.pictures)),)
     with ThreadPoolExecutor(max_workers=16) as pool:  # footers are one small request each
-        opened = list(pool.map(lambda name: _open(root, name, config), found.tables))
+        reads = [pool.submit(contextvars.copy_context().run, _open, root, name, config) for name in found.tables]
+        opened = [read.result() for read in reads]
     opened = [replace(file, partitions=_partitions(file)) for file in opened]
     return tuple(one_type_per_json_column(opened))
 
@@ -84,7 +86,7 @@ def read(file: TableFile, columns: Columns, *, passed: pa.Schema) -> Iterator[Ch
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise ManifestError(f"{file.name} is damaged or cannot be read: {error}") from None
     except (OSError, EOFError, zlib.error, StorageError) as error:
-        raise ManifestError(f"cannot read {file.name}: {error}") from None
+        raise _unread(file.name, error) from None
 
 
 def _with_partitions(passed: pa.Table, file: TableFile) -> pa.Table:
@@ -133,7 +135,13 @@ def _open(root: str, name: str, config: CatalogConfig) -> TableFile:
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise ManifestError(f"{name} is damaged or no {kind} file: {error}") from None
     except (OSError, EOFError, zlib.error, StorageError) as error:
-        raise ManifestError(f"cannot read {name}: {error}") from None
+        raise _unread(name, error) from None
+
+
+def _unread(name: str, error: Exception) -> ManifestError:
+    """The error for a manifest whose file could not be read."""
+    away = isinstance(error, PiaRayError) and error.retryable
+    return (ManifestUnavailable if away else ManifestError)(f"cannot read {name}: {error}")
 
 
 def _no_twins(names: Sequence[str], file: str) -> None:

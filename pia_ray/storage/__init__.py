@@ -1,8 +1,8 @@
 """Reads, writes and lists objects by URI: a local path, `file://`, or `s3://bucket/key` on any S3-compatible store.
 
 Every write is atomic and every call is retried within bounds; failures are the `StorageError`s of the error tree. The
-parts are `uris`, `client` (boto3), `faults` (what becomes which error, and retries), `local`, `s3` and `objects` (what
-each call promises). Owns boto3, whose own configuration decides: `AWS_*` variables, profiles, roles.
+parts are `uris`, `client` (boto3), `patience`, `errors` (what becomes which error, and retries), `local`, `s3` and
+`objects` (what each call promises). Owns boto3, whose own configuration decides: `AWS_*` variables, profiles, roles.
 """
 
 from pia_ray.storage.client import forget_clients
@@ -27,9 +27,11 @@ from pia_ray.storage.objects import (
     upload_file,
     write_bytes,
 )
+from pia_ray.storage.patience import Notice, hurry, patience, waited_out
 from pia_ray.storage.uris import ObjectStat, is_s3, join, local_path
 
 __all__ = [
+    "Notice",
     "ObjectStat",
     "arrow_filesystem",
     "clock",
@@ -40,11 +42,13 @@ __all__ = [
     "exists",
     "forget_clients",
     "head",
+    "hurry",
     "is_s3",
     "join",
     "list_objects",
     "local_path",
     "move",
+    "patience",
     "presign",
     "probe",
     "read_bytes",
@@ -53,5 +57,6 @@ __all__ = [
     "sha256_of",
     "sweep",
     "upload_file",
+    "waited_out",
     "write_bytes",
 ]

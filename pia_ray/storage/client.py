@@ -25,6 +25,7 @@ POOL_CONNECTIONS: Final = 64
 conditional_writes: Final[dict[str, bool]] = {}
 """By bucket, whether the store refuses to overwrite when asked to, as far as it has been found out."""
 
+_answered = threading.Event()
 _lock = threading.Lock()
 _sessions: list[Any] = []
 _clients: dict[str, Any] = {}
@@ -59,6 +60,16 @@ def endpoint() -> str:
     return f"{parts.scheme}://{parts.hostname}{f':{parts.port}' if parts.port else ''}"
 
 
+def note_answer() -> None:
+    """Notes that the store has answered this process."""
+    _answered.set()
+
+
+def has_answered() -> bool:
+    """Whether the store has ever answered this process, so that its address is not wrong."""
+    return _answered.is_set()
+
+
 def forget_clients() -> None:
     """Drops this process's connections; the next call reads boto3's configuration anew."""
     with _lock:
@@ -67,6 +78,7 @@ def forget_clients() -> None:
         _clients.clear()
         _sessions.clear()
         conditional_writes.clear()
+        _answered.clear()
 
 
 def _new_client(session: Any, signature_version: str | None) -> Any:
@@ -97,8 +109,8 @@ def _new_client(session: Any, signature_version: str | None) -> Any:
 
 
 def _after_fork() -> None:
-    global _lock
-    _lock = threading.Lock()  # the parent may have held it at the fork
+    global _answered, _lock
+    _answered, _lock = threading.Event(), threading.Lock()  # the parent may have held them at the fork
     _clients.clear()  # sockets are not shared between processes
     _sessions.clear()
 

@@ -22,10 +22,13 @@ from pia_ray.errors import (
     StorageUnavailable,
 )
 from pia_ray.storage import client
+from pia_ray.storage.patience import hurried, waited_out
 from pia_ray.storage.uris import bucket_and_key
 
 RETRY_ATTEMPTS: Final = 10
 """Tries of one call, each of which is tried CLIENT_ATTEMPTS times inside botocore."""
+HURRIED_ATTEMPTS: Final = 2
+"""Tries of one call in a block that is in a hurry."""
 RETRY_FIRST_WAIT_S: Final = 0.1
 RETRY_LONGEST_WAIT_S: Final = 15.0
 RETRY_BUDGET_S: Final = 180.0
@@ -41,22 +44,8 @@ _T = TypeVar("_T")
 
 
 def retried(call: Callable[[], _T], verb: str, uri: str, *, attempts: int = RETRY_ATTEMPTS) -> _T:
-    """Runs `call` until it succeeds, the fault is one that stays, or attempts or time are spent."""
-    begin = time.monotonic()
-    for attempt in range(1, attempts + 1):
-        try:
-            return call()
-        except (aws.BotoCoreError, aws.ClientError, boto3.exceptions.Boto3Error, OSError) as error:
-            failure = _s3_error(error, verb, uri)
-        except (StorageThrottled, StorageUnavailable) as error:
-            failure = error
-        wait_s = random.uniform(0.5, 1) * min(RETRY_LONGEST_WAIT_S, RETRY_FIRST_WAIT_S * 2 ** (attempt - 1))  # noqa: S311
-        late = time.monotonic() - begin + wait_s > RETRY_BUDGET_S
-        if not failure.retryable or attempt == attempts or late:
-            raise failure from None
-        _log.debug("%s; try %d follows in %.1f s", failure.message, attempt + 1, wait_s)
-        time.sleep(wait_s)
-    raise AssertionError("unreachable")
+    """Runs `call` until it succeeds, the fault is one that stays, or attempts or time are spent, and patience is."""
+    return waited_out(lambda: _tried(call, verb, uri, attempts=attempts), has_answered=client.has_answered)
 
 
 @contextlib.contextmanager
@@ -93,6 +82,30 @@ def too_large(uri: str, size_bytes: int, max_bytes: int) -> StorageTooLarge:
 def status_of(error: aws.ClientError) -> int:
     """The HTTP status of the store's answer; 0 if it had none."""
     return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+
+
+def _tried(call: Callable[[], _T], verb: str, uri: str, *, attempts: int) -> _T:
+    attempts = min(attempts, HURRIED_ATTEMPTS) if hurried() else attempts
+    begin = time.monotonic()
+    for attempt in range(1, attempts + 1):
+        try:
+            result = call()
+        except (aws.BotoCoreError, aws.ClientError, boto3.exceptions.Boto3Error, OSError) as error:
+            if isinstance(error, aws.ClientError) and status_of(error):
+                client.note_answer()
+            failure = _s3_error(error, verb, uri)
+        except (StorageThrottled, StorageUnavailable) as error:
+            failure = error
+        else:
+            client.note_answer()
+            return result
+        wait_s = random.uniform(0.5, 1) * min(RETRY_LONGEST_WAIT_S, RETRY_FIRST_WAIT_S * 2 ** (attempt - 1))  # noqa: S311
+        late = time.monotonic() - begin + wait_s > RETRY_BUDGET_S
+        if not failure.retryable or attempt == attempts or late:
+            raise failure from None
+        _log.debug("%s; try %d follows in %.1f s", failure.message, attempt + 1, wait_s)
+        time.sleep(wait_s)
+    raise AssertionError("unreachable")
 
 
 def _s3_error(error: Exception, verb: str, uri: str) -> StorageError:
@@ -143,4 +156,6 @@ def _answer_error(error: aws.ClientError, start: str, uri: str) -> StorageError:
         )
     if status >= 500 or status in (0, 408, 409) or code in ("RequestTimeout", "BadDigest"):
         return StorageUnavailable(f"{start}the store answered {status or 'nothing'} {code}.")
+    if code == str(status):  # an answer without a body
+        return StorageError(f"{start}the store answered {status} and gives no reason.")
     return StorageError(f"{start}the store answered {status} {code}.")

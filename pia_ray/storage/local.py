@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import Final
 
 from pia_ray.storage.errors import local_errors, too_large
+from pia_ray.storage.patience import patient
 from pia_ray.storage.uris import ObjectStat, join, local_path
 
 _TEMPORARY_PREFIX: Final = ".tmp-"
 
 
+@patient
 def read_object(uri: str, *, max_bytes: int | None) -> tuple[bytes, str]:
     """The content, and the ETag of the file that was read, whatever has taken its place since."""
     with local_errors("read", uri), local_path(uri).open("rb") as file:
@@ -36,16 +38,19 @@ def sha256_of(uri: str) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+@patient
 def write_bytes(uri: str, content: bytes) -> None:
     with local_errors("write", uri), temporary_beside(local_path(uri), content) as temporary:
         temporary.replace(local_path(uri))
 
 
+@patient
 def create_bytes(uri: str, content: bytes) -> bool:
     with local_errors("write", uri), temporary_beside(local_path(uri), content) as temporary:
         return _link(temporary, local_path(uri))
 
 
+@patient
 def replace_bytes(uri: str, content: bytes, *, etag: str) -> str | None:
     with local_errors("write", uri), _folder_lock(local_path(uri).parent):
         now = head(uri)
@@ -56,6 +61,7 @@ def replace_bytes(uri: str, content: bytes, *, etag: str) -> str | None:
         return now.etag if now is not None else None
 
 
+@patient
 def head(uri: str) -> ObjectStat | None:
     with local_errors("read", uri):
         try:
@@ -65,6 +71,7 @@ def head(uri: str) -> ObjectStat | None:
         return None if stat.S_ISDIR(facts.st_mode) else _object_stat(uri, facts)
 
 
+@patient
 def clock(uri: str) -> datetime:
     """The time by the file system of the folder `uri`, which may be another machine's."""
     with local_errors("write", uri), temporary_beside(local_path(uri) / "clock", b"") as temporary:
@@ -91,6 +98,7 @@ def list_objects(uri: str, *, suffix: str) -> Iterator[ObjectStat]:
             yield _object_stat(below, facts)
 
 
+@patient
 def delete(uri: str) -> None:
     with local_errors("delete", uri), contextlib.suppress(FileNotFoundError, NotADirectoryError):
         local_path(uri).unlink()
@@ -108,6 +116,7 @@ def copy_file(uri: str, path: Path) -> None:
         shutil.copyfile(local_path(uri), path)
 
 
+@patient
 def upload_file(path: Path, uri: str) -> None:
     with local_errors("write", uri), temporary_beside(local_path(uri), b"") as temporary:
         shutil.copyfile(path, temporary)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from pia_ray.errors import OutputError, StorageError, StorageNotFound
+from pia_ray.errors import OutputError, OutputUnavailable, StorageError, StorageNotFound
 from pia_ray.storage import local, s3
 from pia_ray.storage.errors import local_errors
 from pia_ray.storage.uris import ObjectStat, is_s3, join, local_path
@@ -167,10 +167,13 @@ def conditional_writes(uri: str) -> bool:
     return not is_s3(uri) or s3.conditional_writes(uri)
 
 
-def probe(output_uri: str) -> None:
+def probe(output_uri: str, *, folders: Sequence[str] = ()) -> None:
     """Writes, reads and deletes a small object, and learns whether the store has conditional writes.
 
+    In each of `folders` it creates and deletes one too, because rights may differ by prefix.
+
     Raises:
+        OutputUnavailable: the store does not answer, or has no space.
         OutputError: says what is refused and what to do about it.
     """
     uri = join(output_uri, "_ledger", f"probe-{uuid.uuid4().hex}")
@@ -190,10 +193,15 @@ def probe(output_uri: str) -> None:
         if read_bytes(uri) != content:
             raise OutputError(f"{output_uri}: what was written is not what is read back")
         delete(uri)
+        for folder in folders:
+            beside = join(output_uri, folder, uri.rpartition("/")[2])
+            create_bytes(beside, content)
+            delete(beside)
     except StorageNotFound as error:
         raise OutputError(f"{error.message} Create it, or choose another --output.") from None
     except StorageError as error:
-        raise OutputError(f"the output {output_uri} cannot be used: {error.message}") from None
+        kind = OutputUnavailable if error.retryable else OutputError
+        raise kind(f"the output {output_uri} cannot be used: {error.message}") from None
 
 
 def sweep(uri: str, *, older_than_s: float = STALE_TEMPORARY_S) -> int:

@@ -19,7 +19,8 @@ from botocore import exceptions as aws
 from pia_ray.errors import StorageDamaged, StorageError, StorageNotFound, StorageUnavailable
 from pia_ray.storage import client
 from pia_ray.storage.client import s3_client
-from pia_ray.storage.errors import retried, status_of, too_large
+from pia_ray.storage.errors import RETRY_ATTEMPTS, retried, status_of, too_large
+from pia_ray.storage.patience import patience_s
 from pia_ray.storage.uris import ObjectStat, bucket_and_key, join, object_address
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ _WRITE_ID: Final = "write-id"
 """Metadata by which a writer knows its own object again after the answer to its put was lost."""
 
 _WITH_CHECKSUM: Final = {"ChecksumMode": "ENABLED"}
+ARROW_PAUSE_S: Final = 20.0
+"""The longest pause of Arrow between two tries."""
 
 _log = logging.getLogger(__name__)
 
@@ -130,7 +133,7 @@ def head(uri: str) -> ObjectStat | None:
         except aws.ClientError as error:
             if status_of(error) == 404:
                 return None
-            raise
+            raise _explained(error, uri) from None
         checksum = answer.get("ChecksumSHA256", "")
         return ObjectStat(
             uri=uri,
@@ -151,7 +154,7 @@ def clock(uri: str) -> datetime:
             headers = s3_client().head_object(**object_address(join(uri, "clock")))["ResponseMetadata"]["HTTPHeaders"]
         except aws.ClientError as error:
             if status_of(error) not in (403, 404):
-                raise
+                raise _explained(error, uri) from None
             headers = error.response["ResponseMetadata"]["HTTPHeaders"]
         return datetime.strptime(headers["date"], "%a, %d %b %Y %H:%M:%S %Z").replace(tzinfo=UTC)
 
@@ -216,6 +219,9 @@ def arrow_filesystem(uri: str) -> tuple[FileSystem, str]:
     endpoint = urlsplit(s3_client().meta.endpoint_url)
     if not (endpoint.hostname or "").endswith((".amazonaws.com", ".amazonaws.com.cn")):
         arguments |= {"endpoint_override": endpoint.netloc, "scheme": endpoint.scheme}
+    # Arrow gives up after three tries in as many seconds.
+    tries = RETRY_ATTEMPTS + int(patience_s() / ARROW_PAUSE_S)
+    arguments["retry_strategy"] = fs.AwsStandardS3RetryStrategy(max_attempts=tries)
     credentials = client.aws_session().get_credentials()
     # Credentials that a machine's role hands out expire: there Arrow's own provider renews them, as boto3 does.
     if credentials is not None and credentials.method not in ("iam-role", "container-role"):
@@ -265,6 +271,17 @@ def sweep(uri: str, *, older_than_s: float) -> int:
     except StorageError as error:  # tidying needs permissions that a run does not
         _log.info("unfinished uploads below %s were not swept: %s", uri, error.message)
     return removed
+
+
+def _explained(error: aws.ClientError, uri: str) -> aws.ClientError:
+    """The refusal of a HEAD with the store's own code, which only an answer with a body holds: asks once more."""
+    if status_of(error) not in (400, 403):
+        return error
+    try:
+        s3_client().get_object(**object_address(uri), Range="bytes=0-0")["Body"].close()
+    except aws.ClientError as told:
+        return told if status_of(told) == status_of(error) else error
+    return error
 
 
 def _bucket_and_folder(uri: str) -> tuple[str, str]:

@@ -23,7 +23,7 @@ from huggingface_hub.errors import (
 )
 
 from pia_ray import storage
-from pia_ray.errors import WeightsError
+from pia_ray.errors import HubUnavailable, WeightsError
 from pia_ray.weights.checkpoint import Part, refuse_pickle, verify
 
 log = logging.getLogger(__name__)
@@ -82,10 +82,8 @@ def commit(part: Part) -> str:
     except WeightsError:
         pass
     repository, _ = _repository(part)
-    try:
-        found = huggingface_hub.HfApi().model_info(repository, revision=part.revision).sha
-    except _HUB_ERRORS as error:
-        raise _hub_error(error, part) from None
+    # Waits only for a hub that answers: without a network, or offline, no patience helps.
+    found = storage.waited_out(lambda: _newest(repository, part), has_answered=lambda: True)
     if found is None:
         raise WeightsError(f"the hub names no commit for {repository}: give its revision")
     return found
@@ -101,6 +99,13 @@ def identity(part: Part, commit: str) -> str:
     """The parts of a version: the commit, and for one file of a repository its name."""
     _, name = _repository(part)
     return hashlib.sha256(f"{commit}\0{name}".encode()).hexdigest() if name else commit
+
+
+def _newest(repository: str, part: Part) -> str | None:
+    try:
+        return huggingface_hub.HfApi().model_info(repository, revision=part.revision).sha
+    except _HUB_ERRORS as error:
+        raise _hub_error(error, part) from None
 
 
 def _repository(part: Part) -> tuple[str, str]:
@@ -178,4 +183,6 @@ def _hub_error(error: Exception, part: Part) -> WeightsError:
             "HF_HUB_OFFLINE, or run `pia-ray models pull` where there is a network and copy the cache."
         )
     text = str(error).strip().split("\n")[0]
+    if isinstance(error, HfHubHTTPError) and error.response.status_code in (408, 429, 500, 502, 503, 504):
+        return HubUnavailable(f"{name} cannot be fetched from the hub now: {text}")
     return WeightsError(f"{name} cannot be fetched from the hub: {type(error).__name__}: {text}")

@@ -71,19 +71,23 @@ def results() -> str:
 
 
 def run_errors() -> str:
-    lines = ["| error code | class | meaning | what to do |", "|---|---|---|---|"]
+    lines = ["| error code | class | exit | meaning | what to do |", "|---|---|---|---|---|"]
     for kind in below(errors.JobError):
         meaning, advice = meaning_of(kind)
-        lines.append(f"| `{kind.code}` | `{kind.__name__}` | {meaning} | {advice} |")
+        lines.append(f"| `{kind.code}` | `{kind.__name__}` | {kind.exit_code} | {meaning} | {advice} |")
     return "\n".join(lines)
 
 
 def row_errors() -> str:
-    lines = ["| error code | class | retryable | HTTP | meaning | what to do |", "|---|---|---|---|---|---|"]
+    lines = [
+        "| error code | class | fault | retryable | HTTP | meaning | what to do |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for kind in below(errors.RowError):
         meaning, advice = meaning_of(kind)
         retryable = "yes" if kind.retryable else "no"
-        lines.append(f"| `{kind.code}` | `{kind.__name__}` | {retryable} | {kind.http_status} | {meaning} | {advice} |")
+        shown = f"{kind.fault} | {retryable} | {kind.http_status} | {meaning} | {advice}"
+        lines.append(f"| `{kind.code}` | `{kind.__name__}` | {shown} |")
     return "\n".join(lines)
 
 
