@@ -15,10 +15,11 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, Protocol
 
 from pia_ray import ledger, manifest, storage, weights
 from pia_ray.catalog import gallery
+from pia_ray.catalog.stopping import grace_of, stop_on_signals
 from pia_ray.config.catalog import CatalogConfig
 from pia_ray.config.knobs import REFERENCE_KNOBS
 from pia_ray.errors import JobError, OutputError, PiaRayError, StorageError
@@ -29,7 +30,7 @@ log = logging.getLogger(__name__)
 REFRESH_S: Final = 300.0
 """Least time between two writings of results.parquet and the gallery while a run goes on."""
 
-Phase = Literal["planning", "starting", "animating", "writing", "ended"]
+Phase = Literal["planning", "starting", "animating", "stopping", "writing", "ended"]
 Ending = Literal["finished", "deadline", "interrupted"]
 
 
@@ -110,8 +111,24 @@ class RunSummary:
 
 
 Observer = Callable[[Progress], None]
-Execute = Callable[[RunPlan], AbstractContextManager[Iterator[Sequence[ResultRow]]]]
-"""Opens workers and yields results as they come; closing it stops the workers."""
+
+
+class Rows(Protocol):
+    """The rows of a run in its workers."""
+
+    def __iter__(self) -> Iterator[Sequence[ResultRow]]:
+        """The results as they come."""
+
+    def drain(self) -> None:
+        """Begins no other rows; those in an engine go on to their results."""
+
+    @property
+    def is_drained(self) -> bool:
+        """Whether it is known, after `drain`, that no row is left in any worker."""
+
+
+Execute = Callable[[RunPlan], AbstractContextManager[Rows]]
+"""Opens workers and gives them the rows; closing it stops the workers at once."""
 
 
 def run(config: CatalogConfig, execute: Execute, *, observe: Observer = lambda progress: None) -> RunSummary:
@@ -186,27 +203,56 @@ def _planned(planned: ledger.Planned) -> Progress:
 
 
 def _animate(plan: RunPlan, execute: Execute, run_ledger: ledger.Ledger, state: _State, *, started: float) -> Ending:
-    """Runs the pending rows and records their results; how it ended."""
-    output, deadline_s = plan.config.output, plan.config.deadline_s
-    deadline = started + deadline_s if deadline_s is not None else math.inf
-    deaths = ledger.attempt_uris(output)
+    """Runs the pending rows and records their results; how it ended.
+
+    Records of attempts that no worker's death has made count against no row, so they go when the workers have.
+    """
+    deadline_s = plan.config.deadline_s
     ending: Ending = "finished"
-    states = _follow(plan, execute, run_ledger, state.progress, started=started, deadline=deadline)
     try:
-        with closing(states):
-            for progress, ending in states:  # noqa: B007 - used after the loop
-                state.show(progress)
+        with stop_on_signals() as stop:
+            deadline = started + deadline_s if deadline_s is not None else math.inf
+            run_stop = _Stop(stop, deadline=deadline, grace_s=grace_of(plan.config.grace_s))
+            states = _follow(plan, execute, run_ledger, state.progress, started=started, stop=run_stop)
+            with closing(states):
+                for progress in states:
+                    ending = run_stop.ending if progress.num_left else "finished"
+                    try:
+                        state.show(progress)
+                    except KeyboardInterrupt:  # the observer's own
+                        if stop.is_set():
+                            raise
+                        stop.set()
     except KeyboardInterrupt:
         ending = "interrupted"
-    except (OutputError, SystemExit):
-        # Our own trouble, not a worker's: rows in flight are not to be charged with it.
+    finally:
         with suppress(StorageError):
-            ledger.withdraw_latest_attempts(output, kept=deaths)
-        raise
-    if ending != "finished":
-        # We stopped the workers: the rows that they had in flight did not kill them.
-        ledger.withdraw_latest_attempts(output, kept=deaths)
+            ledger.remove_attempts_of_run(plan.config.output, plan.run_id)
     return ending
+
+
+class _Stop:
+    """Whether, why and since when a run begins no more rows."""
+
+    def __init__(self, requested: threading.Event, *, deadline: float, grace_s: float) -> None:
+        self._requested = requested
+        self._deadline = deadline
+        self._grace_s = grace_s
+        self._ends_at = math.inf
+        self.ending: Ending = "finished"
+        """The ending of a run that stops now with rows left."""
+
+    def begins(self, now: float) -> bool:
+        """Whether it is now that the run is to begin no more rows."""
+        if self.ending != "finished" or not (self._requested.is_set() or now > self._deadline):
+            return False
+        self.ending = "interrupted" if self._requested.is_set() else "deadline"
+        self._ends_at = now + self._grace_s
+        return True
+
+    def is_over(self, now: float) -> bool:
+        """Whether the rows that went on have had their time."""
+        return now >= self._ends_at
 
 
 def settled(config: CatalogConfig) -> CatalogConfig:
@@ -257,12 +303,12 @@ def _recorded(config: CatalogConfig) -> dict[str, Any]:
 
 
 def _follow(
-    plan: RunPlan, execute: Execute, run_ledger: ledger.Ledger, progress: Progress, *, started: float, deadline: float
-) -> Generator[tuple[Progress, Ending], None, None]:
-    """Takes results as they come until all are there or the deadline passes."""
+    plan: RunPlan, execute: Execute, run_ledger: ledger.Ledger, progress: Progress, *, started: float, stop: _Stop
+) -> Generator[Progress, None, None]:
+    """Takes results as they come until all are there, or the run has stopped."""
     refresh_at = time.monotonic() + REFRESH_S
     with execute(plan) as results:
-        reader = _ResultReader(results)
+        reader = _ResultReader(iter(results))
         while (rows := reader.take(timeout_s=0.5)) is not None:
             now = time.monotonic()
             if rows:
@@ -270,9 +316,11 @@ def _follow(
                 progress = _count(progress, rows, now - started)
             else:
                 run_ledger.flush_if_due()
-            yield progress, "finished"
-            if now > deadline and progress.num_left:
-                yield progress, "deadline"
+            if progress.num_left and stop.begins(now):
+                results.drain()
+                progress = replace(progress, phase="stopping")
+            yield progress
+            if stop.is_over(now) or (not rows and stop.ending != "finished" and results.is_drained):
                 return
             if now > refresh_at:
                 try:
@@ -298,7 +346,7 @@ def _count(progress: Progress, rows: Sequence[ResultRow], since_start_s: float) 
     first_s = progress.first_row_s or since_start_s
     return replace(
         progress,
-        phase="animating",
+        phase="stopping" if progress.phase == "stopping" else "animating",
         num_succeeded=progress.num_succeeded + len(rows) - failed,
         num_failed=progress.num_failed + failed,
         errors=errors,

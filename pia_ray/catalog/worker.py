@@ -1,6 +1,7 @@
 """The three steps chained for one row, with its attempt record, its retries and its result. Knows no Ray.
 
-An error of a row becomes a failed row; only an error that spoils the process is raised.
+An error of a row becomes a failed row; only an error that spoils the process is raised. Each step has a time limit that
+holds also where its thread hangs.
 """
 
 from __future__ import annotations
@@ -8,33 +9,39 @@ from __future__ import annotations
 import logging
 import threading
 import traceback
-from collections.abc import Iterator
-from concurrent.futures import CancelledError, Future
-from contextlib import contextmanager
+from collections.abc import Callable
+from concurrent.futures import CancelledError
 from datetime import UTC, datetime
-from typing import Final
+from functools import partial
+from typing import Final, TypeVar
 
 from pia_ray import ledger
 from pia_ray.animation import Animation, RowAnimator
 from pia_ray.catalog import steps
+from pia_ray.catalog.in_flight import InFlight, InFlightRows
+from pia_ray.catalog.row_lock import RowLock
+from pia_ray.catalog.stages import StageHung
 from pia_ray.config.catalog import CatalogConfig
 from pia_ray.errors import (
-    Cancelled,
+    DeviceLost,
     FetchUnavailable,
     JobError,
     OutOfMemory,
     RowError,
     StorageThrottled,
     StorageUnavailable,
+    Timeout,
     UnexpectedError,
     WorkerDied,
 )
 from pia_ray.manifest import redacted
-from pia_ray.types import FAILED, AnimationRequest, ManifestRow, ResultRow
+from pia_ray.types import AnimationRequest, ManifestRow, ResultRow
 
 log = logging.getLogger(__name__)
 
-TRANSIENT: Final = (FetchUnavailable, StorageThrottled, StorageUnavailable, OutOfMemory)
+T = TypeVar("T")
+
+TRANSIENT: Final = (FetchUnavailable, StorageThrottled, StorageUnavailable, OutOfMemory, StageHung)
 """Errors after which the same worker tries the row again at once; the others wait for `--retry`."""
 
 BACKOFF_S: Final = 1.0
@@ -42,102 +49,262 @@ BACKOFF_S: Final = 1.0
 
 MOST_BACKOFF_S: Final = 30.0
 
+MOST_HUNG: Final = 8
+"""Threads of stages that hang in a process that is ended with one more of them."""
+
+STOP_S: Final = 10.0
+"""Seconds that videos which are being written have to end when the worker is stopped at once."""
+
 
 class CatalogWorker:
-    """Animates rows of one run with one warm animator; `work` may be called by several threads at once."""
+    """Animates rows of one run with one warm animator; `work` may be called by several threads at once.
 
-    def __init__(self, config: CatalogConfig, *, run_id: str, animator: RowAnimator) -> None:
+    `replace_animator` makes the animator to go on with where this one hangs. Left out: the process has to end, and
+    `work` raises. `node` is the worker's node, and `node_lives` says whether one has not been lost.
+    """
+
+    def __init__(
+        self,
+        config: CatalogConfig,
+        *,
+        run_id: str,
+        animator: RowAnimator,
+        replace_animator: Callable[[], RowAnimator] | None = None,
+        node: str = "",
+        node_lives: Callable[[str], bool] = lambda node: True,
+    ) -> None:
         self._config = config
         self._run_id = run_id
-        self._animator = animator
-        self._lock = _RowLock()
-        self._running: set[Future[Animation]] = set()
+        self.animator = animator
+        self._replace_animator = replace_animator
+        self._node = node
+        self._node_lives = node_lives
+        self._lock = RowLock()
+        self._rows = InFlightRows(hang_timeout_s=config.hang_timeout_s)
+        self._stages = self._rows.stages
+        self._draining = threading.Event()
         self._stopped = threading.Event()
 
-    def work(self, row: ManifestRow) -> ResultRow:
-        """The result of the row, whose video is committed before this returns.
+    def work(self, row: ManifestRow) -> ResultRow | None:
+        """The result of the row, whose video is committed before this returns; None where it was stopped before.
 
         Raises:
             JobError: the process is spoiled and needs a new one; the row's attempt record stays behind.
         """
-        config = self._config
         try:
-            if (found := steps.committed(row, config)) is not None:
-                return found
-            earlier = ledger.earlier_attempts(config.output, row.work_key)
-        except Exception as error:  # noqa: BLE001 - the row boundary
-            return self._failed(row, _row_error(error), attempts=1)
-        # The record is written once the row is let in: a row that only waits must not be charged with a death.
-        with self._lock.hold(alone=bool(earlier)):
-            return self._attempt(row, earlier)
+            with self._rows.enter(row.id) as entry:
+                return self._work(row, entry)
+        except CancelledError:
+            return None
+
+    def drain(self) -> None:
+        """Begins no other row, and takes back those that are not in the engine yet; the others go on."""
+        self._draining.set()
+        self._lock.wake()
+        self._rows.cancel_waiting()
 
     def stop(self) -> None:
-        """Takes back the rows in the engine, which fail as cancelled at its next step, and begins no others."""
+        """Takes back all rows but those whose video is being written, which have `STOP_S` to end."""
         self._stopped.set()
-        for future in tuple(self._running):
-            future.cancel()
+        self.drain()
+        self._rows.cancel()
+        if not self._rows.wait_until_empty(timeout_s=STOP_S):
+            self._stages.cancel(spared=True)
 
-    def _attempt(self, row: ManifestRow, earlier: tuple[str, ...]) -> ResultRow:
-        config, tries = self._config, 0
-        # The first death may have been a neighbour's doing; since then the row was alone, and each one was its own.
-        if len(earlier) >= max(config.max_attempts, 2):
-            died = WorkerDied(
-                f"the worker died each of the {len(earlier)} times that this row was tried: check its picture "
-                "and size, then run again with --retry worker_died"
-            )
-            # The records stay until the failure is in the ledger: should this worker die of another row before its
-            # answer is out, this row must not be tried all over again.
-            return self._failed(row, died, attempts=len(earlier))
+    @property
+    def num_in_flight(self) -> int:
+        """The number of rows that have been begun and have no result yet."""
+        return len(self._rows)
+
+    def _work(self, row: ManifestRow, entry: InFlight) -> ResultRow:
+        config = self._config
         try:
-            attempt = ledger.begin_attempt(config.output, row.work_key, worker=steps.worker_name(), earlier=earlier)
+            found = self._stages.call(
+                "reading what is there of the row",
+                lambda: steps.committed(row, config) or ledger.earlier_attempts(config.output, row.work_key),
+                limit_s=config.fetch_timeout_s,
+            )
+            if isinstance(found, ResultRow):
+                return found
+            deaths, alone = self._deaths(found)
+        except (CancelledError, JobError):
+            raise
         except Exception as error:  # noqa: BLE001 - the row boundary
             return self._failed(row, _row_error(error), attempts=1)
-        alone = attempt.num_earlier > 0
-        outputs: steps.Outputs | None = None
-        while True:
-            tries += 1
-            attempts = attempt.num_earlier + tries
-            try:
-                # A finished animation is not made again because the store is away.
-                outputs = outputs or self._make(row, alone=alone, attempts=attempts)
-                result = steps.commit(outputs, attempts=attempts)
-                break
-            except JobError:
-                raise  # the process is spoiled: the record stays, and counts against the row
-            except Exception as error:  # noqa: BLE001 - the row boundary
-                result = self._failed(row, _row_error(error), attempts=attempts)
-                if not isinstance(error, TRANSIENT) or attempts >= config.max_attempts:
-                    break
-                log.warning("row %s, try %d: %s", row.id, attempts, error)
-                alone = alone or isinstance(error, OutOfMemory)
-            if self._stopped.wait(min(MOST_BACKOFF_S, BACKOFF_S * 2 ** (tries - 1))):
-                break
-        if self._stopped.is_set() and result.status == FAILED:
-            # Nobody records this failure: the row leaves without a result, and the workers it killed still count.
-            ledger.withdraw_attempt(attempt)
-        else:
-            ledger.end_attempt(attempt)
+        entry.earlier = found
+        # The record is written once the row is let in, so a row that only waits is not charged with a death.
+        with self._lock.hold(alone=alone, given_up=self._draining.is_set) as held:
+            if not held:
+                raise CancelledError
+            return self._attempt(row, entry, deaths, alone=alone)
+
+    def _deaths(self, found: tuple[ledger.AttemptRecord, ...]) -> tuple[list[ledger.AttemptRecord], bool]:
+        """The records that count against the row, and whether it has to run alone.
+
+        A record of this run means that its driver lives and has seen the worker's process end, because it sends the
+        row again. Records of other runs that nobody has counted were left by the end of their driver.
+        """
+        deaths, suspected = [], False
+        for record in found:
+            if record.counts:
+                deaths.append(record)
+            elif record.run_id == self._run_id and self._node_lives(record.node):
+                suspected = True
+                if record.state == "animating":
+                    deaths.append(self._rows.set_state(record, "died"))
+        return deaths, suspected or bool(deaths)
+
+    def _attempt(
+        self, row: ManifestRow, entry: InFlight, deaths: list[ledger.AttemptRecord], *, alone: bool
+    ) -> ResultRow:
+        config = self._config
+        # The first death may have been a neighbour's doing; since then the row was alone, and each one was its own.
+        certain = any(record.alone or record.state == "timeout" for record in deaths)
+        if len(deaths) >= config.max_attempts and certain:
+            # The records stay until the failure is in the ledger: should this worker die of another row before its
+            # answer is out, this row must not be tried all over again.
+            return self._failed(row, _given_up(deaths, config), attempts=len(deaths))
+        try:
+            entry.record = self._begin_record(row, alone=alone)
+        except CancelledError:
+            raise
+        except Exception as error:  # noqa: BLE001 - the row boundary
+            return self._failed(row, _row_error(error), attempts=1)
+        try:
+            result = self._try(row, entry, num_deaths=len(deaths), alone=alone)
+        except CancelledError:
+            if entry.record is not None:
+                self._rows.remove((entry.record,))  # the workers that the row has killed still count
+            raise
+        except JobError:
+            uncounted = entry.record is not None and entry.record.state in ("waiting", "animating")
+            if uncounted and (entry.started or alone):
+                assert entry.record is not None
+                self._rows.set_state(entry.record, "died")  # without Ray nobody else sees the device's end
+            raise
+        self._rows.remove(entry.records)
         return result
 
-    def _make(self, row: ManifestRow, *, alone: bool, attempts: int) -> steps.Outputs:
-        config = self._config
-        fetched = steps.fetch(row, config)
-        animation = self._animate(steps.request_of(row, fetched, deadline_s=config.row_timeout_s), alone=alone)
-        return steps.encode_outputs(
-            animation, row, fetched=fetched, config=config, run_id=self._run_id, attempts=attempts
+    def _begin_record(self, row: ManifestRow, *, alone: bool) -> ledger.AttemptRecord:
+        begin = partial(
+            ledger.begin_attempt,
+            self._config.output,
+            row.work_key,
+            worker=steps.worker_name(),
+            run_id=self._run_id,
+            node=self._node,
+            alone=alone,
+            # Alone the row is charged from its beginning, because no other row can end the process.
+            state="animating" if alone else "waiting",
         )
+        return self._stages.call("writing the row's attempt record", begin, limit_s=self._config.fetch_timeout_s)
 
-    def _animate(self, request: AnimationRequest, *, alone: bool) -> Animation:
-        future = self._animator.submit(request, alone=alone)
-        self._running.add(future)
-        try:
-            if self._stopped.is_set():
+    def _try(self, row: ManifestRow, entry: InFlight, *, num_deaths: int, alone: bool) -> ResultRow:
+        """The result after as many tries as the row may have."""
+        config, attempts = self._config, num_deaths
+        outputs: steps.Outputs | None = None
+        while True:
+            attempts += 1
+            try:
+                # A finished animation is not made again because the store is away.
+                outputs = outputs or self._make(row, entry, alone=alone, attempts=attempts)
+                return self._publish("writing the video", partial(steps.commit, outputs, attempts=attempts))
+            except (JobError, CancelledError):
+                raise
+            except Exception as error:  # noqa: BLE001 - the row boundary
+                if not isinstance(error, TRANSIENT) or attempts >= config.max_attempts:
+                    return self._failed(row, _row_error(error), attempts=attempts)
+                log.info("row %s, try %d of %d: %s", row.id, attempts, config.max_attempts, error)
+                if isinstance(error, StageHung):
+                    self._require_threads(entry)
+                alone = alone or isinstance(error, OutOfMemory)
+            pause_s = min(MOST_BACKOFF_S, BACKOFF_S * 2 ** (attempts - num_deaths - 1))
+            if (self._stopped if outputs else self._draining).wait(pause_s):
+                raise CancelledError
+
+    def _make(self, row: ManifestRow, entry: InFlight, *, alone: bool, attempts: int) -> steps.Outputs:
+        config = self._config
+        if self._draining.is_set():
+            raise CancelledError
+        entry.begin()
+        fetched = self._stages.call(
+            "fetching the picture", lambda: steps.fetch(row, config), limit_s=config.fetch_timeout_s
+        )
+        request = steps.request_of(row, fetched, deadline_s=config.row_timeout_s)
+        animation = self._animate(request, entry, alone=alone)
+        encode = partial(
+            steps.encode_outputs,
+            animation,
+            row,
+            fetched=fetched,
+            config=config,
+            run_id=self._run_id,
+            attempts=attempts,
+        )
+        return self._publish("encoding the video", encode)
+
+    def _publish(self, name: str, function: Callable[[], T]) -> T:
+        return self._stages.call(name, function, limit_s=self._config.publish_timeout_s, spared=True)
+
+    def _animate(self, request: AnimationRequest, entry: InFlight, *, alone: bool) -> Animation:
+        """The animation, by as many animators as it takes until one neither hangs nor is replaced meanwhile.
+
+        Raises:
+            StageHung: the engine hung, and the row is charged with it.
+            DeviceLost: the engine hangs, and the process has to end.
+        """
+        limit_s = self._config.row_timeout_s + self._config.hang_timeout_s
+        while True:
+            animator = self.animator
+            if self._draining.is_set():
+                raise CancelledError
+            future = entry.submit(animator, request, alone=alone or entry.suspected)
+            if self._draining.is_set() and not entry.started:  # it may have come too late for `drain` to see it
                 future.cancel()
-            return future.result()
-        except CancelledError:
-            raise Cancelled("the run was stopped") from None
-        finally:
-            self._running.discard(future)
+            if entry.wait(limit_s) or (not entry.started and entry.wait(self._config.row_timeout_s)):
+                try:
+                    return future.result()
+                except CancelledError:
+                    if animator is self.animator:
+                        raise
+                    continue
+            self._end_hang(animator, entry)
+
+    def _end_hang(self, animator: RowAnimator, entry: InFlight) -> None:
+        """Replaces the animator, unless another row's thread has done so.
+
+        Raises:
+            StageHung: only this row hung.
+            DeviceLost: the process has to end; the records say which row is charged.
+        """
+        with self._rows.lock:
+            if animator is not self.animator:
+                return
+            guilty = self._rows.is_only_hung(entry)
+            text = f"animating has not ended within {self._config.row_timeout_s:g} s, and the engine does not answer"
+            if self._replace_animator is None:
+                self._rows.charge(entry if guilty else None)
+                raise DeviceLost(f"row {entry.row_id}: {text}")
+            log.warning("row %s: %s: the engine is replaced", entry.row_id, text)
+            self.animator = self._replace_animator()
+            if self.animator is animator:  # there is no other one
+                guilty = True
+                entry.cancel()
+            else:
+                self._rows.leave(animator, suspected=not guilty)
+        if guilty:
+            raise StageHung(text)
+
+    def _require_threads(self, entry: InFlight) -> None:
+        """Ends a process in which too many threads hang.
+
+        Raises:
+            DeviceLost: that is so.
+        """
+        if self._replace_animator is None and self._stages.num_hung > MOST_HUNG:
+            with self._rows.lock:
+                self._rows.charge(entry)
+            raise DeviceLost(f"{self._stages.num_hung} stages of rows hang in this process")
 
     def _failed(self, row: ManifestRow, error: RowError, *, attempts: int) -> ResultRow:
         log.warning("row %s failed: %s: %s", row.id, error.code, error.message.splitlines()[0])
@@ -148,7 +315,7 @@ class CatalogWorker:
             work_key=row.work_key,
             image_uri=redacted(row.image),
             params=row.params,
-            model=self._animator.version_of(row.params.style),
+            model=self.animator.version_of(row.params.style),
             run_id=self._run_id,
             worker=steps.worker_name(),
             attempts=attempts,
@@ -156,41 +323,21 @@ class CatalogWorker:
         )
 
 
-class _RowLock:
-    """A lock that the rows of one process hold together, or one row alone.
-
-    A row that was in the engine when its worker died is a suspect: alone it can neither end its neighbours nor be
-    charged with what they do. Suspects go first, so that a stream of other rows does not keep them waiting.
-    """
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._num_holding = 0
-        self._held_alone = False
-        self._num_suspects = 0
-
-    @contextmanager
-    def hold(self, *, alone: bool) -> Iterator[None]:
-        """Waits until the row may begin; holds the lock for the block."""
-        with self._changed:
-            if alone:
-                self._num_suspects += 1
-                self._changed.wait_for(lambda: not self._num_holding)
-                self._num_suspects -= 1
-                self._held_alone = True
-            else:
-                self._changed.wait_for(lambda: not self._held_alone and not self._num_suspects)
-            self._num_holding += 1
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._num_holding -= 1
-                self._held_alone = False
-                self._changed.notify_all()
+def _given_up(deaths: list[ledger.AttemptRecord], config: CatalogConfig) -> RowError:
+    if any(record.state == "timeout" for record in deaths):
+        return Timeout(
+            f"the row hung, and its worker was ended, at its last of {len(deaths)} tries: check its picture and size, "
+            "or raise row_timeout_s, then run again with --retry timeout"
+        )
+    return WorkerDied(
+        f"the worker died each of the {len(deaths)} times that this row was tried: check its picture "
+        "and size, then run again with --retry worker_died"
+    )
 
 
 def _row_error(error: Exception) -> RowError:
+    if isinstance(error, StageHung):
+        return error.as_row_error
     if isinstance(error, RowError):
         return error
     text = "".join(traceback.format_exception(error)).strip()

@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from pia_ray.animation import Animation, OnStep
+from pia_ray.animation import Animation, OnStart, OnStep
 from pia_ray.config.knobs import DEFAULT_STYLE
 from pia_ray.config.model import ModelConfig, check_style_name, model_for
 from pia_ray.config.resolving import parse_params
@@ -156,6 +156,7 @@ class Animator:
         *,
         alone: bool = False,
         on_step: OnStep | None = None,
+        on_start: OnStart | None = None,
         priority: int = 0,
     ) -> Future[Animation]:
         """A future of the animation; its exception is a `RowError`, or a `JobError` where the process is unusable.
@@ -171,7 +172,9 @@ class Animator:
         except RowError as error:
             future.set_exception(error)
             return future
-        submission = Submission(prepared, cache_key(model), future, time.monotonic(), alone, on_step, priority)
+        submission = Submission(
+            prepared, cache_key(model), future, time.monotonic(), alone, on_step, on_start, priority
+        )
         with self._lock:
             if self._fatal is not None:
                 future.set_exception(self._fatal)
@@ -323,6 +326,7 @@ class Animator:
                 self._join(first)
 
     def _join(self, submission: Submission) -> None:
+        submission.start()
         try:
             submission.row = self._engine.join(submission.request, self._cache.get(submission.model))
         except PiaRayError as error:

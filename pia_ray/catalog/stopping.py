@@ -1,0 +1,53 @@
+"""The stop of a run: signals, and the time that rows which denoise then have to end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Final
+
+GRACE_S: Final = 60.0
+
+CONTAINER_GRACE_S: Final = 25.0
+"""Kubernetes kills a container 30 s after SIGTERM, unless its terminationGracePeriodSeconds says otherwise."""
+
+_CONTAINER_FILES: Final = ("/.dockerenv", "/run/.containerenv", "/var/run/secrets/kubernetes.io")
+
+
+def grace_of(grace_s: float | None) -> float:
+    """The seconds that rows which denoise at a stop have to end; None stands for those of this machine."""
+    if grace_s is not None:
+        return grace_s
+    in_container = "KUBERNETES_SERVICE_HOST" in os.environ or any(Path(name).exists() for name in _CONTAINER_FILES)
+    return CONTAINER_GRACE_S if in_container else GRACE_S
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[threading.Event]:
+    """An event that the first SIGINT or SIGTERM of the block sets; a second one raises KeyboardInterrupt.
+
+    A signal whose handler is not Python code keeps it, and so does each one where this is not the main thread.
+    """
+    stop = threading.Event()
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+
+    kept = {}
+    if threading.current_thread() is threading.main_thread():
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        kept = {number: handler for number, handler in handlers.items() if callable(handler)}
+    for number in kept:
+        signal.signal(number, handle)
+    try:
+        yield stop
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)
