@@ -22,6 +22,10 @@ RECORD_TIMEOUT_S: Final = 120.0
 """Seconds for a change of an attempt record, which the row goes on without."""
 
 
+class RowSuspected(Exception):
+    """The engine hung over several rows, and nothing says which one's doing it was, so each goes on alone."""
+
+
 class InFlight:
     """A row that a worker has begun."""
 
@@ -31,7 +35,7 @@ class InFlight:
         self.earlier: tuple[ledger.AttemptRecord, ...] = ()
         """The records that were there before."""
         self.suspected = False
-        """Whether the engine hung while the row was in it, so that it goes on alone."""
+        """Whether the engine hung over this row and others, so that it has to go on alone."""
         self.animator: RowAnimator | None = None
         self.future: Future[Animation] | None = None
         self.started = False
@@ -152,12 +156,13 @@ class InFlightRows:
                 entry.record = None
 
     def leave(self, animator: RowAnimator, *, suspected: bool) -> None:
-        """Takes all rows out of an animator that has been replaced; they go on in the other, alone where suspected."""
+        """Takes all rows out of an animator that has been replaced, which ends when it no longer hangs."""
         for entry in self._in_engine(animator):
             entry.suspected = entry.suspected or suspected
         for entry in self._now():
             if entry.animator is animator:
                 entry.cancel()
+        threading.Thread(target=animator.close, name="close-hung", daemon=True).start()
 
     def set_state(self, record: ledger.AttemptRecord, state: ledger.AttemptState) -> ledger.AttemptRecord:
         """The record in its new state, which is written where the store answers."""

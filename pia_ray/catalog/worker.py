@@ -11,6 +11,7 @@ import threading
 import traceback
 from collections.abc import Callable
 from concurrent.futures import CancelledError
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
 from typing import Final, TypeVar
@@ -18,7 +19,7 @@ from typing import Final, TypeVar
 from pia_ray import ledger
 from pia_ray.animation import Animation, RowAnimator
 from pia_ray.catalog import steps
-from pia_ray.catalog.in_flight import InFlight, InFlightRows
+from pia_ray.catalog.in_flight import InFlight, InFlightRows, RowSuspected
 from pia_ray.catalog.row_lock import RowLock
 from pia_ray.catalog.stages import StageHung
 from pia_ray.config.catalog import CatalogConfig
@@ -132,11 +133,13 @@ class CatalogWorker:
         except Exception as error:  # noqa: BLE001 - the row boundary
             return self._failed(row, _row_error(error), attempts=1)
         entry.earlier = found
-        # The record is written once the row is let in, so a row that only waits is not charged with a death.
-        with self._lock.hold(alone=alone, given_up=self._draining.is_set) as held:
-            if not held:
-                raise CancelledError
-            return self._attempt(row, entry, deaths, alone=alone)
+        while True:
+            # The record is written once the row is let in, so a row that only waits is not charged with a death.
+            with self._lock.hold(alone=alone, given_up=self._draining.is_set) as held, suppress(RowSuspected):
+                if not held:
+                    raise CancelledError
+                return self._attempt(row, entry, deaths, alone=alone)
+            alone = True
 
     def _deaths(self, found: tuple[ledger.AttemptRecord, ...]) -> tuple[list[ledger.AttemptRecord], bool]:
         """The records that count against the row, and whether it has to run alone.
@@ -172,7 +175,7 @@ class CatalogWorker:
             return self._failed(row, _row_error(error), attempts=1)
         try:
             result = self._try(row, entry, num_deaths=len(deaths), alone=alone)
-        except CancelledError:
+        except (CancelledError, RowSuspected):
             if entry.record is not None:
                 self._rows.remove((entry.record,))  # the workers that the row has killed still count
             raise
@@ -209,7 +212,7 @@ class CatalogWorker:
                 # A finished animation is not made again because the store is away.
                 outputs = outputs or self._make(row, entry, alone=alone, attempts=attempts)
                 return self._publish("writing the video", partial(steps.commit, outputs, attempts=attempts))
-            except (JobError, CancelledError):
+            except (JobError, CancelledError, RowSuspected):
                 raise
             except Exception as error:  # noqa: BLE001 - the row boundary
                 if not isinstance(error, TRANSIENT) or attempts >= config.max_attempts:
@@ -247,10 +250,11 @@ class CatalogWorker:
         return self._stages.call(name, function, limit_s=self._config.publish_timeout_s, spared=True)
 
     def _animate(self, request: AnimationRequest, entry: InFlight, *, alone: bool) -> Animation:
-        """The animation, by as many animators as it takes until one neither hangs nor is replaced meanwhile.
+        """The animation, by the next animator too where one is replaced meanwhile.
 
         Raises:
             StageHung: the engine hung, and the row is charged with it.
+            RowSuspected: the engine hung over this row and others, and has been replaced.
             DeviceLost: the engine hangs, and the process has to end.
         """
         limit_s = self._config.row_timeout_s + self._config.hang_timeout_s
@@ -258,7 +262,9 @@ class CatalogWorker:
             animator = self.animator
             if self._draining.is_set():
                 raise CancelledError
-            future = entry.submit(animator, request, alone=alone or entry.suspected)
+            if entry.suspected and not alone:
+                raise RowSuspected
+            future = entry.submit(animator, request, alone=alone)
             if self._draining.is_set() and not entry.started:  # it may have come too late for `drain` to see it
                 future.cancel()
             if entry.wait(limit_s) or (not entry.started and entry.wait(self._config.row_timeout_s)):
