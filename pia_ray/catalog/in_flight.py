@@ -12,7 +12,7 @@ from typing import Final
 
 from pia_ray import ledger
 from pia_ray.animation import Animation, RowAnimator
-from pia_ray.catalog.stages import StageHung, Stages
+from pia_ray.catalog.stages import Stages
 from pia_ray.errors import StorageError
 from pia_ray.types import AnimationRequest
 
@@ -20,10 +20,6 @@ log = logging.getLogger(__name__)
 
 RECORD_TIMEOUT_S: Final = 120.0
 """Seconds for a change of an attempt record, which the row goes on without."""
-
-
-class RowSuspected(Exception):
-    """The engine hung over several rows, and nothing says which one's doing it was, so each goes on alone."""
 
 
 class InFlight:
@@ -173,13 +169,13 @@ class InFlightRows:
                 limit_s=RECORD_TIMEOUT_S,
                 spared=True,
             )
-        except (StorageError, StageHung) as error:
+        except (StorageError, TimeoutError) as error:
             log.warning("the attempt record of a row stays as it is: %s", error)
             return record
 
     def remove(self, records: Iterable[ledger.AttemptRecord]) -> None:
         """Removes the records where the store answers."""
-        with suppress(StageHung, CancelledError):
+        with suppress(TimeoutError, CancelledError):
             self.stages.call(
                 "removing attempt records",
                 lambda: ledger.remove_attempts(records),

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from pia_ray import ledger
 from pia_ray.animation import RowAnimator
 from pia_ray.catalog.run import Execute, Observer, RunPlan, RunSummary, run
-from pia_ray.catalog.stages import StageHung, Stages
+from pia_ray.catalog.stages import Stages
 from pia_ray.catalog.worker import CatalogWorker
 from pia_ray.config.catalog import CatalogConfig
 from pia_ray.config.knobs import DEFAULT_STYLE
@@ -66,7 +66,7 @@ def _execute(animator: RowAnimator | None, make_animator: MakeAnimator) -> Execu
             worker.stop()
             pool.shutdown(wait=True, cancel_futures=True)
             if animator is None:
-                with suppress(StageHung):
+                with suppress(TimeoutError):
                     Stages().call("closing the animator", worker.animator.close, limit_s=CLOSE_S)
 
     return open_rows

@@ -8,18 +8,7 @@ from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from typing import Any, TypeVar
 
-from pia_ray.errors import Timeout
-
 T = TypeVar("T")
-
-
-class StageHung(Exception):
-    """A stage of a row has not ended within its time limit."""
-
-    @property
-    def as_row_error(self) -> Timeout:
-        """The row's error."""
-        return Timeout(str(self))
 
 
 class Stages:
@@ -37,7 +26,7 @@ class Stages:
         """The value of the function. `cancel` with `spared` false lets it go on where it is `spared`.
 
         Raises:
-            StageHung: it has not returned within `limit_s`.
+            TimeoutError: it has not returned within `limit_s`.
             CancelledError: `cancel` was called.
         """
         future: Future[T] = Future()
@@ -52,7 +41,7 @@ class Stages:
         finally:
             del self._running[future]
         self._hung.add(thread)
-        raise StageHung(f"{name} has not ended within {limit_s:g} s")
+        raise TimeoutError(f"{name} has not ended within {limit_s:g} s")
 
     def cancel(self, *, spared: bool = False) -> None:
         """Lets the callers of running stages go on with `CancelledError`; those of spared ones too where it says so."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -23,8 +22,7 @@ def grace_of(grace_s: float | None) -> float:
     """The seconds that rows which denoise at a stop have to end; None stands for those of this machine."""
     if grace_s is not None:
         return grace_s
-    in_container = "KUBERNETES_SERVICE_HOST" in os.environ or any(Path(name).exists() for name in _CONTAINER_FILES)
-    return CONTAINER_GRACE_S if in_container else GRACE_S
+    return CONTAINER_GRACE_S if any(Path(name).exists() for name in _CONTAINER_FILES) else GRACE_S
 
 
 @contextmanager

@@ -11,7 +11,6 @@ import threading
 import traceback
 from collections.abc import Callable
 from concurrent.futures import CancelledError
-from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
 from typing import Final, TypeVar
@@ -19,9 +18,8 @@ from typing import Final, TypeVar
 from pia_ray import ledger
 from pia_ray.animation import Animation, RowAnimator
 from pia_ray.catalog import steps
-from pia_ray.catalog.in_flight import InFlight, InFlightRows, RowSuspected
+from pia_ray.catalog.in_flight import InFlight, InFlightRows
 from pia_ray.catalog.row_lock import RowLock
-from pia_ray.catalog.stages import StageHung
 from pia_ray.config.catalog import CatalogConfig
 from pia_ray.errors import (
     DeviceLost,
@@ -42,8 +40,11 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-TRANSIENT: Final = (FetchUnavailable, StorageThrottled, StorageUnavailable, OutOfMemory, StageHung)
-"""Errors after which the same worker tries the row again at once; the others wait for `--retry`."""
+TRANSIENT: Final = (FetchUnavailable, StorageThrottled, StorageUnavailable, OutOfMemory, TimeoutError)
+"""Errors after which the same worker tries the row again at once; the others wait for `--retry`.
+
+TimeoutError: a step of it hung.
+"""
 
 BACKOFF_S: Final = 1.0
 """Pause before the second try of a row; doubles with each one."""
@@ -135,10 +136,14 @@ class CatalogWorker:
         entry.earlier = found
         while True:
             # The record is written once the row is let in, so a row that only waits is not charged with a death.
-            with self._lock.hold(alone=alone, given_up=self._draining.is_set) as held, suppress(RowSuspected):
+            with self._lock.hold(alone=alone, given_up=self._draining.is_set) as held:
                 if not held:
                     raise CancelledError
-                return self._attempt(row, entry, deaths, alone=alone)
+                try:
+                    return self._attempt(row, entry, deaths, alone=alone)
+                except CancelledError:
+                    if alone or not entry.suspected or self._draining.is_set():
+                        raise
             alone = True
 
     def _deaths(self, found: tuple[ledger.AttemptRecord, ...]) -> tuple[list[ledger.AttemptRecord], bool]:
@@ -175,7 +180,7 @@ class CatalogWorker:
             return self._failed(row, _row_error(error), attempts=1)
         try:
             result = self._try(row, entry, num_deaths=len(deaths), alone=alone)
-        except (CancelledError, RowSuspected):
+        except CancelledError:
             if entry.record is not None:
                 self._rows.remove((entry.record,))  # the workers that the row has killed still count
             raise
@@ -212,13 +217,13 @@ class CatalogWorker:
                 # A finished animation is not made again because the store is away.
                 outputs = outputs or self._make(row, entry, alone=alone, attempts=attempts)
                 return self._publish("writing the video", partial(steps.commit, outputs, attempts=attempts))
-            except (JobError, CancelledError, RowSuspected):
+            except (JobError, CancelledError):
                 raise
             except Exception as error:  # noqa: BLE001 - the row boundary
                 if not isinstance(error, TRANSIENT) or attempts >= config.max_attempts:
                     return self._failed(row, _row_error(error), attempts=attempts)
                 log.info("row %s, try %d of %d: %s", row.id, attempts, config.max_attempts, error)
-                if isinstance(error, StageHung):
+                if isinstance(error, TimeoutError):
                     self._require_threads(entry)
                 alone = alone or isinstance(error, OutOfMemory)
             pause_s = min(MOST_BACKOFF_S, BACKOFF_S * 2 ** (attempts - num_deaths - 1))
@@ -253,8 +258,8 @@ class CatalogWorker:
         """The animation, by the next animator too where one is replaced meanwhile.
 
         Raises:
-            StageHung: the engine hung, and the row is charged with it.
-            RowSuspected: the engine hung over this row and others, and has been replaced.
+            TimeoutError: the engine hung, and the row is charged with it.
+            CancelledError: the run stops; or the engine hung over this row and others, which is to run alone.
             DeviceLost: the engine hangs, and the process has to end.
         """
         limit_s = self._config.row_timeout_s + self._config.hang_timeout_s
@@ -263,7 +268,7 @@ class CatalogWorker:
             if self._draining.is_set():
                 raise CancelledError
             if entry.suspected and not alone:
-                raise RowSuspected
+                raise CancelledError
             future = entry.submit(animator, request, alone=alone)
             if self._draining.is_set() and not entry.started:  # it may have come too late for `drain` to see it
                 future.cancel()
@@ -280,7 +285,7 @@ class CatalogWorker:
         """Replaces the animator, unless another row's thread has done so.
 
         Raises:
-            StageHung: only this row hung.
+            TimeoutError: only this row hung.
             DeviceLost: the process has to end; the records say which row is charged.
         """
         with self._rows.lock:
@@ -299,7 +304,7 @@ class CatalogWorker:
             else:
                 self._rows.leave(animator, suspected=not guilty)
         if guilty:
-            raise StageHung(text)
+            raise TimeoutError(text)
 
     def _require_threads(self, entry: InFlight) -> None:
         """Ends a process in which too many threads hang.
@@ -342,8 +347,8 @@ def _given_up(deaths: list[ledger.AttemptRecord], config: CatalogConfig) -> RowE
 
 
 def _row_error(error: Exception) -> RowError:
-    if isinstance(error, StageHung):
-        return error.as_row_error
+    if isinstance(error, TimeoutError):
+        return Timeout(str(error))
     if isinstance(error, RowError):
         return error
     text = "".join(traceback.format_exception(error)).strip()

@@ -21,7 +21,7 @@ from pia_ray import ledger, manifest, read_results, weights
 from pia_ray.animation import Animation
 from pia_ray.catalog.local import run_local
 from pia_ray.catalog.run import Progress, RunSummary
-from pia_ray.catalog.stages import StageHung, Stages
+from pia_ray.catalog.stages import Stages
 from pia_ray.catalog.stopping import CONTAINER_GRACE_S, GRACE_S, grace_of
 from pia_ray.catalog.worker import CatalogWorker
 from pia_ray.config.catalog import CatalogConfig
@@ -125,7 +125,7 @@ def test_an_animator_that_cannot_be_replaced_still_leaves_an_answer_for_each_row
 
 def test_a_stage_that_hangs_is_left_and_counted_and_its_own_errors_come_through() -> None:
     stages, release = Stages(), threading.Event()
-    with pytest.raises(StageHung, match=r"encoding the video has not ended within 0\.05 s"):
+    with pytest.raises(TimeoutError, match=r"encoding the video has not ended within 0\.05 s"):
         stages.call("encoding the video", release.wait, limit_s=0.05)
     assert stages.num_hung == 1
     release.set()
@@ -211,26 +211,22 @@ def test_a_death_that_its_driver_saw_counts_for_later_runs_too(tmp_path: Path) -
     assert (later.error_code, later.attempts) == ("worker_died", 2)
 
 
-def test_a_worker_whose_engine_hangs_ends_with_the_row_charged_and_its_neighbours_not(tmp_path: Path) -> None:
-    limits = {"row_timeout_s": 0.3, "hang_timeout_s": 0.3, "max_attempts": 2}
+def test_a_worker_whose_engine_hangs_ends_with_the_row_charged_and_its_neighbour_not(tmp_path: Path) -> None:
+    limits = {"row_timeout_s": 1, "hang_timeout_s": 0.5, "max_attempts": 1}
     config = configure(tmp_path, {"h": "stuck", "n": "sea"}, **limits)
     rows = planned(config)
-    for attempt in (1, 2):
+    with FakeAnimator(DEMO, batch_size=2, seconds_per_step=0.9 / STEPS) as animator:
+        at_work = worker(config, animator, run_id="r")
         # The neighbour moves while the other hangs, and is still there when the process has to end.
-        with FakeAnimator(DEMO, batch_size=2, seconds_per_step=0.1) as animator:
-            at_work = worker(config.model_copy(update={"row_timeout_s": 60.0}), animator, run_id="r")
-            beside = threading.Thread(target=at_work.work, args=(rows["n"],), daemon=True)
-            if attempt == 2:
-                at_work.stop()
-            hanging = worker(config, animator, run_id="r")
-            with pytest.raises(DeviceLost, match="does not answer"):
-                hanging.work(rows["h"])
-            assert ledger.count_attempts(config.output)[rows["h"].work_key] == attempt
-            assert not beside.is_alive()
-    with FakeAnimator(DEMO) as animator:
+        neighbour = threading.Timer(0.9, at_work.work, args=(rows["n"],))
+        neighbour.start()
+        with pytest.raises(DeviceLost, match="row h: animating has not ended within 1 s"):
+            at_work.work(rows["h"])
+        assert ledger.count_attempts(config.output) == {rows["h"].work_key: 1}
+        neighbour.join()
         result = worker(config, animator, run_id="r").work(rows["h"])
     assert result is not None
-    assert (result.error_code, result.attempts) == ("timeout", 2)
+    assert (result.error_code, result.attempts) == ("timeout", 1)
     assert "--retry timeout" in (result.error_message or "")
 
 
@@ -331,11 +327,10 @@ def test_the_phase_of_a_run_that_stops_is_stopping(tmp_path: Path) -> None:
     assert phases == ["planning", "starting", "animating", "stopping", "writing", "ended"]
 
 
-def test_the_grace_is_that_of_a_container_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
-    assert grace_of(None) == CONTAINER_GRACE_S < 30
+def test_the_grace_is_that_of_the_config_or_of_the_machine() -> None:
     assert grace_of(3.0) == 3.0
-    assert GRACE_S == 60
+    assert grace_of(None) in (CONTAINER_GRACE_S, GRACE_S)
+    assert CONTAINER_GRACE_S < 30 < GRACE_S, "a container is killed 30 s after its signal"
 
 
 def test_only_the_last_try_of_a_row_is_logged_as_its_failure(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
