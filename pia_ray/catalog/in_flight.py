@@ -36,6 +36,8 @@ class InFlight:
         self.future: Future[Animation] | None = None
         self.started = False
         """Whether the row has been in the engine."""
+        self.has_room = False
+        """Whether the engine had room for it, so that it starts as soon as it is submitted."""
         self.moved_at = 0.0
         """Time of its latest step."""
         self._rows = rows
@@ -48,11 +50,13 @@ class InFlight:
 
     def begin(self) -> None:
         """Says that the row is not in the engine yet."""
-        self.started = False
+        self.started = self.has_room = False
         self.future = None
 
     def submit(self, animator: RowAnimator, request: AnimationRequest, *, alone: bool) -> Future[Animation]:
-        """The future animation."""
+        """The future animation. A row that starts at once is recorded as animating first: it may end the process."""
+        if self._rows.take_room(self, animator) and self.record is not None and self.record.state == "waiting":
+            self.record = self._rows.set_state(self.record, "animating")
         self.animator, self.started = animator, False
         self._changed.clear()
         self.future = animator.submit(request, alone=alone, on_start=self._start, on_step=self._step)
@@ -97,6 +101,13 @@ class InFlightRows:
 
     def __len__(self) -> int:
         return len(self._entries)
+
+    def take_room(self, entry: InFlight, animator: RowAnimator) -> bool:
+        """Whether the engine has room for the row, which from now on takes it."""
+        with self._changed:
+            taken = sum(other.has_room and (other.future is None or not other.future.done()) for other in self._entries)
+            entry.has_room = entry.has_room or taken < animator.batch_size
+            return entry.has_room
 
     @contextmanager
     def enter(self, row_id: str) -> Iterator[InFlight]:
