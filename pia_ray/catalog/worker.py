@@ -150,17 +150,21 @@ class CatalogWorker:
         """The records that count against the row, and whether it has to run alone.
 
         A record of this run means that its driver lives and has seen the worker's process end, because it sends the
-        row again. Records of other runs that nobody has counted were left by the end of their driver.
+        row again. Records of other runs that nobody has counted were left by the end of their driver. A row that
+        waited when its worker died may have entered the engine that moment: it counts once the row alone died, too.
         """
-        deaths, suspected = [], False
+        deaths, suspicions = [], []
         for record in found:
             if record.counts:
                 deaths.append(record)
             elif record.run_id == self._run_id and self._node_lives(record.node):
-                suspected = True
                 if record.state == "animating":
                     deaths.append(self._rows.set_state(record, "died"))
-        return deaths, suspected or bool(deaths)
+                else:
+                    suspicions.append(record)
+        if any(record.alone for record in deaths):
+            return [*suspicions, *deaths], True
+        return deaths, bool(suspicions or deaths)
 
     def _attempt(
         self, row: ManifestRow, entry: InFlight, deaths: list[ledger.AttemptRecord], *, alone: bool
