@@ -168,13 +168,12 @@ class Animator:
         future: Future[Animation] = Future()
         try:
             model = model_for(request.params.style, self.model, self.styles)
-            prepared = prepare(request, model)
+            submission = Submission(
+                prepare(request, model), cache_key(model), future, alone, on_step, on_start, priority
+            )
         except RowError as error:
             future.set_exception(error)
             return future
-        submission = Submission(
-            prepared, cache_key(model), future, time.monotonic(), alone, on_step, on_start, priority
-        )
         with self._lock:
             if self._fatal is not None:
                 future.set_exception(self._fatal)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -27,13 +27,13 @@ class Submission:
     model: str
     """Key of the model that animates it."""
     future: Future[Animation]
-    submitted_at: float
     alone: bool
     on_step: OnStep | None
     on_start: OnStart | None
     priority: int
     row: Row | None = None
     reported_steps: int = 0
+    submitted_at: float = field(default_factory=time.monotonic)
 
     @property
     def is_abandoned(self) -> bool:
