@@ -168,9 +168,7 @@ class Animator:
         future: Future[Animation] = Future()
         try:
             model = model_for(request.params.style, self.model, self.styles)
-            submission = Submission(
-                prepare(request, model), cache_key(model), future, alone, on_step, on_start, priority
-            )
+            waiting = Submission(prepare(request, model), cache_key(model), future, alone, on_step, on_start, priority)
         except RowError as error:
             future.set_exception(error)
             return future
@@ -180,7 +178,7 @@ class Animator:
             elif self._closed:
                 future.set_exception(Cancelled("the animator is closed"))
             else:
-                self._arrivals.put(submission)
+                self._arrivals.put(waiting)
         return future
 
     def encode_prompt(
