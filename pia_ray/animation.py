@@ -88,8 +88,15 @@ OnStep = Callable[[int, int], None]
 it must return at once."""
 
 
+OnStart = Callable[[], None]
+"""Called when the row leaves the queue and its denoising begins, as `OnStep` is."""
+
+
 class RowAnimator(Protocol):
     """The animator of a worker or an engine: `Animator`, or a fake of it."""
+
+    batch_size: int
+    """The rows that denoise together at most."""
 
     def version_of(self, style: str) -> str:
         """As `Animator.version_of`."""
@@ -100,6 +107,7 @@ class RowAnimator(Protocol):
         *,
         alone: bool = ...,
         on_step: OnStep | None = ...,
+        on_start: OnStart | None = ...,
         priority: int = ...,
     ) -> Future[Animation]:
         """As `Animator.submit`."""

@@ -100,7 +100,7 @@ def calibrate_here(
         measured = config.model_copy(update={"output": str(Path(folder) / "measured")})
         worker = CatalogWorker(measured, run_id="estimate", animator=animator)
         with ThreadPoolExecutor(calls or config.concurrent_rows(), thread_name_prefix="row") as pool:
-            results = list(pool.map(worker.work, sample))
+            results = [row for row in pool.map(worker.work, sample) if row is not None]
         done = [row for row in results if row.status == SUCCEEDED]
         if not done:
             raise ConfigError(f"none of {len(results)} sampled rows could be animated: {results[0].error_message}")

@@ -25,7 +25,9 @@ from ray.data import ActorPoolStrategy, Dataset
 
 from pia_ray import ledger, storage
 from pia_ray.animation import RowAnimator
-from pia_ray.catalog.run import Execute, Observer, RunPlan, RunSummary, run, settled, versions_of
+from pia_ray.catalog.drain import RunDrain, drain_with_run, node_is_alive
+from pia_ray.catalog.run import Execute, Observer, RunPlan, RunSummary, run
+from pia_ray.catalog.settling import settled, versions_of
 from pia_ray.catalog.steps import worker_name
 from pia_ray.catalog.worker import CatalogWorker
 from pia_ray.config.catalog import CatalogConfig
@@ -166,18 +168,31 @@ def size_pool(config: CatalogConfig, *, own_cluster: bool = False) -> ActorPool:
     )
 
 
+def _worker(config: CatalogConfig, run_id: str, animator: RowAnimator) -> CatalogWorker:
+    node, node_lives = ray.get_runtime_context().get_node_id(), node_is_alive
+    return CatalogWorker(config, run_id=run_id, animator=animator, node=node, node_lives=node_lives)
+
+
 class AnimateRow:
     """One actor of the pool: a warm model, called by several threads with one planned item each."""
 
     def __init__(self, config: CatalogConfig, run_id: str, make_animator: MakeAnimator, *, cpu_threads: int) -> None:
-        self._worker = CatalogWorker(config, run_id=run_id, animator=make_animator(config, cpu_threads))
+        self._worker = _worker(config, run_id, make_animator(config, cpu_threads))
+        drain_with_run(self._worker, run_id=run_id)
 
     def __call__(self, items: pa.Table) -> pa.Table:
-        """One result row per item."""
-        try:
-            return ledger.to_table([self._worker.work(row_from_item(item)) for item in items.to_pylist()])
-        except JobError as error:
-            end_process(error)
+        """One result row per item; never returns for one that the run's stop has taken back."""
+        results = []
+        for item in items.to_pylist():
+            try:
+                result = self._worker.work(row_from_item(item))
+            except JobError as error:
+                end_process(error)
+            if result is None:
+                threading.Event().wait()  # returning would have Ray Data send the next row, and so on to the last
+            else:
+                results.append(result)
+        return ledger.to_table(results)
 
 
 class ProcessRow:
@@ -197,7 +212,7 @@ class ProcessRow:
         self._run_id = run_id
         self._model_version = model_version
         self._style_versions = style_versions
-        self._worker = CatalogWorker(config, run_id=run_id, animator=make_animator(config, cpu_threads))
+        self._worker = _worker(config, run_id, make_animator(config, cpu_threads))
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         """The same rows with the results columns added or replaced."""
@@ -227,7 +242,9 @@ class ProcessRow:
                 attempts=1,
                 finished_at=datetime.now(UTC),
             )
-        return self._worker.work(row)
+        result = self._worker.work(row)
+        assert result is not None  # nothing drains the workers of a processor
+        return result
 
 
 class _Merge:
@@ -242,7 +259,7 @@ class _Merge:
 
 def _execute(make_animator: MakeAnimator) -> Execute:
     @contextmanager
-    def open_rows(plan: RunPlan) -> Iterator[Iterator[Sequence[ResultRow]]]:
+    def open_rows(plan: RunPlan) -> Iterator[_Results]:
         config = plan.config
         worker_cpus = (config.actors or (1, 1))[1] * config.cpus_per_actor
         with connected(config.address, worker_cpus=worker_cpus) as own_cluster:
@@ -251,11 +268,12 @@ def _execute(make_animator: MakeAnimator) -> Execute:
             dataset = _pooled(_items(plan), AnimateRow, pool, stage)
             dataset.context.enable_progress_bars = False
             dataset.context.print_on_execution_start = False
-            results = _Results(dataset)
-            try:
-                yield iter(results)
-            finally:
-                results.stop()
+            with RunDrain(plan.run_id) as drain:
+                results = _Results(dataset, drain)
+                try:
+                    yield results
+                finally:
+                    results.stop()
 
     return open_rows
 
@@ -301,8 +319,9 @@ def _pooled(dataset: Dataset, stage: type, pool: ActorPool, arguments: Mapping[s
 class _Results:
     """Result rows as the actors return them. `stop` ends the actors at once, also while another thread waits here."""
 
-    def __init__(self, dataset: Dataset) -> None:
+    def __init__(self, dataset: Dataset, drain: RunDrain) -> None:
         self._dataset = dataset
+        self._drain = drain
         self._executor: Any = None
         self._stopped = False
         dataset.context.custom_execution_callback_classes.append(KeepExecutor)  # type: ignore[arg-type]
@@ -316,6 +335,15 @@ class _Results:
             raise JobError(f"the workers could not go on: {first_cause(error)}") from error
         finally:
             _this_thread.results = None
+
+    def drain(self) -> None:
+        """Has the actors begin no other rows; those in an engine go on to their results."""
+        self._drain.begin()
+
+    @property
+    def is_drained(self) -> bool:
+        """Whether no actor has a row left."""
+        return self._drain.is_over
 
     def keep(self, executor: Any) -> None:
         """Called when the execution of this thread's dataset is about to start."""

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
-from typing import Any
+from contextlib import contextmanager, suppress
+from typing import Any, Final
 
 import pyarrow.compute as pc
 
 from pia_ray import ledger
 from pia_ray.animation import RowAnimator
 from pia_ray.catalog.run import Execute, Observer, RunPlan, RunSummary, run
+from pia_ray.catalog.stages import Stages
 from pia_ray.catalog.worker import CatalogWorker
 from pia_ray.config.catalog import CatalogConfig
 from pia_ray.config.knobs import DEFAULT_STYLE
 from pia_ray.manifest import ITEMS_SCHEMA, row_from_item
-from pia_ray.pia.animator import Animator
+from pia_ray.pia import make_animator
 from pia_ray.types import ResultRow
 
 
@@ -25,53 +26,83 @@ def run_local(
     config: CatalogConfig,
     *,
     animator: RowAnimator | None = None,
+    make_animator: MakeAnimator = make_animator,
     observe: Observer = lambda progress: None,
 ) -> RunSummary:
     """Animates the catalogue in this process, with threads in place of actors; `config.actors` plays no part.
 
     Gives the same results table as `run_catalog` but for timings, run ids and worker names. `animator` stands in for
-    the configured model, for tests; it stays open. `observe` is called with each new `Progress`.
+    the configured model, for tests; it stays open. `make_animator` makes one as for `run_catalog`, and another where
+    that one hangs. `observe` is called with each new `Progress`.
 
     Raises:
         JobError: as `run_catalog`.
     """
-    return run(config, _execute(animator), observe=observe)
+    return run(config, _execute(animator, make_animator), observe=observe)
 
 
-def _execute(animator: RowAnimator | None) -> Execute:
+MakeAnimator = Callable[[CatalogConfig, None], RowAnimator]
+"""Makes the animator from the config; it chooses its CPU threads itself."""
+
+CLOSE_S: Final = 30.0
+"""Seconds that the animator has to end. One that hangs is left to its thread, which ends with the process."""
+
+
+def _execute(animator: RowAnimator | None, make_animator: MakeAnimator) -> Execute:
     @contextmanager
-    def open_rows(plan: RunPlan) -> Iterator[Iterator[Sequence[ResultRow]]]:
+    def open_rows(plan: RunPlan) -> Iterator[_LocalRows]:
         config = plan.config
-        own = None
-        if animator is None:
-            own = Animator(
-                config.model, styles=config.styles, keep_models=config.keep_models, batch_size=config.batch_size
-            )
-        used = own or animator
-        assert used is not None
-        calls = config.concurrent_rows() if own is None else own.batch_size + config.prefetch
-        worker = CatalogWorker(config, run_id=plan.run_id, animator=used, outage=plan.outage)
+
+        def make() -> RowAnimator:
+            return animator or make_animator(config, None)
+
+        first = make()
+        calls = config.concurrent_rows() if animator is not None else first.batch_size + config.prefetch
+        worker = CatalogWorker(config, run_id=plan.run_id, animator=first, outage=plan.outage, replace_animator=make)
         pool = ThreadPoolExecutor(calls, thread_name_prefix="row")
         try:
-            yield _rows(worker, plan, pool, calls)
+            yield _LocalRows(worker, plan, pool, calls)
         finally:
             worker.stop()
             pool.shutdown(wait=True, cancel_futures=True)
-            if own is not None:
-                own.close()
+            if animator is None:
+                with suppress(TimeoutError):
+                    Stages().call("closing the animator", worker.animator.close, limit_s=CLOSE_S)
 
     return open_rows
 
 
-def _rows(worker: CatalogWorker, plan: RunPlan, pool: ThreadPoolExecutor, calls: int) -> Iterator[Sequence[ResultRow]]:
-    running: deque[Future[ResultRow]] = deque()
-    for item in _items(plan):
-        running.append(pool.submit(worker.work, row_from_item(item)))
-        # As many waiting as running, so that no thread is ever idle for want of a row.
-        while len(running) >= 2 * calls:
+class _LocalRows:
+    """The rows of a run in the threads of this process."""
+
+    def __init__(self, worker: CatalogWorker, plan: RunPlan, pool: ThreadPoolExecutor, calls: int) -> None:
+        self._worker = worker
+        self._plan = plan
+        self._pool = pool
+        self._calls = calls
+        self._draining = False
+
+    def __iter__(self) -> Iterator[Sequence[ResultRow]]:
+        running: deque[Future[ResultRow | None]] = deque()
+        for item in _items(self._plan):
+            if self._draining:
+                break
+            running.append(self._pool.submit(self._worker.work, row_from_item(item)))
+            # As many waiting as running, so that no thread is ever idle for want of a row.
+            while len(running) >= 2 * self._calls:
+                yield _ended(running)
+        while running:
             yield _ended(running)
-    while running:
-        yield _ended(running)
+
+    def drain(self) -> None:
+        """Begins no other rows; those in the engine go on to their results."""
+        self._draining = True
+        self._worker.drain()
+
+    @property
+    def is_drained(self) -> bool:
+        """False, because the results end by themselves."""
+        return False
 
 
 def _items(plan: RunPlan) -> Iterator[dict[str, Any]]:
@@ -82,8 +113,8 @@ def _items(plan: RunPlan) -> Iterator[dict[str, Any]]:
             yield from table.filter(wanted).select(ITEMS_SCHEMA.names).to_pylist()
 
 
-def _ended(running: deque[Future[ResultRow]]) -> list[ResultRow]:
+def _ended(running: deque[Future[ResultRow | None]]) -> list[ResultRow]:
     done = wait(running, return_when=FIRST_COMPLETED).done
     for future in done:
         running.remove(future)
-    return [future.result() for future in done]
+    return [row for future in done if (row := future.result()) is not None]

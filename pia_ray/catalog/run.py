@@ -16,15 +16,16 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Any, Final, Literal
+from typing import Final, Literal, Protocol
 
-from pia_ray import ledger, manifest, storage, weights
+from pia_ray import ledger, manifest, storage
 from pia_ray.catalog import gallery
 from pia_ray.catalog.outage import Outage
+from pia_ray.catalog.settling import recorded, settled, versions_of, with_absolute_paths
+from pia_ray.catalog.stopping import Ending, RunStop, grace_of, stop_on_signals
 from pia_ray.catalog.verdicts import Verdicts, judged
 from pia_ray.config.catalog import CatalogConfig
-from pia_ray.config.knobs import REFERENCE_KNOBS
-from pia_ray.errors import JobError, OutputError, PiaRayError, StorageError, TooManyFailures
+from pia_ray.errors import JobError, OutputError, PiaRayError, StorageError
 from pia_ray.types import FAILED, ResultRow
 
 log = logging.getLogger(__name__)
@@ -32,8 +33,7 @@ log = logging.getLogger(__name__)
 REFRESH_S: Final = 300.0
 """Least time between two writings of results.parquet and the gallery while a run goes on."""
 
-Phase = Literal["planning", "starting", "animating", "writing", "ended"]
-Ending = Literal["finished", "deadline", "interrupted"]
+Phase = Literal["planning", "starting", "animating", "stopping", "writing", "ended"]
 
 
 @dataclass(frozen=True)
@@ -119,8 +119,24 @@ class RunSummary:
 
 
 Observer = Callable[[Progress], None]
-Execute = Callable[[RunPlan], AbstractContextManager[Iterator[Sequence[ResultRow]]]]
-"""Opens workers and yields results as they come; closing it stops the workers."""
+
+
+class Rows(Protocol):
+    """The rows of a run in its workers."""
+
+    def __iter__(self) -> Iterator[Sequence[ResultRow]]:
+        """The results as they come."""
+
+    def drain(self) -> None:
+        """Begins no other rows; those in an engine go on to their results."""
+
+    @property
+    def is_drained(self) -> bool:
+        """Whether it is known, after `drain`, that no row is left in any worker."""
+
+
+Execute = Callable[[RunPlan], AbstractContextManager[Rows]]
+"""Opens workers and gives them the rows; closing it stops the workers at once."""
 
 
 def run(config: CatalogConfig, execute: Execute, *, observe: Observer = lambda progress: None) -> RunSummary:
@@ -138,14 +154,14 @@ def run(config: CatalogConfig, execute: Execute, *, observe: Observer = lambda p
 
 def _run(config: CatalogConfig, execute: Execute, state: _State, *, started: float) -> RunSummary:
     state.show(Progress("planning"))
-    config = _with_absolute_paths(config)
+    config = with_absolute_paths(config)
     opened = manifest.open_manifest(config)
     state.show(Progress("planning", columns=opened.use.text))
     config = settled(config)
     model_version, style_versions = versions_of(config)
     storage.probe(config.output, folders=("videos", "thumbnails"))
     now = _store_clock(config.output)
-    record = ledger.new_run(manifest=config.manifest, model=model_version, config=_recorded(config), now=now)
+    record = ledger.new_run(manifest=config.manifest, model=model_version, config=recorded(config), now=now)
     with (
         ledger.Lease(config.output, run_id=record.run_id),
         ledger.Ledger.open(config.output, patience_s=config.patience_s) as run_ledger,
@@ -222,58 +238,32 @@ def _planned(planned: ledger.Planned) -> Progress:
 
 
 def _animate(plan: RunPlan, execute: Execute, run_ledger: ledger.Ledger, state: _State, *, started: float) -> Ending:
-    """Runs the pending rows and records their results; how it ended."""
-    output, deadline_s = plan.config.output, plan.config.deadline_s
-    deadline = started + deadline_s if deadline_s is not None else math.inf
-    deaths = ledger.attempt_uris(output)
+    """Runs the pending rows and records their results; how it ended.
+
+    Records of attempts that no worker's death has made count against no row, so they go when the workers have.
+    """
+    deadline_s = plan.config.deadline_s
     ending: Ending = "finished"
-    states = _follow(plan, execute, run_ledger, state.progress, started=started, deadline=deadline)
     try:
-        with closing(states):
-            for progress, ending in states:  # noqa: B007 - used after the loop
-                state.show(progress)
+        with stop_on_signals() as stop:
+            deadline = started + deadline_s if deadline_s is not None else math.inf
+            run_stop = RunStop(stop, deadline=deadline, grace_s=grace_of(plan.config.grace_s))
+            states = _follow(plan, execute, run_ledger, state.progress, started=started, stop=run_stop)
+            with closing(states):
+                for progress in states:
+                    ending = run_stop.ending if progress.num_left else "finished"
+                    try:
+                        state.show(progress)
+                    except KeyboardInterrupt:  # the observer's own
+                        if stop.is_set():
+                            raise
+                        stop.set()
     except KeyboardInterrupt:
         ending = "interrupted"
-    except (OutputError, TooManyFailures, SystemExit):
-        # Our own trouble, not a worker's: rows in flight are not to be charged with it.
+    finally:
         with storage.hurry(), suppress(StorageError):
-            ledger.withdraw_latest_attempts(output, kept=deaths)
-        raise
-    if ending != "finished":
-        # We stopped the workers: the rows that they had in flight did not kill them.
-        ledger.withdraw_latest_attempts(output, kept=deaths)
+            ledger.remove_attempts_of_run(plan.config.output, plan.run_id)
     return ending
-
-
-def settled(config: CatalogConfig) -> CatalogConfig:
-    """The same config for workers anywhere: local paths are absolute, hub revisions pinned.
-
-    Raises:
-        WeightsError: the model, or that of a style, cannot be found.
-    """
-    config = _with_absolute_paths(config)
-    styles = {style: weights.pin(model) for style, model in config.styles.items()}
-    return config.model_copy(update={"model": weights.pin(config.model), "styles": styles})
-
-
-def versions_of(config: CatalogConfig) -> tuple[str, dict[str, str]]:
-    """The version of the run's own model, and those of its styles' models by style.
-
-    Raises:
-        WeightsError: a model cannot be found.
-    """
-    return weights.version(config.model), {style: weights.version(model) for style, model in config.styles.items()}
-
-
-def _with_absolute_paths(config: CatalogConfig) -> CatalogConfig:
-    def absolute(uri: str) -> str:
-        if not uri or storage.is_s3(uri):
-            return uri
-        slash = "/" if uri.endswith("/") else ""  # says that it is a folder, also where none is yet
-        return str(storage.local_path(uri).absolute()).rstrip("/") + slash
-
-    config = manifest.with_absolute_references(config)
-    return config.model_copy(update={"output": absolute(config.output), "manifest": absolute(config.manifest)})
 
 
 def _store_clock(output: str) -> datetime:
@@ -283,34 +273,30 @@ def _store_clock(output: str) -> datetime:
         raise OutputError(f"the output {output} cannot be used: {error.message}") from None
 
 
-def _recorded(config: CatalogConfig) -> dict[str, Any]:
-    """The config as a run's record holds it: without the signatures of URLs."""
-    values = config.model_dump(mode="json")
-    models = (values["model"], *values["styles"].values())
-    for defaults in (values["defaults"], *(model["defaults"] for model in models)):
-        defaults |= {knob: manifest.redacted(defaults[knob]) for knob in REFERENCE_KNOBS if defaults.get(knob)}
-    return values
-
-
 def _follow(
-    plan: RunPlan, execute: Execute, run_ledger: ledger.Ledger, progress: Progress, *, started: float, deadline: float
-) -> Generator[tuple[Progress, Ending], None, None]:
-    """Takes results as they come until all are there or the deadline passes."""
+    plan: RunPlan, execute: Execute, run_ledger: ledger.Ledger, progress: Progress, *, started: float, stop: RunStop
+) -> Generator[Progress, None, None]:
+    """Takes results as they come until all are there, or the run has stopped."""
     refresh_at = time.monotonic() + REFRESH_S
     verdicts = Verdicts(plan.config, num_pending=progress.num_pending)
     with execute(plan) as results:
-        reader = _ResultReader(results)
+        reader = _ResultReader(iter(results))
         while (rows := reader.take(timeout_s=0.5)) is not None:
             now = time.monotonic()
             with storage.hurry():
-                run_ledger.append(verdicts.take(rows))
+                if rows:
+                    run_ledger.append(verdicts.take(rows))
+                else:
+                    run_ledger.flush_if_due()
             progress = _count(progress, judged(rows), now - started)
-            yield replace(progress, outage=plan.outage.reason, num_waiting=plan.outage.num_animations), "finished"
+            if progress.num_left and stop.begins(now):
+                results.drain()
+                progress = replace(progress, phase="stopping")
+            yield replace(progress, outage=plan.outage.reason, num_waiting=plan.outage.num_animations)
             if verdicts.stop is not None:
                 raise verdicts.stop
-            if now > deadline and progress.num_left:
+            if stop.is_over(now) or (not rows and stop.ending != "finished" and results.is_drained):
                 run_ledger.append(verdicts.held())
-                yield progress, "deadline"
                 return
             if now > refresh_at:
                 try:
@@ -340,7 +326,7 @@ def _count(progress: Progress, rows: Sequence[ResultRow], since_start_s: float) 
     first_s = progress.first_row_s or since_start_s
     return replace(
         progress,
-        phase="animating",
+        phase="stopping" if progress.phase == "stopping" else "animating",
         num_succeeded=progress.num_succeeded + len(rows) - failed,
         num_failed=progress.num_failed + failed,
         errors=errors,

@@ -1,26 +1,29 @@
 """The three steps chained for one row, with its attempt record, its retries and its result. Knows no Ray.
 
-An error of a row becomes a failed row; only an error that spoils the process is raised.
+An error of a row becomes a failed row; only an error that spoils the process is raised. Each step has a time limit that
+holds also where its thread hangs.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-import traceback
-from collections.abc import Iterator
-from concurrent.futures import CancelledError, Future
-from contextlib import contextmanager
+from collections.abc import Callable
+from concurrent.futures import CancelledError
 from datetime import UTC, datetime
-from typing import Final
+from functools import partial
+from typing import Final, TypeVar
 
 from pia_ray import ledger, storage
 from pia_ray.animation import Animation, RowAnimator
 from pia_ray.catalog import steps
+from pia_ray.catalog.failures import given_up, row_error
+from pia_ray.catalog.in_flight import InFlight, InFlightRows
 from pia_ray.catalog.outage import Outage, Sources
+from pia_ray.catalog.row_lock import RowLock
 from pia_ray.config.catalog import CatalogConfig
 from pia_ray.errors import (
-    Cancelled,
+    DeviceLost,
     FetchUnavailable,
     JobError,
     OutOfMemory,
@@ -31,16 +34,19 @@ from pia_ray.errors import (
     StorageNotFound,
     StorageThrottled,
     StorageUnavailable,
-    UnexpectedError,
-    WorkerDied,
 )
 from pia_ray.manifest import redacted
-from pia_ray.types import FAILED, AnimationRequest, ManifestRow, ResultRow
+from pia_ray.types import AnimationRequest, ManifestRow, ResultRow
 
 log = logging.getLogger(__name__)
 
-TRANSIENT: Final = (FetchUnavailable, StorageThrottled, StorageUnavailable, OutOfMemory)
-"""Errors after which the same worker tries the row again at once; the others wait for `--retry`."""
+T = TypeVar("T")
+
+TRANSIENT: Final = (FetchUnavailable, StorageThrottled, StorageUnavailable, OutOfMemory, TimeoutError)
+"""Errors after which the same worker tries the row again at once; the others wait for `--retry`.
+
+TimeoutError: a step of it hung.
+"""
 
 SOURCE_AWAY: Final = (FetchUnavailable, StorageThrottled, StorageUnavailable)
 """Errors of a row's inputs that may be of all pictures there."""
@@ -50,24 +56,47 @@ BACKOFF_S: Final = 1.0
 
 MOST_BACKOFF_S: Final = 30.0
 
+MOST_HUNG: Final = 8
+"""Threads of stages that hang in a process that is ended with one more of them."""
+
+STOP_S: Final = 10.0
+"""Seconds that videos which are being written have to end when the worker is stopped at once."""
+
 
 class CatalogWorker:
-    """Animates rows of one run with one warm animator; `work` may be called by several threads at once."""
+    """Animates rows of one run with one warm animator; `work` may be called by several threads at once.
+
+    `replace_animator` makes the animator to go on with where this one hangs. Left out: the process has to end, and
+    `work` raises. `node` is the worker's node, and `node_lives` says whether one has not been lost.
+    """
 
     def __init__(
-        self, config: CatalogConfig, *, run_id: str, animator: RowAnimator, outage: Outage | None = None
+        self,
+        config: CatalogConfig,
+        *,
+        run_id: str,
+        animator: RowAnimator,
+        outage: Outage | None = None,
+        replace_animator: Callable[[], RowAnimator] | None = None,
+        node: str = "",
+        node_lives: Callable[[str], bool] = lambda node: True,
     ) -> None:
         self._config = config
         self._run_id = run_id
-        self._animator = animator
-        self._lock = _RowLock()
+        self.animator = animator
+        self._replace_animator = replace_animator
+        self._node = node
+        self._node_lives = node_lives
+        self._lock = RowLock()
         self._outage = outage or Outage()
         self._sources = Sources(patience_s=config.patience_s)
-        self._running: set[Future[Animation]] = set()
+        self._rows = InFlightRows(hang_timeout_s=config.hang_timeout_s)
+        self._stages = self._rows.stages
+        self._draining = threading.Event()
         self._stopped = threading.Event()
 
-    def work(self, row: ManifestRow) -> ResultRow:
-        """The result of the row, whose video is committed before this returns.
+    def work(self, row: ManifestRow) -> ResultRow | None:
+        """The result of the row, whose video is committed before this returns; None where it was stopped before.
 
         Trouble of the output is not a row's: the row waits for it, and if it stays, comes back with the code of a
         `JobError`, which is no verdict and is not to be recorded.
@@ -75,120 +104,285 @@ class CatalogWorker:
         Raises:
             JobError: the process is spoiled and needs a new one; the row's attempt record stays behind.
         """
-        config = self._config
         try:
-            with self._output():
-                if (found := steps.committed(row, config)) is not None:
-                    return found
-                earlier = ledger.earlier_attempts(config.output, row.work_key)
-        except Exception as error:  # noqa: BLE001 - the row boundary
-            return self._failed(row, _row_error(error), attempts=1)
-        # The record is written once the row is let in: a row that only waits must not be charged with a death.
-        with self._lock.hold(alone=bool(earlier)):
-            return self._attempt(row, earlier)
+            with self._rows.enter(row.id) as entry:
+                return self._work(row, entry)
+        except CancelledError:
+            return None
+
+    def drain(self) -> None:
+        """Begins no other row, and takes back those that are not in the engine yet; the others go on."""
+        self._draining.set()
+        self._lock.wake()
+        self._rows.cancel_waiting()
 
     def stop(self) -> None:
-        """Takes back the rows in the engine, which fail as cancelled at its next step, and begins no others."""
+        """Takes back all rows but those whose video is being written, which have `STOP_S` to end."""
         self._stopped.set()
-        for future in tuple(self._running):
-            future.cancel()
+        self.drain()
+        self._rows.cancel()
+        if not self._rows.wait_until_empty(timeout_s=STOP_S):
+            self._stages.cancel(spared=True)
 
-    def _attempt(self, row: ManifestRow, earlier: tuple[str, ...]) -> ResultRow:
-        config, tries = self._config, 0
-        # The first death may have been a neighbour's doing; since then the row was alone, and each one was its own.
-        if len(earlier) >= max(config.max_attempts, 2):
-            died = WorkerDied(
-                f"the worker died each of the {len(earlier)} times that this row was tried: check its picture "
-                "and size, then run again with --retry worker_died"
+    @property
+    def num_in_flight(self) -> int:
+        """The number of rows that have been begun and have no result yet."""
+        return len(self._rows)
+
+    def _work(self, row: ManifestRow, entry: InFlight) -> ResultRow:
+        config = self._config
+        try:
+            found = self._with_output(
+                "reading what is there of the row",
+                lambda: steps.committed(row, config) or ledger.earlier_attempts(config.output, row.work_key),
+                limit_s=config.fetch_timeout_s,
             )
+            if isinstance(found, ResultRow):
+                return found
+            deaths, alone = self._deaths(found)
+        except OutputError as error:
+            return self._put_off(row, error, attempts=1)
+        except (CancelledError, JobError):
+            raise
+        except Exception as error:  # noqa: BLE001 - the row boundary
+            return self._failed(row, row_error(error), attempts=1)
+        entry.earlier = found
+        while True:
+            # The record is written once the row is let in, so a row that only waits is not charged with a death.
+            with self._lock.hold(alone=alone, given_up=self._draining.is_set) as held:
+                if not held:
+                    raise CancelledError
+                try:
+                    return self._attempt(row, entry, deaths, alone=alone)
+                except CancelledError:
+                    if alone or not entry.suspected or self._draining.is_set():
+                        raise
+            alone = True
+
+    def _deaths(self, found: tuple[ledger.AttemptRecord, ...]) -> tuple[list[ledger.AttemptRecord], bool]:
+        """The records that count against the row, and whether it has to run alone.
+
+        A record of this run means that its driver lives and has seen the worker's process end, because it sends the
+        row again. Records of other runs that nobody has counted were left by the end of their driver. A row that
+        waited when its worker died may have entered the engine that moment: it counts once the row alone died, too.
+        """
+        deaths, suspicions = [], []
+        for record in found:
+            if record.counts:
+                deaths.append(record)
+            elif record.run_id == self._run_id and self._node_lives(record.node):
+                if record.state == "animating":
+                    deaths.append(self._rows.set_state(record, "died"))
+                else:
+                    suspicions.append(record)
+        if any(record.alone for record in deaths):
+            return [*suspicions, *deaths], True
+        return deaths, bool(suspicions or deaths)
+
+    def _attempt(
+        self, row: ManifestRow, entry: InFlight, deaths: list[ledger.AttemptRecord], *, alone: bool
+    ) -> ResultRow:
+        config = self._config
+        # The first death may have been a neighbour's doing; since then the row was alone, and each one was its own.
+        certain = any(record.alone or record.state == "timeout" for record in deaths)
+        if len(deaths) >= config.max_attempts and certain:
             # The records stay until the failure is in the ledger: should this worker die of another row before its
             # answer is out, this row must not be tried all over again.
-            return self._failed(row, died, attempts=len(earlier))
+            return self._failed(row, given_up(deaths), attempts=len(deaths))
         try:
-            with self._output():
-                attempt = ledger.begin_attempt(config.output, row.work_key, worker=steps.worker_name(), earlier=earlier)
+            entry.record = self._begin_record(row, alone=alone)
+        except OutputError as error:
+            return self._put_off(row, error, attempts=len(deaths) + 1)
+        except CancelledError:
+            raise
         except Exception as error:  # noqa: BLE001 - the row boundary
-            return self._failed(row, _row_error(error), attempts=1)
-        alone = attempt.num_earlier > 0
-        pause_s = BACKOFF_S
-        while True:
-            tries += 1
-            attempts = attempt.num_earlier + tries
-            try:
-                outputs = self._make(row, alone=alone, attempts=attempts)
-                with self._output(num_animations=1):
-                    result = steps.commit(outputs, attempts=attempts)
-                break
-            except OutputError as error:
-                return self._put_off(row, error, attempt)
-            except JobError:
-                raise  # the process is spoiled: the record stays, and counts against the row
-            except Exception as error:  # noqa: BLE001 - the row boundary
-                failure = _row_error(error)
-            away = isinstance(failure, SOURCE_AWAY) and self._sources.is_away(row)
-            if not away and (not isinstance(failure, TRANSIENT) or attempts >= config.max_attempts):
-                result = self._failed(row, failure, attempts=attempts)
-                break
-            tries -= away  # waiting for a host is no try at the row
-            log.warning("row %s, try %d: %s", row.id, attempts, failure)
-            alone = alone or isinstance(failure, OutOfMemory)
-            if self._stopped.wait(pause_s):
-                result = self._failed(row, failure, attempts=attempts)
-                break
-            pause_s = min(MOST_BACKOFF_S, 2 * pause_s)
-        if self._stopped.is_set() and result.status == FAILED:
-            # Nobody records this failure: the row leaves without a result, and the workers it killed still count.
-            ledger.withdraw_attempt(attempt)
-        else:
-            ledger.end_attempt(attempt)
+            return self._failed(row, row_error(error), attempts=1)
+        try:
+            result = self._try(row, entry, num_deaths=len(deaths), alone=alone)
+        except OutputError as error:
+            if entry.record is not None:
+                self._rows.remove((entry.record,))  # the workers that the row has killed still count
+            return self._put_off(row, error, attempts=len(deaths) + 1)
+        except CancelledError:
+            if entry.record is not None:
+                self._rows.remove((entry.record,))  # the workers that the row has killed still count
+            raise
+        except JobError:
+            uncounted = entry.record is not None and entry.record.state in ("waiting", "animating")
+            if uncounted and (entry.started or alone):
+                assert entry.record is not None
+                self._rows.set_state(entry.record, "died")  # without Ray nobody else sees the device's end
+            raise
+        self._rows.remove(entry.records)
         return result
 
-    def _put_off(self, row: ManifestRow, error: OutputError, attempt: ledger.AttemptRecord) -> ResultRow:
-        """The row without a verdict, because of its output; the workers it killed before still count."""
-        with storage.hurry():
-            ledger.withdraw_attempt(attempt)
-        return self._failed(row, error, attempts=attempt.num_earlier + 1)
+    def _begin_record(self, row: ManifestRow, *, alone: bool) -> ledger.AttemptRecord:
+        begin = partial(
+            ledger.begin_attempt,
+            self._config.output,
+            row.work_key,
+            worker=steps.worker_name(),
+            run_id=self._run_id,
+            node=self._node,
+            alone=alone,
+            # Alone the row is charged from its beginning, because no other row can end the process.
+            state="animating" if alone else "waiting",
+        )
+        return self._with_output("writing the row's attempt record", begin, limit_s=self._config.fetch_timeout_s)
 
-    @contextmanager
-    def _output(self, *, num_animations: int = 0) -> Iterator[None]:
-        """Waits while the output's store is away; so many finished animations wait in memory meanwhile.
+    def _try(self, row: ManifestRow, entry: InFlight, *, num_deaths: int, alone: bool) -> ResultRow:
+        """The result after as many tries as the row may have."""
+        config, attempts, pause_s = self._config, num_deaths, BACKOFF_S
+        outputs: steps.Outputs | None = None
+        while True:
+            attempts += 1
+            try:
+                # A finished animation is not made again because the store is away.
+                outputs = outputs or self._make(row, entry, alone=alone, attempts=attempts)
+                commit = partial(steps.commit, outputs, attempts=attempts)
+                return self._with_output(
+                    "writing the video", commit, limit_s=config.publish_timeout_s, num_animations=1, spared=True
+                )
+            except (JobError, CancelledError):
+                raise
+            except Exception as error:  # noqa: BLE001 - the row boundary
+                away = isinstance(error, SOURCE_AWAY) and self._sources.is_away(row)
+                if not away and (not isinstance(error, TRANSIENT) or attempts >= config.max_attempts):
+                    return self._failed(row, row_error(error), attempts=attempts)
+                log.info("row %s, try %d of %d: %s", row.id, attempts, config.max_attempts, error)
+                if isinstance(error, TimeoutError):
+                    self._require_threads(entry)
+                alone = alone or isinstance(error, OutOfMemory)
+                attempts -= away  # waiting for a host is no try at the row
+            if (self._stopped if outputs else self._draining).wait(pause_s):
+                raise CancelledError
+            pause_s = min(MOST_BACKOFF_S, 2 * pause_s)
+
+    def _make(self, row: ManifestRow, entry: InFlight, *, alone: bool, attempts: int) -> steps.Outputs:
+        config = self._config
+        if self._draining.is_set():
+            raise CancelledError
+        entry.begin()
+        fetched = self._stages.call(
+            "fetching the picture", lambda: steps.fetch(row, config), limit_s=config.fetch_timeout_s
+        )
+        self._sources.succeeded(row)
+        request = steps.request_of(row, fetched, deadline_s=config.row_timeout_s)
+        animation = self._animate(request, entry, alone=alone)
+        encode = partial(
+            steps.encode_outputs,
+            animation,
+            row,
+            fetched=fetched,
+            config=config,
+            run_id=self._run_id,
+            attempts=attempts,
+        )
+        return self._stages.call("encoding the video", encode, limit_s=config.publish_timeout_s, spared=True)
+
+    def _with_output(
+        self, name: str, function: Callable[[], T], *, limit_s: float, num_animations: int = 0, spared: bool = False
+    ) -> T:
+        """The value of a function that uses the output, whose store it waits for while that is away.
+
+        So many finished animations wait in memory meanwhile. `limit_s` is for the function, not for an outage.
 
         Raises:
             OutputError: the store denies it, or its bucket is gone.
             OutputUnavailable: patience is spent.
+            TimeoutError, CancelledError: as `Stages.call`.
         """
+        config, waits = self._config, threading.Event()
         notice = self._outage.notice(num_animations=num_animations)
+
+        def note(reason: str) -> None:
+            waits.set() if reason else waits.clear()
+            notice(reason)
+
+        def patiently() -> T:
+            with storage.patience(config.patience_s, stopped=self._stopped, notice=note, from_start=True):
+                return function()
+
         try:
-            with storage.patience(self._config.patience_s, stopped=self._stopped, notice=notice, from_start=True):
-                yield
+            return self._stages.call(name, patiently, limit_s=limit_s, spared=spared, may_wait=waits.is_set)
         except (StorageThrottled, StorageUnavailable) as error:
-            raise OutputUnavailable(f"the output {self._config.output} stayed away: {error.message}") from None
+            raise OutputUnavailable(f"the output {config.output} stayed away: {error.message}") from None
         except (StorageDenied, StorageNotFound) as error:
-            raise OutputError(f"the output {self._config.output} cannot be used: {error.message}") from None
+            raise OutputError(f"the output {config.output} cannot be used: {error.message}") from None
 
-    def _make(self, row: ManifestRow, *, alone: bool, attempts: int) -> steps.Outputs:
-        config = self._config
-        fetched = steps.fetch(row, config)
-        self._sources.succeeded(row)
-        animation = self._animate(steps.request_of(row, fetched, deadline_s=config.row_timeout_s), alone=alone)
-        return steps.encode_outputs(
-            animation, row, fetched=fetched, config=config, run_id=self._run_id, attempts=attempts
-        )
+    def _put_off(self, row: ManifestRow, error: OutputError, *, attempts: int) -> ResultRow:
+        """The row without a verdict, because of its output."""
+        log.warning("row %s is put off: %s", row.id, error.message.splitlines()[0])
+        return self._without_video(row, error, attempts=attempts)
 
-    def _animate(self, request: AnimationRequest, *, alone: bool) -> Animation:
-        future = self._animator.submit(request, alone=alone)
-        self._running.add(future)
-        try:
-            if self._stopped.is_set():
+    def _animate(self, request: AnimationRequest, entry: InFlight, *, alone: bool) -> Animation:
+        """The animation, by the next animator too where one is replaced meanwhile.
+
+        Raises:
+            TimeoutError: the engine hung, and the row is charged with it.
+            CancelledError: the run stops; or the engine hung over this row and others, which is to run alone.
+            DeviceLost: the engine hangs, and the process has to end.
+        """
+        limit_s = self._config.row_timeout_s + self._config.hang_timeout_s
+        while True:
+            animator = self.animator
+            if self._draining.is_set():
+                raise CancelledError
+            if entry.suspected and not alone:
+                raise CancelledError
+            future = entry.submit(animator, request, alone=alone)
+            if self._draining.is_set() and not entry.started:  # it may have come too late for `drain` to see it
                 future.cancel()
-            return future.result()
-        except CancelledError:
-            raise Cancelled("the run was stopped") from None
-        finally:
-            self._running.discard(future)
+            if entry.wait(limit_s) or (not entry.started and entry.wait(self._config.row_timeout_s)):
+                try:
+                    return future.result()
+                except CancelledError:
+                    if animator is self.animator:
+                        raise
+                    continue
+            self._end_hang(animator, entry)
 
-    def _failed(self, row: ManifestRow, error: RowError | OutputError, *, attempts: int) -> ResultRow:
+    def _end_hang(self, animator: RowAnimator, entry: InFlight) -> None:
+        """Replaces the animator, unless another row's thread has done so.
+
+        Raises:
+            TimeoutError: only this row hung.
+            DeviceLost: the process has to end; the records say which row is charged.
+        """
+        with self._rows.lock:
+            if animator is not self.animator:
+                return
+            guilty = self._rows.is_only_hung(entry)
+            text = f"animating has not ended within {self._config.row_timeout_s:g} s, and the engine does not answer"
+            if self._replace_animator is None:
+                self._rows.charge(entry if guilty else None)
+                raise DeviceLost(f"row {entry.row_id}: {text}")
+            log.warning("row %s: %s: the engine is replaced", entry.row_id, text)
+            self.animator = self._replace_animator()
+            if self.animator is animator:  # there is no other one
+                guilty = True
+                entry.cancel()
+            else:
+                self._rows.leave(animator, suspected=not guilty)
+        if guilty:
+            raise TimeoutError(text)
+
+    def _require_threads(self, entry: InFlight) -> None:
+        """Ends a process in which too many threads hang.
+
+        Raises:
+            DeviceLost: that is so.
+        """
+        if self._replace_animator is None and self._stages.num_hung > MOST_HUNG:
+            with self._rows.lock:
+                self._rows.charge(entry)
+            raise DeviceLost(f"{self._stages.num_hung} stages of rows hang in this process")
+
+    def _failed(self, row: ManifestRow, error: RowError, *, attempts: int) -> ResultRow:
         log.warning("row %s failed: %s: %s", row.id, error.code, error.message.splitlines()[0])
+        return self._without_video(row, error, attempts=attempts)
+
+    def _without_video(self, row: ManifestRow, error: RowError | OutputError, *, attempts: int) -> ResultRow:
         return ResultRow.failed(
             error,
             id=row.id,
@@ -196,50 +390,9 @@ class CatalogWorker:
             work_key=row.work_key,
             image_uri=redacted(row.image),
             params=row.params,
-            model=self._animator.version_of(row.params.style),
+            model=self.animator.version_of(row.params.style),
             run_id=self._run_id,
             worker=steps.worker_name(),
             attempts=attempts,
             finished_at=datetime.now(UTC),
         )
-
-
-class _RowLock:
-    """A lock that the rows of one process hold together, or one row alone.
-
-    A row that was in the engine when its worker died is a suspect: alone it can neither end its neighbours nor be
-    charged with what they do. Suspects go first, so that a stream of other rows does not keep them waiting.
-    """
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._num_holding = 0
-        self._held_alone = False
-        self._num_suspects = 0
-
-    @contextmanager
-    def hold(self, *, alone: bool) -> Iterator[None]:
-        """Waits until the row may begin; holds the lock for the block."""
-        with self._changed:
-            if alone:
-                self._num_suspects += 1
-                self._changed.wait_for(lambda: not self._num_holding)
-                self._num_suspects -= 1
-                self._held_alone = True
-            else:
-                self._changed.wait_for(lambda: not self._held_alone and not self._num_suspects)
-            self._num_holding += 1
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._num_holding -= 1
-                self._held_alone = False
-                self._changed.notify_all()
-
-
-def _row_error(error: Exception) -> RowError | OutputError:
-    if isinstance(error, RowError | OutputError):
-        return error
-    text = "".join(traceback.format_exception(error)).strip()
-    return UnexpectedError(f"{type(error).__name__}: {error}\n{text}")

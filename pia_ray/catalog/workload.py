@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from pia_ray import ledger, manifest
 from pia_ray.catalog import steps
-from pia_ray.catalog.run import settled, versions_of
+from pia_ray.catalog.settling import settled, versions_of
 from pia_ray.config.catalog import CatalogConfig
 from pia_ray.config.knobs import AnimationParams
 from pia_ray.errors import RowError

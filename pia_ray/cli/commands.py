@@ -67,15 +67,18 @@ def _run(config: CatalogConfig, args: argparse.Namespace, *, again: Sequence[str
         interrupted = True
         raise KeyboardInterrupt
 
-    # A scheduler's stop is a person's Ctrl-C: what is done is recorded, the rest can be resumed.
+    # A scheduler's stop is a person's Ctrl-C: what is done is recorded, the rest can be resumed. While rows are
+    # animated the run has handlers of its own, which let those that denoise end.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, interrupt)
     with RunDisplay(console) as display:
 
         def observe(progress: Progress) -> None:
+            nonlocal interrupted
             display.show(progress)
             # Raised in a callback of foreign code the interrupt may have been swallowed.
             if interrupted and progress.phase == "animating":
+                interrupted = False
                 raise KeyboardInterrupt
 
         summary = run_catalog(config, observe=observe)

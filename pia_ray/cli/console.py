@@ -37,6 +37,7 @@ _PHASES: Final = {
     "planning": "reading the manifest",
     "starting": "starting workers and loading the model",
     "animating": "animating",
+    "stopping": "stopping: what denoises may end (a second signal stops at once)",
     "writing": "writing results and gallery",
     "ended": "done",
 }

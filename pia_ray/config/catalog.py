@@ -92,7 +92,24 @@ class CatalogConfig(WorkerConfig):
         None, description="Most rows that may fail, as 100 or 5% of those to do; the run stops beyond. Left out: any."
     )
     deadline_s: float | None = Field(None, gt=0, description="Seconds after which the run stops, resumable.")
+    grace_s: float | None = Field(
+        None,
+        ge=0,
+        description="Seconds that rows which denoise at a stop have to end. Left out: 60, or 25 in a container, which "
+        "is killed after 30.",
+    )
     row_timeout_s: float = Field(3600.0, gt=0, description="Seconds after which a row in the engine fails.")
+    hang_timeout_s: float = Field(
+        120.0,
+        gt=0,
+        description="Seconds past row_timeout_s after which an engine that does not answer is replaced.",
+    )
+    fetch_timeout_s: float = Field(
+        600.0, gt=0, description="Seconds that reading and decoding a row's pictures may take."
+    )
+    publish_timeout_s: float = Field(
+        600.0, gt=0, description="Seconds that encoding a row's video may take, and writing it."
+    )
     max_image_bytes: int = Field(50_000_000, ge=1, description="Larger image files are refused, unread.")
     max_image_pixels: int = Field(64_000_000, ge=1, description="Larger images are refused, undecoded.")
     address: str | None = Field(None, description="Ray cluster to join. Left out: a cluster of this run's own.")

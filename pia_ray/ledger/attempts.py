@@ -1,7 +1,7 @@
-"""Attempt records: one small object per row in an engine, so that a row that kills each of its workers is found.
+"""Attempt records: one small object per row that a worker has begun, so that a row that kills its workers is found.
 
-A record is written before the row enters the engine. Only a death leaves it behind, so those that are there when a row
-begins are the deaths it has seen.
+A record outlives its worker's process. Of those that are left behind only the ones that a living driver has seen count
+against the row: it sends the row again within the same run. An end of the driver or of a node counts against no row.
 """
 
 from __future__ import annotations
@@ -11,82 +11,92 @@ import logging
 import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from typing import Literal, get_args
 
 from pia_ray import storage
-from pia_ray.errors import StorageError
+from pia_ray.errors import StorageError, StorageNotFound
 from pia_ray.ledger import layout
 
 _log = logging.getLogger(__name__)
 
+AttemptState = Literal["waiting", "animating", "suspected", "died", "timeout"]
+"""waiting: not in the engine yet; animating: in it, or past it; suspected: the engine hung over several rows, this one
+among them; died: a living driver saw the worker's process end; timeout: the row hung, and its process was ended."""
+
 
 @dataclass(frozen=True)
 class AttemptRecord:
-    """One row's stay in an engine."""
+    """One try of a row by one worker."""
 
     uri: str
     work_key: str
-    earlier: tuple[str, ...]
-    """Records that were there before: each is a worker that died, or another run's worker at work."""
+    worker: str
+    run_id: str = ""
+    node: str = ""
+    """The node of the worker, or an empty string where the run has one machine."""
+    alone: bool = False
+    """Whether no other row was in the worker's process."""
+    state: AttemptState = "waiting"
 
     @property
-    def num_earlier(self) -> int:
-        """The number of attempts that have not ended properly."""
-        return len(self.earlier)
+    def counts(self) -> bool:
+        """Whether the row is charged with it, in this run and later ones."""
+        return self.state in ("died", "timeout")
 
 
-def earlier_attempts(output: str, work_key: str) -> tuple[str, ...]:
+def earlier_attempts(output: str, work_key: str) -> tuple[AttemptRecord, ...]:
     """The records that a row has now, before an attempt of one's own.
 
     Raises:
         StorageError: the store refused or did not answer.
     """
-    found = storage.list_objects(_folder(output, work_key))
-    return tuple(record.uri for record in found if _key(record.uri) == work_key)
+    found = [each.uri for each in storage.list_objects(_folder(output, work_key)) if _key(each.uri) == work_key]
+    return tuple(record for uri in found if (record := _read(uri)) is not None)
 
 
-def begin_attempt(output: str, work_key: str, *, worker: str, earlier: tuple[str, ...] | None = None) -> AttemptRecord:
-    """Writes the record of a row that is about to enter an engine.
-
-    `earlier` are the records from `earlier_attempts`; left out, they are listed here.
+def begin_attempt(
+    output: str,
+    work_key: str,
+    *,
+    worker: str,
+    run_id: str = "",
+    node: str = "",
+    alone: bool = False,
+    state: AttemptState = "waiting",
+) -> AttemptRecord:
+    """Writes the record of a row that a worker is about to begin.
 
     Raises:
         StorageError: the store refused or did not answer.
     """
-    if earlier is None:
-        earlier = earlier_attempts(output, work_key)
     uri = storage.join(_folder(output, work_key), f"{work_key}.{uuid.uuid4().hex}.json")
-    content = json.dumps({"work_key": work_key, "worker": worker})
-    storage.write_bytes(uri, content.encode(), content_type="application/json")
-    return AttemptRecord(uri=uri, work_key=work_key, earlier=earlier)
+    return _write(AttemptRecord(uri, work_key, worker=worker, run_id=run_id, node=node, alone=alone, state=state))
 
 
-def end_attempt(record: AttemptRecord) -> None:
-    """Removes the record and the row's earlier ones, because the row has its result.
+def set_attempt_state(record: AttemptRecord, state: AttemptState) -> AttemptRecord:
+    """The record in its new state, written.
 
-    A record that cannot be removed now is removed when the next run is planned.
+    Raises:
+        StorageError: the store refused or did not answer.
     """
-    _remove((record.uri, *record.earlier))
+    return _write(replace(record, state=state))
 
 
-def withdraw_attempt(record: AttemptRecord) -> None:
-    """Removes this record alone, because the row was stopped and has no result: the deaths before it still count."""
-    _remove((record.uri,))
+def remove_attempts(records: Iterable[AttemptRecord]) -> None:
+    """Removes the records, because the row has its result or was stopped.
+
+    A record that cannot be removed now counts against no row unless it does so already.
+    """
+    _remove(record.uri for record in records)
 
 
-def attempt_uris(output: str) -> frozenset[str]:
-    """The records of all rows."""
-    return frozenset(record.uri for record in _records(output))
-
-
-def withdraw_latest_attempts(output: str, *, kept: frozenset[str]) -> None:
-    """Removes the newest record of every row but those in `kept`: its run has stopped the worker that wrote it."""
-    newest: dict[str, storage.ObjectStat] = {}
-    for record in _records(output):
-        latest = newest.setdefault(_key(record.uri), record)
-        if record.last_modified > latest.last_modified:
-            newest[_key(record.uri)] = record
-    _remove(record.uri for record in newest.values() if record.uri not in kept)
+def remove_attempts_of_run(output: str, run_id: str) -> None:
+    """Removes the records of a run that has ended, but for those that count."""
+    for found in _records(output):
+        record = _read(found.uri)
+        if record is not None and record.run_id == run_id and not record.counts:
+            _remove((record.uri,))
 
 
 def count_attempts(output: str) -> Counter[str]:
@@ -98,6 +108,32 @@ def end_stale_attempts(output: str, work_keys: Iterable[str]) -> None:
     """Removes the records of rows that have their result, where a worker died between result and removal."""
     ended = set(work_keys)
     _remove(record.uri for record in _records(output) if _key(record.uri) in ended)
+
+
+def _read(uri: str) -> AttemptRecord | None:
+    """The record; None where it has gone. One that cannot be understood counts against no row."""
+    try:
+        values = json.loads(storage.read_bytes(uri))
+    except StorageNotFound:
+        return None
+    except ValueError:
+        values = None
+    if not isinstance(values, dict):
+        values = {}
+    text = {name: str(values.get(name, "")) for name in ("worker", "run_id", "node")}
+    return AttemptRecord(
+        uri,
+        _key(uri),
+        **text,
+        alone=values.get("alone") is True,
+        state=next((state for state in get_args(AttemptState) if state == values.get("state")), "waiting"),
+    )
+
+
+def _write(record: AttemptRecord) -> AttemptRecord:
+    content = json.dumps({name: value for name, value in asdict(record).items() if name != "uri"})
+    storage.write_bytes(record.uri, content.encode(), content_type="application/json")
+    return record
 
 
 def _records(output: str) -> Iterator[storage.ObjectStat]:

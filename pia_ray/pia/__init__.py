@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from pia_ray.pia.animator import Animator
 
 
-def make_animator(config: WorkerConfig, cpu_threads: int) -> Animator:
+def make_animator(config: WorkerConfig, cpu_threads: int | None) -> Animator:
     """The animator of a catalogue's worker or an endpoint's engine, its default model loaded.
 
     Raises:

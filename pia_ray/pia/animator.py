@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from pia_ray.animation import Animation, OnStep
+from pia_ray.animation import Animation, OnStart, OnStep
 from pia_ray.config.knobs import DEFAULT_STYLE
 from pia_ray.config.model import ModelConfig, check_style_name, model_for
 from pia_ray.config.resolving import parse_params
@@ -156,6 +156,7 @@ class Animator:
         *,
         alone: bool = False,
         on_step: OnStep | None = None,
+        on_start: OnStart | None = None,
         priority: int = 0,
     ) -> Future[Animation]:
         """A future of the animation; its exception is a `RowError`, or a `JobError` where the process is unusable.
@@ -167,18 +168,17 @@ class Animator:
         future: Future[Animation] = Future()
         try:
             model = model_for(request.params.style, self.model, self.styles)
-            prepared = prepare(request, model)
+            waiting = Submission(prepare(request, model), cache_key(model), future, alone, on_step, on_start, priority)
         except RowError as error:
             future.set_exception(error)
             return future
-        submission = Submission(prepared, cache_key(model), future, time.monotonic(), alone, on_step, priority)
         with self._lock:
             if self._fatal is not None:
                 future.set_exception(self._fatal)
             elif self._closed:
                 future.set_exception(Cancelled("the animator is closed"))
             else:
-                self._arrivals.put(submission)
+                self._arrivals.put(waiting)
         return future
 
     def encode_prompt(
@@ -323,6 +323,7 @@ class Animator:
                 self._join(first)
 
     def _join(self, submission: Submission) -> None:
+        submission.start()
         try:
             submission.row = self._engine.join(submission.request, self._cache.get(submission.model))
         except PiaRayError as error:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 import time
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 
-from pia_ray.animation import Animation, OnStep
+from pia_ray.animation import Animation, OnStart, OnStep
 from pia_ray.config.knobs import AnimationParams
 from pia_ray.errors import PiaRayError, Timeout
 from pia_ray.pia.engine import Row
@@ -27,18 +27,27 @@ class Submission:
     model: str
     """Key of the model that animates it."""
     future: Future[Animation]
-    submitted_at: float
     alone: bool
     on_step: OnStep | None
+    on_start: OnStart | None
     priority: int
     row: Row | None = None
     reported_steps: int = 0
+    submitted_at: float = field(default_factory=time.monotonic)
 
     @property
     def is_abandoned(self) -> bool:
         """Whether its caller cancelled it or its deadline passed."""
         limit = self.request.deadline_s
         return self.future.cancelled() or (limit is not None and time.monotonic() - self.submitted_at > limit)
+
+    def start(self) -> None:
+        """Calls `on_start`, because the row is about to join the batch."""
+        if self.on_start is not None:
+            try:
+                self.on_start()
+            except Exception:  # a caller's code, on the thread of all callers
+                log.exception("on_start of %s failed", self.request.id)
 
     def report(self, done: int, total: int) -> None:
         """Calls `on_step`, where the number of finished steps has changed."""

@@ -16,7 +16,7 @@ from typing import Final, Literal, Self
 import numpy as np
 from cachetools import LRUCache
 
-from pia_ray.animation import Animation, OnStep
+from pia_ray.animation import Animation, OnStart, OnStep
 from pia_ray.config.catalog import CatalogConfig
 from pia_ray.config.knobs import DEFAULT_STYLE
 from pia_ray.config.model import ModelConfig, model_for
@@ -25,7 +25,7 @@ from pia_ray.config.workers import DEFAULT_KEEP_MODELS
 from pia_ray.errors import Cancelled, NonFiniteFrames, OutOfMemory, RowError, Timeout
 from pia_ray.types import AnimationRequest, PreparedRequest
 
-FAULTS: Final = ("oom", "nan", "die", "die-once", "hang", "hang-once")
+FAULTS: Final = ("oom", "nan", "die", "die-once", "hang", "hang-once", "stuck", "stuck-once", "stuck-all")
 """Words that make `FakeAnimator` fail a row when they stand alone in its prompt."""
 
 
@@ -45,6 +45,9 @@ class FakeAnimator:
         die-once  the same, but only the first time for that row's id; needs `marks`, a folder that outlives the process
         hang      the row ends only by its deadline (`Timeout`), by `future.cancel()` or by `close` (`Cancelled`)
         hang-once the same, but only the first time for that row's id, as die-once
+        stuck     the row does not end before `close`, whatever its deadline, as an engine that hangs over it
+        stuck-once the same, but only the first time for that row's id, as die-once
+        stuck-all as stuck, and no other row that has begun ends either
     """
 
     def __init__(
@@ -71,6 +74,7 @@ class FakeAnimator:
         self._marks = marks
         self._log = log
         self._closed = threading.Event()
+        self._all_stuck = threading.Event()
         self._waiting: list[tuple[int, int, Callable[[], None]]] = []  # a heap: priority, number of arrival, work
         self._num_submitted = 0
         self._pool = ThreadPoolExecutor(self.batch_size, thread_name_prefix="fake-animator")
@@ -93,18 +97,19 @@ class FakeAnimator:
         *,
         alone: bool = False,
         on_step: OnStep | None = None,
+        on_start: OnStart | None = None,
         priority: int = 0,
     ) -> Future[Animation]:
         """The future animation; its exception is a `RowError`. `future.cancel()` works until the end.
 
-        `alone` changes nothing: rows share nothing here. `on_step` is called with steps done and steps in all. Rows of
-        a smaller `priority` start first.
+        `alone` changes nothing: rows share nothing here. `on_start` is called when the row begins, `on_step` with
+        steps done and steps in all. Rows of a smaller `priority` start first.
         """
         future: Future[Animation] = Future()
         if self._closed.is_set():
             future.set_exception(Cancelled("the animator is closed"))
         else:
-            work: Callable[[], None] = partial(self._settle, future, request, time.monotonic(), on_step)
+            work: Callable[[], None] = partial(self._settle, future, request, time.monotonic(), on_step, on_start)
             with self._lock:
                 self._num_submitted += 1
                 heapq.heappush(self._waiting, (priority, self._num_submitted, work))
@@ -137,8 +142,11 @@ class FakeAnimator:
         request: AnimationRequest | PreparedRequest,
         submitted: float,
         on_step: OnStep | None,
+        on_start: OnStart | None,
     ) -> None:
         try:
+            if on_start is not None:
+                on_start()
             animation = self._run(future, request, submitted, on_step)
         except Exception as error:  # noqa: BLE001  # the row boundary: whatever it is belongs into the future
             if future.set_running_or_notify_cancel():
@@ -197,6 +205,8 @@ class FakeAnimator:
             self._styles_in_memory[style] = None
 
     def _check(self, future: Future[Animation], request: AnimationRequest | PreparedRequest, submitted: float) -> None:
+        if self._all_stuck.is_set():
+            self._closed.wait()
         if self._closed.is_set():
             raise Cancelled("the animator is closed")
         if future.cancelled():
@@ -212,6 +222,10 @@ class FakeAnimator:
             raise NonFiniteFrames("fault by prompt: the model produced NaN")
         if "die" in words or ("die-once" in words and self._first_time(request.id)):
             os._exit(137)  # what a shell reports after kill -9
+        if "stuck-all" in words:
+            self._all_stuck.set()
+        if words & {"stuck", "stuck-all"} or ("stuck-once" in words and self._first_time(request.id)):
+            self._closed.wait()
         hangs = "hang" in words or ("hang-once" in words and self._first_time(request.id))
         while hangs:
             self._closed.wait(0.02)
@@ -219,7 +233,7 @@ class FakeAnimator:
 
     def _first_time(self, row_id: str) -> bool:
         if self._marks is None:
-            raise ValueError("die-once and hang-once need FakeAnimator(marks=FOLDER)")
+            raise ValueError("die-once, hang-once and stuck-once need FakeAnimator(marks=FOLDER)")
         try:
             (self._marks / row_id.encode("utf-8").hex()).touch(exist_ok=False)
         except FileExistsError:
@@ -229,7 +243,7 @@ class FakeAnimator:
 
 def make_fake(
     config: CatalogConfig,
-    cpu_threads: int,
+    cpu_threads: int | None,
     *,
     seconds_per_step: float = 0.0,
     marks: Path | None = None,

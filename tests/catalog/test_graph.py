@@ -304,7 +304,7 @@ def test_a_deadline_stops_the_actors_of_a_cluster_that_lives_on(tmp_path: Path) 
     manifest = write(tmp_path, {**{f"n{number}": "sea" for number in range(3)}, "h": "hang", "i": "hang"})
     log, num_succeeded = tmp_path / "log", 0
     for deadline_s in (8, 16, 32, 64):  # the first that leaves time for three rows, however slow the machine is
-        config = configure(manifest, tmp_path / "out", batch_size=4, deadline_s=deadline_s)
+        config = configure(manifest, tmp_path / "out", batch_size=4, deadline_s=deadline_s, grace_s=0)
         summary = run_catalog(config, make_animator=partial(make_fake, log=log))
         assert summary.exit_code == 4
         assert gone({line["pid"] for line in begun(log)})
@@ -313,6 +313,35 @@ def test_a_deadline_stops_the_actors_of_a_cluster_that_lives_on(tmp_path: Path) 
         if num_succeeded == 3:
             break
     assert num_succeeded == 3
+
+
+def test_a_stop_lets_what_denoises_in_the_actors_end_and_begins_nothing_new(tmp_path: Path) -> None:
+    config = configure(make_catalog(tmp_path, rows=24), tmp_path / "out", batch_size=2, prefetch=1, grace_s=60)
+    log, ended_at = tmp_path / "log", time.monotonic() + 300
+
+    def stop_once(progress: Progress) -> None:
+        if progress.phase == "animating" and progress.num_succeeded == 1:
+            raise KeyboardInterrupt
+
+    summary = run_catalog(config, make_animator=partial(make_fake, log=log, seconds_per_step=0.3), observe=stop_once)
+    assert summary.exit_code == 130
+    assert time.monotonic() < ended_at
+    assert Counter(line["id"] for line in begun(log)) == dict.fromkeys(by_id(config), 1), "each that began has ended"
+    assert 2 <= summary.progress.num_succeeded <= 5
+    assert not ledger.count_attempts(config.output)
+    assert run_catalog(config, make_animator=make_fake).exit_code == 0
+    assert {row["attempts"] for row in by_id(config).values()} == {1}
+
+
+def test_an_actor_whose_engine_hangs_is_replaced_and_only_the_row_that_hung_is_charged(tmp_path: Path) -> None:
+    prompts = {**{f"n{number}": "sea" for number in range(4)}, "h": "stuck", "m": "sea"}
+    limits = {"row_timeout_s": 3, "hang_timeout_s": 1, "max_attempts": 2}
+    config = configure(write(tmp_path, prompts), tmp_path / "out", batch_size=2, prefetch=1, **limits)
+    assert run_catalog(config, make_animator=partial(make_fake, log=tmp_path / "log")).exit_code == 1
+    found = by_id(config)
+    assert {name: row["error_code"] for name, row in found.items() if row["error_code"]} == {"h": "timeout"}
+    assert {name: row["attempts"] for name, row in found.items() if row["attempts"] > 1} == {"h": 2}
+    assert len({line["pid"] for line in begun(tmp_path / "log") if line["id"] == "h"}) == 2
 
 
 def test_results_come_one_by_one_and_rows_stay_thin_however_many(tmp_path: Path) -> None:

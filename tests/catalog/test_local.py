@@ -76,10 +76,10 @@ class CountingAnimator(FakeAnimator):
         self.asked: Counter[str] = Counter()
 
     def submit(
-        self, request: AnimationRequest, *, alone: bool = False, on_step: OnStep | None = None
+        self, request: AnimationRequest, *, alone: bool = False, on_step: OnStep | None = None, **how: Any
     ) -> Future[Animation]:
         self.asked[request.id] += 1
-        return super().submit(request, alone=alone, on_step=on_step)
+        return super().submit(request, alone=alone, on_step=on_step, **how)
 
 
 def test_every_work_item_gives_one_result_row_in_manifest_order_with_its_columns(tmp_path: Path) -> None:
@@ -246,7 +246,7 @@ def test_a_row_over_its_time_limit_fails_as_timeout(tmp_path: Path) -> None:
 
 def test_a_run_past_its_deadline_stops_resumably(tmp_path: Path) -> None:
     rows = [{"id": "a", "image": "a.png", "prompt": "sea"}, {"id": "h", "image": "h.png", "prompt": "hang"}]
-    config = configure(write(tmp_path, rows), tmp_path / "out")
+    config = configure(write(tmp_path, rows), tmp_path / "out", grace_s=0)
     summary = go(config.model_copy(update={"deadline_s": 3.0}))
     assert summary.exit_code == 4
     assert summary.progress.num_left == 1
@@ -258,7 +258,7 @@ def test_a_row_whose_worker_died_each_time_is_failed_as_worker_died_and_can_be_t
     config = configure(make_catalog(tmp_path, rows=2), tmp_path / "out")
     items = rows_planned(config)
     for _ in range(config.max_attempts):
-        ledger.begin_attempt(config.output, items[0]["work_key"], worker="dead")
+        ledger.begin_attempt(config.output, items[0]["work_key"], worker="dead", alone=True, state="died")
     with CountingAnimator() as animator:
         run_local(config, animator=animator)
         assert by_id(config)[items[0]["id"]]["error_code"] == "worker_died"
@@ -279,7 +279,7 @@ def rows_planned(config: CatalogConfig) -> list[dict[str, Any]]:
 def test_a_row_tried_before_runs_alone(tmp_path: Path) -> None:
     config = configure(make_catalog(tmp_path, rows=3), tmp_path / "out")
     suspect = rows_planned(config)[1]
-    ledger.begin_attempt(config.output, suspect["work_key"], worker="dead")
+    ledger.begin_attempt(config.output, suspect["work_key"], worker="dead", state="died")
     alone: dict[str, bool] = {}
 
     class Watching(FakeAnimator):
@@ -304,6 +304,7 @@ class Deadly(CountingAnimator):
     def submit(self, request: AnimationRequest, **how: Any) -> Future[Animation]:
         if self.kills and request.params.prompt.startswith("deadly"):
             self.asked[request.id] += 1
+            how["on_start"]()
             future: Future[Animation] = Future()
             future.set_exception(DeviceLost("the GPU failed"))
             return future
@@ -312,10 +313,10 @@ class Deadly(CountingAnimator):
 
 def test_a_stop_leaves_the_record_of_the_workers_that_a_row_has_killed(tmp_path: Path) -> None:
     rows = [{"id": "a", "image": "a.png", "prompt": "sea"}, {"id": "h", "image": "h.png", "prompt": "hang"}]
-    config = configure(write(tmp_path, rows), tmp_path / "out", deadline_s=3.0)
+    config = configure(write(tmp_path, rows), tmp_path / "out", deadline_s=3.0, grace_s=0)
     hanging = rows_planned(config)[1]["work_key"]
     for _ in range(2):
-        ledger.begin_attempt(config.output, hanging, worker="dead")
+        ledger.begin_attempt(config.output, hanging, worker="dead", state="died")
     assert go(config).exit_code == 4
     assert ledger.count_attempts(config.output) == {hanging: 2}
 
@@ -328,8 +329,8 @@ def test_a_row_that_kills_workers_is_quarantined_also_where_runs_are_stopped_in_
             with pytest.raises(JobError, match="the GPU failed"):
                 run_local(config, animator=animator)
             animator.kills = False
-            stopped = config.model_copy(update={"deadline_s": 2.0})
-            if len(ledger.attempt_uris(config.output)) < config.max_attempts:
+            stopped = config.model_copy(update={"deadline_s": 2.0, "grace_s": 0.0})
+            if ledger.count_attempts(config.output).total() < config.max_attempts:
                 assert run_local(stopped, animator=animator).exit_code == 4
         asked = animator.asked["p"]
         assert run_local(config, animator=animator).exit_code == 1
@@ -513,7 +514,7 @@ def test_a_store_that_is_away_for_a_moment_costs_no_second_animation(tmp_path: P
         signal.signal(signal.SIGXFSZ, before)
     assert summary.exit_code == 0
     assert animator.asked == {item["id"]: 1}
-    assert rows_of(config)[0]["attempts"] == 2
+    assert rows_of(config)[0]["attempts"] == 1  # waiting for the output is no try at the row
     assert len(list(place.glob("*.mp4"))) == 1
 
 

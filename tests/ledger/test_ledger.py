@@ -675,27 +675,40 @@ def test_rows_wait_in_memory_while_the_store_does_not_answer(output: str) -> Non
 
 
 def test_an_attempt_that_ends_leaves_no_record(output: str) -> None:
+    assert not ledger.earlier_attempts(output, key_of(1))
     record_ = ledger.begin_attempt(output, key_of(1), worker="a")
-    assert record_.num_earlier == 0
-    ledger.end_attempt(record_)
+    ledger.remove_attempts((record_,))
     assert ledger.count_attempts(output) == {}
 
 
 def test_a_row_whose_worker_died_knows_how_often(output: str) -> None:
-    ledger.begin_attempt(output, key_of(1), worker="a")
-    ledger.begin_attempt(output, key_of(1), worker="b")
+    ledger.begin_attempt(output, key_of(1), worker="a", run_id="r", node="n", alone=True)
+    ledger.set_attempt_state(ledger.begin_attempt(output, key_of(1), worker="b"), "died")
     ledger.begin_attempt(output, key_of(2), worker="b")
     assert ledger.count_attempts(output) == {key_of(1): 2, key_of(2): 1}
-    third = ledger.begin_attempt(output, key_of(1), worker="c")
-    assert third.num_earlier == 2
-    ledger.end_attempt(third)
+    found = sorted(ledger.earlier_attempts(output, key_of(1)), key=lambda record: record.worker)
+    assert [(record.worker, record.run_id, record.node, record.alone, record.counts) for record in found] == [
+        ("a", "r", "n", True, False),
+        ("b", "", "", False, True),
+    ]
+    ledger.remove_attempts(found)
     assert ledger.count_attempts(output) == {key_of(2): 1}
 
 
-def test_a_drained_row_keeps_the_deaths_it_has_seen(output: str) -> None:
-    ledger.begin_attempt(output, key_of(1), worker="a")
-    ledger.withdraw_attempt(ledger.begin_attempt(output, key_of(1), worker="b"))
-    assert ledger.count_attempts(output) == {key_of(1): 1}
+def test_the_end_of_a_run_leaves_the_deaths_that_somebody_saw(output: str) -> None:
+    ledger.begin_attempt(output, key_of(1), worker="a", run_id="r", state="died")
+    ledger.begin_attempt(output, key_of(1), worker="b", run_id="r", state="animating")
+    ledger.begin_attempt(output, key_of(2), worker="b", run_id="other", state="animating")
+    ledger.remove_attempts_of_run(output, "r")
+    assert ledger.count_attempts(output) == {key_of(1): 1, key_of(2): 1}
+    assert [record.counts for record in ledger.earlier_attempts(output, key_of(1))] == [True]
+
+
+def test_a_record_of_an_earlier_version_counts_against_no_row(output: str) -> None:
+    uri = ledger.begin_attempt(output, key_of(1), worker="a").uri
+    for content in (b'{"work_key": "k", "worker": "a"}', b"[]", b"torn"):
+        storage.write_bytes(uri, content, content_type="application/json")
+        assert [record.counts for record in ledger.earlier_attempts(output, key_of(1))] == [False]
 
 
 def test_planning_removes_the_attempts_of_rows_that_have_their_result(output: str) -> None:
@@ -890,7 +903,7 @@ def test_on_s3_a_run_is_planned_recorded_repeated_and_compacted(s3: str) -> None
     assert results(output) == before
     assert ledger.read_results(output)["sku"].to_pylist() == list(range(66))
     ledger.begin_attempt(output, key_of(1), worker="a")
-    assert ledger.begin_attempt(output, key_of(1), worker="b").num_earlier == 1
+    assert len(ledger.earlier_attempts(output, key_of(1))) == 1
     row = commit(output, 1)
     record(output, [row])
     assert ledger.verify(output).num_missing == 63

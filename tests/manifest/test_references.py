@@ -50,10 +50,10 @@ class KeepingAnimator(FakeAnimator):
         self.asked: dict[str, AnimationRequest] = {}
 
     def submit(
-        self, request: AnimationRequest, *, alone: bool = False, on_step: OnStep | None = None
+        self, request: AnimationRequest, *, alone: bool = False, on_step: OnStep | None = None, **how: Any
     ) -> Future[Animation]:
         self.asked[request.id] = prepare(request, self.model)
-        return super().submit(request, alone=alone, on_step=on_step)
+        return super().submit(request, alone=alone, on_step=on_step, **how)
 
 
 def configure(source: Path | str, output: Path, **settings: Any) -> CatalogConfig:

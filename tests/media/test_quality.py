@@ -70,9 +70,9 @@ class SuspiciousAnimator(FakeAnimator):
     """Makes frozen or black videos where the prompt says so."""
 
     def submit(
-        self, request: AnimationRequest, *, alone: bool = False, on_step: OnStep | None = None
+        self, request: AnimationRequest, *, alone: bool = False, on_step: OnStep | None = None, **how: Any
     ) -> Future[Animation]:
-        made: Animation = super().submit(request, alone=alone, on_step=on_step).result()
+        made: Animation = super().submit(request, alone=alone, on_step=on_step, **how).result()
         if "frozen" in request.params.prompt:
             made = dataclasses.replace(made, frames=np.repeat(made.frames[:1], len(made.frames), axis=0))
         if "black" in request.params.prompt:

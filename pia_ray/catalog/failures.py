@@ -1,0 +1,32 @@
+"""The errors with which rows fail."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Sequence
+
+from pia_ray import ledger
+from pia_ray.errors import RowError, Timeout, UnexpectedError, WorkerDied
+
+
+def given_up(deaths: Sequence[ledger.AttemptRecord]) -> RowError:
+    """The error of a row that has ended its worker each time."""
+    if any(record.state == "timeout" for record in deaths):
+        return Timeout(
+            f"the row hung, and its worker was ended, at its last of {len(deaths)} tries: check its picture and size, "
+            "or raise row_timeout_s, then run again with --retry timeout"
+        )
+    return WorkerDied(
+        f"the worker died each of the {len(deaths)} times that this row was tried: check its picture "
+        "and size, then run again with --retry worker_died"
+    )
+
+
+def row_error(error: Exception) -> RowError:
+    """The error that a row fails with after any exception."""
+    if isinstance(error, TimeoutError):
+        return Timeout(str(error))
+    if isinstance(error, RowError):
+        return error
+    text = "".join(traceback.format_exception(error)).strip()
+    return UnexpectedError(f"{type(error).__name__}: {error}\n{text}")

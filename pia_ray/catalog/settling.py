@@ -1,0 +1,51 @@
+"""A run's config in the forms in which workers and records need it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pia_ray import manifest, storage, weights
+from pia_ray.config.catalog import CatalogConfig
+from pia_ray.config.knobs import REFERENCE_KNOBS
+
+
+def settled(config: CatalogConfig) -> CatalogConfig:
+    """The same config for workers anywhere: local paths are absolute, hub revisions pinned.
+
+    Raises:
+        WeightsError: the model, or that of a style, cannot be found.
+    """
+    config = with_absolute_paths(config)
+    styles = {style: weights.pin(model) for style, model in config.styles.items()}
+    return config.model_copy(update={"model": weights.pin(config.model), "styles": styles})
+
+
+def versions_of(config: CatalogConfig) -> tuple[str, dict[str, str]]:
+    """The version of the run's own model, and those of its styles' models by style.
+
+    Raises:
+        WeightsError: a model cannot be found.
+    """
+    return weights.version(config.model), {style: weights.version(model) for style, model in config.styles.items()}
+
+
+def with_absolute_paths(config: CatalogConfig) -> CatalogConfig:
+    """The same config with absolute local paths."""
+
+    def absolute(uri: str) -> str:
+        if not uri or storage.is_s3(uri):
+            return uri
+        slash = "/" if uri.endswith("/") else ""  # says that it is a folder, also where none is yet
+        return str(storage.local_path(uri).absolute()).rstrip("/") + slash
+
+    config = manifest.with_absolute_references(config)
+    return config.model_copy(update={"output": absolute(config.output), "manifest": absolute(config.manifest)})
+
+
+def recorded(config: CatalogConfig) -> dict[str, Any]:
+    """The config as a run's record holds it: without the signatures of URLs."""
+    values = config.model_dump(mode="json")
+    models = (values["model"], *values["styles"].values())
+    for defaults in (values["defaults"], *(model["defaults"] for model in models)):
+        defaults |= {knob: manifest.redacted(defaults[knob]) for knob in REFERENCE_KNOBS if defaults.get(knob)}
+    return values

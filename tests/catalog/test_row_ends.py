@@ -1,0 +1,343 @@
+"""The end of every row: what hangs is timed out, a stop lets what denoises end, and only seen deaths are charged."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pia_ray import ledger, manifest, read_results, weights
+from pia_ray.animation import Animation
+from pia_ray.catalog.local import run_local
+from pia_ray.catalog.run import Progress, RunSummary
+from pia_ray.catalog.stages import Stages
+from pia_ray.catalog.stopping import CONTAINER_GRACE_S, GRACE_S, grace_of
+from pia_ray.catalog.worker import CatalogWorker
+from pia_ray.config.catalog import CatalogConfig
+from pia_ray.config.model import ModelConfig, build
+from pia_ray.errors import DeviceLost
+from pia_ray.testing import FakeAnimator, draw_picture, make_fake
+from pia_ray.types import AnimationRequest, ManifestRow
+
+DEMO = ModelConfig.named("demo").model_copy(update={"long_edge": 64})
+STEPS = 8
+"""Denoising steps of the demo model."""
+
+
+def configure(folder: Path, prompts: dict[str, str], **settings: Any) -> CatalogConfig:
+    """The config of a run over a row of that id and prompt for each; a picture is drawn where there is none."""
+    rows = []
+    for number, (name, prompt) in enumerate(prompts.items()):
+        path = folder / f"{name}.png"
+        if not path.exists():
+            path.write_bytes(draw_picture((64, 48), seed=number))
+        rows.append({"id": name, "image": path.name, "prompt": prompt})
+    pq.write_table(pa.Table.from_pylist(rows), folder / "manifest.parquet")
+    values = {"manifest": str(folder / "manifest.parquet"), "output": str(folder / "out"), "model": DEMO, **settings}
+    return build(CatalogConfig, values)
+
+
+def planned(config: CatalogConfig) -> dict[str, ManifestRow]:
+    """The work items of the manifest by id."""
+    opened = manifest.open_manifest(config)
+    tables = manifest.plan(opened, config, model_version=weights.version(config.model))
+    rows = [manifest.row_from_item(item) for table in tables for item in table.to_pylist()]
+    return {row.id: row for row in rows}
+
+
+def codes(config: CatalogConfig) -> dict[str, str | None]:
+    return {row["id"]: row["error_code"] for row in read_results(config.output).to_pylist()}
+
+
+def attempts(config: CatalogConfig) -> dict[str, int]:
+    return {row["id"]: row["attempts"] for row in read_results(config.output).to_pylist()}
+
+
+@pytest.fixture
+def fifo(tmp_path: Path) -> Iterator[Path]:
+    """A FIFO that nobody writes to, so that opening it blocks; its readers are let go at the end."""
+    path = tmp_path / "behind.png"
+    os.mkfifo(path)
+    yield path
+    descriptor = os.open(path, os.O_RDWR)  # lets threads that are opening it go on, and read its end
+    time.sleep(0.1)
+    os.close(descriptor)
+
+
+# Rows that hang
+
+
+def test_a_picture_that_cannot_be_opened_ends_as_timeout_and_its_neighbours_succeed(tmp_path: Path, fifo: Path) -> None:
+    prompts = {"a": "sea", fifo.stem: "sea", "b": "sky"}
+    config = configure(tmp_path, prompts, fetch_timeout_s=0.3, max_attempts=2)
+    with FakeAnimator(DEMO) as animator:
+        summary = run_local(config, animator=animator)
+    assert codes(config) == {"a": None, "behind": "timeout", "b": None}
+    assert attempts(config) == {"a": 1, "behind": 2, "b": 1}
+    assert summary.exit_code == 1
+    assert not ledger.count_attempts(config.output)
+
+
+def test_an_engine_that_hangs_over_a_row_is_replaced_and_the_row_ends_as_timeout(tmp_path: Path) -> None:
+    prompts = {"a": "sea", "h": "stuck", "b": "sky", "c": "dunes"}
+    limits = {"row_timeout_s": 0.5, "hang_timeout_s": 0.3, "max_attempts": 2}
+    config = configure(tmp_path, prompts, batch_size=2, **limits)
+    summary = run_local(config, make_animator=make_fake)
+    assert codes(config) == {"a": None, "h": "timeout", "b": None, "c": None}
+    assert attempts(config) == {"a": 1, "h": 2, "b": 1, "c": 1}
+    assert summary.progress.errors == {"timeout": 1}
+
+
+def test_a_row_that_hangs_once_succeeds_at_its_second_try(tmp_path: Path) -> None:
+    config = configure(tmp_path, {"h": "stuck-once", "a": "sea"}, row_timeout_s=0.5, hang_timeout_s=0.3)
+    (tmp_path / "marks").mkdir()
+    assert run_local(config, make_animator=partial(make_fake, marks=tmp_path / "marks")).exit_code == 0
+    assert attempts(config) == {"h": 2, "a": 1}
+
+
+def test_an_engine_that_stands_still_charges_no_row_before_one_hangs_alone(tmp_path: Path) -> None:
+    prompts = {"a": "sea", "b": "sky", "h": "stuck-all"}
+    limits = {"row_timeout_s": 1, "hang_timeout_s": 0.3, "max_attempts": 1}
+    config = configure(tmp_path, prompts, batch_size=3, **limits)
+    # All three are in the engine when it stops moving, so nothing says whose doing it is.
+    run_local(config, make_animator=partial(make_fake, seconds_per_step=0.05))
+    assert codes(config) == {"a": None, "b": None, "h": "timeout"}
+    assert attempts(config) == {"a": 1, "b": 1, "h": 1}
+
+
+def test_an_animator_that_cannot_be_replaced_still_leaves_an_answer_for_each_row(tmp_path: Path) -> None:
+    config = configure(tmp_path, {"h": "stuck"}, row_timeout_s=0.3, hang_timeout_s=0.2, max_attempts=1)
+    with FakeAnimator(DEMO) as animator:
+        run_local(config, animator=animator)
+    assert codes(config) == {"h": "timeout"}
+
+
+def test_a_stage_that_hangs_is_left_and_counted_and_its_own_errors_come_through() -> None:
+    stages, release = Stages(), threading.Event()
+    with pytest.raises(TimeoutError, match=r"encoding the video has not ended within 0\.05 s"):
+        stages.call("encoding the video", release.wait, limit_s=0.05)
+    assert stages.num_hung == 1
+    release.set()
+    for _ in range(100):
+        if not stages.num_hung:
+            break
+        time.sleep(0.02)
+    assert stages.num_hung == 0
+
+    def fail() -> None:
+        raise TimeoutError("of the socket")
+
+    with pytest.raises(TimeoutError, match="of the socket"):
+        stages.call("fetching", fail, limit_s=5)
+    assert stages.call("fetching", lambda: 7, limit_s=5) == 7
+
+
+# Deaths
+
+
+def worker(config: CatalogConfig, animator: FakeAnimator, *, run_id: str, **how: Any) -> CatalogWorker:
+    return CatalogWorker(config, run_id=run_id, animator=animator, **how)
+
+
+def leave(config: CatalogConfig, row: ManifestRow, *, times: int = 1, **record: Any) -> None:
+    """Leaves records of the row as a worker's process does that ends without a word."""
+    for _ in range(times):
+        ledger.begin_attempt(config.output, row.work_key, worker="gone", **record)
+
+
+def test_rows_in_flight_at_four_deaths_of_their_driver_are_not_charged_and_do_not_run_alone(tmp_path: Path) -> None:
+    config = configure(tmp_path, {"a": "sea", "b": "sky"})
+    for row in planned(config).values():
+        leave(config, row, times=4, run_id="a driver that died", alone=True, state="animating")
+    alone: dict[str, bool] = {}
+
+    class Watching(FakeAnimator):
+        def submit(self, request: AnimationRequest, *, alone: bool = False, **how: Any) -> Future[Animation]:
+            asked[request.id] = alone
+            return super().submit(request, alone=alone, **how)
+
+    asked = alone
+    with Watching(DEMO) as animator:
+        assert run_local(config, animator=animator).exit_code == 0
+    assert alone == {"a": False, "b": False}
+    assert attempts(config) == {"a": 1, "b": 1}
+    assert not ledger.count_attempts(config.output)
+
+
+def test_rows_on_a_node_that_was_lost_three_times_are_not_charged(tmp_path: Path) -> None:
+    config = configure(tmp_path, {"a": "sea"})
+    row = planned(config)["a"]
+    leave(config, row, times=3, run_id="r", node="lost", alone=True, state="animating")
+    with FakeAnimator(DEMO) as animator:
+        result = worker(config, animator, run_id="r", node_lives=lambda node: node != "lost").work(row)
+    assert result is not None
+    assert (result.status, result.attempts) == ("succeeded", 1)
+
+
+def test_a_row_that_waited_when_its_worker_died_runs_alone_uncharged_and_one_in_the_engine_is_charged(
+    tmp_path: Path,
+) -> None:
+    config = configure(tmp_path, {"waited": "sea", "denoised": "sky"})
+    rows = planned(config)
+    leave(config, rows["waited"], run_id="r", state="waiting")
+    leave(config, rows["denoised"], run_id="r", state="animating")
+    with FakeAnimator(DEMO) as animator:
+        results = [worker(config, animator, run_id="r").work(row) for row in rows.values()]
+    assert [result and result.attempts for result in results] == [1, 2]
+
+
+def test_a_death_that_its_driver_saw_counts_for_later_runs_too(tmp_path: Path) -> None:
+    config = configure(tmp_path, {"p": "stuck"}, max_attempts=2, row_timeout_s=60)
+    row = planned(config)["p"]
+    leave(config, row, run_id="first", state="animating")
+    leave(config, row, run_id="first", state="animating", alone=True)
+    with FakeAnimator(DEMO) as animator:
+        found = worker(config, animator, run_id="first").work(row)
+        assert found is not None
+        assert (found.error_code, found.attempts) == ("worker_died", 2)
+        later = worker(config, animator, run_id="second").work(row)
+    assert later is not None
+    assert (later.error_code, later.attempts) == ("worker_died", 2)
+
+
+def test_a_worker_whose_engine_hangs_ends_with_the_row_charged_and_its_neighbour_not(tmp_path: Path) -> None:
+    limits = {"row_timeout_s": 1, "hang_timeout_s": 0.5, "max_attempts": 1}
+    config = configure(tmp_path, {"h": "stuck", "n": "sea"}, **limits)
+    rows = planned(config)
+    with FakeAnimator(DEMO, batch_size=2, seconds_per_step=0.9 / STEPS) as animator:
+        at_work = worker(config, animator, run_id="r")
+        # The neighbour moves while the other hangs, and is still there when the process has to end.
+        neighbour = threading.Timer(0.9, at_work.work, args=(rows["n"],))
+        neighbour.start()
+        with pytest.raises(DeviceLost, match="row h: animating has not ended within 1 s"):
+            at_work.work(rows["h"])
+        assert ledger.count_attempts(config.output) == {rows["h"].work_key: 1}
+        neighbour.join()
+        result = worker(config, animator, run_id="r").work(rows["h"])
+    assert result is not None
+    assert (result.error_code, result.attempts) == ("timeout", 1)
+    assert "--retry timeout" in (result.error_message or "")
+
+
+# Stops
+
+
+def stopped(config: CatalogConfig, animator: FakeAnimator, stop: Callable[[], None]) -> RunSummary:
+    """A run that is stopped as soon as rows denoise."""
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.is_set() and not any(each.state == "animating" for each in records(config)):
+            time.sleep(0.02)
+        stop()
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        return run_local(config, animator=animator)
+    finally:
+        done.set()
+        watcher.join()
+
+
+def records(config: CatalogConfig) -> list[ledger.AttemptRecord]:
+    found = []
+    for key in ledger.count_attempts(config.output):
+        found += ledger.earlier_attempts(config.output, key)
+    return found
+
+
+def signal_self() -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def slow(tmp_path: Path, **settings: Any) -> CatalogConfig:
+    return configure(tmp_path, {str(number): "sea" for number in range(6)}, prefetch=2, batch_size=2, **settings)
+
+
+def test_a_first_signal_lets_what_denoises_end_and_begins_nothing_new(tmp_path: Path) -> None:
+    config = slow(tmp_path, grace_s=30)
+    with FakeAnimator(DEMO, batch_size=2, seconds_per_step=1.5 / STEPS) as animator:
+        summary = stopped(config, animator, signal_self)
+    assert (summary.exit_code, summary.ending) == (130, "interrupted")
+    assert set(codes(config).values()) == {None}
+    assert summary.progress.num_succeeded == 2, "the two in the engine, and no other"
+    assert summary.progress.num_left == 4
+    assert not ledger.count_attempts(config.output)
+    with FakeAnimator(DEMO) as animator:
+        assert run_local(config, animator=animator).exit_code == 0
+    assert set(attempts(config).values()) == {1}
+
+
+def test_a_second_signal_stops_at_once(tmp_path: Path) -> None:
+    config = slow(tmp_path, grace_s=600, row_timeout_s=600)
+
+    def twice() -> None:
+        signal_self()
+        time.sleep(0.3)
+        signal_self()
+
+    started = time.monotonic()
+    with FakeAnimator(DEMO, batch_size=2, seconds_per_step=2) as animator:
+        summary = stopped(config, animator, twice)
+    assert (summary.exit_code, summary.progress.num_succeeded) == (130, 0)
+    assert time.monotonic() - started < 30
+    assert not ledger.count_attempts(config.output)
+
+
+def test_rows_that_denoise_beyond_the_grace_are_given_back(tmp_path: Path) -> None:
+    config = configure(tmp_path, {"h": "hang"}, grace_s=0.3)
+    with FakeAnimator(DEMO) as animator:
+        summary = stopped(config, animator, signal_self)
+    assert (summary.exit_code, summary.progress.num_left) == (130, 1)
+    assert not ledger.count_attempts(config.output)
+
+
+def test_a_deadline_lets_what_denoises_end_and_a_run_that_ends_by_it_has_finished(tmp_path: Path) -> None:
+    config = slow(tmp_path, grace_s=30, deadline_s=0.01)
+    with FakeAnimator(DEMO, batch_size=2, seconds_per_step=0.02) as animator:
+        assert run_local(config, animator=animator).exit_code == 4
+    last = configure(tmp_path, {"only": "sea"}, grace_s=30)
+    with FakeAnimator(DEMO, seconds_per_step=0.1) as animator:
+        assert stopped(last, animator, signal_self).exit_code == 0
+
+
+def test_the_phase_of_a_run_that_stops_is_stopping(tmp_path: Path) -> None:
+    config, seen = slow(tmp_path, grace_s=30), list[Progress]()
+
+    def interrupt_once(progress: Progress) -> None:
+        seen.append(progress)
+        if progress.phase == "animating" and progress.num_succeeded:
+            raise KeyboardInterrupt
+
+    with FakeAnimator(DEMO, batch_size=2, seconds_per_step=0.02) as animator:
+        assert run_local(config, animator=animator, observe=interrupt_once).exit_code == 130
+    phases = list(dict.fromkeys(progress.phase for progress in seen))
+    assert phases == ["planning", "starting", "animating", "stopping", "writing", "ended"]
+
+
+def test_the_grace_is_that_of_the_config_or_of_the_machine() -> None:
+    assert grace_of(3.0) == 3.0
+    assert grace_of(None) in (CONTAINER_GRACE_S, GRACE_S)
+    assert CONTAINER_GRACE_S < 30 < GRACE_S, "a container is killed 30 s after its signal"
+
+
+def test_only_the_last_try_of_a_row_is_logged_as_its_failure(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config = configure(tmp_path, {"a": "oom"}, max_attempts=2)
+    with caplog.at_level(logging.INFO), FakeAnimator(DEMO) as animator:
+        run_local(config, animator=animator)
+    said = [(record.levelname, record.getMessage()) for record in caplog.records if "row a" in record.getMessage()]
+    assert [level for level, _ in said] == ["INFO", "WARNING"]
+    assert said[0][1].startswith("row a, try 1 of 2: ")
+    assert said[1][1].startswith("row a failed: out_of_memory: ")
