@@ -152,13 +152,16 @@ def validate_command(args: argparse.Namespace) -> int:
     console, counts = make_console(), {"rows": 0, "bad": 0}
     for finding in validate(config, fetch=args.fetch):
         counts["rows"] = finding.num_items
-        if finding.code is None:
+        if finding.code is None and finding.note is None:
             continue
-        counts["bad"] += 1
-        if args.json:
-            print(json.dumps({"id": finding.id, "code": finding.code, "message": finding.message}))
+        counts["bad"] += finding.code is not None
+        if not args.json:
+            text = f"{finding.id}: {finding.message or f'note: {finding.note}'}"
+            console.print(text, highlight=False, soft_wrap=True, markup=False)
+        elif finding.code is None:
+            print(json.dumps({"id": finding.id, "note": finding.note}))
         else:
-            console.print(f"{finding.id}: {finding.message}", highlight=False, soft_wrap=True, markup=False)
+            print(json.dumps({"id": finding.id, "code": finding.code, "message": finding.message}))
     if args.json:
         print(json.dumps(counts))
     else:

@@ -21,6 +21,7 @@ from pia_ray.config.knobs import (
     AnimationParams,
     suggest,
 )
+from pia_ray.config.prompt_syntax import with_loras_of_prompt
 from pia_ray.errors import BadParameter
 
 
@@ -86,6 +87,8 @@ def resolve(
         values.update(layer)
     for name, knob in KNOBS.items():
         values.setdefault(name, knob.default)
+    if values["prompt_syntax"] == "a1111":
+        values = with_loras_of_prompt(values)
     resolved = AnimationParams.model_construct(_fields_set=set(values), **values)
     _check_together(resolved)
     return resolved

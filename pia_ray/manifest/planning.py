@@ -203,6 +203,8 @@ class _Planner:
             lora_strengths(resolved, model.lora_weights)
         except BadParameter:
             return None
+        if resolved.prompt_syntax != "plain":  # prompts then change other knobs
+            return None
         resolved, uris = with_references(resolved, {}, self._run)
         version = self._model_version if style == DEFAULT_STYLE else self._style_versions[style]
         holes = {"negative_prompt": "\0negative", "prompt": "\0prompt", "seed": "\0seed"}

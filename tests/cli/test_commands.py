@@ -423,6 +423,18 @@ def test_validate_tells_a_row_that_cannot_be_read_by_the_code_a_run_gives_it(pia
     assert json.loads(ended.out.splitlines()[0])["code"] == "bad_manifest_row"
 
 
+def test_validate_notes_prompts_that_look_weighted_and_are_read_as_text(pia: Pia, tmp_path: Path) -> None:
+    rows = [{"id": f"r{index}", "image": "a.png", "prompt": text} for index, text in enumerate(["a (red:1.2) cat", ""])]
+    (tmp_path / "m.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    ended = pia("validate", "m.jsonl")
+    assert ended.code == 0
+    note, counts = ended.out.splitlines()
+    assert note.startswith("r0: note: prompt looks weighted")
+    assert counts == "2 work items, 0 bad"
+    assert json.loads(pia("validate", "m.jsonl", "--json").out.splitlines()[0])["id"] == "r0"
+    assert pia("validate", "m.jsonl", "--prompt-syntax", "a1111").out == "2 work items, 0 bad\n"
+
+
 def test_validate_finds_what_the_format_cannot_hold(pia: Pia, tmp_path: Path) -> None:
     ended = pia("validate", good(tmp_path, fps=60), "--format", "gif", "--json")
     assert ended.code == 1
