@@ -31,6 +31,8 @@ class Finding:
     """Names row and field where the manifest is wrong."""
     note: str | None = None
     """A doubt about a row that is animated as it is."""
+    prompt: str | None = None
+    """As it is animated; None in a bad row."""
 
 
 def validate(config: CatalogConfig, *, fetch: bool) -> Iterator[Finding]:
@@ -55,7 +57,10 @@ def validate(config: CatalogConfig, *, fetch: bool) -> Iterator[Finding]:
                 found = pool.map(check, rows) if fetch else map(check, rows)
                 for item, (code, message) in zip(rows, found, strict=True):
                     num_items += 1
-                    yield Finding(item["id"], num_items, code, message, None if code is not None else _note(item))
+                    if code is not None:
+                        yield Finding(item["id"], num_items, code, message)
+                    else:
+                        yield Finding(item["id"], num_items, None, None, note=_note(item), prompt=item["prompt"])
 
 
 def _note(item: dict[str, Any]) -> str | None:

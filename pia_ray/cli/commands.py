@@ -152,6 +152,8 @@ def validate_command(args: argparse.Namespace) -> int:
     console, counts = make_console(), {"rows": 0, "bad": 0}
     for finding in validate(config, fetch=args.fetch):
         counts["rows"] = finding.num_items
+        if finding.prompt is not None and finding.num_items <= args.show and not args.json:
+            console.print(f"{finding.id}: {finding.prompt}", highlight=False, soft_wrap=True, markup=False)
         if finding.code is None and finding.note is None:
             continue
         counts["bad"] += finding.code is not None

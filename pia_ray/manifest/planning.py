@@ -30,7 +30,7 @@ from pia_ray.config.resolving import (
     style_of,
 )
 from pia_ray.errors import BadManifestRow, BadParameter, ManifestError
-from pia_ray.manifest import files, references
+from pia_ray.manifest import files, references, templates
 from pia_ray.manifest.columns import Columns, Manifest
 from pia_ray.manifest.items import (
     ITEMS_SCHEMA,
@@ -73,7 +73,7 @@ def plan(
     """
     planner = _Planner(manifest, config, model_version, style_versions)
     seen = array("q")
-    for file, columns, chunk in _chunks(manifest, config.limit):
+    for file, columns, chunk in _chunks(manifest, config):
         table, ids = planner.plan(file, columns, chunk)
         seen.extend(map(hash, ids))
         yield table
@@ -300,6 +300,10 @@ class _Planner:
             return [rejected(file, number, columns, {}, code=BadManifestRow.code, what=f" {chunk.bad_rows[index]}")]
         cells = {name: values[index] for name, values in chunk.cells.items()}
         try:
+            for name, cell in cells.items():
+                if isinstance(cell, BadParameter):
+                    cells[name] = None
+                    raise cell
             picture = picture_of(
                 file,
                 columns.image,
@@ -326,11 +330,14 @@ class _Planner:
         return [item_from_row(row) for row in rows]
 
 
-def _chunks(manifest: Manifest, limit: int | None) -> Iterator[tuple[TableFile, Columns, Chunk]]:
-    left = limit
+def _chunks(manifest: Manifest, config: CatalogConfig) -> Iterator[tuple[TableFile, Columns, Chunk]]:
+    left, prompts = config.limit, templates.templates_of(config.defaults)
     for file, columns in zip(manifest.files, manifest.columns, strict=True):
+        for name, text in prompts.items():
+            templates.check(text, name, names=file.schema.names, where=file.name)
         for chunk in files.read(file, columns.read, passed=manifest.passed):
-            yield file, columns, chunk if left is None else chunk.head(left)
+            first = chunk if left is None else chunk.head(left)
+            yield file, *templates.with_prompts(prompts, columns, first)
             if left is not None and (left := left - chunk.num_rows) <= 0:
                 return
 
@@ -366,7 +373,7 @@ def _folder_of(name: str) -> str:
 def _duplicates(planner: _Planner, hashes: set[int]) -> str:
     """The message for ids that occur more than once, among those with such a hash; empty if none does."""
     rows_of: dict[str, list[str]] = {}
-    for file, columns, chunk in _chunks(planner.manifest, planner.config.limit):
+    for file, columns, chunk in _chunks(planner.manifest, planner.config):
         for index, row_id in enumerate(planner.plan(file, columns, chunk)[1]):
             if hash(row_id) in hashes:
                 rows_of.setdefault(row_id, []).append(f"row {chunk.first_row + index} of {file.name}")

@@ -22,6 +22,7 @@ from pia_ray.manifest.columns import IMAGE_COLUMNS, Columns, columns_of
 from pia_ray.manifest.items import KEY_VERSION, MAX_ID_LENGTH, Item, Picture, RunReferences, id_text, items_of
 from pia_ray.manifest.parquet import cell_reference
 from pia_ray.manifest.tables import TableFile, is_gzip
+from pia_ray.manifest.templates import fill, templates_of
 from pia_ray.media import arrays
 from pia_ray.types import ManifestRow
 
@@ -44,6 +45,10 @@ def plan_row(
         BadParameter: a cell has no valid value, or `num_videos` asks for more than one item.
     """
     columns = columns_of(tuple(cells), config.id_col, config.image_col, config.prompt_col)
+    knobs = knobs_of(columns, cells.get)
+    for knob, template in templates_of(config.defaults).items():
+        if knob not in knobs:
+            knobs[knob] = fill(template, cells)
     if columns.image not in cells:
         raise BadParameter(f"image is missing: give each row one of {', '.join(IMAGE_COLUMNS)}", "image")
     cell = cells[columns.image]
@@ -58,7 +63,7 @@ def plan_row(
     items = items_of(
         cells.get(columns.id) if columns.id is not None else None,
         picture,
-        knobs_of(columns, cells.get),
+        knobs,
         config,
         model_version=model_version,
         style_versions=style_versions,

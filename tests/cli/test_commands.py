@@ -435,6 +435,15 @@ def test_validate_notes_prompts_that_look_weighted_and_are_read_as_text(pia: Pia
     assert pia("validate", "m.jsonl", "--prompt-syntax", "a1111").out == "2 work items, 0 bad\n"
 
 
+def test_validate_shows_the_finished_prompts_of_a_template(pia: Pia, tmp_path: Path) -> None:
+    (tmp_path / "m.csv").write_text("id,image,title,color\na,a.png,Red Cat,\nb,b.png,Boat,blue\nc,c.png,,red\n")
+    ended = pia("validate", "m.csv", "--prompt", "a photo of {title|lower}[, {color}], zoom in", "--show", "2")
+    assert ended.code == 1
+    assert ended.out.splitlines()[:2] == ["a: a photo of red cat, zoom in", "b: a photo of boat, blue, zoom in"]
+    assert "the cell of title is empty" in ended.out.splitlines()[2]
+    assert pia("validate", "m.csv", "--prompt", "a {tilte}").code == 2
+
+
 def test_validate_finds_what_the_format_cannot_hold(pia: Pia, tmp_path: Path) -> None:
     ended = pia("validate", good(tmp_path, fps=60), "--format", "gif", "--json")
     assert ended.code == 1
