@@ -6,6 +6,7 @@ Uses diffusers' and transformers' own loaders; safetensors only, unless the mode
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,6 +33,8 @@ from pia_ray.pia.loading.weight_sharing import SourceOf, WeightPool
 from pia_ray.pia.unet.compilation import compile_mode_of
 from pia_ray.weights import LocalWeights
 from pia_ray.weights.checkpoint import PICKLED_SUFFIXES, digest
+
+log = logging.getLogger(__name__)
 
 # Their progress bars are for notebooks; a worker's standard error is for warnings and errors.
 diffusers_logging.disable_progress_bar()
@@ -88,8 +91,11 @@ def assemble(weights: LocalWeights, model: ModelConfig, pool: WeightPool | None 
     )
     if weights.textual_inversions:
         components = with_inversions(components, weights.textual_inversions)
-    for lora in components.loras.values():
-        read_lora(lora.path, components)  # so that a LoRA for another model is refused now and not by the first row
+    for name, lora in components.loras.items():
+        # Read now, so that a LoRA for another model is refused before the first row.
+        if unread := (file := read_lora(lora.path, components)).unread:
+            text = "LoRA %s: %d of %d layers have no place in this model and are left out, such as %s"
+            log.warning(text, name, len(unread), file.num_layers, unread[0])
     offloaded = [components.text_encoder, components.unet, components.vae, *([] if encoder is None else [encoder])]
     offload(offloaded, model.offload, device)
     return components
