@@ -23,7 +23,7 @@ from pia_ray.pia.components import Components, Lora, SharedTensors
 from pia_ray.pia.device.memory import limit_memory
 from pia_ray.pia.device.placement import device_of, dtype_of, text_encoder_dtype_of, vae_dtype_of
 from pia_ray.pia.loading import single_file
-from pia_ray.pia.loading.checkpoint_tensors import read_tensors
+from pia_ray.pia.loading.checkpoint_tensors import read_header, read_tensors, tensor_names
 from pia_ray.pia.loading.group_norm import normalise_as_original
 from pia_ray.pia.loading.ip_adapter import install_ip_adapter
 from pia_ray.pia.loading.lora import read_lora
@@ -76,7 +76,10 @@ def assemble(weights: LocalWeights, model: ModelConfig, pool: WeightPool | None 
         vae=vae,
         text_encoder=text_encoder,
         tokenizer=tokenizer,
-        scheduler_config=_read_config(configs / "scheduler" / "scheduler_config.json"),
+        scheduler_config={
+            **_read_config(configs / "scheduler" / "scheduler_config.json"),
+            **(_stated_settings(weights.base) if weights.base.is_file() else {}),
+        },
         device=device,
         dtype=dtypes.unet,
         vae_dtype=dtypes.vae,
@@ -108,11 +111,16 @@ def own_scheduler(weights: LocalWeights) -> Any:
         WeightsError: there is none, or diffusers does not have its class.
     """
     path = _configs(weights) / "scheduler" / "scheduler_config.json"
-    config = _read_config(path)
+    config = _read_config(path) | (_stated_settings(weights.base) if weights.base.is_file() else {})
     kind = getattr(schedulers, str(config.get("_class_name")), None)
     if kind is None:
         raise WeightsError(f"{path} names no scheduler of diffusers: {config.get('_class_name')}")
     return kind.from_config(config)
+
+
+def _stated_settings(path: Path) -> dict[str, Any]:
+    """The scheduler's settings that a single file states, which go before those of the config folder."""
+    return single_file.scheduler_settings(tensor_names(path), read_header(path))
 
 
 def own_side(weights: LocalWeights) -> int:
@@ -142,7 +150,7 @@ def _parts(
     checkpoint: dict[str, torch.Tensor] = {}
     unet_kwargs = {**kwargs, "torch_dtype": dtypes.unet}
     if weights.base.is_file():
-        checkpoint = read_tensors(weights.base)
+        checkpoint = single_file.without_scales(read_tensors(weights.base))
         single_file.check_base(checkpoint, weights.base)
         plain = _single(single_file.load_unet, weights, checkpoint, dtype=dtypes.unet)
         unet = _with_motion(plain, weights, unet_kwargs)
