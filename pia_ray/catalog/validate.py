@@ -10,6 +10,7 @@ from typing import Any, Final
 from pia_ray import manifest
 from pia_ray.catalog import steps
 from pia_ray.config.catalog import CatalogConfig
+from pia_ray.config.prompt_syntax import looks_weighted
 from pia_ray.errors import RowError
 from pia_ray.media import video
 
@@ -28,6 +29,10 @@ class Finding:
     """Error code as a run would record it; None where nothing is wrong."""
     message: str | None
     """Names row and field where the manifest is wrong."""
+    note: str | None = None
+    """A doubt about a row that is animated as it is."""
+    prompt: str | None = None
+    """As it is animated; None in a bad row."""
 
 
 def validate(config: CatalogConfig, *, fetch: bool, opened: manifest.Manifest | None = None) -> Iterator[Finding]:
@@ -54,7 +59,21 @@ def validate(config: CatalogConfig, *, fetch: bool, opened: manifest.Manifest | 
                 found = pool.map(check, rows) if fetch else map(check, rows)
                 for item, (code, message) in zip(rows, found, strict=True):
                     num_items += 1
-                    yield Finding(item["id"], num_items, code, message)
+                    if code is not None:
+                        yield Finding(item["id"], num_items, code, message)
+                    else:
+                        yield Finding(item["id"], num_items, None, None, note=_note(item), prompt=item["prompt"])
+
+
+def _note(item: dict[str, Any]) -> str | None:
+    """A sentence where a prompt is written in a syntax that it is not read in."""
+    params = manifest.row_from_item(item).params
+    for knob in ("prompt", "negative_prompt") if params.prompt_syntax == "plain" else ():
+        if looks_weighted(getattr(params, knob)):
+            return (
+                f"{knob} looks weighted and is read as plain text: prompt_syntax a1111 reads weights, BREAK and LoRAs"
+            )
+    return None
 
 
 def _check(item: dict[str, Any], config: CatalogConfig, *, fetch: bool) -> tuple[str | None, str | None]:

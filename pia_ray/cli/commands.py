@@ -159,13 +159,18 @@ def validate_command(args: argparse.Namespace) -> int:
     opened = manifest.open_manifest(config)
     for finding in validate(config, fetch=args.fetch, opened=opened):
         counts["rows"] = finding.num_items
-        if finding.code is None:
+        if finding.prompt is not None and finding.num_items <= args.show and not args.json:
+            console.print(f"{finding.id}: {finding.prompt}", highlight=False, soft_wrap=True, markup=False)
+        if finding.code is None and finding.note is None:
             continue
-        counts["bad"] += 1
-        if args.json:
-            print(json.dumps({"id": finding.id, "code": finding.code, "message": finding.message}))
+        counts["bad"] += finding.code is not None
+        if not args.json:
+            text = f"{finding.id}: {finding.message or f'note: {finding.note}'}"
+            console.print(text, highlight=False, soft_wrap=True, markup=False)
+        elif finding.code is None:
+            print(json.dumps({"id": finding.id, "note": finding.note}))
         else:
-            console.print(f"{finding.id}: {finding.message}", highlight=False, soft_wrap=True, markup=False)
+            print(json.dumps({"id": finding.id, "code": finding.code, "message": finding.message}))
     if args.json:
         print(json.dumps(counts))
     else:

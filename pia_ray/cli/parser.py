@@ -71,6 +71,7 @@ def make_parser() -> argparse.ArgumentParser:
 
     validate = add("validate", commands.validate_command, "check every row of a manifest, without a GPU")
     validate.add_argument("manifest", metavar="MANIFEST", help=_MANIFEST_HELP)
+    validate.add_argument("--show", metavar="N", type=int, default=0, help="also print the prompts of the first N rows")
     validate.add_argument("--fetch", action="store_true", help="also open the images")
     validate.add_argument("--json", action="store_true", help="print one JSON line per bad row, and one of counts")
     _add_catalog_flags(validate)

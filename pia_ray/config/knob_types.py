@@ -44,6 +44,7 @@ Switch = Literal["off", "on"]
 VideoFormat = Literal["mp4", "gif", "webp", "webm"]
 Preset = Literal["standard", "draft"]
 Seam = Literal["keep", "drop"]
+PromptSyntax = Literal["plain", "a1111"]
 
 
 MOTION_NAMES: Final = (

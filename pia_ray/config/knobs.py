@@ -29,6 +29,7 @@ from pia_ray.config.knob_types import (
     MotionScale,
     OnOff,
     Preset,
+    PromptSyntax,
     Scheduler,
     Seam,
     Side,
@@ -94,7 +95,7 @@ class AnimationParams(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    prompt: Text = Field(min_length=1, max_length=10_000, description="What the picture shows and how it moves.")
+    prompt: Text = Field(max_length=10_000, description="What the picture shows and how it moves.")
     negative_prompt: Text = Field(
         NEGATIVE_PROMPT,
         max_length=10_000,
@@ -304,6 +305,13 @@ class AnimationParams(BaseModel):
     )
     lora_scale: FloatCell = Field(
         1.0, ge=0, le=10, description="Factor on the weights of all LoRAs: 0 is the model without them."
+    )
+
+    prompt_syntax: Annotated[PromptSyntax, AS_WORD] = Field(
+        "plain",
+        description="How both prompts are read: plain as text; a1111 with weights as in `(red:1.2)`, ((x)) and [x], "
+        "BREAK, and `<lora:name:0.8>` in the prompt.",
+        json_schema_extra={"since": "0.2.0"},
     )
 
     @property

@@ -177,12 +177,15 @@ class ModelConfig(BaseModel):
     @classmethod
     def _lora_names(cls, value: dict[str, LoraConfig]) -> dict[str, LoraConfig]:
         for name in value:
-            if re.fullmatch(r"[a-z0-9][a-z0-9._-]*", name) is None or name in ("default", "none"):
+            if re.fullmatch(r"[^\s+:<>,]([^+:<>,]*[^\s+:<>,])?", name) is None or name.lower() in ("default", "none"):
                 raise ValueError(
-                    f'"{name}" cannot be the name of a LoRA: take lower-case letters, digits and . _ -, '
+                    f'"{name}" cannot be the name of a LoRA: take any characters but + : < > and commas, '
                     "and neither default nor none"
                 )
-        return value
+        names = {name.lower(): lora for name, lora in value.items()}
+        if len(names) < len(value):
+            raise ValueError("two LoRAs have names that differ in the case of their letters alone")
+        return names
 
     @field_validator("textual_inversions")
     @classmethod

@@ -21,6 +21,7 @@ from pia_ray.config.knobs import (
     AnimationParams,
     suggest,
 )
+from pia_ray.config.prompt_syntax import with_loras_of_prompt
 from pia_ray.errors import BadParameter
 
 
@@ -49,6 +50,8 @@ def parse_defaults(cells: Mapping[str, object]) -> dict[str, Any]:
         BadParameter: as `parse_params`.
     """
     params = parse_params({"prompt": "-", **cells})
+    if not params.prompt:
+        raise BadParameter("prompt must not be empty as a default: only a row may have an empty one", "prompt")
     return {name: getattr(params, name) for name in params.model_fields_set if name in cells}
 
 
@@ -86,6 +89,8 @@ def resolve(
         values.update(layer)
     for name, knob in KNOBS.items():
         values.setdefault(name, knob.default)
+    if values["prompt_syntax"] == "a1111":
+        values = with_loras_of_prompt(values)
     resolved = AnimationParams.model_construct(_fields_set=set(values), **values)
     _check_together(resolved)
     return resolved

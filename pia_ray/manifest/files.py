@@ -58,8 +58,8 @@ def _partitions(file: TableFile) -> dict[str, str | None]:
 def read(file: TableFile, columns: Columns, *, passed: pa.Schema) -> Iterator[Chunk]:
     """The rows of a file in order, in chunks of bounded size: the cells that planning needs, and `passed` of all files.
 
-    Empty cells and cells of blanks are null, but where they pass through. An empty negative prompt that a format with
-    types holds stays one, as it says that there is none.
+    Empty cells and cells of blanks are null, but where they pass through. An empty prompt or negative prompt that a
+    format with types holds stays one, as it says that there is none.
 
     Raises:
         ManifestError: the file is damaged, or a value does not fit the type its column has over all files.
@@ -75,10 +75,13 @@ def read(file: TableFile, columns: Columns, *, passed: pa.Schema) -> Iterator[Ch
     sources = {new: column for column, new in columns.passed.items()}
     # A column that the file lacks gets a name that none has, and is null there.
     own = pa.schema([field.with_name(sources.get(field.name, f"\0{field.name}")) for field in passed])
-    keep = columns.knobs.get("negative_prompt") if file.kind in ("parquet", "jsonl") else None
+    prompts = (columns.prompt, columns.knobs.get("negative_prompt"))
     try:
         for chunk in readers[file.kind](file, columns.read, own):
-            cells = {name: values if name == keep else _filled(values) for name, values in chunk.cells.items()}
+            cells = {
+                name: _filled(values, keep_empty=name in prompts and file.kind in ("parquet", "jsonl"))
+                for name, values in chunk.cells.items()
+            }
             if columns.id is not None and columns.index is not None:
                 cells[columns.id] = list(map(_id_of_video, cells[columns.id], cells[columns.index]))
             table = _with_partitions(chunk.passed, file).rename_columns(passed.names)
@@ -98,8 +101,10 @@ def _with_partitions(passed: pa.Table, file: TableFile) -> pa.Table:
     return passed
 
 
-def _filled(values: Sequence[Any]) -> Sequence[Any]:
-    """The cells with null for text that is empty or all blanks."""
+def _filled(values: Sequence[Any], *, keep_empty: bool) -> Sequence[Any]:
+    """The cells with null for text that is all blanks, or empty where that is not kept."""
+    if keep_empty:
+        return [None if type(value) is str and value.isspace() else value for value in values]
     return [None if type(value) is str and (not value or value.isspace()) else value for value in values]
 
 

@@ -169,7 +169,7 @@ def items_of(
     model = config.model_for(style)
     default_prompt = config.defaults.get("prompt", model.defaults.get("prompt"))
     cells = {**knobs, **{knob: found.identity for knob, found in own.items()}}
-    params = parse_params({**({"prompt": default_prompt} if default_prompt else {}), **cells})
+    params = parse_params({"prompt": default_prompt, **cells})
     if not has_id:
         given = {name: getattr(params, name) for name in KNOBS if name in cells}
         row_id = derived_id(picture, canonical(given))

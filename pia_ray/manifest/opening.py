@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
 from pia_ray.config.catalog import CatalogConfig
 from pia_ray.errors import ManifestError
+from pia_ray.manifest import templates
 from pia_ray.manifest.columns import ColumnUse, check_decisions, meaning, use_of
 from pia_ray.manifest.files import find, read
 from pia_ray.manifest.items import ITEMS_SCHEMA
@@ -32,16 +33,23 @@ class Manifest:
         """Schema of the tables that `plan` yields."""
         return pa.schema([*ITEMS_SCHEMA, *self.passed])
 
-    def chunks(self, limit: int | None) -> Iterator[tuple[TableFile, Columns, Chunk]]:
-        """The rows of all files in order, at most `limit`.
+    def chunks(self, config: CatalogConfig) -> Iterator[tuple[TableFile, Columns, Chunk]]:
+        """The rows of all files in order, at most `config.limit`, with the run's prompts where they name columns.
 
         Raises:
-            ManifestError: as `files.read`.
+            ManifestError: as `files.read`; or a prompt names a column that a file lacks, or an unknown filter.
         """
-        left = limit
+        left, prompts = config.limit, templates.templates_of(config.defaults)
+        for file in self.files if prompts else ():
+            for knob, text in prompts.items():
+                templates.check(text, knob, names=(*file.schema.names, *file.partitions), where=file.name)
         for file, columns in zip(self.files, self.columns, strict=True):
             for chunk in read(file, columns, passed=self.passed):
-                yield file, columns, chunk if left is None else chunk.head(left)
+                rows = chunk if left is None else chunk.head(left)
+                if columns.prompt is not None and config.defaults.get("prompt"):
+                    own = [None if cell == "" else cell for cell in rows.cells[columns.prompt]]
+                    rows = replace(rows, cells={**rows.cells, columns.prompt: own})
+                yield file, *templates.with_prompts(prompts, columns, rows)
                 if left is not None and (left := left - chunk.num_rows) <= 0:
                     return
 

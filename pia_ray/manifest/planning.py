@@ -83,7 +83,7 @@ def _tables(
     planner = _Planner(manifest, config, model_version, style_versions)
     seen = array("q")
     check = KnobCheck(config)
-    for file, columns, chunk in manifest.chunks(config.limit):
+    for file, columns, chunk in manifest.chunks(config):
         table, ids, spoiled = planner.plan(file, columns, chunk)
         check.add(columns, chunk, spoiled)
         seen.extend(map(hash, ids))
@@ -222,6 +222,8 @@ class _Planner:
             lora_strengths(resolved, model.lora_weights)
         except BadParameter:
             return None
+        if resolved.prompt_syntax != "plain":  # prompts then change other knobs
+            return None
         resolved, uris = with_references(resolved, {}, self._run)
         version = self._model_version if style == DEFAULT_STYLE else self._style_versions[style]
         holes = {"negative_prompt": "\0negative", "prompt": "\0prompt", "seed": "\0seed"}
@@ -317,6 +319,10 @@ class _Planner:
             return [rejected(file, number, columns, {}, code=BadManifestRow.code, what=f" {chunk.bad_rows[index]}")]
         cells = {name: values[index] for name, values in chunk.cells.items()}
         try:
+            for name, cell in cells.items():
+                if isinstance(cell, BadParameter):
+                    cells[name] = None
+                    raise cell
             picture = picture_of(
                 file,
                 columns.image,
@@ -374,7 +380,7 @@ def _folder_of(name: str) -> str:
 def _duplicates(planner: _Planner, hashes: set[int]) -> str:
     """The message for ids that occur more than once, among those with such a hash; empty if none does."""
     rows_of: dict[str, list[str]] = {}
-    for file, columns, chunk in planner.manifest.chunks(planner.config.limit):
+    for file, columns, chunk in planner.manifest.chunks(planner.config):
         for index, row_id in enumerate(planner.plan(file, columns, chunk)[1]):
             if hash(row_id) in hashes:
                 rows_of.setdefault(row_id, []).append(f"row {chunk.first_row + index} of {file.name}")

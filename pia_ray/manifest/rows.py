@@ -23,6 +23,7 @@ from pia_ray.manifest.finding import root_of
 from pia_ray.manifest.items import KEY_VERSION, MAX_ID_LENGTH, Item, Picture, RunReferences, id_text, items_of
 from pia_ray.manifest.parquet import cell_reference
 from pia_ray.manifest.tables import Columns, TableFile, is_empty, is_packed
+from pia_ray.manifest.templates import fill, templates_of
 from pia_ray.media import arrays
 from pia_ray.types import ManifestRow
 
@@ -46,8 +47,12 @@ def plan_row(
         BadParameter: a cell has no valid value, or `num_videos` asks for more than one item.
     """
     columns = columns_of(tuple(cells), config)
-    kept = columns.knobs.get("negative_prompt")
-    cells = {name: None if name != kept and is_empty(cell) else cell for name, cell in cells.items()}
+    kept = {columns.knobs.get("negative_prompt")} | (set() if config.defaults.get("prompt") else {columns.prompt})
+    cells = {name: None if name not in kept and is_empty(cell) else cell for name, cell in cells.items()}
+    knobs = knobs_of(columns, cells.get)
+    for knob, template in templates_of(config.defaults).items():
+        if knob not in knobs:
+            knobs[knob] = fill(template, cells)
     if columns.image not in cells:
         raise BadParameter(f"image is missing: give each row one of {', '.join(IMAGE_COLUMNS)}", "image")
     cell = _text_in(cells[columns.image])
@@ -62,7 +67,7 @@ def plan_row(
     items = items_of(
         cells.get(columns.id) if columns.id is not None else None,
         picture,
-        knobs_of(columns, cells.get),
+        knobs,
         config,
         model_version=model_version,
         style_versions=style_versions,

@@ -95,7 +95,7 @@ class Chunk:
 
     def is_blank(self, index: int) -> bool:
         """Whether no cell of a row holds anything."""
-        if any(values[index] is not None for values in self.cells.values()):
+        if any(not is_empty(values[index]) for values in self.cells.values()):
             return False
         return all(is_empty(column[index].as_py()) for column in self.passed.columns)
 

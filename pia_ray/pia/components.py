@@ -56,8 +56,8 @@ class Components:
     """None: rows cannot have a picture for one."""
     loras: Mapping[str, Lora] = field(default_factory=dict)
     """The LoRAs that rows may choose from, by name; none of them is merged into these parts."""
-    inversions: Mapping[str, int] = field(default_factory=dict)
-    """Textual inversions in text encoder and tokenizer: the number of vectors of each token."""
+    inversions: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """Words of textual inversions: the ids of each one's vectors in the text encoder. The tokenizer has none."""
     shared_tensors: tuple[SharedTensors, ...] = ()
     """Keeps the weights alive in the pool through which models share them."""
 

@@ -127,7 +127,7 @@ class Engine:
         """
         try:
             conditions = self._model_or_own(model).with_loras(params).conditions
-            embedding = conditions.prompt(params.prompt, clip_skip=params.clip_skip)
+            embedding = conditions.prompt(params.prompt, clip_skip=params.clip_skip, syntax=params.prompt_syntax)
             return np.ascontiguousarray(embedding.float().cpu().numpy())
         except RowError:
             raise

@@ -17,7 +17,7 @@ from pia_ray import storage
 from pia_ray.config.model import ModelConfig, model_file
 from pia_ray.errors import WeightsError
 from pia_ray.weights import copies, hub, s3_prefixes
-from pia_ray.weights.checkpoint import FILE_NAMES, Part, digest, refuse_pickle, verify
+from pia_ray.weights.checkpoint import FILE_NAMES, Part, digest, refuse_format, verify
 
 MODEL_FILE: Final = copies.MODEL_FILE
 """Name of the settings file of a `copy`."""
@@ -237,7 +237,7 @@ def _local(part: Part) -> Path:
         if not folder.is_dir():
             raise WeightsError(f"the embedded model is missing from {folder}: install pia-ray again")
         return folder
-    refuse_pickle(part)
+    refuse_format(part)
     location = Path(part.reference).expanduser()
     if part.is_file:
         if part.role == "motion_adapter":

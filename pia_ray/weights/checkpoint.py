@@ -22,12 +22,19 @@ PICKLED_SUFFIXES: Final = (".ckpt", ".bin", ".pt", ".pth", ".pkl")
 CHECKPOINT_SUFFIXES: Final = (".safetensors", *PICKLED_SUFFIXES)
 """Endings by which a reference is one file rather than a folder, hub id or prefix."""
 
+_OTHER_FORMATS: Final = {
+    ".gguf": "its quantised weights are not supported, take the .safetensors file of that model",
+    ".sft": "rename it to .safetensors, which is the same format",
+}
+
 FILE_NAMES: Final[Mapping[Role, str]] = {
     "lora": "pytorch_lora_weights.safetensors",
     "textual_inversion": "learned_embeds.safetensors",
     "ip_adapter": "ip-adapter_sd15.safetensors",
 }
 """Roles that are always one file, with the name it usually has: what a folder or hub id stands for."""
+
+_LFS: Final = b"version https://git-lfs"
 
 _digests: dict[tuple[str, int, int], str] = {}
 """Digests of files by path, size and time of change: one process asks more than once."""
@@ -108,12 +115,15 @@ def verify(part: Part, location: Path) -> list[Path]:
     return sorted(used)
 
 
-def refuse_pickle(part: Part) -> None:
-    """Raises where the reference is a pickled file that may not be opened.
+def refuse_format(part: Part) -> None:
+    """Raises where the reference is a file that may not, or cannot, be opened.
 
     Raises:
-        WeightsError: it is one, and the model does not allow it.
+        WeightsError: it is a pickled file, and the model does not allow it; or a file of another format.
     """
+    for suffix, text in _OTHER_FORMATS.items():
+        if part.reference.lower().endswith(suffix):
+            raise WeightsError(f"{part.label} {part.reference} is a {suffix} file: {text}")
     if part.reference.lower().endswith(PICKLED_SUFFIXES) and not part.allow_pickle:
         raise WeightsError(
             f"{part.label} {part.reference} is a pickled checkpoint, and opening one can run any code. Take or make a "
@@ -137,11 +147,15 @@ def digest(location: Path, paths: Iterable[Path]) -> str:
 
 
 def _verify_file(part: Part, path: Path) -> Path:
-    refuse_pickle(part)
+    refuse_format(part)
     if not path.is_file():
         raise WeightsError(f"there is no file {path} for {part.label}")
     if path.suffix.lower() == ".safetensors":
         _check_safetensors(path)
+        return path
+    with path.open("rb") as stream:
+        if stream.read(len(_LFS)) == _LFS:
+            raise WeightsError(f"{path} is a Git LFS pointer, not the weights: run git lfs pull")
     return path
 
 

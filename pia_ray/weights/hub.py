@@ -24,7 +24,7 @@ from huggingface_hub.errors import (
 
 from pia_ray import storage
 from pia_ray.errors import HubUnavailable, WeightsError
-from pia_ray.weights.checkpoint import Part, refuse_pickle, verify
+from pia_ray.weights.checkpoint import Part, refuse_format, verify
 
 log = logging.getLogger(__name__)
 
@@ -115,11 +115,11 @@ def _repository(part: Part) -> tuple[str, str]:
 
 
 def _get(part: Part, *, offline: bool) -> Path:
+    refuse_format(part)
     return _file(part, offline=offline) if part.is_file else _snapshot(part, offline=offline)
 
 
 def _file(part: Part, *, offline: bool) -> Path:
-    refuse_pickle(part)
     repository, name = _repository(part)
     try:
         path = Path(huggingface_hub.hf_hub_download(repository, name, revision=part.revision, local_files_only=offline))

@@ -14,7 +14,7 @@ from huggingface_hub.constants import HF_HOME
 
 from pia_ray import storage
 from pia_ray.errors import StorageError, WeightsError
-from pia_ray.weights.checkpoint import Part, refuse_pickle, verify
+from pia_ray.weights.checkpoint import Part, refuse_format, verify
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +94,7 @@ def fetch(part: Part) -> tuple[Path, str]:
 
 
 def _look_up_file(part: Part) -> tuple[str, dict[str, str]]:
-    refuse_pickle(part)
+    refuse_format(part)
     name = part.reference.rpartition("/")[2]
     try:
         found = storage.head(part.reference)

@@ -423,6 +423,27 @@ def test_validate_tells_a_row_that_cannot_be_read_by_the_code_a_run_gives_it(pia
     assert json.loads(ended.out.splitlines()[0])["code"] == "bad_manifest_row"
 
 
+def test_validate_notes_prompts_that_look_weighted_and_are_read_as_text(pia: Pia, tmp_path: Path) -> None:
+    rows = [{"id": f"r{index}", "image": "a.png", "prompt": text} for index, text in enumerate(["a (red:1.2) cat", ""])]
+    (tmp_path / "m.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    ended = pia("validate", "m.jsonl")
+    assert ended.code == 0
+    note, counts = ended.out.splitlines()
+    assert note.startswith("r0: note: prompt looks weighted")
+    assert counts == "2 work items, 0 bad"
+    assert json.loads(pia("validate", "m.jsonl", "--json").out.splitlines()[0])["id"] == "r0"
+    assert pia("validate", "m.jsonl", "--prompt-syntax", "a1111").out == "2 work items, 0 bad\n"
+
+
+def test_validate_shows_the_finished_prompts_of_a_template(pia: Pia, tmp_path: Path) -> None:
+    (tmp_path / "m.csv").write_text("id,image,title,color\na,a.png,Red Cat,\nb,b.png,Boat,blue\nc,c.png,,red\n")
+    ended = pia("validate", "m.csv", "--prompt", "a photo of {title|lower}[, {color}], zoom in", "--show", "2")
+    assert ended.code == 1
+    assert ended.out.splitlines()[:2] == ["a: a photo of red cat, zoom in", "b: a photo of boat, blue, zoom in"]
+    assert "the cell of title is empty" in ended.out.splitlines()[2]
+    assert pia("validate", "m.csv", "--prompt", "a {tilte}").code == 2
+
+
 def test_validate_finds_what_the_format_cannot_hold(pia: Pia, tmp_path: Path) -> None:
     ended = pia("validate", good(tmp_path, fps=60), "--format", "gif", "--json")
     assert ended.code == 1

@@ -61,6 +61,10 @@ KINDS: Final[dict[str, Kind]] = {
     },
     "ip-adapter embeddings": lambda dice: {"ip_adapter_image_embeds": normal(dice, dice.choice([1, 2]), 24)},
     "text layers": lambda dice: {"clip_skip": dice.choice([0, 1, 2])},
+    "weighted text": lambda dice: {
+        "prompt": dice.choice(["a (red:1.3) cat", "a [red] cat BREAK in the ((sea))"]),
+        "prompt_syntax": "a1111",
+    },
     "output": lambda dice: {"output_type": dice.choice(["np", "pt", "pil", "latent"])},
     "style": lambda dice: {"style": dice.choice(["other", "v-prediction"])},
     "lora": lambda dice: {"lora": dice.choice(["one", "one:0.5+two", "two:-0.7"])},

@@ -196,7 +196,7 @@ class FormReader:
         self, given: dict[str, object], sources: Mapping[str, object], model_name: str, model: ModelConfig
     ) -> AnimationParams:
         """The given knobs; those that refer to files hold a stand-in until their files have been read."""
-        if "prompt" not in given:
+        if given.get("prompt", "") == "":
             raise BadParameter("prompt is missing: say what the picture shows and how it moves", "prompt")
         if (lora := given.get("lora")) is not None:
             given["lora"] = lora_of(lora)

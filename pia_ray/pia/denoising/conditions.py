@@ -12,14 +12,15 @@ from cachetools import LRUCache
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from PIL import Image
 
+from pia_ray.config.knob_types import PromptSyntax
 from pia_ray.config.knobs import AnimationParams
 from pia_ray.errors import BadParameter
 from pia_ray.pia.components import Components
 from pia_ray.pia.denoising.affinity import affinity, keyframe_affinity
+from pia_ray.pia.denoising.prompt_tokens import TokenChunk, chunk_length, chunks_of
 from pia_ray.pia.device.vae_tiling import TILE_PIXELS, is_tiled, tiled
 from pia_ray.pia.evaluation import ImageTokens, Text
 from pia_ray.pia.loading.ip_adapter import encode_picture, image_tokens
-from pia_ray.pia.loading.textual_inversion import expand
 from pia_ray.types import PreparedRequest
 
 CACHED_PROMPTS: Final = 256
@@ -61,38 +62,59 @@ class Conditions:
 
     def __init__(self, components: Components) -> None:
         self.components = components
-        self._prompts: LRUCache[tuple[str, int | None], torch.Tensor] = LRUCache(CACHED_PROMPTS)
+        self._prompts: LRUCache[tuple[str, int | None, PromptSyntax, int | None], torch.Tensor] = LRUCache(
+            CACHED_PROMPTS
+        )
         self._pictures: LRUCache[str, tuple[torch.Tensor, torch.Tensor]] = LRUCache(CACHED_PICTURES)
         self._embeddings: LRUCache[str, torch.Tensor] = LRUCache(CACHED_PICTURES)
 
-    @torch.inference_mode()
-    def prompt(self, text: str, *, clip_skip: int | None) -> torch.Tensor:
-        """The embedding of a prompt, [L, C], with L the tokenizer's length; longer prompts are truncated to it.
+    def prompt(
+        self, text: str, *, clip_skip: int | None, syntax: PromptSyntax = "plain", length: int | None = None
+    ) -> torch.Tensor:
+        """The embedding of a prompt, [n * L, C], for n chunks of the text encoder's length L.
+
+        `length` asks for a longer one, as `lengthened` makes it.
 
         Raises:
             BadParameter: clip_skip leaves no layer of this text encoder.
         """
-        key = (text, clip_skip)
-        if (known := self._prompts.get(key)) is not None:
-            return known
+        key = (text, clip_skip, syntax, length)
+        if (known := self._prompts.get(key)) is None:
+            chunks = chunks_of(text, self.components, syntax=syntax)
+            known = torch.cat([self._chunk(chunk, clip_skip=clip_skip) for chunk in chunks])
+            if length is not None:
+                known = self.lengthened(known, length, clip_skip=clip_skip)
+            self._prompts[key] = known
+        return known
+
+    def lengthened(self, embedding: torch.Tensor, length: int, *, clip_skip: int | None) -> torch.Tensor:
+        """The embedding with embeddings of the empty prompt after it, as long as `length`; unchanged where no number
+        of them gives that."""
+        missing, unit = length - len(embedding), chunk_length(self.components)
+        if missing <= 0 or missing % unit:
+            return embedding
+        empty = self.prompt("", clip_skip=clip_skip)
+        return torch.cat([embedding, *[empty] * (missing // unit)])
+
+    @torch.inference_mode()
+    def _chunk(self, chunk: TokenChunk, *, clip_skip: int | None) -> torch.Tensor:
+        """[L, C]"""
         parts = self.components
         layers = parts.text_encoder.config.num_hidden_layers
         if clip_skip is not None and clip_skip >= layers:
             raise BadParameter(f"clip_skip must be 0 to {layers - 1} for this model (got {clip_skip})", "clip_skip")
-        tokens = parts.tokenizer(
-            expand(text, parts.inversions),
-            padding="max_length",
-            max_length=parts.tokenizer.model_max_length,
-            truncation=True,
-            return_tensors="pt",
-        ).input_ids.to(parts.device)
+        tokenizer, length = parts.tokenizer, chunk_length(parts)
+        ids = [tokenizer.bos_token_id, *chunk.tokens, tokenizer.eos_token_id]
+        ids += [tokenizer.pad_token_id] * (length - len(ids))
+        tokens = torch.tensor([ids], device=parts.device)
         if clip_skip is None:
             embedding = parts.text_encoder(tokens).last_hidden_state[0]
         else:
             output = parts.text_encoder(tokens, output_hidden_states=True)
             embedding = parts.text_encoder.final_layer_norm(output.hidden_states[-(clip_skip + 1)])[0]
-        self._prompts[key] = embedding = embedding.to(parts.dtype)
-        return embedding
+        if chunk.is_weighted:
+            embedding = _weighted(embedding, [1.0, *chunk.weights])
+        return embedding.to(parts.dtype)
 
     def embedding(self, values: np.ndarray[Any, Any], *, field: str) -> torch.Tensor:
         """A given embedding, [L, C], in the model's precision and on its device.
@@ -171,6 +193,18 @@ def encode(components: Components, values: torch.Tensor) -> DiagonalGaussianDist
     return DiagonalGaussianDistribution(
         tiled(lambda tile: vae.encode(tile).latent_dist.parameters, values, tile=TILE_PIXELS, scale=1 / factor)
     )
+
+
+def _weighted(embedding: torch.Tensor, weights: Sequence[float]) -> torch.Tensor:
+    """The embedding [L, C] with a factor on each of its first tokens, and the mean that it had before.
+
+    Source: A1111's web UI, emphasis "Original".
+    """
+    factors = torch.ones(len(embedding), dtype=torch.float32, device=embedding.device)
+    factors[: len(weights)] = torch.tensor(weights, device=embedding.device)
+    values = embedding.float()
+    scaled = values * factors[:, None]
+    return (scaled * (values.mean() / scaled.mean())).to(embedding.dtype)
 
 
 def _digest(pixels: np.ndarray[Any, Any]) -> str:

@@ -133,22 +133,31 @@ def start_noise(request: PreparedRequest, shape: tuple[int, ...], device: torch.
 def text_embeddings(request: PreparedRequest, conditions: Conditions) -> dict[Text, torch.Tensor]:
     """The embeddings of the row's texts, the negative one first: given ones, or the encoded text.
 
+    The shorter one is made as long as the other by chunks of the empty prompt.
+
     Raises:
         BadParameter: given embeddings do not fit this model, or each other.
     """
     params = request.params
-    texts: dict[Text, torch.Tensor] = {}
-    if params.has_guidance:
-        texts["negative_prompt"] = (
-            conditions.prompt(params.negative_prompt, clip_skip=params.clip_skip)
-            if request.negative_prompt_embeds is None
-            else conditions.embedding(request.negative_prompt_embeds, field="negative_prompt_embeds")
-        )
-    texts["prompt"] = (
-        conditions.prompt(params.prompt, clip_skip=params.clip_skip)
-        if request.prompt_embeds is None
-        else conditions.embedding(request.prompt_embeds, field="prompt_embeds")
-    )
+    names: tuple[Text, ...] = ("negative_prompt", "prompt") if params.has_guidance else ("prompt",)
+    given = {"negative_prompt": request.negative_prompt_embeds, "prompt": request.prompt_embeds}
+
+    def of_text(name: Text, length: int | None = None) -> torch.Tensor:
+        text: str = getattr(params, name)
+        return conditions.prompt(text, clip_skip=params.clip_skip, syntax=params.prompt_syntax, length=length)
+
+    texts = {
+        name: of_text(name) if (values := given[name]) is None else conditions.embedding(values, field=f"{name}_embeds")
+        for name in names
+    }
+    longest = max(map(len, texts.values()))
+    for name, embedding in texts.items():
+        if len(embedding) < longest:
+            texts[name] = (
+                of_text(name, longest)
+                if given[name] is None
+                else conditions.lengthened(embedding, longest, clip_skip=params.clip_skip)
+            )
     lengths = {text: len(embedding) for text, embedding in texts.items()}
     if len(set(lengths.values())) > 1:
         missing = "negative_prompt_embeds" if request.negative_prompt_embeds is None else "prompt_embeds"

@@ -37,6 +37,14 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     return _flat(found)
 
 
+def tensor_names(path: Path) -> list[str]:
+    """The names of a safetensors file's tensors, read without the tensors; of other files, which have to be loaded."""
+    if path.suffix.lower() != ".safetensors":
+        return list(read_tensors(path))
+    with safetensors.safe_open(path, framework="pt") as file:
+        return list(file.keys())
+
+
 def read_header(path: Path) -> dict[str, Any]:
     """The metadata of a safetensors file, with JSON texts parsed; empty for other files."""
     if path.suffix.lower() != ".safetensors":

@@ -6,6 +6,7 @@ Uses diffusers' and transformers' own loaders; safetensors only, unless the mode
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +23,7 @@ from pia_ray.pia.components import Components, Lora, SharedTensors
 from pia_ray.pia.device.memory import limit_memory
 from pia_ray.pia.device.placement import device_of, dtype_of, text_encoder_dtype_of, vae_dtype_of
 from pia_ray.pia.loading import single_file
-from pia_ray.pia.loading.checkpoint_tensors import read_tensors
+from pia_ray.pia.loading.checkpoint_tensors import read_header, read_tensors, tensor_names
 from pia_ray.pia.loading.group_norm import normalise_as_original
 from pia_ray.pia.loading.ip_adapter import install_ip_adapter
 from pia_ray.pia.loading.lora import read_lora
@@ -32,6 +33,8 @@ from pia_ray.pia.loading.weight_sharing import SourceOf, WeightPool
 from pia_ray.pia.unet.compilation import compile_mode_of
 from pia_ray.weights import LocalWeights
 from pia_ray.weights.checkpoint import PICKLED_SUFFIXES, digest
+
+log = logging.getLogger(__name__)
 
 # Their progress bars are for notebooks; a worker's standard error is for warnings and errors.
 diffusers_logging.disable_progress_bar()
@@ -73,7 +76,10 @@ def assemble(weights: LocalWeights, model: ModelConfig, pool: WeightPool | None 
         vae=vae,
         text_encoder=text_encoder,
         tokenizer=tokenizer,
-        scheduler_config=_read_config(configs / "scheduler" / "scheduler_config.json"),
+        scheduler_config={
+            **_read_config(configs / "scheduler" / "scheduler_config.json"),
+            **(_stated_settings(weights.base) if weights.base.is_file() else {}),
+        },
         device=device,
         dtype=dtypes.unet,
         vae_dtype=dtypes.vae,
@@ -88,8 +94,11 @@ def assemble(weights: LocalWeights, model: ModelConfig, pool: WeightPool | None 
     )
     if weights.textual_inversions:
         components = with_inversions(components, weights.textual_inversions)
-    for lora in components.loras.values():
-        read_lora(lora.path, components)  # so that a LoRA for another model is refused now and not by the first row
+    for name, lora in components.loras.items():
+        # Read now, so that a LoRA for another model is refused before the first row.
+        if unread := (file := read_lora(lora.path, components)).unread:
+            text = "LoRA %s: %d of %d layers have no place in this model and are left out, such as %s"
+            log.warning(text, name, len(unread), file.num_layers, unread[0])
     offloaded = [components.text_encoder, components.unet, components.vae, *([] if encoder is None else [encoder])]
     offload(offloaded, model.offload, device)
     return components
@@ -102,11 +111,16 @@ def own_scheduler(weights: LocalWeights) -> Any:
         WeightsError: there is none, or diffusers does not have its class.
     """
     path = _configs(weights) / "scheduler" / "scheduler_config.json"
-    config = _read_config(path)
+    config = _read_config(path) | (_stated_settings(weights.base) if weights.base.is_file() else {})
     kind = getattr(schedulers, str(config.get("_class_name")), None)
     if kind is None:
         raise WeightsError(f"{path} names no scheduler of diffusers: {config.get('_class_name')}")
     return kind.from_config(config)
+
+
+def _stated_settings(path: Path) -> dict[str, Any]:
+    """The scheduler's settings that a single file states, which go before those of the config folder."""
+    return single_file.scheduler_settings(tensor_names(path), read_header(path))
 
 
 def own_side(weights: LocalWeights) -> int:
@@ -136,7 +150,7 @@ def _parts(
     checkpoint: dict[str, torch.Tensor] = {}
     unet_kwargs = {**kwargs, "torch_dtype": dtypes.unet}
     if weights.base.is_file():
-        checkpoint = read_tensors(weights.base)
+        checkpoint = single_file.without_scales(read_tensors(weights.base))
         single_file.check_base(checkpoint, weights.base)
         plain = _single(single_file.load_unet, weights, checkpoint, dtype=dtypes.unet)
         unet = _with_motion(plain, weights, unet_kwargs)

@@ -1,6 +1,6 @@
 """LoRA files -> variants of a model with their weights merged in; weights that no LoRA changes stay one copy in memory.
 
-Reads kohya's, diffusers' and AnimateDiff's names. The base model is never written to, so several variants can coexist.
+The base model is never written to, so several variants can coexist. `lora_names` reads names, `lora_kinds` the kinds.
 """
 
 from __future__ import annotations
@@ -9,67 +9,37 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import torch
 
 from pia_ray.errors import WeightsError
 from pia_ray.pia.components import Components
 from pia_ray.pia.loading.checkpoint_tensors import read_header, read_tensors, sharing_copy
+from pia_ray.pia.loading.lora_kinds import WeightDelta, is_complete, rank_of
+from pia_ray.pia.loading.lora_names import Part, Target, role_of, target_of, targets_in
 
 Strengths = tuple[tuple[str, float], ...]
 """LoRAs of a model by name with the factor of each."""
 
-_Part = Literal["unet", "text_encoder"]
-_Target = tuple[_Part, str]
-"""A module: its part and its flat name."""
-
-_PAIR: Final = re.compile(r"(.+?)[._]lora(?:_linear_layer)?[._](down|up|A|B)(?:\.default(?:_\d+)?)?\.weight")
-_ALPHA: Final = re.compile(r"(.+?)(?:[._]lora(?:_linear_layer)?)?\.alpha")
-_PREFIXES: Final[Mapping[str, _Part]] = {
-    "lora_unet_": "unet",
-    "lora_te_": "text_encoder",
-    "lora_te1_": "text_encoder",
-    "unet_": "unet",
-    "text_encoder_": "text_encoder",
-}
-_ALIASES: Final = {
-    "_processor": "",  # diffusers' older names
-    "text_model_": "",  # a level of CLIPTextModel that transformers 5.6 dropped
-    "self_attn_to_out": "self_attn_out_proj",
-    "self_attn_to_q": "self_attn_q_proj",
-    "self_attn_to_k": "self_attn_k_proj",
-    "self_attn_to_v": "self_attn_v_proj",
-    "temporal_transformer_": "",  # AnimateDiff's own names
-    "attention_blocks_0": "attn1",
-    "attention_blocks_1": "attn2",
-}
 _OTHER_KINDS: Final = {
-    "dora_scale": "DoRA",
-    "lora_magnitude_vector": "DoRA",
-    "lora_mid": "LoCon with a third factor",
-    "hada_w": "LoHa",
-    "lokr_w": "LoKr",
+    "on_input": "IA3",
+    "oft_": "OFT",
+    ".a1.weight": "GLoRA",
 }
+_XL: Final = "lora_te2_"
+_BIAS_ROLES: Final = ("diff_b", "b_norm")
 
 
 @dataclass(frozen=True)
-class WeightDelta:
-    """A LoRA's addition to one weight: scale * up @ down."""
+class LoraFile:
+    """A LoRA as this model takes it."""
 
-    part: _Part
-    module: str
-    down: torch.Tensor
-    """[r, in] or [r, in, k, k]"""
-    up: torch.Tensor
-    """[out, r] or [out, r, 1, 1]"""
-    scale: float
-    """alpha / r."""
-
-    def delta(self, weight: torch.Tensor) -> torch.Tensor:
-        """float32, of the weight's shape and on its device. Source: LoRA, arXiv 2106.09685, equation 3."""
-        up, down = (factor.to(weight.device, torch.float32).flatten(1) for factor in (self.up, self.down))
-        return self.scale * (up @ down).reshape(weight.shape)
+    deltas: list[WeightDelta]
+    unread: list[str]
+    """Layers that this model has not, and other keys."""
+    num_layers: int
+    """Layers of the file."""
 
 
 def variant(components: Components, loras: Strengths) -> Components:
@@ -78,124 +48,125 @@ def variant(components: Components, loras: Strengths) -> Components:
     Raises:
         WeightsError: a file is not a LoRA, or not for this model.
     """
-    deltas: dict[_Part, dict[str, torch.Tensor]] = {}
+    deltas: dict[Part, dict[tuple[str, str], torch.Tensor]] = {}
     for name, strength in loras:
-        for found in read_lora(components.loras[name].path, components):
-            of_part = deltas.setdefault(found.part, {})
-            weight = getattr(components, found.part).get_submodule(found.module).weight
-            delta = strength * found.delta(weight)
-            of_part[found.module] = of_part[found.module] + delta if found.module in of_part else delta
+        for found in read_lora(components.loras[name].path, components).deltas:
+            of_part, key = deltas.setdefault(found.part, {}), (found.module, found.parameter)
+            delta = strength * found.delta(_parameter(components, found))
+            of_part[key] = of_part[key] + delta if key in of_part else delta
     parts: dict[str, Any] = {part: _merged(getattr(components, part), changes) for part, changes in deltas.items()}
     return replace(components, **parts)
 
 
-def read_lora(path: Path, components: Components) -> list[WeightDelta]:
-    """The file's additions to this model's weights. Every key of the file is read, or the file is refused.
+def read_lora(path: Path, components: Components) -> LoraFile:
+    """The file's differences to this model's weights, and the keys that have no place in it.
 
     Raises:
-        WeightsError: the file is not a LoRA, of a kind that is not read, or made for another model.
+        WeightsError: the file is not a LoRA, of a kind that is not read, or most of it is for another model.
     """
     tensors = read_tensors(path)
     for part, kind in _OTHER_KINDS.items():
         if any(part in key for key in tensors):
-            raise WeightsError(f"{path} is {kind}, which is not supported; plain LoRA is")
-    factors, alphas, unknown = _sort(tensors)
-    if not factors:
+            raise WeightsError(f"{path} is a LoRA of the kind {kind}, which is not supported")
+    if any(key.startswith(_XL) for key in tensors):
+        raise WeightsError(f"{path} is a LoRA of Stable Diffusion XL, whose second text encoder has no place here")
+    layers, names, unread = _by_layer(tensors, _layers_per_block(components))
+    if not any(set(factors) - {"alpha"} for factors in layers.values()):
         raise WeightsError(f"{path} is not a LoRA: it holds no pair of lora_down and lora_up, or lora_A and lora_B")
-    modules = dict(_modules(components))
-    config = read_header(path).get("lora_adapter_metadata")
-    found = []
-    for target, pair in factors.items():
-        module = modules.get(target)
-        if module is None or set(pair) != {"down", "up"}:
-            unknown.append(pair["down" if "down" in pair else "up"][0])
+    modules, config = dict(targets_in(components)), read_header(path).get("lora_adapter_metadata")
+    deltas = []
+    for target, factors in layers.items():
+        module, own = modules.get(target), {role: value for role, value in factors.items() if role != "alpha"}
+        if module is None or not is_complete(own):
+            unread.append(names[target])
             continue
-        (key, down), (_, up) = pair["down"], pair["up"]
-        weight = getattr(components, target[0]).get_submodule(module).weight
-        _check_shapes(path, key, down, up, weight)
-        found.append(WeightDelta(target[0], module, down, up, _scale(down, target, module, alphas, config)))
-    if unknown:
+        alpha = _alpha(factors, target, module, config)
+        for found in _deltas(target[0], module, own, alpha):
+            _check_shapes(path, names[target], found, components)
+            deltas.append(found)
+    if len(unread) > len({(found.part, found.module) for found in deltas}):
         raise WeightsError(
-            f"{path} was made for another model: {len(unknown)} of its weights have no place in this one, such as "
-            f"{unknown[0]}. PIA takes LoRAs of Stable Diffusion 1.5, not of XL or 2."
+            f"{path} was made for another model: {len(unread)} of its weights have no place in this one, such as "
+            f"{unread[0]}. PIA takes LoRAs of Stable Diffusion 1.5, not of XL or 2."
         )
-    return found
+    return LoraFile(deltas, unread, len(layers))
 
 
-def _sort(
-    tensors: Mapping[str, torch.Tensor],
-) -> tuple[dict[_Target, dict[str, tuple[str, torch.Tensor]]], dict[_Target, float], list[str]]:
-    """Pairs of factors and alphas, both by target, and the other keys."""
-    factors: dict[_Target, dict[str, tuple[str, torch.Tensor]]] = {}
-    alphas: dict[_Target, float] = {}
+def _layers_per_block(components: Components) -> int:
+    layers = components.unet.config["layers_per_block"]
+    return int(layers if isinstance(layers, int) else layers[0])
+
+
+def _by_layer(
+    tensors: Mapping[str, torch.Tensor], layers_per_block: int
+) -> tuple[dict[Target, dict[str, torch.Tensor]], dict[Target, str], list[str]]:
+    """The tensors of each layer by role, a name of each as the file writes it, and the keys that are neither."""
+    layers: dict[Target, dict[str, torch.Tensor]] = {}
+    names: dict[Target, str] = {}
     unknown = []
     for key, tensor in tensors.items():
-        if (found := _PAIR.fullmatch(key)) is not None:
-            factor = "down" if found[2] in ("down", "A") else "up"
-            factors.setdefault(_target_of(found[1]), {})[factor] = (key, tensor)
-        elif (found := _ALPHA.fullmatch(key)) is not None and tensor.numel() == 1:
-            alphas[_target_of(found[1])] = float(tensor)
-        else:
+        if (found := role_of(key)) is None:
             unknown.append(key)
-    return factors, alphas, unknown
+            continue
+        name, role = found
+        target = target_of(name, layers_per_block)
+        layers.setdefault(target, {})[role] = tensor
+        names.setdefault(target, name)
+    return layers, names, unknown
 
 
-def _target_of(name: str) -> _Target:
-    """The part a name belongs to, and its flat form, in which all writers of LoRAs agree."""
-    flat = name.replace(".", "_")
-    part: _Part = "unet"
-    for prefix, owner in _PREFIXES.items():
-        if flat.startswith(prefix):
-            flat, part = flat.removeprefix(prefix), owner
-            break
-    for alias, ours in _ALIASES.items():
-        flat = flat.replace(alias, ours)
-    return part, f"{flat}_0" if flat.endswith("_to_out") else flat
+def _deltas(part: Part, module: str, factors: Mapping[str, torch.Tensor], alpha: float) -> Iterator[WeightDelta]:
+    """The differences to the module's weight and to its bias, where the file has them."""
+    weight = {role: factor for role, factor in factors.items() if role not in _BIAS_ROLES}
+    if weight:
+        yield WeightDelta(part, module, "weight", weight, alpha)
+    for role in _BIAS_ROLES:
+        if role in factors:
+            yield WeightDelta(part, module, "bias", {role: factors[role]}, alpha)
 
 
-def _modules(components: Components) -> Iterator[tuple[_Target, str]]:
-    parts: tuple[tuple[_Part, Any], ...] = (("unet", components.unet), ("text_encoder", components.text_encoder))
-    for part, model in parts:
-        for name, module in model.named_modules():
-            if isinstance(module, torch.nn.Linear | torch.nn.Conv2d):
-                yield (part, name.replace(".", "_").replace("text_model_", "")), name
+def _parameter(components: Components, delta: WeightDelta) -> torch.Tensor:
+    parameter = getattr(getattr(components, delta.part).get_submodule(delta.module), delta.parameter)
+    assert isinstance(parameter, torch.Tensor)
+    return parameter
 
 
-def _check_shapes(path: Path, key: str, down: torch.Tensor, up: torch.Tensor, weight: torch.Tensor) -> None:
-    fits = down.ndim in (2, 4) and up.ndim in (2, 4) and up.shape[1] == down.shape[0] == up[0].numel()
-    if not fits or up.shape[0] != weight.shape[0] or down[0].numel() != weight[0].numel():
+def _check_shapes(path: Path, name: str, delta: WeightDelta, components: Components) -> None:
+    module = getattr(components, delta.part).get_submodule(delta.module)
+    weight = getattr(module, delta.parameter)
+    try:
+        if weight is None:
+            raise RuntimeError("no bias")
+        delta.delta(torch.empty_like(weight, device="meta"))  # computes shapes alone
+    except (RuntimeError, ValueError, IndexError) as error:
+        shapes = " with ".join(str(list(factor.shape)) for factor in delta.factors.values())
+        wanted = "no bias" if weight is None else f"a weight of {list(weight.shape)}"
         raise WeightsError(
-            f"{path} was made for another model: {key} is {list(down.shape)} with {list(up.shape)}, for a weight of "
-            f"{list(weight.shape)}. PIA takes LoRAs of Stable Diffusion 1.5, not of XL or 2."
-        )
+            f"{path} was made for another model: {name} is {shapes}, for {wanted}. PIA takes LoRAs of Stable Diffusion "
+            "1.5, not of XL or 2."
+        ) from error
 
 
-def _scale(
-    down: torch.Tensor,
-    target: _Target,
-    module: str,
-    alphas: Mapping[_Target, float],
-    config: object,
-) -> float:
-    """alpha / r: kohya stores an alpha with each pair, peft writes its config into the header; else alpha is r."""
-    rank = down.shape[0]
-    if target in alphas:
-        return alphas[target] / rank
+def _alpha(factors: Mapping[str, torch.Tensor], target: Target, module: str, config: object) -> float:
+    """kohya stores an alpha with each layer, peft writes its config into the header; else alpha is the rank."""
+    rank = rank_of(factors)
+    if "alpha" in factors:
+        return float(factors["alpha"])
     settings = config if isinstance(config, Mapping) else {}
     alpha = settings.get(f"{target[0]}.lora_alpha", rank)
     for pattern, value in (settings.get(f"{target[0]}.alpha_pattern") or {}).items():
         if re.fullmatch(rf"(.*\.)?({pattern})", module):
             alpha = value
             break
-    return float(alpha) / (rank**0.5 if settings.get(f"{target[0]}.use_rslora") else rank)
+    return float(alpha) * (rank**0.5 if settings.get(f"{target[0]}.use_rslora") else 1.0)
 
 
-def _merged(model: torch.nn.Module, deltas: Mapping[str, torch.Tensor]) -> torch.nn.Module:
+def _merged(model: torch.nn.Module, deltas: Mapping[tuple[str, str], torch.Tensor]) -> torch.nn.Module:
     own = sharing_copy(model)
-    for name, delta in deltas.items():
+    for (name, parameter), delta in deltas.items():
         module = own.get_submodule(name)
-        weight = module.weight
+        weight = getattr(module, parameter)
         assert isinstance(weight, torch.Tensor)
         merged = torch.empty_like(weight).copy_(weight.float() + delta)  # keeps precision and memory layout
-        module.weight = torch.nn.Parameter(merged, requires_grad=False)
+        setattr(module, parameter, torch.nn.Parameter(merged, requires_grad=False))
     return own

@@ -5,7 +5,7 @@ Such a file holds no configs of its parts: they come from a folder in diffusers 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,6 +17,8 @@ from pia_ray.errors import WeightsError
 
 UNET_PREFIX: Final = "model.diffusion_model."
 TEXT_PREFIX: Final = "cond_stage_model.transformer."
+INPUT: Final = UNET_PREFIX + "input_blocks.0.0.weight"
+_SCALES: Final = (".scale_weight", ".scale_input")
 _OTHERS: Final = {
     "conditioner.embedders.": "Stable Diffusion XL",
     "cond_stage_model.model.": "Stable Diffusion 2",
@@ -44,6 +46,36 @@ def check_base(tensors: Tensors, path: Path) -> None:
                 f"{path} holds no {part} of Stable Diffusion (no {prefix}...): take the whole checkpoint, in the "
                 "original layout"
             )
+
+    channels = tensors[INPUT].shape[1] if INPUT in tensors else 4
+    if channels != 4:
+        kind = {9: "an inpainting checkpoint", 8: "an instruct-pix2pix checkpoint"}.get(channels, "another model")
+        raise WeightsError(
+            f"{path} is {kind}: its UNet takes {channels} channels, a plain one 4. Take the plain one of that model"
+        )
+
+
+def without_scales(tensors: Tensors) -> dict[str, torch.Tensor]:
+    """The tensors of a file, with its float8 weights multiplied by the scale of each (`scaled_fp8`)."""
+    plain = {name: tensor for name, tensor in tensors.items() if not name.endswith((*_SCALES, "scaled_fp8"))}
+    for name, scale in tensors.items():
+        weight = name.removesuffix(_SCALES[0]) + ".weight"
+        if name.endswith(_SCALES[0]) and weight in plain:
+            plain[weight] = plain[weight].float() * scale.float()
+    return plain
+
+
+def scheduler_settings(names: Collection[str], header: Mapping[str, Any]) -> dict[str, Any]:
+    """The scheduler's settings that a file states by its header, or by tensors of the names `v_pred` and `ztsnr`."""
+    stated = str(header.get("modelspec.prediction_type", "")).lower()
+    settings: dict[str, Any] = {}
+    if "v_pred" in names or stated in ("v", "v_prediction", "v-prediction"):
+        settings["prediction_type"] = "v_prediction"
+    elif stated in ("epsilon", "eps"):
+        settings["prediction_type"] = "epsilon"
+    if "ztsnr" in names:
+        settings |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    return settings
 
 
 def load_unet(tensors: Tensors, *, path: Path, config: Path, dtype: torch.dtype) -> UNet2DConditionModel:

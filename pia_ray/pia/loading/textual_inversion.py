@@ -1,11 +1,11 @@
-"""Textual inversions -> new words of a model's prompts: vectors in its text encoder, tokens in its tokenizer."""
+"""Textual inversions -> new words of a model's prompts: vectors in its text encoder, with their ids."""
 
 from __future__ import annotations
 
-import copy
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -16,50 +16,62 @@ from pia_ray.pia.loading.checkpoint_tensors import read_tensors, sharing_copy
 
 
 def with_inversions(components: Components, files: Mapping[str, Path]) -> Components:
-    """The model with a token for each file, by name. A file of several vectors takes as many tokens: `x`, `x_1`, ...
+    """The model with a word for each file, by name. A file of several vectors also gives the words `x_1`, `x_2`, ...
 
-    It has its own text encoder and tokenizer; all weights but the token embeddings stay shared with the original.
-    Source: textual inversion, arXiv 2208.01618.
+    It has its own text encoder; all weights but the token embeddings stay shared with the original, and the tokenizer
+    stays the same. Source: textual inversion, arXiv 2208.01618.
 
     Raises:
         WeightsError: a file is not a textual inversion, or not for this model; a token is already in the vocabulary.
     """
-    tokenizer, text_encoder = copy.deepcopy(components.tokenizer), sharing_copy(components.text_encoder)
-    words = text_encoder.get_input_embeddings()
-    table, vocabulary = words.weight, tokenizer.get_vocab()
-    num_vectors, added = {}, {}
+    text_encoder = sharing_copy(components.text_encoder)
+    embeddings = text_encoder.get_input_embeddings()
+    table, vocabulary = embeddings.weight, components.tokenizer.get_vocab()
+    words: dict[str, tuple[int, ...]] = {}
+    added: list[torch.Tensor] = []
+    first = max(len(table), len(components.tokenizer))
     for token, path in files.items():
         vectors = _read_vectors(path, width=table.shape[1])
-        num_vectors[token] = len(vectors)
-        for index, vector in enumerate(vectors):
-            name = f"{token}_{index}" if index else token
-            if name in vocabulary or name in added:
+        ids = tuple(range(first + len(added), first + len(added) + len(vectors)))
+        names = {token: ids} | {f"{token}_{index}": (ids[index],) for index in range(1, len(ids))}
+        for name in names:
+            if name in vocabulary or name in words:
                 raise WeightsError(f"{path}: {name} is already a token of this model; choose another one for it")
-            tokenizer.add_tokens(name)
-            added[name] = vector.to(table.device, table.dtype)
-    ids = {name: int(tokenizer.convert_tokens_to_ids(name)) for name in added}
-    rows = max(len(table), *(token_id + 1 for token_id in ids.values()))
-    grown = torch.cat([table, table.new_zeros(rows - len(table), table.shape[1])])
-    for name, token_id in ids.items():
-        grown[token_id] = added[name]
-    words.weight = torch.nn.Parameter(grown, requires_grad=False)
-    words.num_embeddings = text_encoder.config.vocab_size = rows
-    return replace(components, text_encoder=text_encoder, tokenizer=tokenizer, inversions=num_vectors)
+        words |= names
+        added.extend(vectors.to(table.device, table.dtype))
+    grown = torch.cat([table, table.new_zeros(first - len(table), table.shape[1]), torch.stack(added)])
+    embeddings.weight = torch.nn.Parameter(grown, requires_grad=False)
+    embeddings.num_embeddings = text_encoder.config.vocab_size = len(grown)
+    return replace(components, text_encoder=text_encoder, inversions=words)
 
 
-def expand(text: str, inversions: Mapping[str, int]) -> str:
-    """The prompt with all tokens of an inversion of several vectors, where it has the first; case is ignored."""
-    if not inversions:
-        return text
-    known = {token.lower(): token for token in inversions}
-    longest_first = sorted(known, key=len, reverse=True)
-    pattern = f"(?:{'|'.join(map(re.escape, longest_first))})(?!_\\d)"
+def divide(text: str, inversions: Mapping[str, tuple[int, ...]]) -> Iterator[str | tuple[int, ...]]:
+    """The text between the words of inversions, and the tokens of each; case is ignored, the longest word counts.
 
-    def all_vectors(found: re.Match[str]) -> str:
-        token = known[found[0].lower()]
-        return " ".join([token, *(f"{token}_{index}" for index in range(1, inversions[token]))])
+    A word is whole: where it begins or ends with a letter or digit, no letter, digit or _ stands next to it.
+    """
+    known = {word.lower(): ids for word, ids in inversions.items()}
+    end = 0
+    for found in _pattern(tuple(known)).finditer(text) if known else ():
+        yield text[end : found.start()]
+        yield known[found[0].lower()]
+        end = found.end()
+    yield text[end:]
 
-    return re.sub(pattern, all_vectors, text, flags=re.IGNORECASE)
+
+@lru_cache(maxsize=16)
+def _pattern(words: tuple[str, ...]) -> re.Pattern[str]:
+    return re.compile("|".join(map(_whole, sorted(words, key=len, reverse=True))), re.IGNORECASE)
+
+
+def _whole(word: str) -> str:
+    before, after = (r"(?<!\w)" if _is_letter(word[0]) else ""), (r"(?!\w)" if _is_letter(word[-1]) else r"(?!_\d)")
+    return f"{before}{re.escape(word)}{after}"
+
+
+def _is_letter(char: str) -> bool:
+    """Whether the character is one of a word's."""
+    return char.isalnum() or char == "_"
 
 
 def _read_vectors(path: Path, *, width: int) -> torch.Tensor:

@@ -269,9 +269,10 @@ def merged(components: Components, path: Path) -> dict[str, torch.Tensor]:
     ("change", "text"),
     [
         (lambda _: {"weight": torch.zeros(4, 4)}, "is not a LoRA"),
-        (lambda whole: {**whole, "lora_unet_x.dora_scale": torch.ones(1)}, "DoRA"),
-        (lambda whole: {**whole, "lora_unet_x.hada_w1_a": torch.ones(1)}, "LoHa"),
-        (lambda whole: {**whole, "lora_te2_x.lora_down.weight": torch.ones(1, 1)}, "have no place in this one"),
+        (lambda whole: {**whole, "lora_unet_x.on_input": torch.ones(1)}, "IA3"),
+        (lambda whole: {**whole, "lora_unet_x.oft_blocks": torch.ones(1)}, "OFT"),
+        (lambda whole: {**whole, "lora_te2_x.lora_down.weight": torch.ones(1, 1)}, "Stable Diffusion XL"),
+        (lambda whole: {name.replace("attentions", "layers"): value for name, value in whole.items()}, "no place"),
         (lambda whole: {name: value for name, value in whole.items() if "lora_up" not in name}, "have no place"),
         (
             lambda whole: {name: torch.cat([value, value]) for name, value in whole.items() if value.ndim},

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +134,54 @@ def test_what_is_missing_or_misshapen_in_a_single_file_is_named(files: Files, tm
     save_file({name: value for name, value in whole.items() if not name.startswith("first_stage")}, changed)
     assert "holds no vae" in refusal(model)
     assert frames(model_of(changed, adapter, vae=vae, config=config)).shape == (4, 32, 32, 3)
+
+
+@pytest.mark.parametrize(
+    ("keys", "header"),
+    [(("v_pred", "ztsnr"), {}), (("ztsnr",), {"modelspec.prediction_type": "v"})],
+)
+def test_a_file_that_states_v_prediction_makes_the_frames_of_a_config_that_does(
+    files: Files, tmp_path: Path, keys: tuple[str, ...], header: dict[str, str]
+) -> None:
+    base, adapter, _, config = files
+    stated = tmp_path / "stated.safetensors"
+    save_file({**load_file(base), **{key: torch.zeros(0) for key in keys}}, stated, header)
+    stating = tmp_path / "config"
+    shutil.copytree(config, stating)
+    scheduler = stating / "scheduler" / "scheduler_config.json"
+    settings = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    scheduler.write_text(json.dumps({**json.loads(scheduler.read_text()), **settings}))
+    ours = frames(model_of(stated, adapter, config=config))
+    np.testing.assert_array_equal(ours, frames(model_of(base, adapter, config=stating)))
+    assert (ours != frames(model_of(base, adapter, config=config))).any()
+
+
+def test_weights_in_float8_are_multiplied_by_their_scales(files: Files, tmp_path: Path) -> None:
+    base, adapter, _, config = files
+    name = "model.diffusion_model.out.2"
+    whole, small = load_file(base), tmp_path / "small.safetensors"
+    scale = whole[f"{name}.weight"].abs().max() / 448
+    packed = (whole[f"{name}.weight"] / scale).to(torch.float8_e4m3fn)
+    marks = {f"{name}.scale_weight": scale, "model.diffusion_model.scaled_fp8": torch.zeros(0)}
+    save_file({**whole, **marks, f"{name}.weight": packed}, small)
+    model = model_of(small, adapter, config=config)
+    ours = assemble(resolve(model), model).unet.conv_out.weight
+    torch.testing.assert_close(ours, packed.float() * scale, rtol=0, atol=0)
+
+
+def test_files_of_other_kinds_are_refused_by_name(files: Files, tmp_path: Path) -> None:
+    base, adapter, _, config = files
+    whole, other = load_file(base), tmp_path / "other.safetensors"
+    name = "model.diffusion_model.input_blocks.0.0.weight"
+    save_file({**whole, name: torch.zeros(16, 9, 3, 3)}, other)
+    assert "is an inpainting checkpoint" in refusal(model_of(other, adapter, config=config))
+    for suffix, text in ((".gguf", "quantised"), (".sft", "rename it to .safetensors")):
+        (tmp_path / f"x{suffix}").write_bytes(b"GGUF")
+        assert text in refusal(model_of(tmp_path / f"x{suffix}", adapter, config=config))
+    pointer = tmp_path / "pointer.ckpt"
+    pointer.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n")
+    allowed = model_of(pointer, adapter, config=config).model_copy(update={"allow_pickle": True})
+    assert "Git LFS pointer" in refusal(allowed)
 
 
 def test_a_single_file_without_motion_adapter_is_refused_with_what_to_do(files: Files) -> None:

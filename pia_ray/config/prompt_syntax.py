@@ -1,0 +1,140 @@
+"""Prompts as front ends write them -> texts with weights, chunk breaks and LoRAs. Knows no tokenizer.
+
+Follows the published rule of A1111's web UI: `(x)`, `(x:1.2)`, `[x]`, escapes by a backslash, BREAK, `<lora:name:0.8>`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, Final, NamedTuple
+
+from pia_ray.errors import BadParameter
+
+BRACKET_FACTOR: Final = 1.1
+"""Factor of a round bracket without a weight; a square bracket divides by it. Source: A1111's web UI."""
+
+
+class WeightedText(NamedTuple):
+    """A piece of a prompt with the factor on its embedding."""
+
+    text: str
+    weight: float
+    starts_chunk: bool = False
+    """Whether BREAK stands before it."""
+
+
+_TOKEN: Final = re.compile(
+    r"\\[\\()\[\]]?|:\s*(?P<number>[+-]?(?:\d+\.?\d*|\.\d+))\s*\)|[()\[\]]|[^\\()\[\]:]+|:", re.DOTALL
+)
+_BREAK: Final = re.compile(r"\s*\bBREAK\b\s*")
+_LORA: Final = re.compile(r"<(lora|lyco|hypernet):([^<>]*)>", re.IGNORECASE)
+_NUMBER_IN_BRACKETS: Final = re.compile(r"(?<!\\)\([^()]*:\s*[+-]?[\d.]+\s*\)")
+_DOUBLED: Final = re.compile(r"(?<!\\)(?:\(\([^()]+\)\)|\[\[[^\[\]]+\]\])")
+_EDIT: Final = re.compile(r"(?<!\\)\[(?:[^\[\]\\]|\\.)*(?:\||:\s*[\d.]+\s*\])")
+_AND: Final = re.compile(r"\bAND\b")
+
+
+def weighted_texts(prompt: str) -> list[WeightedText]:
+    """The pieces of a prompt in A1111's syntax, neighbours of one weight joined; at least one.
+
+    Brackets that are not closed reach to the end of the prompt, as in A1111. Brackets that are not opened are text.
+    """
+    pieces: list[WeightedText] = []
+    rounds, squares = list[int](), list[int]()
+
+    def multiply(start: int, factor: float) -> None:
+        pieces[start:] = [piece._replace(weight=piece.weight * factor) for piece in pieces[start:]]
+
+    for found in _TOKEN.finditer(prompt):
+        mark, number = found[0], found["number"]
+        if mark.startswith("\\"):
+            pieces.append(WeightedText(mark[1:], 1.0))
+        elif mark == "(":
+            rounds.append(len(pieces))
+        elif mark == "[":
+            squares.append(len(pieces))
+        elif number is not None and rounds:
+            multiply(rounds.pop(), float(number))
+        elif mark == ")" and rounds:
+            multiply(rounds.pop(), BRACKET_FACTOR)
+        elif mark == "]" and squares:
+            multiply(squares.pop(), 1 / BRACKET_FACTOR)
+        else:
+            first, *others = _BREAK.split(mark)
+            pieces += [WeightedText(first, 1.0), *(WeightedText(text, 1.0, starts_chunk=True) for text in others)]
+    for start in rounds:
+        multiply(start, BRACKET_FACTOR)
+    for start in squares:
+        multiply(start, 1 / BRACKET_FACTOR)
+    return _joined(pieces)
+
+
+def _joined(pieces: list[WeightedText]) -> list[WeightedText]:
+    joined: list[WeightedText] = []
+    for piece in pieces:
+        before = joined[-1] if joined else None
+        if before is None or piece.starts_chunk or (before.text and before.weight != piece.weight and piece.text):
+            joined.append(piece)
+        else:
+            weight = piece.weight if piece.text else before.weight
+            joined[-1] = WeightedText(before.text + piece.text, weight, before.starts_chunk)
+    return joined or [WeightedText("", 1.0)]
+
+
+def looks_weighted(prompt: str) -> bool:
+    """Whether a prompt is written in A1111's syntax, so that read as plain text it means something else."""
+    return any(pattern.search(prompt) for pattern in (_NUMBER_IN_BRACKETS, _DOUBLED, _LORA, _BREAK))
+
+
+def without_loras(prompt: str) -> tuple[str, dict[str, float]]:
+    """The prompt without its `<lora:name:weight>`, and the LoRAs by name, in lower case, with their weights.
+
+    Raises:
+        BadParameter: one is not a name with at most one weight, is named twice, or is a hypernetwork.
+    """
+    loras: dict[str, float] = {}
+    for kind, content in _LORA.findall(prompt):
+        name, *weights = (part.strip() for part in content.split(":"))
+        shown = f"<{kind}:{content}>"
+        if kind.lower() == "hypernet":
+            raise BadParameter(f"prompt: {shown} is a hypernetwork, which is not supported", "prompt")
+        try:
+            (weight,) = map(float, weights or ["1"])
+        except ValueError:
+            raise BadParameter(
+                f"prompt: {shown} must be a name with one weight, as in <lora:name:0.8>", "prompt"
+            ) from None
+        if not name or name.lower() in loras or not -10 <= weight <= 10:
+            raise BadParameter(f"prompt: {shown} must name a LoRA, each once, with -10 to 10", "prompt")
+        loras[name.lower()] = weight
+    return (_LORA.sub("", prompt).strip() if loras else prompt), loras
+
+
+def with_loras_of_prompt(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Resolved knobs whose prompt is in A1111's syntax, with the prompt's LoRAs in the knob `lora`.
+
+    They replace the default choice, and are added to LoRAs that the row names.
+
+    Raises:
+        BadParameter: the prompt holds syntax that this version does not read, or a LoRA is named twice.
+    """
+    for knob in ("prompt", "negative_prompt"):
+        if (found := _EDIT.search(values[knob])) is not None:
+            raise BadParameter(
+                f"{knob}: {found[0]} changes the text between steps, which is not supported: write \\[ for a bracket "
+                "that is text",
+                knob,
+            )
+        if _AND.search(values[knob]) is not None:
+            raise BadParameter(f"{knob}: AND joins several prompts, which is not supported: write and", knob)
+    if (tag := _LORA.search(values["negative_prompt"])) is not None:
+        raise BadParameter(f"negative_prompt: {tag[0]} has no effect there: put it into the prompt", "negative_prompt")
+    prompt, loras = without_loras(values["prompt"])
+    if not loras:
+        return dict(values)
+    named = [] if values["lora"] in ("default", "none") else values["lora"].split("+")
+    if twice := {part.partition(":")[0] for part in named} & set(loras):
+        raise BadParameter(f"lora: {min(twice)} is named by the prompt and by lora: name it once", "lora")
+    chosen = sorted([*named, *(f"{name}:{weight:g}" for name, weight in loras.items())])
+    return {**values, "prompt": prompt, "lora": "+".join(chosen)}
