@@ -10,7 +10,7 @@ from concurrent.futures import CancelledError, Future
 from contextlib import contextmanager, suppress
 from typing import Final
 
-from pia_ray import ledger
+from pia_ray import ledger, storage
 from pia_ray.animation import Animation, RowAnimator
 from pia_ray.catalog.stages import Stages
 from pia_ray.errors import StorageError
@@ -185,14 +185,14 @@ class InFlightRows:
             return record
 
     def remove(self, records: Iterable[ledger.AttemptRecord]) -> None:
-        """Removes the records where the store answers."""
+        """Removes the records where the store answers at once. Those left count for nothing when the run has ended."""
+
+        def remove() -> None:
+            with storage.hurry(), suppress(StorageError):
+                ledger.remove_attempts(records)
+
         with suppress(TimeoutError, CancelledError):
-            self.stages.call(
-                "removing attempt records",
-                lambda: ledger.remove_attempts(records),
-                limit_s=RECORD_TIMEOUT_S,
-                spared=True,
-            )
+            self.stages.call("removing attempt records", remove, limit_s=RECORD_TIMEOUT_S, spared=True)
 
     def _now(self) -> tuple[InFlight, ...]:
         with self._changed:

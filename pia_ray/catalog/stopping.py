@@ -55,7 +55,7 @@ def stop_on_signals() -> Iterator[threading.Event]:
 
 
 class RunStop:
-    """Whether, why and since when a run begins no more rows."""
+    """The stop of a run: whether it begins no more rows, why, and until when rows may end."""
 
     def __init__(self, requested: threading.Event, *, deadline: float, grace_s: float) -> None:
         self._requested = requested
