@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 from urllib.parse import unquote
 
 from pia_ray import storage
-from pia_ray.errors import ManifestError, StorageError
+from pia_ray.errors import ManifestError, ManifestUnavailable, StorageError
 from pia_ray.manifest.references import is_unicode
 from pia_ray.manifest.tables import Kind
 
@@ -160,7 +160,8 @@ def _in_s3(uri: str) -> Found:
         root = uri.rstrip("/") + "/"
         names = list(_below(root))
     except StorageError as error:
-        raise ManifestError(f"cannot read {uri}: {error.message}") from None
+        kind = ManifestUnavailable if error.retryable else ManifestError
+        raise kind(f"cannot read {uri}: {error.message}") from None
     if not names:
         if kind_of(uri) is None and storage.exists(uri):
             root, _, name = uri.rpartition("/")
