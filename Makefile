@@ -20,7 +20,7 @@ TORCH ?=
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test check test-all test-quick test-heavy soak lint bench
+.PHONY: help env demo test check test-quick test-heavy soak lint bench
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -30,15 +30,10 @@ env: $(READY)
 demo: $(READY)
 	@$(BIN)/pia-ray demo --output out/demo
 
-# All tests in one run: quick ones use the CPUs while heavy ones wait for processes to start and end.
-test: $(READY)
-	@$(MAKE) --no-print-directory --jobs 2 lint test-all
+test: check test-heavy
 
 check: $(READY)
 	@$(MAKE) --no-print-directory --jobs 2 lint test-quick
-
-test-all: $(READY)
-	$(PYTEST) --numprocesses 4
 
 test-quick: $(READY)
 	$(PYTEST) --numprocesses 2 -m "not heavy"

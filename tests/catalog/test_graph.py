@@ -364,7 +364,7 @@ def test_a_processor_animates_rows_of_a_dataset_lazily_and_only_once(tmp_path: P
     config = configure("", tmp_path / "out")
     (tmp_path / "there.png").write_bytes(draw_picture((64, 48), seed=9))
     rows = rows_for(tmp_path, ["a", "b", "c", "d"])
-    rows[1]["picture"] = b"no picture"
+    rows[1]["picture"] = b"\0no picture"
     process = build_processor(
         config,
         preprocess=lambda row: {

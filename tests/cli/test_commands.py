@@ -180,7 +180,7 @@ def test_duplicate_ids_exit_2_with_the_id_and_its_rows(pia: Pia, tmp_path: Path)
     assert not storage.exists("out/results.parquet")
 
 
-@pytest.mark.parametrize("name", ["manifest.xls", "manifest.txt", "picture.png"])
+@pytest.mark.parametrize("name", ["manifest.xls", "manifest.docx", "picture.png"])
 def test_a_manifest_of_an_unknown_extension_exits_2_with_the_known_ones(pia: Pia, name: str) -> None:
     Path(name).write_bytes(draw_picture((8, 8), seed=0))
     ended = pia("animate", name, "--output", "out", "--model", "demo")

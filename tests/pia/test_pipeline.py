@@ -548,7 +548,7 @@ def test_what_cannot_be_is_refused_by_name(folder: Path, ours: Any) -> None:
     with pytest.raises(TypeError, match="safety_checker"):
         pia_ray.PIAPipeline.from_pretrained(folder, safety_checker=None)
     with pytest.raises(ConfigError, match="name of a LoRA"):
-        ours.load_lora_weights("lora.safetensors", adapter_name="Two Words")
+        ours.load_lora_weights("lora.safetensors", adapter_name="two:words")
     with pytest.raises(PiaRayError):
         pia_ray.PIAPipeline.from_pretrained(folder / "nothing")
 
