@@ -26,7 +26,7 @@ from pia_ray.catalog.stopping import CONTAINER_GRACE_S, GRACE_S, grace_of
 from pia_ray.catalog.worker import CatalogWorker
 from pia_ray.config.catalog import CatalogConfig
 from pia_ray.config.model import ModelConfig, build
-from pia_ray.errors import DeviceLost
+from pia_ray.errors import DeviceLost, PiaRayError
 from pia_ray.testing import FakeAnimator, draw_picture, make_fake
 from pia_ray.types import AnimationRequest, ManifestRow
 
@@ -237,8 +237,14 @@ def stopped(config: CatalogConfig, animator: FakeAnimator, stop: Callable[[], No
     """A run that is stopped as soon as rows denoise."""
     done = threading.Event()
 
+    def denoises() -> bool:
+        try:
+            return any(each.state == "animating" for each in records(config))
+        except PiaRayError:  # a folder was removed while it was listed
+            return False
+
     def watch() -> None:
-        while not done.is_set() and not any(each.state == "animating" for each in records(config)):
+        while not done.is_set() and not denoises():
             time.sleep(0.02)
         stop()
 
