@@ -37,9 +37,13 @@ class Drainable(Protocol):
 
 
 def drain_with_run(worker: Drainable, *, run_id: str) -> None:
-    """Starts a thread that drains the worker when the run does, and then says how many rows it has left."""
+    """Drains the worker when the run drains, and then says on a thread how many rows it has left.
+
+    A worker that comes up after the run's drain has begun is drained on return, so that it begins no row.
+    """
     name = ray.get_runtime_context().get_actor_id() or ""
-    threading.Thread(target=_follow, args=(worker, run_id, name), name="drain", daemon=True).start()
+    asked = _answer(worker, run_id, name, asked=False)
+    threading.Thread(target=_follow, args=(worker, run_id, name, asked), name="drain", daemon=True).start()
 
 
 def node_is_alive(node: str) -> bool:
@@ -94,16 +98,21 @@ def _key(run_id: str, *actor: str) -> bytes:
     return "/".join(["drain", run_id, *actor]).encode()
 
 
-def _follow(worker: Drainable, run_id: str, name: str) -> None:
-    asked = False
+def _follow(worker: Drainable, run_id: str, name: str, asked: bool) -> None:
     while True:
         time.sleep(POLL_S)
-        try:
-            if not asked and internal_kv._internal_kv_exists(_key(run_id), namespace=_NAMESPACE):
-                asked = True
-                worker.drain()
-            if asked:
-                number = str(worker.num_in_flight).encode()
-                internal_kv._internal_kv_put(_key(run_id, name), number, overwrite=True, namespace=_NAMESPACE)
-        except Exception:
-            log.debug("the cluster's key-value store does not answer", exc_info=True)
+        asked = _answer(worker, run_id, name, asked=asked)
+
+
+def _answer(worker: Drainable, run_id: str, name: str, *, asked: bool) -> bool:
+    """Whether the run drains; where it does, the worker is drained and its number of rows is written."""
+    try:
+        if not asked and internal_kv._internal_kv_exists(_key(run_id), namespace=_NAMESPACE):
+            asked = True
+            worker.drain()
+        if asked:
+            number = str(worker.num_in_flight).encode()
+            internal_kv._internal_kv_put(_key(run_id, name), number, overwrite=True, namespace=_NAMESPACE)
+    except Exception:
+        log.debug("the cluster's key-value store does not answer", exc_info=True)
+    return asked
