@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import atexit
 import os
+import re
 import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Final
 
 import pytest
@@ -43,6 +45,10 @@ LONGEST: Final = ("serve", "graph", "ray", "nodes", "catalog.test_own_clusters")
 """Groups that take minutes, in the order in which they start: one that starts late would end last, alone."""
 
 
+WHOLLY_HEAVY: Final = re.compile(r"^pytestmark = (\[\s*)?pytest\.mark\.heavy\b", re.MULTILINE)
+"""The mark of files whose tests are all heavy."""
+
+
 @pytest.fixture(scope="session")
 def ray_address() -> Iterator[str]:
     """The address of a Ray cluster without GPUs for all tests that only need one, in processes of its own."""
@@ -50,6 +56,15 @@ def ray_address() -> Iterator[str]:
 
     with RayHead() as head:
         yield head.address
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leaves out files of which no test is asked for: each process of a run would take seconds to import them."""
+    if collection_path.suffix != ".py" or not collection_path.name.startswith("test_"):
+        return None
+    text = collection_path.read_text("utf-8")
+    is_left_out = {"heavy": "heavy" not in text, "not heavy": bool(WHOLLY_HEAVY.search(text))}
+    return is_left_out.get(config.option.markexpr) or None
 
 
 @pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook

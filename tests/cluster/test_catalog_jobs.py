@@ -34,7 +34,7 @@ class Catalogue:
     def __init__(self, bucket: str, folder: Path, config: str, **settings: Any) -> None:
         self.output = f"{bucket}/videos"
         self._bucket = bucket
-        self._num_rows = 0
+        self.num_rows = 0
         self._folder = folder / "job"
         self._folder.mkdir()
         shutil.copy(ROOT / "jobs" / "animate_catalog.py", self._folder)
@@ -52,7 +52,7 @@ class Catalogue:
 
     def add_rows(self, num: int) -> None:
         """Makes the catalogue longer by so many, in a manifest of their own."""
-        numbers = range(self._num_rows, self._num_rows + num)
+        numbers = range(self.num_rows, self.num_rows + num)
         for number in numbers:
             self.draw(number, seed=number)
         lines = [
@@ -60,8 +60,8 @@ class Catalogue:
             + "\n"
             for n in numbers
         ]
-        storage.write_bytes(f"{self._bucket}/manifests/from-{self._num_rows:06d}.jsonl", "".join(lines).encode())
-        self._num_rows += num
+        storage.write_bytes(f"{self._bucket}/manifests/from-{self.num_rows:06d}.jsonl", "".join(lines).encode())
+        self.num_rows += num
 
     def draw(self, number: int, *, seed: int) -> None:
         """Puts a picture there, in place of what may be there."""
@@ -89,10 +89,12 @@ def test_nodes_have_addresses_of_their_own(nodes: Nodes):
     assert len({node["node_ip"] for node in nodes.alive()}) == 3
 
 
-def test_a_catalogue_is_complete_though_a_node_dies_in_mid_run_and_the_same_job_again_finds_nothing_to_do(
+def test_a_catalogue_is_complete_though_a_node_dies_and_a_nightly_job_does_only_what_is_new_or_has_changed(
     nodes: Nodes, bucket: str, tmp_path: Path
 ):
-    catalogue = Catalogue(bucket, tmp_path, "spot_workers.yaml", batch_size=2)
+    (tmp_path / "once").mkdir()
+    (tmp_path / "nightly").mkdir()
+    catalogue = Catalogue(bucket, tmp_path / "once", "spot_workers.yaml", batch_size=2)
     catalogue.add_rows(16)
     job = catalogue.submit(nodes)
     until(
@@ -105,41 +107,29 @@ def test_a_catalogue_is_complete_though_a_node_dies_in_mid_run_and_the_same_job_
     assert len(before) < 16, "the run was over too soon to show anything"
     nodes.finish(job)
 
-    rows = catalogue.rows()
-    assert {row["status"] for row in rows.values()} == {"succeeded"}
+    first = catalogue.rows()
+    assert {row["status"] for row in first.values()} == {"succeeded"}
     videos = catalogue.videos()
-    assert {row["video_uri"] for row in rows.values()} == set(videos)
+    assert {row["video_uri"] for row in first.values()} == set(videos)
     assert len(videos) == 16
     assert {uri: videos[uri] for uri in before} == before, "what was committed is not made again"
     assert {video.probe(content).num_frames for content in videos.values()} == {4}
     verified = ledger.verify(catalogue.output)
     assert verified.ok, verified
 
-    nodes.finish(catalogue.submit(nodes))
-    assert catalogue.videos() == videos
-    assert catalogue.rows() == rows
-
-
-def test_a_nightly_job_animates_only_rows_that_are_new_or_whose_picture_has_changed(
-    nodes: Nodes, bucket: str, tmp_path: Path
-):
-    catalogue = Catalogue(bucket, tmp_path, "nightly.yaml", actors=1)
-    catalogue.add_rows(4)
-    nodes.finish(catalogue.submit(nodes))
-    first, videos = catalogue.rows(), catalogue.videos()
-    assert len(videos) == 4
-
-    catalogue.add_rows(2)
-    catalogue.draw(0, seed=100)
-    nodes.finish(catalogue.submit(nodes))
-    second = catalogue.rows()
+    nightly = Catalogue(bucket, tmp_path / "nightly", "nightly.yaml", actors=1)
+    nightly.num_rows = 16
+    nightly.add_rows(2)
+    nightly.draw(0, seed=100)
+    nodes.finish(nightly.submit(nodes))
+    second = nightly.rows()
     assert {row["status"] for row in second.values()} == {"succeeded"}
     new = {item for item, row in second.items() if item not in first or row["finished_at"] > first[item]["finished_at"]}
-    assert new == {"item-0", "item-4", "item-5"}
+    assert new == {"item-0", "item-16", "item-17"}
     assert {item: row for item, row in second.items() if item not in new} == {
         item: row for item, row in first.items() if item not in new
     }
     # The first picture's first video stays, for whoever links to it.
-    assert videos.items() <= catalogue.videos().items()
-    assert len(catalogue.videos()) == 7
+    assert videos.items() <= nightly.videos().items()
+    assert len(nightly.videos()) == 19
     assert second["item-0"]["video_uri"] != first["item-0"]["video_uri"]
