@@ -184,11 +184,15 @@ def _sharpness(frames: Array, picture: Array, placed: Registration, size: tuple[
 
 
 def _detail(image: Array, size: tuple[int, int]) -> Array:
-    """The mean size of the Laplacian of an image uint8 [H, W, 3], in 8-bit levels, in `size` (rows, columns) cells."""
+    """The detail of an image uint8 [H, W, 3] in `size` (rows, columns) cells: the squared mean of sqrt(|Laplacian|).
+
+    In 8-bit levels. The root makes it fall where detail shrinks to a few strong edges, as those of a mosaic do.
+    """
     grey = np.pad(np.asarray(Image.fromarray(image).convert("L"), np.int16), 1, mode="edge")
     laplacian = 4 * grey[1:-1, 1:-1] - grey[:-2, 1:-1] - grey[2:, 1:-1] - grey[1:-1, :-2] - grey[1:-1, 2:]
-    cells = Image.fromarray(np.abs(laplacian).astype(np.float32)).resize(size[::-1], Image.Resampling.BOX)
-    return np.asarray(cells)
+    root = np.sqrt(np.abs(laplacian).astype(np.float32))
+    cells = Image.fromarray(root).resize(size[::-1], Image.Resampling.BOX)
+    return np.asarray(cells) ** 2
 
 
 def _colour(frames: Array, moved: Warped) -> float:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import math
-import time
 from dataclasses import fields
 
 import numpy as np
@@ -195,12 +194,3 @@ def test_judge_measures_motion_and_takes_arrays(clean: np.ndarray) -> None:
 def test_the_numbers_are_the_columns(clean: np.ndarray) -> None:
     assert sorted(judged(clean).as_dict()) == sorted(JUDGED)
     assert {field.name for field in fields(Judgement)} == set(JUDGED)
-
-
-def test_judging_sixteen_frames_takes_little_time(clean: np.ndarray) -> None:
-    seconds = []
-    for _ in range(5):
-        started = time.thread_time()
-        judged(clean)
-        seconds.append(time.thread_time() - started)
-    assert min(seconds) < 0.25  # 0.05 on an idle core of 2024
