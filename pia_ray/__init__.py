@@ -78,11 +78,13 @@ if TYPE_CHECKING:
         WorkerDied,
     )
     from pia_ray.ledger import read_results
+    from pia_ray.media.judgement import Judgement
     from pia_ray.media.video import probe
     from pia_ray.media.video_facts import VideoFacts
     from pia_ray.online.serve import build_app
     from pia_ray.pia.animator import Animator
     from pia_ray.pia.denoising.affinity import affinity, keyframe_affinity
+    from pia_ray.pia.judging import judge, load_scorer
     from pia_ray.pia.pipeline import PIAPipeline
     from pia_ray.types import AnimationRequest, EncodedVideo, StepEnd
 
@@ -119,6 +121,7 @@ __all__ = [
     "JobConflict",
     "JobError",
     "JobNotFound",
+    "Judgement",
     "LeaseHeld",
     "LedgerError",
     "LoraConfig",
@@ -163,7 +166,9 @@ __all__ = [
     "affinity",
     "build_app",
     "build_processor",
+    "judge",
     "keyframe_affinity",
+    "load_scorer",
     "main",
     "probe",
     "read_results",
@@ -180,6 +185,7 @@ _HOMES = {
     "EncodedVideo": "pia_ray.types",
     "InversionConfig": "pia_ray.config.model",
     "LoraConfig": "pia_ray.config.model",
+    "Judgement": "pia_ray.media.judgement",
     "ModelConfig": "pia_ray.config.model",
     "PIAPipeline": "pia_ray.pia.pipeline",
     "Progress": "pia_ray.catalog.run",
@@ -193,6 +199,8 @@ _HOMES = {
     "keyframe_affinity": "pia_ray.pia.denoising.affinity",
     "main": "pia_ray.cli.main",
     "probe": "pia_ray.media.video",
+    "judge": "pia_ray.pia.judging",
+    "load_scorer": "pia_ray.pia.judging",
     "read_results": "pia_ray.ledger",
     "run_catalog": "pia_ray.catalog.graph",
     "run_local": "pia_ray.catalog.local",

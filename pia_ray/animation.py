@@ -10,14 +10,19 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Protocol, cast
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 import numpy as np
 
 from pia_ray.config.knob_types import MOTION_NAMES, VideoFormat
 from pia_ray.config.knobs import AnimationParams
-from pia_ray.errors import VideoError
+from pia_ray.errors import BadParameter, VideoError
 from pia_ray.types import AnimationRequest, EncodedVideo, PreparedRequest
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from pia_ray.media.judgement import Judgement
 
 LEAST_WIDTH: Final = 192
 """Smaller videos are shown at this width, in px."""
@@ -44,6 +49,30 @@ class Animation:
     """As the request's `output_type` asks: "uint8": `frames`; "pil": a list of PIL images; "np": float32 [T, H, W, 3]
     and "pt": a torch tensor [T, 3, H, W], both 0 to 1 and not rounded to 8 bits; "latent": the denoised latents, a
     torch tensor [4, T, h, w]. Tensors are float32, on the CPU."""
+    subject_similarity: float | None = None
+    """As `Judgement` has it; None where the model has no scorer."""
+    prompt_similarity: float | None = None
+    image: Image.Image | None = None
+    """The animated picture, RGB, of the frames' size."""
+
+    def judge(self) -> Judgement:
+        """Numbers that say how good the video is.
+
+        Raises:
+            BadParameter: there are no frames, or there is no image.
+        """
+        from pia_ray.media.judgement import judge_frames  # here, so that the import is quick
+
+        if self.image is None:
+            raise BadParameter("the animation has no image that its frames could be judged by", "image")
+        return judge_frames(
+            self.frames,
+            image=self.image,
+            motion=self.motion,
+            loop=self.params.is_loop,
+            subject_similarity=self.subject_similarity,
+            prompt_similarity=self.prompt_similarity,
+        )
 
     def encode(self, format: VideoFormat = "mp4") -> EncodedVideo:  # noqa: A002 - the field's word
         """The video as a file in memory, decoded again to see that it is whole; `save` writes the same bytes.

@@ -24,6 +24,21 @@ Status = Literal["succeeded", "failed"]
 SUCCEEDED: Final = "succeeded"
 FAILED: Final = "failed"
 
+JUDGED: Final = (
+    "motion",
+    "likeness",
+    "likeness_min",
+    "likeness_part",
+    "flicker",
+    "sharpness",
+    "colour",
+    "stillness",
+    "closure",
+    "subject_similarity",
+    "prompt_similarity",
+)
+"""The numbers of a `Judgement`, which are columns of the results."""
+
 OutputType = Literal["uint8", "pil", "np", "pt", "latent"]
 
 
@@ -232,6 +247,17 @@ class ResultRow:
     finished_at: datetime
     flags: str | None = None
     """The flags of a suspicious video, by commas: `black_frames`, `frozen`."""
+    likeness: float | None = None
+    likeness_min: float | None = None
+    likeness_part: float | None = None
+    flicker: float | None = None
+    sharpness: float | None = None
+    colour: float | None = None
+    stillness: float | None = None
+    closure: float | None = None
+    subject_similarity: float | None = None
+    prompt_similarity: float | None = None
+    """The numbers of a `Judgement`, with `motion`."""
 
     @classmethod
     def succeeded(
@@ -247,7 +273,7 @@ class ResultRow:
         attempts: int,
         animate_s: float,
         gpu_s: float,
-        motion: float,
+        judgement: Mapping[str, float | None],
         finished_at: datetime,
         video_index: int = 0,
         video_uri: str | None = None,
@@ -261,7 +287,10 @@ class ResultRow:
         fetch_s: float | None = None,
         flags: str | None = None,
     ) -> ResultRow:
-        """The row of a finished video; `params` are those that were used, with size and seed."""
+        """The row of a finished video.
+
+        `params` are those that were used, with size and seed; `judgement` is a `Judgement` as a dict.
+        """
         if params.seed is None:
             raise ValueError("the params of a finished video have a seed")
         return cls(
@@ -297,9 +326,9 @@ class ResultRow:
             animate_s=animate_s,
             publish_s=None,
             gpu_s=gpu_s,
-            motion=motion,
             finished_at=finished_at,
             flags=flags,
+            **{name: judgement.get(name) for name in JUDGED},
         )
 
     @classmethod

@@ -50,6 +50,7 @@ ORDER = (
 INSIDE = {
     "pia_ray.pia": (
         "evaluation",
+        "scorer",
         "components",
         "admission",
         "device",
@@ -64,6 +65,7 @@ INSIDE = {
         "animator",
         "pipeline_inputs",
         "pipeline",
+        "judging",
     ),
     "pia_ray.online": (
         "public_errors",

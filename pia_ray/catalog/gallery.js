@@ -10,6 +10,7 @@
   const bytes = (n) => (n == null ? null : n < 1e6 ? `${(n / 1e3).toFixed(0)} kB` : `${(n / 1e6).toFixed(1)} MB`);
   const failed = (i) => cell("status", i) !== "succeeded";
   const label = (i) => cell("id", i) + (cell("video_index", i) ? ` (video ${cell("video_index", i)})` : "");
+  const JUDGED = ["motion", "likeness", "likeness_min", "likeness_part", "flicker", "sharpness", "colour", "stillness", "closure", "subject_similarity", "prompt_similarity"];
   const flags = (i) => cell("flags", i)?.replaceAll("_", " ").replaceAll(",", ", ");
   const motion = (i) => {
     const scale = cell("motion_scale", i);
@@ -251,9 +252,10 @@
     const size = cell("width", i) ? `${cell("width", i)} × ${cell("height", i)} px` : null;
     const when = cell("finished_at", i);
     sheet.append(el("div", { className: "groups" },
-      group("Animation", [["Motion scale", motion(i)], ["Measured motion", cell("motion", i)?.toFixed(4)], ["Suspicious", flags(i)], ["Seed", cell("seed", i), true], ["Size", size],
+      group("Animation", [["Motion scale", motion(i)], ["Suspicious", flags(i)], ["Seed", cell("seed", i), true], ["Size", size],
         ["Length", cell("num_frames", i) ? `${cell("num_frames", i)} frames at ${cell("fps", i)}/s, ${seconds(cell("duration_s", i)) || ""}` : null],
         ["File", bytes(cell("size_bytes", i))], ["Original", cell("original_width", i) ? `${cell("original_width", i)} × ${cell("original_height", i)} px` : null], ["Model", cell("model", i)]]),
+      group("Judgement", JUDGED.map((name) => [name.replaceAll("_", " "), cell(name, i)?.toFixed(4)])),
       group("Settings", Object.entries(knobs).map(([name, column]) => [name, at(column, i)])),
       group("Run", [["Status", cell("status", i)], ["Error code", cell("error_code", i)], ["Attempts", cell("attempts", i)], ["Fetch", seconds(cell("fetch_s", i))], ["Animate", seconds(cell("animate_s", i))],
         ["Publish", seconds(cell("publish_s", i))], ["GPU", seconds(cell("gpu_s", i))], ["Finished", when ? new Date(when * 1000).toLocaleString() : null], ["Worker", cell("worker", i)], ["Run", cell("run_id", i)]]),

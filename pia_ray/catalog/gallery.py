@@ -25,14 +25,15 @@ from pia_ray import ledger, storage
 from pia_ray.catalog.formatting import duration, size
 from pia_ray.config.knob_types import MOTION_NAMES
 from pia_ray.errors import row_errors
-from pia_ray.types import FAILED, SUCCEEDED, ResultRow
+from pia_ray.types import FAILED, JUDGED, SUCCEEDED, ResultRow
 
 _Row = Mapping[str, Any]
 
 _SHOWN: Final = (
     *("id", "video_index", "status", "error_code", "error_message", "retryable", "attempts", "prompt", "seed"),
     *("width", "height", "num_frames", "fps", "duration_s", "size_bytes", "original_width", "original_height"),
-    *("work_key", "model", "run_id", "worker", "fetch_s", "animate_s", "publish_s", "gpu_s", "motion", "flags"),
+    *("work_key", "model", "run_id", "worker", "fetch_s", "animate_s", "publish_s", "gpu_s", "flags"),
+    *JUDGED,
 )
 """Result columns that reach the page as they are; those with URIs, params and times are worked on first."""
 

@@ -130,7 +130,7 @@ def encode_outputs(
         fetch_s=fetched.fetch_s,
         animate_s=animation.animate_s,
         gpu_s=animation.gpu_s,
-        motion=animation.motion,
+        judgement=animation.judge().as_dict(),
         finished_at=datetime.now(UTC),
         flags=",".join(flags_of(animation.frames, fetched.image)) or None,
     )

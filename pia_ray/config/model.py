@@ -93,6 +93,13 @@ class ModelConfig(BaseModel):
         "OWNER/NAME/FOLDER on the hub, such as h94/IP-Adapter/models/image_encoder. Left out: rows bring embeddings.",
     )
     image_encoder_revision: str | None = Field(None, description="As revision, for the image encoder.")
+    scorer: str | None = Field(
+        None,
+        description="CLIP or DINO that judges each video by its features: a folder, s3:// prefix or hub id in "
+        "transformers' layout, such as openai/clip-vit-base-patch32. Changes no video. Left out: "
+        "subject_similarity and prompt_similarity are empty.",
+    )
+    scorer_revision: str | None = Field(None, description="As revision, for the scorer.")
     config: str = Field(
         "stable-diffusion-v1-5/stable-diffusion-v1-5",
         description="Folder or hub id in diffusers layout that lends configs, tokenizer and scheduler to a base or "

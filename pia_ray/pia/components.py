@@ -12,6 +12,8 @@ from diffusers import AutoencoderKL, UNetMotionModel
 from diffusers.models.embeddings import ImageProjection
 from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
+from pia_ray.pia.scorer import Scorer
+
 
 @dataclass(frozen=True)
 class Lora:
@@ -54,6 +56,8 @@ class Components:
     """Name and revision or digest of the weights."""
     ip_adapter: IPAdapter | None = None
     """None: rows cannot have a picture for one."""
+    scorer: Scorer | None = None
+    """Measures the similarity of a video to its picture and prompt; None: the model has no scorer."""
     loras: Mapping[str, Lora] = field(default_factory=dict)
     """The LoRAs that rows may choose from, by name; none of them is merged into these parts."""
     inversions: Mapping[str, tuple[int, ...]] = field(default_factory=dict)

@@ -200,7 +200,7 @@ class Engine:
             return row.error
         try:
             watch = Stopwatch(_HOST)
-            pixels, motion, output = finish_output(row.pending)
+            made = finish_output(row.pending)
             device_s = sum(share * stopwatch.seconds for stopwatch, share in row.times)
         except RowError as error:
             row.find_non_finite()  # the device has finished its checks now
@@ -210,14 +210,17 @@ class Engine:
         if row.model.components.device.type != "cuda":  # on a GPU the time is negligible
             device_s += watch.stop().seconds
         return Animation(
-            frames=pixels,
+            frames=made.frames,
             params=row.request.params,
             model=row.model.components.version,
             id=row.request.id,
             gpu_s=device_s,
             animate_s=time.perf_counter() - row.joined_at,
-            motion=motion,
-            output=output,
+            motion=made.motion,
+            output=made.output,
+            image=row.request.image,
+            subject_similarity=None if made.similarities is None else made.similarities.subject,
+            prompt_similarity=None if made.similarities is None else made.similarities.prompt,
         )
 
     def _advance(self, rows: list[Row]) -> None:

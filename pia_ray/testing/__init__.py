@@ -16,6 +16,7 @@ from pia_ray.testing.checkpoints import (
 from pia_ray.testing.fake_animator import FAULTS, FakeAnimator, make_fake, make_fake_engine
 from pia_ray.testing.ip_adapters import make_ip_adapter
 from pia_ray.testing.loras import make_lora, make_textual_inversion
+from pia_ray.testing.scorers import make_scorer
 
 __all__ = [
     "FAULTS",
@@ -28,6 +29,7 @@ __all__ = [
     "make_lora",
     "make_pipeline_folder",
     "make_random_pipeline",
+    "make_scorer",
     "make_single_file_checkpoint",
     "make_split_checkpoint",
     "make_textual_inversion",

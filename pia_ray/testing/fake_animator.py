@@ -197,6 +197,7 @@ class FakeAnimator:
             gpu_s=ended - started,
             animate_s=ended - submitted,
             motion=float(np.abs(frames.astype(np.int16) - frames[0].astype(np.int16)).mean() / 255),
+            image=ready.image,
         )
 
     def _use(self, style: str) -> None:

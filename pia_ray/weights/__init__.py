@@ -48,6 +48,8 @@ class LocalWeights:
     """A file; None where the model has no IP-Adapter."""
     image_encoder: Path | None = None
     """None where the model has none."""
+    scorer: Path | None = None
+    """A folder in transformers' layout; None where the model has none."""
 
 
 def resolve(model: ModelConfig) -> LocalWeights:
@@ -59,6 +61,15 @@ def resolve(model: ModelConfig) -> LocalWeights:
         WeightsError: a part cannot be found, fetched or used; says what to do.
     """
     return _collect(model, refresh=False)
+
+
+def resolve_scorer(reference: str, *, revision: str | None = None) -> Path:
+    """The folder of a scorer on this machine, fetched as `resolve` does; for a judge without a model.
+
+    Raises:
+        WeightsError: as `resolve`.
+    """
+    return _found(Part("scorer", reference, revision), refresh=False)[0]
 
 
 def pull(model: ModelConfig) -> LocalWeights:
@@ -116,13 +127,13 @@ def version(model: ModelConfig) -> str:
     """Short identity of the weights for work keys and results: the model's name and 12 hex digits per part.
 
     The digits are a hub commit, or the digest of the files that count: of their contents where they are local, of
-    their ETags in S3. All LoRAs and textual inversions count as one part, with their names and weights. Fetches no
-    weights.
+    their ETags in S3. All LoRAs and textual inversions count as one part, with their names and weights; a scorer,
+    which changes no video, does not count. Fetches no weights.
 
     Raises:
         WeightsError: a part cannot be found or used.
     """
-    return _version(model, [(part, _identity(part)) for part in _parts(model)])
+    return _version(model, [(part, _identity(part)) for part in _parts(model) if part.role != "scorer"])
 
 
 def pin(model: ModelConfig) -> ModelConfig:
@@ -165,6 +176,8 @@ def _parts(model: ModelConfig) -> list[Part]:
         parts.append(Part("ip_adapter", model.ip_adapter, model.ip_adapter_revision, allow_pickle=allow))
     if model.image_encoder is not None:
         parts.append(Part("image_encoder", model.image_encoder, model.image_encoder_revision, allow_pickle=allow))
+    if model.scorer is not None:
+        parts.append(Part("scorer", model.scorer, model.scorer_revision, allow_pickle=allow))
     return [_as_file(part) for part in parts]
 
 
@@ -190,28 +203,30 @@ def _collect(model: ModelConfig, *, refresh: bool) -> LocalWeights:
         },
         ip_adapter=locations.get(("ip_adapter", "")),
         image_encoder=locations.get(("image_encoder", "")),
+        scorer=locations.get(("scorer", "")),
     )
 
 
 def _find(model: ModelConfig, *, refresh: bool) -> list[tuple[Part, Path, str]]:
     """Every part, where it is on this machine after being fetched if need be, and its identity."""
-    found = []
-    for part in _parts(model):
-        if storage.is_s3(part.reference):
-            location, identity = s3_prefixes.fetch(part)
-        elif hub.is_hub(part):
-            location = hub.fetch(part, refresh=refresh)
-            identity = hub.identity(part, hub.commit_of(part, location))
-        else:
-            location = _local(part)
-            identity = digest(location, verify(part, location))
-        found.append((part, location, identity))
-    return found
+    return [(part, *_found(part, refresh=refresh)) for part in _parts(model)]
+
+
+def _found(part: Part, *, refresh: bool) -> tuple[Path, str]:
+    if storage.is_s3(part.reference):
+        return s3_prefixes.fetch(part)
+    if hub.is_hub(part):
+        location = hub.fetch(part, refresh=refresh)
+        return location, hub.identity(part, hub.commit_of(part, location))
+    location = _local(part)
+    return location, digest(location, verify(part, location))
 
 
 def _version(model: ModelConfig, identities: Iterable[tuple[Part, str]]) -> str:
     digits, lines = [], []
     for part, identity in identities:
+        if part.role == "scorer":
+            continue
         if not part.name:
             digits.append(identity[:12])
             continue

@@ -14,7 +14,9 @@ from typing import Any, Final, Literal
 
 from pia_ray.errors import WeightsError
 
-Role = Literal["base", "motion_adapter", "vae", "config", "lora", "textual_inversion", "ip_adapter", "image_encoder"]
+Role = Literal[
+    "base", "motion_adapter", "vae", "config", "lora", "textual_inversion", "ip_adapter", "image_encoder", "scorer"
+]
 
 PICKLED_SUFFIXES: Final = (".ckpt", ".bin", ".pt", ".pth", ".pkl")
 """Endings of checkpoint files that can run code when they are opened."""
@@ -35,6 +37,15 @@ FILE_NAMES: Final[Mapping[Role, str]] = {
 """Roles that are always one file, with the name it usually has: what a folder or hub id stands for."""
 
 _LFS: Final = b"version https://git-lfs"
+
+_SCORER_FILES: Final = (
+    "preprocessor_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+    "merges.txt",
+)
+"""What a scorer may have beside its weights; a tokenizer only where it reads text."""
 
 _digests: dict[tuple[str, int, int], str] = {}
 """Digests of files by path, size and time of change: one process asks more than once."""
@@ -78,6 +89,8 @@ class Part:
         names = ["model_index.json", "scheduler/scheduler_config.json"] if whole else []
         if whole:
             names += [f"tokenizer/{name}" for name in ("*.json", "merges.txt")]
+        if self.role == "scorer":
+            names += _SCORER_FILES
         for component in self.components:
             prefix = f"{component}/" if component else ""
             names.append(f"{prefix}config.json")
@@ -104,6 +117,8 @@ def verify(part: Part, location: Path) -> list[Path]:
         used.append(_json_file(location / component / "config.json"))
         if part.role != "config":
             used += _weight_files(location / component, component, part)
+    if part.role == "scorer":
+        used += [location / name for name in _SCORER_FILES if (location / name).is_file()]
     if part.role in ("base", "config"):
         used.append(_json_file(location / "scheduler" / "scheduler_config.json"))
         tokenizer = location / "tokenizer"
@@ -161,7 +176,7 @@ def _verify_file(part: Part, path: Path) -> Path:
 
 def _stems(part: Part, component: str, *, pickled: bool) -> Iterator[tuple[str, str]]:
     """File names of weights, without and with extension, in the order of diffusers' and transformers' loaders."""
-    is_clip = component == "text_encoder" or part.role == "image_encoder"
+    is_clip = component == "text_encoder" or part.role in ("image_encoder", "scorer")
     yield ("model" if is_clip else "diffusion_pytorch_model"), "safetensors"
     if pickled:
         yield ("pytorch_model" if is_clip else "diffusion_pytorch_model"), "bin"

@@ -43,7 +43,8 @@ def is_hub(part: Part) -> bool:
     if not part.is_file and _HUB_ID.fullmatch(part.reference) is not None:
         return True
     # Image encoders lie in a folder next to the adapters that they were trained with.
-    return (part.is_file or part.role == "image_encoder") and _HUB_PATH.fullmatch(part.reference) is not None
+    in_folder = part.is_file or part.role in ("image_encoder", "scorer")
+    return in_folder and _HUB_PATH.fullmatch(part.reference) is not None
 
 
 def cached(part: Part) -> Path:

@@ -22,7 +22,7 @@ from pia_ray.config import knob_types
 GROUPS = {
     "One picture or many": (
         "Animator PIAPipeline AnimationRequest AnimationParams Animation StepEnd EncodedVideo probe VideoFacts "
-        "affinity keyframe_affinity"
+        "affinity keyframe_affinity Judgement judge load_scorer"
     ),
     "A catalogue": "run_catalog run_local CatalogConfig Progress RunSummary read_results build_processor",
     "Models": "ModelConfig LoraConfig InversionConfig",

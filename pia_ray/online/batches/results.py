@@ -53,7 +53,7 @@ def row_of_job(job: VideoJob, *, batch_id: str, line: int, custom_id: str) -> di
             attempts=job.attempt,
             animate_s=made.animate_s,
             gpu_s=made.gpu_s,
-            motion=made.motion,
+            judgement=made.judgement,
             finished_at=finished_at,
         )
     return _as_json(row)

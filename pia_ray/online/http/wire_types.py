@@ -27,6 +27,18 @@ class VideoDescription(BaseModel):
     gpu_s: float | None = Field(None, description="Seconds of engine time: its share of every forward, and its decode.")
     animate_s: float | None = Field(None, description="Seconds in the engine, from submission to frames.")
     motion: float | None = Field(None, description="Amount of motion, measured: 0 to 1.")
+    likeness: float | None = Field(None, description="Similarity of the frames to the picture: 0 to 1.")
+    likeness_min: float | None = Field(None, description="The same of the frame that is least like the picture.")
+    likeness_part: float | None = Field(
+        None, description="The same of the part that is least like the picture at the end."
+    )
+    flicker: float | None = Field(None, description="Change back and forth between frames: 0 to 1.")
+    sharpness: float | None = Field(None, description="Detail at the end over the picture's: 1 as the picture.")
+    colour: float | None = Field(None, description="Distance of the colours at the end from the picture's: Delta E.")
+    stillness: float | None = Field(None, description="Longest stretch without motion, as a share of the video.")
+    closure: float | None = Field(None, description="Quality of a loop's seam: 0 to 1, 1 closes.")
+    subject_similarity: float | None = Field(None, description="Least similarity to the picture by the model's scorer.")
+    prompt_similarity: float | None = Field(None, description="Mean similarity to the prompt by the model's scorer.")
 
 
 def wire_params(params: AnimationParams, *, only_given: bool) -> dict[str, Any]:

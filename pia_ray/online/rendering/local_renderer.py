@@ -272,7 +272,7 @@ def _encode(animation: Animation, video_format: VideoFormat) -> Rendered:
         model_version=animation.model,
         gpu_s=animation.gpu_s,
         animate_s=animation.animate_s,
-        motion=animation.motion,
+        **animation.judge().as_dict(),
     )
     return Rendered(
         video=made,

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 from pia_ray.config.knob_types import VideoFormat
 from pia_ray.config.knobs import AnimationParams
+from pia_ray.types import JUDGED
 
 INTERACTIVE: Final = 0
 """Priority of a synchronous call, whose caller waits."""
@@ -79,6 +80,22 @@ class FinishedVideo(BaseModel):
     animate_s: float
     """As `Animation.animate_s`: from submission to the finished frames."""
     motion: float
+    likeness: float | None = None
+    likeness_min: float | None = None
+    likeness_part: float | None = None
+    flicker: float | None = None
+    sharpness: float | None = None
+    colour: float | None = None
+    stillness: float | None = None
+    closure: float | None = None
+    subject_similarity: float | None = None
+    prompt_similarity: float | None = None
+    """The numbers of a `Judgement`, with `motion`; None where an earlier version made the video."""
+
+    @property
+    def judgement(self) -> dict[str, float | None]:
+        """The numbers of the `Judgement` by name."""
+        return {name: getattr(self, name) for name in JUDGED}
 
 
 @dataclass(frozen=True)

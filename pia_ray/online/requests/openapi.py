@@ -141,6 +141,10 @@ ANIMATION_RESPONSE: Final[dict[str, Any]] = {
         "x-animation-size": {"description": "Width and height.", "schema": {"type": "string"}},
         "x-animation-gpu-seconds": {"description": "Engine time.", "schema": {"type": "number"}},
         "x-animation-motion": {"description": "Amount of motion, 0 to 1.", "schema": {"type": "number"}},
+        "x-animation-judgement": {
+            "description": "Numbers of the video's quality, as JSON.",
+            "schema": {"type": "string"},
+        },
         "x-request-id": {"description": "Names the call in the server's log.", "schema": {"type": "string"}},
     },
     "content": {

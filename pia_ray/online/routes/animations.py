@@ -229,6 +229,7 @@ def _video(request_id: str, rendered: Rendered) -> Response:
         "x-animation-size": size_text(made.width, made.height),
         "x-animation-gpu-seconds": f"{made.gpu_s:.3f}",
         "x-animation-motion": f"{made.motion:.4f}",
+        "x-animation-judgement": json.dumps(rendered.video.judgement, separators=(",", ":")),
     }
     return Response(rendered.content, media_type=MIME[made.format], headers=headers)
 

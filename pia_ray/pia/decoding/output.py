@@ -18,6 +18,7 @@ from pia_ray.pia.components import Components
 from pia_ray.pia.decoding.decode import PendingFrames, begin_decode, begin_decode_exactly, quantised, require_finite
 from pia_ray.pia.decoding.motion_score import measure_motion
 from pia_ray.pia.device.errors import is_out_of_memory
+from pia_ray.pia.scorer import Scorer, Similarities
 from pia_ray.types import PreparedRequest
 
 
@@ -29,6 +30,20 @@ class PendingOutput:
     latents: torch.Tensor
     decoded: PendingFrames | None
     """None where only the latents are wanted."""
+    scorer: Scorer | None = None
+
+
+@dataclass(frozen=True)
+class FinishedOutput:
+    """The output of a row, and its measurements."""
+
+    frames: np.ndarray[Any, Any]
+    """uint8 [T, H, W, 3]; empty where only the latents are wanted."""
+    output: Any
+    """Of the request's type."""
+    motion: float = 0.0
+    similarities: Similarities | None = None
+    """None without a scorer."""
 
 
 def begin_output(components: Components, latents: torch.Tensor, request: PreparedRequest) -> PendingOutput:
@@ -40,12 +55,13 @@ def begin_output(components: Components, latents: torch.Tensor, request: Prepare
     if request.output_type == "latent":
         return PendingOutput(request, latents, None)
     exact = request.output_type in ("np", "pt")
-    return PendingOutput(request, latents, (begin_decode_exactly if exact else begin_decode)(components, latents))
+    begin_frames = begin_decode_exactly if exact else begin_decode
+    return PendingOutput(request, latents, begin_frames(components, latents), components.scorer)
 
 
 @torch.inference_mode()
-def finish_output(pending: PendingOutput) -> tuple[np.ndarray[Any, Any], float, Any]:
-    """Frames (uint8 [T, H, W, 3]), their motion score, and the output of the request's type.
+def finish_output(pending: PendingOutput) -> FinishedOutput:
+    """The frames, the output of the request's type, and the measurements that need torch.
 
     Waits for the device; any thread may call it. Where only latents are wanted, there are no frames and no motion.
 
@@ -57,7 +73,7 @@ def finish_output(pending: PendingOutput) -> tuple[np.ndarray[Any, Any], float, 
     if decoded is None:
         require_finite(pending.latents)
         frames = np.empty((0, *request.size[::-1], 3), np.uint8)
-        return frames, 0.0, _ordinary(pending.latents.float().cpu())
+        return FinishedOutput(frames, _ordinary(pending.latents.float().cpu()))
     decoded.wait()
     if request.output_type in ("np", "pt"):
         values = decoded.to_host()  # [T, 3, H, W]
@@ -65,20 +81,22 @@ def finish_output(pending: PendingOutput) -> tuple[np.ndarray[Any, Any], float, 
         output: Any = _ordinary(values)
         if request.output_type == "np":
             output = np.ascontiguousarray(values.permute(0, 2, 3, 1).numpy())  # [T, H, W, 3]
-        return pixels.numpy(), measure_motion(pixels, params.condition_frame), output
+        motion = measure_motion(pixels, params.condition_frame)
+        return FinishedOutput(pixels.numpy(), output, motion, _similarities(pending, pixels))
     pixels = decoded.to_host()
     frames = pixels.numpy()
     motion = _motion(decoded, pixels, params.condition_frame)
-    return frames, motion, [Image.fromarray(frame) for frame in frames] if request.output_type == "pil" else frames
+    output = [Image.fromarray(frame) for frame in frames] if request.output_type == "pil" else frames
+    return FinishedOutput(frames, output, motion, _similarities(pending, pixels))
 
 
-class _MotionStream(threading.local):
-    """A stream for each thread, so that reading a score waits for the work in it, and not for that of other rows."""
+class _RowStream(threading.local):
+    """A stream for each thread, so that reading a number waits for the work in it, and not for that of other rows."""
 
     stream: torch.cuda.Stream | None = None
 
 
-_motion_stream = _MotionStream()
+_row_stream = _RowStream()
 
 
 def _motion(decoded: PendingFrames, pixels: torch.Tensor, condition_frame: int) -> float:
@@ -86,16 +104,32 @@ def _motion(decoded: PendingFrames, pixels: torch.Tensor, condition_frame: int) 
     device = decoded.chunks[0].device
     if device.type != "cuda":
         return measure_motion(pixels, condition_frame)
-    if _motion_stream.stream is None:
-        _motion_stream.stream = torch.cuda.Stream(device)
+    stream = _stream(device)
     try:
-        with torch.cuda.stream(_motion_stream.stream):
+        with torch.cuda.stream(stream):
             return measure_motion(torch.cat(decoded.chunks), condition_frame)  # reading it waits for the stream
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
-        _motion_stream.stream.synchronize()
+        stream.synchronize()
         return measure_motion(pixels, condition_frame)
+
+
+def _similarities(pending: PendingOutput, pixels: torch.Tensor) -> Similarities | None:
+    """The scorer's similarities of frames in host memory, measured on its own device."""
+    scorer, request = pending.scorer, pending.request
+    if scorer is None:
+        return None
+    if scorer.mean.device.type != "cuda":
+        return scorer.similarities(pixels, image=request.image, prompt=request.params.prompt)
+    with torch.cuda.stream(_stream(scorer.mean.device)):
+        return scorer.similarities(pixels, image=request.image, prompt=request.params.prompt)
+
+
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    if _row_stream.stream is None:
+        _row_stream.stream = torch.cuda.Stream(device)
+    return _row_stream.stream
 
 
 def _ordinary(tensor: torch.Tensor) -> torch.Tensor:

@@ -30,6 +30,7 @@ from pia_ray.pia.loading.lora import read_lora
 from pia_ray.pia.loading.offload import offload
 from pia_ray.pia.loading.textual_inversion import with_inversions
 from pia_ray.pia.loading.weight_sharing import SourceOf, WeightPool
+from pia_ray.pia.scorer import read_scorer
 from pia_ray.pia.unet.compilation import compile_mode_of
 from pia_ray.weights import LocalWeights
 from pia_ray.weights.checkpoint import PICKLED_SUFFIXES, digest
@@ -71,6 +72,9 @@ def assemble(weights: LocalWeights, model: ModelConfig, pool: WeightPool | None 
     ip_adapter = None
     if weights.ip_adapter is not None:
         ip_adapter = install_ip_adapter(unet, weights.ip_adapter, image_encoder=encoder, device=device)
+    scorer = None
+    if weights.scorer is not None:  # not offloaded: it is small, and runs beside the other parts
+        scorer = read_scorer(weights.scorer, device, allow_pickle=model.allow_pickle)
     components = Components(
         unet=unet,
         vae=vae,
@@ -89,6 +93,7 @@ def assemble(weights: LocalWeights, model: ModelConfig, pool: WeightPool | None 
         compile_cache=None if model.compile_cache is None else Path(model.compile_cache).expanduser(),
         version=weights.version,
         ip_adapter=ip_adapter,
+        scorer=scorer,
         loras={name: Lora(path, model.loras[name].weight) for name, path in weights.loras.items()},
         shared_tensors=shared,
     )
