@@ -22,6 +22,13 @@ __all__ = ["chaos", "s3_server"]  # fixtures
 DEMO = ModelConfig.named("demo").model_copy(update={"long_edge": 64})
 
 
+@pytest.fixture
+def store(chaos: ChaosProxy, monkeypatch: pytest.MonkeyPatch) -> ChaosProxy:
+    """The proxy before the S3 server, asked without the pauses of botocore, which cannot be set."""
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    return chaos
+
+
 def configure(folder: Path, output: str, *, rows: int, **settings: Any) -> CatalogConfig:
     manifest = make_catalog(folder, rows=rows)
     return build(CatalogConfig, {"manifest": str(manifest), "output": output, "model": DEMO, **settings})
@@ -31,16 +38,16 @@ def put_of_video(method: str, path: str) -> bool:
     return method == "PUT" and "/videos/" in path and "probe" not in path
 
 
-def test_a_store_that_is_away_holds_animations_back_and_fails_no_row(chaos: ChaosProxy, tmp_path: Path) -> None:
-    config = configure(tmp_path, f"{chaos.bucket}/out", rows=2)
-    chaos.matches = put_of_video
-    chaos.faults.extend([500] * 90)
+def test_a_store_that_is_away_holds_animations_back_and_fails_no_row(store: ChaosProxy, tmp_path: Path) -> None:
+    config = configure(tmp_path, f"{store.bucket}/out", rows=2, patience_s=10)
+    store.matches = put_of_video
+    store.faults.extend([500] * 90)
     seen: list[Progress] = []
 
     def observe(progress: Progress) -> None:
         seen.append(progress)
         if progress.num_waiting:
-            chaos.faults.clear()
+            store.faults.clear()
 
     with FakeAnimator(DEMO, batch_size=4) as animator:
         assert run_local(config, animator=animator, observe=observe).exit_code == 0
@@ -48,27 +55,27 @@ def test_a_store_that_is_away_holds_animations_back_and_fails_no_row(chaos: Chao
     assert all(progress.num_failed == 0 for progress in seen)
 
 
-def test_a_run_out_of_patience_fails_no_row_and_the_same_command_goes_on(chaos: ChaosProxy, tmp_path: Path) -> None:
-    config = configure(tmp_path, f"{chaos.bucket}/out", rows=1, patience_s=1)
-    chaos.matches = put_of_video
-    chaos.faults.extend([500] * 500)
+def test_a_run_out_of_patience_fails_no_row_and_the_same_command_goes_on(store: ChaosProxy, tmp_path: Path) -> None:
+    config = configure(tmp_path, f"{store.bucket}/out", rows=1, patience_s=1)
+    store.matches = put_of_video
+    store.faults.extend([500] * 500)
     with FakeAnimator(DEMO, batch_size=4) as animator:
         with pytest.raises(OutputUnavailable) as stopped:
             run_local(config, animator=animator)
         assert stopped.value.exit_code == 4
         assert len(read_results(config.output)) == 0
-        chaos.faults.clear()
+        store.faults.clear()
         assert run_local(config, animator=animator).exit_code == 0
 
 
-def test_rights_that_are_taken_away_stop_the_run_and_fail_no_row(chaos: ChaosProxy, tmp_path: Path) -> None:
-    config = configure(tmp_path, f"{chaos.bucket}/out", rows=6)
-    chaos.matches = put_of_video
-    chaos.faults.extend([403] * 50)
+def test_rights_that_are_taken_away_stop_the_run_and_fail_no_row(store: ChaosProxy, tmp_path: Path) -> None:
+    config = configure(tmp_path, f"{store.bucket}/out", rows=6)
+    store.matches = put_of_video
+    store.faults.extend([403] * 50)
     with FakeAnimator(DEMO, batch_size=4) as animator:
         with pytest.raises(OutputError) as stopped:
             run_local(config, animator=animator)
         assert stopped.value.exit_code == 2
         assert len(read_results(config.output)) == 0
-        chaos.faults.clear()
+        store.faults.clear()
         assert run_local(config, animator=animator).exit_code == 0

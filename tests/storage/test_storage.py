@@ -553,6 +553,30 @@ def test_expired_credentials_stop_at_once(chaos: ChaosProxy) -> None:
     assert len(chaos.requests) == 1
 
 
+def test_aws_max_attempts_counts_inside_each_try(chaos: ChaosProxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    chaos.faults.extend([500] * 50)
+    with storage.hurry(), pytest.raises(StorageUnavailable):
+        storage.write_bytes(f"{chaos.bucket}/a", b"x")
+    assert len(chaos.requests) == 2
+
+
+def test_patience_gives_notice_of_an_outage_and_not_of_a_pause(
+    chaos: ChaosProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    storage.write_bytes(f"{chaos.bucket}/a", b"x")
+    notices: list[str] = []
+    with storage.patience(3, notice=notices.append):
+        chaos.faults.extend([500] * 3)
+        assert storage.read_bytes(f"{chaos.bucket}/a") == b"x"
+        assert not any(notices)
+        chaos.faults.extend([500] * 7)
+        assert storage.read_bytes(f"{chaos.bucket}/a") == b"x"
+    assert any("InternalError" in notice for notice in notices)
+    assert notices[-1] == ""
+
+
 def test_a_store_without_conditional_writes_is_found_out_and_used(chaos: ChaosProxy) -> None:
     chaos.matches = lambda method, path: method == "PUT"
     chaos.faults.append(501)
