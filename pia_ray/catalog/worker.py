@@ -19,7 +19,7 @@ from pia_ray.animation import Animation, RowAnimator
 from pia_ray.catalog import steps
 from pia_ray.catalog.failures import given_up, row_error
 from pia_ray.catalog.in_flight import InFlight, InFlightRows
-from pia_ray.catalog.outage import Outage, Sources
+from pia_ray.catalog.outage import Outage, OutageState, Sources
 from pia_ray.catalog.row_lock import RowLock
 from pia_ray.config.catalog import CatalogConfig
 from pia_ray.errors import (
@@ -29,6 +29,7 @@ from pia_ray.errors import (
     OutOfMemory,
     OutputError,
     OutputUnavailable,
+    PiaRayError,
     RowError,
     StorageDenied,
     StorageNotFound,
@@ -47,9 +48,6 @@ TRANSIENT: Final = (FetchUnavailable, StorageThrottled, StorageUnavailable, OutO
 
 TimeoutError: a step of it hung.
 """
-
-SOURCE_AWAY: Final = (FetchUnavailable, StorageThrottled, StorageUnavailable)
-"""Errors of a row's inputs that may be of all pictures there."""
 
 BACKOFF_S: Final = 1.0
 """Pause before the second try of a row; doubles with each one."""
@@ -76,7 +74,6 @@ class CatalogWorker:
         *,
         run_id: str,
         animator: RowAnimator,
-        outage: Outage | None = None,
         replace_animator: Callable[[], RowAnimator] | None = None,
         node: str = "",
         node_lives: Callable[[str], bool] = lambda node: True,
@@ -88,8 +85,8 @@ class CatalogWorker:
         self._node = node
         self._node_lives = node_lives
         self._lock = RowLock()
-        self._outage = outage or Outage()
-        self._sources = Sources(patience_s=config.patience_s)
+        self._outage = Outage()
+        self._sources = Sources(self._outage, patience_s=config.patience_s)
         self._rows = InFlightRows(hang_timeout_s=config.hang_timeout_s)
         self._stages = self._rows.stages
         self._draining = threading.Event()
@@ -128,6 +125,11 @@ class CatalogWorker:
     def num_in_flight(self) -> int:
         """The number of rows that have been begun and have no result yet."""
         return len(self._rows)
+
+    @property
+    def outage(self) -> OutageState:
+        """The outage that rows wait out."""
+        return self._outage.state
 
     def _work(self, row: ManifestRow, entry: InFlight) -> ResultRow:
         config = self._config
@@ -246,7 +248,7 @@ class CatalogWorker:
             except (JobError, CancelledError):
                 raise
             except Exception as error:  # noqa: BLE001 - the row boundary
-                away = isinstance(error, SOURCE_AWAY) and self._sources.is_away(row)
+                away = self._sources.are_away(row, error)
                 if not away and (not isinstance(error, TRANSIENT) or attempts >= config.max_attempts):
                     return self._failed(row, row_error(error), attempts=attempts)
                 log.info("row %s, try %d of %d: %s", row.id, attempts, config.max_attempts, error)
@@ -266,7 +268,7 @@ class CatalogWorker:
         fetched = self._stages.call(
             "fetching the picture", lambda: steps.fetch(row, config), limit_s=config.fetch_timeout_s
         )
-        self._sources.succeeded(row)
+        self._sources.answered(row)
         request = steps.request_of(row, fetched, deadline_s=config.row_timeout_s)
         animation = self._animate(request, entry, alone=alone)
         encode = partial(
@@ -295,9 +297,9 @@ class CatalogWorker:
         config, waits = self._config, threading.Event()
         notice = self._outage.notice(num_animations=num_animations)
 
-        def note(reason: str) -> None:
-            waits.set() if reason else waits.clear()
-            notice(reason)
+        def note(error: PiaRayError | None) -> None:
+            waits.clear() if error is None else waits.set()
+            notice(error)
 
         def patiently() -> T:
             with storage.patience(config.patience_s, stopped=self._stopped, notice=note, from_start=True):

@@ -25,8 +25,8 @@ LONGEST_PAUSE_S: Final = 30.0
 AWAY: Final = (StorageThrottled, StorageUnavailable, HubUnavailable)
 """Errors that pass by themselves."""
 
-Notice = Callable[[str], None]
-"""Is called with the reason of each wait as it begins or goes on, and with an empty text when it is over."""
+Notice = Callable[[PiaRayError | None], None]
+"""Is called with the error of each wait as it begins or goes on, and with None when it is over."""
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -63,7 +63,7 @@ def patience(
     seconds: float,
     *,
     stopped: threading.Event | None = None,
-    notice: Notice = lambda reason: None,
+    notice: Notice = lambda error: None,
     from_start: bool = False,
 ) -> Iterator[None]:
     """Lets the block's calls wait so long for a store that is away; `stopped` ends the wait early."""
@@ -127,7 +127,7 @@ def waited_out(call: Callable[[], _T], *, has_answered: Callable[[], bool]) -> _
     try:
         return _repeated(call, current, failure, begin=begin)
     finally:
-        current.notice("")
+        current.notice(None)
 
 
 def patient(call: Callable[_P, _T]) -> Callable[_P, _T]:
@@ -147,7 +147,7 @@ def _repeated(call: Callable[[], _T], current: Patience, failure: PiaRayError, *
         if left_s <= 0:
             raise failure
         if noticed:
-            current.notice(failure.message)
+            current.notice(failure)
         noticed = True  # a single pause is no outage: under throttling many calls need one
         _log.debug("%s; waiting %.0f s more at most", failure.message, left_s)
         if current.stopped.wait(min(left_s, random.uniform(0.5, 1) * pause_s)):  # noqa: S311

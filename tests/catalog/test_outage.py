@@ -52,6 +52,7 @@ def test_a_store_that_is_away_holds_animations_back_and_fails_no_row(store: Chao
     with FakeAnimator(DEMO, batch_size=4) as animator:
         assert run_local(config, animator=animator, observe=observe).exit_code == 0
     assert max(progress.num_waiting for progress in seen) >= 1
+    assert {progress.away for progress in seen} == {"", "the store"}
     assert all(progress.num_failed == 0 for progress in seen)
 
 

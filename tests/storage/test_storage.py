@@ -25,6 +25,7 @@ import pytest
 from pia_ray import storage
 from pia_ray.errors import (
     OutputError,
+    PiaRayError,
     StorageDamaged,
     StorageDenied,
     StorageError,
@@ -566,15 +567,15 @@ def test_patience_gives_notice_of_an_outage_and_not_of_a_pause(
 ) -> None:
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     storage.write_bytes(f"{chaos.bucket}/a", b"x")
-    notices: list[str] = []
+    notices: list[PiaRayError | None] = []
     with storage.patience(3, notice=notices.append):
         chaos.faults.extend([500] * 3)
         assert storage.read_bytes(f"{chaos.bucket}/a") == b"x"
         assert not any(notices)
         chaos.faults.extend([500] * 7)
         assert storage.read_bytes(f"{chaos.bucket}/a") == b"x"
-    assert any("InternalError" in notice for notice in notices)
-    assert notices[-1] == ""
+    assert isinstance(notices[0], StorageUnavailable)
+    assert notices[-1] is None
 
 
 def test_a_store_without_conditional_writes_is_found_out_and_used(chaos: ChaosProxy) -> None:
