@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import logging
+import re
 import threading
 import time
 from dataclasses import dataclass
 from typing import Final
-from urllib.parse import urlsplit
 
 from pia_ray import storage
-from pia_ray.errors import FetchUnavailable, HubUnavailable, PiaRayError, RowError, StorageThrottled, StorageUnavailable
+from pia_ray.errors import FetchUnavailable, HubUnavailable, PiaRayError, RowError
 from pia_ray.types import ManifestRow
 
 log = logging.getLogger(__name__)
 
 FAILING_ROWS: Final = 3
 """A source counts as away once so many of its rows have failed in a row: fewer may be faults of their own."""
-
-
-SOURCE_AWAY: Final = (FetchUnavailable, StorageThrottled, StorageUnavailable)
-"""Errors of a row's inputs that may be of all pictures there."""
 
 
 @dataclass(frozen=True)
@@ -80,9 +76,10 @@ class Outage:
 
 
 class Sources:
-    """The hosts and buckets that rows read from, as this process has found them. Threads share it.
+    """The hosts that rows read from, as this process has found them. Threads share it.
 
-    Only a source that has answered before can be away: an address that never did is not worth waiting for.
+    Only a host that has answered before can be away: an address that never did is not worth waiting for. An answer of
+    503 may be the picture's own fault, so it takes several. For stores `storage.patience` waits.
     """
 
     def __init__(self, outage: Outage, *, patience_s: float) -> None:
@@ -107,7 +104,7 @@ class Sources:
 
     def are_away(self, row: ManifestRow, error: Exception) -> bool:
         """Whether the row has failed because its source is away as a whole, and patience with it is not spent."""
-        if not isinstance(error, SOURCE_AWAY):
+        if not isinstance(error, FetchUnavailable):
             if isinstance(error, RowError):
                 self.answered(row)
             return False
@@ -129,5 +126,13 @@ class Sources:
 
 def _source(row: ManifestRow) -> frozenset[str]:
     """The hosts and buckets of a row's files; local files and the manifest's own bytes are of one source."""
-    uris = (row.image, *row.references.values())
-    return frozenset(urlsplit(uri[:2048]).netloc if uri.startswith(("https://", "s3://")) else "" for uri in uris)
+    return frozenset(_host(uri) for uri in (row.image, *row.references.values()))
+
+
+def _host(uri: str) -> str:
+    # Not urlsplit, which raises for hosts that are not valid.
+    found = _HOST.match(uri)
+    return found[1] if found else ""
+
+
+_HOST: Final = re.compile(r"(?:https|s3)://([^/?#]{0,300})")

@@ -554,6 +554,12 @@ def test_expired_credentials_stop_at_once(chaos: ChaosProxy) -> None:
     assert len(chaos.requests) == 1
 
 
+def test_expired_credentials_are_named_where_the_answer_to_a_head_has_no_body(chaos: ChaosProxy) -> None:
+    chaos.faults.extend([403] * 2)
+    with pytest.raises(StorageDenied, match=r"credentials have expired \(ExpiredToken\)"):
+        storage.head(f"{chaos.bucket}/a")
+
+
 def test_aws_max_attempts_counts_inside_each_try(chaos: ChaosProxy, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     chaos.faults.extend([500] * 50)
