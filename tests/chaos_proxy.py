@@ -28,6 +28,7 @@ ERRORS = {
     501: "NotImplemented",
     409: "ConditionalRequestConflict",
     403: "ExpiredToken",
+    404: "NoSuchBucket",
     412: "PreconditionFailed",
 }
 LOSE_ANSWER = "lose answer"

@@ -146,7 +146,7 @@ OWNERS = {
     "ray": {
         "pia_ray.ray_runtime": "starts and ends it",
         "pia_ray.catalog.graph": "Ray Data",
-        "pia_ray.catalog.drain": "asks the actors of a run to begin no other rows",
+        "pia_ray.catalog.channel": "joins the driver of a run and its actors",
         "pia_ray.online.serve": "Ray Serve",
     },
     "fastapi": {"pia_ray.online": "the HTTP interface"},

@@ -25,7 +25,8 @@ from ray.data import ActorPoolStrategy, Dataset
 
 from pia_ray import ledger, storage
 from pia_ray.animation import RowAnimator
-from pia_ray.catalog.drain import RunDrain, drain_with_run, node_is_alive
+from pia_ray.catalog.channel import RunChannel, follow_run, node_is_alive
+from pia_ray.catalog.outage import OutageState
 from pia_ray.catalog.run import Execute, Observer, RunPlan, RunSummary, run
 from pia_ray.catalog.settling import settled, versions_of
 from pia_ray.catalog.steps import worker_name
@@ -178,7 +179,7 @@ class AnimateRow:
 
     def __init__(self, config: CatalogConfig, run_id: str, make_animator: MakeAnimator, *, cpu_threads: int) -> None:
         self._worker = _worker(config, run_id, make_animator(config, cpu_threads))
-        drain_with_run(self._worker, run_id=run_id)
+        follow_run(self._worker, run_id=run_id)
 
     def __call__(self, items: pa.Table) -> pa.Table:
         """One result row per item; never returns for one that the run's stop has taken back."""
@@ -268,8 +269,8 @@ def _execute(make_animator: MakeAnimator) -> Execute:
             dataset = _pooled(_items(plan), AnimateRow, pool, stage)
             dataset.context.enable_progress_bars = False
             dataset.context.print_on_execution_start = False
-            with RunDrain(plan.run_id) as drain:
-                results = _Results(dataset, drain)
+            with RunChannel(plan.run_id) as channel:
+                results = _Results(dataset, channel)
                 try:
                     yield results
                 finally:
@@ -319,9 +320,9 @@ def _pooled(dataset: Dataset, stage: type, pool: ActorPool, arguments: Mapping[s
 class _Results:
     """Result rows as the actors return them. `stop` ends the actors at once, also while another thread waits here."""
 
-    def __init__(self, dataset: Dataset, drain: RunDrain) -> None:
+    def __init__(self, dataset: Dataset, channel: RunChannel) -> None:
         self._dataset = dataset
-        self._drain = drain
+        self._channel = channel
         self._executor: Any = None
         self._stopped = False
         dataset.context.custom_execution_callback_classes.append(KeepExecutor)  # type: ignore[arg-type]
@@ -338,12 +339,17 @@ class _Results:
 
     def drain(self) -> None:
         """Has the actors begin no other rows; those in an engine go on to their results."""
-        self._drain.begin()
+        self._channel.drain()
 
     @property
     def is_drained(self) -> bool:
         """Whether no actor has a row left."""
-        return self._drain.is_over
+        return self._channel.is_drained
+
+    @property
+    def outage(self) -> OutageState:
+        """The outage that actors wait out."""
+        return self._channel.outage
 
     def keep(self, executor: Any) -> None:
         """Called when the execution of this thread's dataset is about to start."""

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from pia_ray import ledger
 from pia_ray.animation import RowAnimator
+from pia_ray.catalog.outage import OutageState
 from pia_ray.catalog.run import Execute, Observer, RunPlan, RunSummary, run
 from pia_ray.catalog.stages import Stages
 from pia_ray.catalog.worker import CatalogWorker
@@ -58,7 +59,7 @@ def _execute(animator: RowAnimator | None, make_animator: MakeAnimator) -> Execu
 
         first = make()
         calls = config.concurrent_rows() if animator is not None else first.batch_size + config.prefetch
-        worker = CatalogWorker(config, run_id=plan.run_id, animator=first, outage=plan.outage, replace_animator=make)
+        worker = CatalogWorker(config, run_id=plan.run_id, animator=first, replace_animator=make)
         pool = ThreadPoolExecutor(calls, thread_name_prefix="row")
         try:
             yield _LocalRows(worker, plan, pool, calls)
@@ -103,6 +104,11 @@ class _LocalRows:
     def is_drained(self) -> bool:
         """False, because the results end by themselves."""
         return False
+
+    @property
+    def outage(self) -> OutageState:
+        """The outage of this process."""
+        return self._worker.outage
 
 
 def _items(plan: RunPlan) -> Iterator[dict[str, Any]]:

@@ -1,14 +1,16 @@
-"""What a run knows of outages: calls that wait for the output's store, and sources of pictures that are away."""
+"""The outages of a run: calls that wait for a store or the hub, and sources of pictures that are away."""
 
 from __future__ import annotations
 
 import logging
+import re
 import threading
 import time
+from dataclasses import dataclass
 from typing import Final
-from urllib.parse import urlsplit
 
 from pia_ray import storage
+from pia_ray.errors import FetchUnavailable, HubUnavailable, PiaRayError, RowError
 from pia_ray.types import ManifestRow
 
 log = logging.getLogger(__name__)
@@ -17,68 +19,95 @@ FAILING_ROWS: Final = 3
 """A source counts as away once so many of its rows have failed in a row: fewer may be faults of their own."""
 
 
+@dataclass(frozen=True)
+class OutageState:
+    """An outage that is waited out; the reason is empty where there is none."""
+
+    what: str = ""
+    """Names what is away: "the store", "the hub", "the host of the pictures"."""
+    reason: str = ""
+    num_animations: int = 0
+    """Finished animations that wait in memory."""
+
+
+NO_OUTAGE: Final = OutageState()
+
+
+def what_is_away(error: PiaRayError) -> str:
+    """A name for what does not answer, by the error that says so."""
+    if isinstance(error, HubUnavailable):
+        return "the hub"
+    return "the host of the pictures" if isinstance(error, FetchUnavailable) else "the store"
+
+
 class Outage:
-    """The calls of this process that wait for a store that is away. Threads share it."""
+    """The calls of this process that wait for what is away. Threads share it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._waits: dict[object, tuple[str, int]] = {}
+        self._waits: dict[object, tuple[PiaRayError, int]] = {}
 
     @property
-    def reason(self) -> str:
-        """The reason of a call that waits; empty where none does."""
+    def state(self) -> OutageState:
+        """The outage of the call that waits longest, with the animations of all."""
         with self._lock:
-            return next((reason for reason, _ in self._waits.values()), "")
-
-    @property
-    def num_animations(self) -> int:
-        """Finished animations that wait in memory."""
-        with self._lock:
-            return sum(number for _, number in self._waits.values())
+            error = next((error for error, _ in self._waits.values()), None)
+            number = sum(number for _, number in self._waits.values())
+        return NO_OUTAGE if error is None else OutageState(what_is_away(error), error.message, number)
 
     def notice(self, *, num_animations: int = 0) -> storage.Notice:
         """A notice for `storage.patience`, by whose calls so many finished animations wait."""
         call = object()
 
-        def note(reason: str) -> None:
+        def note(error: PiaRayError | None) -> None:
             with self._lock:
                 before = bool(self._waits)
-                if reason:
-                    self._waits[call] = reason, num_animations
+                if error is not None:
+                    self._waits[call] = error, num_animations
                 else:
                     self._waits.pop(call, None)
                 after = bool(self._waits)
-            if after and not before:
-                log.warning("the store is away: %s", reason)
+            if error is not None and not before:
+                log.warning("%s is away: %s", what_is_away(error), error.message)
             elif before and not after:
-                log.warning("the store is back, or no longer waited for")
+                log.warning("what was away is back, or no longer waited for")
 
         return note
 
 
 class Sources:
-    """The hosts and buckets that rows read from, as this process has found them. Threads share it.
+    """The hosts that rows read from, as this process has found them. Threads share it.
 
-    Only a source that has answered before can be away: an address that never did is not worth waiting for.
+    Only a host that has answered before can be away: an address that never did is not worth waiting for. An answer of
+    503 may be the picture's own fault, so it takes several. For stores `storage.patience` waits.
     """
 
-    def __init__(self, *, patience_s: float) -> None:
+    def __init__(self, outage: Outage, *, patience_s: float) -> None:
+        self._outage = outage
         self._patience_s = patience_s
         self._lock = threading.Lock()
         self._answered: set[frozenset[str]] = set()
         self._failing: dict[frozenset[str], set[str]] = {}
         self._since: dict[frozenset[str], float] = {}
+        self._notices: dict[frozenset[str], storage.Notice] = {}
 
-    def succeeded(self, row: ManifestRow) -> None:
-        """Notes that the row's files were read."""
+    def answered(self, row: ManifestRow) -> None:
+        """Notes that the row's source is not away: its files were read, or are not there."""
         source = _source(row)
         with self._lock:
             self._answered.add(source)
             self._failing.pop(source, None)
             self._since.pop(source, None)
+            notice = self._notices.pop(source, None)
+        if notice is not None:
+            notice(None)
 
-    def is_away(self, row: ManifestRow) -> bool:
-        """Whether the row's source, which has just failed, is away as a whole, and patience with it is not spent."""
+    def are_away(self, row: ManifestRow, error: Exception) -> bool:
+        """Whether the row has failed because its source is away as a whole, and patience with it is not spent."""
+        if not isinstance(error, FetchUnavailable):
+            if isinstance(error, RowError):
+                self.answered(row)
+            return False
         source = _source(row)
         with self._lock:
             failing = self._failing.setdefault(source, set())
@@ -86,10 +115,24 @@ class Sources:
                 failing.add(row.work_key)
             since = self._since.setdefault(source, time.monotonic())
             away = source in self._answered and len(failing) >= FAILING_ROWS
-        return away and time.monotonic() - since < self._patience_s
+            away = away and time.monotonic() - since < self._patience_s
+            notice = (
+                self._notices.setdefault(source, self._outage.notice()) if away else self._notices.pop(source, None)
+            )
+        if notice is not None:
+            notice(error if away else None)
+        return away
 
 
 def _source(row: ManifestRow) -> frozenset[str]:
     """The hosts and buckets of a row's files; local files and the manifest's own bytes are of one source."""
-    uris = (row.image, *row.references.values())
-    return frozenset(urlsplit(uri[:2048]).netloc if uri.startswith(("https://", "s3://")) else "" for uri in uris)
+    return frozenset(_host(uri) for uri in (row.image, *row.references.values()))
+
+
+def _host(uri: str) -> str:
+    # Not urlsplit, which raises for hosts that are not valid.
+    found = _HOST.match(uri)
+    return found[1] if found else ""
+
+
+_HOST: Final = re.compile(r"(?:https|s3)://([^/?#]{0,300})")

@@ -20,7 +20,7 @@ from typing import Final, Literal, Protocol
 
 from pia_ray import ledger, manifest, storage
 from pia_ray.catalog import gallery
-from pia_ray.catalog.outage import Outage
+from pia_ray.catalog.outage import OutageState, what_is_away
 from pia_ray.catalog.settling import recorded, settled, versions_of, with_absolute_paths
 from pia_ray.catalog.stopping import Ending, RunStop, grace_of, stop_on_signals
 from pia_ray.catalog.verdicts import Verdicts, judged
@@ -46,8 +46,6 @@ class RunPlan:
     num_pending: int
     style_versions: Mapping[str, str] = field(default_factory=dict)
     """Versions of the models in `config.styles`, by style."""
-    outage: Outage = field(default_factory=Outage)
-    """Calls of this process that wait for the store, for executors to share with their workers."""
 
 
 @dataclass(frozen=True)
@@ -73,10 +71,12 @@ class Progress:
     """Seconds from the first result to the latest."""
     columns: str = ""
     """The use of the manifest's columns in one line: knobs, and those that pass through. Empty before it is known."""
-    outage: str = ""
-    """Why the run waits for a store that is away; empty where it does not."""
+    away: str = ""
+    """Names what the run waits for: "the store", "the hub", "the host of the pictures". Empty where it does not."""
+    away_reason: str = ""
+    """The error that says so."""
     num_waiting: int = 0
-    """Finished animations that wait for the store."""
+    """Finished animations that wait in memory."""
 
     @property
     def num_left(self) -> int:
@@ -133,6 +133,10 @@ class Rows(Protocol):
     @property
     def is_drained(self) -> bool:
         """Whether it is known, after `drain`, that no row is left in any worker."""
+
+    @property
+    def outage(self) -> OutageState:
+        """The outage that workers wait out."""
 
 
 Execute = Callable[[RunPlan], AbstractContextManager[Rows]]
@@ -213,10 +217,11 @@ class _State:
             self.progress = progress
             self.observe(progress)
 
-    def note_outage(self, reason: str) -> None:
+    def note_outage(self, error: PiaRayError | None) -> None:
         """A notice for `storage.patience`; threads that read for the run call it too."""
+        what, reason = ("", "") if error is None else (what_is_away(error), error.message)
         with self.lock:
-            self.show(replace(self.progress, outage=reason))
+            self.show(replace(self.progress, away=what, away_reason=reason))
 
 
 def _finish(run_ledger: ledger.Ledger, record: ledger.RunRecord, state: _State) -> str | None:
@@ -292,7 +297,8 @@ def _follow(
             if progress.num_left and stop.begins(now):
                 results.drain()
                 progress = replace(progress, phase="stopping")
-            yield replace(progress, outage=plan.outage.reason, num_waiting=plan.outage.num_animations)
+            away = results.outage
+            yield replace(progress, away=away.what, away_reason=away.reason, num_waiting=away.num_animations)
             if verdicts.stop is not None:
                 raise verdicts.stop
             if stop.is_over(now) or (not rows and stop.ending != "finished" and results.is_drained):

@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import CancelledError
 from datetime import UTC, datetime
 from functools import partial
 from typing import Final, TypeVar
 
-from pia_ray import ledger, storage
+from pia_ray import ledger
 from pia_ray.animation import Animation, RowAnimator
 from pia_ray.catalog import steps
 from pia_ray.catalog.failures import given_up, row_error
 from pia_ray.catalog.in_flight import InFlight, InFlightRows
-from pia_ray.catalog.outage import Outage, Sources
+from pia_ray.catalog.outage import Outage, OutageState, Sources
+from pia_ray.catalog.patient_stages import PatientStages
 from pia_ray.catalog.row_lock import RowLock
 from pia_ray.config.catalog import CatalogConfig
 from pia_ray.errors import (
@@ -28,10 +30,7 @@ from pia_ray.errors import (
     JobError,
     OutOfMemory,
     OutputError,
-    OutputUnavailable,
     RowError,
-    StorageDenied,
-    StorageNotFound,
     StorageThrottled,
     StorageUnavailable,
 )
@@ -42,14 +41,14 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-TRANSIENT: Final = (FetchUnavailable, StorageThrottled, StorageUnavailable, OutOfMemory, TimeoutError)
+STORE_AWAY: Final = (StorageThrottled, StorageUnavailable)
+"""Errors of a row's inputs that the run's patience has waited for."""
+
+TRANSIENT: Final = (*STORE_AWAY, FetchUnavailable, OutOfMemory, TimeoutError)
 """Errors after which the same worker tries the row again at once; the others wait for `--retry`.
 
 TimeoutError: a step of it hung.
 """
-
-SOURCE_AWAY: Final = (FetchUnavailable, StorageThrottled, StorageUnavailable)
-"""Errors of a row's inputs that may be of all pictures there."""
 
 BACKOFF_S: Final = 1.0
 """Pause before the second try of a row; doubles with each one."""
@@ -76,7 +75,6 @@ class CatalogWorker:
         *,
         run_id: str,
         animator: RowAnimator,
-        outage: Outage | None = None,
         replace_animator: Callable[[], RowAnimator] | None = None,
         node: str = "",
         node_lives: Callable[[str], bool] = lambda node: True,
@@ -88,12 +86,13 @@ class CatalogWorker:
         self._node = node
         self._node_lives = node_lives
         self._lock = RowLock()
-        self._outage = outage or Outage()
-        self._sources = Sources(patience_s=config.patience_s)
+        self._outage = Outage()
+        self._sources = Sources(self._outage, patience_s=config.patience_s)
         self._rows = InFlightRows(hang_timeout_s=config.hang_timeout_s)
         self._stages = self._rows.stages
         self._draining = threading.Event()
         self._stopped = threading.Event()
+        self._patient = PatientStages(self._stages, self._outage, config, stopped=self._stopped)
 
     def work(self, row: ManifestRow) -> ResultRow | None:
         """The result of the row, whose video is committed before this returns; None where it was stopped before.
@@ -129,10 +128,15 @@ class CatalogWorker:
         """The number of rows that have been begun and have no result yet."""
         return len(self._rows)
 
+    @property
+    def outage(self) -> OutageState:
+        """The outage that rows wait out."""
+        return self._outage.state
+
     def _work(self, row: ManifestRow, entry: InFlight) -> ResultRow:
         config = self._config
         try:
-            found = self._with_output(
+            found = self._patient.use_output(
                 "reading what is there of the row",
                 lambda: steps.committed(row, config) or ledger.earlier_attempts(config.output, row.work_key),
                 limit_s=config.fetch_timeout_s,
@@ -228,11 +232,11 @@ class CatalogWorker:
             # Alone the row is charged from its beginning, because no other row can end the process.
             state="animating" if alone else "waiting",
         )
-        return self._with_output("writing the row's attempt record", begin, limit_s=self._config.fetch_timeout_s)
+        return self._patient.use_output("writing the row's attempt record", begin, limit_s=self._config.fetch_timeout_s)
 
     def _try(self, row: ManifestRow, entry: InFlight, *, num_deaths: int, alone: bool) -> ResultRow:
         """The result after as many tries as the row may have."""
-        config, attempts, pause_s = self._config, num_deaths, BACKOFF_S
+        config, attempts, pause_s, begin = self._config, num_deaths, BACKOFF_S, time.monotonic()
         outputs: steps.Outputs | None = None
         while True:
             attempts += 1
@@ -240,14 +244,16 @@ class CatalogWorker:
                 # A finished animation is not made again because the store is away.
                 outputs = outputs or self._make(row, entry, alone=alone, attempts=attempts)
                 commit = partial(steps.commit, outputs, attempts=attempts)
-                return self._with_output(
+                return self._patient.use_output(
                     "writing the video", commit, limit_s=config.publish_timeout_s, num_animations=1, spared=True
                 )
             except (JobError, CancelledError):
                 raise
             except Exception as error:  # noqa: BLE001 - the row boundary
-                away = isinstance(error, SOURCE_AWAY) and self._sources.is_away(row)
-                if not away and (not isinstance(error, TRANSIENT) or attempts >= config.max_attempts):
+                away = self._sources.are_away(row, error)
+                spent = isinstance(error, STORE_AWAY) and time.monotonic() - begin > config.patience_s
+                last = spent or attempts >= config.max_attempts or not isinstance(error, TRANSIENT)
+                if last and not away:
                     return self._failed(row, row_error(error), attempts=attempts)
                 log.info("row %s, try %d of %d: %s", row.id, attempts, config.max_attempts, error)
                 if isinstance(error, TimeoutError):
@@ -263,10 +269,13 @@ class CatalogWorker:
         if self._draining.is_set():
             raise CancelledError
         entry.begin()
-        fetched = self._stages.call(
-            "fetching the picture", lambda: steps.fetch(row, config), limit_s=config.fetch_timeout_s
+        fetched = self._patient.read(
+            "fetching the picture",
+            lambda: steps.fetch(row, config),
+            limit_s=config.fetch_timeout_s,
+            stopped=self._draining,
         )
-        self._sources.succeeded(row)
+        self._sources.answered(row)
         request = steps.request_of(row, fetched, deadline_s=config.row_timeout_s)
         animation = self._animate(request, entry, alone=alone)
         encode = partial(
@@ -279,36 +288,6 @@ class CatalogWorker:
             attempts=attempts,
         )
         return self._stages.call("encoding the video", encode, limit_s=config.publish_timeout_s, spared=True)
-
-    def _with_output(
-        self, name: str, function: Callable[[], T], *, limit_s: float, num_animations: int = 0, spared: bool = False
-    ) -> T:
-        """The value of a function that uses the output, whose store it waits for while that is away.
-
-        So many finished animations wait in memory meanwhile. `limit_s` is for the function, not for an outage.
-
-        Raises:
-            OutputError: the store denies it, or its bucket is gone.
-            OutputUnavailable: patience is spent.
-            TimeoutError, CancelledError: as `Stages.call`.
-        """
-        config, waits = self._config, threading.Event()
-        notice = self._outage.notice(num_animations=num_animations)
-
-        def note(reason: str) -> None:
-            waits.set() if reason else waits.clear()
-            notice(reason)
-
-        def patiently() -> T:
-            with storage.patience(config.patience_s, stopped=self._stopped, notice=note, from_start=True):
-                return function()
-
-        try:
-            return self._stages.call(name, patiently, limit_s=limit_s, spared=spared, may_wait=waits.is_set)
-        except (StorageThrottled, StorageUnavailable) as error:
-            raise OutputUnavailable(f"the output {config.output} stayed away: {error.message}") from None
-        except (StorageDenied, StorageNotFound) as error:
-            raise OutputError(f"the output {config.output} cannot be used: {error.message}") from None
 
     def _put_off(self, row: ManifestRow, error: OutputError, *, attempts: int) -> ResultRow:
         """The row without a verdict, because of its output."""

@@ -70,7 +70,7 @@ class RunDisplay:
     def __init__(self, console: Console) -> None:
         self._console = console
         self._live = console.is_terminal
-        self._phase = ""
+        self._phase: tuple[str, str] = "", ""
         self._last_line = 0.0
         self._bar = Bar(
             SpinnerColumn(),
@@ -100,8 +100,9 @@ class RunDisplay:
             )
             return
         now = time.monotonic()
-        if progress.phase != self._phase or (progress.phase == "animating" and now - self._last_line >= PLAIN_S):
-            self._phase, self._last_line = progress.phase, now
+        phase = progress.phase, progress.away
+        if phase != self._phase or (progress.phase == "animating" and now - self._last_line >= PLAIN_S):
+            self._phase, self._last_line = phase, now
             self._console.print(_line(progress), highlight=False, soft_wrap=True)
 
     def __enter__(self) -> RunDisplay:
@@ -186,16 +187,26 @@ def show_table(console: Console, columns: Sequence[str], rows: Sequence[Sequence
 
 
 def _facts(progress: Progress) -> str:
+    parts = [f"[yellow]{_outage(progress)}[/yellow]"] if progress.away else []
     if progress.phase != "animating":
-        return ""
-    parts = [f"[red]{progress.num_failed} failed[/red]"] if progress.num_failed else []
+        return "".join(parts)
+    parts += [f"[red]{progress.num_failed} failed[/red]"] if progress.num_failed else []
     if progress.animating_s >= RATE_S and progress.rows_per_s:
         parts.append(f"{60 * progress.rows_per_s:.1f} videos/min")
         parts.append(f"{duration(progress.num_left / progress.rows_per_s)} left")
     return " · ".join(parts)
 
 
+def _outage(progress: Progress) -> str:
+    text = f"{progress.away} is away"
+    if progress.num_waiting:
+        text += f", {progress.num_waiting} animation{'s wait' if progress.num_waiting > 1 else ' waits'}"
+    return text
+
+
 def _line(progress: Progress) -> str:
+    if progress.away:
+        return escape(f"{_PHASES[progress.phase]}: {_outage(progress)} ({progress.away_reason})")
     if progress.phase != "animating":
         if progress.phase == "starting":
             return f"{progress.num_pending} of {progress.num_items} work items to do: {_PHASES['starting']}"

@@ -16,7 +16,6 @@ from botocore.config import Config
 
 from pia_ray.errors import StorageError
 
-CLIENT_ATTEMPTS: Final = 3
 CONNECT_TIMEOUT_S: Final = 10.0
 READ_TIMEOUT_S: Final = 60.0
 POOL_CONNECTIONS: Final = 64
@@ -88,7 +87,8 @@ def _new_client(session: Any, signature_version: str | None) -> Any:
             config=Config(
                 # Not adaptive: its rate limit is per client and holds back every thread of a worker for one
                 # throttled prefix, while the jittered waits outside already spread the load.
-                retries={"mode": "standard", "total_max_attempts": CLIENT_ATTEMPTS},
+                # Three tries, unless AWS_MAX_ATTEMPTS or the profile says otherwise.
+                retries={"mode": "standard"},
                 connect_timeout=CONNECT_TIMEOUT_S,
                 read_timeout=READ_TIMEOUT_S,
                 max_pool_connections=POOL_CONNECTIONS,

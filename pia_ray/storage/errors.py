@@ -26,7 +26,7 @@ from pia_ray.storage.patience import hurried, waited_out
 from pia_ray.storage.uris import bucket_and_key
 
 RETRY_ATTEMPTS: Final = 10
-"""Tries of one call, each of which is tried CLIENT_ATTEMPTS times inside botocore."""
+"""Tries of one call, each of which is tried three times inside botocore, or AWS_MAX_ATTEMPTS times."""
 HURRIED_ATTEMPTS: Final = 2
 """Tries of one call in a block that is in a hurry."""
 RETRY_FIRST_WAIT_S: Final = 0.1

@@ -20,13 +20,13 @@ from pia_ray.errors import HubUnavailable, PiaRayError, StorageThrottled, Storag
 
 FIRST_PAUSE_S: Final = 1.0
 LONGEST_PAUSE_S: Final = 30.0
-"""Pauses between two tries double from the first to the longest."""
+"""Pauses between two tries double from the first to the longest; short patience has shorter ones."""
 
 AWAY: Final = (StorageThrottled, StorageUnavailable, HubUnavailable)
 """Errors that pass by themselves."""
 
-Notice = Callable[[str], None]
-"""Is called with the reason of each wait as it begins or goes on, and with an empty text when it is over."""
+Notice = Callable[[PiaRayError | None], None]
+"""Is called with the error of each wait as it begins or goes on, and with None when it is over."""
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -43,6 +43,16 @@ class Patience:
     from_start: bool
     """Whether a store is waited for that has never answered this process: at the start its address may be wrong."""
 
+    @property
+    def first_pause_s(self) -> float:
+        """The pause after the first failure."""
+        return min(FIRST_PAUSE_S, self.seconds / 60)
+
+    @property
+    def longest_pause_s(self) -> float:
+        """The pause that no other one is longer than."""
+        return min(LONGEST_PAUSE_S, self.seconds / 10)
+
 
 _patience: ContextVar[Patience | None] = ContextVar("patience", default=None)
 _hurried: ContextVar[bool] = ContextVar("hurried", default=False)
@@ -53,7 +63,7 @@ def patience(
     seconds: float,
     *,
     stopped: threading.Event | None = None,
-    notice: Notice = lambda reason: None,
+    notice: Notice = lambda error: None,
     from_start: bool = False,
 ) -> Iterator[None]:
     """Lets the block's calls wait so long for a store that is away; `stopped` ends the wait early."""
@@ -73,6 +83,15 @@ def hurry() -> Iterator[None]:
     finally:
         _patience.reset(tokens[0])
         _hurried.reset(tokens[1])
+
+
+@contextlib.contextmanager
+def _without_patience() -> Iterator[None]:
+    token = _patience.set(None)
+    try:
+        yield
+    finally:
+        _patience.reset(token)
 
 
 def hurried() -> bool:
@@ -96,19 +115,19 @@ def waited_out(call: Callable[[], _T], *, has_answered: Callable[[], bool]) -> _
     if current is None:
         return call()
     begin = time.monotonic()
-    token = _patience.set(None)  # a call inside the call does not wait a second time
+    waits = current.from_start or has_answered()
     try:
-        return call()
+        # A call inside the call does not wait a second time, and its own tries are few: the pauses here go on.
+        with hurry() if waits else _without_patience():
+            return call()
     except AWAY as error:
-        if not current.from_start and not has_answered():
+        if not waits and not has_answered():
             raise
         failure = error
-    finally:
-        _patience.reset(token)
     try:
         return _repeated(call, current, failure, begin=begin)
     finally:
-        current.notice("")
+        current.notice(None)
 
 
 def patient(call: Callable[_P, _T]) -> Callable[_P, _T]:
@@ -122,16 +141,18 @@ def patient(call: Callable[_P, _T]) -> Callable[_P, _T]:
 
 
 def _repeated(call: Callable[[], _T], current: Patience, failure: PiaRayError, *, begin: float) -> _T:
-    pause_s = FIRST_PAUSE_S
+    pause_s, noticed = current.first_pause_s, False
     while True:
         left_s = begin + current.seconds - time.monotonic()
         if left_s <= 0:
             raise failure
-        current.notice(failure.message)
+        if noticed:
+            current.notice(failure)
+        noticed = True  # a single pause is no outage: under throttling many calls need one
         _log.debug("%s; waiting %.0f s more at most", failure.message, left_s)
         if current.stopped.wait(min(left_s, random.uniform(0.5, 1) * pause_s)):  # noqa: S311
             raise failure
-        pause_s = min(LONGEST_PAUSE_S, 2 * pause_s)
+        pause_s = min(current.longest_pause_s, 2 * pause_s)
         try:
             with hurry():
                 return call()

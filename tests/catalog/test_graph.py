@@ -25,8 +25,10 @@ import torch
 
 from pia_ray import Animator, build_processor, ledger, read_results
 from pia_ray.animation import Animation
+from pia_ray.catalog.channel import RunChannel, follow_run
 from pia_ray.catalog.graph import run_catalog, size_pool
 from pia_ray.catalog.local import run_local
+from pia_ray.catalog.outage import NO_OUTAGE, OutageState
 from pia_ray.catalog.run import Progress
 from pia_ray.config.catalog import CatalogConfig
 from pia_ray.config.model import ModelConfig, build
@@ -125,6 +127,41 @@ def gone(pids: set[int]) -> bool:
             return True
         time.sleep(0.1)
     return False
+
+
+def test_actors_tell_the_driver_what_is_away_and_which_animations_wait() -> None:
+    class Waiting:
+        """An actor whose worker waits out an outage; in here, so that actors need not import this module."""
+
+        num_in_flight = 2
+
+        def __init__(self, run_id: str) -> None:
+            self.outage = NO_OUTAGE
+            follow_run(self, run_id=run_id)
+
+        def wait_for(self, state: OutageState) -> None:
+            self.outage = state
+
+        def drain(self) -> None:
+            self.num_in_flight = 0
+
+    actors = [ray.remote(num_cpus=0)(Waiting).remote("a run") for _ in range(2)]
+
+    def told(number: int) -> OutageState:
+        for _ in range(100):
+            if channel.outage.num_animations == number:
+                break
+            time.sleep(0.1)
+        return channel.outage
+
+    with RunChannel("a run") as channel:
+        assert told(0) == NO_OUTAGE
+        ray.get([actor.wait_for.remote(OutageState("the store", "it answers 503", 2)) for actor in actors])
+        assert told(4) == OutageState("the store", "it answers 503", 4)
+        ray.get([actor.wait_for.remote(NO_OUTAGE) for actor in actors])
+        assert told(0) == NO_OUTAGE
+    for actor in actors:
+        ray.kill(actor)
 
 
 def test_run_local_and_ray_give_the_same_table_of_good_broken_and_bad_rows(tmp_path: Path) -> None:

@@ -699,6 +699,28 @@ def test_without_a_terminal_a_run_is_told_in_plain_lines() -> None:
     assert len(lines) == 4, "rows that end at once share a line"
 
 
+def test_an_outage_is_told_when_it_begins_with_its_reason_and_the_animations_that_wait() -> None:
+    console = Console(file=StringIO(), width=40)
+    with RunDisplay(console) as display:
+        display.show(Progress("planning", away="the hub", away_reason="it answers 503"))
+        display.show(PROGRESS)
+        display.show(replace(PROGRESS, away="the store", away_reason="cannot write s3://[b]/v", num_waiting=3))
+        display.show(replace(PROGRESS, away="the store", away_reason="cannot write s3://[b]/v", num_waiting=3))
+        display.show(PROGRESS)
+    lines = console.file.getvalue().splitlines()
+    assert lines[0] == "reading the manifest: the hub is away (it answers 503)"
+    assert lines[2] == "animating: the store is away, 3 animations wait (cannot write s3://[b]/v)"
+    assert lines[1] == lines[3] == "0 of 8 done, 0 failed, 8 left"
+    assert len(lines) == 4
+
+
+def test_the_live_bar_tells_an_outage() -> None:
+    console = Console(file=StringIO(), force_terminal=True, width=120, color_system=None)
+    with RunDisplay(console) as display:
+        display.show(replace(PROGRESS, away="the store", away_reason="it answers 503", num_waiting=1))
+    assert "the store is away, 1 animation waits" in console.file.getvalue()
+
+
 def test_on_a_terminal_there_is_one_live_bar_that_goes_away() -> None:
     console = Console(file=StringIO(), force_terminal=True, width=120, color_system=None)
     with RunDisplay(console) as display:

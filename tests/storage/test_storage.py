@@ -25,6 +25,7 @@ import pytest
 from pia_ray import storage
 from pia_ray.errors import (
     OutputError,
+    PiaRayError,
     StorageDamaged,
     StorageDenied,
     StorageError,
@@ -551,6 +552,36 @@ def test_expired_credentials_stop_at_once(chaos: ChaosProxy) -> None:
     with pytest.raises(StorageDenied, match="expired"):
         storage.write_bytes(f"{chaos.bucket}/a", b"x")
     assert len(chaos.requests) == 1
+
+
+def test_expired_credentials_are_named_where_the_answer_to_a_head_has_no_body(chaos: ChaosProxy) -> None:
+    chaos.faults.extend([403] * 2)
+    with pytest.raises(StorageDenied, match=r"credentials have expired \(ExpiredToken\)"):
+        storage.head(f"{chaos.bucket}/a")
+
+
+def test_aws_max_attempts_counts_inside_each_try(chaos: ChaosProxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    chaos.faults.extend([500] * 50)
+    with storage.hurry(), pytest.raises(StorageUnavailable):
+        storage.write_bytes(f"{chaos.bucket}/a", b"x")
+    assert len(chaos.requests) == 2
+
+
+def test_patience_gives_notice_of_an_outage_and_not_of_a_pause(
+    chaos: ChaosProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    storage.write_bytes(f"{chaos.bucket}/a", b"x")
+    notices: list[PiaRayError | None] = []
+    with storage.patience(3, notice=notices.append):
+        chaos.faults.extend([500] * 3)
+        assert storage.read_bytes(f"{chaos.bucket}/a") == b"x"
+        assert not any(notices)
+        chaos.faults.extend([500] * 7)
+        assert storage.read_bytes(f"{chaos.bucket}/a") == b"x"
+    assert isinstance(notices[0], StorageUnavailable)
+    assert notices[-1] is None
 
 
 def test_a_store_without_conditional_writes_is_found_out_and_used(chaos: ChaosProxy) -> None:
