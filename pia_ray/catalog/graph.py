@@ -28,6 +28,7 @@ from pia_ray.animation import RowAnimator
 from pia_ray.catalog.drain import RunDrain, drain_with_run, node_is_alive
 from pia_ray.catalog.run import Execute, Observer, RunPlan, RunSummary, run
 from pia_ray.catalog.settling import settled, versions_of
+from pia_ray.catalog.state_writer import StateWriter
 from pia_ray.catalog.steps import worker_name
 from pia_ray.catalog.worker import CatalogWorker
 from pia_ray.config.catalog import CatalogConfig
@@ -179,6 +180,7 @@ class AnimateRow:
     def __init__(self, config: CatalogConfig, run_id: str, make_animator: MakeAnimator, *, cpu_threads: int) -> None:
         self._worker = _worker(config, run_id, make_animator(config, cpu_threads))
         drain_with_run(self._worker, run_id=run_id)
+        StateWriter(config.output, lambda: self._worker.state).start()  # until this process ends
 
     def __call__(self, items: pa.Table) -> pa.Table:
         """One result row per item; never returns for one that the run's stop has taken back."""

@@ -240,7 +240,7 @@ def _planned(planned: ledger.Planned) -> Progress:
 def _animate(plan: RunPlan, execute: Execute, run_ledger: ledger.Ledger, state: _State, *, started: float) -> Ending:
     """Runs the pending rows and records their results; how it ended.
 
-    Records of attempts that no worker's death has made count against no row, so they go when the workers have.
+    Records of attempts that no worker's death has made count against no row. They and the workers' go with the workers.
     """
     deadline_s = plan.config.deadline_s
     ending: Ending = "finished"
@@ -263,6 +263,7 @@ def _animate(plan: RunPlan, execute: Execute, run_ledger: ledger.Ledger, state: 
     finally:
         with storage.hurry(), suppress(StorageError):
             ledger.remove_attempts_of_run(plan.config.output, plan.run_id)
+            ledger.remove_workers_of_run(plan.config.output, plan.run_id)
     return ending
 
 

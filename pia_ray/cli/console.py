@@ -26,9 +26,13 @@ from pia_ray.catalog.formatting import duration
 
 if TYPE_CHECKING:
     from pia_ray.catalog.run import Progress, RunSummary
+    from pia_ray.ledger import LiveRun
 
 PLAIN_S: Final = 10.0
 """Seconds between lines where there is no terminal."""
+
+SHOWN_ROWS: Final = 40
+"""Rows in flight that a report names."""
 
 RATE_S: Final = 5.0
 """Shortest time over which a rate is shown, because rows that denoised together end together."""
@@ -175,6 +179,34 @@ def show_report(console: Console, facts: Mapping[str, Any]) -> None:
         else:
             table.add_row(escape(name.replace("_", " ")), escape(_number(value)))
     console.print(table, highlight=False)
+
+
+def show_live(console: Console, live: LiveRun | None, *, store: Mapping[str, Any]) -> None:
+    """The state of the store, and of the run that is at work with its workers and their oldest rows."""
+
+    def line(text: str) -> None:
+        console.print(text, highlight=False, soft_wrap=True, markup=False)
+
+    away = store["state"] == "away"
+    line(f"store is away: {store['reason']}" if away else f"store answered in {store['seconds']:.2f} s")
+    if live is None:
+        if not away:
+            line("no run is at work")
+        return
+    renewed = "" if live.renewed_s is None else f" by {live.driver}, which was seen {duration(live.renewed_s)} ago"
+    ended = ": it has ended, or does not reach the store" if live.expired else ""
+    line(f"run {live.run_id}{renewed}{ended}: {len(live.workers)} workers, {live.num_in_flight} rows in flight")
+    shown = 0
+    for worker in live.workers:
+        busy = "" if worker.busy_share is None else f", engine busy {worker.busy_share:.0%}"
+        line(f"  worker {worker.worker}: {len(worker.rows)} rows{busy}, seen {duration(worker.seen_s)} ago")
+        if worker.outage:
+            line(f"    waits for the store with {worker.num_waiting} finished animations: {worker.outage}")
+        for row in worker.rows[: max(0, SHOWN_ROWS - shown)]:
+            line(f"    {row.id}: {row.stage} for {duration(row.stage_s)}, begun {duration(row.age_s)} ago")
+        shown += len(worker.rows)
+    if shown > SHOWN_ROWS:
+        line(f"  and {shown - SHOWN_ROWS} more rows: --json names all")
 
 
 def show_table(console: Console, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -1,8 +1,8 @@
 """The row ledger of an output: RESULTS_SCHEMA, parts, what is pending, `results.parquet`, lease, attempts, upkeep.
 
 Its modules are `layout` (URIs), `results` (rows and the table that people read), `parts` (files of rows), `index` (the
-row that wins), `runs`, `attempts`, `lease`, `planning`, `ledger`, `results_writer`, `videos` and `upkeep` (summary,
-verify, rebuild).
+row that wins), `runs`, `attempts`, `lease`, `live` (the run at work, and its workers), `planning`, `ledger`,
+`results_writer`, `videos` and `upkeep` (summary, verify, rebuild).
 """
 
 from pia_ray.ledger.attempts import (
@@ -18,6 +18,16 @@ from pia_ray.ledger.attempts import (
 from pia_ray.ledger.layout import items_uri, results_uri, slug, thumbnail_uris, video_uri
 from pia_ray.ledger.lease import Lease
 from pia_ray.ledger.ledger import Ledger
+from pia_ray.ledger.live import (
+    LiveRun,
+    RowInFlight,
+    Stage,
+    WorkerState,
+    live_run,
+    remove_worker,
+    remove_workers_of_run,
+    write_worker,
+)
 from pia_ray.ledger.planning import Planned
 from pia_ray.ledger.results import (
     RESULTS_SCHEMA,
@@ -47,10 +57,14 @@ __all__ = [
     "Lease",
     "Ledger",
     "LedgerSummary",
+    "LiveRun",
     "Planned",
     "Rebuilt",
+    "RowInFlight",
     "RunRecord",
+    "Stage",
     "Verified",
+    "WorkerState",
     "begin_attempt",
     "count_attempts",
     "earlier_attempts",
@@ -59,6 +73,7 @@ __all__ = [
     "item_files",
     "items_uri",
     "latest_run",
+    "live_run",
     "new_run",
     "provenance",
     "read_item_file",
@@ -67,6 +82,8 @@ __all__ = [
     "rebuild",
     "remove_attempts",
     "remove_attempts_of_run",
+    "remove_worker",
+    "remove_workers_of_run",
     "results_uri",
     "row_from_provenance",
     "set_attempt_state",
@@ -76,4 +93,5 @@ __all__ = [
     "to_table",
     "verify",
     "video_uri",
+    "write_worker",
 ]

@@ -66,6 +66,11 @@ def attempts_uri(output: str) -> str:
     return storage.join(output, "_ledger", "attempts")
 
 
+def workers_uri(output: str) -> str:
+    """Folder of the records of workers at work."""
+    return storage.join(output, "_ledger", "workers")
+
+
 def runs_uri(output: str) -> str:
     """Folder of the runs."""
     return storage.join(output, "_ledger", "runs")

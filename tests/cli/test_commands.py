@@ -478,6 +478,22 @@ def test_report_tells_counts_and_errors_as_text_and_json(pia: Pia, output: Path)
     facts = json.loads(pia("report", output, "--json").out)
     assert (facts["num_items"], facts["num_succeeded"], facts["num_failed"]) == (10, 7, 3)
     assert facts["errors"] == {"image_truncated": 1, "unsupported_image": 1, "image_not_found": 1}
+    assert (facts["live"], facts["store"]["state"]) == (None, "answers")
+    assert "no run is at work" in ended.out
+
+
+def test_report_follow_prints_json_lines_with_the_run_at_work_until_it_is_stopped(pia: Pia, output: Path) -> None:
+    row = ledger.RowInFlight("car", "ab" * 32, "animate", stage_s=2.0, age_s=3.0)
+    state = ledger.WorkerState("host:1", "run", "", (row,), busy_share=0.5, outage="", num_waiting=0)
+    with ledger.Lease(str(output), run_id="run"):
+        ledger.write_worker(str(output), state)
+        assert "    car: animate for" in pia("report", output).out
+        process = start("report", output, "--follow", "--json")
+        assert process.stdout is not None
+        facts = json.loads(process.stdout.readline())
+        process.send_signal(signal.SIGINT)
+        assert finish(process).code == 130
+    assert facts["live"]["workers"][0]["rows"][0]["id"] == "car"
 
 
 @pytest.mark.parametrize("words", ["report", "gallery", "ledger verify", "ledger compact", "ledger rebuild"])
