@@ -30,6 +30,7 @@ ORDER = (
     "config",
     "types",
     "storage",
+    "webhooks",
     "weights",
     "ray_runtime",
     "media",

@@ -26,7 +26,8 @@ from ray.data import ActorPoolStrategy, Dataset
 from pia_ray import ledger, storage
 from pia_ray.animation import RowAnimator
 from pia_ray.catalog.drain import RunDrain, drain_with_run, node_is_alive
-from pia_ray.catalog.run import Execute, Observer, RunPlan, RunSummary, run
+from pia_ray.catalog.progress import RunSummary
+from pia_ray.catalog.run import Execute, Observer, RunPlan, run
 from pia_ray.catalog.settling import settled, versions_of
 from pia_ray.catalog.state_writer import StateWriter
 from pia_ray.catalog.steps import worker_name

@@ -12,7 +12,8 @@ import pyarrow.compute as pc
 
 from pia_ray import ledger
 from pia_ray.animation import RowAnimator
-from pia_ray.catalog.run import Execute, Observer, RunPlan, RunSummary, run
+from pia_ray.catalog.progress import RunSummary
+from pia_ray.catalog.run import Execute, Observer, RunPlan, run
 from pia_ray.catalog.stages import Stages
 from pia_ray.catalog.state_writer import StateWriter
 from pia_ray.catalog.worker import CatalogWorker

@@ -30,7 +30,7 @@ from pia_ray.config.serve import load_serve
 from pia_ray.errors import BadParameter, ConfigError
 
 if TYPE_CHECKING:
-    from pia_ray.catalog.run import Progress
+    from pia_ray.catalog.progress import Progress
 
 Command = Callable[[argparse.Namespace], int]
 

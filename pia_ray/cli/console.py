@@ -25,7 +25,7 @@ from rich.text import Text
 from pia_ray.catalog.formatting import duration
 
 if TYPE_CHECKING:
-    from pia_ray.catalog.run import Progress, RunSummary
+    from pia_ray.catalog.progress import Progress, RunSummary
     from pia_ray.ledger import LiveRun
 
 PLAIN_S: Final = 10.0
@@ -142,6 +142,8 @@ def show_summary(console: Console, summary: RunSummary, *, retry_command: str, o
         parts = [f"{duration(summary.seconds)} in all", f"{duration(progress.first_row_s)} to the first video"]
         if progress.animating_s >= RATE_S:
             parts.append(f"then {60 * progress.rows_per_s:.1f} videos/min")
+        if progress.busy_share is not None:
+            parts.append(f"engine busy {progress.busy_share:.0%}")
         console.print("time      " + ", ".join(parts), highlight=False, soft_wrap=True)
     for code, count in sorted(summary.errors.items(), key=lambda entry: (-entry[1], entry[0])):
         console.print(f"  {count:>6} x {code}", highlight=False)

@@ -1,8 +1,8 @@
 """The row ledger of an output: RESULTS_SCHEMA, parts, what is pending, `results.parquet`, lease, attempts, upkeep.
 
 Its modules are `layout` (URIs), `results` (rows and the table that people read), `parts` (files of rows), `index` (the
-row that wins), `runs`, `attempts`, `lease`, `live` (the run at work, and its workers), `planning`, `ledger`,
-`results_writer`, `videos` and `upkeep` (summary, verify, rebuild).
+row that wins), `runs`, `attempts`, `lease`, `busy_share`, `live` (the run at work), `planning`,
+`ledger`, `results_writer`, `videos` and `upkeep` (summary, verify, rebuild).
 """
 
 from pia_ray.ledger.attempts import (
@@ -15,7 +15,8 @@ from pia_ray.ledger.attempts import (
     remove_attempts_of_run,
     set_attempt_state,
 )
-from pia_ray.ledger.layout import items_uri, results_uri, slug, thumbnail_uris, video_uri
+from pia_ray.ledger.busy_share import BusyShare
+from pia_ray.ledger.layout import items_uri, results_uri, slug, summary_uri, thumbnail_uris, video_uri
 from pia_ray.ledger.lease import Lease
 from pia_ray.ledger.ledger import Ledger
 from pia_ray.ledger.live import (
@@ -54,6 +55,7 @@ __all__ = [
     "RESULTS_SCHEMA",
     "AttemptRecord",
     "AttemptState",
+    "BusyShare",
     "Lease",
     "Ledger",
     "LedgerSummary",
@@ -89,6 +91,7 @@ __all__ = [
     "set_attempt_state",
     "slug",
     "summary",
+    "summary_uri",
     "thumbnail_uris",
     "to_table",
     "verify",

@@ -46,6 +46,11 @@ def results_uri(output: str) -> str:
     return storage.join(output, "results.parquet")
 
 
+def summary_uri(output: str) -> str:
+    """The summary of the latest run for programs."""
+    return storage.join(output, "summary.json")
+
+
 def parts_uri(output: str) -> str:
     """Folder of the ledger's parts."""
     return storage.join(output, "_ledger", "parts")

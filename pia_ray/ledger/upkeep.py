@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 from pia_ray import storage
 from pia_ray.errors import StorageDamaged, StorageNotFound, VideoError
 from pia_ray.ledger import layout, runs
+from pia_ray.ledger.busy_share import BusyShare
 from pia_ray.ledger.ledger import Ledger, output_errors
 from pia_ray.ledger.parts import read_winners
 from pia_ray.ledger.results import row_from_provenance
@@ -269,17 +270,10 @@ def _flags(rows: pa.Table) -> dict[str, int]:
 
 def _busy_share(rows: pa.Table) -> float | None:
     """Engine time over the time between each worker's first and last of these rows; None where nothing is known."""
-    columns = ("worker", "finished_at", "fetch_s", "animate_s", "gpu_s")
-    spans: dict[str, tuple[float, float, float]] = {}
-    for worker, finished_at, fetch_s, animate_s, gpu_s in zip(
-        *(rows[name].to_pylist() for name in columns), strict=True
-    ):
-        end = finished_at.timestamp()
-        first, last, busy_s = spans.get(worker, (end, end, 0.0))
-        begin = end - (fetch_s or 0.0) - (animate_s or 0.0)
-        spans[worker] = min(first, begin), max(last, end), busy_s + (gpu_s or 0.0)
-    span_s = sum(last - first for first, last, _ in spans.values())
-    return sum(min(busy_s, last - first) for first, last, busy_s in spans.values()) / span_s if span_s > 0 else None
+    share = BusyShare()
+    for record in rows.select(["worker", "finished_at", "fetch_s", "animate_s", "gpu_s"]).to_pylist():
+        share.add(**record)
+    return share.value
 
 
 def _percentiles(rows: pa.Table) -> dict[str, dict[int, float]]:

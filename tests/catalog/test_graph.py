@@ -27,7 +27,7 @@ from pia_ray import Animator, build_processor, ledger, read_results
 from pia_ray.animation import Animation
 from pia_ray.catalog.graph import run_catalog, size_pool
 from pia_ray.catalog.local import run_local
-from pia_ray.catalog.run import Progress
+from pia_ray.catalog.progress import Progress
 from pia_ray.config.catalog import CatalogConfig
 from pia_ray.config.model import ModelConfig, build
 from pia_ray.errors import JobError, WeightsError

@@ -23,7 +23,7 @@ import pytest
 from pia_ray import ledger, read_results, storage
 from pia_ray.animation import Animation, OnStep
 from pia_ray.catalog.local import run_local
-from pia_ray.catalog.run import Progress, RunSummary
+from pia_ray.catalog.progress import Progress, RunSummary
 from pia_ray.config.catalog import CatalogConfig
 from pia_ray.config.model import ModelConfig, build
 from pia_ray.errors import DeviceLost, JobError, LeaseHeld, ManifestError

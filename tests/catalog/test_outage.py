@@ -9,7 +9,7 @@ import pytest
 
 from pia_ray import read_results
 from pia_ray.catalog.local import run_local
-from pia_ray.catalog.run import Progress
+from pia_ray.catalog.progress import Progress
 from pia_ray.config.catalog import CatalogConfig
 from pia_ray.config.model import ModelConfig, build
 from pia_ray.errors import OutputError, OutputUnavailable

@@ -27,7 +27,7 @@ from rich.console import Console
 
 from pia_ray import __version__, ledger, read_results, storage
 from pia_ray.catalog.local import run_local
-from pia_ray.catalog.run import Progress, RunSummary
+from pia_ray.catalog.progress import Progress, RunSummary
 from pia_ray.cli.console import RunDisplay, show_summary
 from pia_ray.cli.main import main
 from pia_ray.config.catalog import CatalogConfig
