@@ -27,6 +27,7 @@ PACKAGE = ROOT / "pia_ray"
 
 ORDER = (
     "errors",
+    "logs",
     "config",
     "types",
     "storage",
@@ -145,6 +146,7 @@ OWNERS = {
     "ray": {
         "pia_ray.ray_runtime": "starts and ends it",
         "pia_ray.catalog.graph": "Ray Data",
+        "pia_ray.catalog.metrics": "exports the metrics of runs through Ray's own",
         "pia_ray.catalog.drain": "asks the actors of a run to begin no other rows",
         "pia_ray.online.serve": "Ray Serve",
     },

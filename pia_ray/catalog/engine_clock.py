@@ -39,7 +39,12 @@ class EngineClock:
             return self._busy_s + (time.monotonic() - self._since if self._inside else 0.0)
 
     @property
+    def up_s(self) -> float:
+        """Seconds since the worker came up."""
+        return time.monotonic() - self._begun_at
+
+    @property
     def busy_share(self) -> float | None:
         """Share of the time since the worker came up in which the engine had a row; None before its first one."""
         busy_s = self.busy_s
-        return busy_s / (time.monotonic() - self._begun_at) if busy_s else None
+        return busy_s / self.up_s if busy_s else None

@@ -10,7 +10,7 @@ from concurrent.futures import CancelledError, Future
 from contextlib import contextmanager, suppress
 from typing import Final
 
-from pia_ray import ledger, storage
+from pia_ray import ledger, logs, storage
 from pia_ray.animation import Animation, RowAnimator
 from pia_ray.catalog.engine_clock import EngineClock
 from pia_ray.catalog.stages import Stages
@@ -62,8 +62,9 @@ class InFlight:
         self._rows.end_stage(self)
         self.stage, self.stage_at = stage, time.monotonic()
 
-    def begin(self) -> None:
+    def begin(self, *, attempt: int) -> None:
         """Says that a try of the row begins, which is not in the engine yet."""
+        logs.add_fields(attempt=attempt)
         self._rows.num_tries += 1
         self.enter_stage("fetch")
         self.started = self.has_room = False
@@ -148,7 +149,8 @@ class InFlightRows:
         with self._changed:
             self._entries.add(entry)
         try:
-            yield entry
+            with logs.block_fields(row_id=row.id):
+                yield entry
         finally:
             self.end_stage(entry)
             with self._changed:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Final, Protocol
 
-from pia_ray import ledger, manifest, storage
+from pia_ray import ledger, logs, manifest, storage
 from pia_ray.catalog import gallery
 from pia_ray.catalog.outage import Outage
 from pia_ray.catalog.progress import Progress, RunSummary, counted
@@ -106,6 +106,7 @@ def _run(config: CatalogConfig, execute: Execute, state: _State, *, started: flo
     record = ledger.new_run(manifest=config.manifest, model=model_version, config=recorded(config), now=now)
     state.run_id = record.run_id
     with (
+        logs.process_fields(run_id=record.run_id),
         ledger.Lease(config.output, run_id=record.run_id),
         ledger.Ledger.open(config.output, patience_s=config.patience_s) as run_ledger,
     ):

@@ -72,7 +72,7 @@ def summary_of_trouble(
 
 def write_summary(output: str, summary: Summary) -> None:
     """Writes `summary.json` over that of an earlier run; only the holder of the lease may."""
-    content = json.dumps(summary, indent=2).encode()
+    content = json.dumps(summary, indent=2).encode() + b"\n"
     try:
         storage.write_bytes(ledger.summary_uri(output), content, content_type="application/json")
     except StorageError as error:

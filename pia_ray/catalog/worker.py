@@ -279,7 +279,7 @@ class CatalogWorker:
         config = self._config
         if self._draining.is_set():
             raise CancelledError
-        entry.begin()
+        entry.begin(attempt=attempts)
         fetched = self._stages.call(
             "fetching the picture", lambda: steps.fetch(row, config), limit_s=config.fetch_timeout_s
         )

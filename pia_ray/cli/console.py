@@ -5,6 +5,8 @@ Owns rich. Writes to the console it is given; the command line decides which.
 
 from __future__ import annotations
 
+import io
+import logging
 import os
 import sys
 import time
@@ -22,11 +24,14 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 from rich.text import Text
 
+from pia_ray import logs
 from pia_ray.catalog.formatting import duration
 
 if TYPE_CHECKING:
     from pia_ray.catalog.progress import Progress, RunSummary
     from pia_ray.ledger import LiveRun
+
+log = logging.getLogger(__name__)
 
 PLAIN_S: Final = 10.0
 """Seconds between lines where there is no terminal."""
@@ -55,6 +60,24 @@ class Screen(Console):
         self.quiet = True
         with suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+class _LogLines(io.StringIO):
+    """A file whose lines become log lines."""
+
+    def write(self, text: str) -> int:
+        """Logs each line."""
+        for line in filter(None, map(str.rstrip, text.splitlines())):
+            log.info("%s", line)
+        return len(text)
+
+
+def make_run_console() -> Screen:
+    """The console for what a run or endpoint says: standard output, or where log lines are JSON, one that logs."""
+    if not logs.is_json():
+        return make_console()
+    log.setLevel(logging.INFO)
+    return Screen(file=_LogLines(), width=200)
 
 
 def make_console() -> Screen:

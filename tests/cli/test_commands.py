@@ -953,3 +953,12 @@ def test_a_whole_catalogue_goes_from_s3_to_s3_and_a_second_run_animates_nothing(
     assert "Nothing to animate: every work item is done." in ended.out
     assert "6 of 6 work items succeeded (0 now, 6 before)" in ended.out
     assert {found.uri: found.last_modified for found in storage.list_objects(f"{s3}/out/videos")} == made
+
+
+def test_an_error_of_a_command_is_one_json_object_where_logs_are(tmp_path: Path) -> None:
+    ended = finish(start("report", tmp_path / "nowhere", "--log", "json"))
+    assert ended.code == 2
+    assert not ended.out
+    values = json.loads(ended.err)
+    assert values["level"] == "ERROR"
+    assert "nowhere" in values["message"]
