@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import Counter
 from collections.abc import Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import Any
 
 _lock = threading.Lock()
+_again: ContextVar[bool] = ContextVar("again", default=False)
 _requests: Counter[str] = Counter()
 _retries: Counter[str] = Counter()
 _bytes: Counter[str] = Counter()
@@ -18,7 +22,7 @@ class Usage:
     """The counts of this process since its start."""
 
     requests: Mapping[str, int]
-    """Requests to S3 by operation (read, write, list, delete, ...), those that were tried again counted each time."""
+    """Requests to S3 by operation (GetObject, PutObject, ...), those that were tried again counted each time."""
     retries: Mapping[str, int]
     """Those of them that were tries after a failed one."""
     read_bytes: int
@@ -32,11 +36,17 @@ def usage() -> Usage:
         return Usage(dict(_requests), dict(_retries), _bytes["read"], _bytes["written"])
 
 
-def count_request(operation: str, *, again: bool) -> None:
-    """Counts one request, which may be a try after a failed one."""
+def count_request(operation_name: str, request: Any, **_: object) -> None:
+    """Counts a request as botocore sends it; a handler of its event `request-created`."""
+    again = _again.get() or request.context.get("retries", {}).get("attempt", 1) > 1
     with _lock:
-        _requests[operation] += 1
-        _retries[operation] += again
+        _requests[operation_name] += 1
+        _retries[operation_name] += again
+
+
+def note_try(*, again: bool) -> None:
+    """Notes that the requests of this thread are from now on those of a first try, or of one after a failed one."""
+    _again.set(again)
 
 
 def count_read(num_bytes: int) -> None:
@@ -49,3 +59,11 @@ def count_written(num_bytes: int) -> None:
     """Counts what was written."""
     with _lock:
         _bytes["written"] += num_bytes
+
+
+def _after_fork() -> None:
+    global _lock
+    _lock = threading.Lock()  # the parent may have held it at the fork
+
+
+os.register_at_fork(after_in_child=_after_fork)

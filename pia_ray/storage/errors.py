@@ -88,7 +88,7 @@ def _tried(call: Callable[[], _T], verb: str, uri: str, *, attempts: int) -> _T:
     attempts = min(attempts, HURRIED_ATTEMPTS) if hurried() else attempts
     begin = time.monotonic()
     for attempt in range(1, attempts + 1):
-        counts.count_request(verb, again=attempt > 1)
+        counts.note_try(again=attempt > 1)
         try:
             result = call()
         except (aws.BotoCoreError, aws.ClientError, boto3.exceptions.Boto3Error, OSError) as error:
