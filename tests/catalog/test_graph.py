@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import gc
 import itertools
 import json
@@ -456,26 +457,27 @@ def test_a_processor_takes_a_style_per_row(tmp_path: Path) -> None:
 def test_each_metric_of_runs_that_the_dashboard_asks_for_is_exported_by_a_run(
     chaos: ChaosProxy, tmp_path: Path
 ) -> None:
-    folder = write(tmp_path / "catalog", {"a": "sea", "b": "sky"}).parent
-    lines = [json.dumps({"id": name, "image": f"{folder}/{name}.png", "prompt": "sea"}) for name in ("a", "b")]
+    picture = f"data:image/png;base64,{base64.b64encode(draw_picture((64, 48), seed=1)).decode()}"
+    lines = [json.dumps({"id": name, "image": picture, "prompt": "sea"}) for name in ("a", "b")]
     storage.write_bytes(f"{chaos.bucket}/manifest.jsonl", "\n".join(lines).encode())
     chaos.faults.append(503)  # so that there is a retry
     dashboard = json.loads((Path(__file__).parents[2] / "cluster" / "dashboard.json").read_text())
     queries = [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", ())]
     wanted = set(re.findall(r"ray_pia_ray_run_\w+", " ".join(queries)))
     (node,) = ray.nodes()
-    exported: set[str] = set()
+    series: set[tuple[str, str]] = set()
 
     def scrape(progress: Progress) -> None:
-        with urllib.request.urlopen(
-            f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
-        ) as answer:
-            exported.update(re.findall(r"^(ray_pia_ray_run_\w+)\{", answer.read().decode(), re.MULTILINE))
+        url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+        with urllib.request.urlopen(url) as answer:
+            found = re.findall(r'^(ray_pia_ray_run_\w+)\{.*run_id="([^"]+)"', answer.read().decode(), re.MULTILINE)
+        series.update(found)
 
     config = configure(f"{chaos.bucket}/manifest.jsonl", tmp_path / "out", batch_size=1)
-    run_catalog(config, observe=scrape, make_animator=partial(make_fake, seconds_per_step=0.4))
+    summary = run_catalog(config, observe=scrape, make_animator=partial(make_fake, seconds_per_step=0.4))
+    assert summary.exit_code == 0
     assert len(wanted) > 10
-    assert wanted - exported == set()
+    assert wanted - {name for name, run_id in series if run_id == summary.run_id} == set()
 
 
 def test_log_lines_of_an_actor_are_json_with_run_worker_row_and_attempt(tmp_path: Path) -> None:
