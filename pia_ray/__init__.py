@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pia_ray.animation import Animation
     from pia_ray.catalog.graph import build_processor, run_catalog
     from pia_ray.catalog.local import run_local
-    from pia_ray.catalog.run import Progress, RunSummary
+    from pia_ray.catalog.progress import Progress, RunSummary
     from pia_ray.cli.main import main
     from pia_ray.config.catalog import CatalogConfig
     from pia_ray.config.knobs import AnimationParams
@@ -188,8 +188,8 @@ _HOMES = {
     "Judgement": "pia_ray.media.judgement",
     "ModelConfig": "pia_ray.config.model",
     "PIAPipeline": "pia_ray.pia.pipeline",
-    "Progress": "pia_ray.catalog.run",
-    "RunSummary": "pia_ray.catalog.run",
+    "Progress": "pia_ray.catalog.progress",
+    "RunSummary": "pia_ray.catalog.progress",
     "ServeConfig": "pia_ray.config.serve",
     "StepEnd": "pia_ray.types",
     "VideoFacts": "pia_ray.media.video_facts",

@@ -127,6 +127,10 @@ class RowAnimator(Protocol):
     batch_size: int
     """The rows that denoise together at most."""
 
+    @property
+    def num_loads(self) -> int:
+        """As `Animator.num_loads`."""
+
     def version_of(self, style: str) -> str:
         """As `Animator.version_of`."""
 

@@ -27,9 +27,11 @@ PACKAGE = ROOT / "pia_ray"
 
 ORDER = (
     "errors",
+    "logs",
     "config",
     "types",
     "storage",
+    "webhooks",
     "weights",
     "ray_runtime",
     "media",
@@ -147,6 +149,7 @@ OWNERS = {
         "pia_ray.ray_runtime": "starts and ends it",
         "pia_ray.catalog.graph": "Ray Data",
         "pia_ray.catalog.channel": "joins the driver of a run and its actors",
+        "pia_ray.catalog.metrics": "exports the metrics of runs through Ray's own",
         "pia_ray.online.serve": "Ray Serve",
     },
     "fastapi": {"pia_ray.online": "the HTTP interface"},

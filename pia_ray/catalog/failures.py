@@ -1,12 +1,16 @@
-"""The errors with which rows fail."""
+"""The errors with which rows fail, and the result rows of those without a video."""
 
 from __future__ import annotations
 
 import traceback
 from collections.abc import Sequence
+from datetime import UTC, datetime
 
 from pia_ray import ledger
-from pia_ray.errors import RowError, Timeout, UnexpectedError, WorkerDied
+from pia_ray.catalog.steps import worker_name
+from pia_ray.errors import OutputError, RowError, Timeout, UnexpectedError, WorkerDied
+from pia_ray.manifest import redacted
+from pia_ray.types import ManifestRow, ResultRow
 
 
 def given_up(deaths: Sequence[ledger.AttemptRecord]) -> RowError:
@@ -30,3 +34,22 @@ def row_error(error: Exception) -> RowError:
         return error
     text = "".join(traceback.format_exception(error)).strip()
     return UnexpectedError(f"{type(error).__name__}: {error}\n{text}")
+
+
+def without_video(
+    row: ManifestRow, error: RowError | OutputError, *, model: str, run_id: str, attempts: int
+) -> ResultRow:
+    """The result of a row that this process ends without a video."""
+    return ResultRow.failed(
+        error,
+        id=row.id,
+        video_index=row.video_index,
+        work_key=row.work_key,
+        image_uri=redacted(row.image),
+        params=row.params,
+        model=model,
+        run_id=run_id,
+        worker=worker_name(),
+        attempts=attempts,
+        finished_at=datetime.now(UTC),
+    )

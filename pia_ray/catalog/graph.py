@@ -23,12 +23,15 @@ import ray
 import ray.data
 from ray.data import ActorPoolStrategy, Dataset
 
-from pia_ray import ledger, storage
+from pia_ray import ledger, logs, storage
 from pia_ray.animation import RowAnimator
 from pia_ray.catalog.channel import RunChannel, follow_run, node_is_alive
+from pia_ray.catalog.metrics import DriverMetrics, WorkerMetrics
 from pia_ray.catalog.outage import OutageState
-from pia_ray.catalog.run import Execute, Observer, RunPlan, RunSummary, run
+from pia_ray.catalog.progress import RunSummary
+from pia_ray.catalog.run import Execute, Observer, RunPlan, run
 from pia_ray.catalog.settling import settled, versions_of
+from pia_ray.catalog.state_writer import StateWriter
 from pia_ray.catalog.steps import worker_name
 from pia_ray.catalog.worker import CatalogWorker
 from pia_ray.config.catalog import CatalogConfig
@@ -92,7 +95,8 @@ def run_catalog(
     """
     if config.address is not None and not ray.is_initialized():
         require_cluster(config.address)
-    return run(config, _execute(make_animator), observe=observe)
+    metrics = DriverMetrics()
+    return run(config, _execute(make_animator, metrics), observe=metrics.observing(observe))
 
 
 def build_processor(
@@ -169,17 +173,28 @@ def size_pool(config: CatalogConfig, *, own_cluster: bool = False) -> ActorPool:
     )
 
 
-def _worker(config: CatalogConfig, run_id: str, animator: RowAnimator) -> CatalogWorker:
-    node, node_lives = ray.get_runtime_context().get_node_id(), node_is_alive
-    return CatalogWorker(config, run_id=run_id, animator=animator, node=node, node_lives=node_lives)
+def _worker(config: CatalogConfig, run_id: str, make_animator: MakeAnimator, cpu_threads: int) -> CatalogWorker:
+    logs.set_up_worker(config.log, run_id=run_id, worker=worker_name())
+    metrics = WorkerMetrics(run_id)
+    worker = CatalogWorker(
+        config,
+        run_id=run_id,
+        animator=make_animator(config, cpu_threads),
+        node=ray.get_runtime_context().get_node_id(),
+        node_lives=node_is_alive,
+        on_stage=metrics.end_stage,
+    )
+    metrics.follow(worker)
+    return worker
 
 
 class AnimateRow:
     """One actor of the pool: a warm model, called by several threads with one planned item each."""
 
     def __init__(self, config: CatalogConfig, run_id: str, make_animator: MakeAnimator, *, cpu_threads: int) -> None:
-        self._worker = _worker(config, run_id, make_animator(config, cpu_threads))
+        self._worker = _worker(config, run_id, make_animator, cpu_threads)
         follow_run(self._worker, run_id=run_id)
+        StateWriter(config.output, lambda: self._worker.state).start()  # until this process ends
 
     def __call__(self, items: pa.Table) -> pa.Table:
         """One result row per item; never returns for one that the run's stop has taken back."""
@@ -213,7 +228,7 @@ class ProcessRow:
         self._run_id = run_id
         self._model_version = model_version
         self._style_versions = style_versions
-        self._worker = _worker(config, run_id, make_animator(config, cpu_threads))
+        self._worker = _worker(config, run_id, make_animator, cpu_threads)
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         """The same rows with the results columns added or replaced."""
@@ -258,7 +273,7 @@ class _Merge:
         return {**row, **self._preprocess(row)}
 
 
-def _execute(make_animator: MakeAnimator) -> Execute:
+def _execute(make_animator: MakeAnimator, metrics: DriverMetrics) -> Execute:
     @contextmanager
     def open_rows(plan: RunPlan) -> Iterator[_Results]:
         config = plan.config
@@ -269,7 +284,7 @@ def _execute(make_animator: MakeAnimator) -> Execute:
             dataset = _pooled(_items(plan), AnimateRow, pool, stage)
             dataset.context.enable_progress_bars = False
             dataset.context.print_on_execution_start = False
-            with RunChannel(plan.run_id) as channel:
+            with RunChannel(plan.run_id) as channel, metrics.of_run(plan.run_id):
                 results = _Results(dataset, channel)
                 try:
                     yield results

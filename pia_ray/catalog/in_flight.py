@@ -5,16 +5,17 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError, Future
 from contextlib import contextmanager, suppress
 from typing import Final
 
-from pia_ray import ledger, storage
+from pia_ray import ledger, logs, storage
 from pia_ray.animation import Animation, RowAnimator
+from pia_ray.catalog.engine_clock import EngineClock
 from pia_ray.catalog.stages import Stages
 from pia_ray.errors import StorageError
-from pia_ray.types import AnimationRequest
+from pia_ray.types import AnimationRequest, ManifestRow
 
 log = logging.getLogger(__name__)
 
@@ -22,11 +23,17 @@ RECORD_TIMEOUT_S: Final = 120.0
 """Seconds for a change of an attempt record, which the row goes on without."""
 
 
+OnStage = Callable[[ledger.Stage, float], None]
+"""Called with each stage of a row as it ends, and its seconds; on any thread, so it must return at once."""
+
+
 class InFlight:
     """A row that a worker has begun."""
 
-    def __init__(self, rows: InFlightRows, row_id: str) -> None:
+    def __init__(self, rows: InFlightRows, row_id: str, work_key: str) -> None:
         self.row_id = row_id
+        self.work_key = work_key
+        self.stage: ledger.Stage = "check"
         self.record: ledger.AttemptRecord | None = None
         self.earlier: tuple[ledger.AttemptRecord, ...] = ()
         """The records that were there before."""
@@ -40,6 +47,8 @@ class InFlight:
         """Whether the engine had room for it, so that it starts as soon as it is submitted."""
         self.moved_at = 0.0
         """Time of its latest step."""
+        self.begun_at = self.stage_at = time.monotonic()
+        """Times at which the row and its stage have begun."""
         self._rows = rows
         self._changed = threading.Event()
 
@@ -48,8 +57,16 @@ class InFlight:
         """The records that were there before, then its own."""
         return (*self.earlier, self.record) if self.record is not None else self.earlier
 
-    def begin(self) -> None:
-        """Says that the row is not in the engine yet."""
+    def enter_stage(self, stage: ledger.Stage) -> None:
+        """Says that the row has got to that stage."""
+        self._rows.end_stage(self)
+        self.stage, self.stage_at = stage, time.monotonic()
+
+    def begin(self, *, attempt: int) -> None:
+        """Says that a try of the row begins, which is not in the engine yet."""
+        logs.add_fields(attempt=attempt)
+        self._rows.num_tries += 1
+        self.enter_stage("fetch")
         self.started = self.has_room = False
         self.future = None
 
@@ -59,8 +76,20 @@ class InFlight:
             self.record = self._rows.set_state(self.record, "animating")
         self.animator, self.started = animator, False
         self._changed.clear()
-        self.future = animator.submit(request, alone=alone, on_start=self._start, on_step=self._step)
-        self.future.add_done_callback(lambda _: self._changed.set())
+        self.enter_stage("queue")
+        visit = object()
+
+        def start() -> None:
+            self._rows.engine.enter(visit)
+            self.enter_stage("animate")
+            self._start()
+
+        def end(future: Future[Animation]) -> None:
+            self._rows.engine.leave(visit)
+            self._changed.set()
+
+        self.future = animator.submit(request, alone=alone, on_start=start, on_step=self._step)
+        self.future.add_done_callback(end)
         return self.future
 
     def cancel(self) -> None:
@@ -91,10 +120,14 @@ class InFlight:
 class InFlightRows:
     """The rows that one worker has begun."""
 
-    def __init__(self, *, hang_timeout_s: float) -> None:
+    def __init__(self, *, hang_timeout_s: float, on_stage: OnStage = lambda stage, seconds: None) -> None:
         self.lock = threading.Lock()
         """Held while a hang is dealt with."""
         self.stages = Stages()
+        self.engine = EngineClock()
+        self.num_tries = 0
+        """The tries of all rows until now."""
+        self._on_stage = on_stage
         self._hang_timeout_s = hang_timeout_s
         self._entries: set[InFlight] = set()
         self._changed = threading.Condition()
@@ -110,17 +143,33 @@ class InFlightRows:
             return entry.has_room
 
     @contextmanager
-    def enter(self, row_id: str) -> Iterator[InFlight]:
+    def enter(self, row: ManifestRow) -> Iterator[InFlight]:
         """A row that is begun for the block."""
-        entry = InFlight(self, row_id)
+        entry = InFlight(self, row.id, row.work_key)
         with self._changed:
             self._entries.add(entry)
         try:
-            yield entry
+            with logs.block_fields(row_id=row.id):
+                yield entry
         finally:
+            self.end_stage(entry)
             with self._changed:
                 self._entries.discard(entry)
                 self._changed.notify_all()
+
+    def end_stage(self, entry: InFlight) -> None:
+        """Tells the observer of the stage that the row has been in."""
+        self._on_stage(entry.stage, time.monotonic() - entry.stage_at)
+
+    def shown(self) -> tuple[ledger.RowInFlight, ...]:
+        """The rows for those who watch the run, the oldest first."""
+        now = time.monotonic()
+        return tuple(
+            ledger.RowInFlight(
+                entry.row_id, entry.work_key, entry.stage, stage_s=now - entry.stage_at, age_s=now - entry.begun_at
+            )
+            for entry in sorted(self._now(), key=lambda entry: entry.begun_at)
+        )
 
     def wait_until_empty(self, *, timeout_s: float) -> bool:
         """Whether all rows have ended within the time."""

@@ -13,8 +13,10 @@ import pyarrow.compute as pc
 from pia_ray import ledger
 from pia_ray.animation import RowAnimator
 from pia_ray.catalog.outage import OutageState
-from pia_ray.catalog.run import Execute, Observer, RunPlan, RunSummary, run
+from pia_ray.catalog.progress import RunSummary
+from pia_ray.catalog.run import Execute, Observer, RunPlan, run
 from pia_ray.catalog.stages import Stages
+from pia_ray.catalog.state_writer import StateWriter
 from pia_ray.catalog.worker import CatalogWorker
 from pia_ray.config.catalog import CatalogConfig
 from pia_ray.config.knobs import DEFAULT_STYLE
@@ -62,7 +64,8 @@ def _execute(animator: RowAnimator | None, make_animator: MakeAnimator) -> Execu
         worker = CatalogWorker(config, run_id=plan.run_id, animator=first, replace_animator=make)
         pool = ThreadPoolExecutor(calls, thread_name_prefix="row")
         try:
-            yield _LocalRows(worker, plan, pool, calls)
+            with StateWriter(config.output, lambda: worker.state):
+                yield _LocalRows(worker, plan, pool, calls)
         finally:
             worker.stop()
             pool.shutdown(wait=True, cancel_futures=True)

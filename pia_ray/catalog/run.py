@@ -11,29 +11,28 @@ import math
 import queue
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Final, Literal, Protocol
+from typing import Final, Protocol
 
-from pia_ray import ledger, manifest, storage
+from pia_ray import ledger, logs, manifest, storage
 from pia_ray.catalog import gallery
 from pia_ray.catalog.outage import OutageState, what_is_away
+from pia_ray.catalog.progress import Progress, RunSummary, counted
+from pia_ray.catalog.run_end import EndPost, Summary, summary_of_end, summary_of_trouble, write_summary
 from pia_ray.catalog.settling import recorded, settled, versions_of, with_absolute_paths
 from pia_ray.catalog.stopping import Ending, RunStop, grace_of, stop_on_signals
 from pia_ray.catalog.verdicts import Verdicts, judged
 from pia_ray.config.catalog import CatalogConfig
 from pia_ray.errors import JobError, OutputError, PiaRayError, StorageError
-from pia_ray.types import FAILED, ResultRow
+from pia_ray.types import ResultRow
 
 log = logging.getLogger(__name__)
 
 REFRESH_S: Final = 300.0
 """Least time between two writings of results.parquet and the gallery while a run goes on."""
-
-Phase = Literal["planning", "starting", "animating", "stopping", "writing", "ended"]
 
 
 @dataclass(frozen=True)
@@ -46,76 +45,6 @@ class RunPlan:
     num_pending: int
     style_versions: Mapping[str, str] = field(default_factory=dict)
     """Versions of the models in `config.styles`, by style."""
-
-
-@dataclass(frozen=True)
-class Progress:
-    """The state of a run: its phase and its counts."""
-
-    phase: Phase
-    num_items: int = 0
-    num_before: int = 0
-    """Work items that had succeeded before this run."""
-    num_failed_before: int = 0
-    """Work items that failed before this run and are not tried again."""
-    num_rejected: int = 0
-    """Bad rows of the manifest; they failed when it was read."""
-    num_pending: int = 0
-    num_succeeded: int = 0
-    num_failed: int = 0
-    errors: Counter[str] = field(default_factory=Counter)
-    """Failed rows of this run by error code."""
-    first_row_s: float = 0.0
-    """Seconds from the start of the run to its first result."""
-    animating_s: float = 0.0
-    """Seconds from the first result to the latest."""
-    columns: str = ""
-    """The use of the manifest's columns in one line: knobs, and those that pass through. Empty before it is known."""
-    away: str = ""
-    """Names what the run waits for: "the store", "the hub", "the host of the pictures". Empty where it does not."""
-    away_reason: str = ""
-    """The error that says so."""
-    num_waiting: int = 0
-    """Finished animations that wait in memory."""
-
-    @property
-    def num_left(self) -> int:
-        """Work items that this run has still to do."""
-        return self.num_pending - self.num_succeeded - self.num_failed
-
-    @property
-    def num_failed_in_all(self) -> int:
-        """Work items that have failed, in this run, before it, or when the manifest was read."""
-        return self.num_failed + self.num_failed_before + self.num_rejected
-
-    @property
-    def rows_per_s(self) -> float:
-        """Results per second since the first one; 0 before the second."""
-        done = self.num_succeeded + self.num_failed
-        return (done - 1) / self.animating_s if done > 1 and self.animating_s > 0 else 0.0
-
-
-@dataclass(frozen=True)
-class RunSummary:
-    """The end of a run: its counts, its errors and the URIs of its results."""
-
-    run_id: str
-    output: str
-    ending: Ending
-    progress: Progress
-    seconds: float
-    errors: Mapping[str, int]
-    """Failed work items by error code: of this run, of earlier ones, and bad rows of the manifest."""
-    results_uri: str
-    gallery_uri: str | None
-    """None where it could not be written."""
-
-    @property
-    def exit_code(self) -> int:
-        """0 every item has succeeded; 1 some failed; 4 deadline; 130 interrupted."""
-        if self.ending != "finished":
-            return 4 if self.ending == "deadline" else 130
-        return 1 if self.progress.num_failed_in_all or self.progress.num_left else 0
 
 
 Observer = Callable[[Progress], None]
@@ -151,9 +80,20 @@ def run(config: CatalogConfig, execute: Execute, *, observe: Observer = lambda p
         OutputUnavailable, ManifestUnavailable, HubUnavailable: `patience_s` is spent.
         TooManyFailures: the run stopped for its failures.
     """
-    state = _State(observe)
-    with storage.patience(config.patience_s, notice=state.note_outage):
-        return _run(config, execute, state, started=time.monotonic())
+    state, post, started = _State(observe), EndPost(config), time.monotonic()
+    try:
+        with storage.patience(config.patience_s, notice=state.note_outage):
+            summary = _run(config, execute, state, started=started)
+    except (Exception, KeyboardInterrupt) as error:
+        post.send(state.end or _trouble(error, config, state, started=started))
+        raise
+    post.send(state.end or summary_of_end(summary, config))
+    return summary
+
+
+def _trouble(error: BaseException, config: CatalogConfig, state: _State, *, started: float) -> Summary:
+    seconds = time.monotonic() - started
+    return summary_of_trouble(error, config, run_id=state.run_id, progress=state.progress, seconds=seconds)
 
 
 def _run(config: CatalogConfig, execute: Execute, state: _State, *, started: float) -> RunSummary:
@@ -166,40 +106,63 @@ def _run(config: CatalogConfig, execute: Execute, state: _State, *, started: flo
     storage.probe(config.output, folders=("videos", "thumbnails"))
     now = _store_clock(config.output)
     record = ledger.new_run(manifest=config.manifest, model=model_version, config=recorded(config), now=now)
+    state.run_id = record.run_id
     with (
+        logs.process_fields(run_id=record.run_id),
         ledger.Lease(config.output, run_id=record.run_id),
         ledger.Ledger.open(config.output, patience_s=config.patience_s) as run_ledger,
     ):
-        items = manifest.plan(opened, config, model_version=model_version, style_versions=style_versions)
-        planned = run_ledger.plan(items, run=record, retry=config.retry, remake=config.remake)
-        plan = RunPlan(config, record.run_id, planned.items_uri, planned.num_pending, style_versions)
-        ending: Ending = "finished"
         try:
-            state.progress = _planned(planned)
-            if planned.num_pending:
-                state.show(state.progress)
-                ending = _animate(plan, execute, run_ledger, state, started=started)
-        except OutputError:
-            # Videos hold what the output does not take now: the next run finds them.
-            with storage.hurry(), suppress(OutputError):
-                _finish(run_ledger, planned.run, state)
+            items = manifest.plan(opened, config, model_version=model_version, style_versions=style_versions)
+            planned = run_ledger.plan(items, run=record, retry=config.retry, remake=config.remake)
+            plan = RunPlan(config, record.run_id, planned.items_uri, planned.num_pending, style_versions)
+            summary = _run_planned(plan, planned, execute, run_ledger, state, started=started)
+        except BaseException as error:
+            state.end = _trouble(error, config, state, started=started)
+            with storage.hurry():
+                write_summary(config.output, state.end)
             raise
-        except BaseException:
-            _finish(run_ledger, planned.run, state)  # also their results are worth seeing
-            raise
-        gallery_uri = _finish(run_ledger, planned.run, state)
-        progress = replace(state.progress, phase="ended")
-        only_now = progress.num_failed_in_all == progress.num_failed
-        errors = progress.errors if only_now else ledger.summary(run_ledger).errors
-    state.show(progress)
+        state.end = summary_of_end(summary, config)
+        write_summary(config.output, state.end)
+    state.show(summary.progress)
+    return summary
+
+
+def _run_planned(
+    plan: RunPlan,
+    planned: ledger.Planned,
+    execute: Execute,
+    run_ledger: ledger.Ledger,
+    state: _State,
+    *,
+    started: float,
+) -> RunSummary:
+    ending: Ending = "finished"
+    output = plan.config.output
+    try:
+        state.progress = _planned(planned)
+        if planned.num_pending:
+            state.show(state.progress)
+            ending = _animate(plan, execute, run_ledger, state, started=started)
+    except OutputError:
+        # Videos hold what the output does not take now: the next run finds them.
+        with storage.hurry(), suppress(OutputError):
+            _finish(run_ledger, planned.run, state)
+        raise
+    except BaseException:
+        _finish(run_ledger, planned.run, state)  # also their results are worth seeing
+        raise
+    gallery_uri = _finish(run_ledger, planned.run, state)
+    progress = replace(state.progress, phase="ended")
+    only_now = progress.num_failed_in_all == progress.num_failed
     return RunSummary(
-        run_id=record.run_id,
-        output=config.output,
+        run_id=plan.run_id,
+        output=output,
         ending=ending,
         progress=progress,
         seconds=time.monotonic() - started,
-        errors=errors,
-        results_uri=ledger.results_uri(config.output),
+        errors=progress.errors if only_now else ledger.summary(run_ledger).errors,
+        results_uri=ledger.results_uri(output),
         gallery_uri=gallery_uri,
     )
 
@@ -210,6 +173,9 @@ class _State:
 
     observe: Observer
     progress: Progress = field(default_factory=lambda: Progress("planning"))
+    run_id: str | None = None
+    end: Summary | None = None
+    """The summary in the output, once it is there."""
     lock: threading.RLock = field(default_factory=threading.RLock)
 
     def show(self, progress: Progress) -> None:
@@ -245,7 +211,7 @@ def _planned(planned: ledger.Planned) -> Progress:
 def _animate(plan: RunPlan, execute: Execute, run_ledger: ledger.Ledger, state: _State, *, started: float) -> Ending:
     """Runs the pending rows and records their results; how it ended.
 
-    Records of attempts that no worker's death has made count against no row, so they go when the workers have.
+    Records of attempts that no worker's death has made count against no row. They and the workers' go with the workers.
     """
     deadline_s = plan.config.deadline_s
     ending: Ending = "finished"
@@ -268,6 +234,7 @@ def _animate(plan: RunPlan, execute: Execute, run_ledger: ledger.Ledger, state: 
     finally:
         with storage.hurry(), suppress(StorageError):
             ledger.remove_attempts_of_run(plan.config.output, plan.run_id)
+            ledger.remove_workers_of_run(plan.config.output, plan.run_id)
     return ending
 
 
@@ -283,6 +250,7 @@ def _follow(
 ) -> Generator[Progress, None, None]:
     """Takes results as they come until all are there, or the run has stopped."""
     refresh_at = time.monotonic() + REFRESH_S
+    share = ledger.BusyShare()
     verdicts = Verdicts(plan.config, num_pending=progress.num_pending)
     with execute(plan) as results:
         reader = _ResultReader(iter(results))
@@ -293,7 +261,7 @@ def _follow(
                     run_ledger.append(verdicts.take(rows))
                 else:
                     run_ledger.flush_if_due()
-            progress = _count(progress, judged(rows), now - started)
+            progress = counted(progress, judged(rows), run_id=plan.run_id, since_start_s=now - started, share=share)
             if progress.num_left and stop.begins(now):
                 results.drain()
                 progress = replace(progress, phase="stopping")
@@ -322,23 +290,6 @@ def _write_gallery(output: str) -> str | None:
     except (OutputError, StorageError) as error:
         log.warning("the gallery could not be written (`pia-ray gallery %s` tries again): %s", output, error)
         return None
-
-
-def _count(progress: Progress, rows: Sequence[ResultRow], since_start_s: float) -> Progress:
-    if not rows:
-        return progress
-    errors = progress.errors + Counter(row.error_code for row in rows if row.error_code is not None)
-    failed = sum(row.status == FAILED for row in rows)
-    first_s = progress.first_row_s or since_start_s
-    return replace(
-        progress,
-        phase="stopping" if progress.phase == "stopping" else "animating",
-        num_succeeded=progress.num_succeeded + len(rows) - failed,
-        num_failed=progress.num_failed + failed,
-        errors=errors,
-        first_row_s=first_s,
-        animating_s=since_start_s - first_s,
-    )
 
 
 class _ResultReader:

@@ -10,14 +10,16 @@ from pia_ray.config.knobs import REFERENCE_KNOBS
 
 
 def settled(config: CatalogConfig) -> CatalogConfig:
-    """The same config for workers anywhere: local paths are absolute, hub revisions pinned.
+    """The same config for workers anywhere: local paths are absolute, hub revisions pinned, without webhook.
 
     Raises:
         WeightsError: the model, or that of a style, cannot be found.
     """
     config = with_absolute_paths(config)
     styles = {style: weights.pin(model) for style, model in config.styles.items()}
-    return config.model_copy(update={"model": weights.pin(config.model), "styles": styles})
+    pinned = {"model": weights.pin(config.model), "styles": styles}
+    # A URL of a webhook is often a secret itself; no worker and no record needs it.
+    return config.model_copy(update={**pinned, "on_end": None, "on_end_secret": None})
 
 
 def versions_of(config: CatalogConfig) -> tuple[str, dict[str, str]]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from typing import Any, TypeVar
+
+from pia_ray import logs
 
 T = TypeVar("T")
 
@@ -40,7 +42,7 @@ class Stages:
             CancelledError: `cancel` was called.
         """
         future: Future[T] = Future()
-        thread = threading.Thread(target=_settle, args=(future, function), name=name, daemon=True)
+        thread = threading.Thread(target=_settle, args=(future, function, logs.fields()), name=name, daemon=True)
         self._running[future] = spared
         thread.start()
         try:
@@ -70,8 +72,8 @@ class Stages:
         return len(self._hung)
 
 
-def _settle(future: Future[T], function: Callable[[], T]) -> None:
-    with suppress(InvalidStateError):  # its caller was cancelled
+def _settle(future: Future[T], function: Callable[[], T], fields: Mapping[str, logs.Field]) -> None:
+    with logs.block_fields(**fields), suppress(InvalidStateError):  # its caller was cancelled
         try:
             value = function()
         except BaseException as error:  # noqa: BLE001 - carried to the caller

@@ -11,15 +11,14 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import CancelledError
-from datetime import UTC, datetime
 from functools import partial
 from typing import Final, TypeVar
 
 from pia_ray import ledger
 from pia_ray.animation import Animation, RowAnimator
 from pia_ray.catalog import steps
-from pia_ray.catalog.failures import given_up, row_error
-from pia_ray.catalog.in_flight import InFlight, InFlightRows
+from pia_ray.catalog.failures import given_up, row_error, without_video
+from pia_ray.catalog.in_flight import InFlight, InFlightRows, OnStage
 from pia_ray.catalog.outage import Outage, OutageState, Sources
 from pia_ray.catalog.patient_stages import PatientStages
 from pia_ray.catalog.row_lock import RowLock
@@ -34,7 +33,6 @@ from pia_ray.errors import (
     StorageThrottled,
     StorageUnavailable,
 )
-from pia_ray.manifest import redacted
 from pia_ray.types import AnimationRequest, ManifestRow, ResultRow
 
 log = logging.getLogger(__name__)
@@ -78,6 +76,7 @@ class CatalogWorker:
         replace_animator: Callable[[], RowAnimator] | None = None,
         node: str = "",
         node_lives: Callable[[str], bool] = lambda node: True,
+        on_stage: OnStage = lambda stage, seconds: None,
     ) -> None:
         self._config = config
         self._run_id = run_id
@@ -88,7 +87,7 @@ class CatalogWorker:
         self._lock = RowLock()
         self._outage = Outage()
         self._sources = Sources(self._outage, patience_s=config.patience_s)
-        self._rows = InFlightRows(hang_timeout_s=config.hang_timeout_s)
+        self._rows = InFlightRows(hang_timeout_s=config.hang_timeout_s, on_stage=on_stage)
         self._stages = self._rows.stages
         self._draining = threading.Event()
         self._stopped = threading.Event()
@@ -104,7 +103,7 @@ class CatalogWorker:
             JobError: the process is spoiled and needs a new one; the row's attempt record stays behind.
         """
         try:
-            with self._rows.enter(row.id) as entry:
+            with self._rows.enter(row) as entry:
                 return self._work(row, entry)
         except CancelledError:
             return None
@@ -133,6 +132,25 @@ class CatalogWorker:
         """The outage that rows wait out."""
         return self._outage.state
 
+    @property
+    def rows(self) -> InFlightRows:
+        """The rows that it has begun, for those who count them."""
+        return self._rows
+
+    @property
+    def state(self) -> ledger.WorkerState:
+        """The state of this worker, for those who watch the run."""
+        outage = self.outage
+        return ledger.WorkerState(
+            worker=steps.worker_name(),
+            run_id=self._run_id,
+            node=self._node,
+            rows=self._rows.shown(),
+            busy_share=self._rows.engine.busy_share,
+            outage=outage.reason,
+            num_waiting=outage.num_animations,
+        )
+
     def _work(self, row: ManifestRow, entry: InFlight) -> ResultRow:
         config = self._config
         try:
@@ -145,7 +163,7 @@ class CatalogWorker:
                 return found
             deaths, alone = self._deaths(found)
         except OutputError as error:
-            return self._put_off(row, error, attempts=1)
+            return self._failed(row, error, attempts=1)
         except (CancelledError, JobError):
             raise
         except Exception as error:  # noqa: BLE001 - the row boundary
@@ -196,7 +214,7 @@ class CatalogWorker:
         try:
             entry.record = self._begin_record(row, alone=alone)
         except OutputError as error:
-            return self._put_off(row, error, attempts=len(deaths) + 1)
+            return self._failed(row, error, attempts=len(deaths) + 1)
         except CancelledError:
             raise
         except Exception as error:  # noqa: BLE001 - the row boundary
@@ -206,7 +224,7 @@ class CatalogWorker:
         except OutputError as error:
             if entry.record is not None:
                 self._rows.remove((entry.record,))  # the workers that the row has killed still count
-            return self._put_off(row, error, attempts=len(deaths) + 1)
+            return self._failed(row, error, attempts=len(deaths) + 1)
         except CancelledError:
             if entry.record is not None:
                 self._rows.remove((entry.record,))  # the workers that the row has killed still count
@@ -268,7 +286,7 @@ class CatalogWorker:
         config = self._config
         if self._draining.is_set():
             raise CancelledError
-        entry.begin()
+        entry.begin(attempt=attempts)
         fetched = self._patient.read(
             "fetching the picture",
             lambda: steps.fetch(row, config),
@@ -278,6 +296,7 @@ class CatalogWorker:
         self._sources.answered(row)
         request = steps.request_of(row, fetched, deadline_s=config.row_timeout_s)
         animation = self._animate(request, entry, alone=alone)
+        entry.enter_stage("publish")
         encode = partial(
             steps.encode_outputs,
             animation,
@@ -288,11 +307,6 @@ class CatalogWorker:
             attempts=attempts,
         )
         return self._stages.call("encoding the video", encode, limit_s=config.publish_timeout_s, spared=True)
-
-    def _put_off(self, row: ManifestRow, error: OutputError, *, attempts: int) -> ResultRow:
-        """The row without a verdict, because of its output."""
-        log.warning("row %s is put off: %s", row.id, error.message.splitlines()[0])
-        return self._without_video(row, error, attempts=attempts)
 
     def _animate(self, request: AnimationRequest, entry: InFlight, *, alone: bool) -> Animation:
         """The animation, by the next animator too where one is replaced meanwhile.
@@ -357,21 +371,9 @@ class CatalogWorker:
                 self._rows.charge(entry)
             raise DeviceLost(f"{self._stages.num_hung} stages of rows hang in this process")
 
-    def _failed(self, row: ManifestRow, error: RowError, *, attempts: int) -> ResultRow:
-        log.warning("row %s failed: %s: %s", row.id, error.code, error.message.splitlines()[0])
-        return self._without_video(row, error, attempts=attempts)
-
-    def _without_video(self, row: ManifestRow, error: RowError | OutputError, *, attempts: int) -> ResultRow:
-        return ResultRow.failed(
-            error,
-            id=row.id,
-            video_index=row.video_index,
-            work_key=row.work_key,
-            image_uri=redacted(row.image),
-            params=row.params,
-            model=self.animator.version_of(row.params.style),
-            run_id=self._run_id,
-            worker=steps.worker_name(),
-            attempts=attempts,
-            finished_at=datetime.now(UTC),
-        )
+    def _failed(self, row: ManifestRow, error: RowError | OutputError, *, attempts: int) -> ResultRow:
+        """The row with its failure; after one of the output without a verdict."""
+        verdict = "is put off" if isinstance(error, OutputError) else f"failed: {error.code}"
+        log.warning("row %s %s: %s", row.id, verdict, error.message.splitlines()[0])
+        version = self.animator.version_of(row.params.style)
+        return without_video(row, error, model=version, run_id=self._run_id, attempts=attempts)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import shlex
 import shutil
 import signal
@@ -17,6 +18,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pia_ray import logs
 from pia_ray.cli.config_flags import catalog_config, knobs_of, styles_of
 from pia_ray.config.catalog import RETRY_ALL, CatalogConfig, load
 from pia_ray.config.knobs import DEFAULT_STYLE, REFERENCE_KNOBS
@@ -27,17 +29,19 @@ from pia_ray.config.model import (
 )
 from pia_ray.config.resolving import parse_params
 from pia_ray.config.serve import load_serve
+from pia_ray.config.workers import WorkerConfig
 from pia_ray.errors import BadParameter, ConfigError
 
 if TYPE_CHECKING:
-    from pia_ray.catalog.run import Progress
+    from pia_ray.catalog.progress import Progress
 
 Command = Callable[[argparse.Namespace], int]
 
 
 def demo_command(args: argparse.Namespace) -> int:
     manifest = str(files("pia_ray").joinpath("demo", "catalog", "catalog.parquet"))
-    config = load(None, {"manifest": manifest, "output": args.output, "model": "demo", "limit": args.limit})
+    given = {"manifest": manifest, "output": args.output, "model": "demo", "limit": args.limit, "log": args.log}
+    config = load(None, {name: value for name, value in given.items() if value is not None})
     limit = [] if args.limit is None else ["--limit", str(args.limit)]
     return _run(config, args, again=["animate", manifest, "--output", args.output, "--model", "demo", *limit])
 
@@ -55,11 +59,12 @@ def animate_command(args: argparse.Namespace) -> int:
 def _run(config: CatalogConfig, args: argparse.Namespace, *, again: Sequence[str]) -> int:
     """Runs the catalogue; `again` are the arguments that repeat the run, the command first."""
     from pia_ray.catalog.graph import run_catalog
-    from pia_ray.cli.console import RunDisplay, absolute_path, make_console, show_summary
+    from pia_ray.cli.console import RunDisplay, absolute_path, make_run_console, show_summary
 
+    _set_up_logs(config, args)
     if not args.verbose:
         logging.getLogger("ray").setLevel(logging.ERROR)  # only now: importing ray sets its own level
-    console = make_console()
+    console = make_run_console()
     interrupted = False
 
     def interrupt(number: int, frame: object) -> None:
@@ -84,8 +89,17 @@ def _run(config: CatalogConfig, args: argparse.Namespace, *, again: Sequence[str
         summary = run_catalog(config, observe=observe)
     # Right after the command, so that it stays a flag also where the arguments end in `-- MANIFEST`.
     retry = [*_program(), again[0], "--retry", RETRY_ALL, *again[1:]]
-    show_summary(console, summary, retry_command=shlex.join(retry), open_path=absolute_path)
+    with logs.block_fields(run_id=summary.run_id):
+        show_summary(console, summary, retry_command=shlex.join(retry), open_path=absolute_path)
     return summary.exit_code
+
+
+def _set_up_logs(config: WorkerConfig, args: argparse.Namespace) -> None:
+    """Does what the config says of logs, after Ray, which sets up its own, has been imported."""
+    if config.log == "json":
+        logs.set_up("json", level=logging.INFO if args.verbose else logging.WARNING)
+        for name in ("ray", "ray.data", "ray.serve"):
+            logs.take_over(name)
 
 
 def _program() -> list[str]:
@@ -239,20 +253,29 @@ def bench_command(args: argparse.Namespace) -> int:
 
 
 def serve_command(args: argparse.Namespace) -> int:
-    names = ("host", "port", "storage", "model", "allow_anonymous")
+    names = ("host", "port", "storage", "model", "allow_anonymous", "log")
     given = {name: value for name in names if (value := getattr(args, name)) is not None}
     config = load_serve(args.config, given)
 
+    if config.log == "json":
+        os.environ.setdefault("RAY_SERVE_LOG_ENCODING", "JSON")  # read when Serve is imported, and by its processes
+
+    from pia_ray.cli.console import make_run_console
     from pia_ray.online.serve import run_server
 
+    _set_up_logs(config, args)
     if not args.verbose:
         for name in ("ray", "ray.serve"):
             logging.getLogger(name).setLevel(logging.ERROR)  # only now: importing ray sets its own levels
+    console = make_run_console()
 
     def ready(url: str) -> None:
-        print(f"Serving {', '.join(config.models)} at {url}\nStop with Ctrl-C.", flush=True)
+        console.print(
+            f"Serving {', '.join(config.models)} at {url}\nStop with Ctrl-C.", highlight=False, soft_wrap=True
+        )
 
-    print("Starting ...", file=sys.stderr)
+    if config.log == "text":
+        print("Starting ...", file=sys.stderr)
     run_server(config, ready=ready)
     return 0
 

@@ -5,6 +5,8 @@ Owns rich. Writes to the console it is given; the command line decides which.
 
 from __future__ import annotations
 
+import io
+import logging
 import os
 import sys
 import time
@@ -22,13 +24,20 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 from rich.text import Text
 
+from pia_ray import logs
 from pia_ray.catalog.formatting import duration
 
 if TYPE_CHECKING:
-    from pia_ray.catalog.run import Progress, RunSummary
+    from pia_ray.catalog.progress import Progress, RunSummary
+    from pia_ray.ledger import LiveRun
+
+log = logging.getLogger(__name__)
 
 PLAIN_S: Final = 10.0
 """Seconds between lines where there is no terminal."""
+
+SHOWN_ROWS: Final = 40
+"""Rows in flight that a report names."""
 
 RATE_S: Final = 5.0
 """Shortest time over which a rate is shown, because rows that denoised together end together."""
@@ -51,6 +60,24 @@ class Screen(Console):
         self.quiet = True
         with suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+class _LogLines(io.StringIO):
+    """A file whose lines become log lines."""
+
+    def write(self, text: str) -> int:
+        """Logs each line."""
+        for line in filter(None, map(str.rstrip, text.splitlines())):
+            log.info("%s", line)
+        return len(text)
+
+
+def make_run_console() -> Screen:
+    """The console for what a run or endpoint says: standard output, or where log lines are JSON, one that logs."""
+    if not logs.is_json():
+        return make_console()
+    log.setLevel(logging.INFO)
+    return Screen(file=_LogLines(), width=200)
 
 
 def make_console() -> Screen:
@@ -139,6 +166,8 @@ def show_summary(console: Console, summary: RunSummary, *, retry_command: str, o
         parts = [f"{duration(summary.seconds)} in all", f"{duration(progress.first_row_s)} to the first video"]
         if progress.animating_s >= RATE_S:
             parts.append(f"then {60 * progress.rows_per_s:.1f} videos/min")
+        if progress.busy_share is not None:
+            parts.append(f"engine busy {progress.busy_share:.0%}")
         console.print("time      " + ", ".join(parts), highlight=False, soft_wrap=True)
     for code, count in sorted(summary.errors.items(), key=lambda entry: (-entry[1], entry[0])):
         console.print(f"  {count:>6} x {code}", highlight=False)
@@ -176,6 +205,34 @@ def show_report(console: Console, facts: Mapping[str, Any]) -> None:
         else:
             table.add_row(escape(name.replace("_", " ")), escape(_number(value)))
     console.print(table, highlight=False)
+
+
+def show_live(console: Console, live: LiveRun | None, *, store: Mapping[str, Any]) -> None:
+    """The state of the store, and of the run that is at work with its workers and their oldest rows."""
+
+    def line(text: str) -> None:
+        console.print(text, highlight=False, soft_wrap=True, markup=False)
+
+    away = store["state"] == "away"
+    line(f"store is away: {store['reason']}" if away else f"store answered in {store['seconds']:.2f} s")
+    if live is None:
+        if not away:
+            line("no run is at work")
+        return
+    renewed = "" if live.renewed_s is None else f" by {live.driver}, which was seen {duration(live.renewed_s)} ago"
+    ended = ": it has ended, or does not reach the store" if live.expired else ""
+    line(f"run {live.run_id}{renewed}{ended}: {len(live.workers)} workers, {live.num_in_flight} rows in flight")
+    shown = 0
+    for worker in live.workers:
+        busy = "" if worker.busy_share is None else f", engine busy {worker.busy_share:.0%}"
+        line(f"  worker {worker.worker}: {len(worker.rows)} rows{busy}, seen {duration(worker.seen_s)} ago")
+        if worker.outage:
+            line(f"    waits for the store with {worker.num_waiting} finished animations: {worker.outage}")
+        for row in worker.rows[: max(0, SHOWN_ROWS - shown)]:
+            line(f"    {row.id}: {row.stage} for {duration(row.stage_s)}, begun {duration(row.age_s)} ago")
+        shown += len(worker.rows)
+    if shown > SHOWN_ROWS:
+        line(f"  and {shown - SHOWN_ROWS} more rows: --json names all")
 
 
 def show_table(console: Console, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -13,10 +13,13 @@ import sys
 import traceback
 from collections.abc import Sequence
 
+from pia_ray import logs
 from pia_ray.cli.commands import Command, image_command
 from pia_ray.cli.machine_errors import machine_error
 from pia_ray.cli.parser import make_parser
 from pia_ray.errors import JobError, PiaRayError, RowError
+
+log = logging.getLogger(__name__)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,30 +35,41 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return command(args)
     except PiaRayError as error:
-        print(f"pia-ray: {error.message}", file=sys.stderr)
+        _tell(error.message)
         if isinstance(error, JobError):
             return error.exit_code
         # `pia-ray image` is a run of one row. Anywhere else a store's or a knob's error means that nothing could run.
         return 1 if isinstance(error, RowError) and args.command is image_command else 2
     except KeyboardInterrupt:
-        print("pia-ray: interrupted", file=sys.stderr)
+        _tell("interrupted")
         return 130
     except BrokenPipeError:
         # The reader of our output has gone; Python would complain once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE  # as of a program that SIGPIPE ends; 1 would mean failed rows
-    except Exception as error:  # noqa: BLE001 - exit 1 means failed rows, which a bug does not
+    except Exception as error:
         known = machine_error(error)
         if known is None or args.verbose:
-            traceback.print_exc()
+            if logs.is_json():
+                log.exception("pia-ray cannot go on")
+            else:
+                traceback.print_exc()
         if known is not None:
-            print(f"pia-ray: {known}", file=sys.stderr)
+            _tell(known)
         return 2
+
+
+def _tell(message: str) -> None:
+    """Says on standard error what ended the command."""
+    if logs.is_json():
+        log.error("%s", message)
+    else:
+        print(f"pia-ray: {message}", file=sys.stderr)
 
 
 def _set_up(args: argparse.Namespace) -> None:
     level = logging.INFO if args.verbose else logging.WARNING
-    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logs.set_up(args.log or "text", level=level)
     for name in ("httpx", "httpcore", "botocore", "diffusers", "transformers"):
         # httpx logs whole URLs at INFO, signatures of presigned ones included.
         logging.getLogger(name).setLevel(logging.WARNING)

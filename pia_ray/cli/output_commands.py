@@ -3,43 +3,77 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import os
 import shlex
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
 from pia_ray.config.catalog import DAMAGED, MISSING
-from pia_ray.errors import ConfigError, LedgerError, OutputError, StorageError
+from pia_ray.errors import ConfigError, LedgerError, OutputError, OutputUnavailable, StorageError
 
 if TYPE_CHECKING:
-    from pia_ray.ledger import Lease, Ledger, Verified
+    from pia_ray.ledger import Lease, Ledger, LiveRun, Verified
+
+FOLLOW_S: Final = 5.0
+"""Least time between two reports of `--follow`."""
 
 
 def report_command(args: argparse.Namespace) -> int:
-    from pia_ray import ledger
-    from pia_ray.cli.console import make_console, show_report
+    from pia_ray import storage
+    from pia_ray.cli.console import make_console, show_live, show_report
 
     console = make_console()
     while True:
-        opened = _open_ledger(args.output)
-        facts = dataclasses.asdict(ledger.summary(opened))
-        facts["run"] = facts["run"] and facts["run"]["run_id"]
+        began = time.monotonic()
+        try:
+            with storage.hurry() if args.follow else contextlib.nullcontext():
+                facts, live, damaged = _reported(args.output)
+            store: dict[str, Any] = {"state": "answers", "seconds": time.monotonic() - began}
+        except OutputUnavailable as error:
+            if not args.follow:
+                raise
+            facts, live, damaged, store = {}, None, None, {"state": "away", "reason": error.message}
         if args.json:
-            print(json.dumps(facts, default=str), flush=True)
+            shown = dataclasses.asdict(live) if live is not None else None
+            print(json.dumps({**facts, "store": store, "live": shown}, default=str), flush=True)
         else:
             if args.follow and console.is_terminal:
                 console.clear()
             show_report(console, facts)
-        if opened.index.damaged and not opened.index.part_uris:
-            raise LedgerError(
-                f"all {len(opened.index.damaged)} parts of the ledger of {args.output} are damaged: "
-                f"`pia-ray ledger rebuild {shlex.quote(args.output)}` restores the rows from the videos"
-            )
+            show_live(console, live, store=store)
+        if damaged is not None:
+            raise LedgerError(damaged)
         if not args.follow:
             return 0
-        time.sleep(5)
+        # A ledger of a million rows is not read all the time.
+        time.sleep(max(FOLLOW_S, 4 * (time.monotonic() - began)))
+
+
+def _reported(output: str) -> tuple[dict[str, Any], LiveRun | None, str | None]:
+    """The facts of an output, the run at work on it, and what to do where all of its ledger is damaged.
+
+    Raises:
+        OutputError: the store refuses; OutputUnavailable: it does not answer.
+    """
+    from pia_ray import ledger
+
+    opened = _open_ledger(output)
+    facts = dataclasses.asdict(ledger.summary(opened))
+    facts["run"] = facts["run"] and facts["run"]["run_id"]
+    try:
+        live = ledger.live_run(output)
+    except StorageError as error:
+        raise _output_error(output, error) from None
+    damaged = None
+    if opened.index.damaged and not opened.index.part_uris:
+        damaged = (
+            f"all {len(opened.index.damaged)} parts of the ledger of {output} are damaged: "
+            f"`pia-ray ledger rebuild {shlex.quote(output)}` restores the rows from the videos"
+        )
+    return facts, live, damaged
 
 
 def _open_ledger(output: str) -> Ledger:
@@ -62,8 +96,13 @@ def _require_run(output: str, *folders: str) -> None:
             if next(iter(storage.list_objects(storage.join(output, folder))), None) is not None:
                 return
         except StorageError as error:
-            raise OutputError(f"the output {output} cannot be used: {error.message}") from None
+            raise _output_error(output, error) from None
     raise OutputError(f"there is nothing of pia-ray in {output}: give the --output of an earlier run")
+
+
+def _output_error(output: str, error: StorageError) -> OutputError:
+    kind = OutputUnavailable if error.retryable else OutputError
+    return kind(f"the output {output} cannot be used: {error.message}")
 
 
 def gallery_command(args: argparse.Namespace) -> int:

@@ -12,6 +12,7 @@ from pia_ray.config.catalog import CatalogConfig
 from pia_ray.config.knob_types import Knob, VideoFormat
 from pia_ray.config.knobs import KNOBS, suggest
 from pia_ray.config.serve import ServeConfig
+from pia_ray.logs import LogFormat
 
 _FORMATS: Final = get_args(VideoFormat)
 
@@ -50,6 +51,7 @@ def make_parser() -> argparse.ArgumentParser:
         added = subparsers.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", allow_abbrev=False)
         added.set_defaults(command=command, parser=added)
         added.add_argument("-v", "--verbose", action="store_true", help="log what is done, with ids and seconds")
+        added.add_argument("--log", choices=get_args(LogFormat), help="log lines as text (default), or as JSON lines")
         return added
 
     demo = add("demo", commands.demo_command, "animate the bundled catalogue with the bundled model on this machine")
@@ -185,6 +187,9 @@ def _add_catalog_flags(parser: argparse.ArgumentParser) -> None:
     add("background", "#RRGGBB")
     add("max_image_bytes", "N", type=int)
     add("max_image_pixels", "N", type=int)
+    add("on_end", "URL")
+    add("on_end_secret", "FILE")
+    add("on_end_networks", "NET,...")
     add("address", "ADDR")
     add("id_col", "NAME")
     add("image_col", "NAME")

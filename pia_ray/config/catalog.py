@@ -6,6 +6,7 @@ Reads YAML files and nothing else: no environment variables, no network.
 from __future__ import annotations
 
 import codecs
+import ipaddress
 import math
 import re
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ from typing import Any, Final
 
 from pydantic import (
     Field,
+    SecretStr,
     field_validator,
     model_validator,
 )
@@ -112,6 +114,15 @@ class CatalogConfig(WorkerConfig):
     )
     max_image_bytes: int = Field(50_000_000, ge=1, description="Larger image files are refused, unread.")
     max_image_pixels: int = Field(64_000_000, ge=1, description="Larger images are refused, undecoded.")
+    on_end: str | None = Field(
+        None, description="URL to which the run's summary is posted when it ends or stops for trouble."
+    )
+    on_end_secret: SecretStr | None = Field(
+        None, description="whsec_... with which that post is signed, or a file that holds it."
+    )
+    on_end_networks: tuple[str, ...] = Field(
+        (), description="Networks such as 10.0.0.0/8 that on_end may lead to though not public, also by http://."
+    )
     address: str | None = Field(None, description="Ray cluster to join. Left out: a cluster of this run's own.")
 
     @property
@@ -199,6 +210,18 @@ class CatalogConfig(WorkerConfig):
         if isinstance(value, str):
             names = tuple(part.strip() for part in value.split(",") if part.strip())
             value = () if names == ("none",) else names
+        return value
+
+    @field_validator("on_end_networks", mode="before")
+    @classmethod
+    def _networks(cls, value: object) -> object:
+        if isinstance(value, str):
+            value = tuple(part.strip() for part in value.split(",") if part.strip())
+        for network in value if isinstance(value, tuple | list) else ():
+            try:
+                ipaddress.ip_network(network)
+            except ValueError:
+                raise ValueError(f"must be networks such as 10.0.0.0/8 (got {network})") from None
         return value
 
     @field_validator("max_failures", mode="before")

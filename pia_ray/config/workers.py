@@ -9,6 +9,7 @@ from typing import Annotated, Final, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from pia_ray.config.model import ModelConfig
+from pia_ray.logs import LogFormat
 
 DEFAULT_BATCH_SIZE: Final = 4
 """Rows that denoise together where `batch_size` is "auto": on a CPU always, on a GPU at first."""
@@ -58,6 +59,7 @@ class WorkerConfig(BaseModel):
         "up to 8. Limits and autoscaling of an endpoint count with 4.",
     )
     background: HexColour = Field("#ffffff", description="Colour under transparent pictures.")
+    log: LogFormat = Field("text", description="Format of log lines: text, or json for one JSON object a line.")
 
     @property
     def default_model_config(self) -> ModelConfig:

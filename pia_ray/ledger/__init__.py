@@ -1,8 +1,8 @@
 """The row ledger of an output: RESULTS_SCHEMA, parts, what is pending, `results.parquet`, lease, attempts, upkeep.
 
 Its modules are `layout` (URIs), `results` (rows and the table that people read), `parts` (files of rows), `index` (the
-row that wins), `runs`, `attempts`, `lease`, `planning`, `ledger`, `results_writer`, `videos` and `upkeep` (summary,
-verify, rebuild).
+row that wins), `runs`, `attempts`, `lease`, `busy_share`, `live` (the run at work), `planning`,
+`ledger`, `results_writer`, `videos` and `upkeep` (summary, verify, rebuild).
 """
 
 from pia_ray.ledger.attempts import (
@@ -15,9 +15,20 @@ from pia_ray.ledger.attempts import (
     remove_attempts_of_run,
     set_attempt_state,
 )
-from pia_ray.ledger.layout import items_uri, results_uri, slug, thumbnail_uris, video_uri
+from pia_ray.ledger.busy_share import BusyShare
+from pia_ray.ledger.layout import items_uri, results_uri, slug, summary_uri, thumbnail_uris, video_uri
 from pia_ray.ledger.lease import Lease
 from pia_ray.ledger.ledger import Ledger
+from pia_ray.ledger.live import (
+    LiveRun,
+    RowInFlight,
+    Stage,
+    WorkerState,
+    live_run,
+    remove_worker,
+    remove_workers_of_run,
+    write_worker,
+)
 from pia_ray.ledger.planning import Planned
 from pia_ray.ledger.results import (
     RESULTS_SCHEMA,
@@ -44,13 +55,18 @@ __all__ = [
     "RESULTS_SCHEMA",
     "AttemptRecord",
     "AttemptState",
+    "BusyShare",
     "Lease",
     "Ledger",
     "LedgerSummary",
+    "LiveRun",
     "Planned",
     "Rebuilt",
+    "RowInFlight",
     "RunRecord",
+    "Stage",
     "Verified",
+    "WorkerState",
     "begin_attempt",
     "count_attempts",
     "earlier_attempts",
@@ -59,6 +75,7 @@ __all__ = [
     "item_files",
     "items_uri",
     "latest_run",
+    "live_run",
     "new_run",
     "provenance",
     "read_item_file",
@@ -67,13 +84,17 @@ __all__ = [
     "rebuild",
     "remove_attempts",
     "remove_attempts_of_run",
+    "remove_worker",
+    "remove_workers_of_run",
     "results_uri",
     "row_from_provenance",
     "set_attempt_state",
     "slug",
     "summary",
+    "summary_uri",
     "thumbnail_uris",
     "to_table",
     "verify",
     "video_uri",
+    "write_worker",
 ]

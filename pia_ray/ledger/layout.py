@@ -46,6 +46,11 @@ def results_uri(output: str) -> str:
     return storage.join(output, "results.parquet")
 
 
+def summary_uri(output: str) -> str:
+    """The summary of the latest run for programs."""
+    return storage.join(output, "summary.json")
+
+
 def parts_uri(output: str) -> str:
     """Folder of the ledger's parts."""
     return storage.join(output, "_ledger", "parts")
@@ -64,6 +69,11 @@ def quarantine_uri(output: str, part_uri: str) -> str:
 def attempts_uri(output: str) -> str:
     """Folder of the attempt records."""
     return storage.join(output, "_ledger", "attempts")
+
+
+def workers_uri(output: str) -> str:
+    """Folder of the records of workers at work."""
+    return storage.join(output, "_ledger", "workers")
 
 
 def runs_uri(output: str) -> str:

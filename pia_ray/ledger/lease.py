@@ -118,7 +118,7 @@ class Lease:
                 if not storage.conditional_writes(self._output):
                     return
                 continue
-            holder = _read_holder(self._uri)
+            holder = read_holder(self._uri)
             if holder is None:
                 continue
             renewed = watched not in ("", found.etag)
@@ -167,7 +167,7 @@ class Lease:
         return found.etag if found is not None else None
 
 
-def _read_holder(uri: str) -> Holder | None:
+def read_holder(uri: str) -> Holder | None:
     """The holder of the lease; None if it was released just now. A damaged file gives an unknown holder."""
     try:
         values: dict[str, Any] = json.loads(storage.read_bytes(uri, max_bytes=100_000))

@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 from pia_ray import storage
 from pia_ray.errors import StorageDamaged, StorageNotFound, VideoError
 from pia_ray.ledger import layout, runs
+from pia_ray.ledger.busy_share import BusyShare
 from pia_ray.ledger.ledger import Ledger, output_errors
 from pia_ray.ledger.parts import read_winners
 from pia_ray.ledger.results import row_from_provenance
@@ -38,6 +39,7 @@ _SUMMARY_COLUMNS: Final = (
     "recorded_at",
     "size_bytes",
     "flags",
+    "worker",
     *TIMINGS,
 )
 _READERS: Final = 16
@@ -73,6 +75,8 @@ class LedgerSummary:
     size_bytes: int
     percentiles_s: Mapping[str, Mapping[int, float]]
     """Seconds by timing column and percentile, over succeeded rows; timings that no row has are left out."""
+    busy_share: float | None = None
+    """Share of the time between a worker's first and last row that its engine computed: of the latest run."""
 
 
 @dataclass(frozen=True)
@@ -131,13 +135,11 @@ def summary(ledger: Ledger) -> LedgerSummary:
     failed = rows.filter(pc.equal(rows["status"], FAILED))
     codes = Counter({entry["values"]: entry["counts"] for entry in pc.value_counts(failed["error_code"]).to_pylist()})
     run_s = per_minute = None
-    num_in_run = 0
-    if run is not None:
-        own = succeeded.filter(pc.equal(succeeded["run_id"], run.run_id))
-        num_in_run = len(own)
-        if num_in_run:
-            run_s = max((_last_time(own, since=run.started_at) - run.started_at).total_seconds(), 1e-6)
-            per_minute = 60 * num_in_run / run_s
+    own = succeeded.filter(pc.equal(succeeded["run_id"], run.run_id if run is not None else ""))
+    num_in_run = len(own)
+    if run is not None and num_in_run:
+        run_s = max((_last_time(own, since=run.started_at) - run.started_at).total_seconds(), 1e-6)
+        per_minute = 60 * num_in_run / run_s
     return LedgerSummary(
         run=run,
         num_items=len(positions),
@@ -154,6 +156,7 @@ def summary(ledger: Ledger) -> LedgerSummary:
         gpu_s=pc.sum(succeeded["gpu_s"]).as_py() or 0.0,
         size_bytes=pc.sum(succeeded["size_bytes"]).as_py() or 0,
         percentiles_s=_percentiles(succeeded),
+        busy_share=_busy_share(own),
     )
 
 
@@ -263,6 +266,14 @@ def _last_time(rows: pa.Table, *, since: datetime | None = None) -> Any:
 def _flags(rows: pa.Table) -> dict[str, int]:
     found = rows.filter(pc.is_valid(rows["flags"]))["flags"].to_pylist()
     return dict(Counter(flag for flags in found for flag in flags.split(",")).most_common())
+
+
+def _busy_share(rows: pa.Table) -> float | None:
+    """Engine time over the time between each worker's first and last of these rows; None where nothing is known."""
+    share = BusyShare()
+    for record in rows.select(["worker", "finished_at", "fetch_s", "animate_s", "gpu_s"]).to_pylist():
+        share.add(**record)
+    return share.value
 
 
 def _percentiles(rows: pa.Table) -> dict[str, dict[int, float]]:

@@ -37,7 +37,9 @@ def read_image(reference: str, *, max_bytes: int, what: str = "image") -> bytes:
         ImageError, FetchError, StorageError: as `fetch`.
     """
     if reference.startswith("https://"):
-        return fetch_url(fetched_url(reference), max_bytes=max_bytes)
+        content = fetch_url(fetched_url(reference), max_bytes=max_bytes)
+        storage.count_read(len(content))
+        return content
     if reference.startswith("data:"):
         return _capped(decode_data_url(reference), max_bytes, what)
     if _CELL.fullmatch(reference):

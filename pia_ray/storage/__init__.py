@@ -1,11 +1,13 @@
 """Reads, writes and lists objects by URI: a local path, `file://`, or `s3://bucket/key` on any S3-compatible store.
 
 Every write is atomic and every call is retried within bounds; failures are the `StorageError`s of the error tree. The
-parts are `uris`, `client` (boto3), `patience`, `errors` (what becomes which error, and retries), `local`, `s3` and
-`objects` (what each call promises). Owns boto3, whose own configuration decides: `AWS_*` variables, profiles, roles.
+parts are `uris`, `client` (boto3), `patience`, `errors` (what becomes which error, and retries), `local`, `s3`,
+`counts` (for metrics) and `objects` (what each call promises). Owns boto3, whose own configuration decides: `AWS_*`
+variables, profiles, roles.
 """
 
 from pia_ray.storage.client import forget_clients
+from pia_ray.storage.counts import Usage, count_read, usage
 from pia_ray.storage.objects import (
     arrow_filesystem,
     clock,
@@ -33,10 +35,12 @@ from pia_ray.storage.uris import ObjectStat, is_s3, join, local_path
 __all__ = [
     "Notice",
     "ObjectStat",
+    "Usage",
     "arrow_filesystem",
     "clock",
     "conditional_writes",
     "copy_to_file",
+    "count_read",
     "create_bytes",
     "delete",
     "exists",
@@ -57,6 +61,7 @@ __all__ = [
     "sha256_of",
     "sweep",
     "upload_file",
+    "usage",
     "waited_out",
     "write_bytes",
 ]

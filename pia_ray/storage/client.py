@@ -15,6 +15,7 @@ from botocore import exceptions as aws
 from botocore.config import Config
 
 from pia_ray.errors import StorageError
+from pia_ray.storage import counts
 
 CONNECT_TIMEOUT_S: Final = 10.0
 READ_TIMEOUT_S: Final = 60.0
@@ -82,7 +83,7 @@ def forget_clients() -> None:
 
 def _new_client(session: Any, signature_version: str | None) -> Any:
     try:
-        return session.client(
+        made = session.client(
             "s3",
             config=Config(
                 # Not adaptive: its rate limit is per client and holds back every thread of a worker for one
@@ -99,6 +100,8 @@ def _new_client(session: Any, signature_version: str | None) -> Any:
                 signature_version=signature_version,
             ),
         )
+        made.meta.events.register("request-created.s3", counts.count_request)
+        return made
     except ValueError as error:
         if isinstance(error, aws.BotoCoreError):
             raise

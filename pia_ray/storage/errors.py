@@ -21,7 +21,7 @@ from pia_ray.errors import (
     StorageTooLarge,
     StorageUnavailable,
 )
-from pia_ray.storage import client
+from pia_ray.storage import client, counts
 from pia_ray.storage.patience import hurried, waited_out
 from pia_ray.storage.uris import bucket_and_key
 
@@ -88,6 +88,7 @@ def _tried(call: Callable[[], _T], verb: str, uri: str, *, attempts: int) -> _T:
     attempts = min(attempts, HURRIED_ATTEMPTS) if hurried() else attempts
     begin = time.monotonic()
     for attempt in range(1, attempts + 1):
+        counts.note_try(again=attempt > 1)
         try:
             result = call()
         except (aws.BotoCoreError, aws.ClientError, boto3.exceptions.Boto3Error, OSError) as error:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from pia_ray.errors import OutputError, OutputUnavailable, StorageError, StorageNotFound
-from pia_ray.storage import local, s3
+from pia_ray.storage import counts, local, s3
 from pia_ray.storage.errors import local_errors
 from pia_ray.storage.uris import ObjectStat, is_s3, join, local_path
 
@@ -36,7 +36,9 @@ def read_bytes(uri: str, *, max_bytes: int | None = None) -> bytes:
 
 def read_object(uri: str, *, max_bytes: int | None = None) -> tuple[bytes, str]:
     """As `read_bytes`, with the ETag of that content, for `replace_bytes`."""
-    return s3.read_object(uri, max_bytes=max_bytes) if is_s3(uri) else local.read_object(uri, max_bytes=max_bytes)
+    found = s3.read_object(uri, max_bytes=max_bytes) if is_s3(uri) else local.read_object(uri, max_bytes=max_bytes)
+    counts.count_read(len(found[0]))
+    return found
 
 
 def sha256_of(uri: str) -> str:
@@ -56,6 +58,7 @@ def write_bytes(
         s3.write_bytes(uri, content, content_type=content_type, metadata=metadata or {})
     else:
         local.write_bytes(uri, content)
+    counts.count_written(len(content))
 
 
 def create_bytes(
@@ -71,8 +74,11 @@ def create_bytes(
     put after a check.
     """
     if is_s3(uri):
-        return s3.create_bytes(uri, content, content_type=content_type, metadata=metadata or {})
-    return local.create_bytes(uri, content)
+        created = s3.create_bytes(uri, content, content_type=content_type, metadata=metadata or {})
+    else:
+        created = local.create_bytes(uri, content)
+    counts.count_written(len(content) if created else 0)
+    return created
 
 
 def replace_bytes(uri: str, content: bytes, *, etag: str, content_type: str = "application/json") -> str | None:
@@ -138,6 +144,7 @@ def copy_to_file(uri: str, path: str | Path) -> None:
             s3.download_file(uri, temporary)
         else:
             local.copy_file(uri, temporary)
+        counts.count_read(temporary.stat().st_size)
         temporary.replace(path)
 
 
@@ -147,6 +154,7 @@ def upload_file(path: str | Path, uri: str, *, content_type: str = "application/
         s3.upload_file(Path(path), uri, content_type=content_type)
     else:
         local.upload_file(Path(path), uri)
+    counts.count_written(Path(path).stat().st_size)
 
 
 def arrow_filesystem(uri: str) -> tuple[FileSystem, str]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 import gc
 import itertools
 import json
 import os
+import re
 import signal
 import time
+import urllib.request
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -23,19 +26,23 @@ import ray
 import ray.data
 import torch
 
-from pia_ray import Animator, build_processor, ledger, read_results
+from pia_ray import Animator, build_processor, ledger, read_results, storage
 from pia_ray.animation import Animation
 from pia_ray.catalog.channel import RunChannel, follow_run
 from pia_ray.catalog.graph import run_catalog, size_pool
 from pia_ray.catalog.local import run_local
 from pia_ray.catalog.outage import NO_OUTAGE, OutageState
-from pia_ray.catalog.run import Progress
+from pia_ray.catalog.progress import Progress
 from pia_ray.config.catalog import CatalogConfig
 from pia_ray.config.model import ModelConfig, build
 from pia_ray.errors import JobError, WeightsError
 from pia_ray.media.video import decode_frames
 from pia_ray.testing import FakeAnimator, draw_picture, make_catalog, make_fake, make_pipeline_folder
 from pia_ray.types import AnimationRequest
+from tests.chaos_proxy import ChaosProxy, chaos
+from tests.s3_server import s3_server
+
+__all__ = ["chaos", "s3_server"]  # fixtures
 
 pytestmark = [
     pytest.mark.heavy,
@@ -62,6 +69,7 @@ def cluster() -> Iterator[None]:
         log_to_driver=False,
         object_store_memory=200 * 2**20,
         logging_level="ERROR",
+        _system_config={"metrics_report_interval_ms": 1000},
     )
     yield
     ray.shutdown()
@@ -481,3 +489,44 @@ def test_a_processor_takes_a_style_per_row(tmp_path: Path) -> None:
         "default": "demo@fake",
     }
     assert [row["error_code"] for row in made if row["status"] == "failed"] == ["bad_parameter"]
+
+
+def test_each_metric_of_runs_that_the_dashboard_asks_for_is_exported_by_a_run(
+    chaos: ChaosProxy, tmp_path: Path
+) -> None:
+    picture = f"data:image/png;base64,{base64.b64encode(draw_picture((64, 48), seed=1)).decode()}"
+    lines = [json.dumps({"id": name, "image": picture, "prompt": "sea"}) for name in ("a", "b")]
+    storage.write_bytes(f"{chaos.bucket}/manifest.jsonl", "\n".join(lines).encode())
+    chaos.faults.append(503)  # so that there is a retry
+    dashboard = json.loads((Path(__file__).parents[2] / "cluster" / "dashboard.json").read_text())
+    queries = [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", ())]
+    wanted = set(re.findall(r"ray_pia_ray_run_\w+", " ".join(queries)))
+    (node,) = ray.nodes()
+    series: set[tuple[str, str]] = set()
+
+    def scrape(progress: Progress) -> None:
+        url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+        with urllib.request.urlopen(url) as answer:
+            found = re.findall(r'^(ray_pia_ray_run_\w+)\{.*run_id="([^"]+)"', answer.read().decode(), re.MULTILINE)
+        series.update(found)
+
+    config = configure(f"{chaos.bucket}/manifest.jsonl", tmp_path / "out", batch_size=1)
+    summary = run_catalog(config, observe=scrape, make_animator=partial(make_fake, seconds_per_step=0.4))
+    assert summary.exit_code == 0
+    assert len(wanted) > 10
+    assert wanted - {name for name, run_id in series if run_id == summary.run_id} == set()
+
+
+def test_log_lines_of_an_actor_are_json_with_run_worker_row_and_attempt(tmp_path: Path) -> None:
+    write(tmp_path / "catalog", {"lost": "sea"})
+    (tmp_path / "catalog" / "lost.png").unlink()
+    config = configure(tmp_path / "catalog" / "manifest.parquet", tmp_path / "out", log="json")
+    summary = run_catalog(config, make_animator=make_fake)
+    folder = Path(ray._private.worker.global_worker.node.get_session_dir_path()) / "logs"
+    lines = [line for path in folder.glob("worker-*.err") for line in path.read_text().splitlines()]
+    values = [json.loads(line) for line in lines if summary.run_id in line]
+    (failed,) = [value for value in values if value["message"].startswith("row lost failed")]
+    (row,) = read_results(config.output).to_pylist()
+    assert failed["level"] == "WARNING"
+    assert (failed["run_id"], failed["worker"]) == (summary.run_id, row["worker"])
+    assert (failed["row_id"], failed["attempt"]) == ("lost", 1)

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -22,7 +23,7 @@ import pytest
 from pia_ray import ledger, read_results, storage
 from pia_ray.animation import Animation, OnStep
 from pia_ray.catalog.local import run_local
-from pia_ray.catalog.run import Progress, RunSummary
+from pia_ray.catalog.progress import Progress, RunSummary
 from pia_ray.config.catalog import CatalogConfig
 from pia_ray.config.model import ModelConfig, build
 from pia_ray.errors import DeviceLost, JobError, LeaseHeld, ManifestError
@@ -548,3 +549,31 @@ def test_a_run_whose_gallery_cannot_be_written_names_none(tmp_path: Path) -> Non
     (tmp_path / "out" / "index.html").mkdir(parents=True)
     summary = go(config)
     assert (summary.exit_code, summary.gallery_uri) == (0, None)
+
+
+def test_a_run_at_work_shows_its_rows_with_stage_and_age_and_leaves_no_trace_of_its_workers(tmp_path: Path) -> None:
+    config = configure(make_catalog(tmp_path / "catalog", rows=2), tmp_path / "out")
+    with FakeAnimator(DEMO, batch_size=1, seconds_per_step=0.15) as animator:
+        run = threading.Thread(target=run_local, args=(config,), kwargs={"animator": animator})
+        run.start()
+        while True:
+            live = ledger.live_run(config.output) if Path(config.output).exists() else None
+            if live is not None and live.workers:
+                break
+            time.sleep(0.05)
+        run.join()
+    (worker,) = live.workers
+    assert {row.stage for row in worker.rows} == {"animate", "queue"}
+    assert all(0 < row.stage_s <= row.age_s < 60 for row in worker.rows)
+    assert worker.busy_share is not None
+    assert 0 < worker.busy_share <= 1
+    assert ledger.live_run(config.output) is None
+
+
+def test_a_report_tells_the_share_of_the_time_in_which_the_engines_computed(tmp_path: Path) -> None:
+    config = configure(make_catalog(tmp_path / "catalog", rows=3), tmp_path / "out")
+    with FakeAnimator(DEMO, batch_size=1, seconds_per_step=0.01) as animator:
+        run_local(config, animator=animator)
+    share = ledger.summary(ledger.Ledger.open(config.output)).busy_share
+    assert share is not None
+    assert 0.5 < share <= 1

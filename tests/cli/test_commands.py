@@ -27,7 +27,7 @@ from rich.console import Console
 
 from pia_ray import __version__, ledger, read_results, storage
 from pia_ray.catalog.local import run_local
-from pia_ray.catalog.run import Progress, RunSummary
+from pia_ray.catalog.progress import Progress, RunSummary
 from pia_ray.cli.console import RunDisplay, show_summary
 from pia_ray.cli.main import main
 from pia_ray.config.catalog import CatalogConfig
@@ -478,6 +478,22 @@ def test_report_tells_counts_and_errors_as_text_and_json(pia: Pia, output: Path)
     facts = json.loads(pia("report", output, "--json").out)
     assert (facts["num_items"], facts["num_succeeded"], facts["num_failed"]) == (10, 7, 3)
     assert facts["errors"] == {"image_truncated": 1, "unsupported_image": 1, "image_not_found": 1}
+    assert (facts["live"], facts["store"]["state"]) == (None, "answers")
+    assert "no run is at work" in ended.out
+
+
+def test_report_follow_prints_json_lines_with_the_run_at_work_until_it_is_stopped(pia: Pia, output: Path) -> None:
+    row = ledger.RowInFlight("car", "ab" * 32, "animate", stage_s=2.0, age_s=3.0)
+    state = ledger.WorkerState("host:1", "run", "", (row,), busy_share=0.5, outage="", num_waiting=0)
+    with ledger.Lease(str(output), run_id="run"):
+        ledger.write_worker(str(output), state)
+        assert "    car: animate for" in pia("report", output).out
+        process = start("report", output, "--follow", "--json")
+        assert process.stdout is not None
+        facts = json.loads(process.stdout.readline())
+        process.send_signal(signal.SIGINT)
+        assert finish(process).code == 130
+    assert facts["live"]["workers"][0]["rows"][0]["id"] == "car"
 
 
 @pytest.mark.parametrize("words", ["report", "gallery", "ledger verify", "ledger compact", "ledger rebuild"])
@@ -959,3 +975,12 @@ def test_a_whole_catalogue_goes_from_s3_to_s3_and_a_second_run_animates_nothing(
     assert "Nothing to animate: every work item is done." in ended.out
     assert "6 of 6 work items succeeded (0 now, 6 before)" in ended.out
     assert {found.uri: found.last_modified for found in storage.list_objects(f"{s3}/out/videos")} == made
+
+
+def test_an_error_of_a_command_is_one_json_object_where_logs_are(tmp_path: Path) -> None:
+    ended = finish(start("report", tmp_path / "nowhere", "--log", "json"))
+    assert ended.code == 2
+    assert not ended.out
+    values = json.loads(ended.err)
+    assert values["level"] == "ERROR"
+    assert "nowhere" in values["message"]

@@ -515,9 +515,13 @@ def test_the_wheel_works_with_the_runtime_s_packages_alone(wheel: Path, tmp_path
 
 @cache
 def metrics() -> frozenset[str]:
-    """Names of the series that the endpoint has, and those that Ray's own dashboards draw."""
+    """Names of the series that the endpoint and runs have, and those that Ray's own dashboards draw.
+
+    Those of runs are read from their declarations; `tests/catalog/test_graph.py` scrapes them from a run.
+    """
     import ray
 
+    from pia_ray.catalog import metrics as of_runs
     from pia_ray.online.http.metrics import Metrics
     from pia_ray.online.rendering.renderer import Load
 
@@ -527,6 +531,9 @@ def metrics() -> frozenset[str]:
     names: set[str] = set()
     for name, kind in re.findall(r"^# TYPE (\S+) (\S+)$", text, re.MULTILINE):
         names |= {f"{name}_{part}" for part in ("bucket", "sum", "count")} if kind == "histogram" else {name}
+    parts = {"Histogram": ("_bucket", "_sum", "_count"), "Counter": ("_total",), "_Total": ("_total",), "Gauge": ("",)}
+    declared = re.findall(r'= (\w+)\(\s*"(pia_ray_run_\w+)"', Path(of_runs.__file__).read_text())
+    names |= {f"ray_{name}{part}" for kind, name in declared for part in parts[kind]}
     panels = Path(ray.__file__).parent / "dashboard" / "modules" / "metrics" / "dashboards"
     for path in panels.glob("*_panels.py"):
         names |= set(re.findall(r"\bray_[a-z_]+", path.read_text()))
@@ -559,7 +566,15 @@ def test_dashboard_and_alerts_ask_only_for_metrics_that_there_are():
     asked = {name for expression in expressions() for name in named(expression)}
     assert asked - metrics() == set()
     assert {"pia_ray_http_requests_total", "pia_ray_videos_total", "ray_node_gpus_utilization"} <= asked
+    assert {name for name in metrics() if "pia_ray_run_" in name} - asked <= {
+        "ray_pia_ray_run_stage_seconds_sum",
+        "ray_pia_ray_run_stage_seconds_count",
+    }
     assert "pia_ray_videos" not in metrics()
+    documented = (CLUSTER.parent / "docs" / "operations.md").read_text()
+    for name in metrics():
+        shown = re.sub(r"(stage_seconds)_\w+", r"\1", name.removeprefix("ray_pia_ray_run_"))
+        assert "pia_ray_run_" not in name or f"`{shown}`" in documented
 
 
 def test_panels_of_the_dashboard_do_not_overlap_and_their_ids_differ():

@@ -495,6 +495,20 @@ assert [os.waitpid(pid, 0)[1] for pid in pids] == [0] * 4
 # S3 under faults
 
 
+@pytest.mark.parametrize("faults", [1, 4])  # of boto3's own retries, and of those around them
+def test_requests_retries_and_bytes_are_counted_by_operation(chaos: ChaosProxy, faults: int) -> None:
+    before = storage.usage()
+    storage.write_bytes(f"{chaos.bucket}/a", b"four")
+    chaos.faults.extend([503] * faults)
+    assert storage.read_bytes(f"{chaos.bucket}/a") == b"four"
+    now = storage.usage()
+    assert now.requests["PutObject"] - before.requests.get("PutObject", 0) == 1
+    assert now.requests["GetObject"] - before.requests.get("GetObject", 0) == 1 + faults
+    assert now.retries["GetObject"] - before.retries.get("GetObject", 0) == faults
+    assert now.retries["PutObject"] == before.retries.get("PutObject", 0)
+    assert (now.read_bytes - before.read_bytes, now.written_bytes - before.written_bytes) == (4, 4)
+
+
 def test_a_body_that_is_cut_off_is_read_again(chaos: ChaosProxy) -> None:
     content = os.urandom(500_000)
     storage.write_bytes(f"{chaos.bucket}/a", content)

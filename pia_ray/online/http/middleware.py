@@ -19,6 +19,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from pia_ray import logs
 from pia_ray.config.serve import ServeConfig, is_loopback
 from pia_ray.errors import BadParameter, Forbidden, PiaRayError
 from pia_ray.online.http import error_responses, limits
@@ -84,6 +85,7 @@ class EndpointMiddleware:
         state = scope.setdefault("state", {})
         state["request_id"] = identity = _request_id(headers.get("x-request-id"))
         state["owner"] = ANONYMOUS
+        logs.add_fields(request_id=identity)
         status = 500  # of ServerErrorMiddleware, which is outside of this one, if an exception gets that far
 
         async def send_marked(message: Message) -> None:

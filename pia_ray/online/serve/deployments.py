@@ -14,7 +14,7 @@ from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import DeploymentSchema
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from pia_ray import weights
+from pia_ray import logs, weights
 from pia_ray.config.knobs import suggest
 from pia_ray.config.serve import ServeConfig, is_loopback, load_serve
 from pia_ray.errors import ConfigError
@@ -80,6 +80,7 @@ class Ingress:
     """The HTTP interface. It may have any number of replicas, because all state is in storage."""
 
     def __init__(self, config: ServeConfig, engines: DeploymentHandle[Any]) -> None:
+        logs.set_up_worker(config.log, replica=serve.get_replica_context().replica_id.unique_id)
         _check_host(config)
         self._config = _with_secrets(config)
         self._renderer = RayRenderer(engines, self._config)

@@ -24,6 +24,7 @@ from ray.serve.exceptions import (
 )
 from ray.serve.handle import DeploymentHandle
 
+from pia_ray import logs
 from pia_ray.animation import RowAnimator
 from pia_ray.config.knobs import DEFAULT_STYLE
 from pia_ray.config.serve import ServeConfig
@@ -85,6 +86,7 @@ class EngineReplica:
     """One replica: warm models, and the requests that denoise together in them."""
 
     def __init__(self, config: ServeConfig, make_animator: MakeAnimator, cpu_threads: int) -> None:
+        logs.set_up_worker(config.log, replica=serve.get_replica_context().replica_id.unique_id)
         self._config = config
         self._renderer = LocalRenderer(make_animator(config, cpu_threads), config)
 

@@ -1,28 +1,18 @@
-"""Webhooks of video jobs: signed by the Standard Webhooks scheme, sent to public https:// addresses only.
-
-The outbox says which are due. Source: the Standard Webhooks specification.
-"""
+"""Webhooks of video jobs, sent to public https:// addresses only. The outbox says which are due."""
 
 from __future__ import annotations
 
-import base64
-import binascii
-import hashlib
-import hmac
 import json
 import ssl
-import time
 from collections.abc import Sequence
 from typing import Final
 
-from pia_ray.errors import ConfigError, FetchError, FetchUnavailable
 from pia_ray.online.video_jobs import VideoJob
 from pia_ray.storage import https
+from pia_ray.webhooks import Poster
 
-TIMEOUT_S: Final = 5.0
 RETRY_DELAYS_S: Final = (5.0, 60.0, 600.0, 3600.0)
 """Seconds between the tries of one webhook; after the last one it is given up."""
-_GONE: Final = 410
 
 
 class Webhooks:
@@ -43,11 +33,8 @@ class Webhooks:
         resolve: https.Resolver = https.resolve_by_system,
         ssl_context: ssl.SSLContext | None = None,
     ) -> None:
-        self._key = _key_of(secret)
+        self._poster = Poster(secret, allowed_networks=allowed_networks, resolve=resolve, ssl_context=ssl_context)
         self.retry_delays_s = tuple(retry_delays_s)
-        self._allowed_networks = allowed_networks
-        self._resolve = resolve
-        self._ssl_context = ssl_context
 
     def send(self, job: VideoJob) -> None:
         """Sends the event of the job's end to its webhook; every try has the same id. Blocks for 5 s at most.
@@ -58,30 +45,7 @@ class Webhooks:
         """
         if job.webhook_url is None or job.completed_at is None:
             raise ValueError(f"{job.id} has no webhook, or has not ended")
-        body = event(job)
-        status = https.post(
-            job.webhook_url,
-            body,
-            headers={"Content-Type": "application/json", "User-Agent": "pia-ray", **self.headers(event_id(job), body)},
-            timeout_s=TIMEOUT_S,
-            allowed_networks=self._allowed_networks,
-            resolve=self._resolve,
-            ssl_context=self._ssl_context,
-        )
-        if status == _GONE:
-            raise FetchError("The webhook's server answered 410, which means no more events.")
-        if not 200 <= status < 300:
-            raise FetchUnavailable(f"The webhook's server answered {status}.")
-
-    def headers(self, message_id: str, body: bytes) -> dict[str, str]:
-        """The headers that sign the body and its time, by which the receiver refuses forged and old events."""
-        timestamp = str(int(time.time()))
-        signed = hmac.new(self._key, f"{message_id}.{timestamp}.".encode() + body, hashlib.sha256).digest()
-        return {
-            "webhook-id": message_id,
-            "webhook-timestamp": timestamp,
-            "webhook-signature": f"v1,{base64.b64encode(signed).decode()}",
-        }
+        self._poster.post(job.webhook_url, event(job), message_id=event_id(job))
 
 
 def event_id(job: VideoJob) -> str:
@@ -99,13 +63,3 @@ def event(job: VideoJob) -> bytes:
         "data": {"id": job.id},
     }
     return json.dumps(content).encode()
-
-
-def _key_of(secret: str) -> bytes:
-    try:
-        key = base64.b64decode(secret.removeprefix("whsec_"), validate=True)
-    except (binascii.Error, ValueError):
-        key = b""
-    if len(key) < 16:
-        raise ConfigError("webhook_secret must be whsec_ and the base64 of at least 16 random bytes, better 32")
-    return key
