@@ -148,6 +148,7 @@ OWNERS = {
     "ray": {
         "pia_ray.ray_runtime": "starts and ends it",
         "pia_ray.catalog.graph": "Ray Data",
+        "pia_ray.catalog.actor_pool": "sizes the actors of a run",
         "pia_ray.catalog.channel": "joins the driver of a run and its actors",
         "pia_ray.catalog.metrics": "exports the metrics of runs through Ray's own",
         "pia_ray.online.serve": "Ray Serve",

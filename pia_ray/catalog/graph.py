@@ -9,11 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Final
@@ -21,10 +19,11 @@ from typing import Any, Final
 import pyarrow as pa
 import ray
 import ray.data
-from ray.data import ActorPoolStrategy, Dataset
+from ray.data import Dataset
 
 from pia_ray import ledger, logs, storage
 from pia_ray.animation import RowAnimator
+from pia_ray.catalog.actor_pool import ActorPool, size_pool
 from pia_ray.catalog.channel import RunChannel, follow_run, node_is_alive
 from pia_ray.catalog.metrics import DriverMetrics, WorkerMetrics
 from pia_ray.catalog.outage import OutageState
@@ -35,7 +34,7 @@ from pia_ray.catalog.state_writer import StateWriter
 from pia_ray.catalog.steps import worker_name
 from pia_ray.catalog.worker import CatalogWorker
 from pia_ray.config.catalog import CatalogConfig
-from pia_ray.errors import ConfigError, JobError, RowError
+from pia_ray.errors import JobError, RowError
 from pia_ray.manifest import ITEMS_SCHEMA, plan_row, redacted, row_from_item
 from pia_ray.pia import make_animator
 from pia_ray.ray_runtime import connected, end_process, first_cause, require_cluster
@@ -52,30 +51,6 @@ MakeAnimator = Callable[[CatalogConfig, int], RowAnimator]
 
 Cells = Mapping[str, Any]
 """One row as Ray Data's `map` sees it: values by column."""
-
-
-@dataclass(frozen=True)
-class ActorPool:
-    """The number of actors and the resources that each reserves."""
-
-    least: int
-    most: int
-    num_cpus: float
-    num_gpus: float
-    cpu_threads: int
-    calls: int
-    """Rows in one actor at once: those that denoise together and those that are fetched or published."""
-
-    def strategy(self) -> ActorPoolStrategy:
-        """As Ray Data wants it."""
-        # One task more than calls, with an upscaling threshold of 1.0: with none waiting a pool never grows.
-        return ActorPoolStrategy(
-            min_size=self.least,
-            max_size=self.most,
-            max_tasks_in_flight_per_actor=self.calls + 1,
-            max_concurrent_calls_per_actor=self.calls,
-            enable_true_multi_threading=True,
-        )
 
 
 def run_catalog(
@@ -136,41 +111,6 @@ def build_processor(
         return dataset
 
     return process
-
-
-def size_pool(config: CatalogConfig, *, own_cluster: bool = False) -> ActorPool:
-    """The pool for this config on the connected cluster.
-
-    Raises:
-        ConfigError: actors of a cluster of this run's own ask for GPUs that this machine has not. A cluster that was
-            joined may still add some.
-    """
-    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    gpus = int(resources.get("GPU", 0))
-    wants = config.gpus_per_actor if config.gpus_per_actor is not None else (1.0 if gpus else 0.0)
-    if not gpus and not own_cluster and config.model.device != "cpu":
-        log.warning(
-            "the cluster has no GPU now%s",
-            "; waiting for some"
-            if wants
-            else ": running on its CPUs; where it adds GPU nodes on demand give --gpus-per-actor 1",
-        )
-    if wants and not gpus and own_cluster:
-        raise ConfigError(f"--gpus-per-actor {wants:g}: this machine has no GPU that Ray can see; leave it out for CPU")
-    if config.actors is not None:
-        least, most = config.actors
-    else:
-        least, most = 1, max(1, int(gpus / wants)) if wants else 1
-    cores = os.cpu_count() or 1
-    threads = max(1, cores // most) if own_cluster else max(1, int(config.cpus_per_actor))
-    return ActorPool(
-        least=least,
-        most=most,
-        num_cpus=config.cpus_per_actor,
-        num_gpus=wants,
-        cpu_threads=threads,
-        calls=config.concurrent_rows(wants),
-    )
 
 
 def _worker(config: CatalogConfig, run_id: str, make_animator: MakeAnimator, cpu_threads: int) -> CatalogWorker:

@@ -28,8 +28,9 @@ import torch
 
 from pia_ray import Animator, build_processor, ledger, read_results, storage
 from pia_ray.animation import Animation
+from pia_ray.catalog.actor_pool import size_pool
 from pia_ray.catalog.channel import RunChannel, follow_run
-from pia_ray.catalog.graph import run_catalog, size_pool
+from pia_ray.catalog.graph import run_catalog
 from pia_ray.catalog.local import run_local
 from pia_ray.catalog.outage import NO_OUTAGE, OutageState
 from pia_ray.catalog.progress import Progress

@@ -1,0 +1,74 @@
+"""The actors of a run on Ray: how many, and what each reserves of the cluster."""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+
+import ray
+from ray.data import ActorPoolStrategy
+
+from pia_ray.config.catalog import CatalogConfig
+from pia_ray.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ActorPool:
+    """The number of actors and the resources that each reserves."""
+
+    least: int
+    most: int
+    num_cpus: float
+    num_gpus: float
+    cpu_threads: int
+    calls: int
+    """Rows in one actor at once: those that denoise together and those that are fetched or published."""
+
+    def strategy(self) -> ActorPoolStrategy:
+        """As Ray Data wants it."""
+        # One task more than calls, with an upscaling threshold of 1.0: with none waiting a pool never grows.
+        return ActorPoolStrategy(
+            min_size=self.least,
+            max_size=self.most,
+            max_tasks_in_flight_per_actor=self.calls + 1,
+            max_concurrent_calls_per_actor=self.calls,
+            enable_true_multi_threading=True,
+        )
+
+
+def size_pool(config: CatalogConfig, *, own_cluster: bool = False) -> ActorPool:
+    """The pool for this config on the connected cluster.
+
+    Raises:
+        ConfigError: actors of a cluster of this run's own ask for GPUs that this machine has not. A cluster that was
+            joined may still add some.
+    """
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    gpus = int(resources.get("GPU", 0))
+    wants = config.gpus_per_actor if config.gpus_per_actor is not None else (1.0 if gpus else 0.0)
+    if not gpus and not own_cluster and config.model.device != "cpu":
+        log.warning(
+            "the cluster has no GPU now%s",
+            "; waiting for some"
+            if wants
+            else ": running on its CPUs; where it adds GPU nodes on demand give --gpus-per-actor 1",
+        )
+    if wants and not gpus and own_cluster:
+        raise ConfigError(f"--gpus-per-actor {wants:g}: this machine has no GPU that Ray can see; leave it out for CPU")
+    if config.actors is not None:
+        least, most = config.actors
+    else:
+        least, most = 1, max(1, int(gpus / wants)) if wants else 1
+    cores = os.cpu_count() or 1
+    threads = max(1, cores // most) if own_cluster else max(1, int(config.cpus_per_actor))
+    return ActorPool(
+        least=least,
+        most=most,
+        num_cpus=config.cpus_per_actor,
+        num_gpus=wants,
+        cpu_threads=threads,
+        calls=config.concurrent_rows(wants),
+    )
