@@ -29,6 +29,7 @@ ORDER = (
     "errors",
     "config",
     "types",
+    "temporary_folders",
     "storage",
     "weights",
     "ray_runtime",
