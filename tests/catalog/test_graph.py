@@ -34,6 +34,7 @@ from pia_ray.errors import JobError, WeightsError
 from pia_ray.media.video import decode_frames
 from pia_ray.testing import FakeAnimator, draw_picture, make_catalog, make_fake, make_pipeline_folder
 from pia_ray.types import AnimationRequest
+from tests.processes import alive
 
 pytestmark = [
     pytest.mark.heavy,
@@ -108,14 +109,6 @@ def videos(config: CatalogConfig) -> dict[str, np.ndarray[Any, Any]]:
         for name, row in by_id(config).items()
         if row["status"] == "succeeded"
     }
-
-
-def alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
 
 
 def gone(pids: set[int]) -> bool:
