@@ -81,7 +81,6 @@ class Round:
         self._ground = ground
         self._random = random.Random(seed)
         self._plain = plain
-        self._faults: list[str | None] = [None] * faults if isinstance(faults, int) else list(faults)
         self._on_disk = on_disk and ground.disk is not None
         self._folder = ground.folder / f"round-{seed}"
         with_fifo = not plain and self._random.random() < 0.3
@@ -94,6 +93,7 @@ class Round:
             self._output = str(ground.disk / f"out-{seed}")
         else:
             self._output = f"s3://{ground.server.new_bucket()}/out"
+        self._faults = self._draw(faults) if isinstance(faults, int) else list(faults)
         self.ended = Ended(seed, "disk" if self._on_disk else "s3", len(self._rows.ends))
         self._watch = Watch(self._folder / "generations", self._committed)
         self._settings: dict[str, Any] = {
@@ -192,22 +192,21 @@ class Round:
 
     # Faults
 
-    def _do_something(self, driver: Driver, name: str | None) -> None:
-        name = name or self._random.choice(self._possible())
+    def _do_something(self, driver: Driver, name: str) -> None:
         self.ended.faults[name] += 1
         if name in STORE_FAULTS:
             self._spoil_store(name)
         else:
-            getattr(self, "_" + name.replace(" ", "_").replace("'", ""))(driver)
+            getattr(self, "_" + name.replace(" ", "_"))(driver)
 
-    def _possible(self) -> list[str]:
+    def _draw(self, num: int) -> list[str]:
         names = ["kill worker"] * 6 + ["kill driver"] * 3
-        names += ["stop driver", "freeze worker", "damage part", "delete lease", "second driver"]
+        names += ["stop driver", "kill raylet", "freeze worker", "damage part", "delete lease", "second driver"]
         if self._on_disk:
             names += ["full disk"] * 4
         else:
             names += [*STORE_FAULTS, "freeze store", "store away"]
-        return names + (["kill raylet"] * 2 if self._own_cluster else [])
+        return self._random.choices(names, k=num)
 
     def _spoil_store(self, name: str) -> None:
         seconds = 2.0 if self._plain else self._random.choice((2.0, 5.0, 5.0, 18.0))
@@ -240,6 +239,8 @@ class Round:
 
     def _kill_raylet(self, driver: Driver) -> None:
         raylets = [pid for pid, command in children(driver.process.pid).items() if "raylet/raylet" in command]
+        if not self._own_cluster:  # its raylet is everybody's
+            self._kill_driver(driver)
         for pid in raylets:
             _send(pid, signal.SIGKILL)
             self._excuses |= {2, 1, -signal.SIGKILL, -signal.SIGABRT, -signal.SIGTERM, 130}

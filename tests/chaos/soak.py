@@ -43,6 +43,7 @@ class Report:
 
 def soak(seed: int, *, seconds: float, say: Callable[[str], None] = print) -> Report:
     """Rounds of faults for about so long; the last one goes to its end."""
+    say(f"seed {seed}")
     report, draw = Report(seed), random.Random(seed)
     with Ground(seed=seed) as ground:
         began = time.monotonic()
@@ -67,7 +68,6 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=600.0)
     parser.add_argument("--seed", type=int, default=random.randrange(10**6))
     args = parser.parse_args()
-    print(f"seed {args.seed}", flush=True)
     report = soak(args.seed, seconds=args.seconds, say=lambda text: print(text, flush=True))
     print("\n".join(report.problems) or "no problems", flush=True)
     totals = {"seed": report.seed, "seconds": report.seconds, **report.totals, "problems": report.problems}
