@@ -28,7 +28,7 @@ DEMO: Final = ModelConfig.named("demo").model_copy(update={"long_edge": 64})
 FRAMES: Final = 4
 STEPS: Final = 8
 PATIENCE_S: Final = 10.0
-DRIVER_S: Final = 300.0
+DRIVER_S: Final = 900.0
 """A driver that has not ended after so long hangs."""
 
 STORE_FAULTS: Final[dict[str, Callable[[float], faulty_store.Spell]]] = {
