@@ -114,6 +114,8 @@ class Round:
         self._excuses: set[int] = set()
         """Exit codes that what was done to the driver at work explains."""
         self._own_cluster = False
+        self._begun_before = 0
+        self._last_code = -1
 
     def play(self) -> Ended:
         """Runs drivers until the catalogue is complete, then checks it."""
@@ -151,6 +153,7 @@ class Round:
         self._own_cluster = not self._plain and self._random.random() < 0.25
         # What is still the matter with the store when the driver starts is its trouble, too.
         self._excuses = {2, 4} if self._ground.store.is_away or self._excuses & {2} else set()
+        self._begun_before = len(self._watch.begun)
         driver = self._start(own_cluster=self._own_cluster)
         while driver.runs:
             time.sleep(self._random.uniform(0.3, 1.0 if self._plain else 5.0))
@@ -160,6 +163,11 @@ class Round:
                 self._problem(f"a driver has not ended after {DRIVER_S:g} s")
                 driver.process.kill()
         self._note_end(driver)
+
+    @property
+    def _is_starting(self) -> bool:
+        """Whether the driver at work has begun no row yet: a store that has never answered it, it does not wait for."""
+        return len(self._watch.begun) == self._begun_before
 
     def _note_end(self, driver: Driver) -> None:
         answer = driver.answer()
@@ -175,7 +183,7 @@ class Round:
             self._problem(f"workers {left} outlive their driver")
 
     def _is_complete(self) -> bool:
-        return getattr(self, "_last_code", None) in (0, 1)
+        return self._last_code in (0, 1)
 
     def _finish(self) -> None:
         """Runs the same command until it finds nothing that it has not to try again each time."""
@@ -211,10 +219,10 @@ class Round:
     def _spoil_store(self, name: str) -> None:
         seconds = 2.0 if self._plain else self._random.choice((2.0, 5.0, 5.0, 18.0))
         if name == "store away":
-            self._excuses |= {4} if seconds > PATIENCE_S / 2 else set()
+            self._excuses |= {4} if seconds > PATIENCE_S / 2 or self._is_starting else set()
         elif "denied" in name:
             self._excuses |= {2}
-        elif name in ("throttling", "server errors") and seconds > PATIENCE_S:
+        elif self._is_starting or (name in ("throttling", "server errors") and seconds > PATIENCE_S):
             self._excuses |= {4}
         self._ground.store.begin(STORE_FAULTS[name](seconds))
 
@@ -258,7 +266,7 @@ class Round:
 
     def _full_disk(self, driver: Driver) -> None:
         seconds = self._random.choice((2, 4, 15))
-        self._excuses |= {4} if seconds > PATIENCE_S / 2 else set()
+        self._excuses |= {4} if seconds > PATIENCE_S / 2 or self._is_starting else set()
         self._ground.fill_disk()
         time.sleep(seconds)
         self._ground.clear_disk()

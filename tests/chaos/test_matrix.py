@@ -7,6 +7,8 @@ draws from all of them.
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -34,41 +36,40 @@ def test_a_catalogue_under_fire_is_complete_and_nothing_is_made_twice_but_what_w
     assert ended.workers_ended >= 2
 
 
-def test_a_full_disk_holds_animations_back_and_fails_no_row(tmp_path: Path) -> None:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "disk", str(disk)]
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 2 MiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "disk", str(folder)]
     if subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("this machine lets tests mount no small disk")
-    waited = False
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("phase", ["animating", "writing"])
+def test_a_disk_that_is_full_for_a_while_is_waited_for_and_fails_no_row(phase: str, disk: Path, tmp_path: Path) -> None:
+    ballast, waits = disk / "ballast", set[str]()
 
     def observe(progress: Progress) -> None:
-        nonlocal waited
-        if progress.phase == "animating" and not waited:
-            if not (disk / "ballast").exists():
-                fill(disk / "ballast")
-            elif progress.num_waiting:
-                waited = True
-                (disk / "ballast").unlink()
+        if progress.phase == phase and not waits and not ballast.exists():
+            fill(ballast)
+        if progress.outage:
+            waits.add(progress.outage)
+            ballast.unlink(missing_ok=True)
 
-    try:
-        manifest = make_catalog(tmp_path, rows=12)
-        values = {"manifest": str(manifest), "output": str(disk / "out"), "model": DEMO}
-        config = build(CatalogConfig, values)
-        with FakeAnimator(DEMO, seconds_per_step=0.01) as animator:
-            summary = run_local(config, animator=animator, observe=observe)
-        assert waited
-        assert summary.exit_code == 0
-        assert {row["status"] for row in read_results(config.output).to_pylist()} == {"succeeded"}
-    finally:
-        subprocess.run(["umount", "--lazy", str(disk)], check=True)
+    values = {"manifest": str(make_catalog(tmp_path, rows=12)), "output": str(disk / "out"), "model": DEMO}
+    config = build(CatalogConfig, values)
+    with FakeAnimator(DEMO, seconds_per_step=0.01) as animator:
+        summary = run_local(config, animator=animator, observe=observe)
+    assert any("No space left" in reason for reason in waits)
+    assert summary.exit_code == 0
+    assert {row["status"] for row in read_results(config.output).to_pylist()} == {"succeeded"}
 
 
 def fill(path: Path) -> None:
     """Writes until there is no space left."""
-    try:
-        with path.open("wb", buffering=0) as stream:
-            while True:
-                stream.write(b"\0" * 4096)
-    except OSError:
-        return
+    with suppress(OSError), path.open("wb", buffering=0) as stream:
+        while True:
+            stream.write(b"\0" * 4096)
