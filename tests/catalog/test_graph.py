@@ -22,6 +22,7 @@ import pytest
 import ray
 import ray.data
 import torch
+from ray.data.block import BlockStats
 
 from pia_ray import Animator, build_processor, ledger, read_results
 from pia_ray.animation import Animation
@@ -339,9 +340,16 @@ def test_an_actor_whose_engine_hangs_is_replaced_and_only_the_row_that_hung_is_c
 
 def test_results_come_one_by_one_and_rows_stay_thin_however_many(tmp_path: Path) -> None:
     config = configure(make_catalog(tmp_path, rows=120, sizes=((32, 32),)), tmp_path / "out", actors=2)
-    seen = [0]
-    summary = run_catalog(config, make_animator=make_fake, observe=lambda p: seen.append(p.num_succeeded))
+    seen, kept = [0], [0]
+
+    def observe(progress: Progress) -> None:
+        seen.append(progress.num_succeeded)
+        if progress.num_succeeded == 110:
+            kept.append(sum(isinstance(each, BlockStats) for each in gc.get_objects()))
+
+    summary = run_catalog(config, make_animator=make_fake, observe=observe)
     assert summary.progress.num_succeeded == 120
+    assert max(kept) < 50, "the driver keeps nothing of blocks that are done"
     assert max(np.diff(seen)) == 1, "one row per block, and none held back for a batch"
 
 
