@@ -17,8 +17,9 @@ from pia_ray.config.model import ModelConfig
 from pia_ray.testing import draw_picture
 from tests.processes import num_descriptors, private_bytes
 
-SIZES = (32, 48, 64, 80, 96)
-FRAMES = (2, 4, 6, 8)
+SIZES = ((64, 64), (64, 48), (48, 80))
+FRAMES = (4, 8)
+"""Few of both: for each shape of its operands oneDNN keeps kernels (1024 of all), some 0.6 MB for each new one here."""
 
 
 def slope(samples: Sequence[tuple[float, float]]) -> float:
@@ -28,11 +29,11 @@ def slope(samples: Sequence[tuple[float, float]]) -> float:
 
 
 def animate_many(num: int) -> None:
-    """Animates so many rows of many sizes and prompts with the demo model; prints memory and descriptors as JSON."""
+    """Animates so many rows of many prompts with the demo model; prints memory and descriptors as JSON."""
     rng, samples = np.random.default_rng(0), list[tuple[int, int, int]]()
     with Animator(ModelConfig.named("demo"), batch_size=2, cpu_threads=1) as animator:
         for number in range(num):
-            width, height = (int(side) for side in rng.choice(SIZES, 2))
+            width, height = (int(side) for side in rng.choice(SIZES))
             values = {
                 "prompt": " ".join(f"word{n}" for n in rng.integers(0, 9999, 1 + number % 20)),
                 "seed": number,
@@ -40,7 +41,7 @@ def animate_many(num: int) -> None:
                 "height": height,
                 "num_frames": int(rng.choice(FRAMES)),
                 "num_inference_steps": 2,
-                "guidance_scale": float(rng.choice((1.0, 7.5))),
+                "guidance_scale": 1.0,
             }
             request = AnimationRequest(
                 id=str(number),

@@ -106,7 +106,7 @@ NAMES = ("driver bytes", "driver descriptors", "worker bytes", "worker descripto
 
 
 @pytest.mark.soak
-def test_three_hundred_animations_of_many_sizes_leave_memory_flat() -> None:
+def test_three_hundred_animations_of_many_prompts_leave_memory_flat() -> None:
     command = [sys.executable, "-m", "tests.chaos.memory", "300"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     samples = json.loads(done.stdout)
