@@ -3,7 +3,7 @@
 #   make test              everything: format, lint, types, all tests
 #   make check             format, lint, types and the quick tests
 #   make test-heavy        only the tests with Ray clusters, S3 servers and browsers
-#   make soak              the tests that take minutes and find what is rare
+#   make soak              random faults from a printed seed, and leaks: PIA_RAY_SOAK_S seconds, 600 if left out
 #   make bench             the benchmarks
 #   make env               only the environment, .venv
 #   make TORCH=cpu ...     on first use: the torch build without CUDA, some 3 GB less to download
@@ -42,7 +42,7 @@ test-heavy: $(READY)
 	$(PYTEST) --numprocesses 3 -m heavy
 
 soak: $(READY)
-	$(BIN)/pytest -m soak
+	$(BIN)/pytest --capture=no -m soak
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

@@ -5,19 +5,16 @@ The catalogue graph and the endpoint both start Ray here.
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import re
-import shutil
 import signal
 import socket
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
@@ -25,6 +22,7 @@ import ray
 import ray.exceptions
 
 from pia_ray.errors import ConfigError, JobError, PiaRayError
+from pia_ray.temporary_folders import PREFIX, temporary_folder
 
 log = logging.getLogger(__name__)
 
@@ -188,48 +186,16 @@ def require_cluster(address: str) -> None:
 def _session_folder() -> Iterator[Path]:
     """A new folder for the temporary files of one cluster; it stays where the block raises an Exception.
 
-    It is locked while this process lives. Folders that no process has locked are removed first.
-
     Raises:
         JobError: it cannot be made.
     """
     parent = _session_parent()
-    for left in parent.glob(f"{_SESSION_PREFIX}*"):
-        with suppress(OSError):
-            # A folder that another process has just made is not locked yet.
-            if time.time() - left.stat().st_mtime > _LOCKED_WITHIN_S:
-                with _locked(left):
-                    shutil.rmtree(left)
-    try:
-        parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=_SESSION_PREFIX, dir=parent))
-    except OSError as error:
-        raise JobError(f"cannot make a folder for Ray's files in {parent}: {error.strerror or error}") from None
-    with _locked(folder):
-        failed = False
+    with ExitStack() as stack:
         try:
-            yield folder
-        except Exception:
-            failed = any(folder.iterdir())
-            raise
-        finally:
-            if not failed:
-                shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Holds the folder's lock for the block.
-
-    Raises:
-        OSError: another process has it, or the folder is gone.
-    """
-    number = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    finally:
-        os.close(number)
+            folder = stack.enter_context(temporary_folder(parent, kept_on_error=True))
+        except OSError as error:
+            raise JobError(f"cannot make a folder for Ray's files in {parent}: {error.strerror or error}") from None
+        yield folder
 
 
 def _session_parent() -> Path:
@@ -238,11 +204,7 @@ def _session_parent() -> Path:
     return Path(parent if len(os.fsencode(parent)) <= _PARENT_LENGTH else "/tmp")  # noqa: S108
 
 
-_SESSION_PREFIX: Final = "pia-ray-"
-
-_LOCKED_WITHIN_S: Final = 60.0
-
-_PARENT_LENGTH: Final = (107 if sys.platform == "linux" else 103) - 64 - len(f"/{_SESSION_PREFIX}12345678")
+_PARENT_LENGTH: Final = (107 if sys.platform == "linux" else 103) - 64 - len(f"/{PREFIX}12345678")
 """Bytes: so many may the path of a socket have, and Ray adds 64 to the folder that it is given."""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from typing import Self
 
 HOLD = """
@@ -23,13 +24,17 @@ sys.stdin.read()
 class RayHead:
     """A cluster with more CPUs than there are, which are counted, not bound, and no GPU.
 
-    A process of its own holds the cluster: the test process may join it, have one of its own, or none.
+    A process of its own holds the cluster: the test process may join it, have one of its own, or none. Its processes
+    inherit this one's environment, with `environment` over it.
     """
+
+    def __init__(self, environment: Mapping[str, str] | None = None) -> None:
+        self._environment = dict(environment or {})
 
     def __enter__(self) -> Self:
         self._holder = subprocess.Popen(
             [sys.executable, "-c", HOLD],
-            env={**os.environ, "RAY_USAGE_STATS_ENABLED": "0"},
+            env={**os.environ, **self._environment, "RAY_USAGE_STATS_ENABLED": "0"},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

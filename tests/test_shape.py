@@ -30,6 +30,7 @@ ORDER = (
     "logs",
     "config",
     "types",
+    "temporary_folders",
     "storage",
     "webhooks",
     "weights",

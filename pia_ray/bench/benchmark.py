@@ -27,6 +27,7 @@ from pia_ray.pia.components import Components
 from pia_ray.pia.device.memory import weight_bytes
 from pia_ray.pia.loading.load import assemble
 from pia_ray.pia.unet.attention_kernels import chosen_kernels
+from pia_ray.temporary_folders import temporary_folder
 from pia_ray.testing import make_random_pipeline
 from pia_ray.weights import resolve as resolve_weights
 
@@ -96,7 +97,7 @@ def _measure(model: ModelConfig, settings: BenchSettings, report: Callable[[str]
 
 def _ways(base: Path, parts: Components, model: ModelConfig, settings: BenchSettings, stack: ExitStack) -> Ways:
     """All ways; the stack closes their animators."""
-    folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+    folder = stack.enter_context(temporary_folder())
     animator = stack.enter_context(Animator(model, batch_size=max(settings.batches)))
     resident = reference.resident_pipeline(base, parts)
     ways: dict[str, Callable[[int], float]] = {}

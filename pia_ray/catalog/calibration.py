@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import statistics
-import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -18,6 +16,7 @@ from pia_ray.catalog.worker import CatalogWorker
 from pia_ray.catalog.workload import evaluated_frames, params_of
 from pia_ray.config.catalog import CatalogConfig
 from pia_ray.errors import ConfigError, OutputError
+from pia_ray.temporary_folders import temporary_folder
 from pia_ray.types import SUCCEEDED, ManifestRow, ResultRow
 
 STEADY: Final = 1.5
@@ -93,11 +92,11 @@ def calibrate_here(
             config.model, styles=config.styles, keep_models=config.keep_models, batch_size=config.batch_size
         ) as own:
             return calibrate_here(sample, config, animator=own, calls=own.batch_size + config.prefetch)
-    with tempfile.TemporaryDirectory(prefix="pia-ray-") as folder:
+    with temporary_folder() as folder:
         # The first forward of a process is slow, so the first row goes twice, and once without counting.
-        warm = config.model_copy(update={"output": str(Path(folder) / "warm")})
+        warm = config.model_copy(update={"output": str(folder / "warm")})
         CatalogWorker(warm, run_id="estimate", animator=animator).work(sample[0])
-        measured = config.model_copy(update={"output": str(Path(folder) / "measured")})
+        measured = config.model_copy(update={"output": str(folder / "measured")})
         worker = CatalogWorker(measured, run_id="estimate", animator=animator)
         with ThreadPoolExecutor(calls or config.concurrent_rows(), thread_name_prefix="row") as pool:
             results = [row for row in pool.map(worker.work, sample) if row is not None]

@@ -336,7 +336,12 @@ class KeepExecutor:
             results.keep(executor)
 
     def on_execution_step(self, executor: Any) -> None:
-        """Nothing."""
+        """Drops the statistics of blocks that are done. Ray Data keeps them to the end of an execution (ray 2.60).
+
+        Blocks of one row would cost the driver 2.6 KB a row; without them its memory stays as it is.
+        """
+        for operator in executor._topology or ():
+            getattr(operator, "_output_blocks_stats", []).clear()
 
     def after_execution_succeeds(self, executor: Any) -> None:
         """Nothing."""

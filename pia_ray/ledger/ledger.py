@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-import tempfile
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
@@ -35,6 +34,7 @@ from pia_ray.ledger.planning import Planned, Planner, rejected_rows
 from pia_ray.ledger.results_writer import ResultsWriter
 from pia_ray.ledger.runs import RunRecord
 from pia_ray.ledger.videos import lost_videos, move_damaged_aside
+from pia_ray.temporary_folders import temporary_folder
 from pia_ray.types import ResultRow
 
 FULL_PART_ROWS: Final = 8192
@@ -246,8 +246,8 @@ def _temporary_folder() -> Iterator[Path]:
         OutputError: the system refuses a file in it, such as for want of space; the block has no other OSErrors.
     """
     try:
-        with tempfile.TemporaryDirectory(prefix="pia-ray-") as folder:
-            yield Path(folder)
+        with temporary_folder() as folder:
+            yield folder
     except OSError as error:
         raise OutputError(
             f"temporary files cannot be written ({error.strerror or error}): free some space, or set TMPDIR to a "

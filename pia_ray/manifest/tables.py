@@ -19,6 +19,7 @@ import pyarrow as pa
 from pia_ray import storage
 from pia_ray.config.knobs import REFERENCE_KNOBS
 from pia_ray.errors import ManifestError
+from pia_ray.temporary_folders import temporary_folder
 
 Kind = Literal["parquet", "csv", "tsv", "jsonl", "txt", "pictures"]
 
@@ -197,7 +198,7 @@ def _local_copy(uri: str) -> Iterator[Path]:
     if not storage.is_s3(uri):
         yield Path(uri)
         return
-    with tempfile.TemporaryDirectory(prefix="pia-ray-") as folder:
-        path = Path(folder) / "manifest"
+    with temporary_folder() as folder:
+        path = folder / "manifest"
         storage.copy_to_file(uri, path)
         yield path

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -23,6 +22,7 @@ from pia_ray.pia import pipeline_inputs as inputs
 from pia_ray.pia.animator import Animator
 from pia_ray.pia.denoising.schedulers import name_of
 from pia_ray.pia.loading.load import own_scheduler, own_side
+from pia_ray.temporary_folders import temporary_folder
 from pia_ray.types import OutputType
 from pia_ray.weights import resolve
 
@@ -63,7 +63,7 @@ class PIAPipeline:
         """
         base, parts = str(pretrained_model_name_or_path), {"motion_adapter": motion_adapter, "vae": vae}
         with ExitStack() as stack:
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pia-ray-")))
+            folder = stack.enter_context(temporary_folder())
             settings = {name: inputs.saved(part, folder / name) for name, part in parts.items()}
             settings |= {"name": Path(base).stem, "base": base, "revision": revision}
             settings["dtype"] = inputs.dtype_name(torch_dtype or torch.float32)

@@ -131,11 +131,17 @@ def waited_out(call: Callable[[], _T], *, has_answered: Callable[[], bool]) -> _
 
 
 def patient(call: Callable[_P, _T]) -> Callable[_P, _T]:
-    """The same function, which waits out a store that is away where its block has patience."""
+    """The same function, which waits out a store that is away where its block has patience.
+
+    The store has answered once a call of the function has succeeded in this process.
+    """
+    answered = threading.Event()
 
     @functools.wraps(call)
     def waiting(*args: _P.args, **kwargs: _P.kwargs) -> _T:
-        return waited_out(lambda: call(*args, **kwargs), has_answered=lambda: False)
+        value = waited_out(lambda: call(*args, **kwargs), has_answered=answered.is_set)
+        answered.set()
+        return value
 
     return waiting
 

@@ -25,6 +25,7 @@ import pytest
 import ray
 import ray.data
 import torch
+from ray.data.block import BlockStats
 
 from pia_ray import Animator, build_processor, ledger, read_results, storage
 from pia_ray.animation import Animation
@@ -41,6 +42,7 @@ from pia_ray.media.video import decode_frames
 from pia_ray.testing import FakeAnimator, draw_picture, make_catalog, make_fake, make_pipeline_folder
 from pia_ray.types import AnimationRequest
 from tests.chaos_proxy import ChaosProxy, chaos
+from tests.processes import alive
 from tests.s3_server import s3_server
 
 __all__ = ["chaos", "s3_server"]  # fixtures
@@ -119,14 +121,6 @@ def videos(config: CatalogConfig) -> dict[str, np.ndarray[Any, Any]]:
         for name, row in by_id(config).items()
         if row["status"] == "succeeded"
     }
-
-
-def alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
 
 
 def gone(pids: set[int]) -> bool:
@@ -392,9 +386,16 @@ def test_an_actor_whose_engine_hangs_is_replaced_and_only_the_row_that_hung_is_c
 
 def test_results_come_one_by_one_and_rows_stay_thin_however_many(tmp_path: Path) -> None:
     config = configure(make_catalog(tmp_path, rows=120, sizes=((32, 32),)), tmp_path / "out", actors=2)
-    seen = [0]
-    summary = run_catalog(config, make_animator=make_fake, observe=lambda p: seen.append(p.num_succeeded))
+    seen, kept = [0], [0]
+
+    def observe(progress: Progress) -> None:
+        seen.append(progress.num_succeeded)
+        if progress.num_succeeded == 110:
+            kept.append(sum(isinstance(each, BlockStats) for each in gc.get_objects()))
+
+    summary = run_catalog(config, make_animator=make_fake, observe=observe)
     assert summary.progress.num_succeeded == 120
+    assert max(kept) < 50, "the driver keeps nothing of blocks that are done"
     assert max(np.diff(seen)) == 1, "one row per block, and none held back for a batch"
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from pia_ray.config.catalog import CatalogConfig
 from pia_ray.config.model import ModelConfig, build
 from pia_ray.errors import ConfigError
 from pia_ray.testing import FakeAnimator, make_catalog, make_fake, make_pipeline_folder
+from tests.processes import children
 from tests.s3_server import s3, s3_server
 
 __all__ = ["s3", "s3_server"]  # fixtures
@@ -52,24 +52,6 @@ print(json.dumps({"pending": summary.progress.num_pending, "exit_code": summary.
 def begun(log: Path) -> list[dict[str, Any]]:
     """What the fake animators began, in order: id and pid."""
     return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
-
-
-def children() -> dict[int, str]:
-    """Living processes under this one, with their command lines."""
-    parents, commands = {}, {}
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit():
-            try:
-                stat = (folder / "stat").read_text().rpartition(")")[2].split()
-                commands[int(folder.name)] = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-            except OSError:
-                continue
-            if stat[0] != "Z":
-                parents[int(folder.name)] = int(stat[1])
-    found, frontier = dict[int, str](), {os.getpid()}
-    while frontier := {pid for pid, parent in parents.items() if parent in frontier}:
-        found |= {pid: commands[pid] for pid in frontier}
-    return found
 
 
 def ray_processes() -> dict[int, str]:
