@@ -16,8 +16,8 @@ from pia_ray.config.serve import ServeConfig
 _FORMATS: Final = get_args(VideoFormat)
 
 _MANIFEST_HELP: Final = (
-    "a .parquet, .csv, .tsv, .jsonl, .json or .txt file (also .gz or .zst), a folder or glob of these, or a folder of "
-    "images; local or s3://"
+    "a .parquet, .arrow, .csv, .tsv, .jsonl, .json, .xlsx or .txt file (also .gz or .zst), a folder or glob of these, "
+    "or a folder of images; local or s3://. Several are animated as one"
 )
 
 _WRONG_CHOICE: Final = re.compile(r"argument (\S+): invalid choice: '(.*)' \(choose from (.*)\)")
@@ -57,7 +57,7 @@ def make_parser() -> argparse.ArgumentParser:
     demo.add_argument("--limit", metavar="N", type=int, help="only the first so many rows of the catalogue")
 
     animate = add("animate", commands.animate_command, "animate a catalogue: videos, results table and gallery")
-    animate.add_argument("manifest", metavar="MANIFEST", nargs="?", help=_MANIFEST_HELP)
+    animate.add_argument("manifest", metavar="MANIFEST", nargs="*", default=None, help=_MANIFEST_HELP)
     animate.add_argument("--output", metavar="URI", help="folder or s3:// prefix for videos, results and gallery")
     _add_catalog_flags(animate)
     _add_knob_flags(animate)
@@ -70,7 +70,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_knob_flags(image)
 
     validate = add("validate", commands.validate_command, "check every row of a manifest, without a GPU")
-    validate.add_argument("manifest", metavar="MANIFEST", help=_MANIFEST_HELP)
+    validate.add_argument("manifest", metavar="MANIFEST", nargs="+", help=_MANIFEST_HELP)
     validate.add_argument("--show", metavar="N", type=int, default=0, help="also print the prompts of the first N rows")
     validate.add_argument("--fetch", action="store_true", help="also open the images")
     validate.add_argument("--json", action="store_true", help="print one JSON line per bad row, and one of counts")
@@ -80,7 +80,7 @@ def make_parser() -> argparse.ArgumentParser:
     estimate = add(
         "estimate", commands.estimate_command, "what a run takes, before it runs: rows, time, GPU-hours, cost, storage"
     )
-    estimate.add_argument("manifest", metavar="MANIFEST", help=_MANIFEST_HELP)
+    estimate.add_argument("manifest", metavar="MANIFEST", nargs="+", help=_MANIFEST_HELP)
     estimate.add_argument("--output", metavar="URI", help="of an earlier run: what it has done is left out")
     speeds = estimate.add_mutually_exclusive_group()
     speeds.add_argument("--calibrate", metavar="OUTPUT", help="speeds from an earlier run on such hardware")

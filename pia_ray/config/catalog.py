@@ -38,7 +38,9 @@ DAMAGED: Final = "damaged"
 class CatalogConfig(WorkerConfig):
     """One catalogue run: what to animate, where to put it, on how many workers."""
 
-    manifest: str = Field(description="File, folder, glob or folder of images; local or s3://.")
+    manifest: str | tuple[str, ...] = Field(
+        description="File, folder, glob or folder of images, or a list of these; local or s3://."
+    )
     output: str = Field(description="Folder or s3:// prefix for videos, results and gallery.")
     model: ModelConfig = Field(description="Name of a model, YAML file of one, or its settings.")
     styles: dict[str, ModelConfig] = Field(
@@ -115,6 +117,11 @@ class CatalogConfig(WorkerConfig):
     address: str | None = Field(None, description="Ray cluster to join. Left out: a cluster of this run's own.")
 
     @property
+    def manifests(self) -> tuple[str, ...]:
+        """The manifests of the run, mostly one."""
+        return (self.manifest,) if isinstance(self.manifest, str) else self.manifest
+
+    @property
     def default_model_config(self) -> ModelConfig:
         """The run's own model."""
         return self.model
@@ -155,6 +162,15 @@ class CatalogConfig(WorkerConfig):
             BadParameter: there is no such style; lists those there are.
         """
         return model_for(style, self.model, self.styles)
+
+    @field_validator("manifest", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: object) -> object:
+        if isinstance(value, tuple | list):
+            if not value:
+                raise ValueError("must be a file or folder, or a list of them")
+            return value[0] if len(value) == 1 else tuple(value)
+        return value
 
     @field_validator("model", mode="before")
     @classmethod

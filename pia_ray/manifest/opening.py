@@ -21,6 +21,7 @@ class Manifest:
     """An opened manifest: its files, their columns, and the columns that pass through."""
 
     uri: str
+    """Of several manifests all URIs, with commas."""
     files: tuple[TableFile, ...]
     columns: tuple[Columns, ...]
     """One per file."""
@@ -60,13 +61,17 @@ def open_manifest(config: CatalogConfig) -> Manifest:
     Raises:
         ManifestError: there is no manifest, it has no rows, or its columns cannot work; says which and what to do.
     """
-    uri = config.manifest
-    found = find(uri, config)
+    uri = ", ".join(config.manifests)
+    found = find(config.manifests, config)
     if all(file.num_rows == 0 for file in found):
         raise ManifestError(f"{uri} has no rows")
     found = tuple(file for file in found if file.num_rows != 0)
-    if found[0].kind == "pictures" and "prompt" not in config.defaults:
-        raise ManifestError(f"{uri} is a folder of images, which has no prompts: give a --prompt for all")
+    for file in found:
+        if file.kind == "pictures" and not file.captions and "prompt" not in config.defaults:
+            raise ManifestError(
+                f"{file.uri} is a folder of images, which has no prompts: give a --prompt for all, or each picture "
+                f"a text file of its name"
+            )
     columns = tuple(meaning(file, config) for file in found)
     check_decisions(found, columns, config)
     passed = unify(found, [meant.passed for meant in columns])

@@ -183,7 +183,7 @@ class _Planner:
             cells["seed"] if "seed" in columns.knobs else nothing,
             strict=True,
         )
-        prefix = _folder_of(file.name)
+        prefix = _folder_of(file)
         has_id = columns.id is not None
         items = _Items()
         for index, (key, id_cell, image, prompt, negative, seed) in enumerate(one_by_one):
@@ -328,7 +328,7 @@ class _Planner:
                 columns.image,
                 cells[columns.image],
                 row=number,
-                prefix=_folder_of(file.name),
+                prefix=_folder_of(file),
                 versions=self._versions,
             )
             rows = items_of(
@@ -339,9 +339,7 @@ class _Planner:
                 model_version=self._model_version,
                 style_versions=self._style_versions,
                 has_id=columns.id is not None,
-                own=references_of(
-                    file, columns, cells, row=number, prefix=_folder_of(file.name), versions=self._versions
-                ),
+                own=references_of(file, columns, cells, row=number, prefix=_folder_of(file), versions=self._versions),
                 run=self._run,
             )
         except BadParameter as error:
@@ -372,8 +370,8 @@ def _hashable(cells: Sequence[Any]) -> Sequence[Any]:
     ]
 
 
-def _folder_of(name: str) -> str:
-    folder, slash, _ = name.rpartition("/")
+def _folder_of(file: TableFile) -> str:
+    folder, slash, _ = file.name.rpartition("/")
     return folder + slash
 
 

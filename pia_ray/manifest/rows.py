@@ -40,8 +40,8 @@ def plan_row(
 ) -> ManifestRow:
     """The work item of one row as `plan` makes it, for rows that come from elsewhere; other columns are ignored.
 
-    Relative references start from the folder of `config.manifest`. Bytes and arrays travel inside the row, as a data:
-    URL.
+    Relative references start from the folder of the first of `config.manifests`. Bytes and arrays travel inside the
+    row, as a data: URL.
 
     Raises:
         BadParameter: a cell has no valid value, or `num_videos` asks for more than one item.
@@ -56,14 +56,14 @@ def plan_row(
     if columns.image not in cells:
         raise BadParameter(f"image is missing: give each row one of {', '.join(IMAGE_COLUMNS)}", "image")
     cell = _text_in(cells[columns.image])
-    picture = _inside(cell) if isinstance(cell, bytes) else _picture_at(cell, root_of(config.manifest), "")
+    picture = _inside(cell) if isinstance(cell, bytes) else _picture_at(cell, root_of(config.manifests[0]), "")
     versions = references.Versions() if config.detect_changes else None
     if versions is not None:
         picture = picture._replace(version=versions.of(picture.uri))
     own = {}
     for knob in columns.references:
         if (value := cells[columns.knobs[knob]]) is not None:
-            own[knob] = _reference_in(value, knob, root_of(config.manifest), versions)
+            own[knob] = _reference_in(value, knob, root_of(config.manifests[0]), versions)
     items = items_of(
         cells.get(columns.id) if columns.id is not None else None,
         picture,
@@ -89,7 +89,7 @@ def picture_of(
         BadParameter: no picture can be there.
     """
     name = "data:"
-    if isinstance(cell, dict) and file.kind == "parquet":
+    if isinstance(cell, dict) and file.has_types:
         name = cell.get("path") or name
         cell = cell["path"] if cell.get("bytes") is None and "path" in cell else cell.get("bytes")
     cell = _text_in(cell)
@@ -100,7 +100,7 @@ def picture_of(
     picture = _picture_at(cell, file.folder, prefix)
     if file.kind == "pictures":  # a file's own name is not a reference, because it may start with a space
         picture = picture._replace(uri=file.folder + cell, identity=cell)
-    if picture.uri.startswith("data:") and file.kind == "parquet" and not is_packed(file.uri):
+    if picture.uri.startswith("data:") and file.has_types and not is_packed(file.uri):
         return picture._replace(uri=cell_reference(file, row, column))
     return picture if versions is None else picture._replace(version=versions.of(picture.uri))
 
@@ -122,14 +122,14 @@ def references_of(
     found = {}
     for knob in columns.references:
         cell = cells[columns.knobs[knob]]
-        if isinstance(cell, dict) and file.kind == "parquet":
+        if isinstance(cell, dict) and file.has_types:
             cell = cell["path"] if cell.get("bytes") is None and "path" in cell else cell.get("bytes")
         if cell is None:
             continue
         cell = _text_in(cell)
         if knob in ARRAY_KNOBS and isinstance(cell, list | np.ndarray):
             cell = arrays.encode(cell, knob)
-        in_place = file.kind == "parquet" and not is_packed(file.uri)
+        in_place = file.has_types and not is_packed(file.uri)
         inside = isinstance(cell, bytes) or (isinstance(cell, str) and cell.lstrip()[:5].lower() == "data:")
         picture = _reference_in(cell, knob, file.folder, versions, prefix)
         found[knob] = (
