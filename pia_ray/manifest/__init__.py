@@ -5,7 +5,15 @@ cannot be animated become rejected items, and only what spoils the manifest as a
 """
 
 from pia_ray.manifest.columns import ColumnUse
-from pia_ray.manifest.items import ITEMS_SCHEMA, Item, row_from_item, with_absolute_references, work_key
+from pia_ray.manifest.items import (
+    ITEMS_SCHEMA,
+    Item,
+    negative_prompt_of,
+    row_from_item,
+    shared_params,
+    with_absolute_references,
+    work_key,
+)
 from pia_ray.manifest.opening import Manifest, open_manifest
 from pia_ray.manifest.parquet import read_image_cell
 from pia_ray.manifest.planning import plan
@@ -20,12 +28,14 @@ __all__ = [
     "Item",
     "Manifest",
     "decode_data_url",
+    "negative_prompt_of",
     "open_manifest",
     "plan",
     "plan_row",
     "read_image_cell",
     "redacted",
     "row_from_item",
+    "shared_params",
     "with_absolute_references",
     "work_key",
 ]

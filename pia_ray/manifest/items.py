@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from json.encoder import encode_basestring as quoted
 from pathlib import Path
@@ -55,6 +56,10 @@ ITEMS_SCHEMA: Final = pa.schema(
 MAX_ID_LENGTH: Final = 256
 KEY_VERSION: Final = 1
 """Raised when the same cells shall mean another video: every earlier row is then made again."""
+
+
+_OF_ONE_ROW: Final = re.compile(r'"(?:negative_prompt|prompt|seed)":"(?:[^"\\]|\\.)*+"')
+_NEGATIVE: Final = re.compile(r'"negative_prompt":("(?:[^"\\]|\\.)*+")')
 
 
 class Item(NamedTuple):
@@ -117,6 +122,17 @@ def row_from_item(item: Mapping[str, Any]) -> ManifestRow:
         work_key=item["work_key"],
         references=json.loads(item["reference_uris"] or "{}"),
     )
+
+
+def shared_params(params: str) -> str:
+    """What canonical params say but for prompts and seed: the same text for rows that agree in all other knobs."""
+    return _OF_ONE_ROW.sub("", params)
+
+
+def negative_prompt_of(params: str) -> str:
+    """The negative prompt of canonical params."""
+    found = _NEGATIVE.search(params)
+    return json.loads(found[1]) if found is not None else ""
 
 
 def work_key(
