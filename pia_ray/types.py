@@ -44,6 +44,8 @@ class ManifestRow:
     """64 hex digits."""
     references: Mapping[str, str] = field(default_factory=dict)
     """The URIs, as in `image`, of the files that the params refer to, by knob."""
+    picture_index: int | None = None
+    """The picture's number among those of its row, from 0, where the row has several."""
 
     @property
     def reference_identities(self) -> dict[str, str]:
@@ -232,6 +234,8 @@ class ResultRow:
     finished_at: datetime
     flags: str | None = None
     """The flags of a suspicious video, by commas: `black_frames`, `frozen`."""
+    picture_index: int | None = None
+    """As in `ManifestRow`."""
 
     @classmethod
     def succeeded(
@@ -260,6 +264,7 @@ class ResultRow:
         original_height: int | None = None,
         fetch_s: float | None = None,
         flags: str | None = None,
+        picture_index: int | None = None,
     ) -> ResultRow:
         """The row of a finished video; `params` are those that were used, with size and seed."""
         if params.seed is None:
@@ -300,6 +305,7 @@ class ResultRow:
             motion=motion,
             finished_at=finished_at,
             flags=flags,
+            picture_index=picture_index,
         )
 
     @classmethod
@@ -318,6 +324,7 @@ class ResultRow:
         finished_at: datetime,
         video_index: int = 0,
         prompt: str | None = None,
+        picture_index: int | None = None,
     ) -> ResultRow:
         """The row of a video that was not made; where cells are bad, `params` is None, and `prompt` may be known."""
         seed = seed_from_id(id) if params is None or params.seed is None else params.seed
@@ -358,4 +365,5 @@ class ResultRow:
             gpu_s=None,
             motion=None,
             finished_at=finished_at,
+            picture_index=picture_index,
         )

@@ -55,7 +55,7 @@ def animate_command(args: argparse.Namespace) -> int:
 def _run(config: CatalogConfig, args: argparse.Namespace, *, again: Sequence[str]) -> int:
     """Runs the catalogue; `again` are the arguments that repeat the run, the command first."""
     from pia_ray.catalog.graph import run_catalog
-    from pia_ray.cli.console import RunDisplay, absolute_path, make_console, show_summary
+    from pia_ray.cli.console import RunDisplay, absolute_path, make_console, open_page, show_summary
 
     if not args.verbose:
         logging.getLogger("ray").setLevel(logging.ERROR)  # only now: importing ray sets its own level
@@ -85,6 +85,8 @@ def _run(config: CatalogConfig, args: argparse.Namespace, *, again: Sequence[str
     # Right after the command, so that it stays a flag also where the arguments end in `-- MANIFEST`.
     retry = [*_program(), again[0], "--retry", RETRY_ALL, *again[1:]]
     show_summary(console, summary, retry_command=shlex.join(retry), open_path=absolute_path)
+    if args.open:
+        open_page(console, summary.gallery_uri)
     return summary.exit_code
 
 

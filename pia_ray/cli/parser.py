@@ -55,10 +55,12 @@ def make_parser() -> argparse.ArgumentParser:
     demo = add("demo", commands.demo_command, "animate the bundled catalogue with the bundled model on this machine")
     demo.add_argument("--output", default="pia-ray-demo", metavar="DIR", help="where to (default: %(default)s)")
     demo.add_argument("--limit", metavar="N", type=int, help="only the first so many rows of the catalogue")
+    demo.add_argument("--open", action="store_true", help="open the gallery in the browser when the run has ended")
 
     animate = add("animate", commands.animate_command, "animate a catalogue: videos, results table and gallery")
     animate.add_argument("manifest", metavar="MANIFEST", nargs="*", default=None, help=_MANIFEST_HELP)
     animate.add_argument("--output", metavar="URI", help="folder or s3:// prefix for videos, results and gallery")
+    animate.add_argument("--open", action="store_true", help="open the gallery in the browser when the run has ended")
     _add_catalog_flags(animate)
     _add_knob_flags(animate)
 
@@ -162,6 +164,7 @@ def _add_catalog_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--model", metavar="NAME|FILE", help="named model, or YAML file of one")
     _add_styles_flag(group)
     add("keep_models", "N", type=int)
+    add("pictures", "", choices=("all", "first"))
     add("limit", "N", type=int)
     add("sample", "N", type=int)
     add("retry", "WHAT")

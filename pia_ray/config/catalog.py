@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from pydantic import (
     Field,
@@ -64,6 +64,9 @@ class CatalogConfig(WorkerConfig):
     )
     encoding: str | None = Field(
         None, description="Encoding of CSV and JSON files, such as cp1252. Left out: UTF-8, or UTF-16 where it shows."
+    )
+    pictures: Literal["all", "first"] = Field(
+        "all", description="Of rows and products with several pictures: a work item for each, or for the first."
     )
     limit: int | None = Field(None, ge=1, description="Only the first so many rows of the manifest.")
     sample: int | None = Field(

@@ -22,8 +22,8 @@ from pia_ray.manifest.tables import Columns, TableFile
 from pia_ray.types import ResultRow
 
 IMAGE_COLUMNS: Final = ("image", "url", "image_url", "image_path", "file_name")
-_EXPORTED_IMAGE_COLUMNS: Final = ("image_link", "image_src", "image_uri")
-"""Names of the image column in shop feeds, shop exports and the results of a run; they count after the others."""
+_EXPORTED_IMAGE_COLUMNS: Final = ("image_link", "image_src", "image_uri", "images", "image_urls")
+"""Names of the image column in shop feeds, shop exports, results and lists; they count after the others."""
 
 PROMPT_COLUMNS: Final = ("prompt", "caption", "text")
 """Names of the image and prompt columns; the first that is there counts."""

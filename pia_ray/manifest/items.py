@@ -46,6 +46,7 @@ ITEMS_SCHEMA: Final = pa.schema(
         pa.field("reference_uris", pa.string()),
         pa.field("error_code", pa.string()),
         pa.field("error_message", pa.string()),
+        pa.field("picture_index", pa.int32()),
     ]
 )
 """One planned work item, in manifest order; a manifest's pass-through columns follow, with their own types.
@@ -77,6 +78,7 @@ class Item(NamedTuple):
     reference_uris: str | None = None
     error_code: str | None = None
     error_message: str | None = None
+    picture_index: int | None = None
 
 
 class Picture(NamedTuple):
@@ -89,6 +91,8 @@ class Picture(NamedTuple):
     """Reference to make an id from."""
     version: str = ""
     """The version of its content from a listing, or an empty string."""
+    index: int | None = None
+    """Its number among the pictures of its row, from 0, where the row has several."""
 
 
 def item_from_row(row: ManifestRow) -> Item:
@@ -106,6 +110,7 @@ def item_from_row(row: ManifestRow) -> Item:
         style=row.params.style,
         params=canonical_params(row.params),
         reference_uris=reference_json(row.references),
+        picture_index=row.picture_index,
     )
 
 
@@ -121,6 +126,7 @@ def row_from_item(item: Mapping[str, Any]) -> ManifestRow:
         params=AnimationParams.model_validate({**values, "num_videos": 1}),
         work_key=item["work_key"],
         references=json.loads(item["reference_uris"] or "{}"),
+        picture_index=item["picture_index"],
     )
 
 
@@ -205,7 +211,7 @@ def items_of(
             config=config,
             model_version=model_version if style == DEFAULT_STYLE else style_versions[style],
         )
-        items.append(ManifestRow(row_id, index, picture.uri, identity, own_params, key, uris))
+        items.append(ManifestRow(row_id, index, picture.uri, identity, own_params, key, uris, picture.index))
     return items
 
 

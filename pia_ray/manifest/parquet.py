@@ -41,7 +41,9 @@ from pia_ray.media import arrays
 
 _CACHED_FILES: Final = 4
 _CACHED_COLUMN_BYTES: Final = 64 * 2**20
-_CELL = re.compile(r"(?P<uri>.+)#row=(?P<row>[1-9][0-9]{0,17})&column=(?P<column>[^&#]+)", re.DOTALL)
+_CELL = re.compile(
+    r"(?P<uri>.+)#row=(?P<row>[1-9][0-9]{0,17})&column=(?P<column>[^&#]+)(?:&item=(?P<item>\d{1,9}))?", re.DOTALL
+)
 
 
 @contextmanager
@@ -76,9 +78,13 @@ def read_parquet(file: TableFile, cells: Sequence[str], passed: pa.Schema) -> It
             first += batch.num_rows
 
 
-def cell_reference(file: TableFile, row: int, column: str) -> str:
-    """The reference of an image inside a Parquet or Arrow manifest, as `read_image_cell` takes it."""
-    return f"{file.uri}#row={row}&column={quote(column, safe='')}"
+def cell_reference(file: TableFile, row: int, column: str, position: int | None = None) -> str:
+    """The reference of an image inside a Parquet or Arrow manifest, as `read_image_cell` takes it.
+
+    Of a cell with a list it is that of the element at the position.
+    """
+    item = "" if position is None else f"&item={position}"
+    return f"{file.uri}#row={row}&column={quote(column, safe='')}{item}"
 
 
 def read_image_cell(reference: str) -> bytes:
@@ -105,6 +111,8 @@ def read_image_cell(reference: str) -> bytes:
         with _open_cells_lock:  # a next try opens it anew
             _open_cells.pop((uri, column), None)
         raise _storage_error(error, reference) from None
+    if match["item"] is not None:
+        value = value[int(match["item"])] if isinstance(value, list) and int(match["item"]) < len(value) else None
     if isinstance(value, Mapping):
         value = value.get("bytes")
     if isinstance(value, list | np.ndarray) and (knob := knob_named(column) or "") in ARRAY_KNOBS:

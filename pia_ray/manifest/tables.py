@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO, Any, Final, Literal
+from typing import IO, Any, Final, Literal, NamedTuple
 
 import pyarrow as pa
 
@@ -93,6 +93,15 @@ class Columns:
         return [name for name in dict.fromkeys(names) if name is not None]
 
 
+class PictureOfRow(NamedTuple):
+    """One of the pictures of a row."""
+
+    index: int
+    """Its number, from 0."""
+    position: int | None
+    """Its position in the list that the cell holds; None where the cell holds none."""
+
+
 @dataclass(frozen=True)
 class Chunk:
     """Some consecutive rows of one file."""
@@ -106,6 +115,18 @@ class Chunk:
     """The columns that pass through; null in bad rows."""
     bad_rows: Mapping[int, str]
     """Messages by position in the chunk."""
+    numbers: Sequence[int] = ()
+    """Numbers of the rows, where some have several pictures; else they count from `first_row`."""
+    pictures: Sequence[PictureOfRow | None] = ()
+    """The pictures of such rows."""
+
+    def number(self, index: int) -> int:
+        """The number of a row."""
+        return self.numbers[index] if self.numbers else self.first_row + index
+
+    def picture(self, index: int) -> PictureOfRow | None:
+        """The picture of a row that is one of several."""
+        return self.pictures[index] if self.pictures else None
 
     def is_blank(self, index: int) -> bool:
         """Whether no cell of a row holds anything."""

@@ -93,7 +93,7 @@ def test_flags_are_in_the_results_the_report_the_gallery_and_a_rebuilt_ledger(tm
         run_local(config, animator=animator)
     expected = [None, "frozen", "black_frames,frozen"]
     assert read_results(str(output))["flags"].to_pylist() == expected
-    assert read_results(str(output)).schema.names.index("flags") == len(ledger.RESULTS_SCHEMA) - 1
+    assert read_results(str(output)).schema.names.index("flags") == len(ledger.RESULTS_SCHEMA) - 2
     with ledger.Ledger.open(str(output)) as opened:
         assert dict(ledger.summary(opened).flags) == {"frozen": 2, "black_frames": 1}
     assert "black_frames,frozen" in (output / "index.html").read_text()
