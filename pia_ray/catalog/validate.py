@@ -85,7 +85,7 @@ def _checked(items: Iterator[pa.Table], config: CatalogConfig) -> Iterator[Findi
     num_items = 0
     for table in items:
         for batch in table.select(_CELLS).to_batches(max_chunksize=10_000):
-            for row_id, params, prompt, code, message in zip(*(c.to_pylist() for c in batch.columns), strict=True):
+            for row_id, params, prompt, code, message in zip(*map(manifest.values_of, batch.columns), strict=True):
                 num_items += 1
                 if code is None:
                     shared = manifest.shared_params(params)

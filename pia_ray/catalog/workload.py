@@ -105,9 +105,9 @@ def plan_workload(config: CatalogConfig, *, resume: bool) -> Workload:
         pending += int(found.pending.sum())
         before += int((~found.rejected & ~found.pending).sum())
         pending_items = table.select(manifest.ITEMS_SCHEMA.names).filter(pa.array(found.pending)).combine_chunks()
-        styles.update(pending_items["style"].to_pylist())
+        styles.update(manifest.values_of(pending_items["style"]))
         sized: list[bool] = []
-        for text in pending_items["params"].to_pylist():
+        for text in manifest.values_of(pending_items["params"]):
             each = load_of(text)
             total_evaluations += each.evaluations
             frames_in_all += each.frames

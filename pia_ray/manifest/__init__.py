@@ -19,7 +19,7 @@ from pia_ray.manifest.parquet import read_image_cell
 from pia_ray.manifest.planning import plan
 from pia_ray.manifest.references import decode_data_url, redacted
 from pia_ray.manifest.rows import plan_row
-from pia_ray.manifest.tables import Columns
+from pia_ray.manifest.tables import Columns, values_of
 
 __all__ = [
     "ITEMS_SCHEMA",
@@ -36,6 +36,7 @@ __all__ = [
     "redacted",
     "row_from_item",
     "shared_params",
+    "values_of",
     "with_absolute_references",
     "work_key",
 ]

@@ -181,7 +181,7 @@ class _Products:
         shift = 0 if self._last is None else 1
         cells = {
             name: [
-                self._value(name, owner, chunk) if value is None and owner is not None else value
+                self._value(name, owner, chunk) if owner is not None and is_empty(value) else value
                 for value, owner in zip(values, owners, strict=True)
             ]
             if name != self._columns.image

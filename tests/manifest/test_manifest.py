@@ -564,7 +564,7 @@ def test_a_misspelt_knob_passes_through_with_a_hint(tmp_path, caplog):
     ("columns", "column"),
     [
         ({"image": [1], "prompt": ["p"]}, "image"),
-        ({"image": [["x.png"]], "prompt": ["p"]}, "image"),
+        ({"image": [[5]], "prompt": ["p"]}, "image"),
         ({"image": [{"path": "x.png"}], "prompt": ["p"]}, "image"),
         ({"image": ["x.png"], "prompt": [["p"]]}, "prompt"),
         ({"image": ["x.png"], "prompt": [5]}, "prompt"),
