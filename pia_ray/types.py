@@ -59,6 +59,8 @@ class ManifestRow:
     """64 hex digits."""
     references: Mapping[str, str] = field(default_factory=dict)
     """The URIs, as in `image`, of the files that the params refer to, by knob."""
+    picture_index: int | None = None
+    """The picture's number among those of its row, from 0, where the row has several."""
 
     @property
     def reference_identities(self) -> dict[str, str]:
@@ -258,6 +260,8 @@ class ResultRow:
     subject_similarity: float | None = None
     prompt_similarity: float | None = None
     """The numbers of a `Judgement`, with `motion`."""
+    picture_index: int | None = None
+    """As in `ManifestRow`."""
 
     @classmethod
     def succeeded(
@@ -286,6 +290,7 @@ class ResultRow:
         original_height: int | None = None,
         fetch_s: float | None = None,
         flags: str | None = None,
+        picture_index: int | None = None,
     ) -> ResultRow:
         """The row of a finished video.
 
@@ -329,6 +334,7 @@ class ResultRow:
             finished_at=finished_at,
             flags=flags,
             **{name: judgement.get(name) for name in JUDGED},
+            picture_index=picture_index,
         )
 
     @classmethod
@@ -347,6 +353,7 @@ class ResultRow:
         finished_at: datetime,
         video_index: int = 0,
         prompt: str | None = None,
+        picture_index: int | None = None,
     ) -> ResultRow:
         """The row of a video that was not made; where cells are bad, `params` is None, and `prompt` may be known."""
         seed = seed_from_id(id) if params is None or params.seed is None else params.seed
@@ -387,4 +394,5 @@ class ResultRow:
             gpu_s=None,
             motion=None,
             finished_at=finished_at,
+            picture_index=picture_index,
         )

@@ -13,6 +13,7 @@ import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -159,6 +160,7 @@ OWNERS = {
     "prometheus_client": {"pia_ray.online.http.metrics": "what the endpoint counts"},
     "anyio": {"pia_ray.online": "the event loop's side of the HTTP interface"},
     "uvicorn": {"pia_ray.online": "the HTTP interface", "pia_ray.cli": "pia-ray serve"},
+    "openpyxl": {"pia_ray.manifest.workbooks": "reads Excel workbooks"},
     "rich": {"pia_ray.cli": "the live display and tables on the terminal"},
     "yaml": {"pia_ray.config": "configuration files"},
 }
@@ -294,7 +296,8 @@ def test_a_heavy_dependency_is_imported_by_its_owner_alone():
 
 def test_every_third_party_import_is_declared_and_owned():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    declared = {canonicalize_name(Requirement(line).name) for line in project["dependencies"]}
+    extras = chain.from_iterable(project["optional-dependencies"].values())
+    declared = {canonicalize_name(Requirement(line).name) for line in (*project["dependencies"], *extras)}
     # What is imported under another name than it is installed by, or comes as the stated part of another package.
     aliases = {"pil": "pillow", "yaml": "pyyaml", "botocore": "boto3", "starlette": "fastapi"}
     aliases |= {"anyio": "fastapi", "uvicorn": "ray"}
@@ -444,7 +447,7 @@ def pins() -> dict[str, str]:
 def test_every_dependency_is_pinned_within_its_range():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     lines = [*project["project"]["dependencies"]]
-    for group in project["dependency-groups"].values():
+    for group in (*project["dependency-groups"].values(), *project["project"]["optional-dependencies"].values()):
         lines += group
     for requirement in map(Requirement, lines):
         pinned = pins().get(canonicalize_name(requirement.name))

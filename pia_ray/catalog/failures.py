@@ -44,6 +44,7 @@ def without_video(
         error,
         id=row.id,
         video_index=row.video_index,
+        picture_index=row.picture_index,
         work_key=row.work_key,
         image_uri=redacted(row.image),
         params=row.params,

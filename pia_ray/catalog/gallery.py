@@ -13,13 +13,18 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from datetime import datetime
 from importlib.resources import files
 from itertools import islice
 from typing import Any, Final
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from pia_ray import ledger, storage
 from pia_ray.catalog.formatting import duration, size
@@ -35,7 +40,10 @@ _SHOWN: Final = (
     *("work_key", "model", "run_id", "worker", "fetch_s", "animate_s", "publish_s", "gpu_s", "flags"),
     *JUDGED,
 )
-"""Result columns that reach the page as they are; those with URIs, params and times are worked on first."""
+"""Result columns that reach the page as they are."""
+
+_WORKED_ON: Final = ("video_uri", "thumbnail_uri", "input_thumbnail_uri", "image_uri", "params", "finished_at")
+"""Result columns that are worked on first."""
 
 _KNOWN: Final = frozenset(field.name for field in fields(ResultRow))
 _ELSEWHERE: Final = frozenset({"prompt", "seed", "width", "height", "num_frames", "fps", "motion_scale"})
@@ -57,11 +65,11 @@ def write_gallery(output: str, *, title: str | None = None) -> str:
         OutputError: there are no results yet.
         StorageError: the page could not be written.
     """
-    table = ledger.read_results(output)
-    chosen = _chosen(table["status"].to_pylist())
-    rows = table.take(chosen).to_pylist() if len(chosen) < len(table) else table.to_pylist()
+    with ledger.open_results(output) as file:
+        rows = list(_shown_rows(file))
+        num_left_out = file.metadata.num_rows - len(rows)
     uri = storage.join(output, NAME)
-    page = gallery_html(rows, title=title or _title(output), num_left_out=len(table) - len(rows))
+    page = gallery_html(rows, title=title or _title(output), num_left_out=num_left_out)
     storage.write_bytes(uri, page.encode("utf-8", "replace"), content_type="text/html; charset=utf-8")
     return uri
 
@@ -84,6 +92,22 @@ def gallery_html(rows: Sequence[_Row], *, title: str, num_left_out: int = 0) -> 
     }
     # One pass, so that marks inside of what is filled in are left alone.
     return re.sub(r"@@([A-Z_]+)@@", lambda match: parts[match[1]], folder.joinpath("gallery.html").read_text("utf-8"))
+
+
+def _shown_rows(file: pq.ParquetFile) -> Iterator[_Row]:
+    """The rows to show: only their row groups are read in full, one at a time, and only the columns that are shown."""
+    failed: list[bool] = []
+    for batch in file.iter_batches(columns=["status"]):
+        failed += pc.equal(batch.column(0), FAILED).to_pylist()
+    chosen = np.array(_chosen([FAILED if is_failed else SUCCEEDED for is_failed in failed]), np.int64)
+    columns = [name for name in file.schema_arrow.names if name not in _KNOWN or name in {*_SHOWN, *_WORKED_ON}]
+    begin = 0
+    for group in range(file.num_row_groups):
+        end = begin + file.metadata.row_group(group).num_rows
+        here = chosen[np.searchsorted(chosen, begin) : np.searchsorted(chosen, end)] - begin
+        begin = end
+        if len(here):
+            yield from file.read_row_group(group, columns=columns).take(pa.array(here)).to_pylist()
 
 
 def _chosen(statuses: Sequence[str]) -> list[int]:

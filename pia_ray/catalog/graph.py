@@ -97,7 +97,7 @@ def build_processor(
         model_version, style_versions = versions_of(pinned)
         stage = {
             "config": pinned,
-            "run_id": ledger.new_run(manifest=config.manifest, model=config.model.name).run_id,
+            "run_id": ledger.new_run(manifest=", ".join(config.manifests), model=config.model.name).run_id,
             "make_animator": make_animator,
             "model_version": model_version,
             "style_versions": style_versions,

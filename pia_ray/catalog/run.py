@@ -105,7 +105,7 @@ def _run(config: CatalogConfig, execute: Execute, state: _State, *, started: flo
     model_version, style_versions = versions_of(config)
     storage.probe(config.output, folders=("videos", "thumbnails"))
     now = _store_clock(config.output)
-    record = ledger.new_run(manifest=config.manifest, model=model_version, config=recorded(config), now=now)
+    record = ledger.new_run(manifest=", ".join(config.manifests), model=model_version, config=recorded(config), now=now)
     state.run_id = record.run_id
     with (
         logs.process_fields(run_id=record.run_id),

@@ -41,7 +41,10 @@ def with_absolute_paths(config: CatalogConfig) -> CatalogConfig:
         return str(storage.local_path(uri).absolute()).rstrip("/") + slash
 
     config = manifest.with_absolute_references(config)
-    return config.model_copy(update={"output": absolute(config.output), "manifest": absolute(config.manifest)})
+    manifests = tuple(map(absolute, config.manifests))
+    return config.model_copy(
+        update={"output": absolute(config.output), "manifest": manifests[0] if len(manifests) == 1 else manifests}
+    )
 
 
 def recorded(config: CatalogConfig) -> dict[str, Any]:

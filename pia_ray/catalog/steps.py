@@ -114,6 +114,7 @@ def encode_outputs(
     result = ResultRow.succeeded(
         id=row.id,
         video_index=row.video_index,
+        picture_index=row.picture_index,
         work_key=row.work_key,
         attempts=attempts,
         video_uri=_video_uri(row, config),

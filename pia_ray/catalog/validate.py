@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final
 
+import pyarrow as pa
+
 from pia_ray import manifest
 from pia_ray.catalog import steps
 from pia_ray.config.catalog import CatalogConfig
+from pia_ray.config.knobs import AnimationParams
 from pia_ray.config.prompt_syntax import looks_weighted
 from pia_ray.errors import RowError
 from pia_ray.media import video
@@ -44,49 +48,79 @@ def validate(config: CatalogConfig, *, fetch: bool, opened: manifest.Manifest | 
         ManifestError: the manifest as a whole cannot be used.
     """
     opened = manifest.open_manifest(config) if opened is None else opened
+    style_versions = {style: model.name for style, model in config.styles.items()}
+    items = manifest.plan(opened, config, model_version=config.model.name, style_versions=style_versions)
+    yield from _fetched(items, config) if fetch else _checked(items, config)
+
+
+def _fetched(items: Iterator[pa.Table], config: CatalogConfig) -> Iterator[Finding]:
+    """The findings on items whose pictures are read and decoded."""
     num_items = 0
     with ThreadPoolExecutor(FETCHES, thread_name_prefix="fetch") as pool:
 
         def check(item: dict[str, Any]) -> tuple[str | None, str | None]:
-            return _check(item, config, fetch=fetch)
+            if item["error_code"] is not None:
+                return item["error_code"], item["error_message"]
+            try:
+                steps.fetch(manifest.row_from_item(item), config)
+            except RowError as error:
+                return error.code, error.message
+            return None, None
 
-        style_versions = {style: model.name for style, model in config.styles.items()}
-        items = manifest.plan(opened, config, model_version=config.model.name, style_versions=style_versions)
         for table in items:
-            names = manifest.ITEMS_SCHEMA.names
-            for batch in table.select(names).to_batches(max_chunksize=256):
+            for batch in table.select(manifest.ITEMS_SCHEMA.names).to_batches(max_chunksize=256):
                 rows = batch.to_pylist()
-                found = pool.map(check, rows) if fetch else map(check, rows)
-                for item, (code, message) in zip(rows, found, strict=True):
+                for item, (code, message) in zip(rows, pool.map(check, rows), strict=True):
                     num_items += 1
                     if code is not None:
                         yield Finding(item["id"], num_items, code, message)
                     else:
-                        yield Finding(item["id"], num_items, None, None, note=_note(item), prompt=item["prompt"])
+                        note = _note(item["prompt"], item["params"])
+                        yield Finding(item["id"], num_items, None, None, note, item["prompt"])
 
 
-def _note(item: dict[str, Any]) -> str | None:
+def _checked(items: Iterator[pa.Table], config: CatalogConfig) -> Iterator[Finding]:
+    """The findings on items by their cells alone. Knobs that many rows share are checked once."""
+    verdicts: dict[str, tuple[str | None, str | None]] = {}
+    num_items = 0
+    for table in items:
+        for batch in table.select(_CELLS).to_batches(max_chunksize=10_000):
+            for row_id, params, prompt, code, message in zip(*map(manifest.values_of, batch.columns), strict=True):
+                num_items += 1
+                if code is None:
+                    shared = manifest.shared_params(params)
+                    if shared not in verdicts:
+                        if len(verdicts) >= _MEMO_SIZE:
+                            verdicts.clear()
+                        verdicts[shared] = _encodable(params, config)
+                    code, message = verdicts[shared]
+                if code is not None:
+                    yield Finding(row_id, num_items, code, message)
+                else:
+                    yield Finding(row_id, num_items, None, None, _note(prompt, params), prompt)
+
+
+_CELLS: Final = ["id", "params", "prompt", "error_code", "error_message"]
+_MEMO_SIZE: Final = 10_000
+
+
+def _note(prompt: str, params: str) -> str | None:
     """A sentence where a prompt is written in a syntax that it is not read in."""
-    params = manifest.row_from_item(item).params
-    for knob in ("prompt", "negative_prompt") if params.prompt_syntax == "plain" else ():
-        if looks_weighted(getattr(params, knob)):
+    if '"prompt_syntax":"' in params and '"prompt_syntax":"plain"' not in params:  # the default may be left out
+        return None
+    for knob, text in (("prompt", prompt), ("negative_prompt", manifest.negative_prompt_of(params))):
+        if looks_weighted(text):
             return (
                 f"{knob} looks weighted and is read as plain text: prompt_syntax a1111 reads weights, BREAK and LoRAs"
             )
     return None
 
 
-def _check(item: dict[str, Any], config: CatalogConfig, *, fetch: bool) -> tuple[str | None, str | None]:
-    """Error code and message of one planned item, or None for both."""
-    if item["error_code"] is not None:
-        return item["error_code"], item["error_message"]
-    row = manifest.row_from_item(item)
+def _encodable(params: str, config: CatalogConfig) -> tuple[str | None, str | None]:
+    """Error code and message of knobs that the run's format cannot hold, or None for both."""
+    knobs = AnimationParams.model_construct(**json.loads(params))
     try:
-        if fetch:
-            steps.fetch(row, config)
-        else:
-            params = row.params
-            video.require_encodable(config.format, width=params.width or 8, height=params.height or 8, fps=params.fps)
+        video.require_encodable(config.format, width=knobs.width or 8, height=knobs.height or 8, fps=knobs.fps)
     except RowError as error:
         return error.code, error.message
     return None, None

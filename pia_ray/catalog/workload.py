@@ -11,9 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pia_ray import ledger, manifest
 from pia_ray.catalog import steps
@@ -32,6 +33,7 @@ SAMPLED_PICTURES: Final = 64
 """Pictures that are opened for their size, where rows leave the size to the picture."""
 
 FETCHES: Final = 8
+_MEMO_SIZE: Final = 10_000
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,7 @@ def plan_workload(config: CatalogConfig, *, resume: bool) -> Workload:
     open_evaluation_frames = open_frames = frames_in_all = plain_frames_in_all = 0
     sample, open_sample = _Reservoir(), _Reservoir()
     styles: Counter[str] = Counter()
+    load_of = _Loads().of
     for table in manifest.plan(opened, config, model_version=version, style_versions=style_versions):
         found = sort_items(index, table, retry=config.retry, lost=lost)
         items += len(table)
@@ -101,23 +104,23 @@ def plan_workload(config: CatalogConfig, *, resume: bool) -> Workload:
         bad += int(found.rejected.sum())
         pending += int(found.pending.sum())
         before += int((~found.rejected & ~found.pending).sum())
-        for batch in table.select(manifest.ITEMS_SCHEMA.names).filter(pa.array(found.pending)).to_batches():
-            for item in batch.to_pylist():
-                params = params_of(item["params"])
-                count, frames = _count(params)
-                total_evaluations += count
-                frames_in_all += frames
-                plain_frames_in_all += plain_frames(params)
-                video_s += params.video_frames / params.fps
-                styles[item["style"]] += 1
-                sample.add(item)
-                if params.width is not None and params.height is not None:
-                    sized_pixel_frames += float(params.width * params.height * params.num_frames)
-                    sized_work += float(params.width * params.height * frames)
-                else:
-                    open_frames += params.num_frames
-                    open_evaluation_frames += frames
-                    open_sample.add(item)
+        pending_items = table.select(manifest.ITEMS_SCHEMA.names).filter(pa.array(found.pending)).combine_chunks()
+        styles.update(manifest.values_of(pending_items["style"]))
+        sized: list[bool] = []
+        for text in manifest.values_of(pending_items["params"]):
+            each = load_of(text)
+            total_evaluations += each.evaluations
+            frames_in_all += each.frames
+            plain_frames_in_all += each.plain_frames
+            video_s += each.video_s
+            sized_pixel_frames += float(each.area * each.num_frames)
+            sized_work += float(each.area * each.frames)
+            sized.append(each.area > 0)
+            if not each.area:
+                open_frames += each.num_frames
+                open_evaluation_frames += each.frames
+        sample.add(pending_items)
+        open_sample.add(pending_items.filter(pc.invert(pa.array(sized, pa.bool_()))))
     area, sizes = _mean_area(open_sample.rows(), config) if open_frames else (0.0, "every row states its size")
     return Workload(
         num_rows=rows,
@@ -215,6 +218,39 @@ def params_of(canonical: str) -> AnimationParams:
     return AnimationParams.model_construct(**json.loads(canonical))
 
 
+class _Load(NamedTuple):
+    """The work of one item."""
+
+    evaluations: int
+    frames: int
+    """Of all evaluations."""
+    plain_frames: int
+    num_frames: int
+    video_s: float
+    area: int
+    """Pixels of a frame; 0 where it is left to the picture."""
+
+
+class _Loads:
+    """The work of items by their canonical params; of those that differ in prompts and seed alone it is found once."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, _Load] = {}
+
+    def of(self, canonical: str) -> _Load:
+        """The work of one item."""
+        shared = manifest.shared_params(canonical)
+        if (found := self._known.get(shared)) is None:
+            if len(self._known) >= _MEMO_SIZE:
+                self._known.clear()
+            params = params_of(canonical)
+            area = params.width * params.height if params.width is not None and params.height is not None else 0
+            seconds = params.video_frames / params.fps
+            found = _Load(*_count(params), plain_frames(params), params.num_frames, seconds, area)
+            self._known[shared] = found
+        return found
+
+
 class _Reservoir:
     """A fair sample of a stream of items, the same for the same stream."""
 
@@ -223,13 +259,16 @@ class _Reservoir:
         self._kept: list[Mapping[str, Any]] = []
         self._seen = 0
 
-    def add(self, item: Mapping[str, Any]) -> None:
-        """Offers one item."""
-        self._seen += 1
-        if len(self._kept) < SAMPLED_PICTURES:
-            self._kept.append(item)
-        elif (index := self._random.randrange(self._seen)) < SAMPLED_PICTURES:
-            self._kept[index] = item
+    def add(self, items: pa.Table) -> None:
+        """Offers some items."""
+        chosen: dict[int, int] = {}
+        for row in range(len(items)):
+            self._seen += 1
+            place = self._seen - 1 if self._seen <= SAMPLED_PICTURES else self._random.randrange(self._seen)
+            if place < SAMPLED_PICTURES:
+                chosen[place] = row
+        for place in sorted(chosen):
+            self._kept[place : place + 1] = items.slice(chosen[place], 1).to_pylist()
 
     def rows(self) -> list[ManifestRow]:
         """The sample."""

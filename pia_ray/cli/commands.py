@@ -59,7 +59,7 @@ def animate_command(args: argparse.Namespace) -> int:
 def _run(config: CatalogConfig, args: argparse.Namespace, *, again: Sequence[str]) -> int:
     """Runs the catalogue; `again` are the arguments that repeat the run, the command first."""
     from pia_ray.catalog.graph import run_catalog
-    from pia_ray.cli.console import RunDisplay, absolute_path, make_run_console, show_summary
+    from pia_ray.cli.console import RunDisplay, absolute_path, make_run_console, open_page, show_summary
 
     _set_up_logs(config, args)
     if not args.verbose:
@@ -91,6 +91,8 @@ def _run(config: CatalogConfig, args: argparse.Namespace, *, again: Sequence[str
     retry = [*_program(), again[0], "--retry", RETRY_ALL, *again[1:]]
     with logs.block_fields(run_id=summary.run_id):
         show_summary(console, summary, retry_command=shlex.join(retry), open_path=absolute_path)
+    if args.open:
+        open_page(console, summary.gallery_uri)
     return summary.exit_code
 
 

@@ -34,7 +34,7 @@ def catalog_config(args: argparse.Namespace, **fixed: Any) -> CatalogConfig:
     overrides: dict[str, Any] = {
         name: value
         for name in CatalogConfig.model_fields
-        if name not in ("model", "styles", "defaults") and (value := getattr(args, name, None)) is not None
+        if name not in ("model", "styles", "defaults") and (value := getattr(args, name, None)) not in (None, [])
     }
     overrides |= fixed
     if knobs := knobs_of(args):

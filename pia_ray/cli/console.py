@@ -91,6 +91,21 @@ def absolute_path(uri: str) -> str:
     return uri if "://" in uri else str(Path(uri).resolve())
 
 
+def open_page(console: Console, uri: str | None) -> None:
+    """Opens a run's gallery in the browser of this machine, or says why it does not."""
+    import webbrowser
+
+    if uri is None:
+        reason = "there is no gallery to open"
+    elif "://" in uri and not uri.startswith("file://"):
+        reason = f"--open opens pages of this machine only: {uri}"
+    elif not webbrowser.open(uri if "://" in uri else Path(uri).resolve().as_uri()):
+        reason = f"there is no browser on this machine: open {absolute_path(uri)} on another"
+    else:
+        return
+    console.print(reason, highlight=False, soft_wrap=True, markup=False)
+
+
 class RunDisplay:
     """Shows the progress of one run; give its `show` to the run as observer. A context manager."""
 

@@ -155,8 +155,9 @@ def _repairs(output: str, found: Verified) -> list[str]:
         run = ledger.latest_run(output)
         kinds = [MISSING] if found.num_missing else []
         kinds += [DAMAGED] if found.num_wrong_size or found.num_damaged else []
-        manifest = shlex.quote(run.manifest) if run is not None else "MANIFEST"
-        lines.append(f"pia-ray animate {manifest} --output {shlex.quote(output)} --remake {','.join(kinds)}")
+        given = "MANIFEST" if run is None else run.config.get("manifest", run.manifest)
+        manifests = shlex.join([given] if isinstance(given, str) else given)
+        lines.append(f"pia-ray animate {manifests} --output {shlex.quote(output)} --remake {','.join(kinds)}")
         lines.append("with the other flags, and the --config, of the run that made the videos")
     return lines
 

@@ -17,8 +17,8 @@ from pia_ray.logs import LogFormat
 _FORMATS: Final = get_args(VideoFormat)
 
 _MANIFEST_HELP: Final = (
-    "a .parquet, .csv, .tsv, .jsonl, .json or .txt file (also .gz or .zst), a folder or glob of these, or a folder of "
-    "images; local or s3://"
+    "a .parquet, .arrow, .csv, .tsv, .jsonl, .json, .xlsx or .txt file (also .gz or .zst), a folder or glob of these, "
+    "or a folder of images; local or s3://. Several are animated as one"
 )
 
 _WRONG_CHOICE: Final = re.compile(r"argument (\S+): invalid choice: '(.*)' \(choose from (.*)\)")
@@ -57,10 +57,12 @@ def make_parser() -> argparse.ArgumentParser:
     demo = add("demo", commands.demo_command, "animate the bundled catalogue with the bundled model on this machine")
     demo.add_argument("--output", default="pia-ray-demo", metavar="DIR", help="where to (default: %(default)s)")
     demo.add_argument("--limit", metavar="N", type=int, help="only the first so many rows of the catalogue")
+    demo.add_argument("--open", action="store_true", help="open the gallery in the browser when the run has ended")
 
     animate = add("animate", commands.animate_command, "animate a catalogue: videos, results table and gallery")
-    animate.add_argument("manifest", metavar="MANIFEST", nargs="?", help=_MANIFEST_HELP)
+    animate.add_argument("manifest", metavar="MANIFEST", nargs="*", default=None, help=_MANIFEST_HELP)
     animate.add_argument("--output", metavar="URI", help="folder or s3:// prefix for videos, results and gallery")
+    animate.add_argument("--open", action="store_true", help="open the gallery in the browser when the run has ended")
     _add_catalog_flags(animate)
     _add_knob_flags(animate)
 
@@ -72,7 +74,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_knob_flags(image)
 
     validate = add("validate", commands.validate_command, "check every row of a manifest, without a GPU")
-    validate.add_argument("manifest", metavar="MANIFEST", help=_MANIFEST_HELP)
+    validate.add_argument("manifest", metavar="MANIFEST", nargs="+", help=_MANIFEST_HELP)
     validate.add_argument("--show", metavar="N", type=int, default=0, help="also print the prompts of the first N rows")
     validate.add_argument("--fetch", action="store_true", help="also open the images")
     validate.add_argument("--json", action="store_true", help="print one JSON line per bad row, and one of counts")
@@ -82,7 +84,7 @@ def make_parser() -> argparse.ArgumentParser:
     estimate = add(
         "estimate", commands.estimate_command, "what a run takes, before it runs: rows, time, GPU-hours, cost, storage"
     )
-    estimate.add_argument("manifest", metavar="MANIFEST", help=_MANIFEST_HELP)
+    estimate.add_argument("manifest", metavar="MANIFEST", nargs="+", help=_MANIFEST_HELP)
     estimate.add_argument("--output", metavar="URI", help="of an earlier run: what it has done is left out")
     speeds = estimate.add_mutually_exclusive_group()
     speeds.add_argument("--calibrate", metavar="OUTPUT", help="speeds from an earlier run on such hardware")
@@ -164,6 +166,7 @@ def _add_catalog_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--model", metavar="NAME|FILE", help="named model, or YAML file of one")
     _add_styles_flag(group)
     add("keep_models", "N", type=int)
+    add("pictures", "", choices=("all", "first"))
     add("limit", "N", type=int)
     add("sample", "N", type=int)
     add("retry", "WHAT")

@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from pydantic import (
     Field,
@@ -40,7 +40,9 @@ DAMAGED: Final = "damaged"
 class CatalogConfig(WorkerConfig):
     """One catalogue run: what to animate, where to put it, on how many workers."""
 
-    manifest: str = Field(description="File, folder, glob or folder of images; local or s3://.")
+    manifest: str | tuple[str, ...] = Field(
+        description="File, folder, glob or folder of images, or a list of these; local or s3://."
+    )
     output: str = Field(description="Folder or s3:// prefix for videos, results and gallery.")
     model: ModelConfig = Field(description="Name of a model, YAML file of one, or its settings.")
     styles: dict[str, ModelConfig] = Field(
@@ -64,6 +66,9 @@ class CatalogConfig(WorkerConfig):
     )
     encoding: str | None = Field(
         None, description="Encoding of CSV and JSON files, such as cp1252. Left out: UTF-8, or UTF-16 where it shows."
+    )
+    pictures: Literal["all", "first"] = Field(
+        "all", description="Of rows and products with several pictures: a work item for each, or for the first."
     )
     limit: int | None = Field(None, ge=1, description="Only the first so many rows of the manifest.")
     sample: int | None = Field(
@@ -126,6 +131,11 @@ class CatalogConfig(WorkerConfig):
     address: str | None = Field(None, description="Ray cluster to join. Left out: a cluster of this run's own.")
 
     @property
+    def manifests(self) -> tuple[str, ...]:
+        """The manifests of the run, mostly one."""
+        return (self.manifest,) if isinstance(self.manifest, str) else self.manifest
+
+    @property
     def default_model_config(self) -> ModelConfig:
         """The run's own model."""
         return self.model
@@ -166,6 +176,15 @@ class CatalogConfig(WorkerConfig):
             BadParameter: there is no such style; lists those there are.
         """
         return model_for(style, self.model, self.styles)
+
+    @field_validator("manifest", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: object) -> object:
+        if isinstance(value, tuple | list):
+            if not value:
+                raise ValueError("must be a file or folder, or a list of them")
+            return value[0] if len(value) == 1 else tuple(value)
+        return value
 
     @field_validator("model", mode="before")
     @classmethod

@@ -6,8 +6,11 @@ Reads `results.parquet`; writing it is the ledger's part.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Final, get_args, get_type_hints
 
 import pyarrow as pa
@@ -124,10 +127,24 @@ def read_results(output: str) -> pa.Table:
     Raises:
         OutputError: the output has no table yet, or it cannot be read.
     """
+    with open_results(output) as file:
+        return _filled(file.read(), RESULTS_SCHEMA)
+
+
+@contextmanager
+def open_results(output: str) -> Iterator[pq.ParquetFile]:
+    """The results table of an output, to be read by columns and row groups.
+
+    A local file is read where it lies, an object from a temporary copy.
+
+    Raises:
+        OutputError: as `read_results`, also while the table is read.
+    """
     uri = layout.results_uri(output)
     try:
-        return _filled(pq.read_table(pa.BufferReader(storage.read_bytes(uri))), RESULTS_SCHEMA)
-    except StorageNotFound:
+        with _local_copy(uri) as path, pq.ParquetFile(path) as file:
+            yield file
+    except (StorageNotFound, FileNotFoundError):
         raise OutputError(
             f"there are no results in {output} yet: run `pia-ray animate ... --output {output}`, or, after a run that "
             "was killed, the same command again"
@@ -138,6 +155,17 @@ def read_results(output: str) -> pa.Table:
         raise OutputError(f"the results of {output} cannot be read: {error.message}") from None
     except (pa.ArrowException, OSError) as error:
         raise OutputError(f"{uri} is damaged ({error}): `pia-ray ledger rebuild {output}` writes it anew") from None
+
+
+@contextmanager
+def _local_copy(uri: str) -> Iterator[Path]:
+    if not storage.is_s3(uri):
+        yield storage.local_path(uri)
+        return
+    with tempfile.TemporaryDirectory(prefix="pia-ray-") as folder:
+        path = Path(folder) / "results.parquet"
+        storage.copy_to_file(uri, path)
+        yield path
 
 
 def read_parquet(content: bytes, *, columns: Sequence[str] | None = None) -> pa.Table:

@@ -33,8 +33,9 @@ def check_types(file: TableFile, columns: Columns) -> None:
 
 
 def _check_references(file: TableFile, columns: Columns) -> None:
-    if not _may_refer(_kind(file, columns.image)):
-        _refuse(file, columns.image, "an image is a path or URL, bytes, or a struct of bytes and path")
+    kind = _kind(file, columns.image)
+    if not _may_refer(kind.value_type if _is_list(kind) else kind):
+        _refuse(file, columns.image, "an image is a path or URL, bytes, a struct of bytes and path, or a list of these")
     if _packs_bytes(file, columns.image):
         _refuse(
             file,
@@ -97,5 +98,7 @@ def _holds_floats(kind: pa.DataType) -> bool:
 
 def _packs_bytes(file: TableFile, name: str) -> bool:
     kind = file.schema.field(name).type
+    if _is_list(kind) and _is_text(kind.value_type):
+        return False
     held = _is_binary(kind) or pa.types.is_nested(kind) or isinstance(kind, pa.BaseExtensionType)
     return is_packed(file.uri) and held

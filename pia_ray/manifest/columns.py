@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import lru_cache
 from logging import getLogger
 from typing import Final
 
@@ -21,8 +22,8 @@ from pia_ray.manifest.tables import Columns, TableFile
 from pia_ray.types import ResultRow
 
 IMAGE_COLUMNS: Final = ("image", "url", "image_url", "image_path", "file_name")
-_EXPORTED_IMAGE_COLUMNS: Final = ("image_link", "image_src", "image_uri")
-"""Names of the image column in shop feeds, shop exports and the results of a run; they count after the others."""
+_EXPORTED_IMAGE_COLUMNS: Final = ("image_link", "image_src", "image_uri", "images", "image_urls")
+"""Names of the image column in shop feeds, shop exports, results and lists; they count after the others."""
 
 PROMPT_COLUMNS: Final = ("prompt", "caption", "text")
 """Names of the image and prompt columns; the first that is there counts."""
@@ -225,9 +226,14 @@ def _check_names(file: TableFile, columns: Columns, config: CatalogConfig) -> No
             raise ManifestError(f'column "{name}" of {file.name}: there is no knob "{wrong}".{suggest(wrong, KNOBS)}')
         if name in KNOBS or set(file.schema.names) >= _OWN_RESULTS:
             continue
-        near = difflib.get_close_matches(folded_name(name), KNOBS, n=1, cutoff=0.85)
-        if near:
-            _log.warning('%s: column "%s" passes through; did you mean the knob "%s"?', file.name, name, near[0])
+        if (near := _knob_like(folded_name(name))) is not None:
+            _log.warning('%s: column "%s" passes through; did you mean the knob "%s"?', file.name, name, near)
+
+
+@lru_cache(maxsize=4096)
+def _knob_like(name: str) -> str | None:
+    """The knob that a column's name is nearly; found once, because many files have the same columns."""
+    return next(iter(difflib.get_close_matches(name, KNOBS, n=1, cutoff=0.85)), None)
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -18,36 +18,60 @@ import pyarrow as pa
 
 from pia_ray.config.catalog import CatalogConfig
 from pia_ray.errors import ManifestError, ManifestUnavailable, PiaRayError, StorageError
+from pia_ray.manifest.arrow_files import read_arrow, scan_arrow
 from pia_ray.manifest.columns import image_names
-from pia_ray.manifest.finding import find_names, kind_of, partitions_of
+from pia_ray.manifest.finding import Found, common_folder, find_names, kind_of, partitions_of
 from pia_ray.manifest.json_rows import one_type_per_json_column, read_jsonl, scan_jsonl
 from pia_ray.manifest.parquet import open_parquet, read_parquet
-from pia_ray.manifest.tables import CHUNK_ROWS, Chunk, Columns, Kind, TableFile
+from pia_ray.manifest.picture_folders import read_pictures
+from pia_ray.manifest.tables import Chunk, Columns, Kind, TableFile, no_twins
 from pia_ray.manifest.text import csv_reader, read_csv, read_lines, sniffed_delimiter
+from pia_ray.manifest.workbooks import read_workbook, scan_workbook
 
 _log = getLogger(__name__)
 
 
-def find(uri: str, config: CatalogConfig) -> tuple[TableFile, ...]:
-    """The files of a manifest, each opened to learn its columns; a folder of images is one.
+def find(uris: Sequence[str], config: CatalogConfig) -> tuple[TableFile, ...]:
+    """The files of a manifest or of several, each opened to learn its columns; a folder of images is one.
 
     Raises:
         ManifestError: nothing there, an unknown extension, or a file that cannot be read.
     """
-    try:
-        found = find_names(uri)
-    except OSError as error:
-        raise ManifestError(f"cannot read {uri}: {error.strerror or error}") from None
-    root = found.root
-    if found.pictures:
-        schema = pa.schema([("image", pa.string())])
-        name = PurePosixPath(root).name
-        return (TableFile(root, name, root, "pictures", schema, len(found.pictures), pictures=tuple(found.pictures)),)
+    found = [_found(uri) for uri in uris]
+    root = common_folder([each.root for each in found])
+    opened: list[TableFile] = []
     with ThreadPoolExecutor(max_workers=16) as pool:  # footers are one small request each
-        reads = [pool.submit(contextvars.copy_context().run, _open, root, name, config) for name in found.tables]
-        opened = [read.result() for read in reads]
+        for each in found:
+            if each.pictures:
+                opened.append(_folder_of_pictures(root, each))
+                continue
+            names = [each.root.removeprefix(root) + name for name in each.tables]
+            reads = [pool.submit(contextvars.copy_context().run, _open, root, name, config) for name in names]
+            opened += [read.result() for read in reads]
     opened = [replace(file, partitions=_partitions(file)) for file in opened]
     return tuple(one_type_per_json_column(opened))
+
+
+def _found(uri: str) -> Found:
+    try:
+        return find_names(uri)
+    except OSError as error:
+        raise ManifestError(f"cannot read {uri}: {error.strerror or error}") from None
+
+
+def _folder_of_pictures(root: str, found: Found) -> TableFile:
+    below = found.root.removeprefix(root)
+    names = ["image", "prompt"] if found.captions else ["image"]
+    return TableFile(
+        found.root,
+        below.rstrip("/") or PurePosixPath(found.root).name,
+        root,
+        "pictures",
+        pa.schema([(name, pa.string()) for name in names]),
+        len(found.pictures),
+        pictures=tuple(below + name for name in found.pictures),
+        captions={below + name: below + text for name, text in found.captions.items()},
+    )
 
 
 def _partitions(file: TableFile) -> dict[str, str | None]:
@@ -66,11 +90,13 @@ def read(file: TableFile, columns: Columns, *, passed: pa.Schema) -> Iterator[Ch
     """
     readers: Mapping[Kind, Callable[[TableFile, Sequence[str], pa.Schema], Iterator[Chunk]]] = {
         "parquet": read_parquet,
+        "arrow": read_arrow,
         "csv": read_csv,
         "tsv": read_csv,
         "jsonl": read_jsonl,
         "txt": read_lines,
-        "pictures": _read_pictures,
+        "xlsx": read_workbook,
+        "pictures": read_pictures,
     }
     sources = {new: column for column, new in columns.passed.items()}
     # A column that the file lacks gets a name that none has, and is null there.
@@ -79,7 +105,7 @@ def read(file: TableFile, columns: Columns, *, passed: pa.Schema) -> Iterator[Ch
     try:
         for chunk in readers[file.kind](file, columns.read, own):
             cells = {
-                name: _filled(values, keep_empty=name in prompts and file.kind in ("parquet", "jsonl"))
+                name: _filled(values, keep_empty=name in prompts and file.keeps_empty)
                 for name, values in chunk.cells.items()
             }
             if columns.id is not None and columns.index is not None:
@@ -119,10 +145,14 @@ def _open(root: str, name: str, config: CatalogConfig) -> TableFile:
     folder = (root + name).rpartition("/")[0] + "/"
     file = TableFile(root + name, name, folder, kind, pa.schema([]), encoding=config.encoding)
     try:
+        if kind == "xlsx":
+            return scan_workbook(file)
+        if kind == "arrow":
+            return scan_arrow(file)
         if kind == "parquet":
             with open_parquet(file.uri) as parquet:
                 schema, rows = parquet.schema_arrow, parquet.metadata.num_rows
-            _no_twins(schema.names, name)
+            no_twins(schema.names, name)
             return replace(file, schema=schema, num_rows=rows)
         if kind == "jsonl":
             return scan_jsonl(file)
@@ -132,7 +162,7 @@ def _open(root: str, name: str, config: CatalogConfig) -> TableFile:
         file = replace(file, delimiter=config.delimiter or sniffed_delimiter(file, image_names(config)))
         with csv_reader(file) as (header, rows_left):
             named = [column for column in header if column]
-            _no_twins(named, name)
+            no_twins(named, name)
             if len(named) < len(header):
                 _log.warning("%s: %d columns without a name are left out", name, len(header) - len(named))
             count = None if next(rows_left, None) is not None else 0
@@ -147,16 +177,3 @@ def _unread(name: str, error: Exception) -> ManifestError:
     """The error for a manifest whose file could not be read."""
     away = isinstance(error, PiaRayError) and error.retryable
     return (ManifestUnavailable if away else ManifestError)(f"cannot read {name}: {error}")
-
-
-def _no_twins(names: Sequence[str], file: str) -> None:
-    if twins := sorted({name for name in names if names.count(name) > 1}):
-        raise ManifestError(f"{file} has more than one column named {', '.join(twins)}: rename all but one")
-
-
-def _read_pictures(file: TableFile, cells: Sequence[str], passed: pa.Schema) -> Iterator[Chunk]:
-    assert list(cells) == ["image"]
-    assert not passed.names
-    for start in range(0, len(file.pictures), CHUNK_ROWS):
-        names = file.pictures[start : start + CHUNK_ROWS]
-        yield Chunk(start + 1, len(names), {"image": names}, passed.empty_table(), {})

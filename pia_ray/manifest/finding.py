@@ -10,8 +10,10 @@ import glob
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import takewhile
 from logging import getLogger
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 from typing import Final, NamedTuple
 from urllib.parse import unquote
 
@@ -22,17 +24,25 @@ from pia_ray.manifest.tables import Kind
 
 KINDS: Final[Mapping[str, Kind]] = {
     ".parquet": "parquet",
+    ".arrow": "arrow",
+    ".feather": "arrow",
+    ".ipc": "arrow",
     ".csv": "csv",
     ".tsv": "tsv",
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
     ".json": "jsonl",
     ".txt": "txt",
+    ".xlsx": "xlsx",
+    ".xlsm": "xlsx",
 }
 """Manifest formats by extension; each may be followed by .gz or .zst."""
 
 _BY_NAME_ALONE: Final = (".json", ".txt")
 """Formats that folders hold for other ends, such as notes and captions: they are manifests where they are named."""
+
+_CAPTIONS: Final = (".txt", ".caption")
+"""Extensions of the text files with a picture's prompt."""
 
 PICTURES: Final = frozenset(
     [
@@ -86,6 +96,8 @@ class Found(NamedTuple):
     """Names of tables below the root, in order."""
     pictures: Sequence[str]
     """Names of pictures below the root, in order; empty where there are tables."""
+    captions: Mapping[str, str] = MappingProxyType({})
+    """Names of the text files with the pictures' prompts, by picture."""
 
 
 def find_names(uri: str) -> Found:
@@ -132,6 +144,15 @@ def root_of(uri: str) -> str:
     if glob.has_magic(uri) and (storage.is_s3(uri) or not Path(uri).exists()):
         return _split_glob(uri)[0]
     return (uri.rpartition("/")[0] if kind_of(uri) is not None else uri.rstrip("/")) + "/"
+
+
+def common_folder(roots: Sequence[str]) -> str:
+    """The deepest folder that holds all of these folders, with a slash at its end; empty where there is none."""
+    parts = [root.split("/")[:-1] for root in roots]
+    common = [level[0] for level in takewhile(lambda level: len(set(level)) == 1, zip(*parts, strict=False))]
+    if common[:2] == ["s3:", ""] and len(common) < 3:  # buckets differ
+        return ""
+    return "/".join(common) + "/" if common else ""
 
 
 def partitions_of(name: str) -> dict[str, str | None]:
@@ -208,7 +229,8 @@ def _sorted_out(uri: str, root: str, names: Sequence[str], *, num_deeper: int) -
     unnamed = [name for name in names if _has_no_extension(name)]
     if not tables:
         pictures = sorted({*pictures, *unnamed})
-    left_out = set(names).difference(tables, pictures)
+    captions = {} if tables else _captions(names, pictures)
+    left_out = set(names).difference(tables, pictures, captions.values())
     parts = _counted(left_out)
     if tables and pictures:
         parts.append(f"{len(pictures)} pictures, which are items only where a row names them")
@@ -221,7 +243,15 @@ def _sorted_out(uri: str, root: str, names: Sequence[str], *, num_deeper: int) -
         raise ManifestError(
             f"{uri}: no manifest there. A manifest is a {known} (also .gz or .zst), or a folder or glob of these"
         )
-    return Found(root, tables, [] if tables else pictures)
+    return Found(root, tables, [] if tables else pictures, captions)
+
+
+def _captions(names: Iterable[str], pictures: Iterable[str]) -> dict[str, str]:
+    """The text file of each picture that has one: `a.txt` or `a.caption` for `a.jpg`."""
+    texts = {name for name in names if name.endswith(_CAPTIONS)}
+    stems = ((picture, picture.removesuffix(PurePosixPath(picture).suffix)) for picture in pictures)
+    found = ((picture, next((stem + end for end in _CAPTIONS if stem + end in texts), None)) for picture, stem in stems)
+    return {picture: text for picture, text in found if text is not None}
 
 
 def _counted(names: Iterable[str]) -> list[str]:
@@ -232,7 +262,7 @@ def _counted(names: Iterable[str]) -> list[str]:
 
 def _is_visible(name: str) -> bool:
     *folders, file = [part for part in name.split("/") if part] or [""]
-    hidden = any(part[0] in "._" for part in folders) or file[:1] == "."
+    hidden = any(part[0] in "._" for part in folders) or file[:1] == "." or file[:2] == "~$"  # Excel's locks
     # Cameras begin the names of Adobe RGB pictures with an underscore.
     return not hidden and (file[:1] != "_" or _is_picture(file))
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from json.encoder import encode_basestring as quoted
 from pathlib import Path
@@ -45,6 +46,7 @@ ITEMS_SCHEMA: Final = pa.schema(
         pa.field("reference_uris", pa.string()),
         pa.field("error_code", pa.string()),
         pa.field("error_message", pa.string()),
+        pa.field("picture_index", pa.int32()),
     ]
 )
 """One planned work item, in manifest order; a manifest's pass-through columns follow, with their own types.
@@ -55,6 +57,10 @@ ITEMS_SCHEMA: Final = pa.schema(
 MAX_ID_LENGTH: Final = 256
 KEY_VERSION: Final = 1
 """Raised when the same cells shall mean another video: every earlier row is then made again."""
+
+
+_OF_ONE_ROW: Final = re.compile(r'"(?:negative_prompt|prompt|seed)":"(?:[^"\\]|\\.)*+"')
+_NEGATIVE: Final = re.compile(r'"negative_prompt":("(?:[^"\\]|\\.)*+")')
 
 
 class Item(NamedTuple):
@@ -72,6 +78,7 @@ class Item(NamedTuple):
     reference_uris: str | None = None
     error_code: str | None = None
     error_message: str | None = None
+    picture_index: int | None = None
 
 
 class Picture(NamedTuple):
@@ -84,6 +91,8 @@ class Picture(NamedTuple):
     """Reference to make an id from."""
     version: str = ""
     """The version of its content from a listing, or an empty string."""
+    index: int | None = None
+    """Its number among the pictures of its row, from 0, where the row has several."""
 
 
 def item_from_row(row: ManifestRow) -> Item:
@@ -101,6 +110,7 @@ def item_from_row(row: ManifestRow) -> Item:
         style=row.params.style,
         params=canonical_params(row.params),
         reference_uris=reference_json(row.references),
+        picture_index=row.picture_index,
     )
 
 
@@ -116,7 +126,19 @@ def row_from_item(item: Mapping[str, Any]) -> ManifestRow:
         params=AnimationParams.model_validate({**values, "num_videos": 1}),
         work_key=item["work_key"],
         references=json.loads(item["reference_uris"] or "{}"),
+        picture_index=item["picture_index"],
     )
+
+
+def shared_params(params: str) -> str:
+    """What canonical params say but for prompts and seed: the same text for rows that agree in all other knobs."""
+    return _OF_ONE_ROW.sub("", params)
+
+
+def negative_prompt_of(params: str) -> str:
+    """The negative prompt of canonical params."""
+    found = _NEGATIVE.search(params)
+    return json.loads(found[1]) if found is not None else ""
 
 
 def work_key(
@@ -189,7 +211,7 @@ def items_of(
             config=config,
             model_version=model_version if style == DEFAULT_STYLE else style_versions[style],
         )
-        items.append(ManifestRow(row_id, index, picture.uri, identity, own_params, key, uris))
+        items.append(ManifestRow(row_id, index, picture.uri, identity, own_params, key, uris, picture.index))
     return items
 
 

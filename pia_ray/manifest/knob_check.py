@@ -71,7 +71,9 @@ class KnobCheck:
         ]
         flag = ",".join(name for _, name in guilty)
         raise ManifestError(
-            f"{self._config.manifest}: " + "\n  ".join(found) + f"\nWhere they mean something else, --not-knobs {flag} "
+            f"{', '.join(self._config.manifests)}: "
+            + "\n  ".join(found)
+            + f"\nWhere they mean something else, --not-knobs {flag} "
             f"lets them pass through; otherwise correct the values, or let such rows fail with --knobs {flag}"
         )
 

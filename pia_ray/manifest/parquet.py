@@ -22,25 +22,28 @@ from cachetools import LRUCache
 from pia_ray import storage
 from pia_ray.config.knobs import ARRAY_KNOBS, knob_named
 from pia_ray.errors import ImageNotFound, StorageDenied, StorageError, StorageNotFound, StorageUnavailable
+from pia_ray.manifest.arrow_files import EXTENSIONS, ArrowCells
 from pia_ray.manifest.references import decode_data_url
 from pia_ray.manifest.tables import (
     CHUNK_BYTES,
     CHUNK_ROWS,
+    IMAGE_ROWS,
     Chunk,
     TableFile,
     bytes_of,
     cast,
+    holds_bytes,
     is_packed,
     nulls,
-    plain_type,
+    values_of,
 )
 from pia_ray.media import arrays
 
 _CACHED_FILES: Final = 4
 _CACHED_COLUMN_BYTES: Final = 64 * 2**20
-_BYTES_ROWS: Final = 256
-"""Rows of images read at once: Parquet stores equal images once, so that sizes in a file say nothing of memory."""
-_CELL = re.compile(r"(?P<uri>.+)#row=(?P<row>[1-9][0-9]{0,17})&column=(?P<column>[^&#]+)", re.DOTALL)
+_CELL = re.compile(
+    r"(?P<uri>.+)#row=(?P<row>[1-9][0-9]{0,17})&column=(?P<column>[^&#]+)(?:&item=(?P<item>\d{1,9}))?", re.DOTALL
+)
 
 
 @contextmanager
@@ -62,22 +65,26 @@ def read_parquet(file: TableFile, cells: Sequence[str], passed: pa.Schema) -> It
     own = [name for name in passed.names if name in file.schema.names and name not in cells]
     with open_parquet(file.uri) as parquet:
         size = _rows_per_batch(parquet.metadata, {*cells, *own})
-        if any(_holds_bytes(file.schema.field(name).type) for name in cells):
-            size = min(size, _BYTES_ROWS)
+        if any(holds_bytes(file.schema.field(name).type) for name in cells):
+            size = min(size, IMAGE_ROWS)
         first = 1
         for batch in parquet.iter_batches(batch_size=size, columns=[*cells, *own]):
             columns = [
                 cast(batch.column(column.name), column, file) if column.name in own else nulls(column, batch.num_rows)
                 for column in passed
             ]
-            values = {name: _values(batch.column(name)) for name in cells}
+            values = {name: values_of(batch.column(name)) for name in cells}
             yield Chunk(first, batch.num_rows, values, pa.Table.from_arrays(columns, schema=passed), {})
             first += batch.num_rows
 
 
-def cell_reference(file: TableFile, row: int, column: str) -> str:
-    """The reference of an image inside a Parquet manifest, as `read_image_cell` takes it."""
-    return f"{file.uri}#row={row}&column={quote(column, safe='')}"
+def cell_reference(file: TableFile, row: int, column: str, position: int | None = None) -> str:
+    """The reference of an image inside a Parquet or Arrow manifest, as `read_image_cell` takes it.
+
+    Of a cell with a list it is that of the element at the position.
+    """
+    item = "" if position is None else f"&item={position}"
+    return f"{file.uri}#row={row}&column={quote(column, safe='')}{item}"
 
 
 def read_image_cell(reference: str) -> bytes:
@@ -104,6 +111,8 @@ def read_image_cell(reference: str) -> bytes:
         with _open_cells_lock:  # a next try opens it anew
             _open_cells.pop((uri, column), None)
         raise _storage_error(error, reference) from None
+    if match["item"] is not None:
+        value = value[int(match["item"])] if isinstance(value, list) and int(match["item"]) < len(value) else None
     if isinstance(value, Mapping):
         value = value.get("bytes")
     if isinstance(value, list | np.ndarray) and (knob := knob_named(column) or "") in ARRAY_KNOBS:
@@ -135,11 +144,6 @@ def _encoded(uri: str, column: str) -> pq.ParquetFile:
     )
 
 
-def _holds_bytes(kind: pa.DataType) -> bool:
-    kind = plain_type(kind)
-    return bool(pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
-
-
 def _rows_per_batch(metadata: pq.FileMetaData, columns: set[str]) -> int:
     size = 0
     for index in range(metadata.num_row_groups):
@@ -148,31 +152,6 @@ def _rows_per_batch(metadata: pq.FileMetaData, columns: set[str]) -> int:
         size += sum(c.total_uncompressed_size for c in chunks if c.path_in_schema.split(".")[0] in columns)
     fit = CHUNK_BYTES * int(metadata.num_rows) // max(1, size)
     return max(1, min(CHUNK_ROWS, fit))
-
-
-def _values(column: pa.Array) -> list[Any]:
-    """As `to_pylist`, but far faster for text and numbers."""
-    if isinstance(column, pa.FixedShapeTensorArray):
-        return [None if not value.is_valid else value.to_numpy() for value in column]
-    if isinstance(column, pa.ExtensionArray):
-        return list(column.to_pylist())
-    if (plain := plain_type(column.type)) != column.type:
-        column = column.cast(plain)
-    kind = column.type
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-        try:
-            return list(column.to_numpy(zero_copy_only=False).tolist())
-        except (pa.ArrowException, UnicodeDecodeError):  # not UTF-8: its lone surrogates become bad rows
-            raw = column.cast(pa.large_binary()).to_pylist()
-            return [None if value is None else value.decode("utf-8", "surrogateescape") for value in raw]
-    if pa.types.is_integer(kind) or pa.types.is_floating(kind):
-        if not column.null_count:
-            return list(column.to_numpy(zero_copy_only=False).tolist())
-        values = list(column.fill_null(0).to_numpy(zero_copy_only=False).tolist())  # as is, uint64 would turn to float
-        for index in column.is_null().to_numpy(zero_copy_only=False).nonzero()[0].tolist():
-            values[index] = None
-        return values
-    return list(column.to_pylist())
 
 
 class _Cells:
@@ -223,14 +202,15 @@ def _python(value: pa.Scalar) -> Any:
     return value.as_py()
 
 
-_open_cells: LRUCache[tuple[str, str], _Cells] = LRUCache(_CACHED_FILES)
+_open_cells: LRUCache[tuple[str, str], _Cells | ArrowCells] = LRUCache(_CACHED_FILES)
 _open_cells_lock = threading.Lock()
 
 
-def _cells_of(uri: str, column: str) -> _Cells:
+def _cells_of(uri: str, column: str) -> _Cells | ArrowCells:
     with _open_cells_lock:
         if (uri, column) not in _open_cells:
-            _open_cells[uri, column] = _Cells(uri, column)
+            kind = ArrowCells if uri.lower().endswith(EXTENSIONS) else _Cells
+            _open_cells[uri, column] = kind(uri, column)
         return _open_cells[uri, column]
 
 

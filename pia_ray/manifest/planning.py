@@ -31,8 +31,8 @@ from pia_ray.config.resolving import (
 )
 from pia_ray.errors import BadManifestRow, BadParameter, ManifestError
 from pia_ray.manifest import references
+from pia_ray.manifest.item_columns import ItemColumns
 from pia_ray.manifest.items import (
-    ITEMS_SCHEMA,
     KEY_VERSION,
     MAX_ID_LENGTH,
     Item,
@@ -123,32 +123,6 @@ class _Template:
     """The row's own knobs, each as JSON."""
 
 
-class _Items:
-    """The columns of planned items as they grow: lists of strings and numbers, which the garbage collector skips."""
-
-    def __init__(self) -> None:
-        self.columns: dict[str, list[Any]] = {name: [] for name in ITEMS_SCHEMA.names}
-        self.sources: list[int] = []
-        """Position in the chunk of each item's row."""
-        self.ids: list[str] = []
-        """One per row."""
-
-    def add(self, source: int, items: Sequence[Item]) -> None:
-        """Appends the items of one row."""
-        self.ids.append(items[0].id)
-        for item in items:
-            self.sources.append(source)
-            for column, value in zip(self.columns.values(), item, strict=True):
-                column.append(value)
-
-    def table(self, passed: pa.Table, schema: pa.Schema) -> pa.Table:
-        """The items with the columns that pass through."""
-        arrays = [pa.array(self.columns[column.name], column.type) for column in ITEMS_SCHEMA]
-        if passed.num_columns and not len(self.sources) == len(self.ids) == passed.num_rows:
-            passed = passed.take(pa.array(self.sources, pa.int64()))
-        return pa.Table.from_arrays([*arrays, *passed.columns], schema=schema)
-
-
 class _Planner:
     """Plans chunk after chunk; keeps the templates of the knobs it met."""
 
@@ -183,9 +157,9 @@ class _Planner:
             cells["seed"] if "seed" in columns.knobs else nothing,
             strict=True,
         )
-        prefix = _folder_of(file.name)
+        prefix = _folder_of(file)
         has_id = columns.id is not None
-        items = _Items()
+        items = ItemColumns()
         for index, (key, id_cell, image, prompt, negative, seed) in enumerate(one_by_one):
             if image is None and index not in bad_rows and chunk.is_blank(index):
                 continue
@@ -196,8 +170,9 @@ class _Planner:
                         file,
                         columns.image,
                         image,
-                        row=chunk.first_row + index,
+                        row=chunk.number(index),
                         prefix=prefix,
+                        of_row=chunk.picture(index),
                         versions=self._versions,
                     )
                     if self._add(items, index, template, picture, id_cell, prompt, negative, seed, has_id=has_id):
@@ -252,7 +227,7 @@ class _Planner:
 
     def _add(
         self,
-        items: _Items,
+        items: ItemColumns,
         source: int,
         template: _Template,
         picture: Picture,
@@ -309,14 +284,18 @@ class _Planner:
             columns["reference_uris"].append(template.references)
             columns["error_code"].append(None)
             columns["error_message"].append(None)
+            columns["picture_index"].append(picture.index)
             items.sources.append(source)
         items.ids.append(row_id)
         return True
 
     def _plain(self, file: TableFile, columns: Columns, chunk: Chunk, index: int) -> list[Item]:
-        number = chunk.first_row + index
+        number, of_row = chunk.number(index), chunk.picture(index)
+        where = f"row {number} of {file.name}"
         if index in chunk.bad_rows:
-            return [rejected(file, number, columns, {}, code=BadManifestRow.code, what=f" {chunk.bad_rows[index]}")]
+            return [rejected(where, columns, {}, code=BadManifestRow.code, what=f" {chunk.bad_rows[index]}")]
+        if of_row is not None and of_row.index:
+            where = f"picture {of_row.index + 1} of {where}"
         cells = {name: values[index] for name, values in chunk.cells.items()}
         try:
             for name, cell in cells.items():
@@ -328,7 +307,8 @@ class _Planner:
                 columns.image,
                 cells[columns.image],
                 row=number,
-                prefix=_folder_of(file.name),
+                prefix=_folder_of(file),
+                of_row=of_row,
                 versions=self._versions,
             )
             rows = items_of(
@@ -339,13 +319,12 @@ class _Planner:
                 model_version=self._model_version,
                 style_versions=self._style_versions,
                 has_id=columns.id is not None,
-                own=references_of(
-                    file, columns, cells, row=number, prefix=_folder_of(file.name), versions=self._versions
-                ),
+                own=references_of(file, columns, cells, row=number, prefix=_folder_of(file), versions=self._versions),
                 run=self._run,
             )
         except BadParameter as error:
-            return [rejected(file, number, columns, cells, code=error.code, what=f": {error.message}")]
+            item = rejected(where, columns, cells, code=error.code, what=f": {error.message}")
+            return [item._replace(picture_index=None if of_row is None else of_row.index)]
         return [item_from_row(row) for row in rows]
 
 
@@ -372,8 +351,8 @@ def _hashable(cells: Sequence[Any]) -> Sequence[Any]:
     ]
 
 
-def _folder_of(name: str) -> str:
-    folder, slash, _ = name.rpartition("/")
+def _folder_of(file: TableFile) -> str:
+    folder, slash, _ = file.name.rpartition("/")
     return folder + slash
 
 
@@ -383,7 +362,7 @@ def _duplicates(planner: _Planner, hashes: set[int]) -> str:
     for file, columns, chunk in planner.manifest.chunks(planner.config):
         for index, row_id in enumerate(planner.plan(file, columns, chunk)[1]):
             if hash(row_id) in hashes:
-                rows_of.setdefault(row_id, []).append(f"row {chunk.first_row + index} of {file.name}")
+                rows_of.setdefault(row_id, []).append(f"row {chunk.number(index)} of {file.name}")
     twice = {row_id: rows for row_id, rows in rows_of.items() if len(rows) > 1}
     if not twice:
         return ""

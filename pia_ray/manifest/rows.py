@@ -22,7 +22,7 @@ from pia_ray.manifest.columns import IMAGE_COLUMNS, columns_of
 from pia_ray.manifest.finding import root_of
 from pia_ray.manifest.items import KEY_VERSION, MAX_ID_LENGTH, Item, Picture, RunReferences, id_text, items_of
 from pia_ray.manifest.parquet import cell_reference
-from pia_ray.manifest.tables import Columns, TableFile, is_empty, is_packed
+from pia_ray.manifest.tables import Columns, PictureOfRow, TableFile, is_empty, is_packed
 from pia_ray.manifest.templates import fill, templates_of
 from pia_ray.media import arrays
 from pia_ray.types import ManifestRow
@@ -40,8 +40,8 @@ def plan_row(
 ) -> ManifestRow:
     """The work item of one row as `plan` makes it, for rows that come from elsewhere; other columns are ignored.
 
-    Relative references start from the folder of `config.manifest`. Bytes and arrays travel inside the row, as a data:
-    URL.
+    Relative references start from the folder of the first of `config.manifests`. Bytes and arrays travel inside the
+    row, as a data: URL.
 
     Raises:
         BadParameter: a cell has no valid value, or `num_videos` asks for more than one item.
@@ -56,14 +56,14 @@ def plan_row(
     if columns.image not in cells:
         raise BadParameter(f"image is missing: give each row one of {', '.join(IMAGE_COLUMNS)}", "image")
     cell = _text_in(cells[columns.image])
-    picture = _inside(cell) if isinstance(cell, bytes) else _picture_at(cell, root_of(config.manifest), "")
+    picture = _inside(cell) if isinstance(cell, bytes) else _picture_at(cell, root_of(config.manifests[0]), "")
     versions = references.Versions() if config.detect_changes else None
     if versions is not None:
         picture = picture._replace(version=versions.of(picture.uri))
     own = {}
     for knob in columns.references:
         if (value := cells[columns.knobs[knob]]) is not None:
-            own[knob] = _reference_in(value, knob, root_of(config.manifest), versions)
+            own[knob] = _reference_in(value, knob, root_of(config.manifests[0]), versions)
     items = items_of(
         cells.get(columns.id) if columns.id is not None else None,
         picture,
@@ -81,27 +81,40 @@ def plan_row(
 
 
 def picture_of(
-    file: TableFile, column: str, cell: Any, *, row: int, prefix: str, versions: references.Versions | None
+    file: TableFile,
+    column: str,
+    cell: Any,
+    *,
+    row: int,
+    prefix: str,
+    of_row: PictureOfRow | None,
+    versions: references.Versions | None,
 ) -> Picture:
     """The picture that a row's image cell names or holds; `prefix` as in `references.locate`.
+
+    `of_row` says which one it is, where the row has several.
 
     Raises:
         BadParameter: no picture can be there.
     """
     name = "data:"
-    if isinstance(cell, dict) and file.kind == "parquet":
+    index, position = (None, None) if of_row is None else of_row
+    if isinstance(cell, dict) and file.has_types:
         name = cell.get("path") or name
         cell = cell["path"] if cell.get("bytes") is None and "path" in cell else cell.get("bytes")
     cell = _text_in(cell)
     if isinstance(cell, bytes):
         if not cell:
             raise BadParameter("image holds no bytes", "image")
-        return Picture(cell_reference(file, row, column), references.identity_of_bytes(cell), name)
+        uri = cell_reference(file, row, column, position)
+        return Picture(uri, references.identity_of_bytes(cell), name, index=index)
     picture = _picture_at(cell, file.folder, prefix)
+    if index is not None:
+        picture = picture._replace(index=index)
     if file.kind == "pictures":  # a file's own name is not a reference, because it may start with a space
         picture = picture._replace(uri=file.folder + cell, identity=cell)
-    if picture.uri.startswith("data:") and file.kind == "parquet" and not is_packed(file.uri):
-        return picture._replace(uri=cell_reference(file, row, column))
+    if picture.uri.startswith("data:") and file.has_types and not is_packed(file.uri):
+        return picture._replace(uri=cell_reference(file, row, column, position))
     return picture if versions is None else picture._replace(version=versions.of(picture.uri))
 
 
@@ -122,14 +135,14 @@ def references_of(
     found = {}
     for knob in columns.references:
         cell = cells[columns.knobs[knob]]
-        if isinstance(cell, dict) and file.kind == "parquet":
+        if isinstance(cell, dict) and file.has_types:
             cell = cell["path"] if cell.get("bytes") is None and "path" in cell else cell.get("bytes")
         if cell is None:
             continue
         cell = _text_in(cell)
         if knob in ARRAY_KNOBS and isinstance(cell, list | np.ndarray):
             cell = arrays.encode(cell, knob)
-        in_place = file.kind == "parquet" and not is_packed(file.uri)
+        in_place = file.has_types and not is_packed(file.uri)
         inside = isinstance(cell, bytes) or (isinstance(cell, str) and cell.lstrip()[:5].lower() == "data:")
         picture = _reference_in(cell, knob, file.folder, versions, prefix)
         found[knob] = (
@@ -145,9 +158,8 @@ def knobs_of(columns: Columns, cell: Callable[[str], Any]) -> dict[str, Any]:
     return {knob: value for knob, column in names.items() if (value := cell(column)) is not None}
 
 
-def rejected(file: TableFile, row: int, columns: Columns, cells: Mapping[str, Any], *, code: str, what: str) -> Item:
-    """The item of a row that cannot be animated; `what` goes on from "row 7 of file"."""
-    where = f"row {row} of {file.name}"
+def rejected(where: str, columns: Columns, cells: Mapping[str, Any], *, code: str, what: str) -> Item:
+    """The item of a row that cannot be animated; `what` goes on from `where`, such as "row 7 of file"."""
     try:
         row_id = id_text(cells.get(columns.id)) if columns.id is not None else where[-MAX_ID_LENGTH:]
     except BadParameter:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO, Any, Final, Literal
+from typing import IO, Any, Final, Literal, NamedTuple
 
 import pyarrow as pa
 
@@ -21,10 +21,12 @@ from pia_ray.config.knobs import REFERENCE_KNOBS
 from pia_ray.errors import ManifestError
 from pia_ray.temporary_folders import temporary_folder
 
-Kind = Literal["parquet", "csv", "tsv", "jsonl", "txt", "pictures"]
+Kind = Literal["parquet", "arrow", "csv", "tsv", "jsonl", "txt", "xlsx", "pictures"]
 
 CHUNK_ROWS: Final = 50_000
 CHUNK_BYTES: Final = 64 * 2**20
+IMAGE_ROWS: Final = 256
+"""Rows of images read at once: Parquet stores equal images once, so that sizes in a file say nothing of memory."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class TableFile:
     uri: str
     """Absolute path or s3:// URI; of a folder of images, the folder."""
     name: str
-    """Its path below the manifest's root, for messages."""
+    """Its path below the root of all, for messages and as a part of the identity of its pictures."""
     folder: str
     """The folder of its relative references, with a slash at the end."""
     kind: Kind
@@ -46,12 +48,24 @@ class TableFile:
     """Columns of JSON lines with values of several kinds, which pass through as JSON text."""
     pictures: tuple[str, ...] = field(default=(), repr=False)
     """Paths below a folder of images."""
+    captions: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """Paths of the text files with the prompts of a folder of images, by picture."""
     partitions: Mapping[str, str | None] = field(default_factory=dict)
     """Columns with one value for the whole file, from the names of its folders."""
     delimiter: str = ","
     """The character between the cells of a CSV or TSV file."""
     encoding: str | None = None
     """The encoding of a text file, where the run states it; else UTF-8, or UTF-16 where the bytes show it."""
+
+    @property
+    def has_types(self) -> bool:
+        """Whether cells may be bytes and structs, which are read in place."""
+        return self.kind in ("parquet", "arrow")
+
+    @property
+    def keeps_empty(self) -> bool:
+        """Whether the format tells empty text from no cell."""
+        return self.has_types or self.kind == "jsonl"
 
 
 @dataclass(frozen=True)
@@ -80,6 +94,15 @@ class Columns:
         return [name for name in dict.fromkeys(names) if name is not None]
 
 
+class PictureOfRow(NamedTuple):
+    """One of the pictures of a row."""
+
+    index: int
+    """Its number, from 0."""
+    position: int | None
+    """Its position in the list that the cell holds; None where the cell holds none."""
+
+
 @dataclass(frozen=True)
 class Chunk:
     """Some consecutive rows of one file."""
@@ -93,6 +116,18 @@ class Chunk:
     """The columns that pass through; null in bad rows."""
     bad_rows: Mapping[int, str]
     """Messages by position in the chunk."""
+    numbers: Sequence[int] = ()
+    """Numbers of the rows, where some have several pictures; else they count from `first_row`."""
+    pictures: Sequence[PictureOfRow | None] = ()
+    """The pictures of such rows."""
+
+    def number(self, index: int) -> int:
+        """The number of a row."""
+        return self.numbers[index] if self.numbers else self.first_row + index
+
+    def picture(self, index: int) -> PictureOfRow | None:
+        """The picture of a row that is one of several."""
+        return self.pictures[index] if self.pictures else None
 
     def is_blank(self, index: int) -> bool:
         """Whether no cell of a row holds anything."""
@@ -160,6 +195,49 @@ def plain_type(kind: pa.DataType) -> pa.DataType:
     if pa.types.is_string_view(kind):
         return pa.string()
     return pa.binary() if pa.types.is_binary_view(kind) else kind
+
+
+def holds_bytes(kind: pa.DataType) -> bool:
+    """Whether values of a type may hold pictures or arrays."""
+    kind = plain_type(kind)
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return pa.types.is_floating(kind.value_type) or holds_bytes(kind.value_type)
+    return bool(pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+def values_of(column: pa.Array) -> list[Any]:
+    """As `to_pylist`, but far faster for text and numbers."""
+    if isinstance(column, pa.FixedShapeTensorArray):
+        return [None if not value.is_valid else value.to_numpy() for value in column]
+    if isinstance(column, pa.ExtensionArray):
+        return list(column.to_pylist())
+    if (plain := plain_type(column.type)) != column.type:
+        column = column.cast(plain)
+    kind = column.type
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        try:
+            return list(column.to_numpy(zero_copy_only=False).tolist())
+        except (pa.ArrowException, UnicodeDecodeError):  # not UTF-8: its lone surrogates become bad rows
+            raw = column.cast(pa.large_binary()).to_pylist()
+            return [None if value is None else value.decode("utf-8", "surrogateescape") for value in raw]
+    if pa.types.is_integer(kind) or pa.types.is_floating(kind):
+        if not column.null_count:
+            return list(column.to_numpy(zero_copy_only=False).tolist())
+        values = list(column.fill_null(0).to_numpy(zero_copy_only=False).tolist())  # as is, uint64 would turn to float
+        for index in column.is_null().to_numpy(zero_copy_only=False).nonzero()[0].tolist():
+            values[index] = None
+        return values
+    return list(column.to_pylist())
+
+
+def no_twins(names: Sequence[str], file: str) -> None:
+    """Refuses a file with several columns of one name.
+
+    Raises:
+        ManifestError: names the columns.
+    """
+    if twins := sorted({name for name in names if names.count(name) > 1}):
+        raise ManifestError(f"{file} has more than one column named {', '.join(twins)}: rename all but one")
 
 
 def nulls(column: pa.Field, num_rows: int) -> pa.Array:

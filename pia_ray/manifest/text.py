@@ -152,22 +152,33 @@ def csv_reader(file: TableFile) -> Iterator[tuple[list[str], Iterator[tuple[list
 def read_csv(file: TableFile, cells: Sequence[str], passed: pa.Schema) -> Iterator[Chunk]:
     """As `files.read`; an empty cell is empty text."""
     with csv_reader(file) as (header, rows):
-        nothing = [None] * len(header)
-        first = 1
-        for chunk in bounded(rows):
-            bad = {index: row for index, row in enumerate(chunk) if isinstance(row, str)}
-            columns = dict(
-                zip(header, zip(*(nothing if isinstance(r, str) else r for r in chunk), strict=True), strict=True)
-            )
-            arrays = [
-                pa.array(columns[column.name], pa.string()).cast(column.type)
-                if column.name in file.schema.names and column.name not in cells
-                else nulls(column, len(chunk))
-                for column in passed
-            ]
-            values = {name: columns[name] for name in cells}
-            yield Chunk(first, len(chunk), values, pa.Table.from_arrays(arrays, schema=passed), bad)
-            first += len(chunk)
+        yield from text_chunks(file, header, rows, cells, passed)
+
+
+def text_chunks(
+    file: TableFile,
+    header: Sequence[str],
+    rows: Iterator[tuple[list[str] | str, int]],
+    cells: Sequence[str],
+    passed: pa.Schema,
+) -> Iterator[Chunk]:
+    """As `files.read`, of rows of text with the characters read so far, or with a message in place of a row."""
+    nothing = [None] * len(header)
+    first = 1
+    for chunk in bounded(rows):
+        bad = {index: row for index, row in enumerate(chunk) if isinstance(row, str)}
+        columns = dict(
+            zip(header, zip(*(nothing if isinstance(r, str) else r for r in chunk), strict=True), strict=True)
+        )
+        arrays = [
+            pa.array(columns[column.name], pa.string()).cast(column.type)
+            if column.name in file.schema.names and column.name not in cells
+            else nulls(column, len(chunk))
+            for column in passed
+        ]
+        values = {name: columns[name] for name in cells}
+        yield Chunk(first, len(chunk), values, pa.Table.from_arrays(arrays, schema=passed), bad)
+        first += len(chunk)
 
 
 def read_lines(file: TableFile, cells: Sequence[str], passed: pa.Schema) -> Iterator[Chunk]:

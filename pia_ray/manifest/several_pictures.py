@@ -1,0 +1,237 @@
+"""Rows with several pictures -> a row for each picture.
+
+Such are cells with a list, text with references between commas, and the continuation rows of a shop's export: rows
+with the handle of the product above and no title, which bring its further pictures.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from logging import getLogger
+from typing import Any, Final, Literal, NamedTuple
+
+import pyarrow as pa
+
+from pia_ray.config.knobs import folded_name
+from pia_ray.errors import BadParameter
+from pia_ray.manifest.finding import PICTURES
+from pia_ray.manifest.items import id_text
+from pia_ray.manifest.tables import Chunk, Columns, PictureOfRow, TableFile, is_empty
+
+_URL: Final = re.compile(r"(?:(?:https?:)?//|s3[an]?://)\S")
+_BETWEEN_URLS: Final = re.compile(r"\s*[,;|\n]\s*(?=(?:(?:https?:)?//|s3[an]?://)\S)")
+"""Separators before a scheme only, because URLs hold commas."""
+
+_BETWEEN_FILES: Final = re.compile(r"\s*[,;|\n]\s*")
+_SEPARATOR: Final = re.compile(r"[,;|\n]")
+_OF_PICTURES: Final = ("variant", "image", "option")
+"""Starts of the names of a shop export's columns that belong to a row and not to its product."""
+
+_log = getLogger(__name__)
+
+
+def each_picture(
+    chunks: Iterable[Chunk], file: TableFile, columns: Columns, *, pictures: Literal["all", "first"]
+) -> Iterator[Chunk]:
+    """The chunks with a row for each picture, or for the first one of each row or product.
+
+    The id of a further picture is that of the row with `-p1`, `-p2`, ... Rows without an id need none, because their
+    ids come from the pictures.
+    """
+    products = _Products(file, columns) if _is_shop_export(file, columns) else None
+    for chunk in chunks:
+        owners: Sequence[int | None] = [None] * chunk.num_rows
+        if products is not None:
+            chunk, owners = products.filled(chunk)
+        if products is None and not any(map(_may_be_several, chunk.cells[columns.image])):
+            yield chunk
+        else:
+            yield _expanded(chunk, file, columns, owners, products, pictures)
+    if products is not None and products.num_without:
+        _log.warning(
+            "%s: left out are %d rows that continue a product and have no picture", file.name, products.num_without
+        )
+
+
+def _is_shop_export(file: TableFile, columns: Columns) -> bool:
+    names = set(map(folded_name, file.schema.names))
+    return {"handle", "title"} <= names and folded_name(columns.image).startswith("image")
+
+
+def _may_be_several(cell: object) -> bool:
+    if isinstance(cell, str):
+        return _SEPARATOR.search(cell) is not None and cell[:5].lower() != "data:"
+    return isinstance(cell, list)
+
+
+class _Cell(NamedTuple):
+    cell: Any
+    position: int | None
+
+
+def _pictures_in(cell: Any, file: TableFile) -> list[_Cell] | None:
+    """The pictures of a cell that holds several; None for any other cell."""
+    if isinstance(cell, list):
+        if not file.has_types:
+            cell = [_source_of(each) for each in cell]
+        return [_Cell(each, number) for number, each in enumerate(cell) if not _holds_nothing(each)]
+    if not isinstance(cell, str) or not _may_be_several(cell):
+        return None
+    text = cell.strip()
+    if _URL.match(text):
+        parts = _BETWEEN_URLS.split(text)
+    else:
+        parts = [part for part in _BETWEEN_FILES.split(text) if part]
+        if not all(part[part.rfind(".") :].lower() in PICTURES for part in parts):
+            return None
+    return [_Cell(part, None) for part in parts] if len(parts) > 1 else None
+
+
+def _source_of(cell: object) -> object:
+    """The reference in an object of a JSON list, as shops write them."""
+    if isinstance(cell, Mapping):
+        return next((cell[name] for name in ("src", "url", "path") if cell.get(name)), None)
+    return cell
+
+
+def _holds_nothing(cell: object) -> bool:
+    if isinstance(cell, Mapping):
+        return cell.get("bytes") is None and is_empty(cell.get("path"))
+    return is_empty(cell)
+
+
+def _expanded(
+    chunk: Chunk,
+    file: TableFile,
+    columns: Columns,
+    owners: Sequence[int | None],
+    products: _Products | None,
+    pictures: Literal["all", "first"],
+) -> Chunk:
+    sources: list[int] = []
+    images: list[Any] = []
+    found: list[PictureOfRow | None] = []
+    seen: set[Any] = products.seen if products is not None else set()
+    for row, cell in enumerate(chunk.cells[columns.image]):
+        if owners[row] is None:
+            seen.clear()
+        several = None if row in chunk.bad_rows else _pictures_in(cell, file)
+        if products is not None and several is None and row not in chunk.bad_rows:
+            several = [] if cell is None else [_Cell(cell, None)]
+        if products is not None and several == [] and owners[row] is not None:
+            products.num_without += 1
+            continue
+        if not several:  # one picture, or one that is missing
+            sources.append(row)
+            images.append(cell if several is None else None)
+            found.append(None)
+            continue
+        for each in several:
+            key = tuple(each.cell.values()) if isinstance(each.cell, Mapping) else each.cell
+            if key in seen or (seen and pictures == "first"):
+                continue
+            sources.append(row)
+            images.append(each.cell)
+            found.append(PictureOfRow(len(seen), each.position))
+            seen.add(key)
+    cells = {name: [values[row] for row in sources] for name, values in chunk.cells.items()}
+    cells[columns.image] = images
+    if columns.id is not None:
+        cells[columns.id] = [_id_of(cell, picture) for cell, picture in zip(cells[columns.id], found, strict=True)]
+    bad_rows = {place: chunk.bad_rows[row] for place, row in enumerate(sources) if row in chunk.bad_rows}
+    return replace(
+        chunk,
+        num_rows=len(sources),
+        cells=cells,
+        passed=chunk.passed.take(pa.array(sources, pa.int64())) if chunk.passed.num_columns else chunk.passed,
+        bad_rows=bad_rows,
+        numbers=[chunk.first_row + row for row in sources],
+        pictures=found,
+    )
+
+
+def _id_of(cell: object, picture: PictureOfRow | None) -> object:
+    if picture is None or not picture.index:
+        return cell
+    try:
+        return f"{id_text(cell)}-p{picture.index}"
+    except BadParameter:  # planning says so
+        return cell
+
+
+class _Products:
+    """The products of a shop's export: their continuation rows get the cells that only the first row states."""
+
+    def __init__(self, file: TableFile, columns: Columns) -> None:
+        names = {folded_name(name): name for name in reversed(file.schema.names)}
+        self._handle, self._title = names["handle"], names["title"]
+        self._columns = columns
+        self._last: Chunk | None = None
+        """The first row of the product that was met last."""
+        self._last_handle: object = None
+        self.seen: set[Any] = set()
+        """The pictures of that product."""
+        self.num_without = 0
+
+    def filled(self, chunk: Chunk) -> tuple[Chunk, list[int | None]]:
+        """The chunk, and the row of the product that each row continues: -1 for one before this chunk."""
+        owners = self._owners(chunk)
+        shift = 0 if self._last is None else 1
+        cells = {
+            name: [
+                self._value(name, owner, chunk) if owner is not None and is_empty(value) else value
+                for value, owner in zip(values, owners, strict=True)
+            ]
+            if name != self._columns.image
+            else values
+            for name, values in chunk.cells.items()
+        }
+        before = pa.concat_tables([*([self._last.passed] if self._last is not None else []), chunk.passed])
+        passed = chunk.passed
+        for place, name in enumerate(passed.schema.names):
+            if folded_name(name).startswith(_OF_PICTURES):
+                continue
+            values = passed.column(place).to_pylist()
+            rows = [
+                (row if owner is None or not is_empty(value) else owner) + shift
+                for row, (value, owner) in enumerate(zip(values, owners, strict=True))
+            ]
+            passed = passed.set_column(
+                place, passed.schema.field(place), before.column(place).take(pa.array(rows, pa.int64()))
+            )
+        found = replace(chunk, cells=cells, passed=passed)
+        firsts = [row for row, owner in enumerate(owners) if owner is None]
+        if firsts:
+            row = firsts[-1]
+            one = {name: [values[row]] for name, values in cells.items()}
+            self._last = replace(chunk, num_rows=1, cells=one, passed=passed.slice(row, 1), bad_rows={})
+        return found, owners
+
+    def _owners(self, chunk: Chunk) -> list[int | None]:
+        owners: list[int | None] = []
+        last = -1
+        for row, (handle, title) in enumerate(
+            zip(self._column(chunk, self._handle), self._column(chunk, self._title), strict=True)
+        ):
+            continues = not is_empty(handle) and handle == self._last_handle and is_empty(title)
+            if row in chunk.bad_rows or not continues:
+                owners.append(None)
+                last = row
+                self._last_handle = None if row in chunk.bad_rows else handle
+            else:
+                owners.append(last)
+        return owners
+
+    def _column(self, chunk: Chunk, name: str) -> Sequence[Any]:
+        if name in chunk.cells:
+            return chunk.cells[name]
+        values: list[Any] = chunk.passed[self._columns.passed[name]].to_pylist()
+        return values
+
+    def _value(self, name: str, owner: int, chunk: Chunk) -> Any:
+        if owner >= 0:
+            return chunk.cells[name][owner]
+        assert self._last is not None
+        return self._last.cells[name][0]
