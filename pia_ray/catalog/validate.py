@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final
 
-from pia_ray import manifest
+from pia_ray import manifest, storage
 from pia_ray.catalog import steps
+from pia_ray.catalog.outage import Outage, Sources
+from pia_ray.catalog.tries import SOURCE_AWAY, Tries
 from pia_ray.config.catalog import CatalogConfig
 from pia_ray.config.prompt_syntax import looks_weighted
 from pia_ray.errors import RowError
 from pia_ray.media import video
+from pia_ray.types import ManifestRow
 
 FETCHES: Final = 8
 """Images opened at once."""
@@ -33,6 +37,8 @@ class Finding:
     """A doubt about a row that is animated as it is."""
     prompt: str | None = None
     """As it is animated; None in a bad row."""
+    is_unreachable: bool = False
+    """Whether its files could not be read now, as often as it was tried; they may be another time."""
 
 
 def validate(config: CatalogConfig, *, fetch: bool, opened: manifest.Manifest | None = None) -> Iterator[Finding]:
@@ -46,23 +52,24 @@ def validate(config: CatalogConfig, *, fetch: bool, opened: manifest.Manifest | 
     opened = manifest.open_manifest(config) if opened is None else opened
     num_items = 0
     with ThreadPoolExecutor(FETCHES, thread_name_prefix="fetch") as pool:
-
-        def check(item: dict[str, Any]) -> tuple[str | None, str | None]:
-            return _check(item, config, fetch=fetch)
-
+        check = _Check(config, fetch=fetch)
         style_versions = {style: model.name for style, model in config.styles.items()}
         items = manifest.plan(opened, config, model_version=config.model.name, style_versions=style_versions)
         for table in items:
             names = manifest.ITEMS_SCHEMA.names
             for batch in table.select(names).to_batches(max_chunksize=256):
                 rows = batch.to_pylist()
-                found = pool.map(check, rows) if fetch else map(check, rows)
-                for item, (code, message) in zip(rows, found, strict=True):
+                for item, error in zip(rows, pool.map(check, rows) if fetch else map(check, rows), strict=True):
                     num_items += 1
-                    if code is not None:
-                        yield Finding(item["id"], num_items, code, message)
-                    else:
-                        yield Finding(item["id"], num_items, None, None, note=_note(item), prompt=item["prompt"])
+                    yield _finding(item, num_items, error)
+
+
+def _finding(item: dict[str, Any], num_items: int, error: RowError | None) -> Finding:
+    if item["error_code"] is not None:
+        return Finding(item["id"], num_items, item["error_code"], item["error_message"])
+    if error is None:
+        return Finding(item["id"], num_items, None, None, note=_note(item), prompt=item["prompt"])
+    return Finding(item["id"], num_items, error.code, error.message, is_unreachable=isinstance(error, SOURCE_AWAY))
 
 
 def _note(item: dict[str, Any]) -> str | None:
@@ -76,17 +83,43 @@ def _note(item: dict[str, Any]) -> str | None:
     return None
 
 
-def _check(item: dict[str, Any], config: CatalogConfig, *, fetch: bool) -> tuple[str | None, str | None]:
-    """Error code and message of one planned item, or None for both."""
-    if item["error_code"] is not None:
-        return item["error_code"], item["error_message"]
-    row = manifest.row_from_item(item)
-    try:
-        if fetch:
-            steps.fetch(row, config)
-        else:
-            params = row.params
-            video.require_encodable(config.format, width=params.width or 8, height=params.height or 8, fps=params.fps)
-    except RowError as error:
-        return error.code, error.message
-    return None, None
+class _Check:
+    """The check of single items, which wait for hosts and stores as a run's rows do. Threads share it."""
+
+    def __init__(self, config: CatalogConfig, *, fetch: bool) -> None:
+        self._config = config
+        self._fetch = fetch
+        self._web = steps.web_of(config)
+        self._sources = Sources(Outage(), patience_s=config.patience_s)
+
+    def __call__(self, item: dict[str, Any]) -> RowError | None:
+        """The error of a planned item; None where nothing is wrong, or the plan has said it."""
+        if item["error_code"] is not None:
+            return None
+        row, config = manifest.row_from_item(item), self._config
+        try:
+            if self._fetch:
+                self._fetch_files(row)
+            else:
+                params = row.params
+                video.require_encodable(
+                    config.format, width=params.width or 8, height=params.height or 8, fps=params.fps
+                )
+        except RowError as error:
+            return error
+        return None
+
+    def _fetch_files(self, row: ManifestRow) -> None:
+        tries = Tries(row, self._config, self._sources)
+        while True:
+            tries.used += 1
+            try:
+                with storage.patience(self._config.patience_s):
+                    steps.fetch(row, self._config, web=self._web)
+            except RowError as error:
+                if not tries.has_another(error):
+                    raise
+                time.sleep(tries.pause_s)
+            else:
+                self._sources.answered(row)
+                return

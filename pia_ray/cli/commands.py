@@ -177,7 +177,9 @@ def validate_command(args: argparse.Namespace) -> int:
             console.print(f"{finding.id}: {finding.prompt}", highlight=False, soft_wrap=True, markup=False)
         if finding.code is None and finding.note is None:
             continue
-        counts["bad"] += finding.code is not None
+        counts["bad"] += finding.code is not None and not finding.is_unreachable
+        if finding.is_unreachable:
+            counts["unreachable"] = counts.get("unreachable", 0) + 1
         if not args.json:
             text = f"{finding.id}: {finding.message or f'note: {finding.note}'}"
             console.print(text, highlight=False, soft_wrap=True, markup=False)
@@ -188,10 +190,11 @@ def validate_command(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(counts))
     else:
-        console.print(f"{counts['rows']} work items, {counts['bad']} bad", highlight=False)
+        unreachable = f", {counts['unreachable']} unreachable now" if "unreachable" in counts else ""
+        console.print(f"{counts['rows']} work items, {counts['bad']} bad{unreachable}", highlight=False)
     if opened.use.text:
         print(opened.use.text, file=sys.stderr if args.json else sys.stdout)
-    return 1 if counts["bad"] else 0
+    return 1 if counts["bad"] or "unreachable" in counts else 0
 
 
 def estimate_command(args: argparse.Namespace) -> int:

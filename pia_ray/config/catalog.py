@@ -20,6 +20,7 @@ from pydantic import (
     model_validator,
 )
 
+from pia_ray.config.fetching import FetchConfig
 from pia_ray.config.knob_types import VideoFormat
 from pia_ray.config.knobs import DEFAULT_STYLE, AnimationParams, suggest
 from pia_ray.config.model import KnobDefaults, ModelConfig, build, load_model, load_models, model_for, read_yaml
@@ -37,7 +38,7 @@ DAMAGED: Final = "damaged"
 """The kinds of videos in `CatalogConfig.remake`; of another size than its row's, a video is damaged too."""
 
 
-class CatalogConfig(WorkerConfig):
+class CatalogConfig(WorkerConfig, FetchConfig):
     """One catalogue run: what to animate, where to put it, on how many workers."""
 
     manifest: str = Field(description="File, folder, glob or folder of images; local or s3://.")

@@ -18,6 +18,7 @@ from pia_ray.manifest.spellings import fetched_url, other_spellings
 from pia_ray.media import arrays
 from pia_ray.media import image as pictures
 from pia_ray.storage.https import fetch as fetch_url
+from pia_ray.storage.web import Web
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,16 +29,17 @@ _CELL = re.compile(r".+#row=[1-9][0-9]*&column=.+", re.DOTALL)
 """References that `manifest.read_image_cell` reads."""
 
 
-def read_image(reference: str, *, max_bytes: int, what: str = "image") -> bytes:
+def read_image(reference: str, *, max_bytes: int, what: str = "image", web: Web | None = None) -> bytes:
     """The bytes behind an image reference: a path, s3://, https:// or data: URL, or a cell of a Parquet manifest.
 
     A path or object that is not there is also looked for under its other spellings. `what` names the file in errors.
+    Without `web`, public servers are asked.
 
     Raises:
         ImageError, FetchError, StorageError: as `fetch`.
     """
-    if reference.startswith("https://"):
-        content = fetch_url(fetched_url(reference), max_bytes=max_bytes)
+    if reference.startswith(("https://", "http://")):
+        content = fetch_url(fetched_url(reference), max_bytes=max_bytes, web=web)
         storage.count_read(len(content))
         return content
     if reference.startswith("data:"):
@@ -62,6 +64,7 @@ def read_references(
     max_bytes: int,
     max_pixels: int,
     identities: Mapping[str, str] = MappingProxyType({}),
+    web: Web | None = None,
 ) -> dict[str, Image | np.ndarray[Any, Any]]:
     """The pictures (RGB, of their own size) and float32 arrays behind references, by knob.
 
@@ -74,7 +77,7 @@ def read_references(
     found: dict[str, Image | np.ndarray[Any, Any]] = {}
     for knob, uri in uris.items():
         with _named(knob):
-            content = read_image(uri, max_bytes=max_bytes, what="array" if knob in ARRAY_KNOBS else "image")
+            content = read_image(uri, max_bytes=max_bytes, what="array" if knob in ARRAY_KNOBS else "image", web=web)
             require_planned(identities.get(knob, ""), hashlib.sha256(content).hexdigest())
             limits = {"max_bytes": max_bytes, "max_pixels": max_pixels}
             found[knob] = _decode_reference(content, knob, background=background, **limits)

@@ -176,6 +176,8 @@ def items_of(
     resolved = resolve(params, config.defaults, model_defaults=model.defaults)
     lora_strengths(resolved, model.lora_weights)
     resolved, uris = with_references(resolved, own, run)
+    for knob, uri in {"image": picture.uri, **uris}.items():
+        references.require_fetched(uri, allow_http=config.allow_http, what=knob)
     first_seed = seed_from_id(row_id) if resolved.seed is None else resolved.seed
     identity = picture.identity + picture.version
     items = []

@@ -265,7 +265,7 @@ class _Planner:
     ) -> bool:
         """Adds a row's items as `items_of` makes them, if its cells are plainly right; else adds nothing."""
         prompt = template.prompt if prompt_cell is None else prompt_cell
-        if type(prompt) is not str or not 0 < len(prompt) <= _EASY_CHARS:
+        if type(prompt) is not str or not 0 < len(prompt) <= _EASY_CHARS or picture.uri[:5] == "http:":
             return False
         if negative_cell is not None and (type(negative_cell) is not str or len(negative_cell) > _EASY_CHARS):
             return False

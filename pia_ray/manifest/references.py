@@ -84,7 +84,7 @@ def locate(reference: str, folder: str, prefix: str = "", *, what: str = "image"
             raise BadParameter(f"{what} {reference} names no object: s3://bucket/key is needed", what)
         return f"s3://{bucket}/{key}", f"s3://{bucket}/{key}"
     if scheme == "http":
-        raise BadParameter(f"{what} {_short(reference)}: http:// is not fetched; use https:// or s3://", what)
+        return "http" + reference[4:], unsigned("http" + reference[4:])
     if reference.startswith("/") or scheme == "file":
         if storage.is_s3(folder):
             raise BadParameter(f"{what} {reference}: a manifest in S3 cannot name files of one machine", what)
@@ -102,6 +102,18 @@ def locate(reference: str, folder: str, prefix: str = "", *, what: str = "image"
             f"{what} {_short(reference)}: {scheme}:// is not read; use a path, s3://, https:// or data:", what
         )
     return _below(folder, reference, what), prefix + reference
+
+
+def require_fetched(uri: str, *, allow_http: bool, what: str = "image") -> None:
+    """Refuses a located http:// URL where the run does not allow such.
+
+    Raises:
+        BadParameter: that is so.
+    """
+    if not allow_http and uri[:5] == "http:":
+        raise BadParameter(
+            f"{what} {_short(uri)}: http:// is not fetched; use https:// or s3://, or allow it with --allow-http", what
+        )
 
 
 # Anything but a plain relative path: a scheme, dots, an absolute or empty path, whitespace at an end, NUL, a host.
