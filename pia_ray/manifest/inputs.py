@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pia_ray import storage
 from pia_ray.config.knobs import ARRAY_KNOBS
 from pia_ray.errors import BadParameter, ImageNotFound, ImageTooLarge, RowError, StorageNotFound, StorageTooLarge
-from pia_ray.manifest.parquet import read_image_cell
+from pia_ray.manifest.cells import read_image_cell
 from pia_ray.manifest.references import decode_data_url
 from pia_ray.manifest.spellings import fetched_url, other_spellings
 from pia_ray.media import arrays
