@@ -73,27 +73,21 @@ def fetch(row: ManifestRow, config: CatalogConfig, *, web: Web | None = None) ->
     params = row.params
     video.require_encodable(config.format, width=params.width or 8, height=params.height or 8, fps=params.fps)
     web = web or web_of(config)
-    content = read_image(row.image, max_bytes=config.max_image_bytes, web=web)
-    decoded = pictures.decode(
-        content,
-        background=config.background,
-        max_bytes=config.max_image_bytes,
-        max_pixels=config.max_image_pixels,
-    )
+    limits: dict[str, Any] = {
+        "background": config.background,
+        "max_bytes": config.max_image_bytes,
+        "max_pixels": config.max_image_pixels,
+        "max_side": config.max_image_side,
+        "max_aspect": config.max_image_aspect,
+    }
+    decoded = pictures.decode(read_image(row.image, max_bytes=config.max_image_bytes, web=web), **limits)
     require_planned(row.image_identity, decoded.sha256)
     return Fetched(
         image=decoded.rgb,
         original_width=decoded.original_width,
         original_height=decoded.original_height,
         sha256=decoded.sha256,
-        references=read_references(
-            row.references,
-            background=config.background,
-            max_bytes=config.max_image_bytes,
-            max_pixels=config.max_image_pixels,
-            identities=row.reference_identities,
-            web=web,
-        ),
+        references=read_references(row.references, identities=row.reference_identities, web=web, **limits),
         fetch_s=time.perf_counter() - started,
     )
 

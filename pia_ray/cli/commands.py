@@ -138,12 +138,11 @@ def image_command(args: argparse.Namespace) -> int:
     if params.num_videos > 1:
         raise ConfigError("--num-videos makes several files: use `pia-ray animate` on a manifest of one row")
     caps = CatalogConfig.model_fields
-    max_bytes, max_pixels = caps["max_image_bytes"].default, caps["max_image_pixels"].default
-    picture = pictures.decode(inputs.read_image(args.image, max_bytes=max_bytes)).rgb
+    max_bytes = caps["max_image_bytes"].default
+    limits = {f"max_{cap}": caps[f"max_image_{cap}"].default for cap in ("bytes", "pixels", "side", "aspect")}
+    picture = pictures.decode(inputs.read_image(args.image, max_bytes=max_bytes), **limits).rgb
     named = {knob: uri for knob in REFERENCE_KNOBS if (uri := getattr(params, knob) or model.defaults.get(knob))}
-    brings: dict[str, Any] = dict(
-        inputs.read_references(named, background=caps["background"].default, max_bytes=max_bytes, max_pixels=max_pixels)
-    )
+    brings: dict[str, Any] = dict(inputs.read_references(named, background=caps["background"].default, **limits))
     # What the video says of itself holds no signature of a URL and no bytes.
     params = params.model_copy(update={knob: redacted(uri) for knob, uri in named.items()})
     console = make_console()

@@ -187,6 +187,8 @@ def _add_catalog_flags(parser: argparse.ArgumentParser) -> None:
     add("background", "#RRGGBB")
     add("max_image_bytes", "N", type=int)
     add("max_image_pixels", "N", type=int)
+    add("max_image_side", "N", type=int)
+    add("max_image_aspect", "X", type=float)
     add("on_end", "URL")
     add("on_end_secret", "FILE")
     add("on_end_networks", "NET,...")

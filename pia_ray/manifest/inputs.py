@@ -63,6 +63,8 @@ def read_references(
     background: str,
     max_bytes: int,
     max_pixels: int,
+    max_side: int = pictures.MAX_SIDE,
+    max_aspect: float = pictures.MAX_ASPECT,
     identities: Mapping[str, str] = MappingProxyType({}),
     web: Web | None = None,
 ) -> dict[str, Image | np.ndarray[Any, Any]]:
@@ -79,8 +81,8 @@ def read_references(
         with _named(knob):
             content = read_image(uri, max_bytes=max_bytes, what="array" if knob in ARRAY_KNOBS else "image", web=web)
             require_planned(identities.get(knob, ""), hashlib.sha256(content).hexdigest())
-            limits = {"max_bytes": max_bytes, "max_pixels": max_pixels}
-            found[knob] = _decode_reference(content, knob, background=background, **limits)
+            limits: dict[str, Any] = {"max_pixels": max_pixels, "max_side": max_side, "max_aspect": max_aspect}
+            found[knob] = _decode_reference(content, knob, background=background, max_bytes=max_bytes, **limits)
     return found
 
 
@@ -128,12 +130,12 @@ def require_planned(identity: str, sha256: str) -> None:
 
 
 def _decode_reference(
-    content: bytes, knob: str, *, background: str, max_bytes: int, max_pixels: int
+    content: bytes, knob: str, *, background: str, max_bytes: int, **limits: Any
 ) -> Image | np.ndarray[Any, Any]:
     if knob in ARRAY_KNOBS:
         return arrays.decode(_capped(content, max_bytes, "array"), knob)
     below = "#000000" if knob == "mask_image" else background
-    return pictures.decode(content, background=below, max_bytes=max_bytes, max_pixels=max_pixels).rgb
+    return pictures.decode(content, background=below, max_bytes=max_bytes, **limits).rgb
 
 
 def _capped(content: bytes, max_bytes: int, what: str) -> bytes:

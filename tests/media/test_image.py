@@ -660,3 +660,8 @@ def test_no_global_pillow_state_is_changed():
         decode(content)
     after = (Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES, TiffImagePlugin.READ_LIBTIFF)
     assert after == before
+
+
+def test_xmp_does_not_turn_a_jpeg_because_browsers_do_not():
+    xmp = b'<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+    assert decode(saved(plain("RGB", RED), "JPEG", xmp=xmp)).rgb.size == SIZE
