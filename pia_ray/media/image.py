@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import numpy as np
 from PIL import (
+    AvifImagePlugin,
     BmpImagePlugin,
     GifImagePlugin,
     Image,
@@ -23,6 +24,7 @@ from PIL import (
     PngImagePlugin,
     TiffImagePlugin,
     WebPImagePlugin,
+    features,
 )
 
 from pia_ray.errors import BadParameter, ImageTooLarge, ImageTooSmall, UnsupportedImage
@@ -30,6 +32,7 @@ from pia_ray.media.byte_budget import ByteBudget
 from pia_ray.media.colour import flatten, is_white_zero
 from pia_ray.media.decoder_faults import ADVICE, DECODER_FAULTS, decoder_faults
 from pia_ray.media.file_kinds import sniff
+from pia_ray.media.png_colour import png_profile
 from pia_ray.media.shrinking import decoding_bytes, draft, shrink_factor, shrunk
 
 MAX_SIDE: Final = 16_384
@@ -54,7 +57,8 @@ class DecodedImage:
     """Of the bytes, in hex."""
     notes: tuple[str, ...]
     """Any of: animated_input (its first frame is used), multi_picture (its first picture is used), alpha_composited,
-    transparency_ignored, rescaled_16_bit, icc_converted, icc_ignored, exif_ignored."""
+    transparency_ignored, rescaled_16_bit, icc_converted (by a profile, or what a PNG says instead of one), icc_ignored,
+    cicp_ignored, exif_ignored."""
 
 
 def decode(
@@ -66,7 +70,7 @@ def decode(
     max_side: int = MAX_SIDE,
     max_aspect: float = MAX_ASPECT,
 ) -> DecodedImage:
-    """The picture in these bytes: JPEG, PNG, WebP, GIF, TIFF or BMP, by the content and not by a name.
+    """The picture in these bytes: JPEG, PNG, WebP, HEIC, AVIF, GIF, TIFF or BMP, by the content and not by a name.
 
     Transparent parts show `background`. All caps are checked before any pixel is decoded. A picture whose shorter side
     is 4,096 px or more, and a panorama of more than 16 megapixels, is divided by a whole number first (`shrinking`).
@@ -96,6 +100,8 @@ def decode(
             _check_kind(image, content, notes)
             factor = draft(image, factor)
             image.load()
+            if isinstance(image, PngImagePlugin.PngImageFile):
+                image.info["icc_profile"] = png_profile(image, content, notes)
             turn = _turn_of(image, notes)
             pixels = shrunk(image, factor, notes, white_is_zero=is_white_zero(image)) if factor > 1 else image
             del image
@@ -157,6 +163,19 @@ _KIND_ADVICE: Final[Mapping[str, str]] = {
     "a Git LFS pointer": "Fetch the file itself with git lfs pull.",
 }
 
+
+def _open_heic(stream: BytesIO) -> ImageFile.ImageFile:
+    from pillow_heif import HeifImageFile
+
+    return HeifImageFile(stream)
+
+
+def _open_avif(stream: BytesIO) -> ImageFile.ImageFile:
+    if not features.check("avif"):
+        raise UnsupportedImage(f"This is AVIF, which this build of Pillow does not read. {ADVICE}")
+    return AvifImagePlugin.AvifImageFile(stream)
+
+
 _OPENERS: Final[Mapping[str, Callable[[BytesIO], ImageFile.ImageFile]]] = {
     "JPEG": JpegImagePlugin.JpegImageFile,
     "PNG": PngImagePlugin.PngImageFile,
@@ -164,6 +183,8 @@ _OPENERS: Final[Mapping[str, Callable[[BytesIO], ImageFile.ImageFile]]] = {
     "GIF": GifImagePlugin.GifImageFile,
     "TIFF": TiffImagePlugin.TiffImageFile,
     "BMP": BmpImagePlugin.BmpImageFile,
+    "HEIC": _open_heic,
+    "AVIF": _open_avif,
 }
 
 
@@ -196,6 +217,8 @@ def _check_kind(image: ImageFile.ImageFile, content: bytes, notes: list[str]) ->
             notes.append("multi_picture")
     elif getattr(image, "is_animated", False):
         notes.append("animated_input")
+        if isinstance(image, PngImagePlugin.PngImageFile) and image.default_image:
+            image.seek(1)  # the default image is for programs that know no APNG, and may be a logo
 
 
 _TIFF_SUBFILE_TYPE: Final = 254
