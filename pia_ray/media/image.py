@@ -167,7 +167,7 @@ _KIND_ADVICE: Final[Mapping[str, str]] = {
 def _open_heic(stream: BytesIO) -> ImageFile.ImageFile:
     from pillow_heif import HeifImageFile
 
-    return HeifImageFile(stream)
+    return HeifImageFile(stream)  # type: ignore[no-untyped-call]
 
 
 def _open_avif(stream: BytesIO) -> ImageFile.ImageFile:
