@@ -19,7 +19,7 @@ again can help (`retryable`), names the HTTP status that fits, and says whose fa
         ├── BadManifestRow        the row of the manifest could not be read at all
         ├── BadParameter          a knob of this row has no valid value
         ├── ImageError            ImageNotFound, UnsupportedImage, ImageTruncated, ImageTooLarge, ImageTooSmall
-        ├── FetchError            AddressRefused, FetchDenied, FetchUnavailable
+        ├── FetchError            AddressRefused, FetchDenied, FetchOptedOut, FetchUnavailable
         ├── StorageError          StorageNotFound, StorageDenied, StorageDamaged, StorageThrottled, StorageUnavailable,
         │                         StorageTooLarge
         ├── ModelUnavailable      the model of the row's style could not be loaded
@@ -228,13 +228,25 @@ class FetchDenied(FetchError):
     code = "fetch_denied"
 
 
+class FetchOptedOut(FetchError):
+    """The picture's owner refuses models by X-Robots-Tag. Leave it out; `--ignore-opt-outs` fetches what you own."""
+
+    code = "fetch_opted_out"
+    http_status = 403
+
+
 class FetchUnavailable(FetchError):
-    """The server was unreachable, too slow, or answered 429 or 5xx. The same command tries the row again."""
+    """The server was unreachable, too slow, or answered 408, 425, 429 or 5xx. The same command tries the row again."""
 
     code = "fetch_unavailable"
     fault = "world"
     retryable = True
     http_status = 502
+
+    @property
+    def retry_after_s(self) -> float | None:
+        """The pause that the server asks for, 0 where it names no time; None where it is not asked too often."""
+        return float(self.args[1]) if len(self.args) > 1 else None
 
 
 class StorageError(RowError):

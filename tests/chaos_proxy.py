@@ -53,6 +53,8 @@ class ChaosProxy:
         """For tests to note what they use through this proxy."""
         self.requests: list[tuple[str, str, str | int | None]] = []
         """Method, path and fault of each request so far."""
+        self.answered_bytes = 0
+        """Bytes of all bodies that were answered."""
         self._server = _Server(("127.0.0.1", 0), _handler(self, urlsplit(server_url)))
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_port}"
@@ -124,6 +126,7 @@ def _handler(proxy: ChaosProxy, upstream: object) -> type[BaseHTTPRequestHandler
             if "Content-Length" not in headers:
                 self.send_header("Content-Length", str(len(content)))
             self.end_headers()
+            proxy.answered_bytes += len(content)
             self.wfile.write(content[: len(content) // 2] if cut else content)
             if cut:
                 self.hang_up()

@@ -113,7 +113,9 @@ def build_processor(
     return process
 
 
-def _worker(config: CatalogConfig, run_id: str, make_animator: MakeAnimator, cpu_threads: int) -> CatalogWorker:
+def _worker(
+    config: CatalogConfig, run_id: str, make_animator: MakeAnimator, cpu_threads: int, num_workers: int
+) -> CatalogWorker:
     logs.set_up_worker(config.log, run_id=run_id, worker=worker_name())
     metrics = WorkerMetrics(run_id)
     worker = CatalogWorker(
@@ -123,6 +125,7 @@ def _worker(config: CatalogConfig, run_id: str, make_animator: MakeAnimator, cpu
         node=ray.get_runtime_context().get_node_id(),
         node_lives=node_is_alive,
         on_stage=metrics.end_stage,
+        num_workers=num_workers,
     )
     metrics.follow(worker)
     return worker
@@ -131,8 +134,10 @@ def _worker(config: CatalogConfig, run_id: str, make_animator: MakeAnimator, cpu
 class AnimateRow:
     """One actor of the pool: a warm model, called by several threads with one planned item each."""
 
-    def __init__(self, config: CatalogConfig, run_id: str, make_animator: MakeAnimator, *, cpu_threads: int) -> None:
-        self._worker = _worker(config, run_id, make_animator, cpu_threads)
+    def __init__(
+        self, config: CatalogConfig, run_id: str, make_animator: MakeAnimator, *, cpu_threads: int, num_workers: int
+    ) -> None:
+        self._worker = _worker(config, run_id, make_animator, cpu_threads, num_workers)
         follow_run(self._worker, run_id=run_id)
         StateWriter(config.output, lambda: self._worker.state).start()  # until this process ends
 
@@ -163,12 +168,13 @@ class ProcessRow:
         style_versions: Mapping[str, str],
         *,
         cpu_threads: int,
+        num_workers: int,
     ) -> None:
         self._config = config
         self._run_id = run_id
         self._model_version = model_version
         self._style_versions = style_versions
-        self._worker = _worker(config, run_id, make_animator, cpu_threads)
+        self._worker = _worker(config, run_id, make_animator, cpu_threads, num_workers)
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         """The same rows with the results columns added or replaced."""
@@ -263,7 +269,7 @@ def _pooled(dataset: Dataset, stage: type, pool: ActorPool, arguments: Mapping[s
         compute=pool.strategy(),
         num_cpus=pool.num_cpus,
         num_gpus=pool.num_gpus,
-        fn_constructor_kwargs={**arguments, "cpu_threads": pool.cpu_threads},
+        fn_constructor_kwargs={**arguments, "cpu_threads": pool.cpu_threads, "num_workers": pool.most},
     )
     context = dataset.context
     context.execution_no_progress_timeout_s = NO_PROGRESS_S

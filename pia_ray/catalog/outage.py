@@ -135,4 +135,4 @@ def _host(uri: str) -> str:
     return found[1] if found else ""
 
 
-_HOST: Final = re.compile(r"(?:https|s3)://([^/?#]{0,300})")
+_HOST: Final = re.compile(r"(?:https?|s3)://([^/?#]{0,300})")

@@ -32,13 +32,23 @@ class PatientStages:
         self._config = config
         self._stopped = stopped
 
-    def read(self, name: str, function: Callable[[], T], *, limit_s: float, stopped: threading.Event) -> T:
+    def read(
+        self,
+        name: str,
+        function: Callable[[], T],
+        *,
+        limit_s: float,
+        stopped: threading.Event,
+        may_wait: Callable[[], bool],
+    ) -> T:
         """The value of a function that reads a row's files. It waits only for a store that has answered before.
+
+        `may_wait` is as for `Stages.call`.
 
         Raises:
             TimeoutError, CancelledError: as `Stages.call`.
         """
-        return self._call(name, function, limit_s=limit_s, stopped=stopped, from_start=False)
+        return self._call(name, function, limit_s=limit_s, stopped=stopped, from_start=False, may_wait=may_wait)
 
     def use_output(
         self, name: str, function: Callable[[], T], *, limit_s: float, num_animations: int = 0, spared: bool = False
@@ -78,6 +88,7 @@ class PatientStages:
         from_start: bool,
         num_animations: int = 0,
         spared: bool = False,
+        may_wait: Callable[[], bool] = lambda: False,
     ) -> T:
         waits, notice = threading.Event(), self._outage.notice(num_animations=num_animations)
 
@@ -89,4 +100,6 @@ class PatientStages:
             with storage.patience(self._config.patience_s, stopped=stopped, notice=note, from_start=from_start):
                 return function()
 
-        return self._stages.call(name, patiently, limit_s=limit_s, spared=spared, may_wait=waits.is_set)
+        return self._stages.call(
+            name, patiently, limit_s=limit_s, spared=spared, may_wait=lambda: may_wait() or waits.is_set()
+        )

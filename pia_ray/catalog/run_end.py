@@ -132,7 +132,7 @@ def _facts(config: CatalogConfig, run_id: str | None, progress: Progress, *, sec
     counts = f"{done} of {progress.num_items} videos, {failed} failed, {progress.num_left} left"
     return {
         "run_id": run_id,
-        "manifest": manifest.redacted(config.manifest),
+        "manifest": ", ".join(map(manifest.redacted, config.manifests)),
         "output": config.output,
         "model": config.model.name,
         "ended_at": datetime.now(UTC).isoformat(timespec="seconds"),

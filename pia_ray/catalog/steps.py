@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -19,6 +20,8 @@ from pia_ray.manifest.inputs import read_image, read_references, require_planned
 from pia_ray.media import image as pictures
 from pia_ray.media import video
 from pia_ray.media.quality import flags_of
+from pia_ray.storage.host_rates import HostRates
+from pia_ray.storage.web import Web
 from pia_ray.types import AnimationRequest, EncodedVideo, ManifestRow, ResultRow
 
 if TYPE_CHECKING:
@@ -40,8 +43,25 @@ class Fetched:
     """Pictures and arrays that the row's params refer to, by knob."""
 
 
-def fetch(row: ManifestRow, config: CatalogConfig) -> Fetched:
+def web_of(config: CatalogConfig, *, num_workers: int = 1, stopped: threading.Event | None = None) -> Web:
+    """The web for one of so many workers of a run; each has the same share of the run's rate. `stopped` ends waits."""
+    rate = config.per_host_rate
+    return Web(
+        allow_http=config.allow_http,
+        allowed_networks=config.allowed_networks,
+        headers=config.headers_by_host,
+        user_agent=config.user_agent,
+        obey_opt_outs=not config.ignore_opt_outs,
+        rates=HostRates(None if rate is None else rate / num_workers),
+        patience_s=config.patience_s,
+        stopped=stopped or threading.Event(),
+    )
+
+
+def fetch(row: ManifestRow, config: CatalogConfig, *, web: Web | None = None) -> Fetched:
     """The row's picture, read and decoded, with the other files that its params refer to.
+
+    `web` is left out by who fetches but a few: it holds the pace of hosts for many rows.
 
     Raises:
         ImageError: there is no picture, or it cannot be used.
@@ -52,26 +72,22 @@ def fetch(row: ManifestRow, config: CatalogConfig) -> Fetched:
     started = time.perf_counter()
     params = row.params
     video.require_encodable(config.format, width=params.width or 8, height=params.height or 8, fps=params.fps)
-    content = read_image(row.image, max_bytes=config.max_image_bytes)
-    decoded = pictures.decode(
-        content,
-        background=config.background,
-        max_bytes=config.max_image_bytes,
-        max_pixels=config.max_image_pixels,
-    )
+    web = web or web_of(config)
+    limits: dict[str, Any] = {
+        "background": config.background,
+        "max_bytes": config.max_image_bytes,
+        "max_pixels": config.max_image_pixels,
+        "max_side": config.max_image_side,
+        "max_aspect": config.max_image_aspect,
+    }
+    decoded = pictures.decode(read_image(row.image, max_bytes=config.max_image_bytes, web=web), **limits)
     require_planned(row.image_identity, decoded.sha256)
     return Fetched(
         image=decoded.rgb,
         original_width=decoded.original_width,
         original_height=decoded.original_height,
         sha256=decoded.sha256,
-        references=read_references(
-            row.references,
-            background=config.background,
-            max_bytes=config.max_image_bytes,
-            max_pixels=config.max_image_pixels,
-            identities=row.reference_identities,
-        ),
+        references=read_references(row.references, identities=row.reference_identities, web=web, **limits),
         fetch_s=time.perf_counter() - started,
     )
 

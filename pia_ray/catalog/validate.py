@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -10,13 +11,16 @@ from typing import Any, Final
 
 import pyarrow as pa
 
-from pia_ray import manifest
+from pia_ray import manifest, storage
 from pia_ray.catalog import steps
+from pia_ray.catalog.outage import Outage, Sources
+from pia_ray.catalog.tries import SOURCE_AWAY, Tries
 from pia_ray.config.catalog import CatalogConfig
 from pia_ray.config.knobs import AnimationParams
 from pia_ray.config.prompt_syntax import looks_weighted
 from pia_ray.errors import RowError
 from pia_ray.media import video
+from pia_ray.types import ManifestRow
 
 FETCHES: Final = 8
 """Images opened at once."""
@@ -37,6 +41,8 @@ class Finding:
     """A doubt about a row that is animated as it is."""
     prompt: str | None = None
     """As it is animated; None in a bad row."""
+    is_unreachable: bool = False
+    """Whether its files could not be read now, as often as it was tried; they may be another time."""
 
 
 def validate(config: CatalogConfig, *, fetch: bool, opened: manifest.Manifest | None = None) -> Iterator[Finding]:
@@ -57,26 +63,22 @@ def _fetched(items: Iterator[pa.Table], config: CatalogConfig) -> Iterator[Findi
     """The findings on items whose pictures are read and decoded."""
     num_items = 0
     with ThreadPoolExecutor(FETCHES, thread_name_prefix="fetch") as pool:
-
-        def check(item: dict[str, Any]) -> tuple[str | None, str | None]:
-            if item["error_code"] is not None:
-                return item["error_code"], item["error_message"]
-            try:
-                steps.fetch(manifest.row_from_item(item), config)
-            except RowError as error:
-                return error.code, error.message
-            return None, None
-
+        check = _Check(config)
         for table in items:
             for batch in table.select(manifest.ITEMS_SCHEMA.names).to_batches(max_chunksize=256):
                 rows = batch.to_pylist()
-                for item, (code, message) in zip(rows, pool.map(check, rows), strict=True):
+                for item, error in zip(rows, pool.map(check, rows), strict=True):
                     num_items += 1
-                    if code is not None:
-                        yield Finding(item["id"], num_items, code, message)
-                    else:
-                        note = _note(item["prompt"], item["params"])
-                        yield Finding(item["id"], num_items, None, None, note, item["prompt"])
+                    yield _finding(item, num_items, error)
+
+
+def _finding(item: dict[str, Any], num_items: int, error: RowError | None) -> Finding:
+    if item["error_code"] is not None:
+        return Finding(item["id"], num_items, item["error_code"], item["error_message"])
+    if error is None:
+        note = _note(item["prompt"], item["params"])
+        return Finding(item["id"], num_items, None, None, note=note, prompt=item["prompt"])
+    return Finding(item["id"], num_items, error.code, error.message, is_unreachable=isinstance(error, SOURCE_AWAY))
 
 
 def _checked(items: Iterator[pa.Table], config: CatalogConfig) -> Iterator[Finding]:
@@ -124,3 +126,37 @@ def _encodable(params: str, config: CatalogConfig) -> tuple[str | None, str | No
     except RowError as error:
         return error.code, error.message
     return None, None
+
+
+class _Check:
+    """The fetch of single items, which waits for hosts and stores as a run's rows do. Threads share it."""
+
+    def __init__(self, config: CatalogConfig) -> None:
+        self._config = config
+        self._web = steps.web_of(config)
+        self._sources = Sources(Outage(), patience_s=config.patience_s)
+
+    def __call__(self, item: dict[str, Any]) -> RowError | None:
+        """The error of a planned item; None where nothing is wrong, or the plan has said it."""
+        if item["error_code"] is not None:
+            return None
+        try:
+            self._fetch_files(manifest.row_from_item(item))
+        except RowError as error:
+            return error
+        return None
+
+    def _fetch_files(self, row: ManifestRow) -> None:
+        tries = Tries(row, self._config, self._sources)
+        while True:
+            tries.used += 1
+            try:
+                with storage.patience(self._config.patience_s):
+                    steps.fetch(row, self._config, web=self._web)
+            except RowError as error:
+                if not tries.has_another(error):
+                    raise
+                time.sleep(tries.pause_s)
+            else:
+                self._sources.answered(row)
+                return

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import CancelledError
 from functools import partial
@@ -22,36 +21,20 @@ from pia_ray.catalog.in_flight import InFlight, InFlightRows, OnStage
 from pia_ray.catalog.outage import Outage, OutageState, Sources
 from pia_ray.catalog.patient_stages import PatientStages
 from pia_ray.catalog.row_lock import RowLock
+from pia_ray.catalog.tries import Tries, TurnWaits
 from pia_ray.config.catalog import CatalogConfig
 from pia_ray.errors import (
     DeviceLost,
-    FetchUnavailable,
     JobError,
     OutOfMemory,
     OutputError,
     RowError,
-    StorageThrottled,
-    StorageUnavailable,
 )
 from pia_ray.types import AnimationRequest, ManifestRow, ResultRow
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-STORE_AWAY: Final = (StorageThrottled, StorageUnavailable)
-"""Errors of a row's inputs that the run's patience has waited for."""
-
-TRANSIENT: Final = (*STORE_AWAY, FetchUnavailable, OutOfMemory, TimeoutError)
-"""Errors after which the same worker tries the row again at once; the others wait for `--retry`.
-
-TimeoutError: a step of it hung.
-"""
-
-BACKOFF_S: Final = 1.0
-"""Pause before the second try of a row; doubles with each one."""
-
-MOST_BACKOFF_S: Final = 30.0
 
 MOST_HUNG: Final = 8
 """Threads of stages that hang in a process that is ended with one more of them."""
@@ -64,7 +47,8 @@ class CatalogWorker:
     """Animates rows of one run with one warm animator; `work` may be called by several threads at once.
 
     `replace_animator` makes the animator to go on with where this one hangs. Left out: the process has to end, and
-    `work` raises. `node` is the worker's node, and `node_lives` says whether one has not been lost.
+    `work` raises. `node` is the worker's node, and `node_lives` says whether one has not been lost. The run has
+    `num_workers` at most, which share its rate of requests to a picture host.
     """
 
     def __init__(
@@ -77,6 +61,7 @@ class CatalogWorker:
         node: str = "",
         node_lives: Callable[[str], bool] = lambda node: True,
         on_stage: OnStage = lambda stage, seconds: None,
+        num_workers: int = 1,
     ) -> None:
         self._config = config
         self._run_id = run_id
@@ -92,6 +77,7 @@ class CatalogWorker:
         self._draining = threading.Event()
         self._stopped = threading.Event()
         self._patient = PatientStages(self._stages, self._outage, config, stopped=self._stopped)
+        self._web = steps.web_of(config, num_workers=num_workers, stopped=self._draining)
 
     def work(self, row: ManifestRow) -> ResultRow | None:
         """The result of the row, whose video is committed before this returns; None where it was stopped before.
@@ -254,44 +240,43 @@ class CatalogWorker:
 
     def _try(self, row: ManifestRow, entry: InFlight, *, num_deaths: int, alone: bool) -> ResultRow:
         """The result after as many tries as the row may have."""
-        config, attempts, pause_s, begin = self._config, num_deaths, BACKOFF_S, time.monotonic()
+        config = self._config
+        tries = Tries(row, config, self._sources, used=num_deaths)
         outputs: steps.Outputs | None = None
         while True:
-            attempts += 1
+            tries.used += 1
             try:
                 # A finished animation is not made again because the store is away.
-                outputs = outputs or self._make(row, entry, alone=alone, attempts=attempts)
-                commit = partial(steps.commit, outputs, attempts=attempts)
+                outputs = outputs or self._make(row, entry, alone=alone, attempts=tries.used)
+                commit = partial(steps.commit, outputs, attempts=tries.used)
                 return self._patient.use_output(
                     "writing the video", commit, limit_s=config.publish_timeout_s, num_animations=1, spared=True
                 )
             except (JobError, CancelledError):
                 raise
             except Exception as error:  # noqa: BLE001 - the row boundary
-                away = self._sources.are_away(row, error)
-                spent = isinstance(error, STORE_AWAY) and time.monotonic() - begin > config.patience_s
-                last = spent or attempts >= config.max_attempts or not isinstance(error, TRANSIENT)
-                if last and not away:
+                attempts = tries.used
+                if not tries.has_another(error):
                     return self._failed(row, row_error(error), attempts=attempts)
                 log.info("row %s, try %d of %d: %s", row.id, attempts, config.max_attempts, error)
                 if isinstance(error, TimeoutError):
                     self._require_threads(entry)
                 alone = alone or isinstance(error, OutOfMemory)
-                attempts -= away  # waiting for a host is no try at the row
-            if (self._stopped if outputs else self._draining).wait(pause_s):
+            if (self._stopped if outputs else self._draining).wait(tries.pause_s):
                 raise CancelledError
-            pause_s = min(MOST_BACKOFF_S, 2 * pause_s)
 
     def _make(self, row: ManifestRow, entry: InFlight, *, alone: bool, attempts: int) -> steps.Outputs:
         config = self._config
         if self._draining.is_set():
             raise CancelledError
         entry.begin(attempt=attempts)
+        waits = TurnWaits()
         fetched = self._patient.read(
             "fetching the picture",
-            lambda: steps.fetch(row, config),
+            lambda: steps.fetch(row, config, web=self._web.noting(waits.note)),
             limit_s=config.fetch_timeout_s,
             stopped=self._draining,
+            may_wait=waits.since_last,
         )
         self._sources.answered(row)
         request = steps.request_of(row, fetched, deadline_s=config.row_timeout_s)

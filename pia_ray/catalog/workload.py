@@ -27,6 +27,7 @@ from pia_ray.ledger.planning import sort_items
 from pia_ray.ledger.videos import lost_videos
 from pia_ray.media.sizes import choose_size
 from pia_ray.pia.denoising.context_windows import segments, windows
+from pia_ray.storage.web import Web
 from pia_ray.types import ManifestRow
 
 SAMPLED_PICTURES: Final = 64
@@ -187,7 +188,8 @@ def _kept(steps: int, strength: float) -> int:
 def _mean_area(rows: Sequence[ManifestRow], config: CatalogConfig) -> tuple[float, str]:
     """Mean pixels of a frame of rows that leave the size to their picture, and how it was found."""
     with ThreadPoolExecutor(FETCHES, thread_name_prefix="fetch") as pool:
-        areas = [area for area in pool.map(lambda row: _area(row, config), rows) if area]
+        web = steps.web_of(config)
+        areas = [area for area in pool.map(lambda row: _area(row, config, web), rows) if area]
     if not areas:
         square = config.model.long_edge
         return float(
@@ -196,10 +198,10 @@ def _mean_area(rows: Sequence[ManifestRow], config: CatalogConfig) -> tuple[floa
     return statistics.fmean(areas), f"from {len(areas)} pictures, opened, of {len(rows)} drawn at random"
 
 
-def _area(row: ManifestRow, config: CatalogConfig) -> int:
+def _area(row: ManifestRow, config: CatalogConfig, web: Web) -> int:
     """Pixels of one frame; 0 where the picture cannot be opened, because such a row will fail."""
     try:
-        fetched = steps.fetch(row, config)
+        fetched = steps.fetch(row, config, web=web)
     except RowError:
         return 0
     model = config.model_for(row.params.style)

@@ -140,12 +140,11 @@ def image_command(args: argparse.Namespace) -> int:
     if params.num_videos > 1:
         raise ConfigError("--num-videos makes several files: use `pia-ray animate` on a manifest of one row")
     caps = CatalogConfig.model_fields
-    max_bytes, max_pixels = caps["max_image_bytes"].default, caps["max_image_pixels"].default
-    picture = pictures.decode(inputs.read_image(args.image, max_bytes=max_bytes)).rgb
+    max_bytes = caps["max_image_bytes"].default
+    limits = {f"max_{cap}": caps[f"max_image_{cap}"].default for cap in ("bytes", "pixels", "side", "aspect")}
+    picture = pictures.decode(inputs.read_image(args.image, max_bytes=max_bytes), **limits).rgb
     named = {knob: uri for knob in REFERENCE_KNOBS if (uri := getattr(params, knob) or model.defaults.get(knob))}
-    brings: dict[str, Any] = dict(
-        inputs.read_references(named, background=caps["background"].default, max_bytes=max_bytes, max_pixels=max_pixels)
-    )
+    brings: dict[str, Any] = dict(inputs.read_references(named, background=caps["background"].default, **limits))
     # What the video says of itself holds no signature of a URL and no bytes.
     params = params.model_copy(update={knob: redacted(uri) for knob, uri in named.items()})
     console = make_console()
@@ -179,7 +178,9 @@ def validate_command(args: argparse.Namespace) -> int:
             console.print(f"{finding.id}: {finding.prompt}", highlight=False, soft_wrap=True, markup=False)
         if finding.code is None and finding.note is None:
             continue
-        counts["bad"] += finding.code is not None
+        counts["bad"] += finding.code is not None and not finding.is_unreachable
+        if finding.is_unreachable:
+            counts["unreachable"] = counts.get("unreachable", 0) + 1
         if not args.json:
             text = f"{finding.id}: {finding.message or f'note: {finding.note}'}"
             console.print(text, highlight=False, soft_wrap=True, markup=False)
@@ -190,10 +191,11 @@ def validate_command(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(counts))
     else:
-        console.print(f"{counts['rows']} work items, {counts['bad']} bad", highlight=False)
+        unreachable = f", {counts['unreachable']} unreachable now" if "unreachable" in counts else ""
+        console.print(f"{counts['rows']} work items, {counts['bad']} bad{unreachable}", highlight=False)
     if opened.use.text:
         print(opened.use.text, file=sys.stderr if args.json else sys.stdout)
-    return 1 if counts["bad"] else 0
+    return 1 if counts["bad"] or "unreachable" in counts else 0
 
 
 def estimate_command(args: argparse.Namespace) -> int:

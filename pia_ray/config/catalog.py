@@ -20,6 +20,7 @@ from pydantic import (
     model_validator,
 )
 
+from pia_ray.config.fetching import FetchConfig
 from pia_ray.config.knob_types import VideoFormat
 from pia_ray.config.knobs import DEFAULT_STYLE, AnimationParams, suggest
 from pia_ray.config.model import KnobDefaults, ModelConfig, build, load_model, load_models, model_for, read_yaml
@@ -37,7 +38,7 @@ DAMAGED: Final = "damaged"
 """The kinds of videos in `CatalogConfig.remake`; of another size than its row's, a video is damaged too."""
 
 
-class CatalogConfig(WorkerConfig):
+class CatalogConfig(WorkerConfig, FetchConfig):
     """One catalogue run: what to animate, where to put it, on how many workers."""
 
     manifest: str | tuple[str, ...] = Field(
@@ -118,7 +119,11 @@ class CatalogConfig(WorkerConfig):
         600.0, gt=0, description="Seconds that encoding a row's video may take, and writing it."
     )
     max_image_bytes: int = Field(50_000_000, ge=1, description="Larger image files are refused, unread.")
-    max_image_pixels: int = Field(64_000_000, ge=1, description="Larger images are refused, undecoded.")
+    max_image_pixels: int = Field(200_000_000, ge=1, description="Larger images are refused, undecoded.")
+    max_image_side: int = Field(65_535, ge=32, description="Images with a longer side, in px, are refused.")
+    max_image_aspect: float = Field(
+        20.0, ge=1, description="Images whose longer side is more times the shorter are refused."
+    )
     on_end: str | None = Field(
         None, description="URL to which the run's summary is posted when it ends or stops for trouble."
     )

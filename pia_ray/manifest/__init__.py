@@ -4,6 +4,7 @@ The names below are what other modules use. A manifest is planned in one streami
 cannot be animated become rejected items, and only what spoils the manifest as a whole raises.
 """
 
+from pia_ray.manifest.cells import read_image_cell
 from pia_ray.manifest.columns import ColumnUse
 from pia_ray.manifest.items import (
     ITEMS_SCHEMA,
@@ -15,7 +16,6 @@ from pia_ray.manifest.items import (
     work_key,
 )
 from pia_ray.manifest.opening import Manifest, open_manifest
-from pia_ray.manifest.parquet import read_image_cell
 from pia_ray.manifest.planning import plan
 from pia_ray.manifest.references import decode_data_url, redacted
 from pia_ray.manifest.rows import plan_row

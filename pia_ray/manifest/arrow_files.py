@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import threading
+import time
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -63,7 +64,9 @@ def read_arrow(file: TableFile, cells: Sequence[str], passed: pa.Schema) -> Iter
 class ArrowCells:
     """One column of an Arrow file. An object is copied to a temporary file once, as its batches have no index."""
 
-    def __init__(self, uri: str, column: str) -> None:
+    def __init__(self, uri: str, column: str, version: str) -> None:
+        self.version = version
+        self.checked_at = time.monotonic()
         self._lock = threading.Lock()
         self._copy: Any = None
         path = uri

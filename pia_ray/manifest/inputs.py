@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 from pia_ray import storage
 from pia_ray.config.knobs import ARRAY_KNOBS
 from pia_ray.errors import BadParameter, ImageNotFound, ImageTooLarge, RowError, StorageNotFound, StorageTooLarge
-from pia_ray.manifest.parquet import read_image_cell
+from pia_ray.manifest.cells import read_image_cell
 from pia_ray.manifest.references import decode_data_url
 from pia_ray.manifest.spellings import fetched_url, other_spellings
 from pia_ray.media import arrays
 from pia_ray.media import image as pictures
 from pia_ray.storage.https import fetch as fetch_url
+from pia_ray.storage.web import Web
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,16 +29,17 @@ _CELL = re.compile(r".+#row=[1-9][0-9]*&column=.+", re.DOTALL)
 """References that `manifest.read_image_cell` reads."""
 
 
-def read_image(reference: str, *, max_bytes: int, what: str = "image") -> bytes:
+def read_image(reference: str, *, max_bytes: int, what: str = "image", web: Web | None = None) -> bytes:
     """The bytes behind an image reference: a path, s3://, https:// or data: URL, or a cell of a Parquet manifest.
 
     A path or object that is not there is also looked for under its other spellings. `what` names the file in errors.
+    Without `web`, public servers are asked.
 
     Raises:
         ImageError, FetchError, StorageError: as `fetch`.
     """
-    if reference.startswith("https://"):
-        content = fetch_url(fetched_url(reference), max_bytes=max_bytes)
+    if reference.startswith(("https://", "http://")):
+        content = fetch_url(fetched_url(reference), max_bytes=max_bytes, web=web)
         storage.count_read(len(content))
         return content
     if reference.startswith("data:"):
@@ -61,7 +63,10 @@ def read_references(
     background: str,
     max_bytes: int,
     max_pixels: int,
+    max_side: int = pictures.MAX_SIDE,
+    max_aspect: float = pictures.MAX_ASPECT,
     identities: Mapping[str, str] = MappingProxyType({}),
+    web: Web | None = None,
 ) -> dict[str, Image | np.ndarray[Any, Any]]:
     """The pictures (RGB, of their own size) and float32 arrays behind references, by knob.
 
@@ -74,10 +79,10 @@ def read_references(
     found: dict[str, Image | np.ndarray[Any, Any]] = {}
     for knob, uri in uris.items():
         with _named(knob):
-            content = read_image(uri, max_bytes=max_bytes, what="array" if knob in ARRAY_KNOBS else "image")
+            content = read_image(uri, max_bytes=max_bytes, what="array" if knob in ARRAY_KNOBS else "image", web=web)
             require_planned(identities.get(knob, ""), hashlib.sha256(content).hexdigest())
-            limits = {"max_bytes": max_bytes, "max_pixels": max_pixels}
-            found[knob] = _decode_reference(content, knob, background=background, **limits)
+            limits: dict[str, Any] = {"max_pixels": max_pixels, "max_side": max_side, "max_aspect": max_aspect}
+            found[knob] = _decode_reference(content, knob, background=background, max_bytes=max_bytes, **limits)
     return found
 
 
@@ -125,12 +130,12 @@ def require_planned(identity: str, sha256: str) -> None:
 
 
 def _decode_reference(
-    content: bytes, knob: str, *, background: str, max_bytes: int, max_pixels: int
+    content: bytes, knob: str, *, background: str, max_bytes: int, **limits: Any
 ) -> Image | np.ndarray[Any, Any]:
     if knob in ARRAY_KNOBS:
         return arrays.decode(_capped(content, max_bytes, "array"), knob)
     below = "#000000" if knob == "mask_image" else background
-    return pictures.decode(content, background=below, max_bytes=max_bytes, max_pixels=max_pixels).rgb
+    return pictures.decode(content, background=below, max_bytes=max_bytes, **limits).rgb
 
 
 def _capped(content: bytes, max_bytes: int, what: str) -> bytes:

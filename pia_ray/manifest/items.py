@@ -91,7 +91,7 @@ class Picture(NamedTuple):
     """Reference to make an id from."""
     version: str = ""
     """The version of its content from a listing, or an empty string."""
-    index: int | None = None
+    number: int | None = None
     """Its number among the pictures of its row, from 0, where the row has several."""
 
 
@@ -198,6 +198,8 @@ def items_of(
     resolved = resolve(params, config.defaults, model_defaults=model.defaults)
     lora_strengths(resolved, model.lora_weights)
     resolved, uris = with_references(resolved, own, run)
+    for knob, uri in {"image": picture.uri, **uris}.items():
+        references.require_fetched(uri, allow_http=config.allow_http, what=knob)
     first_seed = seed_from_id(row_id) if resolved.seed is None else resolved.seed
     identity = picture.identity + picture.version
     items = []
@@ -211,7 +213,7 @@ def items_of(
             config=config,
             model_version=model_version if style == DEFAULT_STYLE else style_versions[style],
         )
-        items.append(ManifestRow(row_id, index, picture.uri, identity, own_params, key, uris, picture.index))
+        items.append(ManifestRow(row_id, index, picture.uri, identity, own_params, key, uris, picture.number))
     return items
 
 

@@ -94,7 +94,8 @@ class KnobCheck:
     def _reason(self, knob: str, cell: Any) -> str:
         try:
             if knob in REFERENCE_KNOBS:
-                references.locate(cell, "/", what=knob)
+                uri, _ = references.locate(cell, "/", what=knob)
+                references.require_fetched(uri, allow_http=self._config.allow_http, what=knob)
                 return ""
             value = parse_defaults({knob: cell})[knob]
             if knob == "style":

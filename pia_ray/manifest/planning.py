@@ -240,7 +240,7 @@ class _Planner:
     ) -> bool:
         """Adds a row's items as `items_of` makes them, if its cells are plainly right; else adds nothing."""
         prompt = template.prompt if prompt_cell is None else prompt_cell
-        if type(prompt) is not str or not 0 < len(prompt) <= _EASY_CHARS:
+        if type(prompt) is not str or not 0 < len(prompt) <= _EASY_CHARS or picture.uri[:5] == "http:":
             return False
         if negative_cell is not None and (type(negative_cell) is not str or len(negative_cell) > _EASY_CHARS):
             return False
@@ -284,7 +284,7 @@ class _Planner:
             columns["reference_uris"].append(template.references)
             columns["error_code"].append(None)
             columns["error_message"].append(None)
-            columns["picture_index"].append(picture.index)
+            columns["picture_index"].append(picture.number)
             items.sources.append(source)
         items.ids.append(row_id)
         return True
@@ -294,8 +294,8 @@ class _Planner:
         where = f"row {number} of {file.name}"
         if index in chunk.bad_rows:
             return [rejected(where, columns, {}, code=BadManifestRow.code, what=f" {chunk.bad_rows[index]}")]
-        if of_row is not None and of_row.index:
-            where = f"picture {of_row.index + 1} of {where}"
+        if of_row is not None and of_row.number:
+            where = f"picture {of_row.number + 1} of {where}"
         cells = {name: values[index] for name, values in chunk.cells.items()}
         try:
             for name, cell in cells.items():
@@ -324,7 +324,7 @@ class _Planner:
             )
         except BadParameter as error:
             item = rejected(where, columns, cells, code=error.code, what=f": {error.message}")
-            return [item._replace(picture_index=None if of_row is None else of_row.index)]
+            return [item._replace(picture_index=None if of_row is None else of_row.number)]
         return [item_from_row(row) for row in rows]
 
 

@@ -44,7 +44,8 @@ _SIGNED_BY: Final = {
     },
 }
 """Query parameters that renew with every signing, by the one that gives a signature away (S3, CloudFront; Azure)."""
-_LISTED_FOLDERS: Final = 8
+_LISTED_OBJECTS: Final = 2_000_000
+"""Objects of listings that are kept, about 200 bytes each. Rows may ask for many prefixes by turns."""
 
 
 def locate(reference: str, folder: str, prefix: str = "", *, what: str = "image") -> tuple[str, str]:
@@ -84,7 +85,7 @@ def locate(reference: str, folder: str, prefix: str = "", *, what: str = "image"
             raise BadParameter(f"{what} {reference} names no object: s3://bucket/key is needed", what)
         return f"s3://{bucket}/{key}", f"s3://{bucket}/{key}"
     if scheme == "http":
-        raise BadParameter(f"{what} {_short(reference)}: http:// is not fetched; use https:// or s3://", what)
+        return "http" + reference[4:], unsigned("http" + reference[4:])
     if reference.startswith("/") or scheme == "file":
         if storage.is_s3(folder):
             raise BadParameter(f"{what} {reference}: a manifest in S3 cannot name files of one machine", what)
@@ -102,6 +103,18 @@ def locate(reference: str, folder: str, prefix: str = "", *, what: str = "image"
             f"{what} {_short(reference)}: {scheme}:// is not read; use a path, s3://, https:// or data:", what
         )
     return _below(folder, reference, what), prefix + reference
+
+
+def require_fetched(uri: str, *, allow_http: bool, what: str = "image") -> None:
+    """Refuses a located http:// URL where the run does not allow such.
+
+    Raises:
+        BadParameter: that is so.
+    """
+    if not allow_http and uri[:5] == "http:":
+        raise BadParameter(
+            f"{what} {_short(uri)}: http:// is not fetched; use https:// or s3://, or allow it with --allow-http", what
+        )
 
 
 # Anything but a plain relative path: a scheme, dots, an absolute or empty path, whitespace at an end, NUL, a host.
@@ -177,7 +190,9 @@ class Versions:
     """The versions of pictures: one listing per S3 prefix, size and time of change of local files."""
 
     def __init__(self) -> None:
-        self._listed: LRUCache[str, dict[str, str]] = LRUCache(_LISTED_FOLDERS)
+        self._listed: LRUCache[str, dict[str, str]] = LRUCache(_LISTED_OBJECTS, getsizeof=lambda found: len(found) + 1)
+        self._last: tuple[str, dict[str, str]] = ("", {})
+        """The latest listing, which may be too large to be kept."""
 
     def of(self, uri: str) -> str:
         """`#etag=...` or `#size=...&mtime=...`; empty for what is not there, and for https:// and data: URLs.
@@ -204,13 +219,22 @@ class Versions:
 
     def _of_object(self, uri: str) -> str:
         prefix = uri.rpartition("/")[0]
-        if prefix not in self._listed:
-            try:
-                self._listed[prefix] = {found.uri: found.etag for found in storage.list_objects(prefix)}
-            except StorageError as error:  # keys without versions would differ from those of the next run
-                raise ManifestError(f"changes cannot be detected, {prefix} cannot be listed: {error.message}") from None
-        etag = self._listed[prefix].get(uri)
+        if prefix != self._last[0]:
+            self._last = prefix, self._listed_below(prefix)
+        etag = self._last[1].get(uri)
         return f"#etag={etag.strip(chr(34))}" if etag else ""
+
+    def _listed_below(self, prefix: str) -> dict[str, str]:
+        """The ETags of the objects below a prefix."""
+        if (known := self._listed.get(prefix)) is not None:
+            return known
+        try:
+            found = {found.uri: found.etag for found in storage.list_objects(prefix)}
+        except StorageError as error:  # keys without versions would differ from those of the next run
+            raise ManifestError(f"changes cannot be detected, {prefix} cannot be listed: {error.message}") from None
+        if len(found) < _LISTED_OBJECTS:
+            self._listed[prefix] = found
+        return found
 
 
 def _below(folder: str, reference: str, what: str) -> str:

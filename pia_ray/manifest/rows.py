@@ -98,7 +98,7 @@ def picture_of(
         BadParameter: no picture can be there.
     """
     name = "data:"
-    index, position = (None, None) if of_row is None else of_row
+    number, position = (None, None) if of_row is None else of_row
     if isinstance(cell, dict) and file.has_types:
         name = cell.get("path") or name
         cell = cell["path"] if cell.get("bytes") is None and "path" in cell else cell.get("bytes")
@@ -107,10 +107,10 @@ def picture_of(
         if not cell:
             raise BadParameter("image holds no bytes", "image")
         uri = cell_reference(file, row, column, position)
-        return Picture(uri, references.identity_of_bytes(cell), name, index=index)
+        return Picture(uri, references.identity_of_bytes(cell), name, number=number)
     picture = _picture_at(cell, file.folder, prefix)
-    if index is not None:
-        picture = picture._replace(index=index)
+    if number is not None:
+        picture = picture._replace(number=number)
     if file.kind == "pictures":  # a file's own name is not a reference, because it may start with a space
         picture = picture._replace(uri=file.folder + cell, identity=cell)
     if picture.uri.startswith("data:") and file.has_types and not is_packed(file.uri):

@@ -153,10 +153,10 @@ def _expanded(
 
 
 def _id_of(cell: object, picture: PictureOfRow | None) -> object:
-    if picture is None or not picture.index:
+    if picture is None or not picture.number:
         return cell
     try:
-        return f"{id_text(cell)}-p{picture.index}"
+        return f"{id_text(cell)}-p{picture.number}"
     except BadParameter:  # planning says so
         return cell
 

@@ -97,8 +97,8 @@ class Columns:
 class PictureOfRow(NamedTuple):
     """One of the pictures of a row."""
 
-    index: int
-    """Its number, from 0."""
+    number: int
+    """From 0."""
     position: int | None
     """Its position in the list that the cell holds; None where the cell holds none."""
 

@@ -13,6 +13,9 @@ def sniff(content: bytes) -> str:
         return "WebP" if content[8:12] == b"WEBP" else "a RIFF file (audio or video)"
     if content[4:8] == b"ftyp":
         brand = content[8:12]
+        if brand in (b"mif1", b"msf1"):  # any kind of image inside; the compatible brands say which
+            others = content[16 : min(256, int.from_bytes(content[:4], "big"))]
+            brand = next((other for other in _AVIF_BRANDS if other in others), brand)
         return "AVIF" if brand in _AVIF_BRANDS else "HEIC" if brand in _HEIC_BRANDS else "a video (MP4 or MOV)"
     for magic, kind in _MAGIC:
         if content.startswith(magic):

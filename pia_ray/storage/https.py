@@ -23,6 +23,9 @@ import httpcore
 import httpx
 
 from pia_ray.errors import AddressRefused, FetchDenied, FetchError, FetchUnavailable, ImageNotFound, ImageTooLarge
+from pia_ray.storage.addresses import Network, is_public
+from pia_ray.storage.host_rates import pause_of
+from pia_ray.storage.web import Web
 
 Resolver = Callable[[str, int], Sequence[str]]
 """All addresses of a host name, as text. Raises OSError for a name without an address."""
@@ -43,30 +46,35 @@ def fetch(
     allowed_networks: Sequence[str] = (),
     resolve: Resolver = resolve_by_system,
     ssl_context: ssl.SSLContext | None = None,
+    web: Web | None = None,
 ) -> bytes:
     """The bytes at an https:// URL. Takes no proxy, cookie or credential from anywhere; safe in threads.
 
-    `timeout_s` covers everything from the first name lookup to the last byte, over all redirects. `allowed_networks`
-    such as "10.1.0.0/16" may be reached although they are not public; `resolve` and `ssl_context` take the place of the
-    system's resolver and of the known certificate authorities.
+    `timeout_s` covers everything from the first name lookup to the last byte, over all redirects, but not the wait for
+    a host's turn. `allowed_networks` such as "10.1.0.0/16" may be reached although they are not public; `resolve` and
+    `ssl_context` take the place of the system's resolver and of the known certificate authorities. `web` says what a
+    run allows and asks for.
 
     Raises:
         AddressRefused: not https, credentials in the URL, a port that is refused, or an address that is not public;
             also where a redirect leads there.
         ImageNotFound: 404 or 410.
         FetchDenied: 401 or 403.
-        FetchUnavailable: 429, 5xx, too slow, broken off, or no connection; trying again can help.
+        FetchOptedOut: the picture's owner refuses models, and `web` obeys that.
+        FetchUnavailable: 408, 425, 429, 5xx, too slow, broken off, or no connection; trying again can help.
         ImageTooLarge: more than `max_bytes`.
         FetchError: not a URL, or any other answer.
     """
-    deadline = time.monotonic() + timeout_s
-    backend = _GuardedBackend(resolve, [ipaddress.ip_network(network) for network in allowed_networks], deadline)
-    first = target = _checked(url)
+    web = web or Web()
+    networks = [ipaddress.ip_network(network) for network in (*allowed_networks, *web.allowed_networks)]
+    backend = _GuardedBackend(resolve, networks, time.monotonic() + timeout_s)
+    first = target = _checked(url, allow_http=web.allow_http)
     location = ""
     for hop in range(max_redirects + 1):
         try:
-            target = _checked(_joined(target, location)) if hop else first
-            answer = _get(target, backend, ssl_context or _known_authorities(), max_bytes)
+            target = _checked(_joined(target, location), allow_http=web.allow_http) if hop else first
+            private = (target.scheme, first.scheme) != ("http", "https")
+            answer = _get(target, backend, ssl_context, max_bytes, web=web, private=private)
         except AddressRefused as error:
             if hop:
                 raise AddressRefused(f"{_shown(first)} redirects to where it must not: {error}") from None
@@ -97,9 +105,7 @@ def post(
     backend = _GuardedBackend(resolve, [ipaddress.ip_network(network) for network in allowed_networks], deadline)
     target = _checked(url)
     fields = [(name.encode("ascii"), value.encode("ascii")) for name, value in headers.items()]
-    with _exchange(
-        "POST", target, backend, ssl_context or _known_authorities(), headers=fields, body=content
-    ) as answer:
+    with _exchange("POST", target, backend, ssl_context, headers=fields, body=content) as answer:
         return answer.status
 
 
@@ -112,63 +118,17 @@ def check_url(url: str) -> None:
     _checked(url)
 
 
-_DENIED: Final = tuple(
-    ipaddress.ip_network(network)
-    for network in (
-        # Written out, since Python's own tables differ from version to version (3.11.7 calls 192.0.0.192 global).
-        # Source: the IANA registries of special-purpose addresses, and what clouds put on public-looking ones.
-        "0.0.0.0/8",
-        "10.0.0.0/8",
-        "100.64.0.0/10",  # shared address space; Alibaba's metadata server is 100.100.100.200
-        "127.0.0.0/8",
-        "169.254.0.0/16",  # link-local; metadata servers of most clouds
-        "172.16.0.0/12",
-        "192.0.0.0/24",  # protocol assignments; Oracle's metadata server is 192.0.0.192
-        "192.0.2.0/24",
-        "192.88.99.0/24",  # relays of 6to4
-        "192.168.0.0/16",
-        "198.18.0.0/15",
-        "198.51.100.0/24",
-        "203.0.113.0/24",
-        "224.0.0.0/4",
-        "240.0.0.0/4",
-        "168.63.129.16/32",  # Azure's host server
-        "2001::/23",  # protocol assignments, Teredo among them
-        "2001:db8::/32",
-        "2002::/16",  # 6to4: leads to the IPv4 address inside it
-        "3fff::/20",
-    )
-)
-_GLOBAL_UNICAST: Final = ipaddress.IPv6Network("2000::/3")
-_NAT64: Final = ipaddress.IPv6Network("64:ff9b::/96")
-
-_Address = ipaddress.IPv4Address | ipaddress.IPv6Address
-_Network = ipaddress.IPv4Network | ipaddress.IPv6Network
-
-
-def is_public(address: _Address) -> bool:
-    """Whether the address belongs to the public internet; IPv4 inside IPv6 is judged by the IPv4 address."""
-    if isinstance(address, ipaddress.IPv6Address):
-        if address.ipv4_mapped is not None:
-            return is_public(address.ipv4_mapped)
-        if address in _NAT64:  # how hosts without IPv4 reach the public IPv4 internet
-            return is_public(ipaddress.IPv4Address(int(address) & 0xFFFF_FFFF))
-        if address.scope_id is not None or address not in _GLOBAL_UNICAST:
-            return False
-    return address.is_global and not any(address in network for network in _DENIED)
-
-
 _LABEL: Final = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
 _FIRST_FREE_PORT: Final = 1024  # below it, but for 443, stand mail and shells, where no picture is
 
 
-def _checked(url: str | httpx.URL) -> httpx.URL:
+def _checked(url: str | httpx.URL, *, allow_http: bool = False) -> httpx.URL:
     """The URL, parsed once, after all checks that need no lookup."""
     try:
         parsed = httpx.URL(url)
     except (httpx.InvalidURL, ValueError):
         raise FetchError("That is not a valid URL.") from None
-    if parsed.scheme != "https":
+    if parsed.scheme != "https" and not (allow_http and parsed.scheme == "http"):
         what = f"{parsed.scheme}://" if parsed.scheme else "a URL without a scheme"
         raise AddressRefused(f"{what} is refused; only https:// is fetched.")
     if parsed.userinfo:
@@ -205,7 +165,7 @@ def _host(url: httpx.URL) -> str:
 def _shown(url: httpx.URL) -> str:
     """The URL for messages: without query and credentials, which may be signatures and secrets."""
     path = url.raw_path.partition(b"?")[0]  # still percent-encoded, so that no line break gets into a log
-    shown = f"https://{(url.netloc + path).decode('ascii')}"
+    shown = f"{url.scheme}://{(url.netloc + path).decode('ascii')}"
     return shown if len(shown) <= 200 else f"{shown[:197]}..."
 
 
@@ -221,11 +181,15 @@ class _GuardedBackend(httpcore.NetworkBackend):
     them (DNS rebinding).
     """
 
-    def __init__(self, resolve: Resolver, allowed: Sequence[_Network], deadline: float) -> None:
+    def __init__(self, resolve: Resolver, allowed: Sequence[Network], deadline: float) -> None:
         self._resolve = resolve
         self._allowed = allowed
         self._deadline = deadline
         self._sockets = httpcore.SyncBackend()
+
+    def postpone(self, seconds: float) -> None:
+        """Moves the deadline of what connects from now on."""
+        self._deadline += seconds
 
     def connect_tcp(
         self,
@@ -311,19 +275,39 @@ def _within(deadline: float, lookup: Callable[[], Sequence[str]]) -> Sequence[st
 
 
 _REDIRECTS: Final = (301, 302, 303, 307, 308)
-_HEADERS: Final = ((b"User-Agent", b"pia-ray"), (b"Accept", b"image/*,*/*;q=0.5"), (b"Accept-Encoding", b"identity"))
+_THROTTLED: Final = (429, 503)
+"""Statuses of a host that is asked too often; 503 only where it names a time."""
+_PASSING: Final = (408, 425)
+"""Statuses below 500 after which trying again can help."""
 
 
-def _get(url: httpx.URL, backend: httpcore.NetworkBackend, ssl_context: ssl.SSLContext, max_bytes: int) -> bytes | str:
-    """The bytes at the URL, or the Location of a redirect."""
-    with _exchange("GET", url, backend, ssl_context, headers=_HEADERS) as response:
+def _get(
+    url: httpx.URL,
+    backend: _GuardedBackend,
+    ssl_context: ssl.SSLContext | None,
+    max_bytes: int,
+    *,
+    web: Web,
+    private: bool,
+) -> bytes | str:
+    """The bytes at the URL, or the Location of a redirect; asked for at the host's turn."""
+    host = _host(url)
+    backend.postpone(web.wait(host))
+    with _exchange("GET", url, backend, ssl_context, headers=web.fields(host, private=private)) as response:
         fields = {name.lower(): value for name, value in response.headers}
+        if response.status in _THROTTLED and (response.status == 429 or b"retry-after" in fields):
+            pause_s = pause_of(fields.get(b"retry-after", b""))
+            web.rates.refused(host, pause_s=pause_s)
+            raise FetchUnavailable(f"{_shown(url)} answered {response.status}: it is asked too often.", pause_s)
+        web.rates.answered(host)
         if response.status in _REDIRECTS and b"location" in fields:
             try:
                 return fields[b"location"].decode()  # as browsers read it
             except UnicodeDecodeError:
                 return fields[b"location"].decode("latin-1")
         _check_status(response.status, url)
+        tags = [value for name, value in response.headers if name.lower() == b"x-robots-tag"]
+        web.check_opt_out(tags, _shown(url))
         return _body(response.iter_stream(), fields, url, max_bytes)
 
 
@@ -332,16 +316,18 @@ def _exchange(
     method: str,
     url: httpx.URL,
     backend: httpcore.NetworkBackend,
-    ssl_context: ssl.SSLContext,
+    ssl_context: ssl.SSLContext | None,
     *,
     headers: Iterable[tuple[bytes, bytes]],
     body: bytes | None = None,
 ) -> Iterator[httpcore.Response]:
     """One request and its answer, unread. What goes wrong with it, also while the body reads it, is a `FetchError`."""
-    target = httpcore.URL(scheme="https", host=_host(url), port=url.port or 443, target=url.raw_path)
+    port = url.port or (443 if url.scheme == "https" else 80)
+    target = httpcore.URL(scheme=url.scheme, host=_host(url), port=port, target=url.raw_path)
+    authorities = ssl_context or _known_authorities()
     try:
         with (
-            httpcore.ConnectionPool(ssl_context=ssl_context, max_connections=1, network_backend=backend) as pool,
+            httpcore.ConnectionPool(ssl_context=authorities, max_connections=1, network_backend=backend) as pool,
             pool.stream(method, target, headers=[(b"Host", url.netloc), *headers], content=body) as response,
         ):
             yield response
@@ -359,7 +345,7 @@ def _check_status(status: int, url: httpx.URL) -> None:
         raise ImageNotFound(f"{shown} answered {status}: there is no such file.")
     if status in (401, 403):
         raise FetchDenied(f"{shown} answered {status}: it may need a login, a browser, or a newer signature.")
-    if status == 429 or status >= 500:
+    if status in _PASSING or status >= 500:
         raise FetchUnavailable(f"{shown} answered {status}.")
     if status != 200:
         raise FetchError(f"{shown} answered {status}, which is not a picture.")

@@ -85,7 +85,7 @@ def test_every_file_that_may_be_a_picture_is_an_item_and_the_rest_is_counted_onc
 
 
 def test_a_picture_that_cannot_be_read_is_a_failed_row(tmp_path: Path) -> None:
-    contents = {"a.png": PNG, "b.HEIC": b"\0\0\0\x18ftypheic" + bytes(40), "c": b"no picture", "d.svg": b"<svg></svg>"}
+    contents = {"a.png": PNG, "b.jxl": b"\xff\x0a" + bytes(40), "c": b"no picture", "d.svg": b"<svg></svg>"}
     (tmp_path / "f").mkdir()
     for name, content in contents.items():
         (tmp_path / "f" / name).write_bytes(content)

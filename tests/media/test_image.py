@@ -379,8 +379,8 @@ FOREIGN = {
     "a web page (HTML)": b"\n<!DOCTYPE html><html><body>404</body></html>",
     "SVG": b'<?xml version="1.0"?><svg xmlns="http://www.w3.org/2000/svg"/>',
     "a PDF document": b"%PDF-1.7\n%\xe2\xe3",
-    "HEIC": b"\0\0\0\x18ftypheic\0\0\0\0mif1heic",
-    "AVIF": b"\0\0\0\x1cftypavif\0\0\0\0avifmif1",
+    "JPEG XL": b"\xff\x0a\xfa\x7f",
+    "JPEG 2000": b"\xff\x4f\xff\x51\0\x2f",
     "a video (MP4 or MOV)": b"\0\0\0\x20ftypisom\0\0\2\0",
     "PostScript": b"%!PS-Adobe-3.0 EPSF-3.0\n",
     "JSON text": b'{"error": "no such image"}',
@@ -660,3 +660,8 @@ def test_no_global_pillow_state_is_changed():
         decode(content)
     after = (Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES, TiffImagePlugin.READ_LIBTIFF)
     assert after == before
+
+
+def test_xmp_does_not_turn_a_jpeg_because_browsers_do_not():
+    xmp = b'<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+    assert decode(saved(plain("RGB", RED), "JPEG", xmp=xmp)).rgb.size == SIZE

@@ -26,7 +26,8 @@ from pia_ray.errors import (
     ImageNotFound,
     ImageTooLarge,
 )
-from pia_ray.storage.https import fetch, is_public
+from pia_ray.storage.addresses import is_public
+from pia_ray.storage.https import fetch
 
 PICTURE = bytes(range(256)) * 40
 SECRET = "X-Amz-Signature=5ecret"
