@@ -6,7 +6,6 @@ Reads `results.parquet`; writing it is the ledger's part.
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -19,6 +18,7 @@ import pyarrow.parquet as pq
 from pia_ray import storage
 from pia_ray.errors import LedgerError, OutputError, StorageDamaged, StorageError, StorageNotFound, VideoError
 from pia_ray.ledger import layout
+from pia_ray.temporary_folders import temporary_folder
 from pia_ray.types import ResultRow
 
 _WIDE: Final = {"seed": pa.uint64(), "size_bytes": pa.int64()}
@@ -162,8 +162,8 @@ def _local_copy(uri: str) -> Iterator[Path]:
     if not storage.is_s3(uri):
         yield storage.local_path(uri)
         return
-    with tempfile.TemporaryDirectory(prefix="pia-ray-") as folder:
-        path = Path(folder) / "results.parquet"
+    with temporary_folder() as folder:
+        path = folder / "results.parquet"
         storage.copy_to_file(uri, path)
         yield path
 

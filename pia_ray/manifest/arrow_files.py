@@ -68,15 +68,15 @@ class ArrowCells:
         self.version = version
         self.checked_at = time.monotonic()
         self._lock = threading.Lock()
-        self._copy: Any = None
-        path = uri
+        self._source: Any
         if storage.is_s3(uri):
-            self._copy = tempfile.NamedTemporaryFile(prefix="pia-ray-")  # noqa: SIM115 - lives with the object
-            path = self._copy.name
+            copy = tempfile.TemporaryFile()  # noqa: SIM115 - lives with the object
             with bytes_of(uri) as stream:
-                shutil.copyfileobj(stream, self._copy, 2**20)
-            self._copy.flush()
-        self._source = pa.memory_map(path)
+                shutil.copyfileobj(stream, copy, 2**20)
+            self._source = pa.PythonFile(copy, mode="r")
+            self._source.seek(0)
+        else:
+            self._source = pa.memory_map(uri)
         self._column = column
         self._names = _opened(self._source).schema.names
         self._reader: Any = None
