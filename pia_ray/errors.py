@@ -19,6 +19,7 @@ again can help (`retryable`), names the HTTP status that fits, and says whose fa
         ├── BadManifestRow        the row of the manifest could not be read at all
         ├── BadParameter          a knob of this row has no valid value
         ├── ImageError            ImageNotFound, UnsupportedImage, ImageTruncated, ImageTooLarge, ImageTooSmall
+        ├── InputChanged          a file of the row is not the one that was planned
         ├── FetchError            AddressRefused, FetchDenied, FetchOptedOut, FetchUnavailable
         ├── StorageError          StorageNotFound, StorageDenied, StorageDamaged, StorageThrottled, StorageUnavailable,
         │                         StorageTooLarge
@@ -207,6 +208,15 @@ class ImageTooSmall(ImageError):
     """Under the smallest side that makes sense. Give a larger picture."""
 
     code = "image_too_small"
+
+
+class InputChanged(RowError):
+    """A file of this row changed after the run had planned it. Run again, which plans the row anew."""
+
+    code = "input_changed"
+    fault = "world"
+    retryable = True
+    http_status = 409
 
 
 class FetchError(RowError):

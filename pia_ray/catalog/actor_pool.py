@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from dataclasses import dataclass
+from typing import Final
 
 import ray
 from ray.data import ActorPoolStrategy
@@ -13,6 +14,9 @@ from pia_ray.config.catalog import CatalogConfig
 from pia_ray.errors import ConfigError
 
 log = logging.getLogger(__name__)
+
+NO_PROGRESS_S: Final = 2 * 3600.0
+"""Ray Data ends a run that moves nothing for so long. Its own 30 minutes are short for spot GPUs and cold weights."""
 
 
 @dataclass(frozen=True)
@@ -72,3 +76,9 @@ def size_pool(config: CatalogConfig, *, own_cluster: bool = False) -> ActorPool:
         cpu_threads=threads,
         calls=config.concurrent_rows(wants),
     )
+
+
+def no_progress_s(config: CatalogConfig) -> float:
+    """Seconds without a result after which Ray Data ends the run: more than a row, and an outage, may take."""
+    row_s = config.fetch_timeout_s + config.row_timeout_s + config.hang_timeout_s + config.publish_timeout_s
+    return max(NO_PROGRESS_S, row_s) + config.patience_s

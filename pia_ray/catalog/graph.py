@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any, Final
+from typing import Any
 
 import pyarrow as pa
 import ray
@@ -23,7 +23,7 @@ from ray.data import Dataset
 
 from pia_ray import ledger, logs, storage
 from pia_ray.animation import RowAnimator
-from pia_ray.catalog.actor_pool import ActorPool, size_pool
+from pia_ray.catalog.actor_pool import ActorPool, no_progress_s, size_pool
 from pia_ray.catalog.channel import RunChannel, follow_run, node_is_alive
 from pia_ray.catalog.metrics import DriverMetrics, WorkerMetrics
 from pia_ray.catalog.outage import OutageState
@@ -41,10 +41,6 @@ from pia_ray.ray_runtime import connected, end_process, first_cause, require_clu
 from pia_ray.types import ResultRow
 
 log = logging.getLogger(__name__)
-
-NO_PROGRESS_S: Final = 2 * 3600.0
-"""Ray Data ends a run that moves nothing for so long. Its own 30 minutes are short for spot GPUs and cold weights."""
-
 
 MakeAnimator = Callable[[CatalogConfig, int], RowAnimator]
 """Makes one actor's animator from the config and the CPU threads it may use. Sent to the actors, so it must pickle."""
@@ -272,7 +268,7 @@ def _pooled(dataset: Dataset, stage: type, pool: ActorPool, arguments: Mapping[s
         fn_constructor_kwargs={**arguments, "cpu_threads": pool.cpu_threads, "num_workers": pool.most},
     )
     context = dataset.context
-    context.execution_no_progress_timeout_s = NO_PROGRESS_S
+    context.execution_no_progress_timeout_s = no_progress_s(arguments["config"])
     context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0
     context.max_consecutive_actor_init_deaths = 2
     return dataset

@@ -65,6 +65,7 @@ def fetch(row: ManifestRow, config: CatalogConfig, *, web: Web | None = None) ->
 
     Raises:
         ImageError: there is no picture, or it cannot be used.
+        InputChanged: a file is not the one that was planned.
         BadParameter: an array is not what its knob takes.
         FetchError, StorageError: it could not be read.
         VideoError: the run's format cannot hold what the row asks for; found here, before the GPU.
@@ -72,6 +73,7 @@ def fetch(row: ManifestRow, config: CatalogConfig, *, web: Web | None = None) ->
     started = time.perf_counter()
     params = row.params
     video.require_encodable(config.format, width=params.width or 8, height=params.height or 8, fps=params.fps)
+    watched = config.detect_changes
     web = web or web_of(config)
     limits: dict[str, Any] = {
         "background": config.background,
@@ -80,14 +82,22 @@ def fetch(row: ManifestRow, config: CatalogConfig, *, web: Web | None = None) ->
         "max_side": config.max_image_side,
         "max_aspect": config.max_image_aspect,
     }
-    decoded = pictures.decode(read_image(row.image, max_bytes=config.max_image_bytes, web=web), **limits)
+    planned = row.image_identity if watched else None
+    content = read_image(row.image, max_bytes=config.max_image_bytes, planned=planned, web=web)
+    decoded = pictures.decode(content, **limits)
     require_planned(row.image_identity, decoded.sha256)
     return Fetched(
         image=decoded.rgb,
         original_width=decoded.original_width,
         original_height=decoded.original_height,
         sha256=decoded.sha256,
-        references=read_references(row.references, identities=row.reference_identities, web=web, **limits),
+        references=read_references(
+            row.references,
+            identities=row.reference_identities,
+            planned=row.reference_identities if watched else {},
+            web=web,
+            **limits,
+        ),
         fetch_s=time.perf_counter() - started,
     )
 

@@ -6,17 +6,25 @@ from collections.abc import Sequence
 from typing import Final
 
 from pia_ray.config.catalog import CatalogConfig
-from pia_ray.errors import FetchUnavailable, JobError, TooManyFailures, UnexpectedError, row_errors, run_errors
+from pia_ray.errors import (
+    FetchUnavailable,
+    InputChanged,
+    JobError,
+    TooManyFailures,
+    UnexpectedError,
+    row_errors,
+    run_errors,
+)
 from pia_ray.types import SUCCEEDED, ResultRow
 
 ROWS_IN_A_ROW: Final = 20
 """So many failures with one code, and no success between them, stop a run."""
 
 _RUN_ERRORS: Final = run_errors()
-# A catalogue may name many pictures of one dead host in a row. They cost no GPU and are tried again.
+# A catalogue may name many pictures in a row of one dead host, or replaced ones. They cost no GPU and are tried again.
 _SUSPECT: Final = (
     frozenset(code for code, kind in row_errors().items() if kind.fault == "world") | {UnexpectedError.code}
-) - {FetchUnavailable.code}
+) - {FetchUnavailable.code, InputChanged.code}
 
 
 def judged(rows: Sequence[ResultRow]) -> list[ResultRow]:

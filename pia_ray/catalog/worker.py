@@ -21,7 +21,7 @@ from pia_ray.catalog.in_flight import InFlight, InFlightRows, OnStage
 from pia_ray.catalog.outage import Outage, OutageState, Sources
 from pia_ray.catalog.patient_stages import PatientStages
 from pia_ray.catalog.row_lock import RowLock
-from pia_ray.catalog.tries import Tries, TurnWaits
+from pia_ray.catalog.tries import STORE_AWAY, Tries, TurnWaits
 from pia_ray.config.catalog import CatalogConfig
 from pia_ray.errors import (
     DeviceLost,
@@ -255,6 +255,8 @@ class CatalogWorker:
             except (JobError, CancelledError):
                 raise
             except Exception as error:  # noqa: BLE001 - the row boundary
+                if isinstance(error, STORE_AWAY) and self._draining.is_set():
+                    raise CancelledError from None  # the stop has ended its wait
                 attempts = tries.used
                 if not tries.has_another(error):
                     return self._failed(row, row_error(error), attempts=attempts)

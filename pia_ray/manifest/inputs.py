@@ -11,10 +11,19 @@ from typing import TYPE_CHECKING, Any
 
 from pia_ray import storage
 from pia_ray.config.knobs import ARRAY_KNOBS
-from pia_ray.errors import BadParameter, ImageNotFound, ImageTooLarge, RowError, StorageNotFound, StorageTooLarge
+from pia_ray.errors import (
+    BadParameter,
+    ImageNotFound,
+    ImageTooLarge,
+    InputChanged,
+    RowError,
+    StorageNotFound,
+    StorageTooLarge,
+)
 from pia_ray.manifest.cells import read_image_cell
 from pia_ray.manifest.references import decode_data_url
 from pia_ray.manifest.spellings import fetched_url, other_spellings
+from pia_ray.manifest.versions import version_read
 from pia_ray.media import arrays
 from pia_ray.media import image as pictures
 from pia_ray.storage.https import fetch as fetch_url
@@ -29,14 +38,18 @@ _CELL = re.compile(r".+#row=[1-9][0-9]*&column=.+", re.DOTALL)
 """References that `manifest.read_image_cell` reads."""
 
 
-def read_image(reference: str, *, max_bytes: int, what: str = "image", web: Web | None = None) -> bytes:
+def read_image(
+    reference: str, *, max_bytes: int, what: str = "image", planned: str | None = None, web: Web | None = None
+) -> bytes:
     """The bytes behind an image reference: a path, s3://, https:// or data: URL, or a cell of a Parquet manifest.
 
     A path or object that is not there is also looked for under its other spellings. `what` names the file in errors.
+    `planned` is the identity that ends in the version of the file or object; None where any version will do.
     Without `web`, public servers are asked.
 
     Raises:
         ImageError, FetchError, StorageError: as `fetch`.
+        InputChanged: the file or object has another version than planned.
     """
     if reference.startswith(("https://", "http://")):
         content = fetch_url(fetched_url(reference), max_bytes=max_bytes, web=web)
@@ -49,11 +62,15 @@ def read_image(reference: str, *, max_bytes: int, what: str = "image", web: Web 
     missing = None
     for uri in (reference, *other_spellings(reference)):
         try:
-            return storage.read_bytes(uri, max_bytes=max_bytes)
+            content, etag = storage.read_object(uri, max_bytes=max_bytes)
         except StorageNotFound as error:
             missing = missing or error.message
+            continue
         except StorageTooLarge as error:
             raise ImageTooLarge(error.message) from None
+        if planned is not None and not planned.endswith(version_read(uri, etag)):
+            raise InputChanged(f"the {what} {uri} has changed since it was planned: run again, which plans it anew")
+        return content
     raise ImageNotFound(f"there is no {what}: {missing}")
 
 
@@ -66,12 +83,13 @@ def read_references(
     max_side: int = pictures.MAX_SIDE,
     max_aspect: float = pictures.MAX_ASPECT,
     identities: Mapping[str, str] = MappingProxyType({}),
+    planned: Mapping[str, str] = MappingProxyType({}),
     web: Web | None = None,
 ) -> dict[str, Image | np.ndarray[Any, Any]]:
     """The pictures (RGB, of their own size) and float32 arrays behind references, by knob.
 
     Transparent parts of a mask are black, which stays; those of other pictures show `background`. `identities`
-    are those that were planned for bytes inside a manifest.
+    are those that were planned for bytes inside a manifest, `planned` those that end in the versions of files.
 
     Raises:
         RowError: as `fetch`; the message begins with the knob.
@@ -79,7 +97,8 @@ def read_references(
     found: dict[str, Image | np.ndarray[Any, Any]] = {}
     for knob, uri in uris.items():
         with _named(knob):
-            content = read_image(uri, max_bytes=max_bytes, what="array" if knob in ARRAY_KNOBS else "image", web=web)
+            what = "array" if knob in ARRAY_KNOBS else "image"
+            content = read_image(uri, max_bytes=max_bytes, what=what, planned=planned.get(knob), web=web)
             require_planned(identities.get(knob, ""), hashlib.sha256(content).hexdigest())
             limits: dict[str, Any] = {"max_pixels": max_pixels, "max_side": max_side, "max_aspect": max_aspect}
             found[knob] = _decode_reference(content, knob, background=background, max_bytes=max_bytes, **limits)
@@ -122,11 +141,11 @@ def require_planned(identity: str, sha256: str) -> None:
     """Refuses bytes in a manifest that are not those that were planned.
 
     Raises:
-        ImageNotFound: `identity` is the sha256 of other bytes.
+        InputChanged: `identity` is the sha256 of other bytes.
     """
     planned = identity.partition("#")[0]
     if planned.startswith("sha256:") and planned != f"sha256:{sha256}":
-        raise ImageNotFound("the manifest has changed since it was planned: run again, which plans it anew")
+        raise InputChanged("the manifest has changed since it was planned: run again, which plans it anew")
 
 
 def _decode_reference(

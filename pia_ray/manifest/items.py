@@ -30,6 +30,7 @@ from pia_ray.config.resolving import (
 )
 from pia_ray.errors import BadParameter, ConfigError
 from pia_ray.manifest import references
+from pia_ray.manifest.versions import Versions
 from pia_ray.types import ManifestRow
 
 ITEMS_SCHEMA: Final = pa.schema(
@@ -245,7 +246,7 @@ def reference_json(uris: Mapping[str, str]) -> str | None:
 class RunReferences:
     """The files that a run's or model's defaults refer to, each located once: relative to the working directory."""
 
-    def __init__(self, versions: references.Versions | None) -> None:
+    def __init__(self, versions: Versions | None) -> None:
         self._versions = versions
         self._found: dict[str, Picture] = {}
 

@@ -30,7 +30,6 @@ from pia_ray.config.resolving import (
     style_of,
 )
 from pia_ray.errors import BadManifestRow, BadParameter, ManifestError
-from pia_ray.manifest import references
 from pia_ray.manifest.item_columns import ItemColumns
 from pia_ray.manifest.items import (
     KEY_VERSION,
@@ -51,6 +50,7 @@ from pia_ray.manifest.opening import Manifest
 from pia_ray.manifest.rows import knobs_of, picture_of, references_of, rejected
 from pia_ray.manifest.sampling import sampled
 from pia_ray.manifest.tables import Chunk, Columns, TableFile
+from pia_ray.manifest.versions import Versions
 
 _EASY_CHARS: Final = 1000  # longer texts go the plain way, which knows the true limits
 _MEMO_SIZE: Final = 10_000
@@ -133,7 +133,7 @@ class _Planner:
         self.config = config = with_absolute_references(config)
         self._model_version = model_version
         self._style_versions = style_versions
-        self._versions = references.Versions() if config.detect_changes else None
+        self._versions = Versions() if config.detect_changes else None
         self._run = RunReferences(self._versions)
         self._templates: dict[tuple[Any, ...], _Template] = {}
         spec = run_spec(config, config.model, model_version)

@@ -1,7 +1,6 @@
 """Image references as written -> where the picture lies, and what a work key says of it.
 
-A picture is identified by its reference without a URL's signature, bytes by their sha256; no request per row. Listings
-give the version of a picture where a run asks for it.
+A picture is identified by its reference without a URL's signature, bytes by their sha256; no request per row.
 """
 
 from __future__ import annotations
@@ -14,11 +13,9 @@ import re
 from typing import Final
 from urllib.parse import unquote, unquote_to_bytes, urlsplit
 
-from cachetools import LRUCache
-
 from pia_ray import storage
-from pia_ray.errors import BadParameter, ManifestError, StorageError
-from pia_ray.manifest.spellings import fetched_url, other_spellings, written_out
+from pia_ray.errors import BadParameter
+from pia_ray.manifest.spellings import fetched_url, written_out
 
 _SCHEME: Final = re.compile(r"\s*([a-zA-Z][a-zA-Z0-9+.-]*):")
 _SIGNATURES: Final = ("x-amz-", "x-goog-")
@@ -44,8 +41,6 @@ _SIGNED_BY: Final = {
     },
 }
 """Query parameters that renew with every signing, by the one that gives a signature away (S3, CloudFront; Azure)."""
-_LISTED_OBJECTS: Final = 2_000_000
-"""Objects of listings that are kept, about 200 bytes each. Rows may ask for many prefixes by turns."""
 
 
 def locate(reference: str, folder: str, prefix: str = "", *, what: str = "image") -> tuple[str, str]:
@@ -184,57 +179,6 @@ def decode_data_url(url: str, *, what: str = "image") -> bytes:
         return base64.b64decode("".join(unquote(text).split()), validate=True)
     except (binascii.Error, ValueError) as error:
         raise BadParameter(f"{what} is a data: URL with damaged base64: {error}", what) from None
-
-
-class Versions:
-    """The versions of pictures: one listing per S3 prefix, size and time of change of local files."""
-
-    def __init__(self) -> None:
-        self._listed: LRUCache[str, dict[str, str]] = LRUCache(_LISTED_OBJECTS, getsizeof=lambda found: len(found) + 1)
-        self._last: tuple[str, dict[str, str]] = ("", {})
-        """The latest listing, which may be too large to be kept."""
-
-    def of(self, uri: str) -> str:
-        """`#etag=...` or `#size=...&mtime=...`; empty for what is not there, and for https:// and data: URLs.
-
-        Raises:
-            ManifestError: the store does not allow listing.
-        """
-        if version := self._of_one(uri):
-            return version
-        others = other_spellings(uri) if uri.startswith("/") or storage.is_s3(uri) else []
-        return next(filter(None, map(self._of_one, others)), "")
-
-    def _of_one(self, uri: str) -> str:
-        if uri.startswith("/"):
-            return self._of_file(uri)
-        return self._of_object(uri) if storage.is_s3(uri) else ""
-
-    def _of_file(self, path: str) -> str:
-        try:
-            found = storage.head(path)
-        except StorageError:  # unreadable: the row fails when its picture is fetched
-            return ""
-        return "" if found is None else f"#size={found.size_bytes}&mtime={found.last_modified.timestamp():.6f}"
-
-    def _of_object(self, uri: str) -> str:
-        prefix = uri.rpartition("/")[0]
-        if prefix != self._last[0]:
-            self._last = prefix, self._listed_below(prefix)
-        etag = self._last[1].get(uri)
-        return f"#etag={etag.strip(chr(34))}" if etag else ""
-
-    def _listed_below(self, prefix: str) -> dict[str, str]:
-        """The ETags of the objects below a prefix."""
-        if (known := self._listed.get(prefix)) is not None:
-            return known
-        try:
-            found = {found.uri: found.etag for found in storage.list_objects(prefix)}
-        except StorageError as error:  # keys without versions would differ from those of the next run
-            raise ManifestError(f"changes cannot be detected, {prefix} cannot be listed: {error.message}") from None
-        if len(found) < _LISTED_OBJECTS:
-            self._listed[prefix] = found
-        return found
 
 
 def _below(folder: str, reference: str, what: str) -> str:

@@ -24,6 +24,7 @@ from pia_ray.manifest.items import KEY_VERSION, MAX_ID_LENGTH, Item, Picture, Ru
 from pia_ray.manifest.parquet import cell_reference
 from pia_ray.manifest.tables import Columns, PictureOfRow, TableFile, is_empty, is_packed
 from pia_ray.manifest.templates import fill, templates_of
+from pia_ray.manifest.versions import Versions
 from pia_ray.media import arrays
 from pia_ray.types import ManifestRow
 
@@ -57,7 +58,7 @@ def plan_row(
         raise BadParameter(f"image is missing: give each row one of {', '.join(IMAGE_COLUMNS)}", "image")
     cell = _text_in(cells[columns.image])
     picture = _inside(cell) if isinstance(cell, bytes) else _picture_at(cell, root_of(config.manifests[0]), "")
-    versions = references.Versions() if config.detect_changes else None
+    versions = Versions() if config.detect_changes else None
     if versions is not None:
         picture = picture._replace(version=versions.of(picture.uri))
     own = {}
@@ -88,7 +89,7 @@ def picture_of(
     row: int,
     prefix: str,
     of_row: PictureOfRow | None,
-    versions: references.Versions | None,
+    versions: Versions | None,
 ) -> Picture:
     """The picture that a row's image cell names or holds; `prefix` as in `references.locate`.
 
@@ -125,7 +126,7 @@ def references_of(
     *,
     row: int,
     prefix: str,
-    versions: references.Versions | None,
+    versions: Versions | None,
 ) -> dict[str, Picture]:
     """The files that the row's own knobs refer to or hold, by knob.
 
@@ -185,9 +186,7 @@ def rejected(where: str, columns: Columns, cells: Mapping[str, Any], *, code: st
     )
 
 
-def _reference_in(
-    cell: object, knob: str, folder: str, versions: references.Versions | None, prefix: str = ""
-) -> Picture:
+def _reference_in(cell: object, knob: str, folder: str, versions: Versions | None, prefix: str = "") -> Picture:
     """The file that a cell names, or what it holds as a data: URL."""
     if knob in ARRAY_KNOBS and isinstance(cell, list | np.ndarray):
         cell = arrays.encode(cell, knob)

@@ -21,6 +21,9 @@ from pia_ray.storage.uris import ObjectStat, join, local_path
 
 _TEMPORARY_PREFIX: Final = ".tmp-"
 
+_GONE: Final = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
+"""Errors of a folder or file that was removed since it was listed; ESTALE on network mounts."""
+
 
 @patient
 def read_object(uri: str, *, max_bytes: int | None) -> tuple[bytes, str]:
@@ -83,8 +86,10 @@ def list_objects(uri: str, *, suffix: str) -> Iterator[ObjectStat]:
     with local_errors("list", uri):
         try:
             entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-        except (FileNotFoundError, NotADirectoryError):
-            return
+        except OSError as error:
+            if error.errno in _GONE:
+                return
+            raise
     for entry in entries:
         below = join(uri, entry.name)
         if entry.is_dir():
@@ -93,8 +98,10 @@ def list_objects(uri: str, *, suffix: str) -> Iterator[ObjectStat]:
             with local_errors("list", below):
                 try:
                     facts = entry.stat()
-                except FileNotFoundError:  # deleted since the listing
-                    continue
+                except OSError as error:
+                    if error.errno in _GONE:  # deleted since the listing
+                        continue
+                    raise
             yield _object_stat(below, facts)
 
 

@@ -29,7 +29,7 @@ from ray.data.block import BlockStats
 
 from pia_ray import Animator, build_processor, ledger, read_results, storage
 from pia_ray.animation import Animation
-from pia_ray.catalog.actor_pool import size_pool
+from pia_ray.catalog.actor_pool import no_progress_s, size_pool
 from pia_ray.catalog.channel import RunChannel, follow_run
 from pia_ray.catalog.graph import run_catalog
 from pia_ray.catalog.local import run_local
@@ -304,6 +304,12 @@ def test_more_actors_than_there_are_gpus_wait_and_the_run_completes(tmp_path: Pa
     config = configure(manifest, tmp_path / "out", actors=4, gpus_per_actor=1, batch_size=1)
     assert run_catalog(config, make_animator=partial(make_fake, seconds_per_step=0.02)).exit_code == 0
     assert len({row["worker"] for row in by_id(config).values()}) <= 2
+
+
+@pytest.mark.parametrize("setting", ["patience_s", "row_timeout_s", "publish_timeout_s"])
+def test_a_run_without_a_result_is_not_ended_before_its_own_limits(tmp_path: Path, setting: str) -> None:
+    assert 2 * 3600 <= no_progress_s(configure("m.parquet", tmp_path)) < 3 * 3600
+    assert no_progress_s(configure("m.parquet", tmp_path, **{setting: 86400})) > 86400
 
 
 def test_the_pool_is_one_actor_per_gpu_unless_said_otherwise(tmp_path: Path) -> None:

@@ -31,6 +31,9 @@ from pia_ray.media.video import probe
 from pia_ray.testing import FakeAnimator, make_catalog
 from pia_ray.testing.catalogs import draw_picture
 from pia_ray.types import AnimationRequest
+from tests.s3_server import s3, s3_server
+
+__all__ = ["s3", "s3_server"]  # fixtures
 
 DEMO = ModelConfig.named("demo").model_copy(update={"long_edge": 64})
 
@@ -466,8 +469,36 @@ def test_pictures_inside_a_manifest_that_was_rewritten_meanwhile_are_not_taken_f
     found = by_id(config)
     assert found["1"]["status"] == "succeeded"
     for name in ("0", "2"):
-        assert found[name]["error_code"] == "image_not_found"
+        assert found[name]["error_code"] == "input_changed"
         assert "changed since it was planned" in found[name]["error_message"]
+
+
+@pytest.mark.parametrize("place", ["local", "s3"])
+def test_a_picture_that_changes_after_it_was_planned_is_not_animated_under_the_old_work_key(
+    tmp_path: Path, place: str, request: pytest.FixtureRequest
+) -> None:
+    folder = f"{request.getfixturevalue('s3')}/in" if place == "s3" else str(tmp_path)
+    for name in "ab":
+        storage.write_bytes(f"{folder}/{name}.png", draw_picture((64, 48), seed=1))
+    rows = [{"id": name, "image": f"{folder}/{name}.png", "prompt": "sea", "end_image": None} for name in "abc"]
+    rows[2] |= {"image": f"{folder}/b.png", "end_image": f"{folder}/a.png"}
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "m.parquet")
+    config = configure(tmp_path / "m.parquet", tmp_path / "out", detect_changes=True)
+
+    def replace_picture(progress: Progress) -> None:
+        if progress.phase == "starting":
+            storage.write_bytes(f"{folder}/a.png", draw_picture((64, 48), seed=2))
+
+    with FakeAnimator(DEMO) as animator:
+        run_local(config, animator=animator, observe=replace_picture)
+        found = by_id(config)
+        assert {name: row["error_code"] for name, row in found.items()} == {
+            "a": "input_changed",
+            "b": None,
+            "c": "input_changed",
+        }
+        assert run_local(config, animator=animator).progress.num_succeeded == 2
+        assert by_id(config)["a"]["work_key"] != found["a"]["work_key"]
 
 
 @pytest.mark.parametrize("place", ["out", "."])

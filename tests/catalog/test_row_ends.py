@@ -9,10 +9,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -86,6 +88,39 @@ def test_a_picture_that_cannot_be_opened_ends_as_timeout_and_its_neighbours_succ
     assert codes(config) == {"a": None, "behind": "timeout", "b": None}
     assert attempts(config) == {"a": 1, "behind": 2, "b": 1}
     assert summary.exit_code == 1
+    assert not ledger.count_attempts(config.output)
+
+
+class StuckFrames(np.ndarray[Any, Any]):
+    """Frames that an encoder never gets at, within the time of a test."""
+
+    released = threading.Event()
+
+    def __getitem__(self, key: Any) -> Any:
+        self.released.wait(20)
+        return super().__getitem__(key)
+
+
+class StuckEncoder(FakeAnimator):
+    """Gives the row `h` frames over which the encoder hangs."""
+
+    def submit(self, request: AnimationRequest, **how: Any) -> Future[Animation]:
+        made = super().submit(request, **how)
+        if request.id != "h":
+            return made
+        future: Future[Animation] = Future()
+        animation = made.result()
+        future.set_result(replace(animation, frames=animation.frames.view(StuckFrames)))
+        return future
+
+
+def test_an_encoder_that_hangs_ends_by_the_publish_time_limit_and_its_neighbours_succeed(tmp_path: Path) -> None:
+    config = configure(tmp_path, {"a": "sea", "h": "sea", "b": "sky"}, publish_timeout_s=3, max_attempts=1)
+    with StuckEncoder(DEMO) as animator:
+        run_local(config, animator=animator)
+    StuckFrames.released.set()
+    assert codes(config) == {"a": None, "h": "timeout", "b": None}
+    assert attempts(config) == {"a": 1, "h": 1, "b": 1}
     assert not ledger.count_attempts(config.output)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from typing import Annotated, Any, Final, Literal
 
 from fastapi import APIRouter, Header, Query, Request, Response
@@ -115,8 +114,11 @@ class VideoDeleted(BaseModel):
     deleted: Literal[True] = True
 
 
-def video_object(job: VideoJob, outlook: Outlook | None = None) -> VideoObject:
-    """The video object of a job, with its expected course if `outlook` is given."""
+def video_object(job: VideoJob, outlook: Outlook | None = None, *, now: float = 0.0) -> VideoObject:
+    """The video object of a job, with its expected course if `outlook` is given.
+
+    `now` is the time by the clock of the jobs' store, as all times of the object.
+    """
     made = job.result
     left_s = None if outlook is None or job.ended else outlook.eta_s
     return VideoObject.model_validate(
@@ -127,7 +129,7 @@ def video_object(job: VideoJob, outlook: Outlook | None = None) -> VideoObject:
             if made is None
             else wire_params(made.params, only_given=False),
             "queue_position": None if outlook is None or job.status != "queued" else outlook.position,
-            "estimated_completion_at": None if left_s is None else time.time() + left_s + 0.5,
+            "estimated_completion_at": None if left_s is None else now + left_s + 0.5,
         }
     )
 
@@ -142,7 +144,7 @@ def video_routes(
         outlook = await dispatcher.outlook(job)
         if not job.ended:
             response.headers["openai-poll-after-ms"] = str(outlook.poll_after_ms)
-        return video_object(job, outlook)
+        return video_object(job, outlook, now=await asyncio.to_thread(jobs.now))
 
     @router.post(
         "",

@@ -7,6 +7,7 @@ from pathlib import Path
 from pia_ray.online.routes.animations import animation_object
 from pia_ray.online.routes.videos import video_object
 from pia_ray.online.video_jobs import JobStore
+from pia_ray.online.video_jobs.dispatcher import Outlook
 from tests.online.video_jobs.test_store import SEED, claim, create, finish, rendered
 
 ANIMATION = "id object model seed params width height num_frames fps format size_bytes sha256 gpu_s animate_s motion"
@@ -43,3 +44,10 @@ def test_a_video_that_is_not_finished_has_the_knobs_that_were_given_and_no_facts
     assert (shown["created_at"], shown["completed_at"]) == (int(job.created_at), None)
     for name in ("model_version", "width", "num_frames", "size_bytes", "gpu_s", "gpu_seconds", "motion"):
         assert shown[name] is None
+
+
+def test_the_estimated_completion_is_by_the_clock_of_the_store_as_all_times_of_a_video(tmp_path: Path) -> None:
+    jobs = JobStore(str(tmp_path))
+    job = create(jobs)
+    shown = video_object(job, Outlook(position=0, eta_s=60.0), now=job.created_at + 5).model_dump(mode="json")
+    assert 65 <= shown["estimated_completion_at"] - shown["created_at"] <= 67
