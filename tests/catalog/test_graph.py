@@ -397,7 +397,7 @@ def test_results_come_one_by_one_and_rows_stay_thin_however_many(tmp_path: Path)
     def observe(progress: Progress) -> None:
         seen.append(progress.num_succeeded)
         if progress.num_succeeded == 110:
-            kept.append(sum(isinstance(each, BlockStats) for each in gc.get_objects()))
+            kept.append(sum(type(each) is BlockStats for each in gc.get_objects()))
 
     summary = run_catalog(config, make_animator=make_fake, observe=observe)
     assert summary.progress.num_succeeded == 120
