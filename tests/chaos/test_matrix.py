@@ -22,7 +22,7 @@ from pia_ray.testing import FakeAnimator, make_catalog
 from tests.chaos.ground import Ground
 from tests.chaos.round import DEMO, Round
 
-MATRIX = ("lost answers", "kill worker", "throttling", "cut bodies", "second driver", "damage part", "kill driver")
+MATRIX = ("lost answers", "kill worker", "throttling", "cut bodies", "damage part", "kill driver")
 
 
 @pytest.mark.heavy
