@@ -10,7 +10,7 @@ from typing import Any, Final
 from pia_ray import manifest
 from pia_ray.catalog import steps
 from pia_ray.config.catalog import CatalogConfig
-from pia_ray.config.prompt_syntax import looks_weighted
+from pia_ray.config.prompt_syntax import literal_part, looks_weighted
 from pia_ray.errors import RowError
 from pia_ray.media import video
 
@@ -68,11 +68,14 @@ def validate(config: CatalogConfig, *, fetch: bool, opened: manifest.Manifest | 
 def _note(item: dict[str, Any]) -> str | None:
     """A sentence where a prompt is written in a syntax that it is not read in."""
     params = manifest.row_from_item(item).params
-    for knob in ("prompt", "negative_prompt") if params.prompt_syntax == "plain" else ():
-        if looks_weighted(getattr(params, knob)):
+    for knob in ("prompt", "negative_prompt"):
+        text = getattr(params, knob)
+        if params.prompt_syntax == "plain" and looks_weighted(text):
             return (
                 f"{knob} looks weighted and is read as plain text: prompt_syntax a1111 reads weights, BREAK and LoRAs"
             )
+        if (literal := literal_part(text)) is not None:
+            return f"{knob} holds {literal}"
     return None
 
 

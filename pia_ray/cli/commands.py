@@ -23,6 +23,7 @@ from pia_ray.cli.config_flags import catalog_config, knobs_of, styles_of
 from pia_ray.config.catalog import RETRY_ALL, CatalogConfig, load
 from pia_ray.config.knobs import DEFAULT_STYLE, REFERENCE_KNOBS
 from pia_ray.config.model import (
+    ModelConfig,
     load_model,
     model_for,
     named_models,
@@ -298,9 +299,42 @@ def models_command(args: argparse.Namespace) -> int:
         return 0
     if args.to is not None:
         raise ConfigError("--to is for models pull NAME")
+    if args.action == "show":
+        if args.name is None:
+            raise ConfigError("models show needs the name of a model, or a YAML file of one")
+        return _show_model(load_model(args.name))
     rows = [
         [name, "yes" if weights.is_pulled(model) else "no", model.base, model.description]
         for name, model in named_models().items()
     ]
     show_table(make_console(), ["name", "here", "base", "description"], rows)
+    return 0
+
+
+def _show_model(model: ModelConfig) -> int:
+    """Prints what a model is made of, and what of its LoRAs has no place in it."""
+    from pia_ray import weights
+    from pia_ray.cli.console import make_console, show_table
+    from pia_ray.pia.loading.load import assemble
+    from pia_ray.pia.loading.lora import read_lora
+
+    local = weights.resolve(model)
+    components = assemble(local, model.model_copy(update={"device": "cpu", "offload": "none"}))
+    zero = ", zero terminal SNR" if components.scheduler_config.get("rescale_betas_zero_snr") else ""
+    print(f"{local.version} in {local.base}")
+    print(f"predicts: {components.scheduler_config.get('prediction_type', 'epsilon')}{zero}")
+    if model.sampling:
+        print(f"{model.few_step}: " + ", ".join(f"{knob} {value}" for knob, value in model.sampling.items()))
+    if components.inversions:
+        print("words of textual inversions: " + ", ".join(sorted(components.inversions)))
+    files = {name: read_lora(path, components) for name, path in local.loras.items()}
+    rows = []
+    for name, file in files.items():
+        use = "all rows" if model.loras[name].merge else "rows that choose it or nothing"
+        rows.append([name, f"{model.loras[name].weight:g}", use, str(file.num_layers), str(len(file.unread))])
+    if rows:
+        show_table(make_console(), ["lora", "weight", "acts on", "layers", "without a place"], rows)
+    for name, file in files.items():
+        if file.unread:
+            print(f"{name}, without a place in this model: {', '.join(file.unread)}")
     return 0

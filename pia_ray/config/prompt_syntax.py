@@ -32,6 +32,11 @@ _LORA: Final = re.compile(r"<(lora|lyco|hypernet):([^<>]*)>", re.IGNORECASE)
 _NUMBER_IN_BRACKETS: Final = re.compile(r"(?<!\\)\([^()]*:\s*[+-]?[\d.]+\s*\)")
 _DOUBLED: Final = re.compile(r"(?<!\\)(?:\(\([^()]+\)\)|\[\[[^\[\]]+\]\])")
 _EDIT: Final = re.compile(r"(?<!\\)\[(?:[^\[\]\\]|\\.)*(?:\||:\s*[\d.]+\s*\])")
+_LITERAL: Final = {
+    re.compile(r"\{[^{}]*\|[^{}]*\}|__[A-Za-z][\w /*-]*__"): "wildcards are not read",
+    re.compile(r"\{[A-Za-z]\w*\}"): "columns are filled into the run's --prompt alone",
+    re.compile(r"\bembedding:\S+"): "write the token of the textual inversion alone",
+}
 _AND: Final = re.compile(r"\bAND\b")
 
 
@@ -85,6 +90,14 @@ def _joined(pieces: list[WeightedText]) -> list[WeightedText]:
 def looks_weighted(prompt: str) -> bool:
     """Whether a prompt is written in A1111's syntax, so that read as plain text it means something else."""
     return any(pattern.search(prompt) for pattern in (_NUMBER_IN_BRACKETS, _DOUBLED, _LORA, _BREAK))
+
+
+def literal_part(prompt: str) -> str | None:
+    """A part that other programs replace and that is text here, with what to do; None where there is none."""
+    for pattern, hint in _LITERAL.items():
+        if (found := pattern.search(prompt)) is not None:
+            return f"{found[0]} as text: {hint}"
+    return None
 
 
 def without_loras(prompt: str) -> tuple[str, dict[str, float]]:

@@ -39,7 +39,7 @@ class Manifest:
         Raises:
             ManifestError: as `files.read`; or a prompt names a column that a file lacks, or an unknown filter.
         """
-        left, prompts = config.limit, templates.templates_of(config.defaults)
+        left, prompts = config.limit, templates.templates_of(config)
         for file in self.files if prompts else ():
             for knob, text in prompts.items():
                 templates.check(text, knob, names=(*file.schema.names, *file.partitions), where=file.name)

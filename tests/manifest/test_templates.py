@@ -54,6 +54,29 @@ def test_a_template_gives_each_row_without_a_prompt_its_own(
     assert [item["prompt"] for item in items] == [first, second, "own {text}"]
 
 
+def test_ids_may_be_made_of_columns(tmp_path: Path) -> None:
+    file = tmp_path / "m.jsonl"
+    file.write_text("\n".join(map(json.dumps, ROWS)))
+
+    def items(template: str) -> list[dict[str, Any]]:
+        config = build(
+            CatalogConfig,
+            {"manifest": str(file), "output": "out", "model": "demo", "id_col": template, "defaults": {"prompt": "p"}},
+        )
+        found = pa.concat_tables(manifest.plan(manifest.open_manifest(config), config, model_version="v1")).to_pylist()
+        for item, row in zip(found, ROWS, strict=True):
+            if item["error_code"] is None:
+                assert manifest.plan_row(row, config, model_version="v1").id == item["id"]
+        return found
+
+    assert [item["id"] for item in items("{image|lower}[-{color}]")] == ["a.png-blue", "b.png", "c.png-red"]
+    found = items("{title|strip|lower}")
+    assert [item["id"] for item in found[:2]] == ["the red  cat", "boat"]
+    assert "id: the cell of title is empty" in found[2]["error_message"]
+    with pytest.raises(ManifestError, match='no column "sku", which --id-col names'):
+        items("{sku}")
+
+
 def test_a_row_of_a_filled_prompt_has_the_work_key_of_that_prompt(tmp_path: Path) -> None:
     filled = planned(tmp_path, ROWS[:1], prompt="a {color} sea", negative_prompt="no {title|words:1}")
     rows = [{**ROWS[0], "prompt": "a blue sea", "negative_prompt": "no The"}]
