@@ -598,6 +598,10 @@ def test_models_show_says_what_a_model_is_made_of_and_what_of_its_loras_has_no_p
     assert "lcm-4: scheduler lcm, num_inference_steps 4" in ended.out
     assert "few, without a place in this model: lora_unet_nowhere" in ended.out
     assert pia("models", "show").code == 2
+    (tmp_path / "m.csv").write_text("id,image,prompt\na,a.png,sea\n")
+    ended = pia("validate", "m.csv", "--model", str(tmp_path / "fast.yaml"))
+    assert ended.code == 0
+    assert "note: 1 layers of LoRA few have no place in it, such as lora_unet_nowhere" in ended.out
 
 
 def test_the_version_is_the_package_s(pia: Pia) -> None:

@@ -63,7 +63,7 @@ def assemble(weights: LocalWeights, model: ModelConfig, pool: WeightPool | None 
             f"the UNet of model {model.name} takes {channels} channels, PIA's takes 9: "
             "motion_adapter must be PIA's condition adapter, which brings its own conv_in"
         )
-    configs = _configs(weights)
+    configs = config_folder(weights)
     tokenizer = _load(CLIPTokenizer, configs / "tokenizer", {})
     parts: dict[str, torch.nn.Module] = {"text_encoder": text_encoder, "unet": unet, "vae": vae}
     if (encoder := _image_encoder(weights, kwargs, dtype=dtypes.unet)) is not None:
@@ -83,7 +83,7 @@ def assemble(weights: LocalWeights, model: ModelConfig, pool: WeightPool | None 
         vae=vae,
         text_encoder=text_encoder,
         tokenizer=tokenizer,
-        scheduler_config=_scheduler_config(weights, model),
+        scheduler_config=scheduler_config(weights, model),
         device=device,
         dtype=dtypes.unet,
         vae_dtype=dtypes.vae,
@@ -143,16 +143,16 @@ def own_scheduler(weights: LocalWeights, model: ModelConfig) -> Any:
     Raises:
         WeightsError: there is none, or diffusers does not have its class.
     """
-    config = _scheduler_config(weights, model)
+    config = scheduler_config(weights, model)
     kind = getattr(schedulers, str(config.get("_class_name")), None)
     if kind is None:
-        raise WeightsError(f"{_configs(weights)} names no scheduler of diffusers: {config.get('_class_name')}")
+        raise WeightsError(f"{config_folder(weights)} names no scheduler of diffusers: {config.get('_class_name')}")
     return kind.from_config(config)
 
 
-def _scheduler_config(weights: LocalWeights, model: ModelConfig) -> dict[str, Any]:
+def scheduler_config(weights: LocalWeights, model: ModelConfig) -> dict[str, Any]:
     """The model's settings, before what a single file states, before those of the folder."""
-    config = _read_config(_configs(weights) / "scheduler" / "scheduler_config.json")
+    config = read_config(config_folder(weights) / "scheduler" / "scheduler_config.json")
     if weights.base.is_file():
         config |= single_file.scheduler_settings(tensor_names(weights.base), read_header(weights.base))
     if model.prediction_type != "auto":
@@ -166,14 +166,14 @@ def _scheduler_config(weights: LocalWeights, model: ModelConfig) -> dict[str, An
 
 def own_side(weights: LocalWeights) -> int:
     """The side in px of the square pictures that the weights were trained on, by their configs; 512 where none says."""
-    configs = _configs(weights)
+    configs = config_folder(weights)
     vae = weights.vae if weights.vae is not None and weights.vae.is_dir() else configs / "vae"
-    factor = 2 ** (len(_read_config(vae / "config.json").get("block_out_channels", [0] * 4)) - 1)
-    side = _read_config(configs / "unet" / "config.json").get("sample_size", 64)
+    factor = 2 ** (len(read_config(vae / "config.json").get("block_out_channels", [0] * 4)) - 1)
+    side = read_config(configs / "unet" / "config.json").get("sample_size", 64)
     return int(side if isinstance(side, int) else 64) * factor
 
 
-def _configs(weights: LocalWeights) -> Path:
+def config_folder(weights: LocalWeights) -> Path:
     """The folder with configs, tokenizer and scheduler."""
     return weights.base if weights.base.is_dir() or weights.config is None else weights.config
 
@@ -223,7 +223,7 @@ def _single(
 
 def _unet(weights: LocalWeights, kwargs: dict[str, Any]) -> UNetMotionModel:
     folder = weights.base / "unet"
-    kind = _read_config(folder / "config.json").get("_class_name")
+    kind = read_config(folder / "config.json").get("_class_name")
     if kind != "UNetMotionModel":
         return _with_motion(None, weights, kwargs)
     if weights.motion_adapter is not None:
@@ -323,7 +323,12 @@ def _load(kind: Any, folder: Path, kwargs: dict[str, Any]) -> Any:
     return torch.nn.Module.to(loaded, kwargs[given[0]]) if given else loaded
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def read_config(path: Path) -> dict[str, Any]:
+    """The settings in a file of configuration.
+
+    Raises:
+        WeightsError: it cannot be read, or is not a JSON object.
+    """
     try:
         value = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:

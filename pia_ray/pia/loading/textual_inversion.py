@@ -32,7 +32,7 @@ def with_inversions(components: Components, files: Mapping[str, Path], *, loras:
     """
     sources = {token: (path, read_tensors(path)) for token, path in files.items()}
     for lora in loras:
-        sources = {token: (lora, tensors) for token, tensors in _bundled(lora).items()} | sources
+        sources = {token: (lora, tensors) for token, tensors in bundled(lora).items()} | sources
     if not sources:
         return components
     text_encoder = sharing_copy(components.text_encoder)
@@ -85,7 +85,7 @@ def _is_letter(char: str) -> bool:
     return char.isalnum() or char == "_"
 
 
-def _bundled(lora: Path) -> dict[str, dict[str, torch.Tensor]]:
+def bundled(lora: Path) -> dict[str, dict[str, torch.Tensor]]:
     """The tensors of each inversion in a LoRA's file, by token."""
     if not any(name.startswith(BUNDLED) for name in tensor_names(lora)):
         return {}
