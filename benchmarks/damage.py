@@ -35,7 +35,7 @@ BOUNDS = {
     "flicker": 1,
     "sharpness, low": -1,
     "sharpness, high": 1,
-    "colour": 1,
+    "colour_shift": 1,
     "stillness": 1,
 }
 """The numbers, and whether damage lowers (-1) or raises (1) them. Sharpness has a bound on both sides."""

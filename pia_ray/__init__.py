@@ -15,9 +15,10 @@ if TYPE_CHECKING:
     from pia_ray.catalog.local import run_local
     from pia_ray.catalog.progress import Progress, RunSummary
     from pia_ray.cli.main import main
+    from pia_ray.config.added_weights import InversionConfig, LoraConfig
     from pia_ray.config.catalog import CatalogConfig
     from pia_ray.config.knobs import AnimationParams
-    from pia_ray.config.model import InversionConfig, LoraConfig, ModelConfig
+    from pia_ray.config.model import ModelConfig
     from pia_ray.config.serve import ServeConfig
     from pia_ray.errors import (
         AddressRefused,
@@ -187,8 +188,8 @@ _HOMES = {
     "Animator": "pia_ray.pia.animator",
     "CatalogConfig": "pia_ray.config.catalog",
     "EncodedVideo": "pia_ray.types",
-    "InversionConfig": "pia_ray.config.model",
-    "LoraConfig": "pia_ray.config.model",
+    "InversionConfig": "pia_ray.config.added_weights",
+    "LoraConfig": "pia_ray.config.added_weights",
     "Judgement": "pia_ray.media.judgement",
     "ModelConfig": "pia_ray.config.model",
     "PIAPipeline": "pia_ray.pia.pipeline",

@@ -36,7 +36,7 @@ def prepare(request: AnimationRequest | PreparedRequest, model: ModelConfig) -> 
         raise BadParameter(
             f"output_type must be one of {', '.join(get_args(OutputType))} (got {request.output_type!r})", "output_type"
         )
-    params = resolve(request.params, {}, model_defaults=model.defaults)
+    params = resolve(request.params, {}, model_defaults=model.defaults, sampling=model.sampling)
     lora_strengths(params, model.lora_weights)
     picture = pictures.as_rgb(request.image)
     width, height = sizes.choose_size(

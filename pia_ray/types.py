@@ -31,7 +31,7 @@ JUDGED: Final = (
     "likeness_part",
     "flicker",
     "sharpness",
-    "colour",
+    "colour_shift",
     "stillness",
     "closure",
     "subject_similarity",
@@ -254,7 +254,7 @@ class ResultRow:
     likeness_part: float | None = None
     flicker: float | None = None
     sharpness: float | None = None
-    colour: float | None = None
+    colour_shift: float | None = None
     stillness: float | None = None
     closure: float | None = None
     subject_similarity: float | None = None

@@ -10,7 +10,7 @@
   const bytes = (n) => (n == null ? null : n < 1e6 ? `${(n / 1e3).toFixed(0)} kB` : `${(n / 1e6).toFixed(1)} MB`);
   const failed = (i) => cell("status", i) !== "succeeded";
   const label = (i) => cell("id", i) + (cell("video_index", i) ? ` (video ${cell("video_index", i)})` : "");
-  const JUDGED = ["motion", "likeness", "likeness_min", "likeness_part", "flicker", "sharpness", "colour", "stillness", "closure", "subject_similarity", "prompt_similarity"];
+  const JUDGED = ["motion", "likeness", "likeness_min", "likeness_part", "flicker", "sharpness", "colour_shift", "stillness", "closure", "subject_similarity", "prompt_similarity"];
   const flags = (i) => cell("flags", i)?.replaceAll("_", " ").replaceAll(",", ", ");
   const motion = (i) => {
     const scale = cell("motion_scale", i);

@@ -17,7 +17,7 @@ from pia_ray.catalog.outage import Outage, Sources
 from pia_ray.catalog.tries import SOURCE_AWAY, Tries
 from pia_ray.config.catalog import CatalogConfig
 from pia_ray.config.knobs import AnimationParams
-from pia_ray.config.prompt_syntax import looks_weighted
+from pia_ray.config.prompt_syntax import literal_part, looks_weighted
 from pia_ray.errors import RowError
 from pia_ray.media import video
 from pia_ray.types import ManifestRow
@@ -108,13 +108,15 @@ _MEMO_SIZE: Final = 10_000
 
 def _note(prompt: str, params: str) -> str | None:
     """A sentence where a prompt is written in a syntax that it is not read in."""
-    if '"prompt_syntax":"' in params and '"prompt_syntax":"plain"' not in params:  # the default may be left out
-        return None
+    # The default may be left out.
+    plain = '"prompt_syntax":"' not in params or '"prompt_syntax":"plain"' in params
     for knob, text in (("prompt", prompt), ("negative_prompt", manifest.negative_prompt_of(params))):
-        if looks_weighted(text):
+        if plain and looks_weighted(text):
             return (
                 f"{knob} looks weighted and is read as plain text: prompt_syntax a1111 reads weights, BREAK and LoRAs"
             )
+        if (literal := literal_part(text)) is not None:
+            return f"{knob} holds {literal}"
     return None
 
 

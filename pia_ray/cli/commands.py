@@ -23,6 +23,7 @@ from pia_ray.cli.config_flags import catalog_config, knobs_of, styles_of
 from pia_ray.config.catalog import RETRY_ALL, CatalogConfig, load
 from pia_ray.config.knobs import DEFAULT_STYLE, REFERENCE_KNOBS
 from pia_ray.config.model import (
+    ModelConfig,
     load_model,
     model_for,
     named_models,
@@ -188,6 +189,13 @@ def validate_command(args: argparse.Namespace) -> int:
             print(json.dumps({"id": finding.id, "note": finding.note}))
         else:
             print(json.dumps({"id": finding.id, "code": finding.code, "message": finding.message}))
+    for model in (config.model, *config.styles.values()):
+        for name, unread in _unread_layers(model).items():
+            if args.json:
+                print(json.dumps({"model": model.name, "lora": name, "unread": unread}))
+            else:
+                text = f"model {model.name}: note: {len(unread)} layers of LoRA {name} have no place in it, such as"
+                console.print(f"{text} {unread[0]}", highlight=False, soft_wrap=True, markup=False)
     if args.json:
         print(json.dumps(counts))
     else:
@@ -302,9 +310,51 @@ def models_command(args: argparse.Namespace) -> int:
         return 0
     if args.to is not None:
         raise ConfigError("--to is for models pull NAME")
+    if args.action == "show":
+        if args.name is None:
+            raise ConfigError("models show needs the name of a model, or a YAML file of one")
+        return _show_model(load_model(args.name))
     rows = [
         [name, "yes" if weights.is_pulled(model) else "no", model.base, model.description]
         for name, model in named_models().items()
     ]
     show_table(make_console(), ["name", "here", "base", "description"], rows)
     return 0
+
+
+def _show_model(model: ModelConfig) -> int:
+    """Prints what a model is made of, and what of its LoRAs has no place in it."""
+    from pia_ray import weights
+    from pia_ray.cli.console import make_console, show_table
+    from pia_ray.pia.loading.outline import outline
+
+    local = weights.resolve(model)
+    found = outline(local, model)
+    zero = ", zero terminal SNR" if found.scheduler.get("rescale_betas_zero_snr") else ""
+    print(f"{local.version} in {local.base}")
+    print(f"predicts: {found.scheduler.get('prediction_type', 'epsilon')}{zero}")
+    if model.sampling:
+        print(f"{model.few_step}: " + ", ".join(f"{knob} {value}" for knob, value in model.sampling.items()))
+    if found.words:
+        print("words of textual inversions: " + ", ".join(found.words))
+    rows = []
+    for name, file in found.loras.items():
+        use = "all rows" if model.loras[name].merge else "rows that choose it or nothing"
+        rows.append([name, f"{model.loras[name].weight:g}", use, str(file.num_layers), str(len(file.unread))])
+    if rows:
+        show_table(make_console(), ["lora", "weight", "acts on", "layers", "without a place"], rows)
+    for name, unread in _unread_layers(model).items():
+        print(f"{name}, without a place in this model: {', '.join(unread)}")
+    return 0
+
+
+def _unread_layers(model: ModelConfig) -> dict[str, list[str]]:
+    """The layers that have no place in the model, of each LoRA that has such; none where weights are not here."""
+    from pia_ray import weights
+
+    if not model.loras or not weights.is_pulled(model):
+        return {}
+    from pia_ray.pia.loading.outline import outline
+
+    found = outline(weights.resolve(model), model)
+    return {name: file.unread for name, file in found.loras.items() if file.unread}

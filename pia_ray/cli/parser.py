@@ -143,8 +143,12 @@ def make_parser() -> argparse.ArgumentParser:
         help=(ServeConfig.model_fields["allow_anonymous"].description or "").rstrip("."),
     )
 
-    models = add("models", commands.models_command, "named models; `models pull NAME` fetches and verifies weights")
-    models.add_argument("action", nargs="?", choices=("pull",))
+    models = add(
+        "models",
+        commands.models_command,
+        "named models; `models pull NAME` fetches and verifies weights, `show` reads them",
+    )
+    models.add_argument("action", nargs="?", choices=("pull", "show"))
     models.add_argument("name", nargs="?", metavar="NAME|FILE")
     models.add_argument(
         "--to", metavar="URI", help="with pull: also copy the weights to a folder or s3:// prefix that workers share"

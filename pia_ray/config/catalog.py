@@ -52,7 +52,9 @@ class CatalogConfig(WorkerConfig, FetchConfig):
     )
     defaults: KnobDefaults = Field(default_factory=dict, description="Knobs for rows that leave them out.")
     format: VideoFormat = Field("mp4", description="Format of the videos.")
-    id_col: str | None = Field(None, description="Column that holds the id.")
+    id_col: str | None = Field(
+        None, description="Column that holds the id, or a template of columns such as `{sku}-{color}`."
+    )
     image_col: str | None = Field(None, description="Column that holds the image.")
     prompt_col: str | None = Field(None, description="Column that holds the prompt.")
     knobs: tuple[str, ...] | None = Field(
@@ -166,7 +168,7 @@ class CatalogConfig(WorkerConfig, FetchConfig):
     @model_validator(mode="after")
     def _known_style_and_loras(self) -> CatalogConfig:
         """Refuses what no row could run with: a default style or LoRA that none of the run's models has."""
-        loras = {name: 1.0 for model in (self.model, *self.styles.values()) for name in model.loras}
+        loras = {name: 1.0 for model in (self.model, *self.styles.values()) for name in model.lora_weights}
         try:
             self.model_for(self.defaults.get("style", DEFAULT_STYLE))
             lora_strengths(AnimationParams(prompt="-", lora=self.defaults.get("lora", "default")), loras)

@@ -35,6 +35,8 @@ Scheduler = Literal[
     "ddpm",
     "tcd",
     "sa-solver",
+    "ddim-trailing",
+    "euler-trailing",
 ]
 FreeInit = Literal["off", "butterworth", "gaussian", "ideal"]
 ContextSchedule = Literal["standard", "uniform", "uniform-loop"]

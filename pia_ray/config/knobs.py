@@ -173,7 +173,7 @@ class AnimationParams(BaseModel):
         None,
         ge=0,
         le=11,
-        description="Last layers of the text encoder to leave out.",
+        description="Last layers of the text encoder to leave out, from 0: A1111's clip skip 2 is 1 here.",
         json_schema_extra={"unit": "layers"},
     )
     ip_adapter_scale: FloatCell = Field(

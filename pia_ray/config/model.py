@@ -14,6 +14,8 @@ from typing import Annotated, Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from pia_ray.config.added_weights import InversionConfig, LoraConfig
+from pia_ray.config.few_step import FEW_STEP, FewStep
 from pia_ray.config.knobs import DEFAULT_STYLE, REFERENCE_KNOBS, suggest
 from pia_ray.config.resolving import parse_defaults
 from pia_ray.errors import BadParameter, ConfigError
@@ -40,28 +42,6 @@ def _knob_defaults(value: object) -> object:
 
 KnobDefaults = Annotated[dict[str, Any], BeforeValidator(_knob_defaults)]
 """Values of knobs by name, checked."""
-
-
-class InversionConfig(BaseModel):
-    """The source of a textual inversion; its path alone will do."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    path: str = Field(description="A .safetensors file: local, s3://, or on the hub as OWNER/NAME/FILE.")
-    revision: str | None = Field(None, description="Commit, tag or branch, where it is on the hub.")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _path_alone(cls, value: object) -> object:
-        return {"path": value} if isinstance(value, str) else value
-
-
-class LoraConfig(InversionConfig):
-    """The source of a LoRA and its strength for rows that do not choose; its path alone will do."""
-
-    weight: float = Field(
-        1.0, ge=-10, le=10, description="Its strength for rows that name none. 0: acts only on rows that name it."
-    )
 
 
 class ModelConfig(BaseModel):
@@ -106,8 +86,21 @@ class ModelConfig(BaseModel):
         "VAE given as a single file, which has none.",
     )
     config_revision: str | None = Field(None, description="As revision, for config.")
+    prediction_type: Literal["auto", "epsilon", "v_prediction"] = Field(
+        "auto", description="Kind of the base's predictions: auto is what the base or its scheduler's file states."
+    )
+    zero_snr: Literal["auto", "on", "off"] = Field(
+        "auto", description="Whether the base was trained to start from noise alone (ztsnr): auto as prediction_type."
+    )
     loras: dict[str, LoraConfig] = Field(
-        default_factory=dict, description="LoRAs by name: each a path, or its path, revision and weight."
+        default_factory=dict,
+        description="LoRAs by name: each a path, or its path, revision, weight and `merge`, which makes it a part of "
+        "the model for all rows.",
+    )
+    few_step: FewStep | None = Field(
+        None,
+        description="Kind of the few-step model that base, or a LoRA with `merge`, is. It states scheduler, steps, "
+        "guidance and eta for rows and runs that do not.",
     )
     textual_inversions: dict[str, InversionConfig] = Field(
         default_factory=dict, description="Textual inversions by their token in prompts: each a path."
@@ -160,7 +153,7 @@ class ModelConfig(BaseModel):
     defaults: KnobDefaults = Field(default_factory=dict, description="The model's own values of knobs.")
     description: str = Field("", description="One line for `pia-ray models`.")
 
-    @field_validator("vae_tiling", mode="before")
+    @field_validator("vae_tiling", "zero_snr", mode="before")
     @classmethod
     def _switch(cls, value: object) -> object:
         # YAML reads a bare on or off as a truth value.
@@ -204,8 +197,11 @@ class ModelConfig(BaseModel):
 
     @model_validator(mode="after")
     def _whole_weights(self) -> ModelConfig:
-        if self.offload == "sequential" and self.loras:
-            raise ValueError("offload sequential leaves no weights for loras to be merged into: take offload model")
+        if self.offload == "sequential" and self.lora_weights:
+            raise ValueError(
+                "offload sequential leaves no weights for the loras of single rows to be merged into: take offload "
+                "model, or `merge` for each of them"
+            )
         return self
 
     @model_validator(mode="after")
@@ -218,8 +214,14 @@ class ModelConfig(BaseModel):
 
     @property
     def lora_weights(self) -> dict[str, float]:
-        """The strength of each LoRA for rows that name none, by name."""
-        return {name: lora.weight for name, lora in self.loras.items()}
+        """The strength, for rows that name none, of each LoRA that rows may choose, by name."""
+        return {name: lora.weight for name, lora in self.loras.items() if not lora.merge}
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """The knobs of a few-step model, which count before a preset's; empty for other models."""
+        stated = FEW_STEP[self.few_step] if self.few_step is not None else {}
+        return {knob: self.defaults.get(knob, value) for knob, value in stated.items()}
 
     @staticmethod
     def named(name: str) -> ModelConfig:

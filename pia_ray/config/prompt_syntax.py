@@ -33,6 +33,11 @@ _NUMBER_IN_BRACKETS: Final = re.compile(r"(?<!\\)\([^()]*:\s*[+-]?[\d.]+\s*\)")
 _DOUBLED: Final = re.compile(r"(?<!\\)(?:\(\([^()]+\)\)|\[\[[^\[\]]+\]\])")
 _MARKS: Final = re.compile(r"[(\[<]|BREAK")
 _EDIT: Final = re.compile(r"(?<!\\)\[(?:[^\[\]\\]|\\.)*(?:\||:\s*[\d.]+\s*\])")
+_LITERAL: Final = {
+    re.compile(r"\{[^{}]*\|[^{}]*\}|__[A-Za-z][\w /*-]*__"): "wildcards are not read",
+    re.compile(r"\{[A-Za-z]\w*\}"): "columns are filled into the run's --prompt alone",
+    re.compile(r"\bembedding:\S+"): "write the token of the textual inversion alone",
+}
 _AND: Final = re.compile(r"\bAND\b")
 
 
@@ -88,6 +93,14 @@ def looks_weighted(prompt: str) -> bool:
     if _MARKS.search(prompt) is None:  # most prompts, at a tenth of the time
         return False
     return any(pattern.search(prompt) for pattern in (_NUMBER_IN_BRACKETS, _DOUBLED, _LORA, _BREAK))
+
+
+def literal_part(prompt: str) -> str | None:
+    """A part that other programs replace and that is text here, with what to do; None where there is none."""
+    for pattern, hint in _LITERAL.items():
+        if (found := pattern.search(prompt)) is not None:
+            return f"{found[0]} as text: {hint}"
+    return None
 
 
 def without_loras(prompt: str) -> tuple[str, dict[str, float]]:

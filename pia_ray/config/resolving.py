@@ -72,10 +72,15 @@ def _bad_parameter(error: ValidationError) -> BadParameter:
 
 
 def resolve(
-    params: AnimationParams, run_defaults: Mapping[str, Any], *, model_defaults: Mapping[str, Any]
+    params: AnimationParams,
+    run_defaults: Mapping[str, Any],
+    *,
+    model_defaults: Mapping[str, Any],
+    sampling: Mapping[str, Any] | None = None,
 ) -> AnimationParams:
     """The same params with every knob set: row, then run, then preset, then model, then the declared default.
 
+    `sampling` is that of a few-step model, which counts before the preset because the model can do nothing else.
     Idempotent. The values of `run_defaults` and `model_defaults` have been through `parse_defaults`.
 
     Raises:
@@ -85,7 +90,7 @@ def resolve(
     named = {**run_defaults, **given}
     preset = named.get("preset", model_defaults.get("preset", "standard"))
     values: dict[str, Any] = {}
-    for layer in (model_defaults, PRESETS[preset], named):
+    for layer in (model_defaults, PRESETS[preset], sampling or {}, named):
         values.update(layer)
     for name, knob in KNOBS.items():
         values.setdefault(name, knob.default)

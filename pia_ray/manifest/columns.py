@@ -19,6 +19,7 @@ from pia_ray.errors import ManifestError
 from pia_ray.manifest.column_types import check_types
 from pia_ray.manifest.items import ITEMS_SCHEMA
 from pia_ray.manifest.tables import Columns, TableFile
+from pia_ray.manifest.templates import templates_of
 from pia_ray.types import ResultRow
 
 IMAGE_COLUMNS: Final = ("image", "url", "image_url", "image_path", "file_name")
@@ -88,7 +89,8 @@ def meaning(file: TableFile, config: CatalogConfig) -> Columns:
     there = f"Columns there: {', '.join(names) or 'none'}."
     if file.kind == "pictures":
         return columns_of(names, config.model_copy(update={"id_col": None, "image_col": None, "prompt_col": None}))
-    named = (("--id-col", config.id_col), ("--image-col", config.image_col), ("--prompt-col", config.prompt_col))
+    id_col = None if "id" in templates_of(config) else config.id_col
+    named = (("--id-col", id_col), ("--image-col", config.image_col), ("--prompt-col", config.prompt_col))
     for flag, name in named:
         if name is not None and name not in names:
             raise ManifestError(f'{file.name} has no column "{name}" ({flag}).{suggest(name, names)} {there}')
@@ -165,7 +167,7 @@ def _matched(names: Sequence[str], known: Mapping[str, str], config: CatalogConf
     image = config.image_col or next((known[name] for name in aliases if name in known), IMAGE_COLUMNS[0])
     prompts = (*PROMPT_COLUMNS, "pia.prompt")
     prompt = config.prompt_col or next((known[name] for name in prompts if name in known), None)
-    row_id = config.id_col or known.get("id")
+    row_id = None if "id" in templates_of(config) else config.id_col or known.get("id")
     taken = {image, prompt, row_id}
     decided = {"seed"} if own and config.knobs is None else config.knobs
     knobs = {

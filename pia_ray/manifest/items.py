@@ -196,7 +196,7 @@ def items_of(
     if not has_id:
         given = {name: getattr(params, name) for name in KNOBS if name in cells}
         row_id = derived_id(picture, canonical(given))
-    resolved = resolve(params, config.defaults, model_defaults=model.defaults)
+    resolved = resolve(params, config.defaults, model_defaults=model.defaults, sampling=model.sampling)
     lora_strengths(resolved, model.lora_weights)
     resolved, uris = with_references(resolved, own, run)
     for knob, uri in {"image": picture.uri, **uris}.items():
@@ -325,6 +325,8 @@ def id_text(cell: object) -> str:
     Raises:
         BadParameter: it is null, too long, or no text.
     """
+    if isinstance(cell, BadParameter):  # of a template
+        raise cell
     if isinstance(cell, float) and cell.is_integer() and abs(cell) < 2**53:
         cell = int(cell)
     if isinstance(cell, bytes):

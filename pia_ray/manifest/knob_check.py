@@ -102,7 +102,7 @@ class KnobCheck:
                 self._config.model_for(value)
             if knob == "lora":
                 models = (self._config.model, *self._config.styles.values())
-                loras = {name: 1.0 for model in models for name in model.loras}
+                loras = {name: 1.0 for model in models for name in model.lora_weights}
                 lora_strengths(AnimationParams(prompt="-", lora=value), loras)
         except BadParameter as error:
             return error.message

@@ -41,7 +41,7 @@ class Manifest:
         Raises:
             ManifestError: as `files.read`; or a prompt names a column that a file lacks, or an unknown filter.
         """
-        limit, prompts = _Limit(config.limit), templates.templates_of(config.defaults)
+        limit, prompts = _Limit(config.limit), templates.templates_of(config)
         for file in self.files if prompts else ():
             for knob, text in prompts.items():
                 templates.check(text, knob, names=(*file.schema.names, *file.partitions), where=file.name)

@@ -193,7 +193,7 @@ class _Planner:
             params = parse_params({"prompt": "-", **given})
             style = style_of(params, self.config.defaults)
             model = self.config.model_for(style)
-            resolved = resolve(params, self.config.defaults, model_defaults=model.defaults)
+            resolved = resolve(params, self.config.defaults, model_defaults=model.defaults, sampling=model.sampling)
             lora_strengths(resolved, model.lora_weights)
         except BadParameter:
             return None

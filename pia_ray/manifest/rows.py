@@ -51,7 +51,11 @@ def plan_row(
     kept = {columns.knobs.get("negative_prompt")} | (set() if config.defaults.get("prompt") else {columns.prompt})
     cells = {name: None if name not in kept and is_empty(cell) else cell for name, cell in cells.items()}
     knobs = knobs_of(columns, cells.get)
-    for knob, template in templates_of(config.defaults).items():
+    templates = templates_of(config)
+    row_id = cells.get(columns.id) if columns.id is not None else None
+    if (id_template := templates.pop("id", None)) is not None:
+        row_id = fill(id_template, cells, field="id")
+    for knob, template in templates.items():
         if knob not in knobs:
             knobs[knob] = fill(template, cells)
     if columns.image not in cells:
@@ -66,13 +70,13 @@ def plan_row(
         if (value := cells[columns.knobs[knob]]) is not None:
             own[knob] = _reference_in(value, knob, root_of(config.manifests[0]), versions)
     items = items_of(
-        cells.get(columns.id) if columns.id is not None else None,
+        row_id,
         picture,
         knobs,
         config,
         model_version=model_version,
         style_versions=style_versions,
-        has_id=columns.id is not None,
+        has_id=columns.id is not None or id_template is not None,
         own=own,
         run=RunReferences(versions),
     )

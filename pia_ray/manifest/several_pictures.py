@@ -156,7 +156,7 @@ def _id_of(cell: object, picture: PictureOfRow | None) -> object:
     if picture is None or not picture.number:
         return cell
     try:
-        return f"{id_text(cell)}-p{picture.number}"
+        return picture.id_in(id_text(cell))
     except BadParameter:  # planning says so
         return cell
 

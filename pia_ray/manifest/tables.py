@@ -102,6 +102,10 @@ class PictureOfRow(NamedTuple):
     position: int | None
     """Its position in the list that the cell holds; None where the cell holds none."""
 
+    def id_in(self, row_id: str) -> str:
+        """The id of the picture in the row of that id; the first picture has the row's own."""
+        return f"{row_id}-p{self.number}" if self.number else row_id
+
 
 @dataclass(frozen=True)
 class Chunk:

@@ -66,7 +66,7 @@ class Judgement:
     """Mean difference of a frame from the mean of its neighbours, 0 to 1; a steady motion adds little."""
     sharpness: float
     """Fine detail of the late third over the picture's: 1 as the picture, less: blurred, more: noise or edges."""
-    colour: float
+    colour_shift: float
     """Difference of the colours of the late third from the picture's in CIELAB (Delta E 1976; 2 is visible)."""
     stillness: float
     """The longest stretch in which nothing moves, as a share of the video: 1 where all frames are the same."""
@@ -117,7 +117,7 @@ def judge_frames(
         likeness_part=_share(_worst_part(_grey(small[late]), placed_late.warp(_grey(small_picture)[None]))),
         flicker=_share(_flicker(coarse)),
         sharpness=_rounded(_sharpness(frames[late], picture, placed_late, (coarse.shape[2], coarse.shape[3]))),
-        colour=_rounded(_colour(coarse[late], placed_late.warp(reduced(small_picture, 4)))),
+        colour_shift=_rounded(_colour(coarse[late], placed_late.warp(reduced(small_picture, 4)))),
         stillness=_share(_stillness(reduced(small, 2))),
         motion=motion,
         closure=_share(_closure(coarse)) if loop else None,

@@ -66,23 +66,32 @@ class AdmissionQueue(Generic[_Row]):
         """Whether others may still go before the first row, whose model is missing."""
         return self._num_passed < PATIENCE
 
-    def next(self, *, ready: Container[str], loading: Container[str]) -> _Row | None:
+    def next(
+        self, *, ready: Container[str], loading: Container[str], fits: Callable[[_Row], bool] | None = None
+    ) -> _Row | None:
         """The row to admit next, where models are in memory (`ready`) or being loaded (`loading`).
 
-        None if no row can be admitted: none waits, or running rows must end before the first one's model can be loaded.
+        Rows that `fits` may go before one that does not, as rows whose model is in memory. None if no row can be
+        admitted: none waits, or running rows must end before the first one's model can be loaded, or before it fits.
         """
         for model in (models := self.models):
             if model in ready:
-                return self._waiting[model][0][2]
+                first = self._waiting[model][0][2]
+                if fits is None or fits(first):
+                    return first
+                others = heapq.nsmallest(PATIENCE, self._waiting[model])[1:] if self.first_may_wait else []
+                return next((row for *_, row in others if fits(row)), None)
             if model == models[0] and model not in loading and not self.first_may_wait:
                 return None
         return None
 
-    def pop(self, model: str) -> _Row:
-        """Removes the first row of that model, and returns it."""
-        self._num_passed = 0 if model == self.models[0] else self._num_passed + 1
+    def pop(self, model: str, row: _Row | None = None) -> _Row:
+        """Removes a row of that model, the first one unless one is named, and returns it."""
         waiting = self._waiting[model]
-        *_, row = heapq.heappop(waiting)
+        taken = waiting[0] if row is None else next(item for item in waiting if item[2] is row)
+        self._num_passed = 0 if model == self.models[0] and taken is waiting[0] else self._num_passed + 1
+        waiting.remove(taken)
+        heapq.heapify(waiting)
         if not waiting:
             del self._waiting[model]
-        return row
+        return taken[2]

@@ -305,19 +305,19 @@ class Animator:
             if len(self._finishing) > self._engine.room:  # frames of more rows would pile up in memory
                 self._blocked = True
                 return
-            first = self._queue.next(ready=cache, loading=cache.loading)
-            if first is None:
-                return
-            if isinstance(first, PromptToEncode):
-                self._queue.pop(first.model)
-                self._encode(first)
-                continue
             others = (*self._running.values(), *self._finishing)
-            if others and (first.alone or any(other.alone for other in others)):
+            fits = (lambda row: cache.make_room(row.model, row.params)) if others else None
+            first = self._queue.next(ready=cache, loading=cache.loading, fits=fits)
+            if first is None:
+                self._blocked = not self._running and bool(self._finishing)
+                return
+            if isinstance(first, Submission) and others and (first.alone or any(other.alone for other in others)):
                 self._blocked = not self._running
                 return
-            self._queue.pop(first.model)
-            if first.is_abandoned:
+            self._queue.pop(first.model, first)
+            if isinstance(first, PromptToEncode):
+                self._encode(first)
+            elif first.is_abandoned:
                 first.abandon()
             else:
                 self._join(first)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
+from weakref import WeakKeyDictionary
 
 import torch
 from diffusers import AutoencoderKL, UNetMotionModel
@@ -13,6 +14,24 @@ from diffusers.models.embeddings import ImageProjection
 from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
 from pia_ray.pia.scorer import Scorer
+
+Part = Literal["unet", "text_encoder"]
+"""A part of a model that LoRAs change."""
+
+Place = tuple[Part, str, str]
+"""A parameter that a LoRA changes: its part, its module, and `weight` or `bias`."""
+
+
+class Changeable(Protocol):
+    """The parts of a model that LoRAs change."""
+
+    @property
+    def unet(self) -> UNetMotionModel:
+        """The UNet with its motion modules."""
+
+    @property
+    def text_encoder(self) -> CLIPTextModel:
+        """The encoder of prompts."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +41,8 @@ class Lora:
     path: Path
     weight: float
     """Its strength for rows that name none."""
+    places: frozenset[Place] = frozenset()
+    """The parameters that it changes."""
 
 
 @dataclass(eq=False)
@@ -29,6 +50,18 @@ class SharedTensors:
     """Tensors from one source on one device in one precision; alive as long as a model refers to them."""
 
     tensors: dict[str, torch.Tensor] = field(default_factory=dict)
+
+
+@dataclass(eq=False)
+class VariantMemory:
+    """The memory of a model's variants with LoRAs: the bytes of each that is alive, beside the weights it shares."""
+
+    sizes: WeakKeyDictionary[Any, int] = field(default_factory=WeakKeyDictionary)
+
+    @property
+    def num_bytes(self) -> int:
+        """The bytes of all of them."""
+        return sum(self.sizes.values())
 
 
 @dataclass(frozen=True)
@@ -62,6 +95,8 @@ class Components:
     """The LoRAs that rows may choose from, by name; none of them is merged into these parts."""
     inversions: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     """Words of textual inversions: the ids of each one's vectors in the text encoder. The tokenizer has none."""
+    variants: VariantMemory = field(default_factory=VariantMemory)
+    """Of the model, which is the same object in its variants."""
     shared_tensors: tuple[SharedTensors, ...] = ()
     """Keeps the weights alive in the pool through which models share them."""
 

@@ -107,7 +107,10 @@ class Engine:
         model = self._model_or_own(model)
         watch = Stopwatch(model.components.device)
         try:
+            held = model.components.variants.num_bytes
             model = model.with_loras(request.params)
+            if model.components.variants.num_bytes != held:
+                self.measure_memory()
             program = row_program(request, model.components, model.conditions)
             evaluation = next(program)
         except RowError:
@@ -145,7 +148,7 @@ class Engine:
         return max(DEFAULT_BATCH_SIZE, min(self._batch_size, largest // 2))
 
     def measure_memory(self) -> None:
-        """Measures free memory again at the next step; called after a model was loaded or dropped."""
+        """Measures free memory again at the next step; called after weights were loaded, merged or dropped."""
         self._measured.clear()
 
     def leave(self, row: Row) -> None:

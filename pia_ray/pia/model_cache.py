@@ -12,25 +12,30 @@ import traceback
 from collections import OrderedDict
 from collections.abc import Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Final
+from weakref import WeakValueDictionary
 
 import torch
-from cachetools import LRUCache
 
 from pia_ray.config.knobs import AnimationParams
 from pia_ray.config.model import ModelConfig
 from pia_ray.config.resolving import lora_strengths
-from pia_ray.errors import DeviceLost, ModelUnavailable, OutOfMemory, PiaRayError, RowError, UnexpectedError
-from pia_ray.pia.components import Components
+from pia_ray.errors import (
+    BadParameter,
+    DeviceLost,
+    ModelUnavailable,
+    OutOfMemory,
+    PiaRayError,
+    RowError,
+    UnexpectedError,
+)
+from pia_ray.pia.components import Components, Place
 from pia_ray.pia.denoising.conditions import Conditions
 from pia_ray.pia.device.errors import device_is_lost, is_out_of_memory
+from pia_ray.pia.device.memory import variant_bytes, variant_room
 from pia_ray.pia.loading.lora import Strengths, variant
 from pia_ray.pia.unet.forward import Forward
 
 log = logging.getLogger(__name__)
-
-KEPT_VARIANTS: Final = 4
-"""Sets of LoRAs kept merged in memory with each plain model, the most recently used ones."""
 
 Load = Callable[[], Components]
 
@@ -52,25 +57,56 @@ class Model:
             self.conditions = original.conditions
         else:
             self.conditions = Conditions(components)
-        # Rows in flight keep variants alive that the cache has dropped.
-        self._variants: LRUCache[Strengths, Model] = LRUCache(KEPT_VARIANTS)
+        self._variants: OrderedDict[Strengths, Model] = OrderedDict()
+        """Those that are kept, the most recently used one last."""
+        self._alive: WeakValueDictionary[Strengths, Model] = WeakValueDictionary()
+        """Also those that only rows in flight hold."""
+        self._made_bytes = 0
+        """Of variants made since memory was last freed; modules that nobody holds are not free before."""
 
     def with_loras(self, params: AnimationParams) -> Model:
-        """The model with the row's LoRAs: one of the most recently used variants, or one that is made now.
+        """The model with the row's LoRAs: a variant that is in memory, or one that is made now.
 
         Raises:
             BadParameter: the row names a LoRA that the model has not.
         """
-        weights = {name: lora.weight for name, lora in self.components.loras.items()}
-        loras = lora_strengths(params, weights)
-        if not loras:
+        if not (loras := self._loras_of(params)):
             return self
-        if (known := self._variants.get(loras)) is not None:
-            return known
-        if len(self._variants) >= KEPT_VARIANTS:
-            self._variants.popitem()  # before another one takes memory
-        self._variants[loras] = made = Model(variant(self.components, loras), original=self)
-        return made
+        if (found := self._alive.get(loras)) is None:
+            size = self._size_of(loras)
+            self._drop_variants(size)
+            if self._made_bytes + size > variant_room(self.components):
+                _free()
+                self._made_bytes = self.components.variants.num_bytes
+            found = Model(variant(self.components, loras), original=self)
+            self._alive[loras] = found
+            self.components.variants.sizes[found] = size
+            self._made_bytes += size
+        self._variants[loras] = found
+        self._variants.move_to_end(loras)
+        return found
+
+    def make_room(self, params: AnimationParams) -> bool:
+        """Drops variants that no row uses, as many as those of the row need; returns whether it has room then."""
+        try:
+            loras = self._loras_of(params)
+        except BadParameter:
+            return True
+        return not loras or loras in self._alive or self._drop_variants(self._size_of(loras))
+
+    def _loras_of(self, params: AnimationParams) -> Strengths:
+        return lora_strengths(params, {name: lora.weight for name, lora in self.components.loras.items()})
+
+    def _size_of(self, loras: Strengths) -> int:
+        places = frozenset[Place]().union(*(self.components.loras[name].places for name, _ in loras))
+        return variant_bytes(self.components, places)
+
+    def _drop_variants(self, size: int) -> bool:
+        """Drops the least recently used variants until there is room for `size` bytes; returns whether there is."""
+        room, memory = variant_room(self.components), self.components.variants
+        while memory.num_bytes + size > room and self._variants:
+            self._variants.popitem(last=False)  # a row in flight keeps its own alive
+        return memory.num_bytes + size <= room
 
 
 class ModelCache:
@@ -110,6 +146,10 @@ class ModelCache:
         """The model of that key, which must be in memory; it becomes the most recently used one."""
         self._models.move_to_end(key)
         return self._models[key]
+
+    def make_room(self, key: str, params: AnimationParams) -> bool:
+        """Whether a row of that model, which must be in memory, has room for its variant, as `Model.make_room`."""
+        return self._models[key].make_room(params)
 
     def start_loading(self, key: str, load: Load, *, busy: Collection[str]) -> bool:
         """Starts to load a model, and drops one that is not `busy` where the cache is full.

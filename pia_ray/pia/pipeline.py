@@ -37,7 +37,7 @@ class PIAPipeline:
     def __init__(self, model: ModelConfig) -> None:
         self._model = model
         weights = resolve(model)
-        self._scheduler, self._side = own_scheduler(weights), own_side(weights)
+        self._scheduler, self._side = own_scheduler(weights, model), own_side(weights)
         self._knobs, self._free_init = dict[str, Any](), dict[str, Any]()
         self._animator: Animator | None = None
         self._finalizer: Callable[[], object] = lambda: None

@@ -36,6 +36,11 @@ class Submission:
     submitted_at: float = field(default_factory=time.monotonic)
 
     @property
+    def params(self) -> AnimationParams:
+        """The knobs of its request."""
+        return self.request.params
+
+    @property
     def is_abandoned(self) -> bool:
         """Whether its caller cancelled it or its deadline passed."""
         limit = self.request.deadline_s

@@ -127,8 +127,8 @@ def version(model: ModelConfig) -> str:
     """Short identity of the weights for work keys and results: the model's name and 12 hex digits per part.
 
     The digits are a hub commit, or the digest of the files that count: of their contents where they are local, of
-    their ETags in S3. All LoRAs and textual inversions count as one part, with their names and weights; a scorer,
-    which changes no video, does not count. Fetches no weights.
+    their ETags in S3. All LoRAs and textual inversions count as one part, with their names and weights and what
+    the model's settings say of its predictions; a scorer, which changes no video, does not count. Fetches no weights.
 
     Raises:
         WeightsError: a part cannot be found or used.
@@ -160,12 +160,13 @@ def pin(model: ModelConfig) -> ModelConfig:
 
 
 def _parts(model: ModelConfig) -> list[Part]:
-    allow = model.allow_pickle
-    parts = [Part("base", model.base, model.revision, own_vae=model.vae is None, allow_pickle=allow)]
+    allow, half = model.allow_pickle, model.dtype == "float16"
+    parts = [Part("base", model.base, model.revision, own_vae=model.vae is None, allow_pickle=allow, half=half)]
     if model.motion_adapter is not None:
-        parts.append(Part("motion_adapter", model.motion_adapter, model.motion_adapter_revision, allow_pickle=allow))
+        revision = model.motion_adapter_revision
+        parts.append(Part("motion_adapter", model.motion_adapter, revision, allow_pickle=allow, half=half))
     if model.vae is not None:
-        parts.append(Part("vae", model.vae, model.vae_revision, allow_pickle=allow))
+        parts.append(Part("vae", model.vae, model.vae_revision, allow_pickle=allow, half=half))
     if any(part.is_file for part in parts if part.role in ("base", "vae")):
         parts.append(Part("config", model.config, model.config_revision))
     for name, lora in model.loras.items():
@@ -230,8 +231,11 @@ def _version(model: ModelConfig, identities: Iterable[tuple[Part, str]]) -> str:
         if not part.name:
             digits.append(identity[:12])
             continue
-        weight = model.loras[part.name].weight if part.role == "lora" else 1.0
-        lines.append(f"{part.role}\0{part.name}\0{weight:g}\0{identity}\n")
+        lora = model.loras[part.name] if part.role == "lora" else None
+        weight, merged = (1.0, "") if lora is None else (lora.weight, "\0merged" * lora.merge)
+        lines.append(f"{part.role}\0{part.name}\0{weight:g}\0{identity}{merged}\n")
+    stated = {"prediction_type": model.prediction_type, "zero_snr": model.zero_snr}
+    lines.extend(f"{setting}\0{value}\n" for setting, value in stated.items() if value != "auto")
     if lines:
         digits.append(hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()[:12])
     return f"{model.name}@{'+'.join(digits)}"
@@ -255,11 +259,6 @@ def _local(part: Part) -> Path:
     refuse_format(part)
     location = Path(part.reference).expanduser()
     if part.is_file:
-        if part.role == "motion_adapter":
-            raise WeightsError(
-                f"motion_adapter {part.reference} is a single file: give a folder in diffusers layout, since the file "
-                "does not say how it is built"
-            )
         if not location.is_file():
             raise WeightsError(
                 f"there is no file {part.reference} for {part.label}, and it is not a file of the hub (OWNER/NAME/FILE)"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -17,6 +17,9 @@ from pia_ray.errors import WeightsError
 Role = Literal[
     "base", "motion_adapter", "vae", "config", "lora", "textual_inversion", "ip_adapter", "image_encoder", "scorer"
 ]
+
+Format = Literal["safetensors", "fp16", "bin"]
+"""A format of weights in a folder; fp16 is the variant of diffusers' name, `model.fp16.safetensors`."""
 
 PICKLED_SUFFIXES: Final = (".ckpt", ".bin", ".pt", ".pth", ".pkl")
 """Endings of checkpoint files that can run code when they are opened."""
@@ -61,6 +64,8 @@ class Part:
     own_vae: bool = False
     """Of the base: whether its VAE is used."""
     allow_pickle: bool = False
+    half: bool = False
+    """Whether it runs in float16, so that files in float16 are fetched where there are any."""
     name: str = ""
     """Of a LoRA or textual inversion: what the model calls it."""
 
@@ -83,8 +88,14 @@ class Part:
             return ("",)
         return ("unet", "text_encoder", "vae") if self.own_vae else ("unet", "text_encoder")
 
-    def patterns(self, *, pickled: bool) -> list[str]:
-        """Names of the files that count: no other precisions, no single-file checkpoints, no pictures."""
+    @property
+    def formats(self) -> tuple[Format, ...]:
+        """The formats of weights that it may have; the first that is there and complete is fetched."""
+        plain: tuple[Format, ...] = ("fp16", "safetensors") if self.half else ("safetensors", "fp16")
+        return (*plain, "bin") if self.allow_pickle else plain
+
+    def patterns(self, formats: Iterable[Format]) -> list[str]:
+        """Names of the files that count: weights in these formats, no single-file checkpoints, no pictures."""
         whole = self.role in ("base", "config")
         names = ["model_index.json", "scheduler/scheduler_config.json"] if whole else []
         if whole:
@@ -96,9 +107,10 @@ class Part:
             names.append(f"{prefix}config.json")
             if self.role == "config":
                 continue
-            for stem, extension in _stems(self, component, pickled=pickled):
-                file = f"{prefix}{stem}.{extension}"
-                names += [file, f"{prefix}{stem}-*.{extension}", f"{file}.index.json"]
+            for each in formats:
+                file = f"{prefix}{_weights_name(self, component, each)}"
+                stem, _, extension = file.rpartition(".")
+                names += [file, f"{stem}-*.{extension}", f"{file}.index.json"]
         return names
 
 
@@ -174,18 +186,20 @@ def _verify_file(part: Part, path: Path) -> Path:
     return path
 
 
-def _stems(part: Part, component: str, *, pickled: bool) -> Iterator[tuple[str, str]]:
-    """File names of weights, without and with extension, in the order of diffusers' and transformers' loaders."""
+def _weights_name(part: Part, component: str, kind: Format) -> str:
+    """The file name by which diffusers' and transformers' loaders know the weights."""
     is_clip = component == "text_encoder" or part.role in ("image_encoder", "scorer")
-    yield ("model" if is_clip else "diffusion_pytorch_model"), "safetensors"
-    if pickled:
-        yield ("pytorch_model" if is_clip else "diffusion_pytorch_model"), "bin"
+    if kind == "bin":
+        return "pytorch_model.bin" if is_clip else "diffusion_pytorch_model.bin"
+    stem = "model" if is_clip else "diffusion_pytorch_model"
+    return f"{stem}.fp16.safetensors" if kind == "fp16" else f"{stem}.safetensors"
 
 
 def _weight_files(folder: Path, component: str, part: Part) -> list[Path]:
-    for stem, extension in _stems(part, component, pickled=part.allow_pickle):
-        whole = folder / f"{stem}.{extension}"
-        index = folder / f"{stem}.{extension}.index.json"
+    # Of files that are here, those in the full precision count, whatever the model runs in.
+    for kind in ("safetensors", "fp16", "bin") if part.allow_pickle else ("safetensors", "fp16"):
+        name = _weights_name(part, component, kind)
+        whole, index = folder / name, folder / f"{name}.index.json"
         if whole.is_file():
             shards = [whole]
         elif index.is_file():
@@ -196,14 +210,13 @@ def _weight_files(folder: Path, component: str, part: Part) -> list[Path]:
         else:
             continue
         for shard in shards:
-            if extension == "safetensors":
+            if kind != "bin":
                 _check_safetensors(shard)
             elif not shard.is_file():
                 raise WeightsError(f"{shard} is missing: fetch the model again")
         return [index, *shards] if shards != [whole] else shards
-    stem = next(_stems(part, component, pickled=False))[0]
     found = sorted(path.name for path in folder.iterdir() if path.suffix in (*PICKLED_SUFFIXES, ".safetensors"))
-    text = f"there is no {stem}.safetensors in {folder}"
+    text = f"there is no {_weights_name(part, component, 'safetensors')} in {folder}"
     if any(name.endswith(".safetensors") for name in found):
         raise WeightsError(f"{text}, only {', '.join(found)}: rename the one to use")
     raise WeightsError(

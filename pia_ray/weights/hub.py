@@ -137,14 +137,14 @@ def _file(part: Part, *, offline: bool) -> Path:
 def _snapshot(part: Part, *, offline: bool) -> Path:
     repository, inside = _repository(part)
     prefix = f"{inside}/" if inside else ""
-    # Pickled files are asked for only where there are no others: most repositories hold both, at twice the bytes.
-    for pickled in (False, True) if part.allow_pickle else (False,):
+    # The next format is asked for only where the one before is missing. Many repositories hold all, at twice the bytes.
+    for number, last in enumerate(part.formats, start=1):
         try:
             folder = Path(
                 huggingface_hub.snapshot_download(
                     repository,
                     revision=part.revision,
-                    allow_patterns=[prefix + name for name in part.patterns(pickled=pickled)],
+                    allow_patterns=[prefix + name for name in part.patterns(part.formats[:number])],
                     local_files_only=offline,
                 )
             )
@@ -156,7 +156,7 @@ def _snapshot(part: Part, *, offline: bool) -> Path:
                 raise WeightsError(f"{part.reference} on the hub holds none of the files of a {part.label}")
             verify(part, folder)
         except WeightsError:
-            if pickled or not part.allow_pickle:
+            if last == part.formats[-1]:
                 raise
         else:
             return folder

@@ -6,6 +6,7 @@ import hashlib
 import logging
 import shutil
 import tempfile
+from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -28,20 +29,23 @@ def look_up(part: Part) -> tuple[str, dict[str, str]]:
     if part.is_file:
         return _look_up_file(part)
     prefix = part.reference.rstrip("/") + "/"
-    patterns = part.patterns(pickled=part.allow_pickle)
-    uris: dict[str, str] = {}
-    lines = []
     try:
-        for found in storage.list_objects(prefix):
-            name = found.uri.removeprefix(prefix)
-            if ".." not in name.split("/") and any(fnmatchcase(name, pattern) for pattern in patterns):
-                uris[name] = found.uri
-                lines.append(f"{name}\0{found.size_bytes}\0{found.etag}\n")
+        objects = {found.uri.removeprefix(prefix): found for found in storage.list_objects(prefix)}
     except StorageError as error:
         raise WeightsError(f"{part.label}: {error.message}") from None
-    if not uris:
+    counted = _matching(objects, part.patterns([each for each in part.formats if each != "fp16"]))
+    if not any(name.endswith((".safetensors", ".bin")) for name in counted):
+        counted = _matching(objects, part.patterns(part.formats))
+    if not counted:
         raise WeightsError(f"there is no {part.label} in diffusers layout below {prefix}")
-    return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest(), uris
+    lines = [f"{name}\0{objects[name].size_bytes}\0{objects[name].etag}\n" for name in counted]
+    return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest(), {name: objects[name].uri for name in counted}
+
+
+def _matching(names: Iterable[str], patterns: Iterable[str]) -> list[str]:
+    patterns = list(patterns)
+    inside = [name for name in names if ".." not in name.split("/")]
+    return [name for name in inside if any(fnmatchcase(name, pattern) for pattern in patterns)]
 
 
 def is_cached(part: Part) -> bool:

@@ -34,7 +34,7 @@ from pia_ray.config.catalog import CatalogConfig
 from pia_ray.config.knobs import KNOBS
 from pia_ray.config.model import ModelConfig, build
 from pia_ray.media.video import probe
-from pia_ray.testing import FakeAnimator, draw_picture, make_catalog, make_pipeline_folder
+from pia_ray.testing import FakeAnimator, draw_picture, make_catalog, make_lora, make_pipeline_folder
 from tests.s3_server import S3Server, point_at, s3, s3_server
 
 __all__ = ["s3", "s3_server"]  # fixtures
@@ -579,6 +579,29 @@ def test_models_lists_names_and_pull_verifies_them(pia: Pia) -> None:
     assert ended.code == 2
     assert "Known: demo, realistic-vision" in ended.err
     assert pia("models", "pull").code == 2
+
+
+def test_models_show_says_what_a_model_is_made_of_and_what_of_its_loras_has_no_place(pia: Pia, tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    folder = make_pipeline_folder(tmp_path / "tiny", vae_factor=4)
+    lora = load_file(make_lora(tmp_path / "few.safetensors", folder))
+    lost = {f"lora_unet_nowhere.lora_{side}.weight": torch.zeros(2, 2) for side in ("down", "up")}
+    save_file({**lora, **lost}, tmp_path / "few.safetensors")
+    loras = {"few": {"path": str(tmp_path / "few.safetensors"), "merge": True}}
+    settings = {"base": str(folder), "loras": loras, "few_step": "lcm-4", "long_edge": 32, "size_step": 16}
+    (tmp_path / "fast.yaml").write_text(json.dumps(settings), "utf-8")
+    ended = pia("models", "show", str(tmp_path / "fast.yaml"))
+    assert ended.code == 0, ended.err
+    assert "predicts: epsilon" in ended.out
+    assert "lcm-4: scheduler lcm, num_inference_steps 4" in ended.out
+    assert "few, without a place in this model: lora_unet_nowhere" in ended.out
+    assert pia("models", "show").code == 2
+    (tmp_path / "m.csv").write_text("id,image,prompt\na,a.png,sea\n")
+    ended = pia("validate", "m.csv", "--model", str(tmp_path / "fast.yaml"))
+    assert ended.code == 0
+    assert "note: 1 layers of LoRA few have no place in it, such as lora_unet_nowhere" in ended.out
 
 
 def test_the_version_is_the_package_s(pia: Pia) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pia_ray.config.prompt_syntax import looks_weighted, weighted_texts
+from pia_ray.config.prompt_syntax import literal_part, looks_weighted, weighted_texts
 from pia_ray.config.resolving import parse_params, resolve
 from pia_ray.errors import BadParameter
 
@@ -99,6 +99,23 @@ def test_a_prompt_that_is_written_with_weights_is_recognised(prompt: str, weight
 
 def resolved(**cells: Any) -> Any:
     return resolve(parse_params({"prompt_syntax": "a1111", **cells}), {}, model_defaults={})
+
+
+@pytest.mark.parametrize(
+    ("prompt", "part"),
+    [
+        ("a {red|blue} car", "{red|blue} as text: wildcards"),
+        ("a __color__ car", "__color__ as text: wildcards"),
+        ("a photo of {title}", "{title} as text: columns"),
+        ("ugly, embedding:bad-art", "embedding:bad-art as text"),
+        ("a car, snake_case, {} and {1}", None),
+        ("__init__", "__init__ as text"),
+    ],
+)
+def test_what_other_programs_replace_is_named(prompt: str, part: str | None) -> None:
+    found = literal_part(prompt)
+    assert (found is None) == (part is None)
+    assert (found or "").startswith(part or "")
 
 
 def test_loras_of_a_prompt_become_those_of_the_row() -> None:

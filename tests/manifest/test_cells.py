@@ -15,7 +15,6 @@ import pytest
 from pia_ray import storage
 from pia_ray.errors import ImageNotFound, StorageNotFound
 from pia_ray.manifest import read_image_cell
-from pia_ray.manifest.references import Versions
 from tests.chaos_proxy import ChaosProxy, chaos
 from tests.s3_server import s3_server
 
@@ -107,12 +106,3 @@ def test_cells_of_text_lists_and_nulls_keep_their_values(tmp_path: Path) -> None
         read_image_cell(f"{path}#row=2&column=image")
     assert read_image_cell(f"{path}#row=3&column=image") == b"hi"
     assert len(read_image_cell(f"{path}#row=2&column=latents")) > 4 * 64 * 4
-
-
-def test_each_prefix_is_listed_once_where_rows_ask_for_many_by_turns(chaos: ChaosProxy) -> None:
-    uris = [f"{chaos.bucket}/{number}/a.png" for number in range(12)]
-    for uri in uris:
-        storage.write_bytes(uri, b"picture")
-    versions = Versions()
-    assert all(versions.of(uri).startswith("#etag=") for uri in uris * 3)
-    assert sum("list-type=2" in path for _, path, _ in chaos.requests) == 12

@@ -183,3 +183,8 @@ def test_the_results_say_which_picture_a_video_is_of(tmp_path: Path) -> None:
         ("x-p1", 1),
         ("y", None),
     ]
+
+
+def test_ids_that_are_made_of_columns_tell_the_pictures_of_a_row_apart(tmp_path: Path) -> None:
+    source = table_of([["a.png", "b.png"], ["c.png"]], tmp_path / "m.jsonl")
+    assert [item["id"] for item in items_of(source, id_col="sku-{id}")] == ["sku-r0", "sku-r0-p1", "sku-r1"]

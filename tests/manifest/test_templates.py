@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 
 from pia_ray import manifest
+from pia_ray.catalog.validate import validate
 from pia_ray.config.catalog import CatalogConfig
 from pia_ray.config.model import build
 from pia_ray.errors import ManifestError
@@ -52,6 +53,45 @@ def test_a_template_gives_each_row_without_a_prompt_its_own(
 ) -> None:
     items = planned(tmp_path, prompt=template)
     assert [item["prompt"] for item in items] == [first, second, "own {text}"]
+
+
+def test_validate_names_what_would_be_read_as_text(tmp_path: Path) -> None:
+    prompts = ["a (red:1.3) cat", "a photo of {title}", "a {red|blue} cat", "a cat"]
+    rows = [{"id": str(n), "image": "a.png", "prompt": text} for n, text in enumerate(prompts)]
+    rows[3]["negative_prompt"] = "embedding:bad-art"
+    (tmp_path / "m.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    config = build(CatalogConfig, {"manifest": str(tmp_path / "m.jsonl"), "output": "out", "model": "demo"})
+    notes = [finding.note or "" for finding in validate(config, fetch=False)]
+    expected = (
+        "prompt looks weighted",
+        "prompt holds {title}",
+        "prompt holds {red|blue}",
+        "negative_prompt holds embed",
+    )
+    assert all(note.startswith(start) for note, start in zip(notes, expected, strict=True)), notes
+
+
+def test_ids_may_be_made_of_columns(tmp_path: Path) -> None:
+    file = tmp_path / "m.jsonl"
+    file.write_text("\n".join(map(json.dumps, ROWS)))
+
+    def items(template: str) -> list[dict[str, Any]]:
+        config = build(
+            CatalogConfig,
+            {"manifest": str(file), "output": "out", "model": "demo", "id_col": template, "defaults": {"prompt": "p"}},
+        )
+        found = pa.concat_tables(manifest.plan(manifest.open_manifest(config), config, model_version="v1")).to_pylist()
+        for item, row in zip(found, ROWS, strict=True):
+            if item["error_code"] is None:
+                assert manifest.plan_row(row, config, model_version="v1").id == item["id"]
+        return found
+
+    assert [item["id"] for item in items("{image|lower}[-{color}]")] == ["a.png-blue", "b.png", "c.png-red"]
+    found = items("{title|strip|lower}")
+    assert [item["id"] for item in found[:2]] == ["the red  cat", "boat"]
+    assert "id: the cell of title is empty" in found[2]["error_message"]
+    with pytest.raises(ManifestError, match='no column "sku", which --id-col names'):
+        items("{sku}")
 
 
 def test_a_row_of_a_filled_prompt_has_the_work_key_of_that_prompt(tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def test_a_steady_pan_has_nothing_to_complain_of(clean: np.ndarray) -> None:
     assert judgement.likeness_part > 0.85
     assert judgement.flicker < 0.01
     assert judgement.sharpness == pytest.approx(1, abs=0.15)
-    assert judgement.colour < 2
+    assert judgement.colour_shift < 2
     assert judgement.stillness == 0
     assert judgement.motion == 0.1
     assert judgement.closure is judgement.subject_similarity is judgement.prompt_similarity is None
@@ -75,7 +75,7 @@ def test_the_picture_itself_is_perfect(clean: np.ndarray) -> None:
     assert (judgement.likeness, judgement.likeness_min, judgement.likeness_part) == pytest.approx((1, 1, 1), abs=1e-3)
     assert (judgement.flicker, judgement.stillness) == (0, 1)
     assert judgement.sharpness == pytest.approx(1, abs=1e-3)
-    assert judgement.colour == pytest.approx(0, abs=0.01)
+    assert judgement.colour_shift == pytest.approx(0, abs=0.01)
 
 
 def test_one_black_frame_is_the_least_like_frame(clean: np.ndarray) -> None:
@@ -119,12 +119,12 @@ def test_colours_that_drift_are_measured_in_delta_e(clean: np.ndarray) -> None:
     gains = np.linspace(1, 1.25, NUM_FRAMES)[:, None, None]
     warm = clean.astype(float)
     warm[..., 0] *= gains
-    assert judged(np.clip(warm, 0, 255).astype(np.uint8)).colour > judged(clean).colour + 3
+    assert judged(np.clip(warm, 0, 255).astype(np.uint8)).colour_shift > judged(clean).colour_shift + 3
 
 
 def test_delta_e_of_two_flat_colours_is_that_of_the_books() -> None:
     red, green = (np.full((4, 64, 64, 3), colour, np.uint8) for colour in ((255, 0, 0), (0, 255, 0)))
-    assert judged(green, red[0]).colour == pytest.approx(170.6, abs=0.2)  # CIELAB 53.2, 80.1, 67.2; 87.7, -86.2, 83.2
+    assert judged(green, red[0]).colour_shift == pytest.approx(170.6, abs=0.2)  # CIELAB 53.2, 80.1, 67.2; 87.7, -86.2, 83.2
 
 
 def test_stillness_is_the_longest_rest_of_a_moving_video(clean: np.ndarray) -> None:
@@ -170,7 +170,7 @@ def test_flat_pictures_have_finite_numbers(level: int) -> None:
 def test_a_long_video_is_judged_by_some_of_its_frames(clean: np.ndarray) -> None:
     short, long = judged(clean), judged(pan(4 * MOST_FRAMES))
     assert long.likeness == pytest.approx(short.likeness, abs=0.02)
-    assert long.colour == pytest.approx(short.colour, abs=0.5)
+    assert long.colour_shift == pytest.approx(short.colour_shift, abs=0.5)
 
 
 @pytest.mark.parametrize(

@@ -214,6 +214,18 @@ def test_rows_of_models_in_memory_go_first_but_pass_no_row_for_ever() -> None:
     assert queue.next(ready={"here"}, loading=()) == PATIENCE + 1
 
 
+def test_rows_that_fit_go_before_one_that_does_not_but_do_not_pass_it_for_ever() -> None:
+    queue: AdmissionQueue[int] = AdmissionQueue()
+    for number in range(2 * PATIENCE):
+        queue.add("model", number)
+    gone = []
+    while (row := queue.next(ready={"model"}, loading=(), fits=lambda row: row > 0)) is not None:
+        assert queue.pop("model", row) == row
+        gone.append(row)
+    assert gone == list(range(1, PATIENCE + 1))
+    assert queue.next(ready={"model"}, loading=()) == 0
+
+
 def test_urgent_rows_go_first_but_no_row_waits_for_ever() -> None:
     queue: AdmissionQueue[str] = AdmissionQueue()
     queue.add("model", "batch", priority=1)

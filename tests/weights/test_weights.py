@@ -153,9 +153,14 @@ def test_a_bin_file_is_refused_unless_pickle_is_allowed(folder: Path):
     assert resolve(allowed).base == folder
 
 
-def test_weights_of_another_precision_alone_are_refused(folder: Path):
-    (folder / UNET).rename(folder / "unet/diffusion_pytorch_model.fp16.safetensors")
+def test_weights_of_another_variant_alone_are_refused(folder: Path):
+    (folder / UNET).rename(folder / "unet/diffusion_pytorch_model.non_ema.safetensors")
     assert "rename" in refusal(model(folder))
+
+
+def test_the_fp16_variant_alone_is_taken(folder: Path):
+    (folder / UNET).rename(folder / "unet/diffusion_pytorch_model.fp16.safetensors")
+    assert resolve(model(folder)).base == folder
 
 
 @pytest.mark.parametrize("length", [0, 5, 100, 5_000, -1])
@@ -587,6 +592,21 @@ def test_a_hub_model_is_fetched_once_and_then_used_without_network(hub: Hub, hub
     assert hub_node.ask("resolve", "someone/tiny-pia") == first
     assert hub_node.ask("version", "someone/tiny-pia") == first["version"]
     assert hub_node.ask("pin", "someone/tiny-pia") == {"revision": commit}
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("dtype", ["float16", "auto"])
+def test_fp16_files_of_the_hub_are_fetched_for_float16_and_where_there_are_no_others(
+    dtype: str, hub: Hub, hub_node: Node, folder: Path
+):
+    half = folder / "unet/diffusion_pytorch_model.fp16.safetensors"
+    half.write_bytes((folder / UNET).read_bytes())
+    for name in ("text_encoder/model", "vae/diffusion_pytorch_model"):
+        (folder / f"{name}.safetensors").rename(folder / f"{name}.fp16.safetensors")
+    base = Path(hub_node.ask("resolve", "someone/tiny-pia", dtype=dtype)["base"])
+    assert (base / "text_encoder/model.fp16.safetensors").is_file()
+    assert (base / "unet" / half.name).is_file()
+    assert (base / UNET).is_file() == (dtype == "auto")
 
 
 @pytest.mark.heavy

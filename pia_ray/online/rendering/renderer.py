@@ -85,7 +85,7 @@ class FinishedVideo(BaseModel):
     likeness_part: float | None = None
     flicker: float | None = None
     sharpness: float | None = None
-    colour: float | None = None
+    colour_shift: float | None = None
     stillness: float | None = None
     closure: float | None = None
     subject_similarity: float | None = None

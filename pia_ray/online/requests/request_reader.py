@@ -149,7 +149,7 @@ class FormReader:
         video_format = format_of(given.pop("format", None))
         sources = sources_of(given)
         params = self._params(given, sources, model_name, model)
-        resolved = resolve(params, {}, model_defaults=model.defaults)
+        resolved = resolve(params, {}, model_defaults=model.defaults, sampling=model.sampling)
         request_limits.check_size(resolved, self._config)
         lora_strengths(resolved, model.lora_weights)
         files = {}

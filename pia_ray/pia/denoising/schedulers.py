@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -36,7 +37,19 @@ LINEAR_BETAS: Final[Mapping[str, Any]] = {
 """The noise schedule of PIA's training; a Stable Diffusion checkpoint's own file says scaled_linear. Source: PIA's
 config."""
 
+_OTHER_SIGMAS: Final = (
+    "use_karras_sigmas",
+    "use_exponential_sigmas",
+    "use_beta_sigmas",
+    "use_flow_sigmas",
+    "use_lu_lambdas",
+)
+"""Settings that replace the sigmas of a scheduler. A checkpoint's file may have one; the name alone says it here."""
+
 _KARRAS: Final = {"use_karras_sigmas": True}
+
+# Few-step models are distilled at the ends of equal parts of the noise schedule. Source: arXiv 2404.13686, 2402.13929.
+_TRAILING: Final = {"timestep_spacing": "trailing"}
 
 # Without lower_order_final an uneven number of steps does not end on a whole one.
 _SINGLESTEP: Final = {"algorithm_type": "dpmsolver++", "solver_order": 2, "lower_order_final": True}
@@ -73,17 +86,20 @@ SCHEDULERS: Final[Mapping[str, tuple[Any, Mapping[str, Any]]]] = {
     "ddpm": (DDPMScheduler, {}),
     "tcd": (TCDScheduler, {"original_inference_steps": DISTILLED_STEPS}),
     "sa-solver": (SASolverScheduler, {}),
+    "ddim-trailing": (DDIMScheduler, _TRAILING),
+    "euler-trailing": (EulerDiscreteScheduler, _TRAILING),
 }
 """For each scheduler name the class, and the settings that replace those of the model's own scheduler config."""
 
 
 def make_scheduler(own: Mapping[str, Any], name: str, *, steps: int) -> Any:
-    """A fresh scheduler, its timesteps set: the model's `own` settings, linear betas, no clipping.
+    """A fresh scheduler, its timesteps set: the model's `own` settings, linear betas, no clipping, the name's sigmas.
 
     Raises:
         BadParameter: the scheduler cannot do that number of steps.
     """
-    return make_configured({**own, **LINEAR_BETAS, **SCHEDULERS[name][1]}, name, steps=steps)
+    plain = {**own, **LINEAR_BETAS, **dict.fromkeys(_OTHER_SIGMAS, False)}
+    return make_configured({**plain, **SCHEDULERS[name][1]}, name, steps=steps)
 
 
 def make_configured(config: Mapping[str, Any], name: str, *, steps: int) -> Any:
@@ -92,8 +108,10 @@ def make_configured(config: Mapping[str, Any], name: str, *, steps: int) -> Any:
     Raises:
         BadParameter: the scheduler cannot do that number of steps.
     """
-    public = {key: value for key, value in config.items() if not key.startswith("_")}
-    scheduler = SCHEDULERS[name][0].from_config(public)
+    kind = SCHEDULERS[name][0]
+    # diffusers logs a line for settings that a class does not have.
+    known = inspect.signature(kind.__init__).parameters
+    scheduler = kind.from_config({key: value for key, value in config.items() if key in known})
     try:
         # On the CPU, so that reading a timestep does not wait for the GPU.
         scheduler.set_timesteps(steps, device="cpu")
@@ -102,8 +120,10 @@ def make_configured(config: Mapping[str, Any], name: str, *, steps: int) -> Any:
             f"num_inference_steps: scheduler {name} cannot do {steps} steps ({error})",
             "num_inference_steps",
         ) from None
-    trained = scheduler.config["num_train_timesteps"]
-    if float(scheduler.timesteps.max()) > trained - 1:
+    trained, timesteps = scheduler.config["num_train_timesteps"], scheduler.timesteps
+    # Solvers divide by the differences of `steps` + 1 noise levels, and there may be fewer different ones.
+    divides = "solver_order" in scheduler.config or "predictor_order" in scheduler.config
+    if float(timesteps.max()) > trained - 1 or (divides and len(scheduler.sigmas.unique()) < len(scheduler.sigmas)):
         raise BadParameter(
             f"num_inference_steps must be below {trained} for scheduler {name} (got {steps})",
             "num_inference_steps",

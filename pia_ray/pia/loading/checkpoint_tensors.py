@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import pickle
-from collections.abc import Mapping
 from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,26 +13,23 @@ import torch
 from safetensors.torch import load_file
 
 from pia_ray.errors import WeightsError
+from pia_ray.pia.loading.pickled_tensors import read_pickle
 
 _Module = TypeVar("_Module", bound=torch.nn.Module)
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a checkpoint file by name, on the CPU. Pickled files are loaded with torch's weights_only.
+    """The tensors of a checkpoint file by name, on the CPU. Pickled files run no code.
 
     Raises:
         WeightsError: the file cannot be read, or holds something else.
     """
+    if path.suffix.lower() != ".safetensors":
+        return read_pickle(path)
     try:
-        if path.suffix.lower() == ".safetensors":
-            return load_file(path)
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError, safetensors.SafetensorError) as error:
+        return load_file(path)
+    except (OSError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
         raise WeightsError(f"cannot read {path}: {str(error).strip().splitlines()[0]}") from error
-    found = found.get("state_dict", found) if isinstance(found, Mapping) else found
-    if not isinstance(found, Mapping):
-        raise WeightsError(f"{path} holds no tensors by name: it is a {type(found).__name__}")
-    return _flat(found)
 
 
 def tensor_names(path: Path) -> list[str]:
@@ -64,13 +59,3 @@ def sharing_copy(module: _Module) -> _Module:
     """A copy of a module with the original's tensors; replacing some of them does not affect the original."""
     shared: dict[int, Any] = {id(tensor): tensor for tensor in chain(module.parameters(), module.buffers())}
     return copy.deepcopy(module, shared)
-
-
-def _flat(values: Mapping[Any, Any], prefix: str = "") -> dict[str, torch.Tensor]:
-    tensors: dict[str, torch.Tensor] = {}
-    for name, value in values.items():
-        if isinstance(value, torch.Tensor):
-            tensors[f"{prefix}{name}"] = value.detach()
-        elif isinstance(value, Mapping):
-            tensors |= _flat(value, f"{prefix}{name}.")
-    return tensors

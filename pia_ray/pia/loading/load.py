@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,14 +20,15 @@ from transformers.utils import logging as transformers_logging
 
 from pia_ray.config.model import ModelConfig
 from pia_ray.errors import WeightsError
-from pia_ray.pia.components import Components, Lora, SharedTensors
+from pia_ray.pia.components import Changeable, Components, Lora, Part, SharedTensors
 from pia_ray.pia.device.memory import limit_memory
 from pia_ray.pia.device.placement import device_of, dtype_of, text_encoder_dtype_of, vae_dtype_of
 from pia_ray.pia.loading import single_file
 from pia_ray.pia.loading.checkpoint_tensors import read_header, read_tensors, tensor_names
 from pia_ray.pia.loading.group_norm import normalise_as_original
 from pia_ray.pia.loading.ip_adapter import install_ip_adapter
-from pia_ray.pia.loading.lora import read_lora
+from pia_ray.pia.loading.lora import LoraFile, merge, read_lora
+from pia_ray.pia.loading.motion_adapter import load_motion_adapter
 from pia_ray.pia.loading.offload import offload
 from pia_ray.pia.loading.textual_inversion import with_inversions
 from pia_ray.pia.loading.weight_sharing import SourceOf, WeightPool
@@ -55,18 +57,19 @@ def assemble(weights: LocalWeights, model: ModelConfig, pool: WeightPool | None 
     memory_bytes = limit_memory(model, device)
     kwargs = {"use_safetensors": None if model.allow_pickle else True}
     unet, vae, text_encoder = _parts(weights, kwargs, dtypes)
+    merged = _merge_loras(weights, model, _Changed(unet, text_encoder))
     if (channels := unet.config["in_channels"]) != 9:
         raise WeightsError(
             f"the UNet of model {model.name} takes {channels} channels, PIA's takes 9: "
             "motion_adapter must be PIA's condition adapter, which brings its own conv_in"
         )
-    configs = _configs(weights)
+    configs = config_folder(weights)
     tokenizer = _load(CLIPTokenizer, configs / "tokenizer", {})
     parts: dict[str, torch.nn.Module] = {"text_encoder": text_encoder, "unet": unet, "vae": vae}
     if (encoder := _image_encoder(weights, kwargs, dtype=dtypes.unet)) is not None:
         parts["image_encoder"] = encoder
     weights_device = device if model.offload == "none" else torch.device("cpu")
-    shared = _move_to_device(parts, weights, pool, device=weights_device)
+    shared = _move_to_device(parts, weights, pool, device=weights_device, merged=merged)
     if model.group_norm == "original":
         normalise_as_original(unet)
     ip_adapter = None
@@ -80,10 +83,7 @@ def assemble(weights: LocalWeights, model: ModelConfig, pool: WeightPool | None 
         vae=vae,
         text_encoder=text_encoder,
         tokenizer=tokenizer,
-        scheduler_config={
-            **_read_config(configs / "scheduler" / "scheduler_config.json"),
-            **(_stated_settings(weights.base) if weights.base.is_file() else {}),
-        },
+        scheduler_config=scheduler_config(weights, model),
         device=device,
         dtype=dtypes.unet,
         vae_dtype=dtypes.vae,
@@ -94,50 +94,86 @@ def assemble(weights: LocalWeights, model: ModelConfig, pool: WeightPool | None 
         version=weights.version,
         ip_adapter=ip_adapter,
         scorer=scorer,
-        loras={name: Lora(path, model.loras[name].weight) for name, path in weights.loras.items()},
         shared_tensors=shared,
     )
-    if weights.textual_inversions:
-        components = with_inversions(components, weights.textual_inversions)
-    for name, lora in components.loras.items():
-        # Read now, so that a LoRA for another model is refused before the first row.
-        if unread := (file := read_lora(lora.path, components)).unread:
-            text = "LoRA %s: %d of %d layers have no place in this model and are left out, such as %s"
-            log.warning(text, name, len(unread), file.num_layers, unread[0])
+    components = with_inversions(components, weights.textual_inversions, loras=weights.loras.values())
+    components = replace(components, loras=_loras_of_rows(weights, model, components))
     offloaded = [components.text_encoder, components.unet, components.vae, *([] if encoder is None else [encoder])]
     offload(offloaded, model.offload, device)
     return components
 
 
-def own_scheduler(weights: LocalWeights) -> Any:
-    """The scheduler that came with the weights, of its own class and with its own settings.
+class _Changed(NamedTuple):
+    unet: UNetMotionModel
+    text_encoder: CLIPTextModel
+
+
+def _merge_loras(weights: LocalWeights, model: ModelConfig, parts: Changeable) -> dict[tuple[Part, str], str]:
+    """Merges the LoRAs that are parts of the model; returns by part and name of parameter the source of its change."""
+    sources: dict[tuple[Part, str], str] = {}
+    for name, path in weights.loras.items():
+        if (lora := model.loras[name]).merge:
+            file = merge(path, lora.weight, parts)
+            _warn_of_unread(name, file)
+            for part, module, parameter in file.places:
+                key = part, f"{module}.{parameter}"
+                sources[key] = f"{sources.get(key, '')}+{digest(path, [path])}*{lora.weight}"
+    return sources
+
+
+def _loras_of_rows(weights: LocalWeights, model: ModelConfig, components: Components) -> dict[str, Lora]:
+    """The LoRAs that rows choose, read now, so that one for another model is refused before the first row."""
+    loras = {}
+    for name, weight in model.lora_weights.items():
+        file = read_lora(weights.loras[name], components)
+        _warn_of_unread(name, file)
+        loras[name] = Lora(weights.loras[name], weight, file.places)
+    return loras
+
+
+def _warn_of_unread(name: str, file: LoraFile) -> None:
+    if file.unread:
+        text = "LoRA %s: %d of %d layers have no place in this model and are left out, such as %s"
+        log.warning(text, name, len(file.unread), file.num_layers, file.unread[0])
+
+
+def own_scheduler(weights: LocalWeights, model: ModelConfig) -> Any:
+    """The scheduler that came with the weights, of its own class and with its own settings, or those of the model.
 
     Raises:
         WeightsError: there is none, or diffusers does not have its class.
     """
-    path = _configs(weights) / "scheduler" / "scheduler_config.json"
-    config = _read_config(path) | (_stated_settings(weights.base) if weights.base.is_file() else {})
+    config = scheduler_config(weights, model)
     kind = getattr(schedulers, str(config.get("_class_name")), None)
     if kind is None:
-        raise WeightsError(f"{path} names no scheduler of diffusers: {config.get('_class_name')}")
+        raise WeightsError(f"{config_folder(weights)} names no scheduler of diffusers: {config.get('_class_name')}")
     return kind.from_config(config)
 
 
-def _stated_settings(path: Path) -> dict[str, Any]:
-    """The scheduler's settings that a single file states, which go before those of the config folder."""
-    return single_file.scheduler_settings(tensor_names(path), read_header(path))
+def scheduler_config(weights: LocalWeights, model: ModelConfig) -> dict[str, Any]:
+    """The model's settings, before what a single file states, before those of the folder."""
+    config = read_config(config_folder(weights) / "scheduler" / "scheduler_config.json")
+    if weights.base.is_file():
+        config |= single_file.scheduler_settings(tensor_names(weights.base), read_header(weights.base))
+    if model.prediction_type != "auto":
+        config["prediction_type"] = model.prediction_type
+    if model.zero_snr != "auto":
+        config["rescale_betas_zero_snr"] = model.zero_snr == "on"
+    if model.zero_snr == "on":
+        config["timestep_spacing"] = "trailing"
+    return config
 
 
 def own_side(weights: LocalWeights) -> int:
     """The side in px of the square pictures that the weights were trained on, by their configs; 512 where none says."""
-    configs = _configs(weights)
+    configs = config_folder(weights)
     vae = weights.vae if weights.vae is not None and weights.vae.is_dir() else configs / "vae"
-    factor = 2 ** (len(_read_config(vae / "config.json").get("block_out_channels", [0] * 4)) - 1)
-    side = _read_config(configs / "unet" / "config.json").get("sample_size", 64)
+    factor = 2 ** (len(read_config(vae / "config.json").get("block_out_channels", [0] * 4)) - 1)
+    side = read_config(configs / "unet" / "config.json").get("sample_size", 64)
     return int(side if isinstance(side, int) else 64) * factor
 
 
-def _configs(weights: LocalWeights) -> Path:
+def config_folder(weights: LocalWeights) -> Path:
     """The folder with configs, tokenizer and scheduler."""
     return weights.base if weights.base.is_dir() or weights.config is None else weights.config
 
@@ -187,7 +223,7 @@ def _single(
 
 def _unet(weights: LocalWeights, kwargs: dict[str, Any]) -> UNetMotionModel:
     folder = weights.base / "unet"
-    kind = _read_config(folder / "config.json").get("_class_name")
+    kind = read_config(folder / "config.json").get("_class_name")
     if kind != "UNetMotionModel":
         return _with_motion(None, weights, kwargs)
     if weights.motion_adapter is not None:
@@ -201,11 +237,14 @@ def _with_motion(plain: UNet2DConditionModel | None, weights: LocalWeights, kwar
     """PIA's UNet: the plain one (None: the one in the base's folder) with the adapter's motion modules."""
     if weights.motion_adapter is None:
         raise WeightsError(f"{weights.base} is a plain Stable Diffusion: the model needs a motion_adapter to animate")
-    adapter = _load(MotionAdapter, weights.motion_adapter, kwargs)
-    if adapter.conv_in is None:
-        raise WeightsError(f"the motion adapter in {weights.motion_adapter} has no conv_in: it is not PIA's")
     if plain is None:
         plain = _load(UNet2DConditionModel, weights.base / "unet", kwargs)
+    if weights.motion_adapter.is_file():
+        adapter = load_motion_adapter(weights.motion_adapter, plain.config, dtype=kwargs["torch_dtype"])
+    else:
+        adapter = _load(MotionAdapter, weights.motion_adapter, kwargs)
+    if adapter.conv_in is None:
+        raise WeightsError(f"the motion adapter in {weights.motion_adapter} has no conv_in: it is not PIA's")
     # The new UNet shares conv_in with the adapter object, which is dropped here, so that nothing else refers to it.
     return UNetMotionModel.from_unet2d(plain, adapter)
 
@@ -219,9 +258,14 @@ def _image_encoder(
 
 
 def _move_to_device(
-    parts: Mapping[str, torch.nn.Module], weights: LocalWeights, pool: WeightPool | None, *, device: torch.device
+    parts: Mapping[str, torch.nn.Module],
+    weights: LocalWeights,
+    pool: WeightPool | None,
+    *,
+    device: torch.device,
+    merged: Mapping[tuple[Part, str], str],
 ) -> tuple[SharedTensors, ...]:
-    """Moves the parts to the device, through the pool."""
+    """Moves the parts to the device, through the pool; `merged` as `_merge_loras` returns it."""
 
     def source(path: Path | None, name: str) -> str:
         # Digests take seconds where the files are large, and nothing is shared without a pool.
@@ -232,9 +276,9 @@ def _move_to_device(
     text = source(weights.base, "text_encoder")
     image = source(weights.image_encoder, "")
     sources: dict[str, SourceOf] = {
-        "unet": lambda name: _unet_source(name, base, motion),
+        "unet": lambda name: _unet_source(name, base, motion) + merged.get(("unet", name), ""),
         "vae": lambda _: vae,
-        "text_encoder": lambda _: text,
+        "text_encoder": lambda name: text + merged.get(("text_encoder", name), ""),
         "image_encoder": lambda _: image,
     }
     used, shared = WeightPool() if pool is None else pool, list[SharedTensors]()
@@ -267,6 +311,9 @@ def _load(kind: Any, folder: Path, kwargs: dict[str, Any]) -> Any:
     # load, which is that of the whole process, and rows of another model may be denoising.
     given = [name for name in ("torch_dtype", "dtype") if name in kwargs]
     wide: dict[str, Any] = {**kwargs, **dict.fromkeys(given, torch.float32)}
+    files = [path.name for path in folder.glob("*.safetensors")]
+    if files and all(".fp16." in name for name in files):
+        wide["variant"] = "fp16"
     try:
         loaded = kind.from_pretrained(folder, local_files_only=True, **wide)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
@@ -276,7 +323,12 @@ def _load(kind: Any, folder: Path, kwargs: dict[str, Any]) -> Any:
     return torch.nn.Module.to(loaded, kwargs[given[0]]) if given else loaded
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def read_config(path: Path) -> dict[str, Any]:
+    """The settings in a file of configuration.
+
+    Raises:
+        WeightsError: it cannot be read, or is not a JSON object.
+    """
     try:
         value = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:

@@ -14,10 +14,11 @@ from typing import Any, Final
 import torch
 
 from pia_ray.errors import WeightsError
-from pia_ray.pia.components import Components
+from pia_ray.pia.components import Changeable, Components, Part, Place
 from pia_ray.pia.loading.checkpoint_tensors import read_header, read_tensors, sharing_copy
 from pia_ray.pia.loading.lora_kinds import WeightDelta, is_complete, rank_of
-from pia_ray.pia.loading.lora_names import Part, Target, role_of, target_of, targets_in
+from pia_ray.pia.loading.lora_names import Target, role_of, target_of, targets_in
+from pia_ray.pia.loading.textual_inversion import BUNDLED
 
 Strengths = tuple[tuple[str, float], ...]
 """LoRAs of a model by name with the factor of each."""
@@ -41,6 +42,11 @@ class LoraFile:
     num_layers: int
     """Layers of the file."""
 
+    @property
+    def places(self) -> frozenset[Place]:
+        """The parameters that it changes."""
+        return frozenset((found.part, found.module, found.parameter) for found in self.deltas)
+
 
 def variant(components: Components, loras: Strengths) -> Components:
     """The model with these LoRAs merged in: new weights where a LoRA acts, the same tensors everywhere else.
@@ -58,13 +64,27 @@ def variant(components: Components, loras: Strengths) -> Components:
     return replace(components, **parts)
 
 
-def read_lora(path: Path, components: Components) -> LoraFile:
+def merge(path: Path, weight: float, components: Changeable) -> LoraFile:
+    """Writes a LoRA of that strength into the model's own weights.
+
+    Raises:
+        WeightsError: the file is not a LoRA, or not for this model.
+    """
+    file = read_lora(path, components)
+    for found in file.deltas:
+        own = _parameter(components, found)
+        with torch.no_grad():
+            own.copy_(own.float() + weight * found.delta(own))
+    return file
+
+
+def read_lora(path: Path, components: Changeable) -> LoraFile:
     """The file's differences to this model's weights, and the keys that have no place in it.
 
     Raises:
         WeightsError: the file is not a LoRA, of a kind that is not read, or most of it is for another model.
     """
-    tensors = read_tensors(path)
+    tensors = {key: tensor for key, tensor in read_tensors(path).items() if not key.startswith(BUNDLED)}
     for part, kind in _OTHER_KINDS.items():
         if any(part in key for key in tensors):
             raise WeightsError(f"{path} is a LoRA of the kind {kind}, which is not supported")
@@ -92,7 +112,7 @@ def read_lora(path: Path, components: Components) -> LoraFile:
     return LoraFile(deltas, unread, len(layers))
 
 
-def _layers_per_block(components: Components) -> int:
+def _layers_per_block(components: Changeable) -> int:
     layers = components.unet.config["layers_per_block"]
     return int(layers if isinstance(layers, int) else layers[0])
 
@@ -125,13 +145,13 @@ def _deltas(part: Part, module: str, factors: Mapping[str, torch.Tensor], alpha:
             yield WeightDelta(part, module, "bias", {role: factors[role]}, alpha)
 
 
-def _parameter(components: Components, delta: WeightDelta) -> torch.Tensor:
+def _parameter(components: Changeable, delta: WeightDelta) -> torch.Tensor:
     parameter = getattr(getattr(components, delta.part).get_submodule(delta.module), delta.parameter)
     assert isinstance(parameter, torch.Tensor)
     return parameter
 
 
-def _check_shapes(path: Path, name: str, delta: WeightDelta, components: Components) -> None:
+def _check_shapes(path: Path, name: str, delta: WeightDelta, components: Changeable) -> None:
     module = getattr(components, delta.part).get_submodule(delta.module)
     weight = getattr(module, delta.parameter)
     try:

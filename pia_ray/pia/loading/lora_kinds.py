@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from pia_ray.pia.loading.lora_names import Part
+from pia_ray.pia.components import Part
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import torch
 
-from pia_ray.pia.components import Components
-
-Part = Literal["unet", "text_encoder"]
-"""A part of a model that LoRAs change."""
+from pia_ray.pia.components import Changeable, Part
 
 Target = tuple[Part, str]
 """A module: its part and its flat name."""
@@ -87,7 +84,7 @@ def target_of(name: str, layers_per_block: int) -> Target:
     return part, f"{flat}_0" if flat.endswith("_to_out") else flat
 
 
-def targets_in(components: Components) -> Iterator[tuple[Target, str]]:
+def targets_in(components: Changeable) -> Iterator[tuple[Target, str]]:
     """The modules of a model that a LoRA may change, and the dotted name of each."""
     parts: tuple[tuple[Part, Any], ...] = (("unet", components.unet), ("text_encoder", components.text_encoder))
     for part, model in parts:

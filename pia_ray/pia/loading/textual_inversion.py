@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Final
 
 import torch
 
 from pia_ray.errors import WeightsError
 from pia_ray.pia.components import Components
-from pia_ray.pia.loading.checkpoint_tensors import read_tensors, sharing_copy
+from pia_ray.pia.loading.checkpoint_tensors import read_tensors, sharing_copy, tensor_names
+
+BUNDLED: Final = "bundle_emb."
+"""Start of the keys of textual inversions in a LoRA file: `bundle_emb.TOKEN.string_to_param.*`, as A1111 reads them."""
 
 
-def with_inversions(components: Components, files: Mapping[str, Path]) -> Components:
-    """The model with a word for each file, by name. A file of several vectors also gives the words `x_1`, `x_2`, ...
+def with_inversions(components: Components, files: Mapping[str, Path], *, loras: Iterable[Path] = ()) -> Components:
+    """The model with a word for each file, by name, and for each inversion that a LoRA's file holds.
+
+    A file of several vectors also gives the words `x_1`, `x_2`, ... A word of `files` goes before a LoRA's.
 
     It has its own text encoder; all weights but the token embeddings stay shared with the original, and the tokenizer
     stays the same. Source: textual inversion, arXiv 2208.01618.
@@ -24,18 +30,23 @@ def with_inversions(components: Components, files: Mapping[str, Path]) -> Compon
     Raises:
         WeightsError: a file is not a textual inversion, or not for this model; a token is already in the vocabulary.
     """
+    sources = {token: (path, read_tensors(path)) for token, path in files.items()}
+    for lora in loras:
+        sources = {token: (lora, tensors) for token, tensors in bundled(lora).items()} | sources
+    if not sources:
+        return components
     text_encoder = sharing_copy(components.text_encoder)
     embeddings = text_encoder.get_input_embeddings()
     table, vocabulary = embeddings.weight, components.tokenizer.get_vocab()
     words: dict[str, tuple[int, ...]] = {}
     added: list[torch.Tensor] = []
     first = max(len(table), len(components.tokenizer))
-    for token, path in files.items():
-        vectors = _read_vectors(path, width=table.shape[1])
+    for token, (path, tensors) in sources.items():
+        vectors = _vectors(tensors, path, width=table.shape[1])
         ids = tuple(range(first + len(added), first + len(added) + len(vectors)))
         names = {token: ids} | {f"{token}_{index}": (ids[index],) for index in range(1, len(ids))}
         for name in names:
-            if name in vocabulary or name in words:
+            if (name in vocabulary and token in files) or name in words:
                 raise WeightsError(f"{path}: {name} is already a token of this model; choose another one for it")
         words |= names
         added.extend(vectors.to(table.device, table.dtype))
@@ -74,9 +85,20 @@ def _is_letter(char: str) -> bool:
     return char.isalnum() or char == "_"
 
 
-def _read_vectors(path: Path, *, width: int) -> torch.Tensor:
+def bundled(lora: Path) -> dict[str, dict[str, torch.Tensor]]:
+    """The tensors of each inversion in a LoRA's file, by token."""
+    if not any(name.startswith(BUNDLED) for name in tensor_names(lora)):
+        return {}
+    found: dict[str, dict[str, torch.Tensor]] = {}
+    for name, tensor in read_tensors(lora).items():
+        token, _, key = name.removeprefix(BUNDLED).partition(".")
+        if name.startswith(BUNDLED) and key:
+            found.setdefault(token, {})[key] = tensor
+    return found
+
+
+def _vectors(tensors: Mapping[str, torch.Tensor], path: Path, *, width: int) -> torch.Tensor:
     """[vectors, width]"""
-    tensors = read_tensors(path)
     vectors = tensors.get("string_to_param.*")  # A1111's pickled layout
     if vectors is None and len(tensors) == 1:  # diffusers' layout, or A1111's emb_params
         vectors = next(iter(tensors.values()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from pia_ray.pia.loading.load import assemble
 from pia_ray.testing import make_pipeline_folder, make_textual_inversion
 from pia_ray.types import AnimationRequest
 from pia_ray.weights import resolve
+from tests.config.test_prompt_syntax import published
 
 LONG = "a red cat in the sea, " * 8
 
@@ -106,6 +108,50 @@ def test_weighted_prompts_have_the_embeddings_of_a1111(
         expected.append(encoded(parts, [token for token, _ in tokens], [weight for _, weight in tokens]))
     ours = Conditions(parts).prompt(prompt, clip_skip=None, syntax="a1111")
     torch.testing.assert_close(ours, torch.cat(expected), rtol=1e-5, atol=1e-5)
+
+
+AS_WRITTEN = (
+    "masterpiece, best quality, 1girl, solo, (long hair:1.2), looking at viewer, (detailed eyes), [blurry background]",
+    "RAW photo, (close up:1.3) portrait of a woman, 8k uhd, dslr, soft lighting, high quality, film grain, XT3",
+    "(deformed iris, deformed pupils, semi-realistic, cgi, 3d, render, sketch, cartoon, drawing, anime:1.4), text, "
+    "close up, cropped, out of frame, worst quality, low quality, jpeg artifacts, ugly, duplicate, morbid, mutilated",
+    "((masterpiece)), (((best quality))), [[lowres]], (red sea",
+    r"a cat \(animal\) in the sea BREAK a red sofa, BREAK (sunset:0.8)",
+    "a red cat in the sea, " * 14,
+    "photo of a lighthouse at dusk, 16:9, f/1.8, 35mm: waves (crashing:1.15), slow zoom in",
+    "Ein Leuchtturm am Meer, sch\u00f6nes Licht, \u00e9t\u00e9, \u6d77",
+    "cat,,  cat ,(cat),\n\n(sea :1.1), ",
+    "<thing> (with <brackets>:0.9) & symbols #1 @home 100% -- v 5",
+)
+
+
+def a1111(parts: Components, prompt: str) -> torch.Tensor:
+    """The embedding by the published code: its parser, its chunks with a backtrack of 20 tokens to a comma."""
+    comma = tokens_of(parts, ",")[0]
+    chunks: list[list[tuple[int, float]]] = []
+    chunk: list[tuple[int, float]] = []
+    last_comma = -1
+    for text, weight in published(prompt):
+        if (text, weight) == ("BREAK", -1):
+            chunks, chunk, last_comma = [*chunks, chunk], [], -1
+            continue
+        for token in tokens_of(parts, text):
+            if token == comma:
+                last_comma = len(chunk)
+            elif len(chunk) == 75 and last_comma != -1 and len(chunk) - last_comma <= 20:
+                chunks, chunk, last_comma = [*chunks, chunk[: last_comma + 1]], chunk[last_comma + 1 :], -1
+            if len(chunk) == 75:
+                chunks, chunk, last_comma = [*chunks, chunk], [], -1
+            chunk.append((token, weight))
+    chunks += [chunk] if chunk or not chunks else []
+    return torch.cat([encoded(parts, [token for token, _ in each], [weight for _, weight in each]) for each in chunks])
+
+
+@pytest.mark.parametrize("prompt", AS_WRITTEN)
+def test_prompts_as_people_write_them_have_the_embeddings_of_the_published_code(parts: Components, prompt: str) -> None:
+    plain = replace(parts, inversions={})
+    ours = Conditions(plain).prompt(prompt, clip_skip=None, syntax="a1111")
+    torch.testing.assert_close(ours, a1111(plain, prompt), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,12 @@ That each equals diffusers' is in test_engine, where its list of names is.
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+import torch
 
 from pia_ray.animation import Animation
 from pia_ray.catalog.validate import validate
@@ -66,6 +68,46 @@ def test_a_number_of_steps_is_done_or_refused(name: str, own: str) -> None:
             assert error.field == "num_inference_steps"
         else:
             assert 0 <= float(scheduler.timesteps.min()) <= float(scheduler.timesteps.max()) <= 999
+
+
+SOLVERS = [name for name in SCHEDULERS if name.startswith(("dpm", "unipc", "deis", "sa-"))]
+
+
+@pytest.mark.parametrize("spacing", ["leading", "linspace"])
+@pytest.mark.parametrize("name", SOLVERS)
+def test_as_many_steps_as_were_trained_are_refused_where_two_of_them_are_one(name: str, spacing: str) -> None:
+    try:
+        scheduler = make_scheduler({"timestep_spacing": spacing, "steps_offset": 1}, name, steps=1000)
+    except BadParameter as error:
+        assert "below 1000" in error.message
+    else:
+        assert len(scheduler.sigmas.unique()) == len(scheduler.sigmas)
+        assert torch.isfinite(scheduler.sigmas).all()
+
+
+@pytest.mark.parametrize("setting", ["use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas"])
+def test_a_name_says_the_sigmas_whatever_the_checkpoint_says(setting: str) -> None:
+    own = {**OWN["epsilon"], setting: True}
+    for name in ("euler", "dpm++2m", "unipc-karras", "heun"):
+        plain, other = (make_scheduler(config, name, steps=5) for config in (OWN["epsilon"], own))
+        assert torch.equal(plain.timesteps, other.timesteps), name
+    euler, karras = (make_scheduler(own, name, steps=5).sigmas for name in ("euler", "euler-karras"))
+    assert not torch.allclose(euler, karras)
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_settings_of_another_class_are_left_out_without_a_log_line(name: str) -> None:
+    records: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: records.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("diffusers")
+    logger.addHandler(handler)
+    try:
+        own = {"_class_name": "PNDMScheduler", "skip_prk_steps": True, "set_alpha_to_one": False, "made_up": 1}
+        make_scheduler({**OWN["epsilon"], **own}, name, steps=4)
+    finally:
+        logger.removeHandler(handler)
+    assert not records
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3])

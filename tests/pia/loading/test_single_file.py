@@ -189,8 +189,88 @@ def test_a_single_file_without_motion_adapter_is_refused_with_what_to_do(files: 
     assert "needs a motion_adapter" in refusal(model)
 
 
-def test_a_motion_adapter_as_a_single_file_is_refused(files: Files) -> None:
-    assert "folder in diffusers layout" in refusal(model_of(files[0], files[2], config=files[3]))
+def test_a_setting_of_the_model_goes_before_what_the_file_states(files: Files, tmp_path: Path) -> None:
+    base, adapter, _, config = files
+    stated = tmp_path / "stated.safetensors"
+    save_file({**load_file(base), "v_pred": torch.zeros(0), "ztsnr": torch.zeros(0)}, stated)
+
+    def settings(path: Path, **own: str) -> tuple[Any, Any, str]:
+        model = model_of(path, adapter, config=config, **own)
+        found = assemble(resolve(model), model)
+        return (
+            found.scheduler_config["prediction_type"],
+            found.scheduler_config.get("rescale_betas_zero_snr"),
+            version(model),
+        )
+
+    assert settings(stated)[:2] == ("v_prediction", True)
+    assert settings(stated, prediction_type="epsilon", zero_snr="off")[:2] == ("epsilon", False)
+    assert settings(base, prediction_type="v_prediction", zero_snr="on")[:2] == ("v_prediction", True)
+    assert settings(base)[2] != settings(base, prediction_type="v_prediction")[2], (
+        "results of both have other work keys"
+    )
+
+
+def original_names(folder: Path) -> dict[str, torch.Tensor]:
+    """The motion adapter of a folder in the names of PIA's own `pia.ckpt`."""
+    found = {}
+    for name, tensor in load_file(folder / "diffusion_pytorch_model.safetensors").items():
+        for ours, theirs in {
+            ".transformer_blocks": ".temporal_transformer.transformer_blocks",
+            ".proj_": ".temporal_transformer.proj_",
+            ".norm.": ".temporal_transformer.norm.",
+            ".attn1": ".attention_blocks.0",
+            ".attn2": ".attention_blocks.1",
+            ".norm1": ".norms.0",
+            ".norm2": ".norms.1",
+            ".norm3": ".ff_norm",
+            ".pos_embed.": ".pos_encoder.",
+        }.items():
+            name = name.replace(ours, theirs)
+        found[f"module.{name}"] = tensor
+    return found
+
+
+@pytest.mark.parametrize("name", ["pia.ckpt", "pia.safetensors"])
+def test_pias_own_file_makes_the_frames_of_the_adapter_in_a_folder(
+    name: str, files: Files, folders: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    base, adapter, _, config = files
+    tensors, file = original_names(adapter), tmp_path / name
+    assert "module.down_blocks.0.motion_modules.0.temporal_transformer.proj_in.weight" in tensors
+    if name.endswith(".ckpt"):
+        torch.save({"epoch": 1, "state_dict": tensors}, file)
+    else:
+        save_file(tensors, file)
+    expected = frames(model_of(base, adapter, config=config))
+    for each in (base, folders[0]):
+        model = model_of(each, file, config=config).model_copy(update={"allow_pickle": True})
+        np.testing.assert_array_equal(frames(model), expected)
+
+
+def test_a_file_that_is_no_adapter_of_pia_is_refused_by_what_it_lacks(files: Files, tmp_path: Path) -> None:
+    base, adapter, vae, config = files
+    assert "holds no motion_modules" in refusal(model_of(base, vae, config=config))
+    tensors, file = original_names(adapter), tmp_path / "mm.safetensors"
+    save_file({name: tensor for name, tensor in tensors.items() if "conv_in" not in name}, file)
+    assert "motion module of AnimateDiff" in refusal(model_of(base, file, config=config))
+    save_file({name: tensor for name, tensor in tensors.items() if ".ff_norm.weight" not in name}, file)
+    assert "lacks " in refusal(model_of(base, file, config=config))
+
+
+@pytest.mark.parametrize("dtype", ["auto", "float16"])
+def test_a_folder_with_nothing_but_the_fp16_variant_is_loaded(
+    dtype: str, folders: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(folders[0], base)
+    for file in base.glob("*/*model.safetensors"):
+        file.rename(file.with_name(file.name.replace(".safetensors", ".fp16.safetensors")))
+    model = model_of(base, folders[1], dtype=dtype)
+    ours, theirs = (assemble(resolve(each), each) for each in (model, model_of(folders[0], folders[1], dtype=dtype)))
+    for part in ("unet", "text_encoder", "vae"):
+        plain = getattr(theirs, part).state_dict()
+        assert all(torch.equal(tensor, plain[name]) for name, tensor in getattr(ours, part).state_dict().items())
 
 
 def refusal(model: ModelConfig) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from pia_ray.animation import Animation
 from pia_ray.config.knobs import AnimationParams
@@ -18,6 +18,7 @@ from pia_ray.config.model import ModelConfig
 from pia_ray.errors import WeightsError
 from pia_ray.pia.animator import Animator
 from pia_ray.pia.loading.load import assemble
+from pia_ray.pia.loading.lora import read_lora
 from pia_ray.pia.loading.textual_inversion import with_inversions
 from pia_ray.testing import make_lora, make_pipeline_folder, make_textual_inversion
 from pia_ray.types import AnimationRequest
@@ -128,11 +129,25 @@ def test_what_is_no_textual_inversion_for_this_model_is_refused_by_file(
     assert "already a token" in refusal("a", files["<thing>"])
 
 
+def test_inversions_in_a_loras_file_are_words_of_the_model(
+    folder: Path, files: dict[str, Path], tmp_path: Path
+) -> None:
+    lora, vectors = load_file(make_lora(tmp_path / "plain.safetensors", folder)), torch.randn(2, 32)
+    for key in ("string_to_param.*", "emb_params"):
+        save_file({**lora, f"bundle_emb.charm.{key}": vectors}, tmp_path / "both.safetensors")
+        model = model_of(folder, files, loras={"x": {"path": str(tmp_path / "both.safetensors"), "weight": 0}})
+        parts = assemble(resolve(model), model)
+        assert set(parts.inversions) > {"charm", "charm_1", "<thing>"}
+        words = parts.text_encoder.get_input_embeddings().weight
+        assert torch.equal(words[list(parts.inversions["charm"])], vectors)
+        assert not read_lora(tmp_path / "both.safetensors", parts).unread
+    own = model_of(folder, {"charm": files["<thing>"]}, loras={"x": str(tmp_path / "both.safetensors")})
+    assert len(assemble(resolve(own), own).inversions["charm"]) == 1, "the model's own word goes before"
+
+
 def test_a_pickled_textual_inversion_is_read_where_that_is_allowed(
     folder: Path, files: dict[str, Path], tmp_path: Path
 ) -> None:
-    from safetensors.torch import load_file
-
     vectors = load_file(files["bad-art"])["emb_params"]
     torch.save({"string_to_param": {"*": vectors}, "name": "art", "step": 500}, tmp_path / "art.pt")
     allowed = model_of(folder, {"bad-art": tmp_path / "art.pt"}, allow_pickle=True)

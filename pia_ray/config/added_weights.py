@@ -1,0 +1,31 @@
+"""The sources of what a model adds to its checkpoint: LoRAs and textual inversions."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class InversionConfig(BaseModel):
+    """The source of a textual inversion; its path alone will do."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    path: str = Field(description="A .safetensors file: local, s3://, or on the hub as OWNER/NAME/FILE.")
+    revision: str | None = Field(None, description="Commit, tag or branch, where it is on the hub.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _path_alone(cls, value: object) -> object:
+        return {"path": value} if isinstance(value, str) else value
+
+
+class LoraConfig(InversionConfig):
+    """The source of a LoRA and its strength for rows that do not choose; its path alone will do."""
+
+    weight: float = Field(
+        1.0, ge=-10, le=10, description="Its strength for rows that name none. 0: acts only on rows that name it."
+    )
+    merge: bool = Field(
+        False,
+        description="Whether it is a part of the model for all rows: no row can leave it out, and it takes no memory.",
+    )
