@@ -162,6 +162,7 @@ OWNERS = {
     "anyio": {"pia_ray.online": "the event loop's side of the HTTP interface"},
     "uvicorn": {"pia_ray.online": "the HTTP interface", "pia_ray.cli": "pia-ray serve"},
     "openpyxl": {"pia_ray.manifest.workbooks": "reads Excel workbooks"},
+    "argcomplete": {"pia_ray.cli": "completion in shells"},
     "rich": {"pia_ray.cli": "the live display and tables on the terminal"},
     "yaml": {"pia_ray.config": "configuration files"},
 }

@@ -16,10 +16,11 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from pia_ray import logs
 from pia_ray.cli.config_flags import catalog_config, knobs_of, styles_of
+from pia_ray.cli.file_viewer import open_file
 from pia_ray.config.catalog import RETRY_ALL, CatalogConfig, load
 from pia_ray.config.knobs import DEFAULT_STYLE, REFERENCE_KNOBS
 from pia_ray.config.model import (
@@ -37,6 +38,11 @@ if TYPE_CHECKING:
 
 Command = Callable[[argparse.Namespace], int]
 
+DEFAULT_MODEL: Final = "realistic-vision"
+
+_NO_OUTPUT: Final = "unused"
+"""Output of commands that need none; no run has written there."""
+
 
 def demo_command(args: argparse.Namespace) -> int:
     manifest = str(files("pia_ray").joinpath("demo", "catalog", "catalog.parquet"))
@@ -48,6 +54,8 @@ def demo_command(args: argparse.Namespace) -> int:
 
 def animate_command(args: argparse.Namespace) -> int:
     config = catalog_config(args)
+    if args.dry_run:
+        return _dry_run(config)
     again = list(args.argv)
     for flag in ("--retry", "--remake"):
         while flag in again:
@@ -131,7 +139,7 @@ def image_command(args: argparse.Namespace) -> int:
         raise ConfigError(f"there is no folder {Path(args.output).resolve().parent} to write {args.output} to")
     knobs = knobs_of(args)
     try:
-        model = model_for(knobs.pop("style", DEFAULT_STYLE), load_model(args.model), styles_of(args))
+        model = model_for(knobs.pop("style", DEFAULT_STYLE), load_model(args.model or DEFAULT_MODEL), styles_of(args))
     except BadParameter as error:
         raise ConfigError(f"--style: {error.message}") from None
     if "prompt" not in knobs and "prompt" not in model.defaults:
@@ -161,40 +169,53 @@ def image_command(args: argparse.Namespace) -> int:
         highlight=False,
         soft_wrap=True,
     )
+    if args.open and not open_file(args.output):
+        print("pia-ray: this system has no program that opens files: open the video by hand", file=sys.stderr)
     return 0
 
 
 def validate_command(args: argparse.Namespace) -> int:
+    return _validate(catalog_config(args, output=_NO_OUTPUT), fetch=args.fetch, show=args.show, as_json=args.json)
+
+
+def _dry_run(config: CatalogConfig) -> int:
+    from pia_ray.catalog import estimate
+
+    code = _validate(config, fetch=False, show=0, as_json=False)
+    print(estimate.text_of(estimate.estimate(config, resume=True)))
+    return code
+
+
+def _validate(config: CatalogConfig, *, fetch: bool, show: int, as_json: bool) -> int:
     from pia_ray import manifest
     from pia_ray.catalog.validate import validate
     from pia_ray.cli.console import make_console
 
-    config = catalog_config(args, output="unused")
     console, counts = make_console(), {"rows": 0, "bad": 0}
     opened = manifest.open_manifest(config)
-    for finding in validate(config, fetch=args.fetch, opened=opened):
+    for finding in validate(config, fetch=fetch, opened=opened):
         counts["rows"] = finding.num_items
-        if finding.prompt is not None and finding.num_items <= args.show and not args.json:
+        if finding.prompt is not None and finding.num_items <= show and not as_json:
             console.print(f"{finding.id}: {finding.prompt}", highlight=False, soft_wrap=True, markup=False)
         if finding.code is None and finding.note is None:
             continue
         counts["bad"] += finding.code is not None and not finding.is_unreachable
         if finding.is_unreachable:
             counts["unreachable"] = counts.get("unreachable", 0) + 1
-        if not args.json:
+        if not as_json:
             text = f"{finding.id}: {finding.message or f'note: {finding.note}'}"
             console.print(text, highlight=False, soft_wrap=True, markup=False)
         elif finding.code is None:
             print(json.dumps({"id": finding.id, "note": finding.note}))
         else:
             print(json.dumps({"id": finding.id, "code": finding.code, "message": finding.message}))
-    if args.json:
+    if as_json:
         print(json.dumps(counts))
     else:
         unreachable = f", {counts['unreachable']} unreachable now" if "unreachable" in counts else ""
         console.print(f"{counts['rows']} work items, {counts['bad']} bad{unreachable}", highlight=False)
     if opened.use.text:
-        print(opened.use.text, file=sys.stderr if args.json else sys.stdout)
+        print(opened.use.text, file=sys.stderr if as_json else sys.stdout)
     return 1 if counts["bad"] or "unreachable" in counts else 0
 
 
@@ -204,13 +225,13 @@ def estimate_command(args: argparse.Namespace) -> int:
     for flag, value in (("--measure", args.measure), ("--price-per-hour", args.price_per_hour or 0)):
         if value < 0:
             raise ConfigError(f"{flag} must not be negative (got {value})")
-    config = catalog_config(args, output=args.output or "unused")
+    config = catalog_config(args, output=_NO_OUTPUT)
     estimated = estimate.estimate(
         config,
         calibrate=args.calibrate,
         measure=args.measure,
         price_per_hour=args.price_per_hour,
-        resume=args.output is not None,
+        resume=config.output != _NO_OUTPUT,
     )
     print(json.dumps(estimate.facts_of(estimated)) if args.json else estimate.text_of(estimated))
     return 0
@@ -307,4 +328,11 @@ def models_command(args: argparse.Namespace) -> int:
         for name, model in named_models().items()
     ]
     show_table(make_console(), ["name", "here", "base", "description"], rows)
+    return 0
+
+
+def completion_command(args: argparse.Namespace) -> int:
+    from argcomplete.shell_integration import shellcode
+
+    print(shellcode(["pia-ray"], shell=args.shell))
     return 0

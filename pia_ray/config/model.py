@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from pia_ray.config.knobs import DEFAULT_STYLE, REFERENCE_KNOBS, suggest
+from pia_ray.config.knobs import DEFAULT_STYLE, KNOBS, REFERENCE_KNOBS, suggest
 from pia_ray.config.resolving import parse_defaults
 from pia_ray.errors import BadParameter, ConfigError
 
@@ -311,10 +311,8 @@ def build(kind: type[_Config], values: Mapping[str, Any], *, source: str = "") -
     Raises:
         ConfigError: names the key, with the nearest known one where it is misspelt, and `source` (a file) if given.
     """
+    check_settings(kind, values, source=source)
     prefix = f"{source}: " if source else ""
-    for key in values:
-        if key not in kind.model_fields:
-            raise ConfigError(f'{prefix}there is no setting "{key}".{suggest(key, kind.model_fields)}')
     try:
         return kind.model_validate(dict(values))
     except ValidationError as error:
@@ -326,6 +324,24 @@ def build(kind: type[_Config], values: Mapping[str, Any], *, source: str = "") -
         if first["type"] == "extra_forbidden":
             text = f"there is no such setting.{suggest(str(first['loc'][-1]), ModelConfig.model_fields)}"
         raise ConfigError(f"{prefix}{where}: {text}" if where else f"{prefix}{text}") from None
+
+
+def check_settings(kind: type[BaseModel], values: Iterable[str], *, source: str = "") -> None:
+    """Refuses names that are no settings of that kind of config.
+
+    Raises:
+        ConfigError: names the first of them, with the nearest known one, and `source` (a file) if given.
+    """
+    knobs = KNOBS if "defaults" in kind.model_fields else ()
+    for key in values:
+        if key in kind.model_fields:
+            continue
+        prefix = f"{source}: " if source else ""
+        if key in knobs:
+            raise ConfigError(f'{prefix}"{key}" is a knob, not a setting: write it under `defaults:`')
+        near = suggest(key, {*kind.model_fields, *knobs})
+        under = " It is a knob: write it under `defaults:`." if near and near.split('"')[1] in knobs else ""
+        raise ConfigError(f'{prefix}there is no setting "{key}".{near}{under}')
 
 
 class _Loader(yaml.SafeLoader):
