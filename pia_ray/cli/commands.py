@@ -32,6 +32,7 @@ from pia_ray.config.resolving import parse_params
 from pia_ray.config.serve import load_serve
 from pia_ray.config.workers import WorkerConfig
 from pia_ray.errors import BadParameter, ConfigError
+from pia_ray.extras import require
 
 if TYPE_CHECKING:
     from pia_ray.catalog.progress import Progress
@@ -66,6 +67,7 @@ def animate_command(args: argparse.Namespace) -> int:
 
 def _run(config: CatalogConfig, args: argparse.Namespace, *, again: Sequence[str]) -> int:
     """Runs the catalogue; `again` are the arguments that repeat the run, the command first."""
+    require("run", purpose=f"`{args.parser.prog}`")
     from pia_ray.catalog.graph import run_catalog
     from pia_ray.cli.console import RunDisplay, absolute_path, make_run_console, open_page, show_summary
 
@@ -124,6 +126,8 @@ def _program() -> list[str]:
 
 
 def image_command(args: argparse.Namespace) -> int:
+    require("run", purpose="`pia-ray image`")
+
     from rich.progress import Progress as Bar
 
     from pia_ray.cli.console import make_console
@@ -225,6 +229,8 @@ def estimate_command(args: argparse.Namespace) -> int:
     for flag, value in (("--measure", args.measure), ("--price-per-hour", args.price_per_hour or 0)):
         if value < 0:
             raise ConfigError(f"{flag} must not be negative (got {value})")
+    if args.measure:
+        require("run", purpose="--measure")
     config = catalog_config(args, output=_NO_OUTPUT)
     estimated = estimate.estimate(
         config,
@@ -238,6 +244,8 @@ def estimate_command(args: argparse.Namespace) -> int:
 
 
 def bench_command(args: argparse.Namespace) -> int:
+    require("run", purpose="`pia-ray bench`")
+
     from pia_ray.bench.benchmark import bench, settings_here
     from pia_ray.bench.card import differences, text_of
 
@@ -281,6 +289,7 @@ def serve_command(args: argparse.Namespace) -> int:
     names = ("host", "port", "storage", "model", "allow_anonymous", "log")
     given = {name: value for name in names if (value := getattr(args, name)) is not None}
     config = load_serve(args.config, given)
+    require("serve", purpose="`pia-ray serve`")
 
     if config.log == "json":
         os.environ.setdefault("RAY_SERVE_LOG_ENCODING", "JSON")  # read when Serve is imported, and by its processes

@@ -32,10 +32,10 @@ from pia_ray.config.model import (
     load_model,
     load_models,
     model_for,
-    read_yaml,
 )
 from pia_ray.config.resolving import lora_strengths
 from pia_ray.config.workers import MAX_AUTO_BATCH_SIZE, WorkerConfig
+from pia_ray.config.yaml_files import read_yaml
 from pia_ray.errors import BadParameter, ConfigError, row_errors
 
 _MAX_FAILURES: Final = re.compile(r"\d{1,9}|(\d{1,2}(\.\d+)?|100)%")

@@ -1,4 +1,4 @@
-"""`ModelConfig`, named models, and the reading of configuration files.
+"""`ModelConfig`, and named models.
 
 Reads YAML files and nothing else: no environment variables, no network.
 """
@@ -16,6 +16,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from pia_ray.config.knobs import DEFAULT_STYLE, KNOBS, REFERENCE_KNOBS, suggest
 from pia_ray.config.resolving import parse_defaults
+from pia_ray.config.yaml_files import read_yaml
 from pia_ray.errors import BadParameter, ConfigError
 
 USER_MODELS = Path("~/.config/pia-ray/models.yaml")
@@ -342,35 +343,6 @@ def check_settings(kind: type[BaseModel], values: Iterable[str], *, source: str 
         near = suggest(key, {*kind.model_fields, *knobs})
         under = " It is a knob: write it under `defaults:`." if near and near.split('"')[1] in knobs else ""
         raise ConfigError(f'{prefix}there is no setting "{key}".{near}{under}')
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML in which 1:16 is a range. To YAML 1.1 it is a number to the base of sixty, and actors: 1:16 would be 76."""
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [("tag:yaml.org,2002:str", re.compile(r"\d+:\d+$")), *resolvers] if first.isdigit() else resolvers
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-
-
-def read_yaml(path: str | Path) -> dict[str, Any]:
-    """The mapping in a YAML file.
-
-    Raises:
-        ConfigError: no such file, not YAML, or not a mapping.
-    """
-    try:
-        value = yaml.load(Path(path).read_text("utf-8"), _Loader)  # noqa: S506 - a safe loader
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror or error}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not YAML: {error}") from None
-    if value is None:
-        return {}
-    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
-        raise ConfigError(f"{path} must be a mapping of settings to values")
-    return value
 
 
 def load_model(name_or_file: str) -> ModelConfig:
