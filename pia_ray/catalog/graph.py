@@ -29,7 +29,7 @@ from pia_ray.catalog.metrics import DriverMetrics, WorkerMetrics
 from pia_ray.catalog.outage import OutageState
 from pia_ray.catalog.progress import RunSummary
 from pia_ray.catalog.run import Execute, Observer, RunPlan, run
-from pia_ray.catalog.settling import settled, versions_of
+from pia_ray.catalog.settling import on_gpus, settled, versions_of
 from pia_ray.catalog.state_writer import StateWriter
 from pia_ray.catalog.steps import worker_name
 from pia_ray.catalog.worker import CatalogWorker
@@ -103,6 +103,8 @@ def build_processor(
             "style_versions": style_versions,
         }
         pool = size_pool(pinned)
+        if pool.num_gpus:
+            stage["config"] = on_gpus(pinned)
         if preprocess is not None:
             dataset = dataset.map(_Merge(preprocess))
         dataset = _pooled(dataset, ProcessRow, pool, stage)
@@ -226,7 +228,8 @@ def _execute(make_animator: MakeAnimator, metrics: DriverMetrics) -> Execute:
         worker_cpus = (config.actors or (1, 1))[1] * config.cpus_per_actor
         with connected(config.address, worker_cpus=worker_cpus) as own_cluster:
             pool = size_pool(plan.config, own_cluster=own_cluster)
-            stage = {"config": plan.config, "run_id": plan.run_id, "make_animator": make_animator}
+            config = on_gpus(config) if pool.num_gpus else config
+            stage = {"config": config, "run_id": plan.run_id, "make_animator": make_animator}
             dataset = _pooled(_items(plan), AnimateRow, pool, stage)
             dataset.context.enable_progress_bars = False
             dataset.context.print_on_execution_start = False

@@ -130,11 +130,11 @@ def image_command(args: argparse.Namespace) -> int:
 
     from rich.progress import Progress as Bar
 
+    from pia_ray import weights
     from pia_ray.cli.console import make_console
     from pia_ray.manifest import inputs, redacted
     from pia_ray.media import image as pictures
     from pia_ray.media.video import MIME
-    from pia_ray.pia.animator import Animator
     from pia_ray.types import AnimationRequest
 
     if (extension := Path(args.output).suffix.lower().removeprefix(".")) not in MIME:
@@ -159,6 +159,9 @@ def image_command(args: argparse.Namespace) -> int:
     brings: dict[str, Any] = dict(inputs.read_references(named, background=caps["background"].default, **limits))
     # What the video says of itself holds no signature of a URL and no bytes.
     params = params.model_copy(update={knob: redacted(uri) for knob, uri in named.items()})
+    weights.fetch(model)
+    from pia_ray.pia.animator import Animator  # only now: importing torch takes seconds
+
     console = make_console()
     with Animator(model) as animator, Bar(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("animating", total=None)

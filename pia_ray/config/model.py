@@ -222,6 +222,11 @@ class ModelConfig(BaseModel):
         """The strength of each LoRA for rows that name none, by name."""
         return {name: lora.weight for name, lora in self.loras.items()}
 
+    @property
+    def on_gpu(self) -> ModelConfig:
+        """The same model for a worker that has been given a GPU: where `device` is auto, a CPU is no substitute."""
+        return self.model_copy(update={"device": "cuda"}) if self.device == "auto" else self
+
     @staticmethod
     def named(name: str) -> ModelConfig:
         """The model of that name, from the user's `models.yaml` or the packaged one.

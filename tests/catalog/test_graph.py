@@ -299,10 +299,15 @@ def test_a_pool_grows_from_its_least_to_its_most_while_rows_wait(tmp_path: Path)
     assert len({row["worker"] for row in by_id(config).values()}) == 2
 
 
+def make_on_gpu(config: CatalogConfig, cpu_threads: int) -> FakeAnimator:
+    assert config.model.device == "cuda", "a worker with a GPU must not fall back to its CPU"
+    return make_fake(config, cpu_threads, seconds_per_step=0.02)
+
+
 def test_more_actors_than_there_are_gpus_wait_and_the_run_completes(tmp_path: Path) -> None:
     manifest = make_catalog(tmp_path, rows=8)
     config = configure(manifest, tmp_path / "out", actors=4, gpus_per_actor=1, batch_size=1)
-    assert run_catalog(config, make_animator=partial(make_fake, seconds_per_step=0.02)).exit_code == 0
+    assert run_catalog(config, make_animator=make_on_gpu).exit_code == 0
     assert len({row["worker"] for row in by_id(config).values()}) <= 2
 
 
