@@ -155,6 +155,7 @@ OWNERS = {
         "pia_ray.catalog.actor_pool": "sizes the actors of a run",
         "pia_ray.catalog.channel": "joins the driver of a run and its actors",
         "pia_ray.catalog.metrics": "exports the metrics of runs through Ray's own",
+        "pia_ray.catalog.start_reports": "carries the actors' reports to the driver",
         "pia_ray.online.serve": "Ray Serve",
     },
     "fastapi": {"pia_ray.online": "the HTTP interface"},

@@ -746,6 +746,9 @@ def test_without_a_terminal_a_run_is_told_in_plain_lines() -> None:
     with RunDisplay(console) as display:
         display.show(Progress("planning"))
         display.show(replace(PROGRESS, phase="starting"))
+        for step in range(9):
+            start = f"the first row denoises, step {step} of 9" if step else "the model loads on 1 of 1 worker"
+            display.show(replace(PROGRESS, phase="starting", start=start))
         for done in range(1, 9):
             display.show(replace(PROGRESS, num_succeeded=done, num_failed=0, animating_s=10.0 * done))
         display.show(replace(PROGRESS, phase="writing"))
@@ -753,10 +756,12 @@ def test_without_a_terminal_a_run_is_told_in_plain_lines() -> None:
     assert re.search(r"[\x00-\x09\x0b-\x1f\x7f]", text) is None, "no control characters but line ends"
     lines = text.splitlines()
     assert lines[0] == "reading the manifest"
-    assert lines[1] == "8 of 12 work items to do: starting workers and loading the model"
-    assert lines[2] == "1 of 8 done, 0 failed, 7 left"
+    assert lines[1] == "8 of 12 work items to do: Ray starts"
+    assert lines[2].startswith("the model loads on 1 of 1 worker (0")
+    assert lines[3].startswith("the first row denoises, step 1 of 9 (0")
+    assert lines[4] == "1 of 8 done, 0 failed, 7 left"
     assert lines[-1] == "writing results and gallery"
-    assert len(lines) == 4, "rows that end at once share a line"
+    assert len(lines) == 6, "steps that follow at once, and rows that end at once, share a line"
 
 
 def test_an_outage_is_told_when_it_begins_with_its_reason_and_the_animations_that_wait() -> None:
