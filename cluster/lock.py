@@ -21,18 +21,18 @@ ONLY_CUDA = re.compile(r"(torch|triton|cuda-[\w-]+|nvidia-[\w-]+)==")
 HEAD = "# Made by `python cluster/lock.py` from pyproject.toml and constraints.txt; for Python 3.11 on Linux, x86-64.\n"
 
 
-def compiled(source: str) -> list[str]:
-    """One text per pinned package: its line and its hashes."""
+def compiled(*words: str) -> list[str]:
+    """One text per package that `uv pip compile WORDS` pins: its line and its hashes."""
     uv = ["uv", "pip", "compile", "--quiet", "--generate-hashes", "--no-header", "--no-annotate"]
     target = ["--python-version", "3.11", "--python-platform", "x86_64-manylinux_2_28"]
-    command = [*uv, *target, "--constraints", "constraints.txt", source]
+    command = [*uv, *target, "--constraints", "constraints.txt", *words]
     done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
     return re.findall(r"^\S.*(?:\n {4}.*)*\n", done.stdout, re.MULTILINE)
 
 
 def main() -> None:
     """Writes the files into the folder of this one."""
-    packages = compiled("pyproject.toml")
+    packages = compiled("pyproject.toml", "--extra", "serve")
     cuda = [text for text in packages if ONLY_CUDA.match(text)]
     both = [text for text in packages if not ONLY_CUDA.match(text)]
     building = CLUSTER / "requirements-build.in"

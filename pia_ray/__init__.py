@@ -216,7 +216,14 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOMES.get(name, "pia_ray.errors")), name)
+    try:
+        return getattr(import_module(_HOMES.get(name, "pia_ray.errors")), name)
+    except ModuleNotFoundError as error:
+        from pia_ray.extras import advice
+
+        if not (text := advice(error)):
+            raise
+        raise ModuleNotFoundError(f"{error.msg}.{text}", name=error.name, path=error.path) from None
 
 
 def __dir__() -> list[str]:

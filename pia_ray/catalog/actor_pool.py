@@ -10,8 +10,10 @@ from typing import Final
 import ray
 from ray.data import ActorPoolStrategy
 
+from pia_ray import weights
 from pia_ray.config.catalog import CatalogConfig
 from pia_ray.errors import ConfigError
+from pia_ray.pia.device.cpu_time import slow_on_cpu
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +55,8 @@ def size_pool(config: CatalogConfig, *, own_cluster: bool = False) -> ActorPool:
     resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     gpus = int(resources.get("GPU", 0))
     wants = config.gpus_per_actor if config.gpus_per_actor is not None else (1.0 if gpus else 0.0)
+    if own_cluster and not gpus and weights.is_full_size(config.model):
+        log.warning("%s", slow_on_cpu(os.cpu_count() or 1))
     if not gpus and not own_cluster and config.model.device != "cpu":
         log.warning(
             "the cluster has no GPU now%s",

@@ -29,7 +29,8 @@ from pia_ray.catalog.metrics import DriverMetrics, WorkerMetrics
 from pia_ray.catalog.outage import OutageState
 from pia_ray.catalog.progress import RunSummary
 from pia_ray.catalog.run import Execute, Observer, RunPlan, run
-from pia_ray.catalog.settling import settled, versions_of
+from pia_ray.catalog.settling import on_gpus, settled, versions_of
+from pia_ray.catalog.start_reports import ActorStart, RunStart
 from pia_ray.catalog.state_writer import StateWriter
 from pia_ray.catalog.steps import worker_name
 from pia_ray.catalog.worker import CatalogWorker
@@ -99,6 +100,8 @@ def build_processor(
             "style_versions": style_versions,
         }
         pool = size_pool(pinned)
+        if pool.num_gpus:
+            stage["config"] = on_gpus(pinned)
         if preprocess is not None:
             dataset = dataset.map(_Merge(preprocess))
         dataset = _pooled(dataset, ProcessRow, pool, stage)
@@ -133,7 +136,9 @@ class AnimateRow:
     def __init__(
         self, config: CatalogConfig, run_id: str, make_animator: MakeAnimator, *, cpu_threads: int, num_workers: int
     ) -> None:
+        self._start = ActorStart(run_id)
         self._worker = _worker(config, run_id, make_animator, cpu_threads, num_workers)
+        self._start.loaded(self._worker.rows)
         follow_run(self._worker, run_id=run_id)
         StateWriter(config.output, lambda: self._worker.state).start()  # until this process ends
 
@@ -145,6 +150,7 @@ class AnimateRow:
                 result = self._worker.work(row_from_item(item))
             except JobError as error:
                 end_process(error)
+            self._start.end()
             if result is None:
                 threading.Event().wait()  # returning would have Ray Data send the next row, and so on to the last
             else:
@@ -222,12 +228,13 @@ def _execute(make_animator: MakeAnimator, metrics: DriverMetrics) -> Execute:
         worker_cpus = (config.actors or (1, 1))[1] * config.cpus_per_actor
         with connected(config.address, worker_cpus=worker_cpus) as own_cluster:
             pool = size_pool(plan.config, own_cluster=own_cluster)
-            stage = {"config": plan.config, "run_id": plan.run_id, "make_animator": make_animator}
+            config = on_gpus(config) if pool.num_gpus else config
+            stage = {"config": config, "run_id": plan.run_id, "make_animator": make_animator}
             dataset = _pooled(_items(plan), AnimateRow, pool, stage)
             dataset.context.enable_progress_bars = False
             dataset.context.print_on_execution_start = False
-            with RunChannel(plan.run_id) as channel, metrics.of_run(plan.run_id):
-                results = _Results(dataset, channel)
+            with RunChannel(plan.run_id) as channel, RunStart(plan.run_id) as start, metrics.of_run(plan.run_id):
+                results = _Results(dataset, channel, start)
                 try:
                     yield results
                 finally:
@@ -277,9 +284,10 @@ def _pooled(dataset: Dataset, stage: type, pool: ActorPool, arguments: Mapping[s
 class _Results:
     """Result rows as the actors return them. `stop` ends the actors at once, also while another thread waits here."""
 
-    def __init__(self, dataset: Dataset, channel: RunChannel) -> None:
+    def __init__(self, dataset: Dataset, channel: RunChannel, start: RunStart) -> None:
         self._dataset = dataset
         self._channel = channel
+        self._start = start
         self._executor: Any = None
         self._stopped = False
         dataset.context.custom_execution_callback_classes.append(KeepExecutor)  # type: ignore[arg-type]
@@ -307,6 +315,11 @@ class _Results:
     def outage(self) -> OutageState:
         """The outage that actors wait out."""
         return self._channel.outage
+
+    @property
+    def start(self) -> str:
+        """The start of the actors in words."""
+        return self._start.text or "workers start"
 
     def keep(self, executor: Any) -> None:
         """Called when the execution of this thread's dataset is about to start."""

@@ -49,6 +49,8 @@ class InFlight:
         """Time of its latest step."""
         self.begun_at = self.stage_at = time.monotonic()
         """Times at which the row and its stage have begun."""
+        self.steps = (0, 0)
+        """Denoising steps done, and to do."""
         self._rows = rows
         self._changed = threading.Event()
 
@@ -114,7 +116,7 @@ class InFlight:
         self._changed.set()
 
     def _step(self, done: int, total: int) -> None:
-        self.moved_at = time.monotonic()
+        self.moved_at, self.steps = time.monotonic(), (done, total)
 
 
 class InFlightRows:
@@ -170,6 +172,11 @@ class InFlightRows:
             )
             for entry in sorted(self._now(), key=lambda entry: entry.begun_at)
         )
+
+    @property
+    def furthest_step(self) -> tuple[int, int]:
+        """Denoising steps done, and to do, of the row that is furthest; twice 0 where none denoises."""
+        return max((entry.steps for entry in self._now()), default=(0, 0))
 
     def wait_until_empty(self, *, timeout_s: float) -> bool:
         """Whether all rows have ended within the time."""

@@ -104,6 +104,11 @@ class _LocalRows:
         self._worker.drain()
 
     @property
+    def start(self) -> str:
+        """Empty, because the model was loaded before the rows."""
+        return ""
+
+    @property
     def is_drained(self) -> bool:
         """False, because the results end by themselves."""
         return False

@@ -35,6 +35,8 @@ class Progress:
     """Seconds from the start of the run to its first result."""
     animating_s: float = 0.0
     """Seconds from the first result to the latest."""
+    start: str = ""
+    """The workers' state before the first result, in words. Empty while Ray starts, and later."""
     columns: str = ""
     """The use of the manifest's columns in one line: knobs, and those that pass through. Empty before it is known."""
     away: str = ""

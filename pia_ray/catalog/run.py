@@ -56,6 +56,10 @@ class Rows(Protocol):
     def __iter__(self) -> Iterator[Sequence[ResultRow]]:
         """The results as they come."""
 
+    @property
+    def start(self) -> str:
+        """The workers' state before the first result, in words: downloads, loading, steps of the first row."""
+
     def drain(self) -> None:
         """Begins no other rows; those in an engine go on to their results."""
 
@@ -266,6 +270,7 @@ def _follow(
                 results.drain()
                 progress = replace(progress, phase="stopping")
             away = results.outage
+            progress = replace(progress, start=results.start if progress.phase == "starting" else "")
             yield replace(progress, away=away.what, away_reason=away.reason, num_waiting=away.num_animations)
             if verdicts.stop is not None:
                 raise verdicts.stop

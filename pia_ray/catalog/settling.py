@@ -22,6 +22,12 @@ def settled(config: CatalogConfig) -> CatalogConfig:
     return config.model_copy(update={**pinned, "on_end": None, "on_end_secret": None})
 
 
+def on_gpus(config: CatalogConfig) -> CatalogConfig:
+    """The same config for workers that have been given GPUs: they do not fall back to their CPUs."""
+    styles = {style: model.on_gpu for style, model in config.styles.items()}
+    return config.model_copy(update={"model": config.model.on_gpu, "styles": styles})
+
+
 def versions_of(config: CatalogConfig) -> tuple[str, dict[str, str]]:
     """The version of the run's own model, and those of its styles' models by style.
 

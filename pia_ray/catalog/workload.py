@@ -87,9 +87,10 @@ def plan_workload(config: CatalogConfig, *, resume: bool) -> Workload:
     version, index = config.model.name, Index()
     style_versions = {style: model.name for style, model in config.styles.items()}
     if resume:
+        index = ledger.Ledger.open(config.output).index
+    if index.part_uris:
         # Keys name the weights: only with their true version is it known what is done.
         version, style_versions = versions_of(settled(config))
-        index = ledger.Ledger.open(config.output).index
     lost = lost_videos(config.output, index, config.remake if resume else ())
     opened = manifest.open_manifest(config)
     rows = items = bad = before = pending = total_evaluations = 0

@@ -16,27 +16,33 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from pia_ray import logs
 from pia_ray.cli.config_flags import catalog_config, knobs_of, styles_of
+from pia_ray.cli.file_viewer import open_file
+from pia_ray.cli.model_commands import print_unread_layers
 from pia_ray.config.catalog import RETRY_ALL, CatalogConfig, load
 from pia_ray.config.knobs import DEFAULT_STYLE, REFERENCE_KNOBS
 from pia_ray.config.model import (
-    ModelConfig,
     load_model,
     model_for,
-    named_models,
 )
 from pia_ray.config.resolving import parse_params
 from pia_ray.config.serve import load_serve
 from pia_ray.config.workers import WorkerConfig
 from pia_ray.errors import BadParameter, ConfigError
+from pia_ray.extras import require
 
 if TYPE_CHECKING:
     from pia_ray.catalog.progress import Progress
 
 Command = Callable[[argparse.Namespace], int]
+
+DEFAULT_MODEL: Final = "realistic-vision"
+
+_NO_OUTPUT: Final = "unused"
+"""Output of commands that need none; no run has written there."""
 
 
 def demo_command(args: argparse.Namespace) -> int:
@@ -49,6 +55,8 @@ def demo_command(args: argparse.Namespace) -> int:
 
 def animate_command(args: argparse.Namespace) -> int:
     config = catalog_config(args)
+    if args.dry_run:
+        return _dry_run(config)
     again = list(args.argv)
     for flag in ("--retry", "--remake"):
         while flag in again:
@@ -59,6 +67,7 @@ def animate_command(args: argparse.Namespace) -> int:
 
 def _run(config: CatalogConfig, args: argparse.Namespace, *, again: Sequence[str]) -> int:
     """Runs the catalogue; `again` are the arguments that repeat the run, the command first."""
+    require("run", purpose=f"`{args.parser.prog}`")
     from pia_ray.catalog.graph import run_catalog
     from pia_ray.cli.console import RunDisplay, absolute_path, make_run_console, open_page, show_summary
 
@@ -117,13 +126,15 @@ def _program() -> list[str]:
 
 
 def image_command(args: argparse.Namespace) -> int:
+    require("run", purpose="`pia-ray image`")
+
     from rich.progress import Progress as Bar
 
+    from pia_ray import weights
     from pia_ray.cli.console import make_console
     from pia_ray.manifest import inputs, redacted
     from pia_ray.media import image as pictures
     from pia_ray.media.video import MIME
-    from pia_ray.pia.animator import Animator
     from pia_ray.types import AnimationRequest
 
     if (extension := Path(args.output).suffix.lower().removeprefix(".")) not in MIME:
@@ -132,7 +143,7 @@ def image_command(args: argparse.Namespace) -> int:
         raise ConfigError(f"there is no folder {Path(args.output).resolve().parent} to write {args.output} to")
     knobs = knobs_of(args)
     try:
-        model = model_for(knobs.pop("style", DEFAULT_STYLE), load_model(args.model), styles_of(args))
+        model = model_for(knobs.pop("style", DEFAULT_STYLE), load_model(args.model or DEFAULT_MODEL), styles_of(args))
     except BadParameter as error:
         raise ConfigError(f"--style: {error.message}") from None
     if "prompt" not in knobs and "prompt" not in model.defaults:
@@ -148,6 +159,9 @@ def image_command(args: argparse.Namespace) -> int:
     brings: dict[str, Any] = dict(inputs.read_references(named, background=caps["background"].default, **limits))
     # What the video says of itself holds no signature of a URL and no bytes.
     params = params.model_copy(update={knob: redacted(uri) for knob, uri in named.items()})
+    weights.fetch(model)
+    from pia_ray.pia.animator import Animator  # only now: importing torch takes seconds
+
     console = make_console()
     with Animator(model) as animator, Bar(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("animating", total=None)
@@ -162,47 +176,54 @@ def image_command(args: argparse.Namespace) -> int:
         highlight=False,
         soft_wrap=True,
     )
+    if args.open and not open_file(args.output):
+        print("pia-ray: this system has no program that opens files: open the video by hand", file=sys.stderr)
     return 0
 
 
 def validate_command(args: argparse.Namespace) -> int:
+    return _validate(catalog_config(args, output=_NO_OUTPUT), fetch=args.fetch, show=args.show, as_json=args.json)
+
+
+def _dry_run(config: CatalogConfig) -> int:
+    from pia_ray.catalog import estimate
+
+    code = _validate(config, fetch=False, show=0, as_json=False)
+    print(estimate.text_of(estimate.estimate(config, resume=True)))
+    return code
+
+
+def _validate(config: CatalogConfig, *, fetch: bool, show: int, as_json: bool) -> int:
     from pia_ray import manifest
     from pia_ray.catalog.validate import validate
     from pia_ray.cli.console import make_console
 
-    config = catalog_config(args, output="unused")
     console, counts = make_console(), {"rows": 0, "bad": 0}
     opened = manifest.open_manifest(config)
-    for finding in validate(config, fetch=args.fetch, opened=opened):
+    for finding in validate(config, fetch=fetch, opened=opened):
         counts["rows"] = finding.num_items
-        if finding.prompt is not None and finding.num_items <= args.show and not args.json:
+        if finding.prompt is not None and finding.num_items <= show and not as_json:
             console.print(f"{finding.id}: {finding.prompt}", highlight=False, soft_wrap=True, markup=False)
         if finding.code is None and finding.note is None:
             continue
         counts["bad"] += finding.code is not None and not finding.is_unreachable
         if finding.is_unreachable:
             counts["unreachable"] = counts.get("unreachable", 0) + 1
-        if not args.json:
+        if not as_json:
             text = f"{finding.id}: {finding.message or f'note: {finding.note}'}"
             console.print(text, highlight=False, soft_wrap=True, markup=False)
         elif finding.code is None:
             print(json.dumps({"id": finding.id, "note": finding.note}))
         else:
             print(json.dumps({"id": finding.id, "code": finding.code, "message": finding.message}))
-    for model in (config.model, *config.styles.values()):
-        for name, unread in _unread_layers(model).items():
-            if args.json:
-                print(json.dumps({"model": model.name, "lora": name, "unread": unread}))
-            else:
-                text = f"model {model.name}: note: {len(unread)} layers of LoRA {name} have no place in it, such as"
-                console.print(f"{text} {unread[0]}", highlight=False, soft_wrap=True, markup=False)
-    if args.json:
+    print_unread_layers(console, (config.model, *config.styles.values()), as_json=as_json)
+    if as_json:
         print(json.dumps(counts))
     else:
         unreachable = f", {counts['unreachable']} unreachable now" if "unreachable" in counts else ""
         console.print(f"{counts['rows']} work items, {counts['bad']} bad{unreachable}", highlight=False)
     if opened.use.text:
-        print(opened.use.text, file=sys.stderr if args.json else sys.stdout)
+        print(opened.use.text, file=sys.stderr if as_json else sys.stdout)
     return 1 if counts["bad"] or "unreachable" in counts else 0
 
 
@@ -212,19 +233,23 @@ def estimate_command(args: argparse.Namespace) -> int:
     for flag, value in (("--measure", args.measure), ("--price-per-hour", args.price_per_hour or 0)):
         if value < 0:
             raise ConfigError(f"{flag} must not be negative (got {value})")
-    config = catalog_config(args, output=args.output or "unused")
+    if args.measure:
+        require("run", purpose="--measure")
+    config = catalog_config(args, output=_NO_OUTPUT)
     estimated = estimate.estimate(
         config,
         calibrate=args.calibrate,
         measure=args.measure,
         price_per_hour=args.price_per_hour,
-        resume=args.output is not None,
+        resume=config.output != _NO_OUTPUT,
     )
     print(json.dumps(estimate.facts_of(estimated)) if args.json else estimate.text_of(estimated))
     return 0
 
 
 def bench_command(args: argparse.Namespace) -> int:
+    require("run", purpose="`pia-ray bench`")
+
     from pia_ray.bench.benchmark import bench, settings_here
     from pia_ray.bench.card import differences, text_of
 
@@ -268,6 +293,7 @@ def serve_command(args: argparse.Namespace) -> int:
     names = ("host", "port", "storage", "model", "allow_anonymous", "log")
     given = {name: value for name in names if (value := getattr(args, name)) is not None}
     config = load_serve(args.config, given)
+    require("serve", purpose="`pia-ray serve`")
 
     if config.log == "json":
         os.environ.setdefault("RAY_SERVE_LOG_ENCODING", "JSON")  # read when Serve is imported, and by its processes
@@ -292,69 +318,8 @@ def serve_command(args: argparse.Namespace) -> int:
     return 0
 
 
-def models_command(args: argparse.Namespace) -> int:
-    from pia_ray import storage, weights
-    from pia_ray.cli.console import absolute_path, make_console, show_table
+def completion_command(args: argparse.Namespace) -> int:
+    from argcomplete.shell_integration import shellcode
 
-    if args.action == "pull":
-        if args.name is None:
-            raise ConfigError("models pull needs the name of a model, or a YAML file of one")
-        model = load_model(args.name)
-        if args.to is not None:
-            location = absolute_path(args.to)
-            print(f"{args.name}: {weights.version(weights.copy(model, location))} in {location}")
-            print(f"Its settings, for `model` in a config file, are in {storage.join(location, weights.MODEL_FILE)}")
-            return 0
-        local = weights.pull(model)
-        print(f"{args.name}: {local.version} in {local.base}")
-        return 0
-    if args.to is not None:
-        raise ConfigError("--to is for models pull NAME")
-    if args.action == "show":
-        if args.name is None:
-            raise ConfigError("models show needs the name of a model, or a YAML file of one")
-        return _show_model(load_model(args.name))
-    rows = [
-        [name, "yes" if weights.is_pulled(model) else "no", model.base, model.description]
-        for name, model in named_models().items()
-    ]
-    show_table(make_console(), ["name", "here", "base", "description"], rows)
+    print(shellcode(["pia-ray"], shell=args.shell))
     return 0
-
-
-def _show_model(model: ModelConfig) -> int:
-    """Prints what a model is made of, and what of its LoRAs has no place in it."""
-    from pia_ray import weights
-    from pia_ray.cli.console import make_console, show_table
-    from pia_ray.pia.loading.outline import outline
-
-    local = weights.resolve(model)
-    found = outline(local, model)
-    zero = ", zero terminal SNR" if found.scheduler.get("rescale_betas_zero_snr") else ""
-    print(f"{local.version} in {local.base}")
-    print(f"predicts: {found.scheduler.get('prediction_type', 'epsilon')}{zero}")
-    if model.sampling:
-        print(f"{model.few_step}: " + ", ".join(f"{knob} {value}" for knob, value in model.sampling.items()))
-    if found.words:
-        print("words of textual inversions: " + ", ".join(found.words))
-    rows = []
-    for name, file in found.loras.items():
-        use = "all rows" if model.loras[name].merge else "rows that choose it or nothing"
-        rows.append([name, f"{model.loras[name].weight:g}", use, str(file.num_layers), str(len(file.unread))])
-    if rows:
-        show_table(make_console(), ["lora", "weight", "acts on", "layers", "without a place"], rows)
-    for name, unread in _unread_layers(model).items():
-        print(f"{name}, without a place in this model: {', '.join(unread)}")
-    return 0
-
-
-def _unread_layers(model: ModelConfig) -> dict[str, list[str]]:
-    """The layers that have no place in the model, of each LoRA that has such; none where weights are not here."""
-    from pia_ray import weights
-
-    if not model.loras or not weights.is_pulled(model):
-        return {}
-    from pia_ray.pia.loading.outline import outline
-
-    found = outline(weights.resolve(model), model)
-    return {name: file.unread for name, file in found.loras.items() if file.unread}

@@ -25,8 +25,8 @@ def knobs_of(args: argparse.Namespace) -> dict[str, Any]:
         raise ConfigError(f"--{error.field.replace('_', '-')}: {error.message}") from None
 
 
-def catalog_config(args: argparse.Namespace, **fixed: Any) -> CatalogConfig:
-    """The config of a run from its file with the flags on top, and `fixed` on top of both.
+def catalog_config(args: argparse.Namespace, **fallbacks: Any) -> CatalogConfig:
+    """The config of a run from its file with the flags on top; `fallbacks` for settings that are in neither.
 
     Raises:
         ConfigError: the file, a flag or a model is wrong.
@@ -36,14 +36,13 @@ def catalog_config(args: argparse.Namespace, **fixed: Any) -> CatalogConfig:
         for name in CatalogConfig.model_fields
         if name not in ("model", "styles", "defaults") and (value := getattr(args, name, None)) not in (None, [])
     }
-    overrides |= fixed
     if knobs := knobs_of(args):
         overrides["defaults"] = knobs
     if args.model is not None:
         overrides["model"] = load_model(args.model)
     if args.styles is not None:
         overrides["styles"] = styles_of(args)
-    return load(args.config, overrides)
+    return load(args.config, overrides, fallbacks=fallbacks)
 
 
 def styles_of(args: argparse.Namespace) -> dict[str, ModelConfig]:

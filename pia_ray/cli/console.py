@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 from rich.console import Console
 from rich.live import Live
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
 from rich.text import Text
@@ -44,7 +44,7 @@ RATE_S: Final = 5.0
 
 _PHASES: Final = {
     "planning": "reading the manifest",
-    "starting": "starting workers and loading the model",
+    "starting": "Ray starts",
     "animating": "animating",
     "stopping": "stopping: what denoises may end (a second signal stops at once)",
     "writing": "writing results and gallery",
@@ -114,12 +114,14 @@ class RunDisplay:
         self._live = console.is_terminal
         self._phase: tuple[str, str] = "", ""
         self._last_line = 0.0
+        self._begun_at = time.monotonic()
         self._bar = Bar(
             SpinnerColumn(),
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[facts]}"),
+            TimeElapsedColumn(),
             console=console,
             transient=True,
         )
@@ -135,17 +137,20 @@ class RunDisplay:
             # Before there are rows to count the bar pulses.
             self._bar.update(
                 self._task,
-                description=_PHASES[progress.phase],
+                description=progress.start or _PHASES[progress.phase],
                 total=progress.num_pending or None,
                 completed=progress.num_succeeded + progress.num_failed,
                 facts=_facts(progress),
             )
             return
         now = time.monotonic()
-        phase = progress.phase, progress.away
-        if phase != self._phase or (progress.phase == "animating" and now - self._last_line >= PLAIN_S):
+        # Of the start, each new kind of state is a line; steps and bytes, which follow the comma, make none at once.
+        phase = progress.phase, progress.away or progress.start.partition(",")[0]
+        is_due = progress.phase in ("starting", "animating") and now - self._last_line >= PLAIN_S
+        if phase != self._phase or is_due:
             self._phase, self._last_line = phase, now
-            self._console.print(_line(progress), highlight=False, soft_wrap=True)
+            elapsed = f" ({duration(now - self._begun_at)})" if progress.start else ""
+            self._console.print(_line(progress) + elapsed, highlight=False, soft_wrap=True)
 
     def __enter__(self) -> RunDisplay:
         if self._live:
@@ -278,8 +283,11 @@ def _outage(progress: Progress) -> str:
 
 def _line(progress: Progress) -> str:
     if progress.away:
-        return escape(f"{_PHASES[progress.phase]}: {_outage(progress)} ({progress.away_reason})")
+        doing = progress.start or _PHASES[progress.phase]
+        return escape(f"{doing}: {_outage(progress)} ({progress.away_reason})")
     if progress.phase != "animating":
+        if progress.start:
+            return progress.start
         if progress.phase == "starting":
             return f"{progress.num_pending} of {progress.num_items} work items to do: {_PHASES['starting']}"
         return _PHASES[progress.phase]

@@ -14,10 +14,11 @@ import traceback
 from collections.abc import Sequence
 
 from pia_ray import logs
+from pia_ray.cli.arguments import fill_from_environment
 from pia_ray.cli.commands import Command, image_command
 from pia_ray.cli.machine_errors import machine_error
 from pia_ray.cli.parser import make_parser
-from pia_ray.errors import JobError, PiaRayError, RowError
+from pia_ray.errors import ConfigError, JobError, PiaRayError, RowError
 
 log = logging.getLogger(__name__)
 
@@ -26,16 +27,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; the exit code. Installed as `pia-ray`."""
     given = list(sys.argv[1:] if argv is None else argv)
     parser = make_parser()
+    if "_ARGCOMPLETE" in os.environ:  # a shell asks for completions
+        import argcomplete
+
+        argcomplete.autocomplete(parser)
     args, unknown = parser.parse_known_args(given)
     if unknown:
         args.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     args.argv = given
     _set_up(args)
     command: Command = args.command
+    used: list[str] = []
     try:
+        used = fill_from_environment(args, os.environ, known=parser.variables)
         return command(args)
     except PiaRayError as error:
         _tell(error.message)
+        if used and isinstance(error, ConfigError):
+            _tell(f"settings from the environment: {', '.join(used)}")
         if isinstance(error, JobError):
             return error.exit_code
         # `pia-ray image` is a run of one row. Anywhere else a store's or a knob's error means that nothing could run.

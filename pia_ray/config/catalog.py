@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final, Literal
 
 from pydantic import (
@@ -23,9 +24,18 @@ from pydantic import (
 from pia_ray.config.fetching import FetchConfig
 from pia_ray.config.knob_types import VideoFormat
 from pia_ray.config.knobs import DEFAULT_STYLE, AnimationParams, suggest
-from pia_ray.config.model import KnobDefaults, ModelConfig, build, load_model, load_models, model_for, read_yaml
+from pia_ray.config.model import (
+    KnobDefaults,
+    ModelConfig,
+    build,
+    check_settings,
+    load_model,
+    load_models,
+    model_for,
+)
 from pia_ray.config.resolving import lora_strengths
 from pia_ray.config.workers import MAX_AUTO_BATCH_SIZE, WorkerConfig
+from pia_ray.config.yaml_files import read_yaml
 from pia_ray.errors import BadParameter, ConfigError, row_errors
 
 _MAX_FAILURES: Final = re.compile(r"\d{1,9}|(\d{1,2}(\.\d+)?|100)%")
@@ -281,14 +291,21 @@ class CatalogConfig(WorkerConfig, FetchConfig):
         return value
 
 
-def load(path: str | Path | None, overrides: Mapping[str, Any]) -> CatalogConfig:
+def load(
+    path: str | Path | None, overrides: Mapping[str, Any], *, fallbacks: Mapping[str, Any] = MappingProxyType({})
+) -> CatalogConfig:
     """The catalogue config of a YAML file with `overrides` on top; `defaults` and `styles` are merged one by one.
+
+    `fallbacks` count for settings that are in neither.
 
     Raises:
         ConfigError: the file or a value is wrong.
     """
     values = read_yaml(path) if path is not None else {}
-    merged = {**values, **overrides}
+    source = str(path) if path is not None else ""
+    # Before what is missing: a misspelt setting is mostly the one that then is.
+    check_settings(CatalogConfig, values, source=source)
+    merged = {**fallbacks, **values, **overrides}
     for name in ("defaults", "styles"):
         if isinstance(values.get(name), dict) and name in overrides:
             merged[name] = {**values[name], **overrides[name]}
@@ -296,4 +313,4 @@ def load(path: str | Path | None, overrides: Mapping[str, Any]) -> CatalogConfig
     for key in ("manifest", "output"):
         if key not in merged:
             raise ConfigError(f"{key} is missing: give it on the command line or in the config file")
-    return build(CatalogConfig, merged, source=str(path) if path is not None else "")
+    return build(CatalogConfig, merged, source=source)

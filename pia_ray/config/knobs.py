@@ -378,5 +378,11 @@ def knob_named(column: str) -> str | None:
 
 def suggest(name: str, known: Iterable[str]) -> str:
     """` Did you mean "x"?` for the nearest known name, or an empty string."""
-    near = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.6)
-    return f' Did you mean "{near[0]}"?' if near else ""
+    by_spelling = {_folded(word): word for word in sorted(known)}
+    near = difflib.get_close_matches(_folded(name), by_spelling, n=1, cutoff=0.6)
+    return f' Did you mean "{by_spelling[near[0]]}"?' if near else ""
+
+
+def _folded(name: str) -> str:
+    """The name without what people write in several ways: case, `_` for `-`, and other programs' dpmpp for dpm++."""
+    return name.lower().replace("_", "-").replace("dpmpp", "dpm++")

@@ -1,4 +1,4 @@
-"""`ModelConfig`, named models, and the reading of configuration files.
+"""`ModelConfig`, and named models.
 
 Reads YAML files and nothing else: no environment variables, no network.
 """
@@ -16,8 +16,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from pia_ray.config.added_weights import InversionConfig, LoraConfig
 from pia_ray.config.few_step import FEW_STEP, FewStep
-from pia_ray.config.knobs import DEFAULT_STYLE, REFERENCE_KNOBS, suggest
+from pia_ray.config.knobs import DEFAULT_STYLE, KNOBS, REFERENCE_KNOBS, suggest
 from pia_ray.config.resolving import parse_defaults
+from pia_ray.config.yaml_files import read_yaml
 from pia_ray.errors import BadParameter, ConfigError
 
 USER_MODELS = Path("~/.config/pia-ray/models.yaml")
@@ -223,6 +224,11 @@ class ModelConfig(BaseModel):
         stated = FEW_STEP[self.few_step] if self.few_step is not None else {}
         return {knob: self.defaults.get(knob, value) for knob, value in stated.items()}
 
+    @property
+    def on_gpu(self) -> ModelConfig:
+        """The same model for a worker that has been given a GPU: where `device` is auto, a CPU is no substitute."""
+        return self.model_copy(update={"device": "cuda"}) if self.device == "auto" else self
+
     @staticmethod
     def named(name: str) -> ModelConfig:
         """The model of that name, from the user's `models.yaml` or the packaged one.
@@ -313,10 +319,8 @@ def build(kind: type[_Config], values: Mapping[str, Any], *, source: str = "") -
     Raises:
         ConfigError: names the key, with the nearest known one where it is misspelt, and `source` (a file) if given.
     """
+    check_settings(kind, values, source=source)
     prefix = f"{source}: " if source else ""
-    for key in values:
-        if key not in kind.model_fields:
-            raise ConfigError(f'{prefix}there is no setting "{key}".{suggest(key, kind.model_fields)}')
     try:
         return kind.model_validate(dict(values))
     except ValidationError as error:
@@ -330,33 +334,22 @@ def build(kind: type[_Config], values: Mapping[str, Any], *, source: str = "") -
         raise ConfigError(f"{prefix}{where}: {text}" if where else f"{prefix}{text}") from None
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML in which 1:16 is a range. To YAML 1.1 it is a number to the base of sixty, and actors: 1:16 would be 76."""
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [("tag:yaml.org,2002:str", re.compile(r"\d+:\d+$")), *resolvers] if first.isdigit() else resolvers
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-
-
-def read_yaml(path: str | Path) -> dict[str, Any]:
-    """The mapping in a YAML file.
+def check_settings(kind: type[BaseModel], values: Iterable[str], *, source: str = "") -> None:
+    """Refuses names that are no settings of that kind of config.
 
     Raises:
-        ConfigError: no such file, not YAML, or not a mapping.
+        ConfigError: names the first of them, with the nearest known one, and `source` (a file) if given.
     """
-    try:
-        value = yaml.load(Path(path).read_text("utf-8"), _Loader)  # noqa: S506 - a safe loader
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror or error}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not YAML: {error}") from None
-    if value is None:
-        return {}
-    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
-        raise ConfigError(f"{path} must be a mapping of settings to values")
-    return value
+    knobs = KNOBS if "defaults" in kind.model_fields else ()
+    for key in values:
+        if key in kind.model_fields:
+            continue
+        prefix = f"{source}: " if source else ""
+        if key in knobs:
+            raise ConfigError(f'{prefix}"{key}" is a knob, not a setting: write it under `defaults:`')
+        near = suggest(key, {*kind.model_fields, *knobs})
+        under = " It is a knob: write it under `defaults:`." if near and near.split('"')[1] in knobs else ""
+        raise ConfigError(f'{prefix}there is no setting "{key}".{near}{under}')
 
 
 def load_model(name_or_file: str) -> ModelConfig:

@@ -63,6 +63,8 @@ def _bad_parameter(error: ValidationError) -> BadParameter:
     value = first.get("input")
     if knob is not None and knob.choices:
         text = f"must be one of {', '.join(knob.choices)}.{suggest(str(value), knob.choices)}"
+    elif field == "motion_scale" and isinstance(value, str):
+        text += f".{near}" if (near := suggest(value, MOTION_NAMES)) else ""
     elif knob is not None and knob.bounds and not text.startswith("must"):
         whole = "a whole number from " if knob.type is int else ""
         text = f"must be {whole}{knob.bounds}"

@@ -10,8 +10,9 @@ from typing import Any
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 
-from pia_ray.config.model import ModelConfig, build, load_models, parse_styles, read_yaml
+from pia_ray.config.model import ModelConfig, build, load_models, parse_styles
 from pia_ray.config.workers import WorkerConfig
+from pia_ray.config.yaml_files import read_yaml
 from pia_ray.errors import ConfigError
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pia_ray import weights
 from pia_ray.config.workers import WorkerConfig
 
 if TYPE_CHECKING:
@@ -16,6 +17,8 @@ def make_animator(config: WorkerConfig, cpu_threads: int | None) -> Animator:
     Raises:
         JobError: the model cannot be loaded.
     """
+    # Before torch, whose import takes seconds: what is wrong with the weights is said at once.
+    weights.fetch(config.default_model_config)
     from pia_ray.pia.animator import Animator  # torch is for the workers: a driver starts seconds sooner without
 
     return Animator(

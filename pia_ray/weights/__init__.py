@@ -25,6 +25,9 @@ MODEL_FILE: Final = copies.MODEL_FILE
 EMBEDDED: Final = "embedded"
 """The `base` that means the model inside the package."""
 
+FULL_SIZE_BYTES: Final = 1_000_000_000
+"""The UNet of Stable Diffusion 1.5 alone takes 1.7 GB in half precision."""
+
 
 @dataclass(frozen=True)
 class LocalWeights:
@@ -70,6 +73,33 @@ def resolve_scorer(reference: str, *, revision: str | None = None) -> Path:
         WeightsError: as `resolve`.
     """
     return _found(Part("scorer", reference, revision), refresh=False)[0]
+
+
+def fetch(model: ModelConfig) -> None:
+    """Fetches what is not on this machine yet, and refuses what cannot be used. `resolve` then needs no network.
+
+    Raises:
+        WeightsError: as `resolve`.
+    """
+    for part in _parts(model):
+        if storage.is_s3(part.reference):
+            s3_prefixes.fetch(part)
+        elif hub.is_hub(part):
+            hub.fetch(part, refresh=False)
+        else:
+            verify(part, _local(part))
+
+
+def is_full_size(model: ModelConfig) -> bool:
+    """Whether the base has a gigabyte or more, as Stable Diffusion has; those of the hub and of S3 count as such."""
+    base = _parts(model)[0]
+    if base.reference == EMBEDDED:
+        return False
+    if storage.is_s3(base.reference) or hub.is_hub(base):
+        return True
+    location = _local(base)
+    files = [location] if location.is_file() else location.rglob("*.safetensors")
+    return sum(file.stat().st_size for file in files) >= FULL_SIZE_BYTES
 
 
 def pull(model: ModelConfig) -> LocalWeights:

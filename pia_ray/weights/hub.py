@@ -25,6 +25,7 @@ from huggingface_hub.errors import (
 from pia_ray import storage
 from pia_ray.errors import HubUnavailable, WeightsError
 from pia_ray.weights.checkpoint import Part, refuse_format, verify
+from pia_ray.weights.transfers import CountedBar
 
 log = logging.getLogger(__name__)
 
@@ -123,7 +124,11 @@ def _get(part: Part, *, offline: bool) -> Path:
 def _file(part: Part, *, offline: bool) -> Path:
     repository, name = _repository(part)
     try:
-        path = Path(huggingface_hub.hf_hub_download(repository, name, revision=part.revision, local_files_only=offline))
+        path = Path(
+            huggingface_hub.hf_hub_download(
+                repository, name, revision=part.revision, local_files_only=offline, tqdm_class=CountedBar
+            )
+        )
     except EntryNotFoundError as error:
         if isinstance(error, LocalEntryNotFoundError):
             raise _hub_error(error, part) from None
@@ -146,6 +151,7 @@ def _snapshot(part: Part, *, offline: bool) -> Path:
                     revision=part.revision,
                     allow_patterns=[prefix + name for name in part.patterns(part.formats[:number])],
                     local_files_only=offline,
+                    tqdm_class=CountedBar,
                 )
             )
             folder /= inside

@@ -299,10 +299,15 @@ def test_a_pool_grows_from_its_least_to_its_most_while_rows_wait(tmp_path: Path)
     assert len({row["worker"] for row in by_id(config).values()}) == 2
 
 
+def make_on_gpu(config: CatalogConfig, cpu_threads: int) -> FakeAnimator:
+    assert config.model.device == "cuda", "a worker with a GPU must not fall back to its CPU"
+    return make_fake(config, cpu_threads, seconds_per_step=0.02)
+
+
 def test_more_actors_than_there_are_gpus_wait_and_the_run_completes(tmp_path: Path) -> None:
     manifest = make_catalog(tmp_path, rows=8)
     config = configure(manifest, tmp_path / "out", actors=4, gpus_per_actor=1, batch_size=1)
-    assert run_catalog(config, make_animator=partial(make_fake, seconds_per_step=0.02)).exit_code == 0
+    assert run_catalog(config, make_animator=make_on_gpu).exit_code == 0
     assert len({row["worker"] for row in by_id(config).values()}) <= 2
 
 
@@ -361,17 +366,19 @@ def test_a_deadline_stops_the_actors_of_a_cluster_that_lives_on(tmp_path: Path) 
     assert num_succeeded == 3
 
 
-def test_a_stop_lets_what_denoises_in_the_actors_end_and_begins_nothing_new(tmp_path: Path) -> None:
+def test_a_run_says_what_its_actors_do_and_a_stop_lets_what_denoises_end_and_begins_nothing_new(tmp_path: Path) -> None:
     config = configure(make_catalog(tmp_path, rows=24), tmp_path / "out", batch_size=2, prefetch=1, grace_s=60)
-    log, ended_at = tmp_path / "log", time.monotonic() + 300
+    log, ended_at, starts = tmp_path / "log", time.monotonic() + 300, set()
 
     def stop_once(progress: Progress) -> None:
+        starts.add(progress.start)
         if progress.phase == "animating" and progress.num_succeeded == 1:
             raise KeyboardInterrupt
 
     summary = run_catalog(config, make_animator=partial(make_fake, log=log, seconds_per_step=0.3), observe=stop_once)
     assert summary.exit_code == 130
     assert time.monotonic() < ended_at
+    assert any(start.startswith("the first row denoises, step ") for start in starts), starts
     assert Counter(line["id"] for line in begun(log)) == dict.fromkeys(by_id(config), 1), "each that began has ended"
     assert 2 <= summary.progress.num_succeeded <= 5
     assert not ledger.count_attempts(config.output)

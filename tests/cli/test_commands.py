@@ -217,6 +217,9 @@ def test_a_reserved_knob_as_a_column_exits_2(pia: Pia, tmp_path: Path) -> None:
         (["--num-frames", "many"], "1 to 256 (got 'many')"),
         (["--width", "500"], "width must be a multiple of 8; the nearest are 496 and 504"),
         (["--scheduler", "dddim"], 'Did you mean "ddim"?'),
+        (["--scheduler", "dpmpp"], 'Did you mean "dpm++2'),
+        (["--scheduler", "dpmpp_2m_karras"], 'Did you mean "dpm++2m-karras"?'),
+        (["--motion-scale", "loop_smal"], 'Did you mean "loop-small"?'),
         (["--seed", "-1"], "seed must be a whole number from 0 to 2^64-1"),
         (["--prompt", ""], "--prompt: prompt"),
         (["--strength", "nan"], "--strength: strength must be above 0 to 1"),
@@ -252,6 +255,10 @@ def test_a_bad_flag_exits_2_and_is_named(pia: Pia, tmp_path: Path, words: list[s
     [
         ("actorz: 3", 'run.yaml: there is no setting "actorz". Did you mean "actors"?'),
         ("defaults: {motion_scal: 3}", 'defaults: there is no knob "motion_scal". Did you mean "motion_scale"?'),
+        ("outptu: out", 'run.yaml: there is no setting "outptu". Did you mean "output"?'),
+        ("guidance_scale: 5", 'run.yaml: "guidance_scale" is a knob, not a setting: write it under `defaults:`'),
+        ("guidance_scal: 5", 'Did you mean "guidance_scale"? It is a knob: write it under `defaults:`.'),
+        ("model: {base: x, num_frames: 5}", "model.num_frames: there is no such setting"),
         ("defaults: {num_frames: 0}", "run.yaml: defaults: num_frames must be a whole number from 1 to 256 (got 0)"),
         ("defaults: [1]", "defaults: must be a mapping of knobs to values"),
         ("model: {base: x, bse: y}", 'model.bse: there is no such setting. Did you mean "base"?'),
@@ -324,6 +331,43 @@ def test_a_run_without_manifest_or_output_exits_2(pia: Pia, words: list[str], mi
     ended = pia("animate", *words)
     assert ended.code == 2
     assert f"{missing} is missing" in ended.err
+
+
+def test_a_misspelt_setting_is_named_before_the_one_that_is_missing(pia: Pia, tmp_path: Path) -> None:
+    Path("run.yaml").write_text(yaml.safe_dump({"manifest": str(good(tmp_path)), "outptu": "out"}))
+    ended = pia("animate", "--config", "run.yaml")
+    assert ended.code == 2
+    assert 'there is no setting "outptu". Did you mean "output"?' in ended.err
+
+
+def test_validate_estimate_and_a_dry_run_take_the_config_of_a_run_alone(pia: Pia, tmp_path: Path) -> None:
+    settings = {"manifest": str(good(tmp_path)), "output": "out", "model": "demo"}
+    Path("run.yaml").write_text(yaml.safe_dump(settings))
+    assert pia("validate", "--config", "run.yaml").out.splitlines()[-1] == "1 work items, 0 bad"
+    assert "1 in the manifest, 1 videos; 0 bad" in pia("estimate", "--config", "run.yaml").out
+    dry = pia("animate", "--config", "run.yaml", "--dry-run")
+    assert dry.code == 0
+    assert "1 work items, 0 bad" in dry.out
+    assert "0 ended before, 1 to make" in dry.out
+    assert not Path("out").exists()
+    assert "manifest is missing" in pia("validate").err
+
+
+def test_a_dry_run_of_a_manifest_with_bad_rows_names_them_and_exits_1(pia: Pia, tmp_path: Path) -> None:
+    manifest = good(tmp_path, num_frames=999)
+    ended = pia("animate", manifest, "--output", "out", "--model", "demo", "--dry-run")
+    assert ended.code == 1
+    assert "num_frames must be" in ended.out
+    assert "1 bad" in ended.out
+
+
+def test_an_estimate_of_a_run_s_config_leaves_out_what_is_done(pia: Pia, output: Path) -> None:
+    manifest = next((output.parent / "catalog").glob("*.parquet"))
+    settings = {"manifest": str(manifest), "output": str(output), "model": "demo"}
+    Path("run.yaml").write_text(yaml.safe_dump(settings))
+    facts = json.loads(pia("estimate", "--config", "run.yaml", "--json").out)
+    assert facts == json.loads(pia("estimate", manifest, "--model", "demo", "--output", output, "--json").out)
+    assert facts != json.loads(pia("estimate", manifest, "--model", "demo", "--json").out)
 
 
 def test_bad_input_is_told_before_torch_is_loaded_or_ray_started(tmp_path: Path) -> None:
@@ -610,7 +654,7 @@ def test_the_version_is_the_package_s(pia: Pia) -> None:
 
 @pytest.mark.parametrize("command", ["animate", "image", "validate"])
 def test_help_names_every_knob_with_its_bounds(pia: Pia, command: str) -> None:
-    ended = pia(command, "--help")
+    ended = pia(command, "--help-knobs")
     assert ended.code == 0
     for knob in KNOBS.values():
         assert f"--{knob.name.replace('_', '-')} " in ended.out
@@ -725,6 +769,9 @@ def test_without_a_terminal_a_run_is_told_in_plain_lines() -> None:
     with RunDisplay(console) as display:
         display.show(Progress("planning"))
         display.show(replace(PROGRESS, phase="starting"))
+        for step in range(9):
+            start = f"the first row denoises, step {step} of 9" if step else "the model loads on 1 of 1 worker"
+            display.show(replace(PROGRESS, phase="starting", start=start))
         for done in range(1, 9):
             display.show(replace(PROGRESS, num_succeeded=done, num_failed=0, animating_s=10.0 * done))
         display.show(replace(PROGRESS, phase="writing"))
@@ -732,10 +779,12 @@ def test_without_a_terminal_a_run_is_told_in_plain_lines() -> None:
     assert re.search(r"[\x00-\x09\x0b-\x1f\x7f]", text) is None, "no control characters but line ends"
     lines = text.splitlines()
     assert lines[0] == "reading the manifest"
-    assert lines[1] == "8 of 12 work items to do: starting workers and loading the model"
-    assert lines[2] == "1 of 8 done, 0 failed, 7 left"
+    assert lines[1] == "8 of 12 work items to do: Ray starts"
+    assert lines[2].startswith("the model loads on 1 of 1 worker (0")
+    assert lines[3].startswith("the first row denoises, step 1 of 9 (0")
+    assert lines[4] == "1 of 8 done, 0 failed, 7 left"
     assert lines[-1] == "writing results and gallery"
-    assert len(lines) == 4, "rows that end at once share a line"
+    assert len(lines) == 6, "steps that follow at once, and rows that end at once, share a line"
 
 
 def test_an_outage_is_told_when_it_begins_with_its_reason_and_the_animations_that_wait() -> None:

@@ -379,9 +379,11 @@ def pins(path: Path) -> dict[str, str]:
 def runtime_packages() -> dict[str, str]:
     """Every package that an installation without development packages has here, by name, with its version."""
     # Of pia-ray itself not what was said when it was installed, but what is said now.
-    own = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    own = [*project["dependencies"], *extras["run"], *extras["serve"]]
     found: dict[str, str] = {}
-    waiting = [(Requirement(line), "") for line in own]
+    waiting = [(Requirement(line), "") for line in own if not line.startswith("pia-ray[")]
     seen: set[tuple[str, str]] = set()
     while waiting:
         requirement, asked_by = waiting.pop()

@@ -17,7 +17,8 @@ import yaml
 from pia_ray import CatalogConfig, ModelConfig, ledger, read_results, storage, weights
 from pia_ray.catalog.local import run_local
 from pia_ray.config.catalog import load
-from pia_ray.config.model import build, read_yaml
+from pia_ray.config.model import build
+from pia_ray.config.yaml_files import read_yaml
 from pia_ray.errors import StorageError, WeightsError
 from pia_ray.testing import (
     make_catalog,

@@ -124,7 +124,8 @@ def test_colours_that_drift_are_measured_in_delta_e(clean: np.ndarray) -> None:
 
 def test_delta_e_of_two_flat_colours_is_that_of_the_books() -> None:
     red, green = (np.full((4, 64, 64, 3), colour, np.uint8) for colour in ((255, 0, 0), (0, 255, 0)))
-    assert judged(green, red[0]).colour_shift == pytest.approx(170.6, abs=0.2)  # CIELAB 53.2, 80.1, 67.2; 87.7, -86.2, 83.2
+    # In CIELAB they are 53.2, 80.1, 67.2 and 87.7, -86.2, 83.2.
+    assert judged(green, red[0]).colour_shift == pytest.approx(170.6, abs=0.2)
 
 
 def test_stillness_is_the_longest_rest_of_a_moving_video(clean: np.ndarray) -> None:

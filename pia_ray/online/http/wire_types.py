@@ -34,7 +34,7 @@ class VideoDescription(BaseModel):
     )
     flicker: float | None = Field(None, description="Change back and forth between frames: 0 to 1.")
     sharpness: float | None = Field(None, description="Detail at the end over the picture's: 1 as the picture.")
-    colour_shift: float | None = Field(None, description="Distance of the colours at the end from the picture's: Delta E.")
+    colour_shift: float | None = Field(None, description="Distance of the colours at the end from the picture's.")
     stillness: float | None = Field(None, description="Longest stretch without motion, as a share of the video.")
     closure: float | None = Field(None, description="Quality of a loop's seam: 0 to 1, 1 closes.")
     subject_similarity: float | None = Field(None, description="Least similarity to the picture by the model's scorer.")

@@ -70,7 +70,10 @@ def bind_engines(config: ServeConfig, *, make_animator: MakeAnimator) -> serve.A
     Raises:
         ConfigError: the options for Serve are wrong.
     """
-    engines = serve.deployment(name="Engine")(EngineReplica).options(**engine_options(config))
+    options = engine_options(config)
+    engines = serve.deployment(name="Engine")(EngineReplica).options(**options)
+    if options["ray_actor_options"]["num_gpus"]:
+        config = config.model_copy(update={"models": {name: each.on_gpu for name, each in config.models.items()}})
     app: serve.Application = engines.bind(config, make_animator, max(1, int(config.cpus_per_replica)))
     return app
 

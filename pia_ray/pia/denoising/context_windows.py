@@ -6,9 +6,12 @@ The estimate of a run counts with it, so it must load without torch.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from pia_ray.config.knobs import AnimationParams
-from pia_ray.pia.evaluation import Window
+
+if TYPE_CHECKING:
+    from pia_ray.pia.evaluation import Window
 
 
 def segments(params: AnimationParams) -> tuple[int, ...]:

@@ -40,8 +40,18 @@ def device_of(model: ModelConfig) -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda")
     if model.device == "cuda":
-        raise ConfigError(f'model {model.name} asks for device "cuda", but torch finds no GPU here')
+        raise ConfigError(f"model {model.name} is to run on a GPU, but torch finds none here: {_why_no_gpu()}")
     return torch.device("cpu")
+
+
+def _why_no_gpu() -> str:
+    if torch.version.cuda is None and torch.version.hip is None:
+        return f"torch {torch.__version__} is a build without CUDA, install the one for this machine's GPUs"
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:
+        return f"{str(error).splitlines()[0]} (a container sees GPUs only with `docker run --gpus all`)"
+    return "its driver does not answer"
 
 
 def dtype_of(model: ModelConfig, device: torch.device) -> torch.dtype:

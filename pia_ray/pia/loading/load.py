@@ -21,6 +21,7 @@ from transformers.utils import logging as transformers_logging
 from pia_ray.config.model import ModelConfig
 from pia_ray.errors import WeightsError
 from pia_ray.pia.components import Changeable, Components, Lora, Part, SharedTensors
+from pia_ray.pia.device.cpu_time import slow_on_cpu
 from pia_ray.pia.device.memory import limit_memory
 from pia_ray.pia.device.placement import device_of, dtype_of, text_encoder_dtype_of, vae_dtype_of
 from pia_ray.pia.loading import single_file
@@ -34,7 +35,7 @@ from pia_ray.pia.loading.textual_inversion import with_inversions
 from pia_ray.pia.loading.weight_sharing import SourceOf, WeightPool
 from pia_ray.pia.scorer import read_scorer
 from pia_ray.pia.unet.compilation import compile_mode_of
-from pia_ray.weights import LocalWeights
+from pia_ray.weights import LocalWeights, is_full_size
 from pia_ray.weights.checkpoint import PICKLED_SUFFIXES, digest
 
 log = logging.getLogger(__name__)
@@ -53,6 +54,8 @@ def assemble(weights: LocalWeights, model: ModelConfig, pool: WeightPool | None 
         ConfigError: the device does not exist.
     """
     device = device_of(model)
+    if device.type == "cpu" and is_full_size(model):
+        log.warning("%s", slow_on_cpu(torch.get_num_threads()))
     dtypes = _Dtypes(dtype_of(model, device), vae_dtype_of(model, device), text_encoder_dtype_of(model, device))
     memory_bytes = limit_memory(model, device)
     kwargs = {"use_safetensors": None if model.allow_pickle else True}

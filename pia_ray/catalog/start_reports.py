@@ -1,0 +1,131 @@
+"""The start of a run's actors in words, through the key-value store of the Ray cluster: download, load, first row.
+
+An actor writes what it does until its first row has ended; the driver reads it until the first result is there.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, Final, Protocol, Self
+
+import ray
+from ray.experimental import internal_kv
+
+from pia_ray.catalog.formatting import size
+from pia_ray.weights.transfers import TRANSFERS
+
+log = logging.getLogger(__name__)
+
+EVERY_S: Final = 1.0
+"""Seconds between two reports, and two reads of them."""
+
+
+class Denoising(Protocol):
+    """A worker, as its start is reported."""
+
+    @property
+    def furthest_step(self) -> tuple[int, int]:
+        """Steps done, and to do, of the row that is furthest."""
+
+
+class ActorStart:
+    """The actor's side."""
+
+    def __init__(self, run_id: str) -> None:
+        self._key = _key(run_id, ray.get_runtime_context().get_actor_id() or "")
+        self._worker: Denoising | None = None
+        self._ended = threading.Event()
+        threading.Thread(target=self._follow, name="start-reports", daemon=True).start()
+
+    def loaded(self, worker: Denoising) -> None:
+        """Says that the model is loaded; from now on the worker's first row is reported."""
+        self._worker = worker
+
+    def end(self) -> None:
+        """Says that a row has ended: nothing more is reported."""
+        self._ended.set()
+
+    def _follow(self) -> None:
+        written: list[Any] = []
+        while not self._ended.is_set():
+            if (report := self._report()) != written:
+                try:
+                    value = json.dumps(report).encode()
+                    internal_kv._internal_kv_put(self._key, value, overwrite=True, namespace=_NAMESPACE)
+                    written = report
+                except Exception:
+                    log.debug("the cluster's key-value store does not answer", exc_info=True)
+            self._ended.wait(EVERY_S)
+
+    def _report(self) -> list[Any]:
+        if self._worker is not None:
+            return ["denoises", *self._worker.furthest_step]
+        done, total = TRANSFERS.bytes
+        return ["fetches", done, total] if done < total else ["loads", 0, 0]
+
+
+class RunStart:
+    """The driver's side. A context manager, which removes what the actors have written."""
+
+    def __init__(self, run_id: str) -> None:
+        self._run_id = run_id
+        self._read_at = 0.0
+        self._text = ""
+        self._before = (0, 0.0)
+
+    @property
+    def text(self) -> str:
+        """The state of the actors in words; empty before one of them has started."""
+        now = time.monotonic()
+        if now - self._read_at >= EVERY_S:
+            self._read_at = now
+            try:
+                keys = internal_kv._internal_kv_list(_key(self._run_id, ""), namespace=_NAMESPACE)
+                values = [internal_kv._internal_kv_get(key, namespace=_NAMESPACE) for key in keys]
+            except Exception:
+                log.debug("the cluster's key-value store does not answer", exc_info=True)
+                return self._text
+            reports = [json.loads(value) for value in values if value is not None]
+            fetched = max((done for what, done, _ in reports if what == "fetches"), default=0)
+            (before, before_at), self._before = self._before, (fetched, now)
+            rate = (fetched - before) / (now - before_at) if 0 < before < fetched else 0.0
+            self._text = start_in_words(reports, bytes_per_s=rate)
+        return self._text
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._read_at:
+            internal_kv._internal_kv_del(_key(self._run_id, ""), del_by_prefix=True, namespace=_NAMESPACE)
+
+
+def start_in_words(reports: Sequence[Sequence[Any]], *, bytes_per_s: float) -> str:
+    """The actors' reports in words: the download that is furthest, else the loading, else the first row."""
+    fetching = [(done, total) for what, done, total in reports if what == "fetches"]
+    if fetching:
+        done, total = max(fetching)
+        rate = f", {size(bytes_per_s)}/s" if bytes_per_s else ""
+        return f"weights are fetched, {size(done)} of {size(total)}{rate}"
+    steps = [(done, total) for what, done, total in reports if what == "denoises"]
+    if len(steps) < len(reports):
+        workers = "worker" if len(reports) == 1 else "workers"
+        return f"the model loads on {len(reports) - len(steps)} of {len(reports)} {workers}"
+    done, total = max(steps, default=(0, 0))
+    if total:
+        return f"the first row denoises, step {done} of {total}"
+    return "the first rows are fetched" if steps else ""
+
+
+_NAMESPACE: Final = b"pia-ray"
+
+
+def _key(run_id: str, actor: str) -> bytes:
+    return f"start/{run_id}/{actor}".encode()
