@@ -113,7 +113,7 @@ class _RunMetrics:
         self._gpu_seconds = _Total("pia_ray_run_gpu_seconds", "Engine time of finished videos.", self._tags)
         self._left = Gauge("pia_ray_run_rows_left", "Rows that the run has still to do.", ("run_id",))
         self._per_hour = Gauge("pia_ray_run_videos_per_hour", "Rows per hour, since the first one.", ("run_id",))
-        self._away = Gauge("pia_ray_run_store_away", "Whether the driver waits for a store.", ("run_id",))
+        self._away = Gauge("pia_ray_run_away", "Whether the run waits for a store, hub or host.", ("run_id",))
         self._storage = StorageMetrics(run_id, before=before)
         self._counted: Counts[str] = Counts()
 

@@ -133,7 +133,7 @@ class CatalogWorker:
             node=self._node,
             rows=self._rows.shown(),
             busy_share=self._rows.engine.busy_share,
-            outage=outage.reason,
+            outage=f"{outage.what} is away: {outage.reason}" if outage.reason else "",
             num_waiting=outage.num_animations,
         )
 

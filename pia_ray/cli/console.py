@@ -247,7 +247,7 @@ def show_live(console: Console, live: LiveRun | None, *, store: Mapping[str, Any
         busy = "" if worker.busy_share is None else f", engine busy {worker.busy_share:.0%}"
         line(f"  worker {worker.worker}: {len(worker.rows)} rows{busy}, seen {duration(worker.seen_s)} ago")
         if worker.outage:
-            line(f"    waits for the store with {worker.num_waiting} finished animations: {worker.outage}")
+            line(f"    waits with {worker.num_waiting} finished animations: {worker.outage}")
         for row in worker.rows[: max(0, SHOWN_ROWS - shown)]:
             line(f"    {row.id}: {row.stage} for {duration(row.stage_s)}, begun {duration(row.age_s)} ago")
         shown += len(worker.rows)

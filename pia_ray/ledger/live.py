@@ -53,7 +53,7 @@ class WorkerState:
     busy_share: float | None
     """Share of the worker's time in which its engine had a row; None before there is any."""
     outage: str
-    """Why it waits for a store that is away; empty where it does not."""
+    """Says what is away that it waits for, and why; empty where it does not wait."""
     num_waiting: int
     """Finished animations that wait in its memory for the store."""
     seen_s: float = 0.0
