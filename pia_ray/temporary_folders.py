@@ -32,7 +32,8 @@ def temporary_folder(parent: Path | None = None, *, kept_on_error: bool = False)
     """
     above = parent or Path(tempfile.gettempdir())
     _remove_left(above)
-    above.mkdir(parents=True, exist_ok=True)
+    if parent is not None:
+        parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=above))
     with _locked(folder):
         kept = False

@@ -72,7 +72,7 @@ def _show_model(model: ModelConfig) -> int:
 
 
 def _unread_layers(model: ModelConfig) -> dict[str, list[str]]:
-    """The layers that have no place in the model, of each LoRA that has such; none where weights are not here, or no torch."""
+    """The layers without a place in the model, by LoRA; none where weights or torch are not here."""
     from pia_ray import weights
 
     if not model.loras or not weights.is_pulled(model) or find_spec("torch") is None:
