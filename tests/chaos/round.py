@@ -254,6 +254,7 @@ class Round:
             self._excuses |= {2, 1, -signal.SIGKILL, -signal.SIGABRT, -signal.SIGTERM, 130}
 
     def _second_driver(self, driver: Driver) -> None:
+        self._excuses |= {2} if self._is_starting else set()  # the second one may be the first to take the lease
         second = self._start(own_cluster=False)
         answer = second.answer()
         if answer.get("error") != "lease_held" and driver.runs and answer["exit_code"] not in self._excuses:
