@@ -55,8 +55,8 @@ def test_a_disk_that_is_full_for_a_while_is_waited_for_and_fails_no_row(phase: s
     def observe(progress: Progress) -> None:
         if progress.phase == phase and not waits and not ballast.exists():
             fill(ballast)
-        if progress.outage:
-            waits.add(progress.outage)
+        if progress.away:
+            waits.add(progress.away_reason)
             ballast.unlink(missing_ok=True)
 
     values = {"manifest": str(make_catalog(tmp_path, rows=12)), "output": str(disk / "out"), "model": DEMO}
