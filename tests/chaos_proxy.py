@@ -53,6 +53,8 @@ class ChaosProxy:
         """For tests to note what they use through this proxy."""
         self.requests: list[tuple[str, str, str | int | None]] = []
         """Method, path and fault of each request so far."""
+        self.headers: list[dict[str, str]] = []
+        """The fields of each request, in lower case."""
         self.answered_bytes = 0
         """Bytes of all bodies that were answered."""
         self._server = _Server(("127.0.0.1", 0), _handler(self, urlsplit(server_url)))
@@ -92,6 +94,7 @@ def _handler(proxy: ChaosProxy, upstream: object) -> type[BaseHTTPRequestHandler
         def pass_on(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             fault = proxy.next_fault(self.command, self.path)
+            proxy.headers.append({name.lower(): value for name, value in self.headers.items()})
             if fault == RESET:
                 return self.hang_up()
             if isinstance(fault, int):

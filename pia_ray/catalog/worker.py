@@ -13,7 +13,7 @@ from concurrent.futures import CancelledError
 from functools import partial
 from typing import Final, TypeVar
 
-from pia_ray import ledger
+from pia_ray import ledger, storage
 from pia_ray.animation import Animation, RowAnimator
 from pia_ray.catalog import steps
 from pia_ray.catalog.failures import given_up, row_error, without_video
@@ -63,6 +63,7 @@ class CatalogWorker:
         on_stage: OnStage = lambda stage, seconds: None,
         num_workers: int = 1,
     ) -> None:
+        storage.declare_buckets(anonymous=config.s3_anonymous, requester_pays=config.s3_requester_pays)
         self._config = config
         self._run_id = run_id
         self.animator = animator

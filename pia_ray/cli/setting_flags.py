@@ -101,6 +101,8 @@ def add_catalog_flags(parser: Parser) -> None:
     add("allowed_networks", "NETWORK,...")
     add("header", "HOST:NAME:VALUE", action="append")
     add("user_agent", "TEXT")
+    add("s3_anonymous", "BUCKET,...")
+    add("s3_requester_pays", "BUCKET,...")
     add("ignore_opt_outs", "", action="store_true", default=None)
     add("address", "ADDR")
     add("id_col", "NAME")

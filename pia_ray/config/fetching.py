@@ -47,6 +47,11 @@ class FetchConfig(BaseModel):
         False, description="Fetch pictures although their X-Robots-Tag says noai or noimageai."
     )
 
+    s3_anonymous: tuple[str, ...] = Field((), description="Buckets that are read without credentials.")
+    s3_requester_pays: tuple[str, ...] = Field(
+        (), description="Buckets whose reads are charged to the AWS account of this run."
+    )
+
     @property
     def headers_by_host(self) -> dict[str, Mapping[str, str]]:
         """The fields of `header` by host, in lower case."""
@@ -66,6 +71,15 @@ class FetchConfig(BaseModel):
                 ipaddress.ip_network(network)
             except ValueError as error:
                 raise ValueError(f"must be networks such as 10.1.0.0/16: {error}") from None
+        return value
+
+    @field_validator("s3_anonymous", "s3_requester_pays", mode="before")
+    @classmethod
+    def _buckets(cls, value: object) -> object:
+        if isinstance(value, str):
+            value = tuple(part.strip() for part in value.split(",") if part.strip())
+        if isinstance(value, tuple | list) and any("/" in str(bucket) for bucket in value):
+            raise ValueError("must be names of buckets, without s3:// and without keys")
         return value
 
     @field_validator("header", mode="before")

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
+from pia_ray import storage
 from pia_ray.config.catalog import CatalogConfig
 from pia_ray.errors import ManifestError
 from pia_ray.manifest import templates
@@ -77,6 +78,7 @@ def open_manifest(config: CatalogConfig) -> Manifest:
     Raises:
         ManifestError: there is no manifest, it has no rows, or its columns cannot work; says which and what to do.
     """
+    storage.declare_buckets(anonymous=config.s3_anonymous, requester_pays=config.s3_requester_pays)
     uri = ", ".join(config.manifests)
     found = find(config.manifests, config)
     if all(file.num_rows == 0 for file in found):

@@ -6,7 +6,7 @@ parts are `uris`, `client` (boto3), `patience`, `errors` (what becomes which err
 variables, profiles, roles.
 """
 
-from pia_ray.storage.client import forget_clients
+from pia_ray.storage.client import declare_buckets, forget_clients
 from pia_ray.storage.counts import Usage, count_read, usage
 from pia_ray.storage.objects import (
     arrow_filesystem,
@@ -42,6 +42,7 @@ __all__ = [
     "copy_to_file",
     "count_read",
     "create_bytes",
+    "declare_buckets",
     "delete",
     "exists",
     "forget_clients",

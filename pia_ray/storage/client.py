@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Iterable
 from typing import Any, Final
 from urllib.parse import urlsplit
 
 import boto3
+from botocore import UNSIGNED
 from botocore import exceptions as aws
 from botocore.config import Config
 
@@ -25,6 +27,11 @@ POOL_CONNECTIONS: Final = 64
 conditional_writes: Final[dict[str, bool]] = {}
 """By bucket, whether the store refuses to overwrite when asked to, as far as it has been found out."""
 
+_anonymous: Final[set[str]] = set()
+_requester_pays: Final[set[str]] = set()
+_UNSIGNED: Final = "pia-ray-unsigned"
+"""Names what `_note_bucket` leaves for `_signer` in the context of a call."""
+_READS: Final = frozenset({"GetObject", "HeadObject", "ListObjectsV2"})
 _answered = threading.Event()
 _lock = threading.Lock()
 _sessions: list[Any] = []
@@ -58,6 +65,17 @@ def endpoint() -> str:
         return ""
     parts = urlsplit(next(iter(_clients.values())).meta.endpoint_url)
     return f"{parts.scheme}://{parts.hostname}{f':{parts.port}' if parts.port else ''}"
+
+
+def declare_buckets(*, anonymous: Iterable[str], requester_pays: Iterable[str]) -> None:
+    """Has this process read these buckets without credentials, or at its own cost."""
+    _anonymous.update(anonymous)
+    _requester_pays.update(requester_pays)
+
+
+def is_anonymous(bucket: str) -> bool:
+    """Whether the bucket is read without credentials."""
+    return bucket in _anonymous
 
 
 def note_answer() -> None:
@@ -101,6 +119,8 @@ def _new_client(session: Any, signature_version: str | None) -> Any:
             ),
         )
         made.meta.events.register("request-created.s3", counts.count_request)
+        made.meta.events.register("before-parameter-build.s3", _note_bucket)
+        made.meta.events.register("choose-signer.s3", _signer)
         return made
     except ValueError as error:
         if isinstance(error, aws.BotoCoreError):
@@ -109,6 +129,18 @@ def _new_client(session: Any, signature_version: str | None) -> Any:
             "the S3 endpoint is not a URL: AWS_ENDPOINT_URL, or endpoint_url of the profile, begins with http:// or "
             "https://."
         ) from None
+
+
+def _note_bucket(params: dict[str, Any], model: Any, context: dict[str, Any], **others: Any) -> None:
+    bucket = params.get("Bucket")
+    context[_UNSIGNED] = bucket in _anonymous
+    if bucket in _requester_pays and model.name in _READS:
+        params["RequestPayer"] = "requester"
+
+
+def _signer(context: dict[str, Any], **others: Any) -> Any:
+    """No signature for a bucket that is read without credentials; else None, which leaves the choice to botocore."""
+    return UNSIGNED if context.get(_UNSIGNED) else None
 
 
 def _after_fork() -> None:

@@ -222,6 +222,8 @@ def arrow_filesystem(uri: str) -> tuple[FileSystem, str]:
     # Arrow gives up after three tries in as many seconds.
     tries = RETRY_ATTEMPTS + int(patience_s() / ARROW_PAUSE_S)
     arguments["retry_strategy"] = fs.AwsStandardS3RetryStrategy(max_attempts=tries)
+    if client.is_anonymous(bucket):
+        return fs.S3FileSystem(**arguments, anonymous=True), f"{bucket}/{key}".rstrip("/")
     credentials = client.aws_session().get_credentials()
     # Credentials that a machine's role hands out expire: there Arrow's own provider renews them, as boto3 does.
     if credentials is not None and credentials.method not in ("iam-role", "container-role"):
