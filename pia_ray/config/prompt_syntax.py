@@ -97,6 +97,8 @@ def looks_weighted(prompt: str) -> bool:
 
 def literal_part(prompt: str) -> str | None:
     """A part that other programs replace and that is text here, with what to do; None where there is none."""
+    if not any(mark in prompt for mark in ("{", "__", "embedding:")):  # most prompts, of maybe millions
+        return None
     for pattern, hint in _LITERAL.items():
         if (found := pattern.search(prompt)) is not None:
             return f"{found[0]} as text: {hint}"
