@@ -135,7 +135,7 @@ OWNERS = {
         "pia_ray.bench": "hands pictures to the pipeline beside ours",
         "pia_ray.testing": "draws pictures, when called",
     },
-    "pillow_heif": {"pia_ray.media": "decodes HEIC"},
+    "pi_heif": {"pia_ray.media": "decodes HEIC"},
     "av": {"pia_ray.media": "encodes and decodes videos"},
     "imageio": {"pia_ray.media": "encodes and decodes videos"},
     "boto3": {"pia_ray.storage": "speaks to S3"},

@@ -165,9 +165,10 @@ _KIND_ADVICE: Final[Mapping[str, str]] = {
 
 
 def _open_heic(stream: BytesIO) -> ImageFile.ImageFile:
-    from pillow_heif import HeifImageFile
+    from pi_heif import HeifImageFile
 
-    return HeifImageFile(stream)  # type: ignore[no-untyped-call]
+    opened: ImageFile.ImageFile = HeifImageFile(stream)
+    return opened
 
 
 def _open_avif(stream: BytesIO) -> ImageFile.ImageFile:
