@@ -24,15 +24,15 @@ from pia_ray.manifest.tables import Kind
 
 KINDS: Final[Mapping[str, Kind]] = {
     ".parquet": "parquet",
-    ".arrow": "arrow",
-    ".feather": "arrow",
-    ".ipc": "arrow",
     ".csv": "csv",
     ".tsv": "tsv",
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
     ".json": "jsonl",
     ".txt": "txt",
+    ".arrow": "arrow",
+    ".feather": "arrow",
+    ".ipc": "arrow",
     ".xlsx": "xlsx",
     ".xlsm": "xlsx",
 }

@@ -439,7 +439,7 @@ def test_nothing_there_is_refused_with_the_reason(tmp_path):
 
 def test_an_unknown_extension_is_refused_with_the_known_ones(tmp_path):
     message = refusal(write(tmp_path / "m.docx", "x"))
-    known = ".parquet, .arrow, .feather, .ipc, .csv, .tsv, .jsonl, .ndjson, .json, .txt, .xlsx, .xlsm"
+    known = ".parquet, .csv, .tsv, .jsonl, .ndjson, .json, .txt, .arrow, .feather, .ipc, .xlsx, .xlsm"
     assert f"{known} (also with .gz or .zst)" in message
     assert "use `pia-ray image`" in refusal(write(tmp_path / "a.png", PNG))
 
