@@ -9,7 +9,7 @@ import threading
 from typing import Any
 
 from pia_ray import logs
-from pia_ray.catalog.stages import Stages
+from pia_ray.catalog.rows.stages import Stages
 
 
 def line(message: str = "it is so", **how: Any) -> dict[str, Any]:

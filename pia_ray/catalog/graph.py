@@ -23,15 +23,15 @@ from ray.data import Dataset
 
 from pia_ray import ledger, logs, storage
 from pia_ray.animation import RowAnimator
-from pia_ray.catalog.actor_pool import ActorPool, no_progress_s, size_pool
-from pia_ray.catalog.channel import RunChannel, follow_run, node_is_alive
-from pia_ray.catalog.metrics import DriverMetrics, WorkerMetrics
-from pia_ray.catalog.outage import OutageState
+from pia_ray.catalog.actors.actor_pool import ActorPool, no_progress_s, size_pool
+from pia_ray.catalog.actors.channel import RunChannel, follow_run, node_is_alive
+from pia_ray.catalog.actors.metrics import DriverMetrics, WorkerMetrics
+from pia_ray.catalog.actors.start_reports import ActorStart, RunStart
 from pia_ray.catalog.progress import RunSummary
+from pia_ray.catalog.rows.outage import OutageState
+from pia_ray.catalog.rows.state_writer import StateWriter
 from pia_ray.catalog.run import Execute, Observer, RunPlan, run
 from pia_ray.catalog.settling import on_gpus, settled, versions_of
-from pia_ray.catalog.start_reports import ActorStart, RunStart
-from pia_ray.catalog.state_writer import StateWriter
 from pia_ray.catalog.steps import worker_name
 from pia_ray.catalog.worker import CatalogWorker
 from pia_ray.config.catalog import CatalogConfig

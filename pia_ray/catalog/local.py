@@ -12,11 +12,11 @@ import pyarrow.compute as pc
 
 from pia_ray import ledger
 from pia_ray.animation import RowAnimator
-from pia_ray.catalog.outage import OutageState
 from pia_ray.catalog.progress import RunSummary
+from pia_ray.catalog.rows.outage import OutageState
+from pia_ray.catalog.rows.stages import Stages
+from pia_ray.catalog.rows.state_writer import StateWriter
 from pia_ray.catalog.run import Execute, Observer, RunPlan, run
-from pia_ray.catalog.stages import Stages
-from pia_ray.catalog.state_writer import StateWriter
 from pia_ray.catalog.worker import CatalogWorker
 from pia_ray.config.catalog import CatalogConfig
 from pia_ray.config.knobs import DEFAULT_STYLE

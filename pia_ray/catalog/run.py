@@ -19,8 +19,8 @@ from typing import Final, Protocol
 
 from pia_ray import ledger, logs, manifest, storage
 from pia_ray.catalog import gallery
-from pia_ray.catalog.outage import OutageState, what_is_away
 from pia_ray.catalog.progress import Progress, RunSummary, counted
+from pia_ray.catalog.rows.outage import OutageState, what_is_away
 from pia_ray.catalog.run_end import EndPost, Summary, summary_of_end, summary_of_trouble, write_summary
 from pia_ray.catalog.settling import recorded, settled, versions_of, with_absolute_paths
 from pia_ray.catalog.stopping import Ending, RunStop, grace_of, stop_on_signals

@@ -13,8 +13,8 @@ import pyarrow as pa
 
 from pia_ray import manifest, storage
 from pia_ray.catalog import steps
-from pia_ray.catalog.outage import Outage, Sources
-from pia_ray.catalog.tries import SOURCE_AWAY, Tries
+from pia_ray.catalog.rows.outage import Outage, Sources
+from pia_ray.catalog.rows.tries import SOURCE_AWAY, Tries
 from pia_ray.config.catalog import CatalogConfig
 from pia_ray.config.knobs import AnimationParams
 from pia_ray.config.prompt_syntax import literal_part, looks_weighted

@@ -16,12 +16,12 @@ from typing import Final, TypeVar
 from pia_ray import ledger, storage
 from pia_ray.animation import Animation, RowAnimator
 from pia_ray.catalog import steps
-from pia_ray.catalog.failures import given_up, row_error, without_video
-from pia_ray.catalog.in_flight import InFlight, InFlightRows, OnStage
-from pia_ray.catalog.outage import Outage, OutageState, Sources
-from pia_ray.catalog.patient_stages import PatientStages
-from pia_ray.catalog.row_lock import RowLock
-from pia_ray.catalog.tries import STORE_AWAY, Tries, TurnWaits
+from pia_ray.catalog.rows.failures import given_up, row_error, without_video
+from pia_ray.catalog.rows.in_flight import InFlight, InFlightRows, OnStage
+from pia_ray.catalog.rows.outage import Outage, OutageState, Sources
+from pia_ray.catalog.rows.patient_stages import PatientStages
+from pia_ray.catalog.rows.row_lock import RowLock
+from pia_ray.catalog.rows.tries import STORE_AWAY, Tries, TurnWaits
 from pia_ray.config.catalog import CatalogConfig
 from pia_ray.errors import (
     DeviceLost,

@@ -17,8 +17,8 @@ import pytest
 from pia_ray import manifest, read_results, storage, weights
 from pia_ray.animation import Animation
 from pia_ray.catalog.local import run_local
-from pia_ray.catalog.outage import NO_OUTAGE, Outage, Sources
 from pia_ray.catalog.progress import Progress, RunSummary
+from pia_ray.catalog.rows.outage import NO_OUTAGE, Outage, Sources
 from pia_ray.config.catalog import CatalogConfig
 from pia_ray.config.model import ModelConfig, build
 from pia_ray.errors import FetchUnavailable, HubUnavailable, OutputError, OutputUnavailable, TooManyFailures

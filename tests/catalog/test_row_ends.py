@@ -23,7 +23,7 @@ from pia_ray import ledger, manifest, read_results, weights
 from pia_ray.animation import Animation
 from pia_ray.catalog.local import run_local
 from pia_ray.catalog.progress import Progress, RunSummary
-from pia_ray.catalog.stages import Stages
+from pia_ray.catalog.rows.stages import Stages
 from pia_ray.catalog.stopping import CONTAINER_GRACE_S, GRACE_S, grace_of
 from pia_ray.catalog.worker import CatalogWorker
 from pia_ray.config.catalog import CatalogConfig

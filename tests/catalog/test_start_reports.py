@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from pia_ray.catalog.start_reports import start_in_words
+from pia_ray.catalog.actors.start_reports import start_in_words
 from pia_ray.weights.transfers import TRANSFERS, CountedBar
 
 

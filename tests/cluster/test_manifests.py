@@ -523,7 +523,7 @@ def metrics() -> frozenset[str]:
     """
     import ray
 
-    from pia_ray.catalog import metrics as of_runs
+    from pia_ray.catalog.actors import metrics as of_runs
     from pia_ray.online.http.metrics import Metrics
     from pia_ray.online.rendering.renderer import Load
 

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from pia_ray import storage
-from pia_ray.catalog.outage import Outage
-from pia_ray.catalog.stages import Stages
+from pia_ray.catalog.rows.outage import Outage
+from pia_ray.catalog.rows.stages import Stages
 from pia_ray.config.catalog import CatalogConfig
 from pia_ray.errors import (
     OutputError,

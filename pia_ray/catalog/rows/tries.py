@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Final
 
-from pia_ray.catalog.outage import Sources
+from pia_ray.catalog.rows.outage import Sources
 from pia_ray.config.catalog import CatalogConfig
 from pia_ray.errors import FetchUnavailable, OutOfMemory, StorageThrottled, StorageUnavailable
 from pia_ray.types import ManifestRow

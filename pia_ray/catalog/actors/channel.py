@@ -16,7 +16,7 @@ from typing import Final, Protocol, Self
 import ray
 from ray.experimental import internal_kv
 
-from pia_ray.catalog.outage import NO_OUTAGE, OutageState
+from pia_ray.catalog.rows.outage import NO_OUTAGE, OutageState
 
 log = logging.getLogger(__name__)
 

@@ -12,8 +12,8 @@ from typing import Final
 
 from pia_ray import ledger, logs, storage
 from pia_ray.animation import Animation, RowAnimator
-from pia_ray.catalog.engine_clock import EngineClock
-from pia_ray.catalog.stages import Stages
+from pia_ray.catalog.rows.engine_clock import EngineClock
+from pia_ray.catalog.rows.stages import Stages
 from pia_ray.errors import StorageError
 from pia_ray.types import AnimationRequest, ManifestRow
 

@@ -16,8 +16,8 @@ from ray.util.metrics import Counter, Gauge, Histogram
 
 from pia_ray import ledger, storage
 from pia_ray.animation import RowAnimator
-from pia_ray.catalog.in_flight import InFlightRows
 from pia_ray.catalog.progress import Progress
+from pia_ray.catalog.rows.in_flight import InFlightRows
 from pia_ray.types import SUCCEEDED
 
 EVERY_S: Final = 2.0

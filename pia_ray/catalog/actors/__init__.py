@@ -1,0 +1,1 @@
+"""The actors of a run on Ray: their pool, their talk with the driver, their metrics."""
