@@ -283,6 +283,8 @@ def stopped(config: CatalogConfig, animator: FakeAnimator, stop: Callable[[], No
             time.sleep(0.02)
         stop()
 
+    # A shell's background jobs are started with the signal ignored.
+    kept = signal.signal(signal.SIGINT, signal.default_int_handler)
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     try:
@@ -290,6 +292,7 @@ def stopped(config: CatalogConfig, animator: FakeAnimator, stop: Callable[[], No
     finally:
         done.set()
         watcher.join()
+        signal.signal(signal.SIGINT, kept)
 
 
 def records(config: CatalogConfig) -> list[ledger.AttemptRecord]:
