@@ -10,35 +10,35 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import time
 import uuid
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Final
 
+import anyio
 from cachetools import LRUCache
 
-from pia_ray.errors import Conflict, JobConflict, JobNotFound, NotFound, PiaRayError, RowError
+from pia_ray.errors import Conflict, JobConflict, JobNotFound, NotFound, PiaRayError
 from pia_ray.ledger import RunRecord
 from pia_ray.online.batches.input_file import BatchLine, read_lines
 from pia_ray.online.batches.outcomes import Outcomes
 from pia_ray.online.batches.results import write_ledger
 from pia_ray.online.batches.store import Batch, BatchLineError, BatchStore, Outcome
+from pia_ray.online.batches.submissions import PAUSES_S, Progress, Submissions, Submit
 from pia_ray.online.files import FileStore, StoredFile
 from pia_ray.online.public_errors import PublicError
 from pia_ray.online.video_jobs import JobStore, VideoJob
-from pia_ray.online.video_jobs.creation import LineRequest
 
 MAX_ERRORS: Final = 100
 """Errors of an input file that its batch names."""
 
-WINDOW: Final = 32
-"""Lines of one batch that are video jobs at the same time."""
-
 LEASE_S: Final = 60.0
 """A runner that has not written a batch's document for so long has died; another takes over."""
+
+_STEPS_PER_OWNER: Final = 2
+"""Batches of one owner that advance at the same time; the others of this owner wait for their turn."""
 
 _CACHED_FILES: Final = 2
 _CANCELLED: Final = PublicError(
@@ -50,16 +50,13 @@ _EXPIRED: Final = PublicError(
 _DELETED: Final = PublicError(code="video_deleted", message="The video was deleted before the batch ended.")
 _log = logging.getLogger(__name__)
 
-Submit = Callable[[LineRequest], Awaitable[VideoJob]]
-"""Makes the video job of a line, or finds the one that was made.
-
-Raises:
-    RowError: no job can be made of the body; a retryable one is tried again later.
-"""
-
 
 class BatchRunner:
-    """Works through the open batches of a store. `video_object` gives the video object of a job, as callers get it."""
+    """Works through the open batches of a store, those of each owner by themselves.
+
+    `video_object` gives the video object of a job, as callers get it. `pauses_s` are the waits between the tries of a
+    line whose picture's server does not answer.
+    """
 
     def __init__(
         self,
@@ -69,6 +66,7 @@ class BatchRunner:
         jobs: JobStore,
         submit: Submit,
         video_object: Callable[[VideoJob], Mapping[str, Any]],
+        pauses_s: Sequence[float] = PAUSES_S,
     ) -> None:
         self._batches = batches
         self._files = files
@@ -78,8 +76,12 @@ class BatchRunner:
         self._worker = uuid.uuid4().hex
         self._lines: LRUCache[str, list[BatchLine]] = LRUCache(_CACHED_FILES)
         self._stopped = asyncio.Event()
-        self._writing: asyncio.Future[Batch] | None = None
-        """The latest change of a batch's document; one runs at a time."""
+        self._pauses_s = pauses_s
+        self._steps: dict[str, anyio.CapacityLimiter] = {}
+        self._advancing: dict[str, asyncio.Task[None]] = {}
+        self._submissions: dict[str, Submissions] = {}
+        self._writing: set[asyncio.Future[Batch]] = set()
+        """Changes of documents that are being written."""
 
     async def run(self, poll_s: float) -> None:
         """Works until it is stopped or cancelled; then other runners may go on at once. One call at a time."""
@@ -87,14 +89,14 @@ class BatchRunner:
         try:
             while not stopped.is_set():
                 try:
-                    await self.tick()
+                    await self._begin()
                 except PiaRayError as error:
                     _log.warning("batches wait: %s", error.message)
                 with suppress(TimeoutError):
                     await asyncio.wait_for(stopped.wait(), poll_s)
+            await asyncio.gather(*self._advancing.values())
         finally:
-            if self._writing is not None:  # its thread continues after the cancel, and would renew the lease
-                await asyncio.gather(self._writing, return_exceptions=True)
+            await self._close()
             await asyncio.to_thread(self._release)
 
     def stop(self) -> None:
@@ -102,14 +104,46 @@ class BatchRunner:
         self._stopped.set()
 
     async def tick(self) -> None:
-        """Advances every open batch as far as it goes now."""
-        for batch in await asyncio.to_thread(lambda: list(self._batches.open_batches())):
+        """Advances every open batch by a step."""
+        await asyncio.gather(*await self._begin())
+
+    async def _begin(self) -> list[asyncio.Task[None]]:
+        """The steps of all open batches, which run by themselves: no batch waits for one of another owner."""
+        for batch_id, step in list(self._advancing.items()):
+            if step.done():
+                del self._advancing[batch_id]
+                if not step.cancelled():
+                    step.result()  # a bug ends the run
+        batches = await asyncio.to_thread(lambda: list(self._batches.open_batches()))
+        for batch in batches:
+            if batch.id not in self._advancing:
+                self._advancing[batch.id] = asyncio.create_task(self._step(batch))
+        return list(self._advancing.values())
+
+    async def _step(self, batch: Batch) -> None:
+        async with self._steps.setdefault(batch.owner, anyio.CapacityLimiter(_STEPS_PER_OWNER)):
             try:
                 await self._advance(batch)
             except (NotFound, Conflict):  # it was deleted, or another runner has it
-                continue
-            except RowError as error:
+                await self._forget(batch.id)
+            except PiaRayError as error:
                 _log.warning("%s waits: %s", batch.id, error.message)
+                await self._forget(batch.id)  # its document does not know which lines are on their way
+
+    async def _forget(self, batch_id: str) -> None:
+        self._lines.pop(batch_id, None)
+        if (submissions := self._submissions.pop(batch_id, None)) is not None:
+            await submissions.close()
+
+    async def _close(self) -> None:
+        """Breaks all steps off."""
+        for step in self._advancing.values():
+            step.cancel()
+        await asyncio.gather(*self._advancing.values(), return_exceptions=True)
+        for batch_id in list(self._submissions):
+            await self._forget(batch_id)
+        # The thread of a change continues after the cancel, and would renew the lease.
+        await asyncio.gather(*self._writing, return_exceptions=True)
 
     async def _advance(self, batch: Batch) -> None:
         batch = await self._change(batch, self._lease)
@@ -117,11 +151,11 @@ class BatchRunner:
             batch = await self._validate(batch)
         elif not batch.ended:
             batch = await self._work(batch)
-        is_cancelled = batch.status == "cancelling" and not batch.jobs and batch.next_line == batch.num_lines
+        is_cancelled = batch.status == "cancelling" and _is_through(batch)
         if batch.status == "finalizing" or is_cancelled:
             batch = await self._finish(batch)
         if batch.ended:
-            self._lines.pop(batch.id, None)
+            await self._forget(batch.id)
 
     def _lease(self, batch: Batch) -> dict[str, Any]:
         now = self._batches.now()
@@ -162,15 +196,21 @@ class BatchRunner:
         end = _CANCELLED if batch.status == "cancelling" else None
         if end is None and await self._now() >= batch.expires_at:
             end = _EXPIRED
-        lines = await self._lines_of(batch)
-        jobs, outcomes = await self._collect(batch, lines, end=end)
+        lines, now, progress = await self._lines_of(batch), await self._now(), Progress.of(batch)
+        await self._collect(batch, lines, progress, end=end)
+        submissions = self._submissions.get(batch.id)
+        if submissions is None:
+            submissions = self._submissions[batch.id] = Submissions(self._submit, pauses_s=self._pauses_s)
         if end is None:
-            next_line, refused = await self._submit_lines(batch, lines, jobs)
-            outcomes += refused
+            await submissions.advance(batch, lines, progress, now=now)
         else:
-            outcomes += [Outcomes(batch.id).given_up(line, end) for line in lines[batch.next_line :]]
-            next_line = batch.num_lines
-        change: dict[str, Any] = {"jobs": jobs, "next_line": next_line}
+            await submissions.give_up(batch, lines, progress, now=now, end=end)
+        outcomes = progress.outcomes
+        change: dict[str, Any] = {
+            "jobs": progress.jobs,
+            "waiting": progress.waiting,
+            "next_line": progress.next_line,
+        }
         if outcomes:
             num_made = sum(outcome.succeeded for outcome in outcomes)
             change |= {
@@ -180,21 +220,19 @@ class BatchRunner:
                 "ran_out_of_time": batch.ran_out_of_time
                 or (end is _EXPIRED and any(outcome.is_given_up for outcome in outcomes)),
             }
-        if not jobs and next_line == batch.num_lines and batch.status == "in_progress":
+        if batch.status == "in_progress" and _is_through(batch.model_copy(update=change)):
             change |= {"status": "finalizing", "finalizing_at": await self._now()}
         return await self._record(batch, change)
 
     async def _collect(
-        self, batch: Batch, lines: list[BatchLine], *, end: PublicError | None
-    ) -> tuple[dict[int, str], list[Outcome]]:
-        """The jobs that go on, by line, and the outcomes of the others. With an `end` none goes on."""
-        jobs, outcomes = dict(batch.jobs), list[Outcome]()
+        self, batch: Batch, lines: list[BatchLine], progress: Progress, *, end: PublicError | None
+    ) -> None:
+        """Moves the jobs that have ended to the outcomes. With an `end` no job goes on."""
         for index, job_id in batch.jobs.items():
             outcome = await self._outcome_of(batch, lines[index], job_id, end=end)
             if outcome is not None:
-                outcomes.append(outcome)
-                del jobs[index]
-        return jobs, outcomes
+                progress.outcomes.append(outcome)
+                del progress.jobs[index]
 
     async def _outcome_of(
         self, batch: Batch, line: BatchLine, job_id: str, *, end: PublicError | None
@@ -210,24 +248,6 @@ class BatchRunner:
         except JobNotFound:
             return Outcomes(batch.id).of_deleted(line, _DELETED)
         return Outcomes(batch.id).of_job(line, job, video=self._video_object(job)) if job.ended else None
-
-    async def _submit_lines(
-        self, batch: Batch, lines: list[BatchLine], jobs: dict[int, str]
-    ) -> tuple[int, list[Outcome]]:
-        """Adds the jobs of the next lines to `jobs`; the line to go on with, and the outcomes of refused ones."""
-        refused, started_at = list[Outcome](), time.monotonic()
-        for line in lines[batch.next_line :]:
-            if len(jobs) >= WINDOW or time.monotonic() - started_at > LEASE_S / 4:  # pictures take time to fetch
-                return line.index, refused
-            try:
-                request = LineRequest(batch.owner, batch.id, line.body, f"{batch.id}:{line.index}")
-                jobs[line.index] = (await self._submit(request)).id
-            except RowError as error:
-                if error.retryable:
-                    _log.info("%s waits at line %d: %s", batch.id, line.index + 1, error.message)
-                    return line.index, refused
-                refused.append(Outcomes(batch.id).of_refusal(line, error))
-        return batch.num_lines, refused
 
     async def _finish(self, batch: Batch) -> Batch:
         """Writes the output and error files and the ledger, then the end of the batch."""
@@ -281,8 +301,15 @@ class BatchRunner:
         return await self._change(batch, edit)
 
     async def _change(self, batch: Batch, edit: Callable[[Batch], Mapping[str, Any]]) -> Batch:
-        self._writing = asyncio.ensure_future(asyncio.to_thread(self._batches.change, batch.owner, batch.id, edit))
-        return await asyncio.shield(self._writing)
+        writing = asyncio.ensure_future(asyncio.to_thread(self._batches.change, batch.owner, batch.id, edit))
+        self._writing.add(writing)
+        writing.add_done_callback(self._writing.discard)
+        return await asyncio.shield(writing)
 
     async def _now(self) -> float:
         return await asyncio.to_thread(self._batches.now)
+
+
+def _is_through(batch: Batch) -> bool:
+    """Whether every line has an outcome."""
+    return batch.next_line == batch.num_lines and not batch.jobs and not batch.waiting

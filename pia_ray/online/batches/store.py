@@ -37,6 +37,16 @@ class BatchLineError(BaseModel):
     param: str | None = None
 
 
+class LineTries(BaseModel):
+    """The tries of a line that is not a job yet."""
+
+    model_config = ConfigDict(frozen=True)
+
+    num_failed: int = 0
+    not_before: float = 0.0
+    """Time of the next try."""
+
+
 class Batch(Document):
     """The document of one batch."""
 
@@ -57,7 +67,9 @@ class Batch(Document):
     num_completed: int = 0
     num_failed: int = 0
     next_line: int = 0
-    """Index of the next line; earlier lines have become jobs, or have failed before that."""
+    """Index of the next line; earlier lines have become jobs, have failed before that, or wait."""
+    waiting: dict[int, LineTries] = Field(default_factory=dict)
+    """Earlier lines that are neither jobs nor have failed, by their index."""
     jobs: dict[int, str] = Field(default_factory=dict)
     """Video jobs that have not ended, by the index of their line."""
     outcomes: tuple[str, ...] = ()

@@ -206,6 +206,14 @@ class DocumentStore(Generic[D]):
                 storage.delete(entry.uri)
             raise
 
+    def mend_entry(self, entry: IndexEntry, index: Index[D], document: D) -> None:
+        """Gives a document's entry in an index the name that it has to have, where `entry` has another."""
+        rank = index.rank(document)
+        if rank is None or self._indexes.uri(index, document, rank) != entry.uri:
+            if rank is not None:
+                storage.create_bytes(self._indexes.uri(index, document, rank), b"")
+            storage.delete(entry.uri)
+
     def sweep(self, before_delete: Callable[[D], None] = lambda _: None) -> int:
         """Deletes the documents that have expired; how many. Entries that are out of date are mended."""
         if self._backfill_expiry:

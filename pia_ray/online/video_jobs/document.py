@@ -101,5 +101,7 @@ VIDEO_JOBS: Final = Kind(
 QUEUE: Final = Index[VideoJob]("queue", lambda job: None if job.ended else job.priority, digits=1)
 """Jobs that have not ended, in the order in which they are claimed."""
 
-WEBHOOKS: Final = Index[VideoJob]("webhooks", lambda job: 0 if job.webhook_state == "pending" else None)
-"""Ended jobs whose webhook is not settled."""
+WEBHOOKS: Final = Index[VideoJob](
+    "webhooks", lambda job: int(job.not_before) if job.webhook_state == "pending" else None, digits=12
+)
+"""Ended jobs whose webhook is not settled, by the second in which it is due. Entries of 0.1.0 have no rank."""

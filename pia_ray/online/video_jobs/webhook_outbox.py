@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pia_ray import storage
 from pia_ray.errors import JobConflict, JobNotFound
 from pia_ray.online.documents.document import IndexEntry, Revision
 from pia_ray.online.video_jobs.document import WEBHOOKS, VideoJob
@@ -18,11 +17,16 @@ class WebhookOutbox:
         self._documents = documents
 
     def entries(self) -> tuple[IndexEntry, ...]:
-        """Ended jobs whose webhook is not settled, in order of creation."""
+        """Ended jobs whose webhook is not settled, those that are due first, and within a second by age."""
         return self._documents.store.entries(WEBHOOKS)
 
+    def due(self) -> tuple[IndexEntry, ...]:
+        """The entries whose names say that they are due. No document is read."""
+        now = self._documents.store.now()
+        return tuple(entry for entry in self.entries() if entry.rank <= now)
+
     def read(self, entry: IndexEntry) -> Revision[VideoJob]:
-        """The job of an entry. The entry of a settled webhook is removed.
+        """The job of an entry. The entry of a settled webhook is removed, and a wrong due time in a name is mended.
 
         Raises:
             JobNotFound: there is nothing to deliver, or not yet.
@@ -30,8 +34,8 @@ class WebhookOutbox:
         now = self._documents.store.read_entry(entry)
         if not now.document.ended:  # its end is being written, or its writer came too late
             raise JobNotFound("it has not ended")
+        self._documents.store.mend_entry(entry, WEBHOOKS, now.document)
         if now.document.webhook_state != "pending":
-            storage.delete(entry.uri)
             raise JobNotFound("its webhook is settled")
         return now
 

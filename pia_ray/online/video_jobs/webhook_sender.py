@@ -1,6 +1,7 @@
 """Sends the webhooks that are due. Every HTTP replica may run a sender; each webhook is sent by one of them.
 
-The outbox in storage has the due webhooks. Another sender delivers those that a dead one had claimed.
+The outbox in storage has the due webhooks. Another sender delivers those that a dead one had claimed. A receiver that
+does not answer delays its own events alone.
 """
 
 from __future__ import annotations
@@ -8,15 +9,28 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
+from urllib.parse import urlsplit
+
+from cachetools import LRUCache
 
 from pia_ray.errors import FetchError, JobConflict, JobNotFound, StorageError
-from pia_ray.online.documents.document import IndexEntry
-from pia_ray.online.video_jobs import JobStore
+from pia_ray.online.documents.document import IndexEntry, Revision
+from pia_ray.online.video_jobs import JobStore, VideoJob
 from pia_ray.online.video_jobs.webhooks import Webhooks
 
-_SENDERS: Final = 4
+SENDERS: Final = 64
+"""Webhooks that are sent at the same time."""
+
+PER_OWNER: Final = 8
+"""Of these, at most so many of one owner."""
+
+PER_HOST: Final = 4
+"""Of these, at most so many to one host."""
+
+_KNOWN_HOSTS: Final = 100_000
 
 _log = logging.getLogger(__name__)
 
@@ -33,6 +47,13 @@ class WebhookSender:
         self._worker = worker
         self._poll_s = poll_s
         self._woken = asyncio.Event()
+        self._due: dict[str, IndexEntry] = {}
+        """Entries that wait for a place, by id."""
+        self._sending: dict[str, IndexEntry] = {}
+        self._places: Counter[str] = Counter()
+        """Webhooks that are being sent, by owner and by owner and host."""
+        self._hosts: LRUCache[str, str] = LRUCache(_KNOWN_HOSTS)
+        """Owner and host of entries that were read once, by id."""
 
     def wake(self) -> None:
         """Says that a job has ended."""
@@ -40,43 +61,82 @@ class WebhookSender:
 
     async def run(self) -> None:
         """Works until it is cancelled. One call at a time."""
-        loop = asyncio.get_running_loop()
         self._woken = asyncio.Event()  # of this event loop
-        threads = ThreadPoolExecutor(_SENDERS + 1, thread_name_prefix="webhooks")
+        self._due, self._sending, self._places = {}, {}, Counter()
+        threads = ThreadPoolExecutor(SENDERS + 1, thread_name_prefix="webhooks")
         try:
-            while True:
-                self._woken.clear()
-                try:
-                    entries = await loop.run_in_executor(threads, self._jobs.outbox.entries)
-                except StorageError as error:
-                    _log.warning("the outbox cannot be read: %s", error.message)
-                else:
-                    await asyncio.gather(*(loop.run_in_executor(threads, self._send, each) for each in entries))
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._woken.wait(), self._poll_s)
+            async with asyncio.TaskGroup() as group:
+                while True:
+                    self._woken.clear()
+                    await self._read_outbox(threads)
+                    self._begin(group, threads)
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(self._woken.wait(), self._poll_s)
         finally:
             threads.shutdown(wait=False, cancel_futures=True)
 
-    def _send(self, entry: IndexEntry) -> None:
-        """One try of one webhook, if it is due; on a thread."""
+    async def _read_outbox(self, threads: ThreadPoolExecutor) -> None:
         try:
-            self._try(entry)
+            due = await asyncio.get_running_loop().run_in_executor(threads, self._jobs.outbox.due)
+        except StorageError as error:
+            _log.warning("the outbox cannot be read: %s", error.message)
+        else:
+            self._due = {entry.id: entry for entry in due if entry.id not in self._sending}
+
+    def _begin(self, group: asyncio.TaskGroup, threads: ThreadPoolExecutor) -> None:
+        """Begins the entries for which there is a place."""
+        for entry in list(self._due.values()):
+            if len(self._sending) >= SENDERS:
+                return
+            if self._places[entry.owner_folder] < PER_OWNER and not self._is_host_full(entry):
+                self._sending[entry.id] = self._due.pop(entry.id)
+                self._places[entry.owner_folder] += 1
+                group.create_task(self._deliver(entry, group, threads))
+
+    def _is_host_full(self, entry: IndexEntry) -> bool:
+        host = self._hosts.get(entry.id)
+        return host is not None and self._places[host] >= PER_HOST
+
+    async def _deliver(self, entry: IndexEntry, group: asyncio.TaskGroup, threads: ThreadPoolExecutor) -> None:
+        """One try of one webhook, if it is due; then others take its place."""
+        loop = asyncio.get_running_loop()
+        try:
+            at = await loop.run_in_executor(threads, self._jobs.outbox.read, entry)
+            host = self._hosts[entry.id] = _host(entry, at.document)
+            if self._places[host] >= PER_HOST:
+                self._due[entry.id] = entry
+            else:
+                self._places[host] += 1
+                try:
+                    await loop.run_in_executor(threads, self._try, at)
+                finally:
+                    self._places[host] -= 1
         except (JobConflict, JobNotFound):
             pass  # another sender has claimed it, or the job was deleted
         except StorageError as error:
             _log.warning("the webhook of %s waits: %s", entry.id, error.message)
+        finally:
+            del self._sending[entry.id]
+            self._places[entry.owner_folder] -= 1
+        self._begin(group, threads)
 
-    def _try(self, entry: IndexEntry) -> None:
+    def _try(self, at: Revision[VideoJob]) -> None:
+        """One try of one webhook; on a thread."""
         outbox = self._jobs.outbox
-        held = outbox.claim(outbox.read(entry), worker=self._worker)
+        held = outbox.claim(at, worker=self._worker)
         try:
             self._webhooks.send(held.document)
         except FetchError as error:
             tries = held.document.webhook_attempts
-            _log.info("the webhook of %s, try %d: %s", entry.id, tries, error.message)
+            _log.info("the webhook of %s, try %d: %s", at.document.id, tries, error.message)
             if error.retryable and tries <= len(self._webhooks.retry_delays_s):
                 outbox.postpone(held, delay_s=self._webhooks.retry_delays_s[tries - 1])
             else:
                 outbox.settle(held, "failed")
         else:
             outbox.settle(held, "delivered")
+
+
+def _host(entry: IndexEntry, job: VideoJob) -> str:
+    """The owner and the host of a job's webhook: a slow host of one owner takes no place of another owner."""
+    return f"{entry.owner_folder} {urlsplit(job.webhook_url or '').netloc.lower()}"

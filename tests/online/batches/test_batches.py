@@ -6,7 +6,7 @@ import asyncio
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from openai.types import Batch, Video
 from pia_ray import ledger, storage
 from pia_ray.cli.main import main
 from pia_ray.config.knobs import AnimationParams
-from pia_ray.errors import BadParameter, Busy, NotFound
+from pia_ray.errors import BadParameter, Busy, FetchUnavailable, NotFound
 from pia_ray.media import video
 from pia_ray.online.batches.input_file import read_lines
 from pia_ray.online.batches.runner import BatchRunner
@@ -250,17 +250,28 @@ class BatchStores:
         self.batches = BatchStore(str(folder), ttl_s=0)
         self.jobs = JobStore(str(folder))
         self.fault: Exception | None = None
+        self.down: set[str] = set()
+        """Prompts of lines whose picture's server does not answer."""
+        self.slow: set[str] = set()
+        """Prompts of bob's lines whose picture's server never ends its answer."""
+        self.pauses_s: Sequence[float] = (0.0, 0.0, 0.0)
         self.asked: list[LineRequest] = []
         self.runner = self.new_runner()
 
     def new_runner(self) -> BatchRunner:
         show = lambda job: video_object(job).model_dump(mode="json")  # noqa: E731
-        return BatchRunner(self.batches, self.files, jobs=self.jobs, submit=self.submit, video_object=show)
+        return BatchRunner(
+            self.batches, self.files, jobs=self.jobs, submit=self.submit, video_object=show, pauses_s=self.pauses_s
+        )
 
     async def submit(self, line: LineRequest) -> VideoJob:
         self.asked.append(line)
         if self.fault is not None:
             raise self.fault
+        if line.body["prompt"] in self.down:
+            raise FetchUnavailable("the server does not answer")
+        if line.owner == "bob" and line.body["prompt"] in self.slow:
+            await asyncio.Event().wait()
         params = AnimationParams(prompt=str(line.body["prompt"]))
         request = RenderRequest(id="", params=params, image=b"x", priority=BATCH_LINE)
         return self.jobs.create(
@@ -273,10 +284,10 @@ class BatchStores:
             idempotency_key=line.idempotency_key,
         )
 
-    def begin(self, count: int, *, window_s: float = 3600) -> str:
+    def begin(self, count: int, *, owner: str = "ann", window_s: float = 3600) -> str:
         lines = batch_lines(*[{"prompt": f"number {n}"} for n in range(count)])
-        file = self.files.create("ann", lines, filename="lines.jsonl", purpose="batch")
-        return self.batches.create("ann", file.id, metadata=None, window_s=window_s).id
+        file = self.files.create(owner, lines, filename="lines.jsonl", purpose="batch")
+        return self.batches.create(owner, file.id, metadata=None, window_s=window_s).id
 
     def tick(self, times: int = 1) -> None:
         for _ in range(times):
@@ -315,15 +326,81 @@ def test_a_batch_makes_so_many_jobs_at_once_and_more_as_they_end(stores: BatchSt
     assert len(stores.jobs.queue.entries()) == 32
 
 
-def test_a_line_that_cannot_be_taken_now_is_tried_again_before_any_other(stores: BatchStores):
+def test_a_line_that_the_endpoint_cannot_take_now_waits_as_long_as_it_takes(stores: BatchStores):
     batch_id = stores.begin(2)
     stores.fault = Busy("later")
-    stores.tick(3)
-    assert {line.body["prompt"] for line in stores.asked} == {"number 0"}
+    stores.tick(9)
+    assert stores.batches.get("ann", batch_id).num_failed == 0
     stores.fault = BadParameter("never", "prompt")
     stores.tick(2)
     batch = stores.batches.get("ann", batch_id)
     assert (batch.status, batch.num_failed) == ("completed", 2)
+
+
+def test_a_line_whose_pictures_server_is_down_fails_alone_after_some_tries(stores: BatchStores):
+    batch_id = stores.begin(12)
+    stores.down = {"number 0", "number 5"}
+    stores.tick(2)
+    assert len(stores.jobs.queue.entries()) == 10  # also of the lines behind those that wait
+    stores.tick(4)
+    asked = [line.body["prompt"] for line in stores.asked]
+    assert (asked.count("number 0"), asked.count("number 5"), asked.count("number 1")) == (4, 4, 1)
+    for entry in stores.jobs.queue.entries():
+        stores.jobs.delete("ann", entry.id)
+    stores.tick()
+    batch = stores.batches.get("ann", batch_id)
+    assert (batch.status, batch.num_failed) == ("completed", 12)
+    outcomes = stores.batches.read_outcomes(batch)
+    failed = [each for each in outcomes if each.row["error_code"] == "fetch_unavailable"]
+    assert [each.line for each in failed] == [0, 5]
+    assert failed[0].record["response"]["body"]["error"]["code"] == "fetch_unavailable"
+
+
+def test_a_pause_grows_with_each_try_of_a_line(stores: BatchStores):
+    batch_id = stores.begin(1)
+    stores.down, stores.pauses_s = {"number 0"}, (100.0, 1000.0)
+    stores.runner = stores.new_runner()
+    pauses = []
+    stores.tick()
+    for _ in range(2):
+        began = time.time()
+        stores.tick(3)
+        waits = stores.batches.get("ann", batch_id).waiting[0]
+        pauses.append(round(waits.not_before - began, -2))
+        due = {0: waits.model_copy(update={"not_before": 0.0})}
+        stores.batches.change("ann", batch_id, lambda _, due=due: {"waiting": due})
+    assert (pauses, len(stores.asked)) == ([100, 1000], 2)
+
+
+def test_slow_servers_of_one_key_hold_no_other_key_and_no_line_behind_them(stores: BatchStores):
+    slow, other = stores.begin(20, owner="bob"), stores.begin(3)
+    stores.slow = {f"number {n}" for n in range(5)}
+
+    async def work() -> None:
+        running = asyncio.create_task(stores.runner.run(0.01))
+        async with asyncio.timeout(20):
+            while len(stores.batches.get("ann", other).jobs) < 3 or len(stores.batches.get("bob", slow).jobs) < 15:
+                await asyncio.sleep(0.01)
+        waiting = stores.batches.get("bob", slow).waiting
+        assert sorted(waiting) == [0, 1, 2, 3, 4]
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+    asyncio.run(work())
+    stores.slow = set()
+    stores.tick()  # of whoever takes over
+    assert len(stores.jobs.list("bob").documents) == 20
+
+
+def test_a_cancelled_batch_gives_up_the_lines_that_wait_for_another_try(stores: BatchStores):
+    batch_id = stores.begin(3)
+    stores.down, stores.pauses_s = {"number 1"}, (100.0,)
+    stores.runner = stores.new_runner()
+    stores.tick(2)
+    stores.batches.cancel("ann", batch_id)
+    stores.tick(2)
+    batch = stores.batches.get("ann", batch_id)
+    assert (batch.status, batch.num_failed, batch.waiting) == ("cancelled", 3, {})
 
 
 def test_another_runner_takes_over_only_when_the_lease_is_over_and_makes_no_line_twice(stores: BatchStores):

@@ -25,6 +25,7 @@ from pia_ray.errors import AddressRefused, ConfigError, FetchError, FetchUnavail
 from pia_ray.online.rendering.renderer import RenderRequest
 from pia_ray.online.video_jobs import JobStore, VideoJob
 from pia_ray.online.video_jobs.dispatcher import Dispatcher
+from pia_ray.online.video_jobs.webhook_sender import PER_HOST
 from pia_ray.online.video_jobs.webhooks import Webhooks
 from tests.online.video_jobs.test_dispatcher import QUICK, ScriptedRenderer, ended, run, running
 from tests.storage.test_https import certificate
@@ -209,6 +210,43 @@ def test_a_webhook_left_by_a_dead_dispatcher_is_sent_by_the_next(
         assert len(receiver.got) == 1
 
     run(work)
+
+
+def test_a_receiver_that_does_not_answer_delays_no_other(
+    jobs: JobStore, receiver: Receiver, webhooks: Webhooks
+) -> None:
+    async def work() -> None:
+        with socket.create_server(("127.0.0.1", 0), backlog=64) as silent:
+            dead = [cancelled(jobs, f"https://pictures.test:{silent.getsockname()[1]}/") for _ in range(12)]
+            other = cancelled(jobs, receiver.url)
+            async with running(Dispatcher(ScriptedRenderer(), jobs, webhooks=webhooks, **QUICK)):
+                assert (await settled(jobs, other)).webhook_state == "delivered"
+                begun = [jobs.get("ann", job.id).webhook_attempts for job in dead]
+        assert sum(begun) <= PER_HOST  # none of their tries has ended
+
+    run(work)
+
+
+def test_the_entry_of_a_webhook_says_when_it_is_due(jobs: JobStore) -> None:
+    cancelled(jobs, "https://example.com/")
+    outbox = jobs.outbox
+    outbox.postpone(outbox.claim(outbox.read(outbox.due()[0]), worker="me"), delay_s=100)
+    assert outbox.due() == ()
+    (entry,) = outbox.entries()
+    assert entry.rank == pytest.approx(jobs.now() + 100, abs=5)
+
+
+def test_an_entry_of_an_earlier_version_is_due_and_gets_its_time(jobs: JobStore, tmp_path: Path) -> None:
+    job = cancelled(jobs, "https://example.com/")
+    outbox, folder = jobs.outbox, str(tmp_path / "serve" / "webhooks")
+    outbox.postpone(outbox.claim(outbox.read(outbox.due()[0]), worker="me"), delay_s=100)
+    (named,) = outbox.entries()
+    earlier = storage.join(folder, named.uri.rpartition("/")[2].partition("-")[2])
+    storage.create_bytes(earlier, b"")
+    storage.delete(named.uri)
+    (entry,) = outbox.due()
+    assert outbox.read(entry).document.id == job.id
+    assert [each.uri for each in outbox.entries()] == [named.uri]
 
 
 @pytest.mark.parametrize(
