@@ -140,6 +140,7 @@ OWNERS = {
     "imageio": {"pia_ray.media": "encodes and decodes videos"},
     "boto3": {"pia_ray.storage": "speaks to S3"},
     "botocore": {"pia_ray.storage": "speaks to S3"},
+    "fsspec": {"pia_ray.storage.other_stores": "reads gs://, az://, hf:// and others"},
     "httpx": {"pia_ray.storage.https": "guarded https:// inputs"},
     "httpcore": {"pia_ray.storage.https": "guarded https:// inputs"},
     "pyarrow": {

@@ -7,6 +7,7 @@ from typing import Any
 from pia_ray import manifest, storage, weights
 from pia_ray.config.catalog import CatalogConfig
 from pia_ray.config.knobs import REFERENCE_KNOBS
+from pia_ray.storage import sources
 
 
 def settled(config: CatalogConfig) -> CatalogConfig:
@@ -47,7 +48,7 @@ def with_absolute_paths(config: CatalogConfig) -> CatalogConfig:
         return str(storage.local_path(uri).absolute()).rstrip("/") + slash
 
     config = manifest.with_absolute_references(config)
-    manifests = tuple(map(absolute, config.manifests))
+    manifests = tuple(uri if sources.in_store(uri) else absolute(uri) for uri in config.manifests)
     return config.model_copy(
         update={"output": absolute(config.output), "manifest": manifests[0] if len(manifests) == 1 else manifests}
     )

@@ -13,7 +13,7 @@ from pia_ray.logs import LogFormat
 
 _MANIFEST_HELP: Final = (
     "a .parquet, .arrow, .csv, .tsv, .jsonl, .json, .xlsx or .txt file (also .gz or .zst), a folder or glob of these, "
-    "or a folder of images; local or s3://. Several are animated as one"
+    "or a folder of images; local, s3:// or of a store that fsspec reads. Several are animated as one"
 )
 _OPEN_HELP: Final = "open the gallery in the browser when the run has ended"
 _RUN_EPILOG: Final = (
@@ -113,7 +113,7 @@ def _image_flags(image: Parser) -> None:
     )
     image.first_flags = ("output", "prompt", "model", "motion_scale", "open")
     image.epilog = "More knobs, such as --num-frames and --seed: see --help-knobs."
-    image.add_argument("image", metavar="IMAGE", help="path, s3://, https:// or data: URL")
+    image.add_argument("image", metavar="IMAGE", help="path, s3://, https:// or data: URL, or a URI that fsspec reads")
     formats = ", .".join(FORMATS)
     image.add_argument("-o", "--output", required=True, metavar="FILE", help=f"the video: .{formats}")
     model_help = f"named model, or YAML file of one (default: {commands.DEFAULT_MODEL})"

@@ -52,7 +52,7 @@ class CatalogConfig(WorkerConfig, FetchConfig):
     """One catalogue run: what to animate, where to put it, on how many workers."""
 
     manifest: str | tuple[str, ...] = Field(
-        description="File, folder, glob or folder of images, or a list of these; local or s3://."
+        description="File, folder, glob or folder of images, or a list of these; local, s3:// or by fsspec."
     )
     output: str = Field(description="Folder or s3:// prefix for videos, results and gallery.")
     model: ModelConfig = Field(description="Name of a model, YAML file of one, or its settings.")

@@ -13,7 +13,6 @@ from typing import Any, Final
 
 import pyarrow as pa
 
-from pia_ray import storage
 from pia_ray.manifest.tables import (
     CHUNK_BYTES,
     CHUNK_ROWS,
@@ -27,6 +26,7 @@ from pia_ray.manifest.tables import (
     nulls,
     values_of,
 )
+from pia_ray.storage import sources
 
 EXTENSIONS: Final = (".arrow", ".feather", ".ipc")
 
@@ -69,7 +69,7 @@ class ArrowCells:
         self.checked_at = time.monotonic()
         self._lock = threading.Lock()
         self._source: Any
-        if storage.is_s3(uri):
+        if sources.in_store(uri):
             copy = tempfile.TemporaryFile()  # noqa: SIM115 - lives with the object
             with bytes_of(uri) as stream:
                 shutil.copyfileobj(stream, copy, 2**20)

@@ -24,13 +24,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from cachetools import LRUCache
 
-from pia_ray import storage
 from pia_ray.config.knobs import ARRAY_KNOBS, knob_named
 from pia_ray.errors import ImageNotFound, StorageDenied, StorageError, StorageNotFound, StorageUnavailable
 from pia_ray.manifest.arrow_files import EXTENSIONS, ArrowCells
 from pia_ray.manifest.references import decode_data_url
 from pia_ray.manifest.tables import plain_type
 from pia_ray.media import arrays
+from pia_ray.storage import sources
 
 STREAM_BYTES: Final = 2**20
 """Bytes that one request for a part of a column asks for. Without it, Arrow reads a group's whole column at once."""
@@ -163,7 +163,7 @@ class _Cells:
         with _files_lock:
             if (found := _files.get(key)) is not None:
                 return found
-        filesystem, path = storage.arrow_filesystem(self._uri)
+        filesystem, path = sources.arrow_filesystem(self._uri)
         how: dict[str, Any] = {"filesystem": filesystem, "buffer_size": STREAM_BYTES, "pre_buffer": False}
         with pq.ParquetFile(path, **how) as plain:
             metadata, column = plain.metadata, self._column
@@ -317,9 +317,9 @@ def _cells_of(uri: str, column: str) -> _Cells | ArrowCells:
     """The column as it is in the file now; a store is asked each minute, a disk each time."""
     with _known_lock:
         cells = _known.get((uri, column))
-        if cells is not None and storage.is_s3(uri) and time.monotonic() - cells.checked_at < _CHECK_S:
+        if cells is not None and sources.in_store(uri) and time.monotonic() - cells.checked_at < _CHECK_S:
             return cells
-        found = storage.head(uri)
+        found = sources.head(uri)
         if found is None:
             raise FileNotFoundError(uri)
         if cells is None or cells.version != found.etag:
@@ -333,5 +333,5 @@ def _storage_error(error: Exception, reference: str) -> StorageError:
     if isinstance(error, PermissionError) or "ACCESS_DENIED" in str(error):
         return StorageDenied(f"cannot read {reference}: {error}")
     # Arrow raises the same type for a broken connection and a broken page; over the network, trying again may help.
-    kind = StorageUnavailable if isinstance(error, OSError) and storage.is_s3(reference) else StorageError
+    kind = StorageUnavailable if isinstance(error, OSError) and sources.in_store(reference) else StorageError
     return kind(f"cannot read {reference}: {error}")

@@ -1,4 +1,4 @@
-"""A manifest's URI -> the names of its files: a file, a folder or a glob, local or in S3.
+"""A manifest's URI -> the names of its files: a file, a folder or a glob, local or in a store.
 
 What is in a folder and what is taken from it agree: files that are left out are counted in one warning. Tables that
 have a log of their own are refused.
@@ -19,8 +19,9 @@ from urllib.parse import unquote
 
 from pia_ray import storage
 from pia_ray.errors import ManifestError, ManifestUnavailable, StorageError
-from pia_ray.manifest.references import is_unicode
+from pia_ray.manifest.references import is_unicode, redacted
 from pia_ray.manifest.tables import Kind
+from pia_ray.storage import sources
 
 KINDS: Final[Mapping[str, Kind]] = {
     ".parquet": "parquet",
@@ -110,8 +111,8 @@ def find_names(uri: str) -> Found:
         ManifestError: nothing there, an unknown extension, or a table with a log.
         OSError: the system refuses the path.
     """
-    if storage.is_s3(uri):
-        return _in_s3(uri)
+    if sources.in_store(uri):
+        return _in_store(uri)
     try:
         path = storage.local_path(uri).expanduser().absolute()
     except StorageError as error:
@@ -139,9 +140,9 @@ def kind_of(name: str) -> Kind | None:
 
 def root_of(uri: str) -> str:
     """The folder of the references of a manifest, by its URI alone; with a slash at the end."""
-    if not storage.is_s3(uri):
+    if not sources.in_store(uri):
         uri = str(storage.local_path(uri).expanduser().absolute())
-    if glob.has_magic(uri) and (storage.is_s3(uri) or not Path(uri).exists()):
+    if glob.has_magic(uri) and (sources.in_store(uri) or not Path(uri).exists()):
         return _split_glob(uri)[0]
     return (uri.rpartition("/")[0] if kind_of(uri) is not None else uri.rstrip("/")) + "/"
 
@@ -150,7 +151,7 @@ def common_folder(roots: Sequence[str]) -> str:
     """The deepest folder that holds all of these folders, with a slash at its end; empty where there is none."""
     parts = [root.split("/")[:-1] for root in roots]
     common = [level[0] for level in takewhile(lambda level: len(set(level)) == 1, zip(*parts, strict=False))]
-    if common[:2] == ["s3:", ""] and len(common) < 3:  # buckets differ
+    if common[1:2] == [""] and common[0].endswith(":") and len(common) < 3:  # buckets differ
         return ""
     return "/".join(common) + "/" if common else ""
 
@@ -165,9 +166,11 @@ def partitions_of(name: str) -> dict[str, str | None]:
     }
 
 
-def _in_s3(uri: str) -> Found:
+def _in_store(uri: str) -> Found:
+    if reason := sources.refusal(uri):
+        raise ManifestError(f"{redacted(uri)}: {reason}")
     try:
-        if kind_of(uri) is not None and storage.exists(uri):
+        if kind_of(uri) is not None and sources.exists(uri):
             root, _, name = uri.rpartition("/")
             return Found(f"{root}/", [name], [])
         if glob.has_magic(uri):
@@ -184,7 +187,7 @@ def _in_s3(uri: str) -> Found:
         kind = ManifestUnavailable if error.retryable else ManifestError
         raise kind(f"cannot read {uri}: {error.message}") from None
     if not names:
-        if kind_of(uri) is None and storage.exists(uri):
+        if kind_of(uri) is None and sources.exists(uri):
             root, _, name = uri.rpartition("/")
             return _one_file(uri, f"{root}/", name)
         raise ManifestError(f"there is no manifest {uri}")
@@ -193,7 +196,7 @@ def _in_s3(uri: str) -> Found:
 
 def _below(root: str) -> Iterator[str]:
     """The names of objects; those that stand for folders are left out."""
-    names = (found.uri.removeprefix(root) for found in storage.list_objects(root))
+    names = (found.uri.removeprefix(root) for found in sources.list_objects(root))
     return (name for name in names if name and not name.endswith(("/", "_$folder$")))
 
 

@@ -26,6 +26,7 @@ from pia_ray.manifest.spellings import fetched_url, other_spellings
 from pia_ray.manifest.versions import version_read
 from pia_ray.media import arrays
 from pia_ray.media import image as pictures
+from pia_ray.storage import sources
 from pia_ray.storage.https import fetch as fetch_url
 from pia_ray.storage.web import Web
 
@@ -41,7 +42,8 @@ _CELL = re.compile(r".+#row=[1-9][0-9]*&column=.+", re.DOTALL)
 def read_image(
     reference: str, *, max_bytes: int, what: str = "image", planned: str | None = None, web: Web | None = None
 ) -> bytes:
-    """The bytes behind an image reference: a path, s3://, https:// or data: URL, or a cell of a Parquet manifest.
+    """The bytes behind an image reference: a path, s3://, https:// or data: URL, a URI that fsspec
+    reads, or a cell of a Parquet manifest.
 
     A path or object that is not there is also looked for under its other spellings. `what` names the file in errors.
     `planned` is the identity that ends in the version of the file or object; None where any version will do.
@@ -62,7 +64,7 @@ def read_image(
     missing = None
     for uri in (reference, *other_spellings(reference)):
         try:
-            content, etag = storage.read_object(uri, max_bytes=max_bytes)
+            content, etag = sources.read_object(uri, max_bytes=max_bytes)
         except StorageNotFound as error:
             missing = missing or error.message
             continue

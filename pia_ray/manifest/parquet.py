@@ -14,7 +14,6 @@ from urllib.parse import quote
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pia_ray import storage
 from pia_ray.manifest.cells import STREAM_BYTES
 from pia_ray.manifest.tables import (
     CHUNK_BYTES,
@@ -29,6 +28,7 @@ from pia_ray.manifest.tables import (
     nulls,
     values_of,
 )
+from pia_ray.storage import sources
 
 
 @contextmanager
@@ -73,7 +73,7 @@ def cell_reference(file: TableFile, row: int, column: str, position: int | None 
 
 
 def _parquet_file(uri: str) -> pq.ParquetFile:
-    filesystem, path = storage.arrow_filesystem(uri)
+    filesystem, path = sources.arrow_filesystem(uri)
     # A stream buffer instead of whole column chunks: a row group of image bytes may be larger than memory.
     return pq.ParquetFile(path, filesystem=filesystem, buffer_size=STREAM_BYTES, pre_buffer=False)
 

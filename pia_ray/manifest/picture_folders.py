@@ -9,9 +9,9 @@ from typing import Final
 
 import pyarrow as pa
 
-from pia_ray import storage
 from pia_ray.errors import StorageNotFound, StorageTooLarge
 from pia_ray.manifest.tables import Chunk, TableFile, nulls
+from pia_ray.storage import sources
 
 _ROWS: Final = 10_000
 _CAPTION_BYTES: Final = 2**16
@@ -49,6 +49,6 @@ def _captions(file: TableFile, names: Sequence[str]) -> tuple[list[str | None], 
 
 def _caption(uri: str) -> bytes:
     try:
-        return storage.read_bytes(uri, max_bytes=_CAPTION_BYTES)
+        return sources.read_bytes(uri, max_bytes=_CAPTION_BYTES)
     except StorageNotFound:  # removed since the folder was listed
         return b""

@@ -16,6 +16,7 @@ from urllib.parse import unquote, unquote_to_bytes, urlsplit
 from pia_ray import storage
 from pia_ray.errors import BadParameter
 from pia_ray.manifest.spellings import fetched_url, written_out
+from pia_ray.storage import sources
 
 _SCHEME: Final = re.compile(r"\s*([a-zA-Z][a-zA-Z0-9+.-]*):")
 _SIGNATURES: Final = ("x-amz-", "x-goog-")
@@ -82,8 +83,9 @@ def locate(reference: str, folder: str, prefix: str = "", *, what: str = "image"
     if scheme == "http":
         return "http" + reference[4:], unsigned("http" + reference[4:])
     if reference.startswith("/") or scheme == "file":
-        if storage.is_s3(folder):
-            raise BadParameter(f"{what} {reference}: a manifest in S3 cannot name files of one machine", what)
+        if sources.in_store(folder):
+            store = "S3" if storage.is_s3(folder) else "a store"
+            raise BadParameter(f"{what} {reference}: a manifest in {store} cannot name files of one machine", what)
         if scheme != "file":
             return reference, reference
         try:
@@ -93,6 +95,11 @@ def locate(reference: str, folder: str, prefix: str = "", *, what: str = "image"
         if parts.netloc not in ("", "localhost") or not parts.path.startswith("/"):
             raise BadParameter(f"{what} {reference}: a file:// URL needs three slashes and an absolute path", what)
         return unquote(parts.path), reference
+    if match and sources.other_scheme(reference):
+        if reason := sources.refusal(reference):
+            raise BadParameter(f"{what} {_short(redacted(reference))}: {reason}", what)
+        reference = scheme + reference[len(scheme) :]
+        return reference, unsigned(reference)
     if match and "//" in reference:
         raise BadParameter(
             f"{what} {_short(reference)}: {scheme}:// is not read; use a path, s3://, https:// or data:", what
@@ -142,11 +149,11 @@ def stem(reference: str) -> str:
 
 
 def redacted(reference: str) -> str:
-    """The reference as results may hold it: no signature of a URL, and of a data: URL its kind and hash alone."""
+    """The reference as results may hold it: no signature or password, and of a data: URL its kind and hash alone."""
     if reference.startswith("data:"):
         head = reference.partition(",")[0]
         return f"{head[:64]},{identity_of_bytes(reference.encode())}"
-    return unsigned(reference) if "://" in reference else reference
+    return sources.without_password(unsigned(reference)) if "://" in reference else reference
 
 
 def unsigned(url: str) -> str:
@@ -182,15 +189,16 @@ def decode_data_url(url: str, *, what: str = "image") -> bytes:
 
 
 def _below(folder: str, reference: str, what: str) -> str:
-    if not storage.is_s3(folder):
+    if not sources.in_store(folder):
         return posixpath.normpath(folder + reference)
-    bucket, _, key = folder[5:].partition("/")
+    scheme, _, place = folder.partition("://")
+    bucket, _, key = place.partition("/")
     path = key + reference
     if {".", ".."} & set(path.split("/")):
         path = posixpath.normpath(path)
     if path.startswith("../") or path in ("..", "."):
         raise BadParameter(f"{what} {reference} leads out of the bucket", what)
-    return f"s3://{bucket}/{path}"
+    return f"{scheme}://{bucket}/{path}"
 
 
 def _short(reference: str) -> str:

@@ -26,6 +26,7 @@ from pia_ray.manifest.tables import Columns, PictureOfRow, TableFile, is_empty, 
 from pia_ray.manifest.templates import fill, templates_of
 from pia_ray.manifest.versions import Versions
 from pia_ray.media import arrays
+from pia_ray.storage import sources
 from pia_ray.types import ManifestRow
 
 _SHOWN_CHARS: Final = 1000
@@ -233,8 +234,9 @@ def _picture_at(cell: object, folder: str, prefix: str) -> Picture:
 def _written(cell: object) -> str:
     if isinstance(cell, np.ndarray):
         cell = cell.tobytes()
-    if isinstance(cell, str) and cell.startswith(("https://", "data:")):
-        cell = references.redacted(cell)
+    if isinstance(cell, str):
+        is_url = cell.startswith(("https://", "data:"))
+        cell = references.redacted(cell) if is_url else sources.without_password(cell)
     return references.identity_of_bytes(cell) if isinstance(cell, bytes) else _valid(str(cell))
 
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import parse_qsl, unquote, urlencode
 
-from pia_ray import storage
 from pia_ray.errors import BadParameter, StorageError
+from pia_ray.storage import sources
 
 _HOST_FIRST: Final = re.compile(r"//(?P<host>[a-zA-Z0-9-]+(?:\.[a-zA-Z0-9-]+)+(?::\d+)?)/.")
 _WWW: Final = re.compile(r"(?P<host>www\.[a-zA-Z0-9-]+(?:\.[a-zA-Z0-9-]+)+)/.", re.IGNORECASE)
@@ -74,16 +74,17 @@ def other_spellings(uri: str) -> list[str]:
 def _with_slashes(uri: str) -> str:
     if "\\" not in uri:
         return uri
-    root, _, rest = uri.removeprefix("s3://").partition("/")
+    store = uri[: uri.find("://") + 3] if sources.in_store(uri) else ""
+    root, _, rest = uri.removeprefix(store).partition("/")
     path = posixpath.normpath("/" + rest.replace("\\", "/"))
-    return f"s3://{root}{path}" if storage.is_s3(uri) else f"{root}{path}"
+    return f"{store}{root}{path}"
 
 
 @lru_cache(maxsize=1024)
 def _is_folder(uri: str) -> bool:
-    if not storage.is_s3(uri):
+    if not sources.in_store(uri):
         return Path(uri).is_dir()
     try:
-        return next(iter(storage.list_objects(uri)), None) is not None
+        return next(iter(sources.list_objects(uri)), None) is not None
     except StorageError:
         return False

@@ -16,9 +16,9 @@ from typing import IO, Any, Final, Literal, NamedTuple
 
 import pyarrow as pa
 
-from pia_ray import storage
 from pia_ray.config.knobs import REFERENCE_KNOBS
 from pia_ray.errors import ManifestError
+from pia_ray.storage import sources
 from pia_ray.temporary_folders import temporary_folder
 
 Kind = Literal["parquet", "arrow", "csv", "tsv", "jsonl", "txt", "xlsx", "pictures"]
@@ -34,7 +34,7 @@ class TableFile:
     """One file of a manifest, opened once to learn its columns."""
 
     uri: str
-    """Absolute path or s3:// URI; of a folder of images, the folder."""
+    """Absolute path or URI of an object; of a folder of images, the folder."""
     name: str
     """Its path below the root of all, for messages and as a part of the identity of its pictures."""
     folder: str
@@ -261,7 +261,7 @@ def is_packed(uri: str) -> bool:
 
 @contextmanager
 def bytes_of(uri: str) -> Iterator[IO[bytes]]:
-    """The unpacked bytes. Objects of S3 are copied to a temporary file first, with the store's own retries."""
+    """The unpacked bytes. Objects are copied to a temporary file first, with the store's own retries."""
     with _local_copy(uri) as path:
         stream: Any
         if uri.lower().endswith(".zst"):
@@ -277,10 +277,10 @@ def bytes_of(uri: str) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def _local_copy(uri: str) -> Iterator[Path]:
-    if not storage.is_s3(uri):
+    if not sources.in_store(uri):
         yield Path(uri)
         return
     with temporary_folder() as folder:
         path = folder / "manifest"
-        storage.copy_to_file(uri, path)
+        sources.copy_to_file(uri, path)
         yield path

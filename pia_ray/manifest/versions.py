@@ -15,6 +15,7 @@ from typing import Final, Protocol
 from pia_ray import storage
 from pia_ray.errors import ManifestError, ManifestUnavailable, StorageDenied, StorageError
 from pia_ray.manifest.spellings import other_spellings
+from pia_ray.storage import sources
 
 PAGE: Final = 1000
 """Objects in one answer to a listing."""
@@ -42,7 +43,7 @@ class Store(Protocol):
 class Versions:
     """The versions of a manifest's pictures, with few requests: at most about two for each page of a listing."""
 
-    def __init__(self, store: Store = storage) -> None:
+    def __init__(self, store: Store = sources) -> None:
         self._store = store
         self._folders: OrderedDict[str, _Folder] = OrderedDict()  # those used last at the end
         self._num_objects = 0
@@ -55,13 +56,13 @@ class Versions:
         """
         if version := self._of_one(uri):
             return version
-        others = other_spellings(uri) if uri.startswith("/") or storage.is_s3(uri) else []
+        others = other_spellings(uri) if uri.startswith("/") or sources.in_store(uri) else []
         return next(filter(None, map(self._of_one, others)), "")
 
     def _of_one(self, uri: str) -> str:
         if uri.startswith("/"):
             return file_version(uri)
-        if not storage.is_s3(uri):
+        if not sources.in_store(uri):
             return ""
         try:
             etag = self._etag(uri)
@@ -157,7 +158,7 @@ def version_read(uri: str, etag: str) -> str:
 
     A file that was written meanwhile has the version that it has now.
     """
-    return object_version(etag) if storage.is_s3(uri) else file_version(uri)
+    return object_version(etag) if sources.in_store(uri) else file_version(uri)
 
 
 def object_version(etag: str) -> str:

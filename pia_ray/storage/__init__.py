@@ -3,7 +3,7 @@
 Every write is atomic and every call is retried within bounds; failures are the `StorageError`s of the error tree. The
 parts are `uris`, `client` (boto3), `patience`, `errors` (what becomes which error, and retries), `local`, `s3`,
 `counts` (for metrics) and `objects` (what each call promises). Owns boto3, whose own configuration decides: `AWS_*`
-variables, profiles, roles.
+variables, profiles, roles. `sources` reads manifests and pictures from other stores too, by `other_stores` (fsspec).
 """
 
 from pia_ray.storage.client import declare_buckets, forget_clients

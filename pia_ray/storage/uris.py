@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
+from typing import Final
 from urllib.parse import quote, unquote, urlsplit
 
 from pia_ray.errors import StorageError, StorageNotFound
+
+_SCHEME: Final = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*)://")
+_PASSWORD: Final = re.compile(r"^(\s*[a-zA-Z][a-zA-Z0-9+.-]*://[^/?#:@]*):[^/?#]*(?=@)")
+_OURS: Final = frozenset({"file", "s3", "http", "https"})
+"""Schemes that are read without fsspec."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +37,23 @@ class ObjectStat:
 def is_s3(uri: str) -> bool:
     """Whether the URI names an object or prefix in S3."""
     return uri[:5].lower() == "s3://"
+
+
+def other_scheme(uri: str) -> str:
+    """The scheme of a store other than S3, in lower case, such as "gs"; empty for paths and the usual schemes."""
+    match = _SCHEME.match(uri)
+    scheme = match[1].lower() if match else ""
+    return "" if scheme in _OURS else scheme
+
+
+def in_store(uri: str) -> bool:
+    """Whether the URI names an object or prefix in S3 or another store, and not a local file or a URL of the web."""
+    return is_s3(uri) or bool(other_scheme(uri))
+
+
+def without_password(uri: str) -> str:
+    """The URI without the password that its authority may hold, as in `ftp://user:password@host/`."""
+    return _PASSWORD.sub(r"\1", uri, count=1)
 
 
 def join(uri: str, *parts: str) -> str:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import fsspec
 import pytest
 
 from pia_ray import storage
@@ -24,6 +26,9 @@ DOCS = Path(__file__).parents[2] / "docs" / "manifest.md"
 
 IN_STORES = ("shopify", "img2dataset", "hf_parquet", "hf_save_to_disk", "spark", "workbook", "weekly_files")
 """Catalogues that are also read from a store: one of each way that files are found and cells are read."""
+
+IN_MEMORY = ("img2dataset", "hf_parquet", "hf_save_to_disk", "weekly_files")
+"""Those that are also read through fsspec."""
 
 Upload = Callable[[Path], str]
 
@@ -45,6 +50,20 @@ def in_s3(s3: str) -> Upload:
         return f"{s3}/in"
 
     return upload
+
+
+@pytest.fixture
+def in_memory() -> Iterator[Upload]:
+    """Copies a folder into fsspec's store in memory; the folder there."""
+    name = uuid.uuid4().hex
+    store = fsspec.filesystem("memory")
+
+    def upload(folder: Path) -> str:
+        store.put(f"{folder}/", f"/{name}/", recursive=True)
+        return f"memory://{name}"
+
+    yield upload
+    store.rm(f"/{name}", recursive=True)
 
 
 def animate(name: str, root: str, output: Path, animator: FakeAnimator) -> None:
@@ -70,8 +89,10 @@ def test_a_catalogue_on_disk_is_checked_and_animated(name: str, tmp_path: Path, 
     animate(name, str(folder), tmp_path / "out", animator)
 
 
-@pytest.mark.parametrize("store", ["in_s3"])
-@pytest.mark.parametrize("name", IN_STORES)
+@pytest.mark.parametrize(
+    ("name", "store"),
+    [*((name, "in_s3") for name in IN_STORES), *((name, "in_memory") for name in IN_MEMORY)],
+)
 def test_a_catalogue_in_a_store_is_checked_and_animated(
     name: str, store: str, tmp_path: Path, animator: FakeAnimator, request: pytest.FixtureRequest
 ) -> None:

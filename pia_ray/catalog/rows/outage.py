@@ -135,4 +135,4 @@ def _host(uri: str) -> str:
     return found[1] if found else ""
 
 
-_HOST: Final = re.compile(r"(?:https?|s3)://([^/?#]{0,300})")
+_HOST: Final = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]{0,30}://([^/?#]{0,300})")
