@@ -2,7 +2,7 @@
 
 Its modules are `layout` (URIs), `results` (rows and the table that people read), `parts` (files of rows), `index` (the
 row that wins), `runs`, `attempts`, `lease`, `busy_share`, `live` (the run at work), `planning`,
-`retaking`, `ledger`, `results_writer`, `videos` and `upkeep` (summary, verify, rebuild).
+`retaking`, `take_counts`, `ledger`, `results_writer`, `videos` and `upkeep` (summary, verify, rebuild).
 """
 
 from pia_ray.ledger.attempts import (
@@ -50,6 +50,7 @@ from pia_ray.ledger.runs import (
     read_item_file,
     read_items,
 )
+from pia_ray.ledger.take_counts import TakeCounts, count_takes
 from pia_ray.ledger.upkeep import LedgerSummary, Rebuilt, Verified, rebuild, summary, verify
 
 __all__ = [
@@ -70,10 +71,12 @@ __all__ = [
     "RunRecord",
     "Stage",
     "StoredTakes",
+    "TakeCounts",
     "Verified",
     "WorkerState",
     "begin_attempt",
     "count_attempts",
+    "count_takes",
     "earlier_attempts",
     "from_record",
     "from_table",

@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
+from pia_ray import ledger
 from pia_ray.animation import Animation
+from pia_ray.catalog.calibration import calibrate_from_output
 from pia_ray.catalog.local import run_local
 from pia_ray.catalog.takes import (
     Policy,
@@ -20,6 +22,7 @@ from pia_ray.catalog.takes import (
     takes_from_json,
     takes_to_json,
 )
+from pia_ray.cli.main import main
 from pia_ray.config.acceptance import NUMBERS, parse_bounds
 from pia_ray.config.catalog import CatalogConfig
 from pia_ray.errors import ConfigError, DeviceLost, NonFiniteFrames, OutOfMemory
@@ -28,7 +31,7 @@ from pia_ray.media.video import probe
 from pia_ray.types import AnimationRequest
 from tests.catalog.test_local import CountingAnimator, by_id, configure, rows_of, write
 
-ROWS = 6
+ROWS = 4
 
 
 def policy(*bounds: str, retakes: int = 3, **how: Any) -> Policy:
@@ -46,7 +49,7 @@ def takes(*flickers: float | None) -> list[Take]:
 def uneven(folder: Path, **settings: Any) -> CatalogConfig:
     """A run over rows whose `flicker` depends on their seeds."""
     rows = [
-        {"id": f"r{n}", "image": f"r{n}.png", "prompt": "uneven", "seed": 42 + 7 * n, "motion_scale": 0}
+        {"id": f"r{n}", "image": f"r{n}.png", "prompt": "uneven", "seed": 42 + 7 * n, "num_frames": 4}
         for n in range(ROWS)
     ]
     manifest = folder / "manifest.parquet"
@@ -260,3 +263,36 @@ def test_a_stop_keeps_the_best_take_so_far_and_the_next_run_goes_on(tmp_path: Pa
         run_local(config.model_copy(update={"deadline_s": 0.6, "grace_s": 0.0}), animator=animator)
     go(config)
     assert chosen(config) == chosen(whole)
+
+
+def test_the_counts_of_a_run_its_summary_and_its_report_agree(tmp_path: Path) -> None:
+    config = uneven(tmp_path, accept=["flicker<=0.06"], retakes=3)
+    with CountingAnimator() as animator:
+        found = run_local(config, animator=animator).progress.takes
+    rows = rows_of(config)
+    assert found.num_accepted == sum(row["accepted"] for row in rows)
+    assert found.num_retaken == sum(len(flickers(row)) > 1 for row in rows)
+    assert found.num_given_up == len(rows) - found.num_accepted
+    assert found.retake_gpu_s > 0
+    assert json.loads((Path(config.output) / "summary.json").read_text())["num_retaken"] == found.num_retaken
+    assert ledger.summary(ledger.Ledger.open(config.output)).takes == found
+    assert calibrate_from_output(config.output, config).takes > 1
+
+
+def test_judge_says_which_videos_miss_other_bounds_and_writes_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = uneven(tmp_path)
+    go(config)
+    before = sorted(Path(config.output).rglob("*"))
+    flicker = {row["id"]: row["flicker"] for row in rows_of(config)}
+    assert main(["judge", config.output, "--accept", "flicker<=0.06", "--accept", "closure>=0.5", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    worst_first = sorted((name for name in flicker if flicker[name] > 0.06), key=lambda name: -flicker[name])
+    assert [each["id"] for each in told["missing"]] == worst_first
+    assert told["num_accepted"] == ROWS - len(worst_first)
+    assert told["num_unmeasured"] == {"closure": ROWS}
+    assert main(["judge", config.output, "--accept", "flicker<=0.06", "--csv", str(tmp_path / "miss.csv")]) == 0
+    assert [line.split(",")[0] for line in (tmp_path / "miss.csv").read_text().splitlines()] == ["id", *worst_first]
+    assert main(["judge", config.output, "--accept", "flikker<=0.06"]) == 2
+    assert sorted(Path(config.output).rglob("*")) == before
