@@ -332,6 +332,12 @@ class NonFiniteFrames(RowError):
     code = "nan_frames"
 
 
+class NotAccepted(RowError):
+    """Every take misses a bound of `accept`, and `unaccepted` is fail. Raise `retakes`, or ease the bounds."""
+
+    code = "not_accepted"
+
+
 class VideoError(RowError):
     """Frames could not be encoded, or the finished file did not verify. Try another format."""
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
 import numpy as np
 
+from pia_ray.config.acceptance import NUMBERS
 from pia_ray.config.knob_types import VideoFormat
 from pia_ray.config.knobs import AnimationParams
 from pia_ray.config.resolving import canonical, canonical_params, seed_from_id, seed_of_video
@@ -24,19 +25,7 @@ Status = Literal["succeeded", "failed"]
 SUCCEEDED: Final = "succeeded"
 FAILED: Final = "failed"
 
-JUDGED: Final = (
-    "motion",
-    "likeness",
-    "likeness_min",
-    "likeness_part",
-    "flicker",
-    "sharpness",
-    "colour_shift",
-    "stillness",
-    "closure",
-    "subject_similarity",
-    "prompt_similarity",
-)
+JUDGED: Final = tuple(NUMBERS)
 """The numbers of a `Judgement`, which are columns of the results."""
 
 OutputType = Literal["uint8", "pil", "np", "pt", "latent"]
@@ -61,6 +50,11 @@ class ManifestRow:
     """The URIs, as in `image`, of the files that the params refer to, by knob."""
     picture_index: int | None = None
     """The picture's number among those of its row, from 0, where the row has several."""
+    accept: str | None = None
+    retakes: str | None = None
+    """The row's own cells of these names, which replace the run's settings. No part of the work key."""
+    takes: str | None = None
+    """The takes that were tried before, as in `ResultRow`."""
 
     @property
     def reference_identities(self) -> dict[str, str]:
@@ -262,6 +256,12 @@ class ResultRow:
     """The numbers of a `Judgement`, with `motion`."""
     picture_index: int | None = None
     """As in `ManifestRow`."""
+    accepted: bool | None = None
+    """Whether the video meets the bounds that `accept` gave; None without bounds."""
+    take: int | None = None
+    """Number of the take whose video is published, from 0."""
+    takes: str | None = None
+    """The takes that were tried, as JSON: number, seed, numbers, `gpu_s`, `run_id` of each; `error` without a video."""
 
     @classmethod
     def succeeded(

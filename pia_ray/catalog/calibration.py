@@ -52,6 +52,8 @@ class Calibration:
     video_bytes: LinearFit | None
     """By pixels x frames; None where the calibrated videos are of another format."""
     thumbnail_bytes: float
+    takes: float = 1.0
+    """Engine time of all takes of a row, retakes included, over that of one; 1 without bounds."""
 
 
 def calibrate_from_output(output: str, config: CatalogConfig) -> Calibration:
@@ -130,7 +132,14 @@ def _calibrate(rows: Sequence[ResultRow], config: CatalogConfig, *, source: str)
         beside_s=statistics.fmean(beside_s),
         video_bytes=_fit(pixel_frames, sizes) if sizes else None,
         thumbnail_bytes=_thumbnail_bytes(rows),
+        takes=_takes(rows),
     )
+
+
+def _takes(rows: Sequence[ResultRow]) -> float:
+    one = sum(row.gpu_s or 0.0 for row in rows)
+    more = ledger.count_takes((row.accepted, row.takes) for row in rows).retake_gpu_s
+    return 1 + more / one if one else 1.0
 
 
 def _fit(units: Sequence[float], values: Sequence[float]) -> LinearFit:

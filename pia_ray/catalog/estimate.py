@@ -28,6 +28,8 @@ class Estimate:
     """Without the start of workers and the loading of the model."""
     cost: float | None
     storage_bytes: float | None
+    takes: float = 1.0
+    """Engine time of all takes of a row over that of one: as measured where the run has retakes, else 1."""
 
 
 def estimate(
@@ -60,7 +62,7 @@ def estimate(
     if calibration is None:
         return Estimate(workload, None, actors, None, None, None, None)
     rows = workload.num_pending
-    gpu_s = calibration.gpu_s.total(rows, workload.work)
+    gpu_s = calibration.gpu_s.total(rows, workload.work) * _takes(config, calibration)
     # Rows are fetched and published by as many threads as a worker has rows that do not denoise.
     beside_s = calibration.beside_s * rows / max(1, config.prefetch)
     wall_s = max(gpu_s, beside_s) / actors
@@ -75,7 +77,12 @@ def estimate(
         storage_bytes=None
         if video_bytes is None
         else video_bytes.total(rows, workload.pixel_frames) + calibration.thumbnail_bytes * rows,
+        takes=_takes(config, calibration),
     )
+
+
+def _takes(config: CatalogConfig, calibration: Calibration) -> float:
+    return calibration.takes if config.accept and config.retakes else 1.0
 
 
 def facts_of(estimated: Estimate) -> dict[str, Any]:
@@ -111,6 +118,8 @@ def text_of(estimated: Estimate) -> str:
     assert estimated.wall_s is not None
     actors = f"{estimated.num_actors} actor{'s' if estimated.num_actors > 1 else ''}"
     stored, cost = estimated.storage_bytes, estimated.cost
+    if estimated.takes > 1:
+        lines.append(f"retakes    make a row {estimated.takes:,.2f} times as long as one take, as in the measured run")
     lines += [
         f"GPU time   {estimated.gpu_s:,.0f} s = {estimated.gpu_s / 3600:,.2f} GPU-hours (on a CPU: of its engine)",
         f"wall time  {duration(estimated.wall_s)} with {actors} as fast as the measured, once up",

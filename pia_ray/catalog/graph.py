@@ -36,7 +36,7 @@ from pia_ray.catalog.steps import worker_name
 from pia_ray.catalog.worker import CatalogWorker
 from pia_ray.config.catalog import CatalogConfig
 from pia_ray.errors import JobError, RowError
-from pia_ray.manifest import ITEMS_SCHEMA, plan_row, redacted, row_from_item
+from pia_ray.manifest import plan_row, redacted, row_from_item
 from pia_ray.pia import make_animator
 from pia_ray.ray_runtime import connected, end_process, first_cause, require_cluster
 from pia_ray.types import ResultRow
@@ -260,8 +260,8 @@ def _pending(files: pa.Table, *, patience_s: float) -> pa.Table:
     """The items of one file that this run has to do."""
     (uri,) = files["uri"].to_pylist()
     with storage.patience(patience_s, from_start=True):
-        items = ledger.read_item_file(uri, columns=[*ITEMS_SCHEMA.names, "pending"])
-    return items.filter(items["pending"]).select(ITEMS_SCHEMA.names)
+        items = ledger.read_item_file(uri, columns=[*ledger.ROW_COLUMNS, "pending"])
+    return items.filter(items["pending"]).select(list(ledger.ROW_COLUMNS))
 
 
 def _pooled(dataset: Dataset, stage: type, pool: ActorPool, arguments: Mapping[str, Any]) -> Dataset:

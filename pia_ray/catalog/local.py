@@ -20,7 +20,7 @@ from pia_ray.catalog.run import Execute, Observer, RunPlan, run
 from pia_ray.catalog.worker import CatalogWorker
 from pia_ray.config.catalog import CatalogConfig
 from pia_ray.config.knobs import DEFAULT_STYLE
-from pia_ray.manifest import ITEMS_SCHEMA, row_from_item
+from pia_ray.manifest import row_from_item
 from pia_ray.pia import make_animator
 from pia_ray.types import ResultRow
 
@@ -122,9 +122,9 @@ class _LocalRows:
 def _items(plan: RunPlan) -> Iterator[dict[str, Any]]:
     """The pending items style by style, so that each model is loaded once; the ledger is read once for each."""
     for style in (DEFAULT_STYLE, *plan.config.styles):
-        for table in ledger.read_items(plan.config.output, plan.run_id, columns=[*ITEMS_SCHEMA.names, "pending"]):
+        for table in ledger.read_items(plan.config.output, plan.run_id, columns=[*ledger.ROW_COLUMNS, "pending"]):
             wanted = pc.and_(table["pending"], pc.equal(table["style"], style))
-            yield from table.filter(wanted).select(ITEMS_SCHEMA.names).to_pylist()
+            yield from table.filter(wanted).select(list(ledger.ROW_COLUMNS)).to_pylist()
 
 
 def _ended(running: deque[Future[ResultRow | None]]) -> list[ResultRow]:

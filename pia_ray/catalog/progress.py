@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from pia_ray.catalog.stopping import Ending
-from pia_ray.ledger import BusyShare
+from pia_ray.ledger import BusyShare, TakeCounts, count_takes
 from pia_ray.types import FAILED, ResultRow
 
 Phase = Literal["planning", "starting", "animating", "stopping", "writing", "ended"]
@@ -49,6 +49,8 @@ class Progress:
     """Seconds of engine time of this run's videos."""
     busy_share: float | None = None
     """Share of the time between a worker's first and latest row that its engine computed; None before it is known."""
+    takes: TakeCounts = field(default_factory=TakeCounts)
+    """Of this run's rows that have bounds."""
 
     @property
     def num_left(self) -> int:
@@ -121,4 +123,5 @@ def counted(
         animating_s=since_start_s - first_s,
         gpu_s=progress.gpu_s + sum(row.gpu_s or 0.0 for row in made),
         busy_share=share.value,
+        takes=progress.takes + count_takes(((row.accepted, row.takes) for row in rows), run_id=run_id),
     )

@@ -20,6 +20,7 @@ from typing import Final, Protocol
 from pia_ray import ledger, logs, manifest, storage
 from pia_ray.catalog import gallery
 from pia_ray.catalog.progress import Progress, RunSummary, counted
+from pia_ray.catalog.retaking import RetakePlan
 from pia_ray.catalog.rows.outage import OutageState, what_is_away
 from pia_ray.catalog.run_end import EndPost, Summary, summary_of_end, summary_of_trouble, write_summary
 from pia_ray.catalog.settling import recorded, settled, versions_of, with_absolute_paths
@@ -118,7 +119,9 @@ def _run(config: CatalogConfig, execute: Execute, state: _State, *, started: flo
     ):
         try:
             items = manifest.plan(opened, config, model_version=model_version, style_versions=style_versions)
-            planned = run_ledger.plan(items, run=record, retry=config.retry, remake=config.remake)
+            planned = run_ledger.plan(
+                items, run=record, retry=config.retry, remake=config.remake, retaking=RetakePlan(config)
+            )
             plan = RunPlan(config, record.run_id, planned.items_uri, planned.num_pending, style_versions)
             summary = _run_planned(plan, planned, execute, run_ledger, state, started=started)
         except BaseException as error:

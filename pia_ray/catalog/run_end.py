@@ -5,6 +5,7 @@ Neither changes how the run ends.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import time
@@ -129,6 +130,7 @@ class EndPost:
 
 def _facts(config: CatalogConfig, run_id: str | None, progress: Progress, *, seconds: float) -> dict[str, Any]:
     done, failed = progress.num_before + progress.num_succeeded, progress.num_failed_in_all
+    takes = progress.takes
     counts = f"{done} of {progress.num_items} videos, {failed} failed, {progress.num_left} left"
     return {
         "run_id": run_id,
@@ -146,6 +148,7 @@ def _facts(config: CatalogConfig, run_id: str | None, progress: Progress, *, sec
         "videos_per_hour": round(3600 * progress.rows_per_s, 3),
         "gpu_s": round(progress.gpu_s, 3),
         "busy_share": None if progress.busy_share is None else round(progress.busy_share, 4),
+        **dataclasses.asdict(dataclasses.replace(takes, retake_gpu_s=round(takes.retake_gpu_s, 3))),
         "text": f"pia-ray, {config.output}: {counts}, {duration(seconds)}",
     }
 

@@ -7,7 +7,7 @@ import os
 import platform
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -128,8 +128,11 @@ def encode_outputs(
     config: CatalogConfig,
     run_id: str,
     attempts: int,
+    judged: Callable[[ResultRow], ResultRow] = lambda row: row,
 ) -> Outputs:
     """The row's video with its provenance inside, thumbnails and result row. Reads and writes no storage.
+
+    `judged` adds to the result row what its numbers lead to, before it is written into the video.
 
     Raises:
         VideoError: the frames could not be encoded, or the file did not verify.
@@ -161,6 +164,7 @@ def encode_outputs(
         finished_at=datetime.now(UTC),
         flags=",".join(flags_of(animation.frames, fetched.image)) or None,
     )
+    result = judged(result)
     encoded = video.encode(animation.frames, fps=fps, format=config.format, provenance=ledger.provenance(result))
     video.verify(encoded)
     return Outputs(
@@ -172,10 +176,11 @@ def encode_outputs(
     )
 
 
-def commit(outputs: Outputs, *, attempts: int) -> ResultRow:
+def commit(outputs: Outputs, *, attempts: int, replaces: bool = False) -> ResultRow:
     """Writes the thumbnails, then the video, whose put is the commit; the result row of what is there then.
 
-    If an object with this row's work key is there already (a lost answer, or another run's twin), it is adopted.
+    With `replaces` it takes the place of the row's earlier video. Else, if an object with this row's work key is there
+    already (a lost answer, or another run's twin), it is adopted.
     Nothing is lost when it raises: the same outputs may be committed again, as a later one of the row's `attempts`.
 
     Raises:
@@ -189,7 +194,9 @@ def commit(outputs: Outputs, *, attempts: int) -> ResultRow:
     storage.write_bytes(result.input_thumbnail_uri, outputs.input_thumbnail, content_type="image/webp")
     storage.write_bytes(result.thumbnail_uri, outputs.video_thumbnail, content_type="image/webp")
     mime, metadata = video.MIME[encoded.format], {"work-key": result.work_key, "sha256": encoded.sha256}
-    if not storage.create_bytes(result.video_uri, encoded.content, content_type=mime, metadata=metadata):
+    if replaces:
+        storage.write_bytes(result.video_uri, encoded.content, content_type=mime, metadata=metadata)
+    elif not storage.create_bytes(result.video_uri, encoded.content, content_type=mime, metadata=metadata):
         twin = _committed(
             result.video_uri, (result.input_thumbnail_uri, result.thumbnail_uri), work_key=result.work_key
         )

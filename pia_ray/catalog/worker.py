@@ -20,6 +20,7 @@ from pia_ray.catalog.rows.failures import given_up, row_error, without_video
 from pia_ray.catalog.rows.in_flight import InFlight, InFlightRows, OnStage
 from pia_ray.catalog.rows.outage import Outage, OutageState, Sources
 from pia_ray.catalog.rows.patient_stages import PatientStages
+from pia_ray.catalog.rows.retakes import RowTakes
 from pia_ray.catalog.rows.row_lock import RowLock
 from pia_ray.catalog.rows.tries import STORE_AWAY, Tries, TurnWaits
 from pia_ray.config.catalog import CatalogConfig
@@ -29,8 +30,9 @@ from pia_ray.errors import (
     OutOfMemory,
     OutputError,
     RowError,
+    row_errors,
 )
-from pia_ray.types import AnimationRequest, ManifestRow, ResultRow
+from pia_ray.types import FAILED, AnimationRequest, ManifestRow, ResultRow
 
 log = logging.getLogger(__name__)
 
@@ -141,13 +143,11 @@ class CatalogWorker:
     def _work(self, row: ManifestRow, entry: InFlight) -> ResultRow:
         config = self._config
         try:
-            found = self._patient.use_output(
-                "reading what is there of the row",
-                lambda: steps.committed(row, config) or ledger.earlier_attempts(config.output, row.work_key),
-                limit_s=config.fetch_timeout_s,
+            takes, found = self._patient.use_output(
+                "reading what is there of the row", lambda: self._found(row), limit_s=config.fetch_timeout_s
             )
-            if isinstance(found, ResultRow):
-                return found
+            if (ended := takes.result) is not None:
+                return ended
             deaths, alone = self._deaths(found)
         except OutputError as error:
             return self._failed(row, error, attempts=1)
@@ -162,11 +162,18 @@ class CatalogWorker:
                 if not held:
                     raise CancelledError
                 try:
-                    return self._attempt(row, entry, deaths, alone=alone)
+                    return self._attempt(takes, entry, deaths, alone=alone)
                 except CancelledError:
                     if alone or not entry.suspected or self._draining.is_set():
                         raise
             alone = True
+
+    def _found(self, row: ManifestRow) -> tuple[RowTakes, tuple[ledger.AttemptRecord, ...]]:
+        published, model = steps.committed(row, self._config), self.animator.version_of(row.params.style)
+        takes = RowTakes(row, self._config, run_id=self._run_id, model=model, published=published)
+        if takes.result is not None:
+            return takes, ()
+        return takes, ledger.earlier_attempts(self._config.output, row.work_key)
 
     def _deaths(self, found: tuple[ledger.AttemptRecord, ...]) -> tuple[list[ledger.AttemptRecord], bool]:
         """The records that count against the row, and whether it has to run alone.
@@ -189,15 +196,16 @@ class CatalogWorker:
         return deaths, bool(suspicions or deaths)
 
     def _attempt(
-        self, row: ManifestRow, entry: InFlight, deaths: list[ledger.AttemptRecord], *, alone: bool
+        self, takes: RowTakes, entry: InFlight, deaths: list[ledger.AttemptRecord], *, alone: bool
     ) -> ResultRow:
-        config = self._config
+        config, row = self._config, takes.row
         # The first death may have been a neighbour's doing; since then the row was alone, and each one was its own.
         certain = any(record.alone or record.state == "timeout" for record in deaths)
         if len(deaths) >= config.max_attempts and certain:
             # The records stay until the failure is in the ledger: should this worker die of another row before its
             # answer is out, this row must not be tried all over again.
-            return self._failed(row, given_up(deaths), attempts=len(deaths))
+            takes.add(failed := self._failed(row, given_up(deaths), attempts=len(deaths)))
+            return takes.shown or failed
         try:
             entry.record = self._begin_record(row, alone=alone)
         except OutputError as error:
@@ -207,7 +215,7 @@ class CatalogWorker:
         except Exception as error:  # noqa: BLE001 - the row boundary
             return self._failed(row, row_error(error), attempts=1)
         try:
-            result = self._try(row, entry, num_deaths=len(deaths), alone=alone)
+            result = self._take_all(takes, entry, num_deaths=len(deaths), alone=alone)
         except OutputError as error:
             if entry.record is not None:
                 self._rows.remove((entry.record,))  # the workers that the row has killed still count
@@ -239,17 +247,35 @@ class CatalogWorker:
         )
         return self._patient.use_output("writing the row's attempt record", begin, limit_s=self._config.fetch_timeout_s)
 
-    def _try(self, row: ManifestRow, entry: InFlight, *, num_deaths: int, alone: bool) -> ResultRow:
-        """The result after as many tries as the row may have."""
-        config = self._config
+    def _take_all(self, takes: RowTakes, entry: InFlight, *, num_deaths: int, alone: bool) -> ResultRow:
+        """The result after as many takes as the row needs and may have."""
+        while (result := takes.result) is None:
+            try:
+                made = self._try(takes, entry, num_deaths=num_deaths, alone=alone)
+            except CancelledError:
+                if takes.shown is None or (entry.suspected and not alone):
+                    raise
+                return takes.shown  # the next run goes on
+            if made.status == FAILED and (takes.is_first or row_errors()[made.error_code or ""].fault == "world"):
+                return takes.shown or made
+            takes.add(made)
+        if result.status == FAILED:
+            log.warning("row %s failed: %s", result.id, result.error_code)
+        return result
+
+    def _try(self, takes: RowTakes, entry: InFlight, *, num_deaths: int, alone: bool) -> ResultRow:
+        """The result of the next take after as many tries as it may have."""
+        config, row = self._config, takes.next_row
         tries = Tries(row, config, self._sources, used=num_deaths)
         outputs: steps.Outputs | None = None
         while True:
             tries.used += 1
             try:
                 # A finished animation is not made again because the store is away.
-                outputs = outputs or self._make(row, entry, alone=alone, attempts=tries.used)
-                commit = partial(steps.commit, outputs, attempts=tries.used)
+                outputs = outputs or self._make(takes, entry, alone=alone, attempts=tries.used)
+                if not takes.publishes(outputs.result):
+                    return outputs.result
+                commit = partial(steps.commit, outputs, attempts=tries.used, replaces=takes.shown is not None)
                 return self._patient.use_output(
                     "writing the video", commit, limit_s=config.publish_timeout_s, num_animations=1, spared=True
                 )
@@ -268,20 +294,23 @@ class CatalogWorker:
             if (self._stopped if outputs else self._draining).wait(tries.pause_s):
                 raise CancelledError
 
-    def _make(self, row: ManifestRow, entry: InFlight, *, alone: bool, attempts: int) -> steps.Outputs:
-        config = self._config
+    def _make(self, takes: RowTakes, entry: InFlight, *, alone: bool, attempts: int) -> steps.Outputs:
+        config, row = self._config, takes.next_row
         if self._draining.is_set():
             raise CancelledError
         entry.begin(attempt=attempts)
         waits = TurnWaits()
-        fetched = self._patient.read(
-            "fetching the picture",
-            lambda: steps.fetch(row, config, web=self._web.noting(waits.note)),
-            limit_s=config.fetch_timeout_s,
-            stopped=self._draining,
-            may_wait=waits.since_last,
-        )
-        self._sources.answered(row)
+        fetched = takes.fetched
+        if fetched is None or takes.is_first:
+            fetched = self._patient.read(
+                "fetching the picture",
+                lambda: steps.fetch(row, config, web=self._web.noting(waits.note)),
+                limit_s=config.fetch_timeout_s,
+                stopped=self._draining,
+                may_wait=waits.since_last,
+            )
+            self._sources.answered(row)
+        takes.fetched = fetched
         request = steps.request_of(row, fetched, deadline_s=config.row_timeout_s)
         animation = self._animate(request, entry, alone=alone)
         entry.enter_stage("publish")
@@ -293,6 +322,7 @@ class CatalogWorker:
             config=config,
             run_id=self._run_id,
             attempts=attempts,
+            judged=takes.judged,
         )
         return self._stages.call("encoding the video", encode, limit_s=config.publish_timeout_s, spared=True)
 

@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 
 from pia_ray import ledger, manifest
 from pia_ray.catalog import steps
+from pia_ray.catalog.retaking import RetakePlan
 from pia_ray.catalog.settling import settled, versions_of
 from pia_ray.config.catalog import CatalogConfig
 from pia_ray.config.knobs import AnimationParams
@@ -92,6 +93,7 @@ def plan_workload(config: CatalogConfig, *, resume: bool) -> Workload:
         # Keys name the weights: only with their true version is it known what is done.
         version, style_versions = versions_of(settled(config))
     lost = lost_videos(config.output, index, config.remake if resume else ())
+    stored = ledger.StoredTakes(index, RetakePlan(config))
     opened = manifest.open_manifest(config)
     rows = items = bad = before = pending = total_evaluations = 0
     video_s = sized_work = sized_pixel_frames = 0.0
@@ -101,6 +103,7 @@ def plan_workload(config: CatalogConfig, *, resume: bool) -> Workload:
     load_of = _Loads().of
     for table in manifest.plan(opened, config, model_version=version, style_versions=style_versions):
         found = sort_items(index, table, retry=config.retry, lost=lost)
+        found = found._replace(pending=found.pending | stored.of(table, lost=lost).again)
         items += len(table)
         rows += int((table["video_index"].to_numpy() == 0).sum())
         bad += int(found.rejected.sum())

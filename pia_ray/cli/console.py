@@ -189,6 +189,14 @@ def show_summary(console: Console, summary: RunSummary, *, retry_command: str, o
         if progress.busy_share is not None:
             parts.append(f"engine busy {progress.busy_share:.0%}")
         console.print("time      " + ", ".join(parts), highlight=False, soft_wrap=True)
+    takes = progress.takes
+    if takes.num_accepted or takes.num_given_up:
+        cost = f", which took {takes.retake_gpu_s:,.1f} s of the engine" if takes.num_retaken else ""
+        console.print(
+            f"bounds    {takes.num_accepted} accepted, {takes.num_given_up} not; {takes.num_retaken} retaken{cost}",
+            highlight=False,
+            soft_wrap=True,
+        )
     for code, count in sorted(summary.errors.items(), key=lambda entry: (-entry[1], entry[0])):
         console.print(f"  {count:>6} x {code}", highlight=False)
     console.print(f"results   {open_path(summary.results_uri)}", highlight=False, soft_wrap=True, markup=False)

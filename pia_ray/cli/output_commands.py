@@ -11,11 +11,15 @@ import shlex
 import time
 from typing import TYPE_CHECKING, Any, Final
 
+from pia_ray.config.acceptance import parse_bounds
 from pia_ray.config.catalog import DAMAGED, MISSING
 from pia_ray.errors import ConfigError, LedgerError, OutputError, OutputUnavailable, StorageError
 
 if TYPE_CHECKING:
     from pia_ray.ledger import Lease, Ledger, LiveRun, Verified
+
+SHOWN_MISSING: Final = 100
+"""Videos that `judge` names, the worst first; `--json` names all."""
 
 FOLLOW_S: Final = 5.0
 """Least time between two reports of `--follow`."""
@@ -103,6 +107,32 @@ def _require_run(output: str, *folders: str) -> None:
 def _output_error(output: str, error: StorageError) -> OutputError:
     kind = OutputUnavailable if error.retryable else OutputError
     return kind(f"the output {output} cannot be used: {error.message}")
+
+
+def judge_command(args: argparse.Namespace) -> int:
+    from pia_ray.catalog.judging import judge_output, write_csv
+    from pia_ray.cli.console import make_console
+
+    try:
+        bounds = parse_bounds(args.accept)
+    except ValueError as error:
+        raise ConfigError(f"accept: {error}") from None
+    judged = judge_output(args.output, bounds)
+    if args.csv is not None:
+        write_csv(judged, args.csv)
+    if args.json:
+        print(json.dumps(dataclasses.asdict(judged)))
+        return 0
+    lines = [f"{judged.num_accepted} of {judged.num_videos} videos meet {', '.join(map(str, bounds))}"]
+    lines += [f"  {count:>6} miss {bound}" for bound, count in judged.num_by_bound.items()]
+    lines += [f"  {count:>6} have no {name}, which counts as met" for name, count in judged.num_unmeasured.items()]
+    for each in judged.missing[:SHOWN_MISSING]:
+        number = f" ({each.video_index})" if each.video_index else ""
+        lines.append(f"{each.id}{number}: {', '.join(f'{name} {value:.4g}' for name, value in each.numbers.items())}")
+    if (more := len(judged.missing) - SHOWN_MISSING) > 0:
+        lines.append(f"and {more} more: --json or --csv FILE names all")
+    make_console().print(*lines, sep="\n", highlight=False, soft_wrap=True, markup=False)
+    return 0
 
 
 def gallery_command(args: argparse.Namespace) -> int:

@@ -60,6 +60,16 @@ def make_parser() -> Parser:
     report.add_argument("--json", action="store_true", help="print JSON")
     report.add_argument("--follow", action="store_true", help="again every few seconds, until interrupted")
 
+    judge = add(
+        "judge", output_commands.judge_command, "which videos of an output meet bounds, by their stored numbers"
+    )
+    judge.examples = ('pia-ray judge out --accept "likeness_min>=0.7" --accept "flicker<=0.03"',)
+    judge.add_argument("output", metavar="OUTPUT")
+    accept_help = 'bound such as "likeness_min>=0.7". Repeatable'
+    judge.add_argument("--accept", metavar="BOUND", action="append", required=True, help=accept_help)
+    judge.add_argument("--json", action="store_true", help="print JSON")
+    judge.add_argument("--csv", metavar="FILE", help="also write the videos that miss to a file")
+
     gallery = add("gallery", output_commands.gallery_command, "write OUTPUT/index.html")
     gallery.add_argument("output", metavar="OUTPUT")
 

@@ -21,6 +21,7 @@ from pydantic import (
     model_validator,
 )
 
+from pia_ray.config.acceptance import MOST_RETAKES, Bounds
 from pia_ray.config.fetching import FetchConfig
 from pia_ray.config.knob_types import VideoFormat
 from pia_ray.config.knobs import DEFAULT_STYLE, AnimationParams, suggest
@@ -88,6 +89,16 @@ class CatalogConfig(WorkerConfig, FetchConfig):
         None,
         ge=1,
         description="Only so many work items, drawn from all rows by their keys; the run without it keeps them.",
+    )
+    accept: Bounds = Field(
+        (),
+        description='Bounds that a video must meet, such as "likeness_min>=0.7"; "model" stands for the model\'s own.',
+    )
+    retakes: int = Field(
+        0, ge=0, le=MOST_RETAKES, description="Times that a row whose video misses a bound is animated again."
+    )
+    unaccepted: Literal["keep", "fail"] = Field(
+        "keep", description="Rows whose takes all miss: keep the best video, or fail with not_accepted, without video."
     )
     retry: tuple[str, ...] = Field((), description='"failed", or error codes of failed rows to try again.')
     remake: tuple[str, ...] = Field(

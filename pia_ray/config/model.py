@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from pia_ray.config.acceptance import ModelBounds
 from pia_ray.config.added_weights import InversionConfig, LoraConfig
 from pia_ray.config.few_step import FEW_STEP, FewStep
 from pia_ray.config.knobs import DEFAULT_STYLE, KNOBS, REFERENCE_KNOBS, suggest
@@ -81,6 +82,11 @@ class ModelConfig(BaseModel):
         "subject_similarity and prompt_similarity are empty.",
     )
     scorer_revision: str | None = Field(None, description="As revision, for the scorer.")
+    accept: ModelBounds = Field(
+        (),
+        description='Bounds such as "likeness_min>=0.7" that a video of this model should meet: those of runs that say '
+        "`accept: model`. Changes no video.",
+    )
     config: str = Field(
         "stable-diffusion-v1-5/stable-diffusion-v1-5",
         description="Folder or hub id in diffusers layout that lends configs, tokenizer and scheduler to a base or "

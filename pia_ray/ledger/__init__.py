@@ -2,7 +2,7 @@
 
 Its modules are `layout` (URIs), `results` (rows and the table that people read), `parts` (files of rows), `index` (the
 row that wins), `runs`, `attempts`, `lease`, `busy_share`, `live` (the run at work), `planning`,
-`ledger`, `results_writer`, `videos` and `upkeep` (summary, verify, rebuild).
+`retaking`, `take_counts`, `ledger`, `results_writer`, `videos` and `upkeep` (summary, verify, rebuild).
 """
 
 from pia_ray.ledger.attempts import (
@@ -29,7 +29,7 @@ from pia_ray.ledger.live import (
     remove_workers_of_run,
     write_worker,
 )
-from pia_ray.ledger.planning import Planned
+from pia_ray.ledger.planning import ROW_COLUMNS, Planned
 from pia_ray.ledger.results import (
     RESULTS_SCHEMA,
     from_record,
@@ -40,6 +40,7 @@ from pia_ray.ledger.results import (
     row_from_provenance,
     to_table,
 )
+from pia_ray.ledger.retaking import Retaking, StoredTakes
 from pia_ray.ledger.runs import (
     COLUMN_PREFIX,
     RunRecord,
@@ -49,11 +50,13 @@ from pia_ray.ledger.runs import (
     read_item_file,
     read_items,
 )
+from pia_ray.ledger.take_counts import TakeCounts, count_takes
 from pia_ray.ledger.upkeep import LedgerSummary, Rebuilt, Verified, rebuild, summary, verify
 
 __all__ = [
     "COLUMN_PREFIX",
     "RESULTS_SCHEMA",
+    "ROW_COLUMNS",
     "AttemptRecord",
     "AttemptState",
     "BusyShare",
@@ -63,13 +66,17 @@ __all__ = [
     "LiveRun",
     "Planned",
     "Rebuilt",
+    "Retaking",
     "RowInFlight",
     "RunRecord",
     "Stage",
+    "StoredTakes",
+    "TakeCounts",
     "Verified",
     "WorkerState",
     "begin_attempt",
     "count_attempts",
+    "count_takes",
     "earlier_attempts",
     "from_record",
     "from_table",

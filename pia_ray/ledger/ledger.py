@@ -32,6 +32,7 @@ from pia_ray.ledger.parts import (
 )
 from pia_ray.ledger.planning import Planned, Planner, rejected_rows
 from pia_ray.ledger.results_writer import ResultsWriter
+from pia_ray.ledger.retaking import Retaking
 from pia_ray.ledger.runs import RunRecord
 from pia_ray.ledger.videos import lost_videos, move_damaged_aside
 from pia_ray.temporary_folders import temporary_folder
@@ -81,19 +82,26 @@ class Ledger:
             self.flush()
 
     def plan(
-        self, tables: Iterable[pa.Table], *, run: RunRecord, retry: Iterable[str] = (), remake: Collection[str] = ()
+        self,
+        tables: Iterable[pa.Table],
+        *,
+        run: RunRecord,
+        retry: Iterable[str] = (),
+        remake: Collection[str] = (),
+        retaking: Retaking | None = None,
     ) -> Planned:
         """Writes down the work items of a manifest and which of them are pending.
 
         `tables` have the columns of ITEMS_SCHEMA, then the pass-through columns. Failed items are pending if
         `retry` holds "failed" or their error code, and those that were the world's fault always. Succeeded ones are if
-        their video is missing or damaged and `remake` holds that word; a damaged video is moved aside. Rejected items
-        become failed rows at once. If `tables` raises, nothing is kept.
+        their video is missing or damaged and `remake` holds that word; a damaged video is moved aside. So are
+        those that `retaking` names, whose video stays. Rejected items become failed rows at once. If `tables` raises,
+        nothing is kept.
         """
         with _temporary_folder() as folder:
             with output_errors(self.output):
                 lost = lost_videos(self.output, self.index, remake)
-            planner = Planner(self.index, frozenset(retry), folder, lost=lost)
+            planner = Planner(self.index, frozenset(retry), folder, lost=lost, retaking=retaking)
             for table in tables:
                 planner.add(table)
             paths = planner.close()

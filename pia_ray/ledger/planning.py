@@ -17,6 +17,7 @@ from pia_ray.config.catalog import RETRY_ALL
 from pia_ray.errors import BadParameter, row_errors
 from pia_ray.ledger.index import Index, split_keys
 from pia_ray.ledger.results import RESULTS_SCHEMA
+from pia_ray.ledger.retaking import RETAKE_COLUMNS, Retaking, StoredTakes
 from pia_ray.ledger.runs import COLUMN_PREFIX, RunRecord
 from pia_ray.manifest import ITEMS_SCHEMA
 from pia_ray.types import ResultRow
@@ -26,6 +27,21 @@ ITEMS_ROWS: Final = 50_000
 
 ITEMS_BYTES: Final = 128 * 2**20
 """Rows that wait for an items file take no more memory: pictures may be inside them, as data: URLs."""
+
+
+PLANNED_SCHEMA: Final = pa.schema(
+    [
+        *ITEMS_SCHEMA,
+        ("pending", pa.bool_()),
+        ("newly_rejected", pa.bool_()),
+        *((name, pa.string()) for name in RETAKE_COLUMNS),
+    ]
+)
+"""The columns of an items file before the pass-through ones."""
+
+
+ROW_COLUMNS: Final = (*ITEMS_SCHEMA.names, *RETAKE_COLUMNS)
+"""The columns that a worker needs of an item, for `manifest.row_from_item`."""
 
 
 @dataclass(frozen=True)
@@ -75,11 +91,20 @@ def sort_items(index: Index, table: pa.Table, *, retry: Collection[str], lost: n
 class Planner:
     """Sorts items into done and pending, and writes them to local files."""
 
-    def __init__(self, index: Index, retry: frozenset[str], folder: Path, *, lost: np.ndarray[Any, Any]) -> None:
+    def __init__(
+        self,
+        index: Index,
+        retry: frozenset[str],
+        folder: Path,
+        *,
+        lost: np.ndarray[Any, Any],
+        retaking: Retaking | None = None,
+    ) -> None:
         self._index = index
         self._lost = lost
         self._remade: list[np.ndarray[Any, Any]] = []
         self._retry = retry
+        self._stored = StoredTakes(index, retaking)
         self._folder = folder
         self._waiting: list[pa.Table] = []
         self._num_waiting = 0
@@ -92,6 +117,8 @@ class Planner:
 
     def add(self, table: pa.Table) -> None:
         known, succeeded, rejected, pending = sort_items(self._index, table, retry=self._retry, lost=self._lost)
+        retakes = self._stored.of(table, lost=self._lost)
+        pending, succeeded = pending | retakes.again, succeeded & ~retakes.again
         if self._lost.any():
             positions = self._index.find(*split_keys(table["work_key"]))
             self._remade.append(positions[pending & ~known & (positions >= 0)])
@@ -104,9 +131,10 @@ class Planner:
         counts["num_failed_before"] += int((~succeeded & ~rejected & ~pending).sum())
         # Columns by position: a pass-through column may have any name that no results column has.
         own = len(ITEMS_SCHEMA)
-        columns = [*table.columns[:own], pa.array(pending), pa.array(rejected & ~known), *table.columns[own:]]
+        flags = (pa.array(pending), pa.array(rejected & ~known))
+        columns = [*table.columns[:own], *flags, *retakes.columns, *table.columns[own:]]
         passed = [field.with_name(f"{COLUMN_PREFIX}{field.name}") for field in list(table.schema)[own:]]
-        schema = pa.schema([*ITEMS_SCHEMA, ("pending", pa.bool_()), ("newly_rejected", pa.bool_()), *passed])
+        schema = pa.schema([*PLANNED_SCHEMA, *passed])
         if self._schema is None:
             self._schema = schema
         self._waiting.append(pa.table(columns, schema=schema).cast(self._schema))
@@ -127,7 +155,7 @@ class Planner:
 
     def _write(self, num_rows: int) -> None:
         if self._schema is None:
-            self._schema = pa.schema([*ITEMS_SCHEMA, ("pending", pa.bool_()), ("newly_rejected", pa.bool_())])
+            self._schema = PLANNED_SCHEMA
         waiting = pa.concat_tables([self._schema.empty_table(), *self._waiting])
         path = self._folder / f"part-{len(self._paths):05d}.parquet"
         unique = {"work_key", "id", "image", "image_identity", "params", "seed"}

@@ -24,6 +24,7 @@ from pia_ray.ledger.parts import read_winners
 from pia_ray.ledger.results import row_from_provenance
 from pia_ray.ledger.results_writer import winners_of
 from pia_ray.ledger.runs import RunRecord
+from pia_ray.ledger.take_counts import TakeCounts, count_takes
 from pia_ray.ledger.videos import SHOWN, Observe, check_videos, position_of, uris_of
 from pia_ray.types import FAILED, SUCCEEDED, ResultRow
 
@@ -40,6 +41,8 @@ _SUMMARY_COLUMNS: Final = (
     "size_bytes",
     "flags",
     "worker",
+    "accepted",
+    "takes",
     *TIMINGS,
 )
 _READERS: Final = 16
@@ -77,6 +80,8 @@ class LedgerSummary:
     """Seconds by timing column and percentile, over succeeded rows; timings that no row has are left out."""
     busy_share: float | None = None
     """Share of the time between a worker's first and last row that its engine computed: of the latest run."""
+    takes: TakeCounts | None = None
+    """Of all rows; None where none has bounds."""
 
 
 @dataclass(frozen=True)
@@ -157,7 +162,15 @@ def summary(ledger: Ledger) -> LedgerSummary:
         size_bytes=pc.sum(succeeded["size_bytes"]).as_py() or 0,
         percentiles_s=_percentiles(succeeded),
         busy_share=_busy_share(own),
+        takes=_takes(rows),
     )
+
+
+def _takes(rows: pa.Table) -> TakeCounts | None:
+    judged = rows.filter(pc.is_valid(rows["accepted"]))
+    if not len(judged):
+        return None
+    return count_takes(zip(judged["accepted"].to_pylist(), judged["takes"].to_pylist(), strict=True))
 
 
 def verify(output: str, *, deep: bool = False, observe: Observe | None = None) -> Verified:

@@ -128,6 +128,9 @@ def row_from_item(item: Mapping[str, Any]) -> ManifestRow:
         work_key=item["work_key"],
         references=json.loads(item["reference_uris"] or "{}"),
         picture_index=item["picture_index"],
+        accept=item.get("accept"),
+        retakes=item.get("retakes"),
+        takes=item.get("takes"),
     )
 
 

@@ -38,6 +38,9 @@ class FakeAnimator:
     `keep_models` models would have loaded one, had its rows come in this order. `log` is a file to which each row that
     begins adds its id, its style and this process's id, a line of JSON, for all processes that animate.
 
+    A row whose prompt holds the word uneven is brighter in every second frame by `seed % 61` 8-bit levels, so that its
+    `flicker` depends on the seed.
+
     Faults for tests of failure, each a word that stands alone in a row's prompt:
         oom       the row fails with `OutOfMemory`
         nan       the row fails with `NonFiniteFrames`
@@ -188,6 +191,8 @@ class FakeAnimator:
         frames = np.stack(
             [np.roll(noisy, index * shift, axis=1) for index in range(params.video_frames)]
         )  # [T, H, W, 3]
+        if "uneven" in params.prompt.lower().split():
+            frames[1::2] = np.minimum(frames[1::2], 255 - ready.params.seed % 61) + np.uint8(ready.params.seed % 61)
         ended = time.monotonic()
         return Animation(
             frames=frames,

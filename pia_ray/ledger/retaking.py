@@ -1,0 +1,94 @@
+"""Planned items whose video is there but is to be animated again for its numbers, as a `Retaking` decides."""
+
+from __future__ import annotations
+
+from typing import Any, Final, NamedTuple, Protocol
+
+import numpy as np
+import pyarrow as pa
+
+from pia_ray.errors import NotAccepted
+from pia_ray.ledger.index import Index, split_keys
+from pia_ray.ledger.parts import read_winners
+from pia_ray.ledger.results import RESULTS_SCHEMA
+
+RETAKE_COLUMNS: Final = ("accept", "retakes", "takes")
+"""Columns of planned items after `pending`: the row's own policy, and the takes that were tried, as in results."""
+
+
+class Retaking(Protocol):
+    """Decides which rows of the ledger are animated again for their numbers."""
+
+    @property
+    def stored_columns(self) -> tuple[str, ...]:
+        """The columns of results that `again` needs, `takes` among them."""
+
+    def cells(self, items: pa.Table) -> tuple[pa.Array, pa.Array] | None:
+        """The items' own cells `accept` and `retakes`, as text; None where no item has bounds."""
+
+    def again(self, items: pa.Table, *, accept: pa.Array, retakes: pa.Array, stored: pa.Table) -> np.ndarray[Any, Any]:
+        """A mask of the items to animate again; `stored` are their rows in the ledger, in the same order."""
+
+
+class Retakes(NamedTuple):
+    """The retakes of planned items, one entry each."""
+
+    again: np.ndarray[Any, Any]
+    """A mask of those whose row in the ledger is not the end of them."""
+    columns: tuple[pa.Array, pa.Array, pa.Array]
+    """RETAKE_COLUMNS."""
+
+
+class StoredTakes:
+    """The numbers and takes of an output's rows, read from its ledger once they are needed; no video is opened."""
+
+    def __init__(self, index: Index, retaking: Retaking | None) -> None:
+        self._index = index
+        self._retaking = retaking
+        self._table: pa.Table | None = None
+        self._place = np.empty(0, np.int64)
+
+    def of(self, items: pa.Table, *, lost: np.ndarray[Any, Any]) -> Retakes:
+        """The retakes of a table with the columns of ITEMS_SCHEMA; `lost` as in `sort_items`."""
+        none = pa.nulls(len(items), pa.string())
+        again = np.zeros(len(items), np.bool_)
+        cells = None if self._retaking is None else self._retaking.cells(items)
+        refused = NotAccepted.code in self._index.codes
+        if self._retaking is None or (cells is None and not refused):
+            return Retakes(again, (none, none, none))
+        accept, retakes = cells or (none, none)
+        positions = self._index.find(*split_keys(items["work_key"]))
+        places = np.full(len(items), -1, np.int64)
+        known = positions >= 0
+        known[known] = ~lost[positions[known]]
+        stored = self._stored()
+        places[known] = self._place[positions[known]]
+        rows = np.flatnonzero(places >= 0)
+        if not len(rows):
+            return Retakes(again, (accept, retakes, none))
+        found = stored.take(pa.array(places[rows]))
+        chosen = pa.array(rows)
+        again[rows] = self._retaking.again(
+            items.take(chosen), accept=accept.take(chosen), retakes=retakes.take(chosen), stored=found
+        )
+        texts = stored["takes"].combine_chunks().take(pa.array(places, mask=~again))
+        return Retakes(again, (accept, retakes, texts))
+
+    def _stored(self) -> pa.Table:
+        """The rows that succeeded, and those whose takes all missed."""
+        if self._table is None:
+            assert self._retaking is not None
+            winners = self._index.winners
+            codes = [number for number, code in enumerate(self._index.codes) if code == NotAccepted.code]
+            chosen = np.flatnonzero(winners.succeeded | np.isin(winners.code, codes))
+            columns = list(self._retaking.stored_columns)
+            tables = [pa.schema([RESULTS_SCHEMA.field(name) for name in columns]).empty_table()]
+            self._place = np.full(len(winners), -1, np.int64)
+            begin = 0
+            for _, table, which in read_winners(self._index, chosen, columns=columns):
+                if isinstance(table, pa.Table):
+                    self._place[chosen[which]] = np.arange(begin, begin + len(table))
+                    tables.append(table.select(columns).cast(tables[0].schema))
+                    begin += len(table)
+            self._table = pa.concat_tables(tables)
+        return self._table
