@@ -242,7 +242,8 @@ class ResultRow:
     motion: float | None
     finished_at: datetime
     flags: str | None = None
-    """The flags of a suspicious video, by commas: `black_frames`, `frozen`."""
+    """By commas: `black_frames` and `frozen` of a suspicious video, and what was left out of its picture, such as
+    `animated_input` and `icc_ignored`."""
     likeness: float | None = None
     likeness_min: float | None = None
     likeness_part: float | None = None

@@ -252,7 +252,7 @@
     const size = cell("width", i) ? `${cell("width", i)} × ${cell("height", i)} px` : null;
     const when = cell("finished_at", i);
     sheet.append(el("div", { className: "groups" },
-      group("Animation", [["Motion scale", motion(i)], ["Suspicious", flags(i)], ["Seed", cell("seed", i), true], ["Size", size],
+      group("Animation", [["Motion scale", motion(i)], ["Flags", flags(i)], ["Seed", cell("seed", i), true], ["Size", size],
         ["Length", cell("num_frames", i) ? `${cell("num_frames", i)} frames at ${cell("fps", i)}/s, ${seconds(cell("duration_s", i)) || ""}` : null],
         ["File", bytes(cell("size_bytes", i))], ["Original", cell("original_width", i) ? `${cell("original_width", i)} × ${cell("original_height", i)} px` : null], ["Model", cell("model", i)]]),
       group("Judgement", JUDGED.map((name) => [name.replaceAll("_", " "), cell(name, i)?.toFixed(4)])),

@@ -41,6 +41,8 @@ class Fetched:
     fetch_s: float
     references: Mapping[str, Image | np.ndarray[Any, Any]] = field(default_factory=dict)
     """Pictures and arrays that the row's params refer to, by knob."""
+    notes: tuple[str, ...] = ()
+    """What the picture holds beyond what was used of it, as `media.image.LEFT_OUT` names it."""
 
 
 def web_of(config: CatalogConfig, *, num_workers: int = 1, stopped: threading.Event | None = None) -> Web:
@@ -91,6 +93,7 @@ def fetch(row: ManifestRow, config: CatalogConfig, *, web: Web | None = None) ->
         original_width=decoded.original_width,
         original_height=decoded.original_height,
         sha256=decoded.sha256,
+        notes=tuple(note for note in decoded.notes if note in pictures.LEFT_OUT),
         references=read_references(
             row.references,
             identities=row.reference_identities,
@@ -162,7 +165,7 @@ def encode_outputs(
         gpu_s=animation.gpu_s,
         judgement=animation.judge().as_dict(),
         finished_at=datetime.now(UTC),
-        flags=",".join(flags_of(animation.frames, fetched.image)) or None,
+        flags=",".join((*flags_of(animation.frames, fetched.image), *fetched.notes)) or None,
     )
     result = judged(result)
     encoded = video.encode(animation.frames, fps=fps, format=config.format, provenance=ledger.provenance(result))

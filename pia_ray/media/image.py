@@ -44,6 +44,19 @@ DECODING: Final = ByteBudget(2**30)
 """The memory of all pictures that this process decodes at one time, by estimate. A larger one is decoded alone."""
 
 
+LEFT_OUT: Final = frozenset(
+    {
+        "animated_input",
+        "multi_picture",
+        "transparency_ignored",
+        "icc_ignored",
+        "cicp_ignored",
+        "exif_ignored",
+    }
+)
+"""The notes of a `DecodedImage` that say what of the file was not used."""
+
+
 @dataclass(frozen=True)
 class DecodedImage:
     """An input picture as people see it, and what was noticed on the way."""

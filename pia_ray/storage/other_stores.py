@@ -245,5 +245,7 @@ def _storage_error(error: Exception, start: str) -> StorageError:
 def _status(error: Exception) -> int:
     """The HTTP status that an error of a package names; 0 without one."""
     response = getattr(error, "response", None)
-    candidates = (getattr(each, name, None) for each in (error, response) for name in ("status_code", "status", "code"))
-    return next((int(each) for each in candidates if str(each).isdecimal()), 0)
+    candidates = (
+        str(getattr(each, name, "")) for each in (error, response) for name in ("status_code", "status", "code")
+    )
+    return next((int(each) for each in candidates if each.isdecimal()), 0)

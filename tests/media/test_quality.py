@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from concurrent.futures import Future
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,19 @@ class SuspiciousAnimator(FakeAnimator):
         future: Future[Animation] = Future()
         future.set_result(made)
         return future
+
+
+def test_what_was_not_used_of_a_picture_is_in_the_flags_of_its_row(tmp_path: Path) -> None:
+    first, second = (Image.open(BytesIO(draw_picture((64, 48), seed=seed))).convert("RGB") for seed in (0, 1))
+    first.save(tmp_path / "a.gif", save_all=True, append_images=[second])
+    first.save(tmp_path / "b.png", icc_profile=b"no profile")
+    (tmp_path / "c.png").write_bytes(draw_picture((64, 48), seed=0))
+    (tmp_path / "m.csv").write_text("id,image,prompt\na,a.gif,waves\nb,b.png,frozen\nc,c.png,waves\n")
+    output = str(tmp_path / "out")
+    config = build(CatalogConfig, {"manifest": str(tmp_path / "m.csv"), "output": output, "model": "demo"})
+    with SuspiciousAnimator(ModelConfig.named("demo"), batch_size=2) as animator:
+        run_local(config, animator=animator)
+    assert read_results(output)["flags"].to_pylist() == ["animated_input", "frozen,icc_ignored", None]
 
 
 def test_flags_are_in_the_results_the_report_the_gallery_and_a_rebuilt_ledger(tmp_path: Path) -> None:
