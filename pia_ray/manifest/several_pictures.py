@@ -1,7 +1,8 @@
 """Rows with several pictures -> a row for each picture.
 
-Such are cells with a list, text with references between commas, and the continuation rows of a shop's export: rows
-with the handle of the product above and no title, which bring its further pictures.
+Such are cells with a list, text with references between commas, Google's column `additional_image_link`, and the
+continuation rows of a shop's export: rows with the handle of the product above and no title, which bring its further
+pictures.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from pia_ray.manifest.finding import PICTURES
 from pia_ray.manifest.items import id_text
 from pia_ray.manifest.tables import Chunk, Columns, PictureOfRow, TableFile, is_empty
 
-_URL: Final = re.compile(r"(?:(?:https?:)?//|s3[an]?://)\S")
-_BETWEEN_URLS: Final = re.compile(r"\s*[,;|\n]\s*(?=(?:(?:https?:)?//|s3[an]?://)\S)")
+_URL: Final = re.compile(r"(?:[a-zA-Z][a-zA-Z0-9+.-]*:)?//\S")
+_BETWEEN_URLS: Final = re.compile(r"\s*[,;|\n]\s*(?=(?:[a-zA-Z][a-zA-Z0-9+.-]*:)?//\S)")
 """Separators before a scheme only, because URLs hold commas."""
 
 _BETWEEN_FILES: Final = re.compile(r"\s*[,;|\n]\s*")
@@ -41,7 +42,10 @@ def each_picture(
     ids come from the pictures.
     """
     products = _Products(file, columns) if _is_shop_export(file, columns) else None
+    further = _further_pictures(file, columns)
     for chunk in chunks:
+        if further is not None:
+            chunk = _joined(chunk, file, columns, further)
         owners: Sequence[int | None] = [None] * chunk.num_rows
         if products is not None:
             chunk, owners = products.filled(chunk)
@@ -58,6 +62,26 @@ def each_picture(
 def _is_shop_export(file: TableFile, columns: Columns) -> bool:
     names = set(map(folded_name, file.schema.names))
     return {"handle", "title"} <= names and folded_name(columns.image).startswith("image")
+
+
+def _further_pictures(file: TableFile, columns: Columns) -> str | None:
+    """The name, among those that pass through, of the further pictures in a feed for Google."""
+    if folded_name(columns.image) != folded_name("image_link"):
+        return None
+    wanted = folded_name("additional_image_link")
+    return next((new for name, new in columns.passed.items() if folded_name(name) == wanted), None)
+
+
+def _joined(chunk: Chunk, file: TableFile, columns: Columns, further: str) -> Chunk:
+    """The chunk whose pictures are lists of the main one and the further ones."""
+    images: list[Any] = list(chunk.cells[columns.image])
+    for row, more in enumerate(chunk.passed[further].to_pylist()):
+        if isinstance(more, list) and all(isinstance(each, str) for each in more):
+            more = ",".join(more)
+        if isinstance(images[row], str) and not is_empty(images[row]) and isinstance(more, str) and not is_empty(more):
+            text = f"{images[row].strip()},{more.strip()}"
+            images[row] = text if _pictures_in(text, file) is not None else images[row]
+    return replace(chunk, cells={**chunk.cells, columns.image: images})
 
 
 def _may_be_several(cell: object) -> bool:

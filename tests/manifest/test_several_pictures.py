@@ -188,3 +188,31 @@ def test_the_results_say_which_picture_a_video_is_of(tmp_path: Path) -> None:
 def test_ids_that_are_made_of_columns_tell_the_pictures_of_a_row_apart(tmp_path: Path) -> None:
     source = table_of([["a.png", "b.png"], ["c.png"]], tmp_path / "m.jsonl")
     assert [item["id"] for item in items_of(source, id_col="sku-{id}")] == ["sku-r0", "sku-r0-p1", "sku-r1"]
+
+
+@pytest.mark.parametrize(
+    ("further", "pictures"),
+    [
+        (
+            "https://x.org/b.jpg,https://x.org/c,1.jpg",
+            [("r0-p1", "https://x.org/b.jpg", 1), ("r0-p2", "https://x.org/c,1.jpg", 2)],
+        ),
+        ("https://x.org/a.jpg , https://x.org/b.jpg", [("r0-p1", "https://x.org/b.jpg", 1)]),
+        ("gs://x/b.jpg,memory://x/c.jpg", [("r0-p1", None, 1), ("r0-p2", "memory://x/c.jpg", 2)]),
+        ("", []),
+    ],
+)
+def test_the_additional_images_of_a_google_feed_follow_the_main_one(
+    further: str, pictures: list[tuple[str, str | None, int]], tmp_path: Path
+) -> None:
+    lines = [
+        "id\timage link\tadditional image link\tprompt",
+        f"r0\thttps://x.org/a.jpg\t{further}\tp",
+        "r1\t\tb.jpg\tp",
+    ]
+    path = write(tmp_path / "feed.tsv", "\n".join(lines))
+    *found, missing = items_of(path)
+    first = ("r0", "https://x.org/a.jpg", 0 if pictures else None)
+    assert pictures_of(found) == [first, *((id_, identity or "", number) for id_, identity, number in pictures)]
+    assert "image is missing" in missing["error_message"]
+    assert pictures_of(items_of(path, pictures="first")[:1]) == [first]
