@@ -32,6 +32,8 @@ PART_SCHEMA: Final = RESULTS_SCHEMA.append(pa.field("recorded_at", pa.timestamp(
 """The columns of a part. `recorded_at`, by the store's clock, orders rows; null in parts of earlier versions."""
 
 _READERS: Final = 16
+_AHEAD_ROWS: Final = 20_000
+"""Rows that are read ahead at most, where their number is known; about 5 kB each with all columns."""
 _LISTINGS: Final = 5
 """Times that a reader starts over while writers move parts."""
 _INDEX_COLUMNS: Final = ("work_key", "status", "error_code", "finished_at", "recorded_at")
@@ -70,10 +72,12 @@ def read_index(output: str) -> Index:
 
 
 def read_parts(
-    uris: Iterable[str], *, columns: Sequence[str] | None = None
+    uris: Sequence[str], *, columns: Sequence[str] | None = None, num_rows: Sequence[int] | None = None
 ) -> Iterator[tuple[str, pa.Table | LedgerError | None]]:
     """Each part's columns in the order of `uris`, read ahead by a few threads; or why it is damaged; or None if it is
     gone, because its rows were written elsewhere.
+
+    `num_rows` holds the number of rows of each part, by which less is read ahead of large ones.
     """
 
     def read(uri: str) -> pa.Table | LedgerError | None:
@@ -85,13 +89,17 @@ def read_parts(
             return error
 
     with ThreadPoolExecutor(_READERS, thread_name_prefix="ledger-read") as pool:
-        ahead: deque[tuple[str, Future[pa.Table | LedgerError | None]]] = deque()
-        for uri in uris:
-            ahead.append((uri, pool.submit(contextvars.copy_context().run, read, uri)))
-            if len(ahead) > _READERS:
-                first, result = ahead.popleft()
+        ahead: deque[tuple[str, int, Future[pa.Table | LedgerError | None]]] = deque()
+        held = 0
+        for uri, size in zip(uris, num_rows or [0] * len(uris), strict=True):
+            while ahead and (len(ahead) > _READERS or held + size > _AHEAD_ROWS):
+                first, rows, result = ahead.popleft()
+                held -= rows
                 yield first, result.result()
-        for first, result in ahead:
+            ahead.append((uri, size, pool.submit(contextvars.copy_context().run, read, uri)))
+            held += size
+        while ahead:
+            first, _, result = ahead.popleft()
             yield first, result.result()
 
 
@@ -112,7 +120,8 @@ def read_winners(
     parts = entries.part[order]
     bounds = np.flatnonzero(np.diff(parts, prepend=-1, append=-1)) if len(parts) else np.zeros(1, np.int64)
     uris = [index.part_uris[parts[begin]] for begin in bounds[:-1]]
-    for (uri, table), begin, end in zip(read_parts(uris, columns=columns), bounds[:-1], bounds[1:], strict=True):
+    read = read_parts(uris, columns=columns, num_rows=np.diff(bounds).tolist())
+    for (uri, table), begin, end in zip(read, bounds[:-1], bounds[1:], strict=True):
         which = order[begin:end]
         yield uri, table.take(pa.array(entries.row[which])) if isinstance(table, pa.Table) else table, which
 

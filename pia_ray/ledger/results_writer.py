@@ -22,6 +22,8 @@ from pia_ray.ledger.results import RESULTS_SCHEMA
 _log = logging.getLogger(__name__)
 
 _SPILLS: Final = 200
+_STRETCH_ROWS: Final = 10_000
+"""Rows of the results that are in memory at once; more where there would be more stretches than `_SPILLS`."""
 
 
 class ResultsWriter:
@@ -40,10 +42,9 @@ class ResultsWriter:
 
     def write(self, path: Path) -> int:
         """The number of rows that were written to the file."""
-        winners, files = winners_of(self._output, self._index, self._run_id)
+        winners, _ = winners_of(self._output, self._index, self._run_id)
         ended = np.flatnonzero(winners >= 0)
-        num_files = int(files[-1]) + 1 if len(files) else 0
-        stretches = files[ended] // max(1, -(-num_files // _SPILLS))
+        stretches = ended // max(_STRETCH_ROWS, -(-len(winners) // _SPILLS))
         spills = self._spill(winners[ended], ended, stretches)
         num_rows = 0
         passed = iter(()) if self._run_id is None else runs.read_passed(self._output, self._run_id)
@@ -58,7 +59,7 @@ class ResultsWriter:
                 table = table.drop_columns("position")
                 for column in items.take(positions):
                     table = table.append_column(*column)
-                writer.write_table(table.cast(schema), row_group_size=ITEMS_ROWS)
+                writer.write_table(table.cast(schema), row_group_size=_STRETCH_ROWS)
                 num_rows += len(table)
         return num_rows
 
