@@ -22,11 +22,15 @@ from typing import Any
 import httpx
 from ray.job_submission import JobStatus, JobSubmissionClient
 
+from pia_ray import ModelConfig
 from tests.cluster.networks import Network, Place, free_port, until
 
 ROOT = Path(__file__).parents[2]
 PATIENCE_S = 300
 """For what takes seconds on an idle machine."""
+
+ON_CPU = {**ModelConfig.named("demo").model_dump(mode="json", exclude_unset=True), "device": "cpu"}
+"""The bundled model for nodes whose GPUs are only counted: a worker with a GPU that torch does not see refuses it."""
 
 
 class Node:

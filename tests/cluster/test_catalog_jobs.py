@@ -17,7 +17,7 @@ from pia_ray.config.model import read_yaml
 from pia_ray.media import video
 from pia_ray.testing import draw_picture
 from tests.cluster.networks import until
-from tests.cluster.nodes import PATIENCE_S, ROOT, Nodes
+from tests.cluster.nodes import ON_CPU, PATIENCE_S, ROOT, Nodes
 
 pytestmark = [
     pytest.mark.heavy,
@@ -42,7 +42,7 @@ class Catalogue:
         values |= {
             "manifest": f"{bucket}/manifests/",
             "output": self.output,
-            "model": "demo",
+            "model": ON_CPU,
             "cpus_per_actor": 1,
             "defaults": {"num_frames": 4, "num_inference_steps": 8},
             **settings,

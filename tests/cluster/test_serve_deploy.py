@@ -18,7 +18,7 @@ import yaml
 
 from pia_ray.media import video
 from tests.cluster.networks import until
-from tests.cluster.nodes import PATIENCE_S, ROOT, Nodes
+from tests.cluster.nodes import ON_CPU, PATIENCE_S, ROOT, Nodes
 from tests.online.serve.prompt import PROMPT
 from tests.online.video_server import QUICK, hash_of, png
 
@@ -122,7 +122,7 @@ def test_load_brings_a_second_engine_and_its_end_takes_it_away_while_every_call_
     endpoint: Endpoint, bucket: str
 ):
     endpoint.deploy(
-        models={"demo": "demo"},
+        models={"demo": ON_CPU},
         storage=f"{bucket}/endpoint",
         cpus_per_replica=1,
         batch_size=2,

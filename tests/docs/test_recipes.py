@@ -22,8 +22,8 @@ import ray
 
 from pia_ray import probe, storage
 from pia_ray.cli.main import main
-from pia_ray.online.video_jobs.webhooks import Webhooks
 from pia_ray.testing import make_lora
+from pia_ray.webhooks import Poster
 from tests.docs.generated import ROOT
 from tests.online.video_server import VideoServer, serve_videos
 from tests.s3_server import S3Server, point_at, s3_server
@@ -188,7 +188,7 @@ def test_a_webhook_receiver_takes_signed_events_alone() -> None:
         text=True,
     )
     body = json.dumps({"id": "evt_1", "object": "event", "type": "video.completed", "data": {"id": "video_1"}}).encode()
-    signed = Webhooks(SECRET).headers("evt_1", body)
+    signed = Poster(SECRET).headers("evt_1", body)
     try:
         assert post(port, body, {**signed, "webhook-signature": "v1,bm8="}) == 401
         assert post(port, body, signed) == 204
