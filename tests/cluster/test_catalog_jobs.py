@@ -94,7 +94,7 @@ def test_a_catalogue_is_complete_though_a_node_dies_and_a_nightly_job_does_only_
 ):
     (tmp_path / "once").mkdir()
     (tmp_path / "nightly").mkdir()
-    catalogue = Catalogue(bucket, tmp_path / "once", "spot_workers.yaml", batch_size=2)
+    catalogue = Catalogue(bucket, tmp_path / "once", "spot_workers.yaml", batch_size=2, detect_changes=True)
     catalogue.add_rows(16)
     job = catalogue.submit(nodes)
     until(
