@@ -54,7 +54,9 @@ class RetakePlan:
         return mask
 
     def _is_own(self, name: str, items: pa.Table) -> bool:
-        return name in items.column_names and name not in self._config.not_knobs
+        """Whether the items have the column, and no setting says that it passes through only."""
+        passes = self._config.knobs is not None or name in self._config.not_knobs
+        return name in items.column_names and not passes
 
     def _policy_of(self, style: str, accept: str | None, retakes: str | None) -> Policy | None:
         """The policy of such rows; None where a cell is not valid, which the row's worker says."""
