@@ -48,9 +48,9 @@ class RetakePlan:
             policy = self._policy(*key)
             if policy is not None:
                 rows = stored.take(pa.array(places))
-                for place in np.flatnonzero(~meets(policy, rows)):
-                    (record,) = rows.slice(place, 1).to_pylist()
-                    mask[places[place]] = is_open(policy, record)
+                for row in np.flatnonzero(~meets(policy, rows)).tolist():
+                    (record,) = rows.slice(row, 1).to_pylist()
+                    mask[places[row]] = is_open(policy, record)
         return mask
 
     def _is_own(self, name: str, items: pa.Table) -> bool:
