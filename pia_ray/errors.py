@@ -26,6 +26,7 @@ again can help (`retryable`), names the HTTP status that fits, and says whose fa
         ├── ModelUnavailable      the model of the row's style could not be loaded
         ├── OutOfMemory           the row does not fit, alone, on this device
         ├── NonFiniteFrames       the model produced NaN or infinite values
+        ├── NotAccepted           every take misses a bound of `accept`
         ├── VideoError            frames could not be encoded, or the finished file did not verify
         ├── Timeout, Cancelled    the row's deadline passed; the caller took the request back
         ├── Busy                  too many requests wait already; RateLimited: too many calls of one caller

@@ -299,6 +299,7 @@ class ResultRow:
         """
         if params.seed is None:
             raise ValueError("the params of a finished video have a seed")
+        numbers: dict[str, Any] = {name: judgement.get(name) for name in JUDGED}
         return cls(
             id=id,
             video_index=video_index,
@@ -334,7 +335,7 @@ class ResultRow:
             gpu_s=gpu_s,
             finished_at=finished_at,
             flags=flags,
-            **{name: judgement.get(name) for name in JUDGED},
+            **numbers,
             picture_index=picture_index,
         )
 

@@ -48,13 +48,15 @@ class RetakePlan:
             policy = self._policy(*key)
             if policy is not None:
                 rows = stored.take(pa.array(places))
-                for place in np.flatnonzero(~meets(policy, rows)):
-                    (record,) = rows.slice(place, 1).to_pylist()
-                    mask[places[place]] = is_open(policy, record)
+                for row in np.flatnonzero(~meets(policy, rows)).tolist():
+                    (record,) = rows.slice(row, 1).to_pylist()
+                    mask[places[row]] = is_open(policy, record)
         return mask
 
     def _is_own(self, name: str, items: pa.Table) -> bool:
-        return name in items.column_names and name not in self._config.not_knobs
+        """Whether the items have the column, and no setting says that it passes through only."""
+        passes = self._config.knobs is not None or name in self._config.not_knobs
+        return name in items.column_names and not passes
 
     def _policy_of(self, style: str, accept: str | None, retakes: str | None) -> Policy | None:
         """The policy of such rows; None where a cell is not valid, which the row's worker says."""

@@ -11,6 +11,7 @@ from pia_ray.errors import NotAccepted
 from pia_ray.ledger.index import Index, split_keys
 from pia_ray.ledger.parts import read_winners
 from pia_ray.ledger.results import RESULTS_SCHEMA
+from pia_ray.types import SUCCEEDED
 
 RETAKE_COLUMNS: Final = ("accept", "retakes", "takes")
 """Columns of planned items after `pending`: the row's own policy, and the takes that were tried, as in results."""
@@ -21,7 +22,7 @@ class Retaking(Protocol):
 
     @property
     def stored_columns(self) -> tuple[str, ...]:
-        """The columns of results that `again` needs, `takes` among them."""
+        """The columns of results that `again` needs, `status` and `takes` among them."""
 
     def cells(self, items: pa.Table) -> tuple[pa.Array, pa.Array] | None:
         """The items' own cells `accept` and `retakes`, as text; None where no item has bounds."""
@@ -71,7 +72,9 @@ class StoredTakes:
         again[rows] = self._retaking.again(
             items.take(chosen), accept=accept.take(chosen), retakes=retakes.take(chosen), stored=found
         )
-        texts = stored["takes"].combine_chunks().take(pa.array(places, mask=~again))
+        told = again.copy()
+        told[rows] |= found["status"].to_numpy() != SUCCEEDED  # `--retry` may want these
+        texts = stored["takes"].combine_chunks().take(pa.array(places, mask=~told))
         return Retakes(again, (accept, retakes, texts))
 
     def _stored(self) -> pa.Table:

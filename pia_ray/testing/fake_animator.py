@@ -192,7 +192,7 @@ class FakeAnimator:
             [np.roll(noisy, index * shift, axis=1) for index in range(params.video_frames)]
         )  # [T, H, W, 3]
         if "uneven" in params.prompt.lower().split():
-            frames[1::2] = np.minimum(frames[1::2], 255 - ready.params.seed % 61) + np.uint8(ready.params.seed % 61)
+            frames[1::2] = (frames[1::2].astype(np.int16) + ready.seed % 61).clip(0, 255).astype(np.uint8)
         ended = time.monotonic()
         return Animation(
             frames=frames,

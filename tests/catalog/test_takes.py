@@ -211,6 +211,7 @@ def test_a_row_of_unaccepted_fail_has_no_video_and_is_final_until_the_policy_cha
     assert code == "not_accepted"
     assert not list(Path(config.output).glob("videos/**/*.mp4"))
     assert go(config) == {}
+    assert go(config.model_copy(update={"retry": ("not_accepted",)})) == {}, "no seed is tried twice"
     eased = uneven(tmp_path, accept=["flicker<=0.9"], retakes=1, unaccepted="fail")
     assert set(go(eased).values()) == {1}
     assert {(row["status"], row["accepted"], row["take"]) for row in rows_of(eased)} == {("succeeded", True, 0)}
