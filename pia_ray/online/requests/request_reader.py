@@ -163,9 +163,10 @@ class FormReader:
         model_name, model = self._model(given)
         video_format = format_of(given.pop("format", None))
         sources = sources_of(given)
+        length_field = "seconds" if "seconds" in given else "num_frames"
         params = self._params(given, sources, model_name, model)
         resolved = resolve(params, {}, model_defaults=model.defaults, sampling=model.sampling)
-        request_limits.check_size(resolved, self._config)
+        request_limits.check_size(resolved, self._config, field=length_field)
         lora_strengths(resolved, model.lora_weights)
         files, places = {}, partial((self._lines if is_line else self._calls).hold, owner)
         for knob, source in sources.items():  # in turn, so that one request does not use many fetchers

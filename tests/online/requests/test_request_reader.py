@@ -357,3 +357,9 @@ def test_slow_servers_of_one_key_refuse_its_next_url_and_hold_no_other_key():
         await asyncio.gather(*slow, return_exceptions=True)
 
     asyncio.run(work())
+
+
+def test_seconds_beyond_the_endpoints_limit_are_answered_about_seconds():
+    error = refused({"seconds": "6", "fps": 8})
+    assert (error.field, error.message) == ("seconds", "seconds must be at most 3 at this endpoint and 8 frames/s")
+    assert refused({"num_frames": 48}).field == "num_frames"
