@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import gzip
 import hashlib
 import io
 import json
@@ -376,6 +377,26 @@ def test_more_calls_than_a_key_may_make_are_refused_until_a_stated_time():
         assert client.get("/v1/models", headers=bearer(OTHER_KEY)).status_code == 200
 
 
+def test_wrong_keys_of_an_address_are_held_to_the_rate_of_a_key():
+    with locked(requests_per_minute=2) as client:
+        statuses = [client.get("/v1/models", headers=bearer(f"sk-{n}")).status_code for n in range(3)]
+        assert statuses == [401, 401, 429]
+        assert client.get("/v1/models", headers=bearer(KEY)).status_code == 200
+
+
+def test_a_compressed_body_is_refused_as_such():
+    with client_of(ScriptedRenderer()) as client:
+        headers = {"content-type": "application/json", "content-encoding": "gzip"}
+        answer = client.post("/v1/animations", content=gzip.compress(b"{}"), headers=headers)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (415, "unsupported_body")
+
+
+def test_an_answer_about_the_method_names_the_methods_once():
+    with client_of(ScriptedRenderer()) as client:
+        answer = client.delete("/v1/animations")
+        assert (answer.status_code, answer.headers.get_list("allow")) == (405, ["POST"])
+
+
 @pytest.mark.parametrize("announced", [True, False])
 def test_a_body_over_the_limit_is_refused_before_it_is_parsed(announced: bool):
     def chunks() -> Iterator[bytes]:
@@ -480,6 +501,16 @@ def hang_up(app: Any, *, accept: str, body: bytes, after: str) -> list[dict[str,
         return heard
 
     return asyncio.run(call())
+
+
+def test_a_hang_up_is_no_fault_of_the_endpoint_in_the_metrics():
+    app = create_app(ScriptedRenderer(StepDone(1, 9), wait=True), ServeConfig.model_validate({}))
+    body = json.dumps({"image": data_url(png()), "prompt": "a cat"}).encode()
+    hang_up(app, accept="video/mp4", body=body, after="step")
+    text = TestClient(app, base_url="http://127.0.0.1:8000", client=("127.0.0.1", 50000)).get("/metrics").text
+    counted = [line for line in text.splitlines() if line.startswith("pia_ray_http_requests_total{")]
+    assert [line for line in counted if 'status="499"' in line]
+    assert not [line for line in counted if 'status="5' in line]
 
 
 @pytest.mark.parametrize("accept", ["video/mp4", "text/event-stream"])

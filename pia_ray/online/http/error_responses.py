@@ -76,7 +76,8 @@ async def of_framework(request: Request, error: Exception) -> JSONResponse:
     status = error.status_code
     code = _CODES.get(status, "bad_request")
     text = "There is nothing at this address." if status == 404 else str(error.detail)
-    headers = {**(error.headers or {}), **(_methods_of(request) if status == 405 else {})}
+    given = {name.lower(): value for name, value in (error.headers or {}).items()}
+    headers = {**given, **(_methods_of(request) if status == 405 else {})}
     return JSONResponse(body(text, code=code, kind=_kind(status)), status_code=status, headers=headers)
 
 

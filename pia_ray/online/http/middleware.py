@@ -5,6 +5,7 @@ It sees every request before any of it is parsed, and every answer. No route can
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import logging
 import re
@@ -21,7 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pia_ray import logs
 from pia_ray.config.serve import ServeConfig, is_loopback
-from pia_ray.errors import BadParameter, Forbidden, PiaRayError
+from pia_ray.errors import BadParameter, Forbidden, PiaRayError, Unauthorized, UnsupportedBody
 from pia_ray.online.http import error_responses, limits
 from pia_ray.online.http.api_keys import ANONYMOUS, KeyRing
 from pia_ray.online.http.metrics import Metrics
@@ -38,6 +39,8 @@ _PUBLIC_FOLDER: Final = "/page/"
 
 SERVE_HEADERS: Final = ("x-request-timeout-seconds", "x-request-disconnect-disabled")
 """Headers by which a client of Serve may switch off its timeout, and that hanging up cancels (ray 2.60)."""
+
+_HUNG_UP: Final = 499
 
 _RESPONSE_HEADERS: Final = {
     "x-content-type-options": "nosniff",
@@ -73,6 +76,7 @@ class EndpointMiddleware:
         self._keys = keys
         self._metrics = metrics
         self._rate = limits.RateLimit(config.requests_per_minute)
+        self._wrong_keys = limits.RateLimit(config.requests_per_minute)
         self._memory = limits.BodyMemory(limits.LARGEST_BODIES * config.max_body_bytes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -86,15 +90,7 @@ class EndpointMiddleware:
         state["request_id"] = identity = _request_id(headers.get("x-request-id"))
         state["owner"] = ANONYMOUS
         logs.add_fields(request_id=identity)
-        status = 500  # of ServerErrorMiddleware, which is outside of this one, if an exception gets that far
-
-        async def send_marked(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                mark(MutableHeaders(scope=message), identity)
-            await send(message)
-
+        exchange = _Exchange(receive, send, identity)
         scope["headers"] = [pair for pair in scope["headers"] if pair[0].decode("latin-1") not in SERVE_HEADERS]
         try:
             with ExitStack() as held:
@@ -103,14 +99,20 @@ class EndpointMiddleware:
                     state["owner"] = self._admit(scope, headers)
                     held.enter_context(self._memory.hold(self._body_bytes(headers)))
                 except PiaRayError as error:
-                    await error_responses.answer(error)(scope, receive, send_marked)
+                    await error_responses.answer(error)(scope, receive, exchange.send)
                     return
                 config = self._config
-                body = limits.limited(receive, max_bytes=config.max_body_bytes, timeout_s=config.body_timeout_s)
-                await self._app(scope, body, send_marked)
+                body = limits.limited(
+                    exchange.receive, max_bytes=config.max_body_bytes, timeout_s=config.body_timeout_s
+                )
+                await self._app(scope, body, exchange.send)
+        except asyncio.CancelledError:  # Ray Serve cancels the request of a caller that hangs up
+            exchange.note_hang_up()
+            raise
         finally:
             seconds = time.perf_counter() - started
             route = getattr(scope.get("route"), "path", "unmatched")
+            status = exchange.status
             self._metrics.answered(route, scope["method"], status, seconds)
             method, path = quote(scope["method"]), quote(scope["path"])[:200]
             logger.info("%s %s %s %d %.3f s %s", identity, method, path, status, seconds, state["owner"])
@@ -129,6 +131,8 @@ class EndpointMiddleware:
             return ANONYMOUS
         client = scope.get("client")
         _check_serve_headers(headers)
+        if headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
+            raise UnsupportedBody("Compressed bodies are not read: send the body without content-encoding.")
         if not self._keys.open or self._config.allow_anonymous:
             pass
         elif not is_loopback(_host(headers)):
@@ -136,7 +140,11 @@ class EndpointMiddleware:
             raise Forbidden("This endpoint answers on localhost only; give it api_keys to reach it by other names.")
         if path in _PUBLIC or path.startswith(_PUBLIC_FOLDER):
             return ANONYMOUS
-        owner = self._keys.owner_of(_key(headers))
+        try:
+            owner = self._keys.owner_of(_key(headers))
+        except Unauthorized:
+            self._wrong_keys.take(f"address {client[0] if client else ''}")
+            raise
         if owner == ANONYMOUS:
             _check_origin(headers)
         self._rate.take(owner if owner != ANONYMOUS else f"address {client[0] if client else ''}")
@@ -158,6 +166,40 @@ class EndpointMiddleware:
         forwarded = any(name in headers for name in ("forwarded", "x-forwarded-for", "x-real-ip"))
         if client is None or forwarded or not _is_this_machine(client[0]):
             raise Forbidden("/metrics is for this machine only; set metrics_token to read it from elsewhere.")
+
+
+class _Exchange:
+    """The messages of one request: notes the status, and sets the headers of every answer."""
+
+    def __init__(self, receive: Receive, send: Send, identity: str) -> None:
+        self._receive = receive
+        self._send = send
+        self._identity = identity
+        self._began = False
+        self.status = 500
+        """Of ServerErrorMiddleware, which is outside of this one, if an exception gets that far; 499 for a caller that
+        hung up before the answer began: no one reads that answer, and its own status would count as a fault."""
+
+    async def receive(self) -> Message:
+        """The next message of the caller."""
+        message = await self._receive()
+        if message["type"] == "http.disconnect":
+            self.note_hang_up()
+        return message
+
+    async def send(self, message: Message) -> None:
+        """Sends a message of the answer."""
+        if message["type"] == "http.response.start":
+            if self.status != _HUNG_UP:
+                self.status = message["status"]
+            self._began = True
+            mark(MutableHeaders(scope=message), self._identity)
+        await self._send(message)
+
+    def note_hang_up(self) -> None:
+        """Notes that the caller has hung up."""
+        if not self._began:
+            self.status = _HUNG_UP
 
 
 def mark(headers: MutableHeaders, identity: str) -> None:

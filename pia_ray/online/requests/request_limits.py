@@ -13,12 +13,15 @@ MAX_FIELDS: Final = 100
 MAX_FILES: Final = 10
 
 
-def check_size(resolved: AnimationParams, config: ServeConfig) -> None:
-    """Refuses videos that exceed this endpoint's limits.
+def check_size(resolved: AnimationParams, config: ServeConfig, *, field: str) -> None:
+    """Refuses videos that exceed this endpoint's limits. `field` gave the length: `num_frames` or `seconds`.
 
     Raises:
         BadParameter: a knob is over its limit.
     """
+    if field == "seconds" and resolved.num_frames > config.max_frames:
+        most_s = config.max_frames / resolved.fps
+        raise BadParameter(f"seconds must be at most {most_s:g} at this endpoint and {resolved.fps} frames/s", field)
     for name, most in (("num_frames", config.max_frames), ("num_inference_steps", config.max_steps)):
         if (value := getattr(resolved, name)) > most:
             raise BadParameter(f"{name} must be at most {most} at this endpoint (got {value})", name)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from functools import partial
 from typing import Final, TypeVar
@@ -41,6 +42,7 @@ from pia_ray.online.requests.aliases import (
     spell_out_size,
 )
 from pia_ray.online.requests.bodies import Fields, media_type, parse_json, unfold
+from pia_ray.online.requests.fetch_shares import FetchShares
 from pia_ray.storage.https import fetch
 
 FetchUrl = Callable[[str, int], bytes]
@@ -48,6 +50,12 @@ FetchUrl = Callable[[str, int], bytes]
 
 OTHER_FIELDS: Final = (*IMAGE_FIELDS, "model", "size", "seconds", "format")
 """Fields of every request that are not knobs."""
+
+_FETCHES: Final = 32
+"""Pictures of calls and single videos that are fetched at a time."""
+
+_LINE_FETCHES: Final = 16
+"""Pictures of batches' lines that are fetched at a time. They have places of their own, as calls must not wait."""
 
 _Value = TypeVar("_Value")
 
@@ -99,14 +107,20 @@ class Form:
 
 
 class FormReader:
-    """Reads the requests of one endpoint. Bounds how many pictures are fetched and decoded at a time."""
+    """Reads the requests of one endpoint. Bounds how many pictures are fetched and decoded at a time.
 
-    def __init__(self, config: ServeConfig, *, fetch_url: FetchUrl = fetch_url) -> None:
+    A call whose owner has too many fetches under way waits `patience_s` for a place and is then refused.
+    """
+
+    def __init__(self, config: ServeConfig, *, fetch_url: FetchUrl = fetch_url, patience_s: float = 2.0) -> None:
         self._config = config
         self._fetch_url = fetch_url
         # Decoding the largest picture takes some hundred MB; fetching waits for remote servers.
         self._decoders = CapacityLimiter(2)
-        self._fetchers = CapacityLimiter(16)
+        self._fetchers = CapacityLimiter(_FETCHES + _LINE_FETCHES)
+        self._calls = FetchShares(total=_FETCHES, per_owner=8, per_host=6, patience_s=patience_s)
+        # The runner of batches bounds how many lines wait.
+        self._lines = FetchShares(total=_LINE_FETCHES, per_owner=8, per_host=4, patience_s=None)
 
     async def fields(self, request: Request) -> dict[str, object]:
         """The fields of a multipart, urlencoded or JSON body. Names such as `lora[pixar]` and `tags[]` are unfolded.
@@ -134,11 +148,12 @@ class FormReader:
                     pairs.append((name, value))
         return unfold(pairs)
 
-    async def parse(self, fields: Fields) -> Form:
-        """The request of these fields. A field of null counts as absent.
+    async def parse(self, fields: Fields, *, owner: str, is_line: bool = False) -> Form:
+        """The request of these fields. A field of null counts as absent. `is_line`: whether a batch has it.
 
         Raises:
             RowError: a field is unknown or wrong, or a picture cannot be fetched or used.
+            Busy: the owner's share of fetches is in use. A line waits instead.
         """
         given = {name: value for name, value in fields.items() if value is not None}
         for name in given:
@@ -148,13 +163,14 @@ class FormReader:
         model_name, model = self._model(given)
         video_format = format_of(given.pop("format", None))
         sources = sources_of(given)
+        length_field = "seconds" if "seconds" in given else "num_frames"
         params = self._params(given, sources, model_name, model)
         resolved = resolve(params, {}, model_defaults=model.defaults, sampling=model.sampling)
-        request_limits.check_size(resolved, self._config)
+        request_limits.check_size(resolved, self._config, field=length_field)
         lora_strengths(resolved, model.lora_weights)
-        files = {}
+        files, places = {}, partial((self._lines if is_line else self._calls).hold, owner)
         for knob, source in sources.items():  # in turn, so that one request does not use many fetchers
-            files[knob] = await self._content(source, knob)
+            files[knob] = await self._content(source, knob, places)
         image = files.pop("image")
         width, height = await self._run(self._decoders, partial(self._checked_size, image, "image"))
         for knob, content in files.items():
@@ -205,7 +221,9 @@ class FormReader:
         stand_ins = dict.fromkeys((knob for knob in sources if knob != "image"), "-")
         return parse_params({**given, **stand_ins, "style": model_name})
 
-    async def _content(self, source: object, knob: str) -> bytes:
+    async def _content(
+        self, source: object, knob: str, places: Callable[[str], AbstractAsyncContextManager[None]]
+    ) -> bytes:
         """The bytes of a file, URL, data URL or list of numbers."""
         most = self._config.max_image_bytes
         if isinstance(source, list) and knob in ARRAY_KNOBS:
@@ -217,7 +235,8 @@ class FormReader:
         elif source[:5].lower() == "data:":
             content = await self._run(self._decoders, partial(decode_data_url, source, what=knob))
         elif re.match(r"\s*[a-zA-Z][a-zA-Z0-9+.-]*://", source):
-            return await self._run(self._fetchers, partial(self._fetched, source.strip(), knob))
+            async with places(source.strip()):
+                return await self._run(self._fetchers, partial(self._fetched, source.strip(), knob))
         else:
             raise BadParameter(f"{knob} must be a file, an https:// URL or a data: URL (got other text)", knob)
         if len(content) > most:

@@ -50,11 +50,11 @@ def router(renderer: Renderer, forms: FormReader, config: ServeConfig, metrics: 
         responses={200: openapi.ANIMATION_RESPONSE, **error_responses.responses(404, 406, 415, 502, 504, 507)},
         openapi_extra={"requestBody": openapi.request_body()},
     )
-    async def create_animation(request: Request, _: Owner) -> Response:
+    async def create_animation(request: Request, owner: Owner) -> Response:
         """Answers with the video. `Accept` selects mp4, webm, webp or gif, or `text/event-stream` for progress."""
         accept = request.headers.get("accept")
         negotiate(accept, None)  # before the body is read
-        form = await forms.parse(await forms.fields(request))
+        form = await forms.parse(await forms.fields(request), owner=owner)
         stream, video_format = negotiate(accept, form.format)
         render_request = form.request(
             f"anim_{secrets.token_hex(16)}", deadline_s=config.sync_timeout_s, default_format=video_format

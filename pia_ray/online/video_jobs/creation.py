@@ -111,7 +111,7 @@ class JobCreator:
             RowError: as `create`.
         """
         return await self._create(
-            await self._read(line.owner, line.body),
+            await self._read(line.owner, line.body, is_line=True),
             BATCH_LINE,
             owner=line.owner,
             batch_id=line.batch_id,
@@ -148,7 +148,9 @@ class JobCreator:
             )
         )
 
-    async def _read(self, owner: str, fields: Mapping[str, object]) -> tuple[Form, str | None]:
+    async def _read(
+        self, owner: str, fields: Mapping[str, object], *, is_line: bool = False
+    ) -> tuple[Form, str | None]:
         given = {name: value for name, value in fields.items() if value is not None}
         webhook_url = self._webhook_url(given.pop("webhook_url", None))
         for name in (*IMAGE_FIELDS, *REFERENCE_KNOBS):
@@ -157,7 +159,7 @@ class JobCreator:
                 if not isinstance(value["file_id"], str):
                     raise BadParameter(f"{name}: file_id must be text", name)
                 given[name] = await asyncio.to_thread(self._files.read, owner, value["file_id"])
-        return await self._reader.parse(given), webhook_url
+        return await self._reader.parse(given, owner=owner, is_line=is_line), webhook_url
 
     def _webhook_url(self, value: object) -> str | None:
         if value is None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
+import threading
+from collections.abc import Coroutine
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,15 @@ from safetensors.numpy import save
 
 from pia_ray.config.knobs import KNOBS
 from pia_ray.config.serve import ServeConfig
-from pia_ray.errors import AddressRefused, BadParameter, ImageError, ImageTooLarge, ImageTruncated, UnsupportedImage
+from pia_ray.errors import (
+    AddressRefused,
+    BadParameter,
+    Busy,
+    ImageError,
+    ImageTooLarge,
+    ImageTruncated,
+    UnsupportedImage,
+)
 from pia_ray.online.requests.bodies import parse_json, unfold
 from pia_ray.online.requests.request_reader import Form, FormReader
 
@@ -47,7 +57,7 @@ def data_url(content: bytes, mime: str = "image/png") -> str:
 
 def parse(fields: dict[str, Any], **reader: Any) -> Form:
     async def read() -> Form:
-        return await FormReader(CONFIG, **reader).parse({"prompt": "a cat", "image": PNG, **fields})
+        return await FormReader(CONFIG, **reader).parse({"prompt": "a cat", "image": PNG, **fields}, owner="ann")
 
     return asyncio.run(read())
 
@@ -321,3 +331,35 @@ def test_a_field_that_occurs_twice_is_refused(names: tuple[str, str]):
 def test_what_is_no_json_object_is_refused(text: bytes):
     with pytest.raises(BadParameter):
         parse_json(text)
+
+
+def test_slow_servers_of_one_key_refuse_its_next_url_and_hold_no_other_key():
+    answer = threading.Event()
+
+    def fetch_url(url: str, max_bytes: int) -> bytes:
+        assert "slow" not in url or answer.wait(20)
+        return PNG
+
+    async def work() -> None:
+        reader = FormReader(CONFIG, fetch_url=fetch_url, patience_s=0.01)
+
+        def parse(owner: str, url: str) -> Coroutine[Any, Any, Form]:
+            return reader.parse({"prompt": "a cat", "image": url}, owner=owner)
+
+        slow = [asyncio.create_task(parse("bob", f"https://{n}.slow.test/a.png")) for n in range(20)]
+        while sum(each.done() for each in slow) < 12:
+            await asyncio.sleep(0.01)
+        assert {type(each.exception()) for each in slow if each.done()} == {Busy}
+        assert (await parse("ann", "https://quick.test/a.png")).image == PNG
+        line = await reader.parse({"prompt": "a", "image": "https://quick.test/"}, owner="bob", is_line=True)
+        assert line.image == PNG
+        answer.set()
+        await asyncio.gather(*slow, return_exceptions=True)
+
+    asyncio.run(work())
+
+
+def test_seconds_beyond_the_endpoints_limit_are_answered_about_seconds():
+    error = refused({"seconds": "6", "fps": 8})
+    assert (error.field, error.message) == ("seconds", "seconds must be at most 3 at this endpoint and 8 frames/s")
+    assert refused({"num_frames": 48}).field == "num_frames"
