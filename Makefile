@@ -36,7 +36,7 @@ check: $(READY)
 	@$(MAKE) --no-print-directory --jobs 2 lint test-quick
 
 test-quick: $(READY)
-	$(PYTEST) --numprocesses 2 -m "not heavy"
+	$(PYTEST) --numprocesses 3 -m "not heavy"
 
 test-heavy: $(READY)
 	$(PYTEST) --numprocesses 3 -m heavy
