@@ -63,6 +63,13 @@ def wait_for(client: OpenAI, batch: Batch, *, timeout_s: float = 60) -> Batch:
     raise AssertionError(f"the batch is still {batch.status}: {batch.request_counts}")
 
 
+def wait_until(done: Callable[[], bool], *, timeout_s: float = 60) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not done():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
 def lines_of(client: OpenAI, file_id: str | None) -> dict[str, dict[str, Any]]:
     if file_id is None:
         return {}
@@ -144,11 +151,14 @@ def test_an_input_file_with_faults_fails_as_a_whole_and_names_the_lines(client: 
 
 @heavy
 def test_a_cancelled_batch_keeps_what_is_made_and_frees_the_engines(client: OpenAI):
-    batch = begin(client, batch_lines(body("quick"), *[body("hang", seed=n) for n in range(4)]))
-    deadline = time.monotonic() + 30
-    while client.batches.retrieve(batch.id).request_counts.completed < 1 and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert client.batches.cancel(batch.id).status == "cancelling"
+    # The engine takes two rows: one line that hangs leaves room for the quick one, whichever is made a job first.
+    batch = begin(client, batch_lines(body("quick"), body("hang")))
+    wait_until(lambda: client.batches.retrieve(batch.id).request_counts.completed == 1)
+    others = begin(client, batch_lines(*[body("hang", seed=n) for n in range(1, 4)]))
+    wait_until(lambda: client.batches.retrieve(others.id).status == "in_progress")
+    for asked in (batch, others):
+        assert client.batches.cancel(asked.id).status == "cancelling"
+    assert wait_for(client, others).status == "cancelled"
     batch = wait_for(client, batch)
     assert (batch.status, set(lines_of(client, batch.output_file_id))) == ("cancelled", {"line-0"})
     assert {line["error"]["code"] for line in lines_of(client, batch.error_file_id).values()} == {"batch_cancelled"}
