@@ -32,6 +32,7 @@ ORDER = (
     "extras",
     "config",
     "types",
+    "result_row",
     "temporary_folders",
     "storage",
     "webhooks",

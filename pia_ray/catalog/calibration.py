@@ -16,8 +16,9 @@ from pia_ray.catalog.worker import CatalogWorker
 from pia_ray.catalog.workload import evaluated_frames, params_of
 from pia_ray.config.catalog import CatalogConfig
 from pia_ray.errors import ConfigError, OutputError
+from pia_ray.result_row import SUCCEEDED, ResultRow
 from pia_ray.temporary_folders import temporary_folder
-from pia_ray.types import SUCCEEDED, ManifestRow, ResultRow
+from pia_ray.types import ManifestRow
 
 STEADY: Final = 1.5
 """Least ratio of the largest to the smallest calibrated row at which a fixed part per row shows."""

@@ -30,7 +30,7 @@ from pia_ray import ledger, storage
 from pia_ray.catalog.formatting import duration, size
 from pia_ray.config.knob_types import MOTION_NAMES
 from pia_ray.errors import row_errors
-from pia_ray.types import FAILED, JUDGED, SUCCEEDED, ResultRow
+from pia_ray.result_row import FAILED, JUDGED, SUCCEEDED, ResultRow
 
 _Row = Mapping[str, Any]
 

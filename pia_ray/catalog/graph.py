@@ -39,7 +39,7 @@ from pia_ray.errors import JobError, RowError
 from pia_ray.manifest import plan_row, redacted, row_from_item
 from pia_ray.pia import make_animator
 from pia_ray.ray_runtime import connected, end_process, first_cause, require_cluster
-from pia_ray.types import ResultRow
+from pia_ray.result_row import ResultRow
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from pia_ray import ledger
 from pia_ray.catalog.takes import Policy
 from pia_ray.config.acceptance import Bound
 from pia_ray.errors import OutputError
-from pia_ray.types import SUCCEEDED
+from pia_ray.result_row import SUCCEEDED
 
 
 @dataclass(frozen=True)

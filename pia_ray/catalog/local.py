@@ -22,7 +22,7 @@ from pia_ray.config.catalog import CatalogConfig
 from pia_ray.config.knobs import DEFAULT_STYLE
 from pia_ray.manifest import row_from_item
 from pia_ray.pia import make_animator
-from pia_ray.types import ResultRow
+from pia_ray.result_row import ResultRow
 
 
 def run_local(

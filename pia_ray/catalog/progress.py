@@ -9,7 +9,7 @@ from typing import Literal
 
 from pia_ray.catalog.stopping import Ending
 from pia_ray.ledger import BusyShare, TakeCounts, count_takes
-from pia_ray.types import FAILED, ResultRow
+from pia_ray.result_row import FAILED, ResultRow
 
 Phase = Literal["planning", "starting", "animating", "stopping", "writing", "ended"]
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 from pia_ray.catalog.takes import Policy, Take, next_take, policy_of, takes_from_json
 from pia_ray.config.catalog import CatalogConfig
 from pia_ray.errors import BadParameter
-from pia_ray.types import JUDGED, SUCCEEDED
+from pia_ray.result_row import JUDGED, SUCCEEDED
 
 STORED: Final = ("status", "seed", "gpu_s", "run_id", *JUDGED, "take", "takes")
 """The columns of results that takes are told by."""

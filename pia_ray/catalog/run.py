@@ -28,7 +28,7 @@ from pia_ray.catalog.stopping import Ending, RunStop, grace_of, stop_on_signals
 from pia_ray.catalog.verdicts import Verdicts, judged
 from pia_ray.config.catalog import CatalogConfig
 from pia_ray.errors import JobError, OutputError, PiaRayError, StorageError
-from pia_ray.types import ResultRow
+from pia_ray.result_row import ResultRow
 
 log = logging.getLogger(__name__)
 

@@ -20,9 +20,10 @@ from pia_ray.manifest.inputs import read_image, read_references, require_planned
 from pia_ray.media import image as pictures
 from pia_ray.media import video
 from pia_ray.media.quality import flags_of
+from pia_ray.result_row import ResultRow
 from pia_ray.storage.host_rates import HostRates
 from pia_ray.storage.web import Web
-from pia_ray.types import AnimationRequest, EncodedVideo, ManifestRow, ResultRow
+from pia_ray.types import AnimationRequest, EncodedVideo, ManifestRow
 
 if TYPE_CHECKING:
     import numpy as np

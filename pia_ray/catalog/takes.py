@@ -17,7 +17,7 @@ from pia_ray.config.acceptance import MODEL_BOUNDS, MOST_RETAKES, NO_BOUNDS, Bou
 from pia_ray.config.catalog import CatalogConfig
 from pia_ray.config.resolving import canonical
 from pia_ray.errors import BadParameter
-from pia_ray.types import JUDGED, ResultRow
+from pia_ray.result_row import JUDGED, ResultRow
 
 _FACTS: Final = ("take", "seed", "gpu_s", "run_id", "error")
 

@@ -15,7 +15,7 @@ from pia_ray.errors import (
     row_errors,
     run_errors,
 )
-from pia_ray.types import SUCCEEDED, ResultRow
+from pia_ray.result_row import SUCCEEDED, ResultRow
 
 ROWS_IN_A_ROW: Final = 20
 """So many failures with one code, and no success between them, stop a run."""

@@ -32,7 +32,8 @@ from pia_ray.errors import (
     RowError,
     row_errors,
 )
-from pia_ray.types import FAILED, AnimationRequest, ManifestRow, ResultRow
+from pia_ray.result_row import FAILED, ResultRow
+from pia_ray.types import AnimationRequest, ManifestRow
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pia_ray.errors import LedgerError
-from pia_ray.types import SUCCEEDED
+from pia_ray.result_row import SUCCEEDED
 
 _NO_CODE: Final = -1
 _HEX: Final = np.full(256, 255, np.uint8)

@@ -35,8 +35,8 @@ from pia_ray.ledger.results_writer import ResultsWriter
 from pia_ray.ledger.retaking import Retaking
 from pia_ray.ledger.runs import RunRecord
 from pia_ray.ledger.videos import lost_videos, move_damaged_aside
+from pia_ray.result_row import ResultRow
 from pia_ray.temporary_folders import temporary_folder
-from pia_ray.types import ResultRow
 
 FULL_PART_ROWS: Final = 8192
 MANY_PARTS: Final = 1000

@@ -19,7 +19,7 @@ from pia_ray.errors import LedgerError, OutputError, OutputUnavailable, StorageD
 from pia_ray.ledger import layout
 from pia_ray.ledger.index import Index
 from pia_ray.ledger.results import RESULTS_SCHEMA, conform, read_parquet, to_table
-from pia_ray.types import ResultRow
+from pia_ray.result_row import ResultRow
 
 PART_ROWS: Final = 64
 PART_S: Final = 30.0

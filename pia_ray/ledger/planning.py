@@ -20,7 +20,7 @@ from pia_ray.ledger.results import RESULTS_SCHEMA
 from pia_ray.ledger.retaking import RETAKE_COLUMNS, Retaking, StoredTakes
 from pia_ray.ledger.runs import COLUMN_PREFIX, RunRecord
 from pia_ray.manifest import ITEMS_SCHEMA
-from pia_ray.types import ResultRow
+from pia_ray.result_row import ResultRow
 
 ITEMS_ROWS: Final = 50_000
 """Rows of one items file, and of one row group of `results.parquet`."""

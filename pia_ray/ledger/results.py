@@ -18,8 +18,8 @@ import pyarrow.parquet as pq
 from pia_ray import storage
 from pia_ray.errors import LedgerError, OutputError, StorageDamaged, StorageError, StorageNotFound, VideoError
 from pia_ray.ledger import layout
+from pia_ray.result_row import ResultRow
 from pia_ray.temporary_folders import temporary_folder
-from pia_ray.types import ResultRow
 
 _WIDE: Final = {"seed": pa.uint64(), "size_bytes": pa.int64()}
 _ARROW: Final = {

@@ -11,7 +11,7 @@ from pia_ray.errors import NotAccepted
 from pia_ray.ledger.index import Index, split_keys
 from pia_ray.ledger.parts import read_winners
 from pia_ray.ledger.results import RESULTS_SCHEMA
-from pia_ray.types import SUCCEEDED
+from pia_ray.result_row import SUCCEEDED
 
 RETAKE_COLUMNS: Final = ("accept", "retakes", "takes")
 """Columns of planned items after `pending`: the row's own policy, and the takes that were tried, as in results."""

@@ -26,7 +26,7 @@ from pia_ray.ledger.results_writer import winners_of
 from pia_ray.ledger.runs import RunRecord
 from pia_ray.ledger.take_counts import TakeCounts, count_takes
 from pia_ray.ledger.videos import SHOWN, Observe, check_videos, position_of, uris_of
-from pia_ray.types import FAILED, SUCCEEDED, ResultRow
+from pia_ray.result_row import FAILED, SUCCEEDED, ResultRow
 
 PERCENTILES: Final = (50, 90, 99)
 TIMINGS: Final = ("fetch_s", "animate_s", "publish_s", "gpu_s")

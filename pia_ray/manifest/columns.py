@@ -20,7 +20,7 @@ from pia_ray.manifest.column_types import check_types
 from pia_ray.manifest.items import ITEMS_SCHEMA
 from pia_ray.manifest.tables import Columns, TableFile
 from pia_ray.manifest.templates import templates_of
-from pia_ray.types import ResultRow
+from pia_ray.result_row import ResultRow
 
 IMAGE_COLUMNS: Final = ("image", "url", "image_url", "image_path", "file_name")
 _EXPORTED_IMAGE_COLUMNS: Final = ("image_link", "image_src", "image_uri", "images", "image_urls")

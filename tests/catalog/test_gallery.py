@@ -13,7 +13,7 @@ import pytest
 from pia_ray import ledger
 from pia_ray.catalog import gallery
 from pia_ray.errors import OutputError
-from pia_ray.types import ResultRow
+from pia_ray.result_row import ResultRow
 
 HOSTILE = '</script><!--<script><img src=x onerror="window.hurt=1">&lt; @@SCRIPT@@ \\ \' \u2028 🐻'
 

@@ -18,7 +18,7 @@ import pytest
 from pia_ray import ledger
 from pia_ray.catalog import gallery
 from pia_ray.media import image, video
-from pia_ray.types import ResultRow
+from pia_ray.result_row import ResultRow
 
 pytestmark = pytest.mark.heavy
 

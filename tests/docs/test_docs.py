@@ -20,7 +20,7 @@ import pia_ray.testing
 from pia_ray import errors
 from pia_ray.cli.parser import make_parser
 from pia_ray.ledger import RESULTS_SCHEMA
-from pia_ray.types import ResultRow
+from pia_ray.result_row import ResultRow
 from tests.docs.api_page import GROUPS
 from tests.docs.generated import GUIDES, PAGES, README, ROOT, TABLES, below, index_page, meaning_of, table
 

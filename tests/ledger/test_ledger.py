@@ -27,7 +27,7 @@ from pia_ray.ledger.index import find_keys, split_keys
 from pia_ray.ledger.parts import write_part
 from pia_ray.manifest import ITEMS_SCHEMA
 from pia_ray.media.video import encode
-from pia_ray.types import ResultRow
+from pia_ray.result_row import ResultRow
 from tests.chaos_proxy import CUT_BODY, LOSE_ANSWER, RESET, ChaosProxy, chaos
 from tests.s3_server import S3Server, s3, s3_server
 

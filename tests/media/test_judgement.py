@@ -14,8 +14,8 @@ import pia_ray
 from pia_ray import Judgement
 from pia_ray.errors import BadParameter
 from pia_ray.media.judgement import MOST_FRAMES, judge_frames
+from pia_ray.result_row import JUDGED
 from pia_ray.testing import draw_picture
-from pia_ray.types import JUDGED
 
 SIDE = 160
 NUM_FRAMES = 16

@@ -18,7 +18,7 @@ from pia_ray import ledger, storage
 from pia_ray.animation import RowAnimator
 from pia_ray.catalog.progress import Progress
 from pia_ray.catalog.rows.in_flight import InFlightRows
-from pia_ray.types import SUCCEEDED
+from pia_ray.result_row import SUCCEEDED
 
 EVERY_S: Final = 2.0
 """Seconds between two looks at the counts of a process; Ray exports them every 10 s."""

@@ -10,7 +10,8 @@ from pia_ray import ledger
 from pia_ray.catalog.steps import worker_name
 from pia_ray.errors import OutputError, RowError, Timeout, UnexpectedError, WorkerDied
 from pia_ray.manifest import redacted
-from pia_ray.types import ManifestRow, ResultRow
+from pia_ray.result_row import ResultRow
+from pia_ray.types import ManifestRow
 
 
 def given_up(deaths: Sequence[ledger.AttemptRecord]) -> RowError:

@@ -21,7 +21,8 @@ from pia_ray.catalog.takes import (
 )
 from pia_ray.config.catalog import CatalogConfig
 from pia_ray.errors import NotAccepted
-from pia_ray.types import FAILED, ManifestRow, ResultRow
+from pia_ray.result_row import FAILED, ResultRow
+from pia_ray.types import ManifestRow
 
 
 class RowTakes:

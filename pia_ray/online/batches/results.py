@@ -16,7 +16,7 @@ from pia_ray.config.resolving import seed_from_id
 from pia_ray.ledger import Ledger, RunRecord
 from pia_ray.online.public_errors import PublicError
 from pia_ray.online.video_jobs import VideoJob
-from pia_ray.types import ResultRow
+from pia_ray.result_row import ResultRow
 
 
 def row_of_job(job: VideoJob, *, batch_id: str, line: int, custom_id: str) -> dict[str, Any]:

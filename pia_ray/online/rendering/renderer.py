@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 from pia_ray.config.knob_types import VideoFormat
 from pia_ray.config.knobs import AnimationParams
-from pia_ray.types import JUDGED
+from pia_ray.result_row import JUDGED
 
 INTERACTIVE: Final = 0
 """Priority of a synchronous call, whose caller waits."""
