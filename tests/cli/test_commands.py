@@ -985,33 +985,36 @@ def test_the_retry_command_pasted_into_a_shell_tries_the_failed_rows_again(ran: 
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_a_run_with_130_and_the_same_command_does_the_rest(
-    pia: Pia, tiny: Path, tmp_path: Path, ray_address: str, number: signal.Signals
+    pia: Pia, tiny: Path, tmp_path: Path, ray_address: str
 ) -> None:
     output, videos = tmp_path / "out", tmp_path / "out" / "videos"
     words = ["animate", make_catalog(tmp_path, rows=8), "--output", output, "--model", tiny]
     words += ["--num-inference-steps", "40", "--guidance-scale", "4", "--batch-size", "1", "--prefetch", "0"]
-    process = start(*words)  # with a cluster of its own, which ends with it
-    deadline = time.monotonic() + 120
-    while len(list(videos.rglob("*.mp4"))) < 2 and time.monotonic() < deadline and process.poll() is None:
-        time.sleep(0.05)
-    # A terminal's Ctrl-C goes to the whole group, Ray's processes and workers included; a scheduler's stop to one.
-    if number == signal.SIGINT:
-        os.killpg(process.pid, number)
-    else:
-        process.send_signal(number)
-    ended = finish(process)
-    assert ended.code == 130, ended.err
-    assert "Interrupted. The same command goes on where this run stopped." in ended.out
-    assert "Traceback" not in ended.err
-    assert re.search(r"[\x00-\x09\x0b-\x1f\x7f]", ended.out) is None, "nothing but its own lines"
-    rows = read_results(str(output)).to_pylist()
-    done = {path: path.stat().st_mtime_ns for path in videos.rglob("*.mp4")}
-    assert 2 <= len(done) < 8
-    assert {row["status"] for row in rows} == {"succeeded"}
-    assert 1 <= len(rows) <= len(done), "a row that ended with the signal may have its video and no record yet"
-    assert not ledger.count_attempts(str(output)), "rows that were stopped have not killed their worker"
+    done: dict[Path, int] = {}
+    for number in (signal.SIGTERM, signal.SIGINT):
+        process = start(*words)  # with a cluster of its own, which ends with it
+        deadline = time.monotonic() + 120
+        while len(list(videos.rglob("*.mp4"))) < len(done) + 2 and time.monotonic() < deadline:
+            assert process.poll() is None
+            time.sleep(0.05)
+        # A terminal's Ctrl-C goes to the whole group, Ray's processes and workers included; a scheduler's stop to one.
+        if number == signal.SIGINT:
+            os.killpg(process.pid, number)
+        else:
+            process.send_signal(number)
+        ended = finish(process)
+        assert ended.code == 130, ended.err
+        assert "Interrupted. The same command goes on where this run stopped." in ended.out
+        assert "Traceback" not in ended.err
+        assert re.search(r"[\x00-\x09\x0b-\x1f\x7f]", ended.out) is None, "nothing but its own lines"
+        rows = read_results(str(output)).to_pylist()
+        assert {path: path.stat().st_mtime_ns for path in done} == done
+        done = {path: path.stat().st_mtime_ns for path in videos.rglob("*.mp4")}
+        assert len(done) < 8
+        assert {row["status"] for row in rows} == {"succeeded"}
+        assert 1 <= len(rows) <= len(done), "a row that ended with the signal may have its video and no record yet"
+        assert not ledger.count_attempts(str(output)), "rows that were stopped have not killed their worker"
     ended = pia(*words, "--address", ray_address)
     assert ended.code == 0, ended.err
     assert f"8 of 8 work items succeeded ({8 - len(rows)} now, {len(rows)} before)" in ended.out

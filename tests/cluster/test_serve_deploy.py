@@ -86,7 +86,7 @@ class Endpoint:
         return {replica["node_id"] for replica in replicas if replica["state"] == "RUNNING"}
 
     @contextmanager
-    def callers(self, num: int) -> Iterator[None]:
+    def callers(self, num: int, *, pause_s: float = 0.0) -> Iterator[None]:
         """So many who call again and again, one call after the other each, until the block ends."""
         stop = threading.Event()
 
@@ -100,6 +100,7 @@ class Endpoint:
                         return
                     told = "" if answer.status_code == 200 else answer.text[:200]
                     self.answers.append((answer.status_code, told))
+                    stop.wait(pause_s)
 
         threads = [threading.Thread(target=call) for _ in range(num)]
         for thread in threads:
@@ -134,7 +135,7 @@ def test_load_brings_a_second_engine_and_its_end_takes_it_away_while_every_call_
         requests_per_minute=100_000,
     )
     until(lambda: len(endpoint.engines()) == 1, seconds=PATIENCE_S, what="the first engine is up")
-    with endpoint.client() as client, endpoint.callers(1):
+    with endpoint.client() as client, endpoint.callers(1, pause_s=0.5):
         with endpoint.callers(5):
             until(lambda: len(endpoint.engines()) == 2, seconds=PATIENCE_S, what="a second engine is up")
             jobs = [created(client) for _ in range(4)]
