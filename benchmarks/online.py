@@ -22,7 +22,7 @@ from contextlib import asynccontextmanager
 from itertools import count
 
 import card
-import httpx
+import httpx2
 import uvicorn
 from PIL import Image
 
@@ -199,7 +199,7 @@ def encode(animation: Animation) -> None:
 
 
 async def clients(
-    client: httpx.AsyncClient, load: Load, *, num_clients: int, num_requests: int
+    client: httpx2.AsyncClient, load: Load, *, num_clients: int, num_requests: int
 ) -> tuple[float, list[float]]:
     """Seconds of that many requests, and of each; every client sends its next one when it has its video."""
     left: Iterator[int] = iter(range(num_requests))
@@ -217,13 +217,13 @@ async def clients(
     return time.perf_counter() - started, latencies
 
 
-async def overload(client: httpx.AsyncClient, load: Load, *, num_callers: int) -> tuple[Counter[int], list[float]]:
+async def overload(client: httpx2.AsyncClient, load: Load, *, num_callers: int) -> tuple[Counter[int], list[float]]:
     """Answers to so many callers at once, none of whom tries again, and the seconds of those that were served."""
     answers = await asyncio.gather(*(ask(client, load) for _ in range(num_callers)))
     return Counter(status for status, _ in answers), [seconds for status, seconds in answers if status == 200]
 
 
-async def ask(client: httpx.AsyncClient, load: Load) -> tuple[int, float]:
+async def ask(client: httpx2.AsyncClient, load: Load) -> tuple[int, float]:
     """Status and seconds of one call."""
     body = load.body()
     started = time.perf_counter()
@@ -232,7 +232,7 @@ async def ask(client: httpx.AsyncClient, load: Load) -> tuple[int, float]:
 
 
 @asynccontextmanager
-async def endpoint(animator: RowAnimator, config: ServeConfig) -> AsyncIterator[httpx.AsyncClient]:
+async def endpoint(animator: RowAnimator, config: ServeConfig) -> AsyncIterator[httpx2.AsyncClient]:
     """A client of the whole endpoint on a free port, as long as the block lasts. Closes the animator."""
     renderer = LocalRenderer(animator, config)
     app = create_endpoint(renderer, JobStore(config.storage, job_ttl_s=config.job_ttl_s), config)
@@ -243,10 +243,10 @@ async def endpoint(animator: RowAnimator, config: ServeConfig) -> AsyncIterator[
         serving = asyncio.create_task(server.serve(sockets=[bound]))
         while not server.started and not serving.done():
             await asyncio.sleep(0.01)
-        unlimited = httpx.Limits(max_connections=None)
+        unlimited = httpx2.Limits(max_connections=None)
         url = f"http://127.0.0.1:{bound.getsockname()[1]}"
         try:
-            async with httpx.AsyncClient(base_url=url, timeout=600, limits=unlimited) as client:
+            async with httpx2.AsyncClient(base_url=url, timeout=600, limits=unlimited) as client:
                 yield client
         finally:
             server.should_exit = True

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-import httpx
+import httpx2
 
 IN_POD: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 KEPT: Final = ("labels", "annotations")
@@ -39,30 +39,30 @@ def main(words: Sequence[str]) -> int:
         with connect() as api:
             start(api, args.template, args.name)
             return follow(api, args.name, poll_s=args.poll_s)
-    except (httpx.HTTPError, OSError, KeyError) as error:
+    except (httpx2.HTTPError, OSError, KeyError) as error:
         print(f"run_rayjob.py: {type(error).__name__}: {error}", file=sys.stderr)
         return 2
 
 
-def connect() -> httpx.Client:
+def connect() -> httpx2.Client:
     """The Kubernetes API as this pod's ServiceAccount sees it; KUBERNETES_API names another, such as kubectl proxy."""
     namespace = os.environ.get("NAMESPACE") or (IN_POD / "namespace").read_text()
     path = f"/apis/ray.io/v1/namespaces/{namespace}/rayjobs/"
     if (url := os.environ.get("KUBERNETES_API")) is not None:
-        return httpx.Client(base_url=url + path, timeout=30)
+        return httpx2.Client(base_url=url + path, timeout=30)
     host = os.environ["KUBERNETES_SERVICE_HOST"]
     server = f"https://{f'[{host}]' if ':' in host else host}:{os.environ['KUBERNETES_SERVICE_PORT']}"
     trusted = ssl.create_default_context(cafile=str(IN_POD / "ca.crt"))
-    return httpx.Client(
+    return httpx2.Client(
         base_url=server + path,
         # Read for each request: tokens of pods expire within the hour and are renewed in place.
         auth=_with_token,
-        transport=httpx.HTTPTransport(verify=trusted, retries=5),  # a new pod's network may take some seconds
+        transport=httpx2.HTTPTransport(verify=trusted, retries=5),  # a new pod's network may take some seconds
         timeout=30,
     )
 
 
-def start(api: httpx.Client, template: str, name: str) -> None:
+def start(api: httpx2.Client, template: str, name: str) -> None:
     """Creates the copy, unless a pod before this one has."""
     answer = api.get(template)
     answer.raise_for_status()
@@ -88,7 +88,7 @@ def start(api: httpx.Client, template: str, name: str) -> None:
     print(f"{name} is created from {template}", flush=True)
 
 
-def follow(api: httpx.Client, name: str, *, poll_s: float) -> int:
+def follow(api: httpx2.Client, name: str, *, poll_s: float) -> int:
     """Waits for the copy's end, also while the API does not answer; 0 if it has succeeded, else 1."""
     shown = ""
     while True:
@@ -99,7 +99,7 @@ def follow(api: httpx.Client, name: str, *, poll_s: float) -> int:
                 print(f"{name} was deleted", flush=True)
                 return 1
             status = answer.raise_for_status().json().get("status", {})
-        except httpx.HTTPError as error:
+        except httpx2.HTTPError as error:
             print(f"the API does not answer: {error}", flush=True)
         state = str(status.get("jobDeploymentStatus", ""))
         line = " ".join(filter(None, (state, str(status.get("jobStatus", "")), str(status.get("message", "")))))
@@ -111,7 +111,7 @@ def follow(api: httpx.Client, name: str, *, poll_s: float) -> int:
         time.sleep(poll_s)
 
 
-def _with_token(request: httpx.Request) -> httpx.Request:
+def _with_token(request: httpx2.Request) -> httpx2.Request:
     request.headers["Authorization"] = f"Bearer {(IN_POD / 'token').read_text()}"
     return request
 

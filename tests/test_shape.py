@@ -142,8 +142,11 @@ OWNERS = {
     "boto3": {"pia_ray.storage": "speaks to S3"},
     "botocore": {"pia_ray.storage": "speaks to S3"},
     "fsspec": {"pia_ray.storage.other_stores": "reads gs://, az://, hf:// and others"},
-    "httpx": {"pia_ray.storage.https": "guarded https:// inputs"},
-    "httpcore": {"pia_ray.storage.https": "guarded https:// inputs"},
+    "httpx2": {
+        "pia_ray.storage.https": "guarded https:// inputs",
+        "pia_ray.weights.hub": "knows the errors of huggingface_hub's requests",
+    },
+    "httpcore2": {"pia_ray.storage.https": "guarded https:// inputs"},
     "pyarrow": {
         "pia_ray.manifest": "reads manifests",
         "pia_ray.ledger": "reads and writes the ledger",
@@ -175,7 +178,7 @@ OWNERS = {
 ENVIRONMENT_READERS = ("pia_ray.cli", "pia_ray.online.serve", "pia_ray.ray_runtime")
 """The only modules that may read environment variables: entry points, and the start of Ray, for what Ray reads."""
 
-HEAVY = ("torch", "diffusers", "transformers", "ray", "PIL", "boto3", "pyarrow", "av", "imageio", "httpx", "fastapi")
+HEAVY = ("torch", "diffusers", "transformers", "ray", "PIL", "boto3", "pyarrow", "av", "imageio", "httpx2", "fastapi")
 
 
 @dataclass(frozen=True)

@@ -79,8 +79,8 @@ def _tell(message: str) -> None:
 def _set_up(args: argparse.Namespace) -> None:
     level = logging.INFO if args.verbose else logging.WARNING
     logs.set_up(args.log or "text", level=level)
-    for name in ("httpx", "httpcore", "botocore", "diffusers", "transformers"):
-        # httpx logs whole URLs at INFO, signatures of presigned ones included.
+    for name in ("httpx2", "httpcore2", "botocore", "diffusers", "transformers"):
+        # httpx2 logs whole URLs at INFO, signatures of presigned ones included.
         logging.getLogger(name).setLevel(logging.WARNING)
     if not args.verbose:
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")

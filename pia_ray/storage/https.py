@@ -19,8 +19,8 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
-import httpcore
-import httpx
+import httpcore2
+import httpx2
 
 from pia_ray.errors import AddressRefused, FetchDenied, FetchError, FetchUnavailable, ImageNotFound, ImageTooLarge
 from pia_ray.storage.addresses import Network, is_public
@@ -122,11 +122,11 @@ _LABEL: Final = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
 _FIRST_FREE_PORT: Final = 1024  # below it, but for 443, stand mail and shells, where no picture is
 
 
-def _checked(url: str | httpx.URL, *, allow_http: bool = False) -> httpx.URL:
+def _checked(url: str | httpx2.URL, *, allow_http: bool = False) -> httpx2.URL:
     """The URL, parsed once, after all checks that need no lookup."""
     try:
-        parsed = httpx.URL(url)
-    except (httpx.InvalidURL, ValueError):
+        parsed = httpx2.URL(url)
+    except (httpx2.InvalidURL, ValueError):
         raise FetchError("That is not a valid URL.") from None
     if parsed.scheme != "https" and not (allow_http and parsed.scheme == "http"):
         what = f"{parsed.scheme}://" if parsed.scheme else "a URL without a scheme"
@@ -141,10 +141,10 @@ def _checked(url: str | httpx.URL, *, allow_http: bool = False) -> httpx.URL:
     return parsed
 
 
-def _joined(url: httpx.URL, location: str) -> httpx.URL:
+def _joined(url: httpx2.URL, location: str) -> httpx2.URL:
     try:
         return url.join(location)
-    except (httpx.InvalidURL, ValueError):
+    except (httpx2.InvalidURL, ValueError):
         raise FetchError(f"{_shown(url)} redirects to something that is not a URL.") from None
 
 
@@ -157,12 +157,12 @@ def _is_host(host: str) -> bool:
     return len(host) <= 253 and all(_LABEL.fullmatch(label) for label in host.split("."))
 
 
-def _host(url: httpx.URL) -> str:
+def _host(url: httpx2.URL) -> str:
     """The host as it is resolved and certified: ASCII, lower case, without the dot that marks a full name."""
     return url.raw_host.decode("ascii").removesuffix(".")
 
 
-def _shown(url: httpx.URL) -> str:
+def _shown(url: httpx2.URL) -> str:
     """The URL for messages: without query and credentials, which may be signatures and secrets."""
     path = url.raw_path.partition(b"?")[0]  # still percent-encoded, so that no line break gets into a log
     shown = f"{url.scheme}://{(url.netloc + path).decode('ascii')}"
@@ -171,10 +171,10 @@ def _shown(url: httpx.URL) -> str:
 
 @functools.cache
 def _known_authorities() -> ssl.SSLContext:
-    return httpcore.default_ssl_context()
+    return httpcore2.default_ssl_context()
 
 
-class _GuardedBackend(httpcore.NetworkBackend):
+class _GuardedBackend(httpcore2.NetworkBackend):
     """Connects to public addresses only, and not beyond the deadline.
 
     The lookup, the check and the connection are one function, so that no name is resolved a second time between
@@ -185,7 +185,7 @@ class _GuardedBackend(httpcore.NetworkBackend):
         self._resolve = resolve
         self._allowed = allowed
         self._deadline = deadline
-        self._sockets = httpcore.SyncBackend()
+        self._sockets = httpcore2.SyncBackend()
 
     def postpone(self, seconds: float) -> None:
         """Moves the deadline of what connects from now on."""
@@ -197,19 +197,19 @@ class _GuardedBackend(httpcore.NetworkBackend):
         port: int,
         timeout: float | None = None,
         local_address: str | None = None,
-        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
-    ) -> httpcore.NetworkStream:
+        socket_options: Iterable[httpcore2.SOCKET_OPTION] | None = None,
+    ) -> httpcore2.NetworkStream:
         addresses = self._addresses(host, port)
         for index, address in enumerate(addresses):
             share = _left(self._deadline) / (len(addresses) - index)  # so that one dead address leaves time for others
             try:
                 stream = self._sockets.connect_tcp(address, port, timeout=share)
-            except (httpcore.ConnectError, httpcore.ConnectTimeout):
+            except (httpcore2.ConnectError, httpcore2.ConnectTimeout):
                 if index + 1 == len(addresses):
                     raise
             else:
                 return _DeadlineStream(stream, self._deadline)
-        raise httpcore.ConnectError("the name has no addresses")
+        raise httpcore2.ConnectError("the name has no addresses")
 
     def _addresses(self, host: str, port: int) -> list[str]:
         addresses = []
@@ -221,10 +221,10 @@ class _GuardedBackend(httpcore.NetworkBackend):
         return addresses
 
 
-class _DeadlineStream(httpcore.NetworkStream):
+class _DeadlineStream(httpcore2.NetworkStream):
     """A stream whose reads and writes share one deadline, so that a server cannot stretch time by single bytes."""
 
-    def __init__(self, stream: httpcore.NetworkStream, deadline: float) -> None:
+    def __init__(self, stream: httpcore2.NetworkStream, deadline: float) -> None:
         self._stream = stream
         self._deadline = deadline
 
@@ -239,7 +239,7 @@ class _DeadlineStream(httpcore.NetworkStream):
 
     def start_tls(
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
-    ) -> httpcore.NetworkStream:
+    ) -> httpcore2.NetworkStream:
         secured = self._stream.start_tls(ssl_context, server_hostname, timeout=_left(self._deadline))
         return _DeadlineStream(secured, self._deadline)
 
@@ -250,7 +250,7 @@ class _DeadlineStream(httpcore.NetworkStream):
 def _left(deadline: float) -> float:
     left = deadline - time.monotonic()
     if left <= 0:
-        raise httpcore.ReadTimeout("out of time")
+        raise httpcore2.ReadTimeout("out of time")
     return left
 
 
@@ -268,9 +268,9 @@ def _within(deadline: float, lookup: Callable[[], Sequence[str]]) -> Sequence[st
     try:
         answer = answers.get(timeout=_left(deadline))
     except queue.Empty:
-        raise httpcore.ConnectTimeout("the name lookup took too long") from None
+        raise httpcore2.ConnectTimeout("the name lookup took too long") from None
     if isinstance(answer, (OSError, UnicodeError)):
-        raise httpcore.ConnectError(f"the name does not resolve: {answer}") from answer
+        raise httpcore2.ConnectError(f"the name does not resolve: {answer}") from answer
     return answer
 
 
@@ -282,7 +282,7 @@ _PASSING: Final = (408, 425)
 
 
 def _get(
-    url: httpx.URL,
+    url: httpx2.URL,
     backend: _GuardedBackend,
     ssl_context: ssl.SSLContext | None,
     max_bytes: int,
@@ -314,32 +314,32 @@ def _get(
 @contextlib.contextmanager
 def _exchange(
     method: str,
-    url: httpx.URL,
-    backend: httpcore.NetworkBackend,
+    url: httpx2.URL,
+    backend: httpcore2.NetworkBackend,
     ssl_context: ssl.SSLContext | None,
     *,
     headers: Iterable[tuple[bytes, bytes]],
     body: bytes | None = None,
-) -> Iterator[httpcore.Response]:
+) -> Iterator[httpcore2.Response]:
     """One request and its answer, unread. What goes wrong with it, also while the body reads it, is a `FetchError`."""
     port = url.port or (443 if url.scheme == "https" else 80)
-    target = httpcore.URL(scheme=url.scheme, host=_host(url), port=port, target=url.raw_path)
+    target = httpcore2.URL(scheme=url.scheme, host=_host(url), port=port, target=url.raw_path)
     authorities = ssl_context or _known_authorities()
     try:
         with (
-            httpcore.ConnectionPool(ssl_context=authorities, max_connections=1, network_backend=backend) as pool,
+            httpcore2.ConnectionPool(ssl_context=authorities, max_connections=1, network_backend=backend) as pool,
             pool.stream(method, target, headers=[(b"Host", url.netloc), *headers], content=body) as response,
         ):
             yield response
-    except httpcore.TimeoutException as error:
+    except httpcore2.TimeoutException as error:
         raise FetchUnavailable(f"{_shown(url)} took too long ({error}).") from None
-    except (httpcore.NetworkError, httpcore.ProtocolError) as error:
+    except (httpcore2.NetworkError, httpcore2.ProtocolError) as error:
         if _is_certificate_fault(error):
             raise FetchError(f"{_shown(url)} has no valid certificate for its name.") from None
         raise FetchUnavailable(f"{_shown(url)} could not be read ({error or type(error).__name__}).") from None
 
 
-def _check_status(status: int, url: httpx.URL) -> None:
+def _check_status(status: int, url: httpx2.URL) -> None:
     shown = _shown(url)
     if status in (404, 410):
         raise ImageNotFound(f"{shown} answered {status}: there is no such file.")
@@ -351,7 +351,7 @@ def _check_status(status: int, url: httpx.URL) -> None:
         raise FetchError(f"{shown} answered {status}, which is not a picture.")
 
 
-def _body(chunks: Iterable[bytes], fields: dict[bytes, bytes], url: httpx.URL, max_bytes: int) -> bytes:
+def _body(chunks: Iterable[bytes], fields: dict[bytes, bytes], url: httpx2.URL, max_bytes: int) -> bytes:
     """The body, decompressed if need be, and given up as soon as it passes `max_bytes`."""
     declared = fields.get(b"content-length", b"")
     if declared.isdigit() and int(declared) > max_bytes:

@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 from typing import Final
 
+import httpx2
 import huggingface_hub
 from huggingface_hub.errors import (
     EntryNotFoundError,
@@ -32,9 +33,7 @@ log = logging.getLogger(__name__)
 _HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 _HUB_PATH = re.compile(rf"{_HUB_ID.pattern}(/[\w][^/]*)+")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-# The base class comes from httpx or its successor, by version of huggingface_hub; this module need not know which.
-_HTTP_ERROR: Final[type[Exception]] = HfHubHTTPError.__bases__[0]
-_HUB_ERRORS: Final = (_HTTP_ERROR, OSError, ValueError)
+_HUB_ERRORS: Final = (httpx2.HTTPError, OSError, ValueError)
 
 
 def is_hub(part: Part) -> bool:
@@ -183,7 +182,7 @@ def _hub_error(error: Exception, part: Part) -> WeightsError:
     if isinstance(error, RevisionNotFoundError):
         return WeightsError(f"{name}: the hub has the model, but not that revision")
     if isinstance(error, OfflineModeIsEnabled | LocalEntryNotFoundError | ConnectionError) or (
-        isinstance(error, _HTTP_ERROR) and not isinstance(error, HfHubHTTPError)
+        isinstance(error, httpx2.HTTPError) and not isinstance(error, HfHubHTTPError)
     ):
         return WeightsError(
             f"{name} is not (fully) in the hub's cache here, and the hub cannot be reached. Check the network and "

@@ -1059,3 +1059,9 @@ def test_an_error_of_a_command_is_one_json_object_where_logs_are(tmp_path: Path)
     values = json.loads(ended.err)
     assert values["level"] == "ERROR"
     assert "nowhere" in values["message"]
+
+
+@pytest.mark.parametrize("client", ["httpx2", "httpcore2", "botocore"])
+def test_verbose_commands_log_no_request_whose_url_may_be_presigned(pia: Pia, client: str):
+    pia("models", "list", "-v")
+    assert not logging.getLogger(client).isEnabledFor(logging.INFO)

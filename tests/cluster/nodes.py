@@ -19,7 +19,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from pia_ray import ModelConfig
@@ -132,7 +132,7 @@ class Nodes:
         """What the dashboard answers to a GET, JSON; None while it does not answer."""
         try:
             answer = self._http.get(f"{self.dashboard}{path}", params=query)
-        except httpx.TransportError:
+        except httpx2.TransportError:
             return None
         return answer.json() if answer.status_code == 200 else None
 
@@ -208,8 +208,8 @@ class Nodes:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     @cached_property
-    def _http(self) -> httpx.Client:
-        return httpx.Client(headers=self.bearer, timeout=60)  # one: to make one takes more CPU time than to ask
+    def _http(self) -> httpx2.Client:
+        return httpx2.Client(headers=self.bearer, timeout=60)  # one: to make one takes more CPU time than to ask
 
     @cached_property
     def _jobs(self) -> JobSubmissionClient:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 import yaml
 
@@ -42,9 +42,9 @@ class Endpoint:
         self.answers: list[tuple[int, str]] = []
         """Status and the beginning of what is wrong, of all calls in `callers`."""
 
-    def client(self) -> httpx.Client:
+    def client(self) -> httpx2.Client:
         """A client with the key, which waits as long as the endpoint may take."""
-        return httpx.Client(base_url=self.url, headers={"Authorization": f"Bearer {KEY}"}, timeout=PATIENCE_S)
+        return httpx2.Client(base_url=self.url, headers={"Authorization": f"Bearer {KEY}"}, timeout=PATIENCE_S)
 
     def deploy(self, **args: Any) -> None:
         """Deploys the RayService's config with these settings over its own, by Serve's command line."""
@@ -95,7 +95,7 @@ class Endpoint:
                 while not stop.is_set():
                     try:
                         answer = client.post("/v1/animations", data=FIELDS, files={"image": ("picture.png", png())})
-                    except httpx.TransportError as error:
+                    except httpx2.TransportError as error:
                         self.answers.append((0, repr(error)))
                         return
                     told = "" if answer.status_code == 200 else answer.text[:200]
@@ -116,7 +116,7 @@ class Endpoint:
 @pytest.fixture
 def endpoint(nodes: Nodes, tmp_path: Path) -> Iterator[Endpoint]:
     yield Endpoint(nodes, tmp_path)
-    httpx.delete(f"{nodes.dashboard}/api/serve/applications/", headers=nodes.bearer, timeout=PATIENCE_S)
+    httpx2.delete(f"{nodes.dashboard}/api/serve/applications/", headers=nodes.bearer, timeout=PATIENCE_S)
 
 
 def test_load_brings_a_second_engine_and_its_end_takes_it_away_while_every_call_is_answered(
@@ -148,7 +148,7 @@ def test_load_brings_a_second_engine_and_its_end_takes_it_away_while_every_call_
     assert set(endpoint.answers) == {(200, "")}
 
 
-def created(client: httpx.Client) -> str:
+def created(client: httpx2.Client) -> str:
     """The id of a new video job."""
     answer = client.post("/v1/videos", data=FIELDS, files={"input_reference": ("picture.png", png())})
     assert answer.status_code == 200, answer.text
@@ -156,7 +156,7 @@ def created(client: httpx.Client) -> str:
     return job
 
 
-def ended(client: httpx.Client, job: str) -> bool:
+def ended(client: httpx2.Client, job: str) -> bool:
     """Whether the job has come to a video; no other end is right."""
     document = client.get(f"/v1/videos/{job}").raise_for_status().json()
     assert document["status"] in ("queued", "in_progress", "completed"), document

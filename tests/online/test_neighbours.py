@@ -6,7 +6,7 @@ import asyncio
 import io
 from contextlib import aclosing
 
-import httpx
+import httpx2
 import numpy as np
 import pytest
 from PIL import Image
@@ -45,11 +45,11 @@ def test_a_call_gives_the_same_frames_alone_and_among_neighbours():
 
     async def work(animator: Animator) -> tuple[list[np.ndarray], int]:
         renderer = LocalRenderer(animator, config)
-        transport = httpx.ASGITransport(create_app(renderer, config))
+        transport = httpx2.ASGITransport(create_app(renderer, config))
 
         async def ask() -> np.ndarray:
             form = {"prompt": "clouds drift", "seed": 7, "num_inference_steps": 6, "format": "webp", **SMALL}
-            async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8000") as client:
+            async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1:8000") as client:
                 answer = await client.post(
                     "/v1/animations", data={**form, "motion_scale": 2}, files={"image": picture(0)}, timeout=None
                 )

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import httpx
+import httpx2
 import pytest
 
 from pia_ray.config.serve import ServeConfig
@@ -98,12 +98,12 @@ class Endpoint:
         self._loop.close()
         self.animator.close()
 
-    def ask(self, route: str, **fields: Any) -> httpx.Response:
+    def ask(self, route: str, **fields: Any) -> httpx2.Response:
         """The answer to a request for a video."""
 
-        async def post() -> httpx.Response:
-            transport = httpx.ASGITransport(self._app)
-            async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8000") as client:
+        async def post() -> httpx2.Response:
+            transport = httpx2.ASGITransport(self._app)
+            async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1:8000") as client:
                 return await client.post(route, json={"prompt": "waves", **QUICK, **fields})
 
         return self._loop.run(post())

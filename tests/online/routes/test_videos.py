@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import openai
 import pytest
 from openai import OpenAI
@@ -94,7 +94,7 @@ def test_on_s3_the_client_does_the_same_and_downloads_by_a_link_that_shows_no_ke
         asked = answer.response.request
         assert asked.url.host == "127.0.0.1" and f":{asked.url.port}" not in up.url
         assert "secret-key" not in str(asked.url) + str(asked.headers)
-        head = httpx.head(f"{up.url}/v1/videos/{made.id}/content")
+        head = httpx2.head(f"{up.url}/v1/videos/{made.id}/content")
         assert (head.status_code, head.headers["content-length"]) == (200, str(len(answer.content)))
         failed = make_and_wait(client, "nan")
         assert (failed.status, failed.error.code) == ("failed", "nan_frames")
@@ -236,19 +236,19 @@ def test_one_idempotency_key_makes_one_video_also_at_the_same_time(client: OpenA
 
 
 def test_the_clients_own_retry_of_a_lost_answer_makes_no_second_video(server: VideoServer):
-    lost: list[httpx.Response] = []
+    lost: list[httpx2.Response] = []
 
-    class LosesFirstAnswer(httpx.HTTPTransport):
-        def handle_request(self, request: httpx.Request) -> httpx.Response:
+    class LosesFirstAnswer(httpx2.HTTPTransport):
+        def handle_request(self, request: httpx2.Request) -> httpx2.Response:
             answer = super().handle_request(request)
             if not lost:
                 answer.read()
                 lost.append(answer)
-                raise httpx.ReadError("the answer was lost")
+                raise httpx2.ReadError("the answer was lost")
             return answer
 
     picture = png(shade=77)
-    with httpx.Client(transport=LosesFirstAnswer()) as http:
+    with httpx2.Client(transport=LosesFirstAnswer()) as http:
         client = server.client("bob", http_client=http, max_retries=2)
         made = make(client, "made once", picture=picture)
     assert lost[0].json()["id"] == made.id
@@ -282,18 +282,18 @@ def test_a_video_is_served_in_ranges_and_not_before_it_is_done(server: VideoServ
     made = make_and_wait(client)
     whole = client.videos.download_content(made.id).content
     url, key = f"{server.url}/v1/videos/{made.id}/content", {"authorization": "Bearer ann"}
-    head = httpx.head(url, headers=key)
+    head = httpx2.head(url, headers=key)
     assert (head.status_code, head.headers["content-length"], head.content) == (200, str(len(whole)), b"")
     assert head.headers["content-type"] == "video/mp4"
-    part = httpx.get(url, headers={**key, "range": "bytes=4-11"})
+    part = httpx2.get(url, headers={**key, "range": "bytes=4-11"})
     assert (part.status_code, part.content) == (206, whole[4:12])
     assert part.headers["content-range"] == f"bytes 4-11/{len(whole)}"
     assert part.headers["content-type"] == "video/mp4"
-    assert httpx.get(url, headers={**key, "range": f"bytes={len(whole)}-"}).status_code == 416
-    assert httpx.get(url, headers=key, params={"variant": "poster"}).status_code == 422
+    assert httpx2.get(url, headers={**key, "range": f"bytes={len(whole)}-"}).status_code == 416
+    assert httpx2.get(url, headers=key, params={"variant": "poster"}).status_code == 422
     waits = make(client, "hang")
     assert refusal(lambda: client.videos.download_content(waits.id)).status_code == 409
-    assert httpx.head(url.replace(made.id, waits.id), headers=key).status_code == 409
+    assert httpx2.head(url.replace(made.id, waits.id), headers=key).status_code == 409
     client.videos.delete(waits.id)
 
 

@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 import ray
 import yaml
@@ -60,11 +60,11 @@ def make_when_let(make: MakeAnimator, held_back_by: Path, config: ServeConfig, c
 
 
 @pytest.fixture
-def endpoint(address: str, tmp_path: Path) -> Iterator[Callable[..., httpx.Client]]:
+def endpoint(address: str, tmp_path: Path) -> Iterator[Callable[..., httpx2.Client]]:
     """Starts an endpoint by its settings; a client of it."""
     clients = []
 
-    def start(step_s: float = 0.0, held_back_by: Path | None = None, **settings: Any) -> httpx.Client:
+    def start(step_s: float = 0.0, held_back_by: Path | None = None, **settings: Any) -> httpx2.Client:
         config = ServeConfig.model_validate(
             {"batch_size": 2, "graceful_shutdown_s": 1, "storage": str(tmp_path / "jobs"), **prompt_serve(settings)}
         )
@@ -72,7 +72,7 @@ def endpoint(address: str, tmp_path: Path) -> Iterator[Callable[..., httpx.Clien
         if held_back_by is not None:
             make = partial(make_when_let, make, held_back_by)
         serve.run(build_endpoint(config, make_animator=make), name="test", route_prefix="/")
-        clients.append(httpx.Client(base_url=address, timeout=100))
+        clients.append(httpx2.Client(base_url=address, timeout=100))
         return clients[-1]
 
     yield start
@@ -81,7 +81,7 @@ def endpoint(address: str, tmp_path: Path) -> Iterator[Callable[..., httpx.Clien
     serve.delete("test")
 
 
-def animate(client: httpx.Client, *, picture: bytes | None = None, **how: Any) -> httpx.Response:
+def animate(client: httpx2.Client, *, picture: bytes | None = None, **how: Any) -> httpx2.Response:
     fields = {**KNOBS, **how.pop("fields", {})}
     return client.post("/v1/animations", data=fields, files={"image": ("upload", picture or noise())}, **how)
 
@@ -98,7 +98,7 @@ def until(condition: Callable[[], bool], *, seconds: float) -> None:
         time.sleep(0.05)
 
 
-def test_a_picture_becomes_a_video_and_a_wrong_knob_an_error_that_names_it(endpoint: Callable[..., httpx.Client]):
+def test_a_picture_becomes_a_video_and_a_wrong_knob_an_error_that_names_it(endpoint: Callable[..., httpx2.Client]):
     client = endpoint()
     answer = animate(client)
     assert (answer.status_code, answer.headers["content-type"]) == (200, "video/mp4")
@@ -111,7 +111,7 @@ def test_a_picture_becomes_a_video_and_a_wrong_knob_an_error_that_names_it(endpo
     assert client.get("/readyz").status_code == 200
 
 
-def test_a_call_survives_the_death_of_its_engine(endpoint: Callable[..., httpx.Client], tmp_path: Path):
+def test_a_call_survives_the_death_of_its_engine(endpoint: Callable[..., httpx2.Client], tmp_path: Path):
     client = endpoint()
     answer = animate(client, fields={"prompt": "die-once"})
     assert answer.status_code == 200
@@ -120,7 +120,7 @@ def test_a_call_survives_the_death_of_its_engine(endpoint: Callable[..., httpx.C
 
 
 def test_an_engine_whose_device_hangs_is_replaced_and_its_call_and_job_are_made_by_the_next(
-    endpoint: Callable[..., httpx.Client], tmp_path: Path
+    endpoint: Callable[..., httpx2.Client], tmp_path: Path
 ):
     client = endpoint(stall_timeout_s=8)
     answer = animate(client, fields={"prompt": "hang-once"})
@@ -132,7 +132,7 @@ def test_an_engine_whose_device_hangs_is_replaced_and_its_call_and_job_are_made_
     assert len({row["pid"] for row in rows}) == 3  # the second engine made the call and hung in the job
 
 
-def test_an_endpoint_is_not_ready_while_its_engines_are_away(endpoint: Callable[..., httpx.Client], tmp_path: Path):
+def test_an_endpoint_is_not_ready_while_its_engines_are_away(endpoint: Callable[..., httpx2.Client], tmp_path: Path):
     client = endpoint(held_back_by=tmp_path / "held")
     assert client.get("/readyz").status_code == 200
     (tmp_path / "held").touch()  # the next engine waits here, as one that loads a model
@@ -147,7 +147,7 @@ def test_an_endpoint_is_not_ready_while_its_engines_are_away(endpoint: Callable[
     assert animate(client).status_code == 200
 
 
-def test_an_engine_that_always_dies_is_an_error_and_not_a_loop(endpoint: Callable[..., httpx.Client], tmp_path: Path):
+def test_an_engine_that_always_dies_is_an_error_and_not_a_loop(endpoint: Callable[..., httpx2.Client], tmp_path: Path):
     client = endpoint()
     answer = animate(client, fields={"prompt": "die"})
     assert answer.status_code == 500
@@ -155,19 +155,19 @@ def test_an_engine_that_always_dies_is_an_error_and_not_a_loop(endpoint: Callabl
     assert len(begun(tmp_path)) == 2
 
 
-def created(client: httpx.Client, **fields: str) -> str:
+def created(client: httpx2.Client, **fields: str) -> str:
     answer = client.post("/v1/videos", data={**KNOBS, **fields}, files={"input_reference": ("upload", noise())})
     assert answer.status_code == 200, answer.text
     return answer.json()["id"]
 
 
-def ended(client: httpx.Client, job: str, *, seconds: float) -> dict[str, Any]:
+def ended(client: httpx2.Client, job: str, *, seconds: float) -> dict[str, Any]:
     document: dict[str, Any] = {}
 
     def look() -> bool:
         try:
             answer = client.get(f"/v1/videos/{job}")
-        except httpx.TransportError:
+        except httpx2.TransportError:
             return False  # an ingress that was killed
         if answer.status_code == 200:
             document.update(answer.json())
@@ -180,7 +180,7 @@ def ended(client: httpx.Client, job: str, *, seconds: float) -> dict[str, Any]:
 @pytest.mark.filterwarnings("ignore:The Sora API is scheduled:DeprecationWarning")
 @pytest.mark.parametrize("deployment", ["Engine", "Ingress"])
 def test_a_video_of_the_openai_client_survives_kill_9_of_the_process_that_makes_it(
-    endpoint: Callable[..., httpx.Client], tmp_path: Path, deployment: str
+    endpoint: Callable[..., httpx2.Client], tmp_path: Path, deployment: str
 ):
     client = endpoint(step_s=0.2)
     url = str(client.base_url.join("/v1"))
@@ -218,7 +218,7 @@ def parent_of(pid: int) -> int:
 
 @pytest.mark.parametrize("headers", [{}, {"x-request-disconnect-disabled": "?1", "x-request-timeout-seconds": "-1"}])
 def test_a_client_that_hangs_up_frees_the_engine_whatever_its_headers(
-    endpoint: Callable[..., httpx.Client], tmp_path: Path, headers: dict[str, str]
+    endpoint: Callable[..., httpx2.Client], tmp_path: Path, headers: dict[str, str]
 ):
     client = endpoint(step_s=0.3, batch_size=1, max_waiting=0, max_steps=1000)
     fields = {**KNOBS, "num_inference_steps": "1000"}
@@ -230,14 +230,14 @@ def test_a_client_that_hangs_up_frees_the_engine_whatever_its_headers(
     until(lambda: animate(client).status_code == 200, seconds=100)  # of the other's 300 s
 
 
-def test_a_call_ends_at_the_endpoints_deadline_whatever_its_headers(endpoint: Callable[..., httpx.Client]):
+def test_a_call_ends_at_the_endpoints_deadline_whatever_its_headers(endpoint: Callable[..., httpx2.Client]):
     client = endpoint(sync_timeout_s=1.5)
     answer = animate(client, fields={"prompt": "hang"}, headers={"x-request-timeout-seconds": "-1"})
     assert (answer.status_code, answer.json()["error"]["code"]) == (504, "timeout")
 
 
 def test_a_hundred_clients_are_answered_or_refused_with_a_time_in_bounded_memory(
-    endpoint: Callable[..., httpx.Client],
+    endpoint: Callable[..., httpx2.Client],
 ):
     client = endpoint(step_s=0.2, max_waiting=6, max_body_bytes=3_500_000)
     assert animate(client).status_code == 200
@@ -257,7 +257,7 @@ def test_a_hundred_clients_are_answered_or_refused_with_a_time_in_bounded_memory
     assert max(grown) < 256_000_000, grown  # 130 MB measured: eight of the largest bodies, and copies of them
 
 
-def test_what_serve_refuses_by_itself_has_the_shape_of_all_errors(endpoint: Callable[..., httpx.Client]):
+def test_what_serve_refuses_by_itself_has_the_shape_of_all_errors(endpoint: Callable[..., httpx2.Client]):
     client = endpoint(step_s=0.3, ingress_deployment_config={"max_ongoing_requests": 1, "max_queued_requests": 1})
     answers = crowd(client, 8)
     assert {answer.status_code for answer in answers} == {200, 429}
@@ -269,10 +269,10 @@ def test_what_serve_refuses_by_itself_has_the_shape_of_all_errors(endpoint: Call
             assert (error["code"], error["type"], error["param"]) == ("busy", "rate_limit_error", None)
 
 
-def crowd(client: httpx.Client, num: int, *, picture: bytes | None = None) -> list[httpx.Response]:
+def crowd(client: httpx2.Client, num: int, *, picture: bytes | None = None) -> list[httpx2.Response]:
     """The answers to so many calls at once."""
-    limits = httpx.Limits(max_connections=num, max_keepalive_connections=num)
-    with httpx.Client(base_url=client.base_url, timeout=300, limits=limits) as together:
+    limits = httpx2.Limits(max_connections=num, max_keepalive_connections=num)
+    with httpx2.Client(base_url=client.base_url, timeout=300, limits=limits) as together:
         with ThreadPoolExecutor(num) as threads:
             calls = [threads.submit(animate, together, picture=picture) for _ in range(num)]
         return [call.result() for call in calls]
@@ -283,7 +283,7 @@ def memory(pid: int, what: str) -> int:
     return 1024 * int(re.search(rf"{what}:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())[1])
 
 
-def half_a_call(client: httpx.Client, *, announced: int, sent: bytes) -> socket.socket:
+def half_a_call(client: httpx2.Client, *, announced: int, sent: bytes) -> socket.socket:
     """A connection on which a call for a video has begun, with that much of its body."""
     connection = socket.create_connection((client.base_url.host, client.base_url.port), timeout=60)
     head = (
@@ -303,7 +303,7 @@ def answer_on(connection: socket.socket) -> bytes:
 
 
 def test_slow_and_broken_clients_are_given_up_and_delay_no_others(
-    endpoint: Callable[..., httpx.Client], tmp_path: Path
+    endpoint: Callable[..., httpx2.Client], tmp_path: Path
 ):
     client = endpoint(batch_size=1, max_waiting=0, body_timeout_s=6)
     port = client.base_url.port
@@ -333,7 +333,7 @@ def test_slow_and_broken_clients_are_given_up_and_delay_no_others(
 
 
 def test_urls_that_lead_inside_are_refused_behind_serves_proxy_too(
-    endpoint: Callable[..., httpx.Client], tmp_path: Path
+    endpoint: Callable[..., httpx2.Client], tmp_path: Path
 ):
     client = endpoint()
     with socket.create_server(("127.0.0.1", 0)) as trap:
@@ -351,13 +351,13 @@ def test_urls_that_lead_inside_are_refused_behind_serves_proxy_too(
     assert client.get("/v1/videos").json()["data"] == []
 
 
-def test_calls_of_several_ingresses_share_the_engines(endpoint: Callable[..., httpx.Client], tmp_path: Path):
+def test_calls_of_several_ingresses_share_the_engines(endpoint: Callable[..., httpx2.Client], tmp_path: Path):
     endpoint(ingress_deployment_config={"num_replicas": 2}, max_replicas=2, min_replicas=2, step_s=0.1)
     client_url = "http://" + serve_address()
     answers: list[int] = []
 
     def call() -> None:
-        with httpx.Client(base_url=client_url, timeout=100) as client:
+        with httpx2.Client(base_url=client_url, timeout=100) as client:
             answers.append(animate(client).status_code)
 
     threads = [threading.Thread(target=call) for _ in range(6)]
@@ -380,7 +380,7 @@ def test_the_command_serves_the_demo_model_and_ends_on_a_signal(tmp_path: Path):
         server = subprocess.Popen([*map(str, command)], stdout=subprocess.PIPE, stderr=errors, text=True)
     try:
         url = re.search(r"Serving demo at (http://127\.0\.0\.1:\d+/)", server.stdout.readline())[1]
-        with httpx.Client(base_url=url, timeout=100) as client:
+        with httpx2.Client(base_url=url, timeout=100) as client:
             answer = animate(client)
             assert (answer.status_code, answer.headers["x-animation-frames"]) == (200, "4")
             assert answer.headers["x-animation-model"].startswith("demo@")
@@ -417,7 +417,7 @@ def test_serve_run_deploys_the_demo_model_on_a_cluster(address: str, tmp_path: P
     done = subprocess.run([*map(str, command), "--address", joined, *what], capture_output=True, text=True, timeout=300)
     try:
         assert done.returncode == 0, done.stdout + done.stderr
-        with httpx.Client(base_url=address, timeout=200) as client:
+        with httpx2.Client(base_url=address, timeout=200) as client:
             until(lambda: client.get("/readyz").status_code == 200, seconds=300)
             answer = animate(client)
             assert answer.status_code == 200, answer.text

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 from ray import serve
 
@@ -41,7 +41,7 @@ def stored(folder: Path, job_id: str) -> VideoJob:
 @heavy
 @pytest.mark.parametrize("grace_s", [100, 2])
 def test_an_upgrade_loses_no_video_and_counts_no_attempt(
-    endpoint: Callable[..., httpx.Client], tmp_path: Path, grace_s: float
+    endpoint: Callable[..., httpx2.Client], tmp_path: Path, grace_s: float
 ):
     client = endpoint(step_s=0.25, graceful_shutdown_s=grace_s)
     job_id = created(client, num_inference_steps="40")
@@ -118,7 +118,7 @@ def test_the_command_ends_its_videos_on_a_signal_and_at_once_on_a_second(tmp_pat
         server = subprocess.Popen([*map(str, command)], stdout=subprocess.PIPE, stderr=errors, text=True)
     try:
         url = re.search(r"Serving demo at (http://127\.0\.0\.1:\d+/)", server.stdout.readline())[1]
-        with httpx.Client(base_url=url, timeout=100) as client:
+        with httpx2.Client(base_url=url, timeout=100) as client:
             assert animate(client).status_code == 200  # the model is loaded
             asked = {**KNOBS, "num_frames": "16", "num_inference_steps": "50", "width": "64", "height": "64"}
             if signals == 2:  # what is thrown away may be large
