@@ -337,6 +337,7 @@ class NotAccepted(RowError):
     """Every take misses a bound of `accept`, and `unaccepted` is fail. Raise `retakes`, or ease the bounds."""
 
     code = "not_accepted"
+    http_status = 422
 
 
 class VideoError(RowError):

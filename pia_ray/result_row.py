@@ -125,6 +125,9 @@ class ResultRow:
         fetch_s: float | None = None,
         flags: str | None = None,
         picture_index: int | None = None,
+        accepted: bool | None = None,
+        take: int | None = None,
+        takes: str | None = None,
     ) -> ResultRow:
         """The row of a finished video.
 
@@ -170,6 +173,9 @@ class ResultRow:
             flags=flags,
             **numbers,
             picture_index=picture_index,
+            accepted=accepted,
+            take=take,
+            takes=takes,
         )
 
     @classmethod

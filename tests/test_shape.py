@@ -33,6 +33,7 @@ ORDER = (
     "config",
     "types",
     "result_row",
+    "takes",
     "temporary_folders",
     "storage",
     "webhooks",

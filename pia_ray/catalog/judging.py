@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from pia_ray import ledger
-from pia_ray.catalog.takes import Policy
 from pia_ray.config.acceptance import Bound
 from pia_ray.errors import OutputError
 from pia_ray.result_row import SUCCEEDED
+from pia_ray.takes import Policy
 
 
 @dataclass(frozen=True)

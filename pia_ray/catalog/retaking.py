@@ -9,10 +9,11 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 
-from pia_ray.catalog.takes import Policy, Take, next_take, policy_of, takes_from_json
+from pia_ray.catalog.policies import policy_of
 from pia_ray.config.catalog import CatalogConfig
 from pia_ray.errors import BadParameter
 from pia_ray.result_row import JUDGED, SUCCEEDED
+from pia_ray.takes import Policy, Take, next_take, takes_from_json
 
 STORED: Final = ("status", "seed", "gpu_s", "run_id", *JUDGED, "take", "takes")
 """The columns of results that takes are told by."""
@@ -26,6 +27,7 @@ class RetakePlan:
     def __init__(self, config: CatalogConfig) -> None:
         self._config = config
         self._policy = lru_cache(1000)(self._policy_of)
+        self._fault = lru_cache(1000)(self._fault_of)
 
     def cells(self, items: pa.Table) -> tuple[pa.Array, pa.Array] | None:
         """The items' own cells `accept` and `retakes`, as text; None where no item has bounds."""
@@ -36,6 +38,13 @@ class RetakePlan:
             _text(items[name]) if name in own else pa.nulls(len(items), pa.string()) for name in ("accept", "retakes")
         )
         return accept, retakes
+
+    def faults(self, items: pa.Table) -> list[BadParameter | None]:
+        """The error of each item whose own cells are not valid."""
+        if (cells := self.cells(items)) is None:
+            return [None] * len(items)
+        columns = (items["style"], *cells)
+        return [self._fault(*key) for key in zip(*(column.to_pylist() for column in columns), strict=True)]
 
     def again(self, items: pa.Table, *, accept: pa.Array, retakes: pa.Array, stored: pa.Table) -> np.ndarray[Any, Any]:
         """A mask of the items to animate again; `stored` are their rows in the ledger, in the same order."""
@@ -64,6 +73,13 @@ class RetakePlan:
             return policy_of(self._config, style=style, accept=accept, retakes=retakes)
         except BadParameter:
             return None
+
+    def _fault_of(self, style: str, accept: str | None, retakes: str | None) -> BadParameter | None:
+        try:
+            policy_of(self._config, style=style, accept=accept, retakes=retakes)
+        except BadParameter as error:
+            return error
+        return None
 
 
 def meets(policy: Policy, rows: pa.Table) -> np.ndarray[Any, Any]:

@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from pia_ray import manifest, storage
 from pia_ray.catalog import steps
+from pia_ray.catalog.retaking import RetakePlan
 from pia_ray.catalog.rows.outage import Outage, Sources
 from pia_ray.catalog.rows.tries import SOURCE_AWAY, Tries
 from pia_ray.config.catalog import CatalogConfig
@@ -63,13 +64,14 @@ def _fetched(items: Iterator[pa.Table], config: CatalogConfig) -> Iterator[Findi
     """The findings on items whose pictures are read and decoded."""
     num_items = 0
     with ThreadPoolExecutor(FETCHES, thread_name_prefix="fetch") as pool:
-        check = _Check(config)
+        check, plan = _Check(config), RetakePlan(config)
         for table in items:
+            faults = iter(plan.faults(table))
             for batch in table.select(manifest.ITEMS_SCHEMA.names).to_batches(max_chunksize=256):
                 rows = batch.to_pylist()
                 for item, error in zip(rows, pool.map(check, rows), strict=True):
                     num_items += 1
-                    yield _finding(item, num_items, error)
+                    yield _finding(item, num_items, next(faults) or error)
 
 
 def _finding(item: dict[str, Any], num_items: int, error: RowError | None) -> Finding:
@@ -84,12 +86,16 @@ def _finding(item: dict[str, Any], num_items: int, error: RowError | None) -> Fi
 def _checked(items: Iterator[pa.Table], config: CatalogConfig) -> Iterator[Finding]:
     """The findings on items by their cells alone. Knobs that many rows share are checked once."""
     verdicts: dict[str, tuple[str | None, str | None]] = {}
-    num_items = 0
+    num_items, plan = 0, RetakePlan(config)
     for table in items:
+        faults = iter(plan.faults(table))
         for batch in table.select(_CELLS).to_batches(max_chunksize=10_000):
             for row_id, params, prompt, code, message in zip(*map(manifest.values_of, batch.columns), strict=True):
                 num_items += 1
-                if code is None:
+                fault = next(faults)
+                if code is None and fault is not None:
+                    code, message = fault.code, fault.message
+                elif code is None:
                     shared = manifest.shared_params(params)
                     if shared not in verdicts:
                         if len(verdicts) >= _MEMO_SIZE:

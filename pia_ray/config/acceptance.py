@@ -51,7 +51,7 @@ class Bound:
     value: float
 
     def __str__(self) -> str:
-        return f"{self.number}{'>=' if self.at_least else '<='}{self.value:g}"
+        return f"{self.number}{'>=' if self.at_least else '<='}{self.value:.15g}"
 
     def shortfall(self, found: float | None) -> float:
         """The distance of the number from the bound as a share of it; 0 where it is met or was not measured."""

@@ -21,7 +21,7 @@ from pydantic import (
     model_validator,
 )
 
-from pia_ray.config.acceptance import MOST_RETAKES, Bounds
+from pia_ray.config.acceptance import MODEL_BOUNDS, MOST_RETAKES, Bounds, parse_bounds
 from pia_ray.config.fetching import FetchConfig
 from pia_ray.config.knob_types import VideoFormat
 from pia_ray.config.knobs import DEFAULT_STYLE, AnimationParams, suggest
@@ -195,6 +195,16 @@ class CatalogConfig(WorkerConfig, FetchConfig):
             lora_strengths(AnimationParams(prompt="-", lora=self.defaults.get("lora", "default")), loras)
         except BadParameter as error:
             raise ValueError(error.message) from None
+        return self
+
+    @model_validator(mode="after")
+    def _bounds_that_a_video_can_meet(self) -> CatalogConfig:
+        own = [text for text in self.accept if text.strip() != MODEL_BOUNDS]
+        for model in (self.model, *self.styles.values()) if len(own) < len(self.accept) else ():
+            try:
+                parse_bounds([*model.accept, *own])
+            except ValueError as error:
+                raise ValueError(f"accept, with the bounds of {model.name}: {error}") from None
         return self
 
     def model_for(self, style: str) -> ModelConfig:

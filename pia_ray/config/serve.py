@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 
+from pia_ray.config.acceptance import MOST_RETAKES
 from pia_ray.config.model import ModelConfig, build, load_models, parse_styles
 from pia_ray.config.workers import WorkerConfig
 from pia_ray.config.yaml_files import read_yaml
@@ -44,6 +45,9 @@ class ServeConfig(WorkerConfig):
     max_image_pixels: int = Field(40_000_000, ge=1, description="Larger images are refused, undecoded.")
     max_frames: int = Field(64, ge=1, description="Most frames of a video.")
     max_steps: int = Field(100, ge=1, description="Most inference steps of a video.")
+    max_retakes: int = Field(
+        4, ge=0, le=MOST_RETAKES, description="Most retakes that a request may ask for; each costs as the first take."
+    )
     max_jobs_per_key: int = Field(32, ge=1, description="Video jobs that a key may have open at once.")
     max_waiting: int = Field(16, ge=0, description="Requests that wait in a replica while others denoise.")
     requests_per_minute: int = Field(600, ge=1, description="Calls of one key (or address, without keys) per minute.")

@@ -13,7 +13,14 @@ from pia_ray import ledger
 from pia_ray.animation import Animation
 from pia_ray.catalog.calibration import calibrate_from_output
 from pia_ray.catalog.local import run_local
-from pia_ray.catalog.takes import (
+from pia_ray.catalog.validate import validate
+from pia_ray.cli.main import main
+from pia_ray.config.acceptance import NUMBERS, parse_bounds
+from pia_ray.config.catalog import CatalogConfig
+from pia_ray.errors import ConfigError, DeviceLost, NonFiniteFrames, OutOfMemory
+from pia_ray.media.judgement import Judgement
+from pia_ray.media.video import probe
+from pia_ray.takes import (
     Policy,
     Take,
     best_take,
@@ -22,14 +29,8 @@ from pia_ray.catalog.takes import (
     takes_from_json,
     takes_to_json,
 )
-from pia_ray.cli.main import main
-from pia_ray.config.acceptance import NUMBERS, parse_bounds
-from pia_ray.config.catalog import CatalogConfig
-from pia_ray.errors import ConfigError, DeviceLost, NonFiniteFrames, OutOfMemory
-from pia_ray.media.judgement import Judgement
-from pia_ray.media.video import probe
 from pia_ray.types import AnimationRequest
-from tests.catalog.test_local import CountingAnimator, by_id, configure, rows_of, write
+from tests.catalog.test_local import DEMO, CountingAnimator, by_id, configure, rows_of, write
 
 ROWS = 4
 
@@ -229,6 +230,24 @@ def test_a_row_has_a_policy_of_its_own_where_its_cells_say_one(tmp_path: Path) -
     assert [found[f"r{n}"]["accepted"] for n in range(3)] == [False, None, False]
     assert [found[f"r{n}"]["error_code"] for n in (3, 4)] == ["bad_parameter"] * 2
     assert "Did you mean" in found["r3"]["error_message"]
+    for fetch in (False, True):
+        findings = {each.id: each.message for each in validate(config, fetch=fetch) if each.code is not None}
+        assert findings == {name: found[name]["error_message"] for name in ("r3", "r4")}
+
+
+def test_a_cell_whose_bounds_no_video_can_meet_is_found_before_the_run(tmp_path: Path) -> None:
+    cell = "flicker>=0.5; flicker<=0.1"
+    rows = [{"id": "r", "image": "r.png", "prompt": "a cat", "accept": cell}]
+    (finding,) = validate(configure(write(tmp_path, rows), tmp_path / "out"), fetch=False)
+    assert finding.code == "bad_parameter"
+    assert finding.message == "accept: flicker>=0.5 and flicker<=0.1 cannot be met by any video"
+
+
+def test_bounds_that_contradict_those_of_the_model_are_refused(tmp_path: Path) -> None:
+    model = DEMO.model_copy(update={"accept": ("flicker<=0.1",)})
+    rows = [{"id": "r", "image": "r.png", "prompt": "a cat"}]
+    with pytest.raises(ConfigError, match=r"flicker<=0\.1 and flicker>=0\.5 cannot be met"):
+        configure(write(tmp_path, rows), tmp_path / "out", accept=["model", "flicker>=0.5"], model=model)
 
 
 STRICT: dict[str, Any] = {"accept": ["flicker<=0.0005"], "retakes": 2}

@@ -201,6 +201,44 @@ def test_events_tell_every_step_and_end_with_the_video(client: TestClient):
     assert video.decode_frames(content).shape == (4, 48, 64, 3)
 
 
+UNEVEN = {"prompt": "uneven", "seed": "50", "accept": "flicker<=0.0005"}
+"""The fields of a request whose video flickers, and misses its bound."""
+
+
+def test_a_video_that_misses_its_bounds_is_animated_again(client: TestClient):
+    answer = animate(client, **UNEVEN, retakes="2")
+    facts = {name: answer.headers[f"x-animation-{name}"] for name in ("accepted", "take", "takes")}
+    assert facts.pop("take") in ("0", "1", "2")
+    assert facts == {"accepted": "false", "takes": "3"}
+    described = events_of(animate(client, {"accept": "text/event-stream"}, **UNEVEN, retakes="2").text)[-1][1]
+    assert described["accepted"] is False
+    assert [take["take"] for take in described["takes"]] == [0, 1, 2]
+    assert described["seed"] == described["takes"][described["take"]]["seed"] == answer.headers["x-animation-seed"]
+
+
+def test_a_video_none_of_whose_takes_is_accepted_is_refused_where_the_request_says_fail(client: TestClient):
+    answer = animate(client, **UNEVEN, retakes="1", unaccepted="fail")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (422, "not_accepted")
+
+
+@pytest.mark.parametrize(
+    ("fields", "field", "words"),
+    [
+        ({"accept": "flickr<=1"}, "accept", "Did you mean"),
+        ({"accept": "flicker>=0.5; flicker<=0.1"}, "accept", "cannot be met by any video"),
+        ({"accept": "flicker<=1;" * 200}, "accept", "1000 characters"),
+        ({"accept": "flicker<=1", "retakes": "5"}, "retakes", "from 0 to 4 at this endpoint"),
+        ({"accept": "flicker<=1", "retakes": "half"}, "retakes", "whole number"),
+        ({"accept": "flicker<=1", "unaccepted": "drop"}, "unaccepted", "keep or fail"),
+    ],
+)
+def test_a_policy_that_is_not_valid_is_refused(client: TestClient, fields: dict[str, str], field: str, words: str):
+    answer = animate(client, **fields)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == field
+    assert words in answer.json()["error"]["message"]
+
+
 def test_the_position_in_the_queue_is_the_first_event():
     renderer = ScriptedRenderer(Queued(3), StepDone(1, 2), error=NonFiniteFrames("NaN in frame 2"))
     with client_of(renderer) as client:

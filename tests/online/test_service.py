@@ -78,3 +78,32 @@ def test_an_app_that_ends_lets_its_videos_end_for_a_time_and_then_gives_them_bac
     left = jobs.get("anonymous", job["id"])
     assert (left.status, left.attempt) == (("completed", 1) if grace_s == 60 else ("queued", 0))
     assert left.lease_owner is None
+
+
+def test_a_job_with_bounds_ends_with_its_best_take_and_a_remix_keeps_them(tmp_path: Path):
+    config = ServeConfig.model_validate({"storage": str(tmp_path)})
+    picture = "data:image/png;base64," + base64.b64encode(draw_picture((64, 48), seed=1)).decode()
+    knobs = {"num_frames": 4, "num_inference_steps": 2, "width": 64, "height": 64, "seed": "50"}
+    policy = {"accept": ["flicker<=0.0005"], "retakes": 1}
+    with FakeAnimator(config.models["demo"], styles=config.models) as animator:
+        app = create_endpoint(LocalRenderer(animator, config), JobStore(config.storage), config, poll_s=0.05)
+        with TestClient(app, base_url="http://127.0.0.1:8000") as client:
+            made = ended(
+                client, client.post("/v1/videos", json={"prompt": "uneven", "image": picture, **knobs, **policy})
+            )
+            assert (made["status"], made["accepted"], len(made["takes"])) == ("completed", False, 2)
+            assert made["params"]["seed"] == made["takes"][made["take"]]["seed"]
+            remixed = ended(client, client.post(f"/v1/videos/{made['id']}/remix", json={"prompt": "uneven again"}))
+            assert (remixed["accepted"], len(remixed["takes"])) == (False, 2)
+
+
+def ended(client: TestClient, answer: Any) -> dict[str, Any]:
+    """The video object of a new job, once it has ended."""
+    assert answer.status_code == 200, answer.text
+    deadline = time.monotonic() + 60
+    job: dict[str, Any] = answer.json()
+    while job["status"] not in ("completed", "failed"):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+        job = client.get(f"/v1/videos/{job['id']}").json()
+    return job

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from pia_ray.catalog.policies import policy_of
 from pia_ray.catalog.rows.failures import without_video
 from pia_ray.catalog.steps import Fetched
-from pia_ray.catalog.takes import (
+from pia_ray.config.catalog import CatalogConfig
+from pia_ray.result_row import FAILED, ResultRow
+from pia_ray.takes import (
     Take,
     best_take,
     merged,
     next_take,
-    policy_of,
+    not_accepted,
     take_of,
     take_seed,
     takes_from_json,
@@ -19,9 +22,6 @@ from pia_ray.catalog.takes import (
     takes_to_json,
     with_verdict,
 )
-from pia_ray.config.catalog import CatalogConfig
-from pia_ray.errors import NotAccepted
-from pia_ray.result_row import FAILED, ResultRow
 from pia_ray.types import ManifestRow
 
 
@@ -108,10 +108,6 @@ class RowTakes:
         return next_take(self._tried, self._policy, published=published, made=self._made)
 
     def _not_accepted(self) -> ResultRow:
-        best = best_take(self._tried, self._policy)
-        bounds = ", ".join(map(str, self._policy.bounds))
-        found = {} if best is None else {bound.number: best.scores.get(bound.number) for bound in self._policy.bounds}
-        told = ", ".join(f"{name} {value:.3g}" for name, value in found.items() if value is not None)
-        error = NotAccepted(f"none of {len(self._tried)} takes meets {bounds}; the best has {told or 'no video'}")
+        error = not_accepted(self._tried, self._policy)
         failed = without_video(self.row, error, model=self._model, run_id=self._run_id, attempts=1)
         return replace(failed, accepted=False, takes=takes_to_json(self._tried))

@@ -12,7 +12,7 @@ from typing import Any
 
 from pia_ray import ledger
 from pia_ray.config.knobs import AnimationParams
-from pia_ray.config.resolving import seed_from_id
+from pia_ray.config.resolving import canonical, seed_from_id
 from pia_ray.ledger import Ledger, RunRecord
 from pia_ray.online.public_errors import PublicError
 from pia_ray.online.video_jobs import VideoJob
@@ -54,6 +54,9 @@ def row_of_job(job: VideoJob, *, batch_id: str, line: int, custom_id: str) -> di
             animate_s=made.animate_s,
             gpu_s=made.gpu_s,
             judgement=made.judgement,
+            accepted=made.accepted,
+            take=made.take,
+            takes=None if made.takes is None else canonical(list(made.takes)),
             finished_at=finished_at,
         )
     return _as_json(row)

@@ -135,7 +135,7 @@ _MEANINGS: Final = {
     409: "The request contradicts the state of the object.",
     413: "The body or a picture is too large.",
     415: "The body's content type is not supported.",
-    422: "A parameter of the path or the query is wrong.",
+    422: "A parameter of the path or the query is wrong, or no take of the video is accepted.",
     429: "Too many requests; `retry-after` says when to try again.",
     431: "The headers are too many or too long.",
     500: "The server failed; its log has the reason under the request's id.",

@@ -37,7 +37,10 @@ class Metrics:
             "pia_ray_videos", "Requested videos, by outcome.", [*own, "model", "outcome"], registry=registry
         )
         self._gpu_seconds = Counter(
-            "pia_ray_gpu_seconds", "Engine time of finished videos.", [*own, "model"], registry=registry
+            "pia_ray_gpu_seconds",
+            "Engine time of finished videos, with all their takes.",
+            [*own, "model"],
+            registry=registry,
         )
         self._running = Gauge("pia_ray_requests_running", "Requests that denoise.", own, registry=registry)
         self._waiting = Gauge("pia_ray_requests_waiting", "Requests that wait.", own, registry=registry)
@@ -51,7 +54,7 @@ class Metrics:
     def rendered(self, model: str, rendered: Rendered) -> None:
         """Counts a finished video; `model` is its name at this endpoint."""
         self._videos.labels(self._replica, model, "succeeded").inc()
-        self._gpu_seconds.labels(self._replica, model).inc(rendered.video.gpu_s)
+        self._gpu_seconds.labels(self._replica, model).inc(rendered.video.total_gpu_s)
 
     def failed(self, model: str, error: PiaRayError) -> None:
         """Counts a video that failed."""

@@ -39,6 +39,11 @@ class VideoDescription(BaseModel):
     closure: float | None = Field(None, description="Quality of a loop's seam: 0 to 1, 1 closes.")
     subject_similarity: float | None = Field(None, description="Least similarity to the picture by the model's scorer.")
     prompt_similarity: float | None = Field(None, description="Mean similarity to the prompt by the model's scorer.")
+    accepted: bool | None = Field(None, description="Whether it meets the bounds of `accept`; null without bounds.")
+    take: int | None = Field(None, description="Number of the take that is this video, from 0; null without bounds.")
+    takes: list[dict[str, Any]] | None = Field(
+        None, description="The takes that were made: number, seed, numbers and gpu_s of each, or its error."
+    )
 
 
 def wire_params(params: AnimationParams, *, only_given: bool) -> dict[str, Any]:

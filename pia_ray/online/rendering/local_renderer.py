@@ -9,17 +9,17 @@ import asyncio
 import logging
 import time
 import traceback
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from pia_ray import weights
 from pia_ray.animation import Animation, RowAnimator, provenance_of
 from pia_ray.config.knob_types import VideoFormat
 from pia_ray.config.serve import ServeConfig
-from pia_ray.errors import Busy, Cancelled, PiaRayError, UnexpectedError, WeightsError
+from pia_ray.errors import Busy, Cancelled, PiaRayError, RowError, UnexpectedError, WeightsError
 from pia_ray.manifest import inputs
 from pia_ray.media import image as pictures
 from pia_ray.media import video
@@ -34,10 +34,13 @@ from pia_ray.online.rendering.renderer import (
     RenderRequest,
     StepDone,
 )
+from pia_ray.online.rendering.retakes import RequestTakes
 from pia_ray.online.rendering.timing import Deadline, Tally
 from pia_ray.pia.admission import rank
 from pia_ray.types import AnimationRequest
 
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 log = logging.getLogger(__name__)
 
 
@@ -68,6 +71,49 @@ class LocalRenderer:
         """As `Renderer.render`; begins when it is first iterated."""
         admitted = self._admit(request)
         deadline = Deadline(request.deadline_s)
+        takes = RequestTakes(request, deadline)
+        try:
+            while not takes.is_complete:
+                async with aclosing(self._take(*takes.begin(), admitted)) as events:
+                    try:
+                        async for event in events:
+                            if isinstance(event, Animation):
+                                await self._in_thread(takes.add, event)
+                            else:
+                                yield takes.counted(event) if isinstance(event, StepDone) else event
+                    except RowError as error:
+                        takes.add_failure(error)
+            animation, facts = takes.best()
+            admitted.animated = True
+            self._tally.end(request.id)
+            self._queue_positions()
+            rendered = await self._in_thread(_encode, animation, request.format, facts)
+            log.info(
+                "request %s: %d frames by %s in %.1f s, %.2f s of engine",
+                request.id,
+                rendered.video.num_frames,
+                animation.model,
+                deadline.elapsed_s,
+                rendered.video.total_gpu_s,
+            )
+            yield rendered
+        except PiaRayError as error:
+            log.info("request %s failed after %.1f s: %s", request.id, deadline.elapsed_s, error.code)
+            raise
+        except Exception as error:  # the row boundary: it belongs to this request alone
+            log.exception("request %s failed", request.id)
+            raise UnexpectedError(f"{type(error).__name__}: {error}\n{traceback.format_exc()}") from error
+        finally:
+            self._tally.end(request.id)
+            self._admitted.remove(admitted)
+            if not self._admitted:
+                self._is_idle.set()
+            self._queue_positions()
+
+    async def _take(
+        self, request: RenderRequest, deadline: Deadline, admitted: _Admitted
+    ) -> AsyncGenerator[Event | Animation, None]:
+        """The events of one take of an admitted request, and its animation, which is the last of them."""
         submitted: Future[Future[Animation]] | None = None
         animating: Future[Animation] | None = None
 
@@ -91,36 +137,12 @@ class LocalRenderer:
                     self._tally.count(request.id, event)
                     self._begin(admitted)
                 yield event
-            animation = animating.result()
-            admitted.animated = True
-            self._tally.end(request.id)
-            self._queue_positions()
-            rendered = await asyncio.wrap_future(self._threads.submit(_encode, animation, request.format))
-            log.info(
-                "request %s: %d frames by %s in %.1f s, %.2f s of engine",
-                request.id,
-                len(animation.frames),
-                animation.model,
-                deadline.elapsed_s,
-                animation.gpu_s,
-            )
-            yield rendered
-        except PiaRayError as error:
-            log.info("request %s failed after %.1f s: %s", request.id, deadline.elapsed_s, error.code)
-            raise
-        except Exception as error:  # the row boundary: it belongs to this request alone
-            log.exception("request %s failed", request.id)
-            raise UnexpectedError(f"{type(error).__name__}: {error}\n{traceback.format_exc()}") from error
+            yield animating.result()
         finally:
             if animating is not None and not animating.done():
                 self._stalled_before_s = self.stalled_s
             if submitted is not None and not submitted.cancel():
                 submitted.add_done_callback(_take_back)
-            self._tally.end(request.id)
-            self._admitted.remove(admitted)
-            if not self._admitted:
-                self._is_idle.set()
-            self._queue_positions()
 
     @property
     def is_idle(self) -> bool:
@@ -199,6 +221,9 @@ class LocalRenderer:
                 admitted.position = position
                 admitted.events.put_nowait(Queued(position))
 
+    async def _in_thread(self, call: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        return await asyncio.wrap_future(self._threads.submit(call, *args, **kwargs))
+
     def _submit(
         self, request: RenderRequest, deadline: Deadline, on_step: Callable[[StepDone], None]
     ) -> Future[Animation]:
@@ -257,7 +282,8 @@ class _Admitted:
             log.debug("an event came after the event loop had ended")
 
 
-def _encode(animation: Animation, video_format: VideoFormat) -> Rendered:
+def _encode(animation: Animation, video_format: VideoFormat, judged: Mapping[str, Any]) -> Rendered:
+    """The video of the animation with its pictures; `judged` are the fields of an animation that has been judged."""
     fps = animation.params.fps
     encoded = video.encode(animation.frames, fps=fps, format=video_format, provenance=provenance_of(animation))
     video.verify(encoded)
@@ -272,7 +298,7 @@ def _encode(animation: Animation, video_format: VideoFormat) -> Rendered:
         model_version=animation.model,
         gpu_s=animation.gpu_s,
         animate_s=animation.animate_s,
-        **animation.judge().as_dict(),
+        **(judged or animation.judge().as_dict()),
     )
     return Rendered(
         video=made,

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
 from pia_ray.config.knob_types import VideoFormat
 from pia_ray.config.knobs import AnimationParams
 from pia_ray.result_row import JUDGED
+from pia_ray.takes import Policy
 
 INTERACTIVE: Final = 0
 """Priority of a synchronous call, whose caller waits."""
@@ -41,6 +42,8 @@ class RenderRequest:
     deadline_s: float | None = None
     """Seconds, counted from its arrival in the engine, after which it fails with `Timeout`."""
     priority: int = INTERACTIVE
+    policy: Policy = field(default_factory=Policy)
+    """The video is animated again where it misses a bound, within `deadline_s` for all takes together."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,10 @@ class Queued:
 
 @dataclass(frozen=True)
 class StepDone:
-    """A denoising step has been done."""
+    """A denoising step has been done.
+
+    A request with retakes counts the steps of all takes that it may have, so that its progress never goes back.
+    """
 
     done: int
     total: int
@@ -91,6 +97,18 @@ class FinishedVideo(BaseModel):
     subject_similarity: float | None = None
     prompt_similarity: float | None = None
     """The numbers of a `Judgement`, with `motion`; None where an earlier version made the video."""
+
+    accepted: bool | None = None
+    """Whether the video meets the request's bounds; None without bounds."""
+    take: int | None = None
+    """Number of the take that is this video, from 0."""
+    takes: tuple[dict[str, Any], ...] | None = None
+    """The takes that were made: number, seed, numbers and `gpu_s` of each; `error` of one without a video."""
+
+    @property
+    def total_gpu_s(self) -> float:
+        """Seconds of engine time of all takes."""
+        return self.gpu_s if self.takes is None else sum(take.get("gpu_s") or 0.0 for take in self.takes)
 
     @property
     def judgement(self) -> dict[str, float | None]:

@@ -51,10 +51,10 @@ class Tally:
 
 
 class Deadline:
-    """The deadline of a request. With None it has no deadline."""
+    """The deadline of a request, counted from now or from `begun_at`. With None it has no deadline."""
 
-    def __init__(self, deadline_s: float | None) -> None:
-        self._started = time.monotonic()
+    def __init__(self, deadline_s: float | None, *, begun_at: float | None = None) -> None:
+        self._started = time.monotonic() if begun_at is None else begun_at
         self._deadline_s = deadline_s
 
     @property
@@ -66,6 +66,10 @@ class Deadline:
     def left_s(self) -> float | None:
         """Seconds until its deadline, at least 0."""
         return None if self._deadline_s is None else max(0.0, self._deadline_s - self.elapsed_s)
+
+    def share(self, part: float) -> Deadline:
+        """A deadline that began at the same time and has this part of its seconds."""
+        return Deadline(None if self._deadline_s is None else part * self._deadline_s, begun_at=self._started)
 
     async def within(self, awaited: Awaitable[Result]) -> Result:
         """The awaited value, if it comes before the deadline.

@@ -71,6 +71,7 @@ def body_schema(*, files: bool) -> dict[str, Any]:
             "description": "Duration, in place of num_frames.",
         },
     }
+    fields |= _POLICY
     declared = AnimationParams.model_json_schema()["properties"]
     for name in KNOBS:
         if name in PICTURE_KNOBS:
@@ -96,6 +97,27 @@ def body_schema(*, files: bool) -> dict[str, Any]:
         nested = [{"required": [f"{name}[{inner}]"]} for name in IMAGE_FIELDS for inner in ("image_url", "url")]
         shape["anyOf"] += nested
     return shape
+
+
+_POLICY: Final[dict[str, Any]] = {
+    "accept": {
+        "anyOf": [{"type": "string", "maxLength": 1000}, {"type": "array", "items": {"type": "string"}}],
+        "example": "likeness_min>=0.7; flicker<=0.03",
+        "description": "Bounds on the numbers of the video; `model` stands for those of the model.",
+    },
+    "retakes": {
+        "type": "integer",
+        "minimum": 0,
+        "default": 0,
+        "description": "Times that a video which misses a bound is animated again, with other seeds.",
+    },
+    "unaccepted": {
+        "type": "string",
+        "enum": ["keep", "fail"],
+        "default": "keep",
+        "description": "Where all takes miss: keep the best one, or fail with not_accepted.",
+    },
+}
 
 
 def _by_url() -> dict[str, Any]:
@@ -141,6 +163,12 @@ ANIMATION_RESPONSE: Final[dict[str, Any]] = {
         "x-animation-size": {"description": "Width and height.", "schema": {"type": "string"}},
         "x-animation-gpu-seconds": {"description": "Engine time.", "schema": {"type": "number"}},
         "x-animation-motion": {"description": "Amount of motion, 0 to 1.", "schema": {"type": "number"}},
+        "x-animation-accepted": {
+            "description": "Whether the video meets the bounds of `accept`; with these alone.",
+            "schema": {"type": "boolean"},
+        },
+        "x-animation-take": {"description": "Number of the take, from 0.", "schema": {"type": "integer"}},
+        "x-animation-takes": {"description": "Takes that were made.", "schema": {"type": "integer"}},
         "x-animation-judgement": {
             "description": "Numbers of the video's quality, as JSON.",
             "schema": {"type": "string"},

@@ -30,7 +30,7 @@ from pia_ray.media import arrays, sizes, video
 from pia_ray.media import image as pictures
 from pia_ray.online.public_errors import shortened
 from pia_ray.online.rendering.renderer import INTERACTIVE, RenderRequest
-from pia_ray.online.requests import request_limits
+from pia_ray.online.requests import acceptance, request_limits
 from pia_ray.online.requests.aliases import (
     IMAGE_FIELDS,
     format_of,
@@ -44,11 +44,12 @@ from pia_ray.online.requests.aliases import (
 from pia_ray.online.requests.bodies import Fields, media_type, parse_json, unfold
 from pia_ray.online.requests.fetch_shares import FetchShares
 from pia_ray.storage.https import fetch
+from pia_ray.takes import Policy
 
 FetchUrl = Callable[[str, int], bytes]
 """The content at an https:// URL, of at most that many bytes. Raises FetchError, ImageError."""
 
-OTHER_FIELDS: Final = (*IMAGE_FIELDS, "model", "size", "seconds", "format")
+OTHER_FIELDS: Final = (*IMAGE_FIELDS, "model", "size", "seconds", "format", *acceptance.FIELDS)
 """Fields of every request that are not knobs."""
 
 _FETCHES: Final = 32
@@ -80,6 +81,7 @@ class Form:
     """Files of the knobs that refer to one, by the knob's name."""
     format: VideoFormat | None
     """As given; None if the request leaves it to the endpoint."""
+    policy: Policy
 
     @property
     def size(self) -> str:
@@ -103,6 +105,7 @@ class Form:
             format=self.format or default_format,
             deadline_s=deadline_s,
             priority=priority,
+            policy=self.policy,
         )
 
 
@@ -162,6 +165,7 @@ class FormReader:
                 raise BadParameter(f'there is no field "{shortened(name)}".{near}', shortened(name))
         model_name, model = self._model(given)
         video_format = format_of(given.pop("format", None))
+        policy = acceptance.policy_of(given, model, self._config)
         sources = sources_of(given)
         length_field = "seconds" if "seconds" in given else "num_frames"
         params = self._params(given, sources, model_name, model)
@@ -187,7 +191,7 @@ class FormReader:
         )
         resolved = resolved.model_copy(update={"width": width, "height": height, **identities})
         _check_encodable(video_format or "mp4", resolved)
-        return Form(params, resolved, model_name, image, files, video_format)
+        return Form(params, resolved, model_name, image, files, video_format, policy)
 
     def _model(self, given: dict[str, object]) -> tuple[str, ModelConfig]:
         models, named = self._config.models, given.pop("model", None)

@@ -47,7 +47,7 @@ def router(renderer: Renderer, forms: FormReader, config: ServeConfig, metrics: 
         operation_id="create_animation",
         summary="Animate a picture",
         response_class=Response,
-        responses={200: openapi.ANIMATION_RESPONSE, **error_responses.responses(404, 406, 415, 502, 504, 507)},
+        responses={200: openapi.ANIMATION_RESPONSE, **error_responses.responses(404, 406, 415, 422, 502, 504, 507)},
         openapi_extra={"requestBody": openapi.request_body()},
     )
     async def create_animation(request: Request, owner: Owner) -> Response:
@@ -231,6 +231,10 @@ def _video(request_id: str, rendered: Rendered) -> Response:
         "x-animation-motion": f"{made.motion:.4f}",
         "x-animation-judgement": json.dumps(rendered.video.judgement, separators=(",", ":")),
     }
+    if rendered.video.takes is not None:  # the list itself might not fit into a header
+        headers["x-animation-accepted"] = str(rendered.video.accepted).lower()
+        headers["x-animation-take"] = str(rendered.video.take)
+        headers["x-animation-takes"] = str(len(rendered.video.takes))
     return Response(rendered.content, media_type=MIME[made.format], headers=headers)
 
 

@@ -13,6 +13,7 @@ from pia_ray.config.serve import ServeConfig
 from pia_ray.errors import BadParameter, Conflict, FetchError
 from pia_ray.online.files import FileStore
 from pia_ray.online.rendering.renderer import BATCH_LINE, VIDEO_JOB
+from pia_ray.online.requests.acceptance import fields_of
 from pia_ray.online.requests.aliases import IMAGE_FIELDS
 from pia_ray.online.requests.request_reader import Form, FormReader
 from pia_ray.online.video_jobs import JobStore, VideoJob
@@ -93,6 +94,7 @@ class JobCreator:
         if "seconds" in fields:
             kept.pop("num_frames", None)
         seed = source.result.params.seed
+        kept |= fields_of(source.policy)
         given = {"model": source.model, "format": source.format, "seed": seed, **kept, **request.inputs}
         return await self._create(
             await self._read(owner, {**given, "image": request.image, **fields}),

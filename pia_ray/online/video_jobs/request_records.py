@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any, Final
 
 from pia_ray import storage
@@ -85,5 +86,6 @@ def body_digest(request: RenderRequest, more: Any) -> str:
         "format": request.format,
         "files": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
         "more": more,
+        **({"policy": asdict(request.policy)} if request.policy.bounds else {}),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -111,6 +111,7 @@ class JobStore:
             remixed_from_video_id=remixed_from_video_id,
             batch_id=batch_id,
             priority=max(request.priority, VIDEO_JOB),
+            policy=request.policy,
             record=record,
             webhook_url=webhook_url,
         )
@@ -181,6 +182,7 @@ class JobStore:
             format=job.format,
             deadline_s=deadline_s,
             priority=job.priority,
+            policy=job.policy,
         )
 
     def num_open(self, owner: str) -> int:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pia_ray.config.acceptance import parse_bounds
 from pia_ray.config.knobs import AnimationParams
 from pia_ray.config.serve import ServeConfig
 from pia_ray.errors import (
@@ -22,6 +23,7 @@ from pia_ray.errors import (
     Cancelled,
     ImageTooLarge,
     NonFiniteFrames,
+    NotAccepted,
     Timeout,
     UnexpectedError,
     UnsupportedImage,
@@ -39,6 +41,7 @@ from pia_ray.online.rendering.renderer import (
     RenderRequest,
     StepDone,
 )
+from pia_ray.takes import Policy, take_seed
 from pia_ray.testing import FakeAnimator
 
 
@@ -385,5 +388,93 @@ def test_a_renderer_that_drains_takes_back_what_does_not_end_in_time():
             with pytest.raises(Cancelled):
                 await long
             assert 0.4 < time.monotonic() - started < 20
+
+    run(work)
+
+
+def uneven(*bounds: str, seed: int | None = 50, retakes: int = 3, **how: Any) -> RenderRequest:
+    """A request whose video flickers the more the greater `seed % 61`."""
+    knobs = {} if seed is None else {"seed": seed}
+    policy = Policy(parse_bounds(bounds), retakes, how.pop("unaccepted", "keep"))
+    return ask("uneven", policy=policy, knobs={**knobs, **how.pop("knobs", {})}, **how)
+
+
+def test_a_video_that_misses_a_bound_is_animated_again_and_the_best_take_is_the_answer() -> None:
+    picture = png()
+
+    async def work() -> None:
+        async with renderer() as made:
+            strict = (await events_of(made, uneven("flicker<=0.0005", image=picture)))[-1]
+            again = (await events_of(made, uneven("flicker<=0.0005", image=picture)))[-1]
+            eased = (await events_of(made, uneven("flicker<=0.9")))[-1]
+        assert isinstance(strict, Rendered)
+        assert isinstance(again, Rendered)
+        assert isinstance(eased, Rendered)
+        takes = strict.video.takes or ()
+        assert [take["take"] for take in takes] == [0, 1, 2, 3]
+        assert [int(take["seed"]) for take in takes] == [take_seed(50, number) for number in range(4)]
+        best = min(takes, key=lambda take: float(take["flicker"]))
+        assert (strict.video.accepted, strict.video.take) == (False, best["take"])
+        assert (strict.video.params.seed, strict.video.flicker) == (int(best["seed"]), best["flicker"])
+        assert strict.video.total_gpu_s == pytest.approx(sum(take["gpu_s"] for take in takes))
+        assert again.video.sha256 == strict.video.sha256
+        assert (eased.video.accepted, eased.video.take, len(eased.video.takes or ())) == (True, 0, 1)
+
+    run(work)
+
+
+def test_progress_with_retakes_never_goes_back() -> None:
+    async def work() -> list[Event]:
+        async with renderer() as made:
+            return await events_of(made, uneven("flicker<=0.0005"))
+
+    steps = [event for event in run(work) if isinstance(event, StepDone)]
+    assert {step.total for step in steps} == {12}
+    assert [step.done for step in steps] == sorted({step.done for step in steps})
+    assert steps[-1].done == 12
+
+
+def test_without_bounds_a_video_has_no_verdict() -> None:
+    async def work() -> Event:
+        async with renderer() as made:
+            return (await events_of(made, ask()))[-1]
+
+    rendered = run(work)
+    assert (rendered.video.accepted, rendered.video.take, rendered.video.takes) == (None, None, None)
+
+
+def test_with_unaccepted_fail_a_request_whose_takes_all_miss_fails() -> None:
+    async def work() -> None:
+        async with renderer() as made:
+            await events_of(made, uneven("flicker<=0.0005", retakes=1, unaccepted="fail"))
+
+    with pytest.raises(NotAccepted, match=r"none of 2 takes meets flicker<=0\.0005; the best has flicker 0\.1"):
+        run(work)
+
+
+def test_a_deadline_ends_the_retakes_and_the_best_take_so_far_is_the_answer() -> None:
+    async def work() -> Rendered:
+        async with renderer(step_s=0.05) as made:
+            began = time.monotonic()
+            rendered = (await events_of(made, uneven("flicker<=0.0005", retakes=16, deadline_s=0.6)))[-1]
+            assert time.monotonic() - began < 2, "seventeen takes take 2.5 s"
+            assert isinstance(rendered, Rendered)
+            return rendered
+
+    rendered = run(work)
+    assert rendered.video.accepted is False
+    assert 1 <= len(rendered.video.takes or ()) < 6
+
+
+def test_a_cancel_between_takes_frees_the_engine() -> None:
+    async def work() -> None:
+        async with renderer(step_s=0.02) as made:
+            events = made.render(uneven("flicker<=0.0005", retakes=16))
+            async for event in events:
+                if isinstance(event, StepDone) and event.done > 4:
+                    break
+            await events.aclose()
+            assert made.is_idle
+            assert isinstance((await events_of(made, ask(request_id="next")))[-1], Rendered)
 
     run(work)

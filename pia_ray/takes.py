@@ -1,4 +1,4 @@
-"""The takes of a row: its policy, the seed of each take, their order, and the take to make next. Reads no files.
+"""The takes of a row or request: its policy, the seed of each take, their order, and the take to make next.
 
 A row is animated with its own seed first, which is take 0. Where the video misses a bound, it is animated again with
 the seed of take 1, and so on. The same row and policy lead to the same take, wherever and whenever it is made.
@@ -13,10 +13,9 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
 
-from pia_ray.config.acceptance import MODEL_BOUNDS, MOST_RETAKES, NO_BOUNDS, Bound, parse_bounds
-from pia_ray.config.catalog import CatalogConfig
+from pia_ray.config.acceptance import Bound
 from pia_ray.config.resolving import canonical
-from pia_ray.errors import BadParameter
+from pia_ray.errors import NotAccepted
 from pia_ray.result_row import JUDGED, ResultRow
 
 _FACTS: Final = ("take", "seed", "gpu_s", "run_id", "error")
@@ -61,34 +60,6 @@ def take_seed(seed: int, number: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/take/{number}".encode()).digest()[:8], "big")
 
 
-def policy_of(config: CatalogConfig, *, style: str, accept: str | None = None, retakes: str | None = None) -> Policy:
-    """The policy of a row of that style; cells that are given replace what the run says.
-
-    Raises:
-        BadParameter: a cell has no valid value, or there is no such style.
-    """
-    texts = config.accept if accept is None else () if accept.strip() == NO_BOUNDS else (accept,)
-    count = config.retakes
-    if retakes is not None:
-        if not _is_count(retakes):
-            raise BadParameter(f"retakes must be a whole number from 0 to {MOST_RETAKES} (got {retakes!r})", "retakes")
-        count = int(float(retakes))
-    own = config.model_for(style).accept if any(text.strip() == MODEL_BOUNDS for text in texts) else ()
-    try:
-        bounds = parse_bounds([*own, *(text for text in texts if text.strip() != MODEL_BOUNDS)])
-    except ValueError as error:
-        raise BadParameter(f"accept: {error}", "accept") from None
-    return Policy(bounds, count, config.unaccepted)
-
-
-def _is_count(text: str) -> bool:
-    try:
-        value = float(text)
-    except ValueError:
-        return False
-    return value.is_integer() and 0 <= value <= MOST_RETAKES
-
-
 def best_take(takes: Iterable[Take], policy: Policy) -> Take | None:
     """The best of the takes: one that is accepted, then the one of least violation, then the earliest.
 
@@ -128,6 +99,15 @@ def merged(*several: Iterable[Take]) -> tuple[Take, ...]:
     return tuple(found[number] for number in sorted(found))
 
 
+def not_accepted(takes: Sequence[Take], policy: Policy) -> NotAccepted:
+    """The error of a row of which no take is accepted: its bounds, and the numbers of the best take."""
+    best = best_take(takes, policy)
+    bounds = ", ".join(map(str, policy.bounds))
+    found = {} if best is None else {bound.number: best.scores.get(bound.number) for bound in policy.bounds}
+    numbers = ", ".join(f"{name} {value:.3g}" for name, value in found.items() if value is not None)
+    return NotAccepted(f"none of {len(takes)} takes meets {bounds}; the best has {numbers or 'no video'}")
+
+
 def take_of(row: ResultRow, number: int) -> Take:
     """The take whose video a result row describes."""
     scores = {name: getattr(row, name) for name in JUDGED}
@@ -143,7 +123,12 @@ def takes_of(row: ResultRow) -> tuple[Take, ...]:
 
 def takes_to_json(takes: Iterable[Take]) -> str:
     """The cell `takes`: a list with the number, seed, numbers, engine seconds and run of each take."""
-    return canonical([_plain(take) for take in takes])
+    return canonical(plain_takes(takes))
+
+
+def plain_takes(takes: Iterable[Take]) -> list[dict[str, Any]]:
+    """The same as JSON values."""
+    return [_plain(take) for take in takes]
 
 
 def takes_from_json(text: str | None) -> tuple[Take, ...]:
