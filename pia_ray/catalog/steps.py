@@ -19,6 +19,7 @@ from pia_ray.errors import StorageDamaged, StorageError, StorageNotFound, VideoE
 from pia_ray.manifest.inputs import read_image, read_references, require_planned
 from pia_ray.media import image as pictures
 from pia_ray.media import video
+from pia_ray.media.marking import at_level, is_marked
 from pia_ray.media.quality import flags_of
 from pia_ray.result_row import ResultRow
 from pia_ray.storage.host_rates import HostRates
@@ -134,8 +135,9 @@ def encode_outputs(
     attempts: int,
     judged: Callable[[ResultRow], ResultRow] = lambda row: row,
 ) -> Outputs:
-    """The row's video with its provenance inside, thumbnails and result row. Reads and writes no storage.
+    """The row's video, with as much of its provenance inside as the run says, thumbnails and result row.
 
+    Reads and writes no storage.
     `judged` adds to the result row what its numbers lead to, before it is written into the video.
 
     Raises:
@@ -169,7 +171,8 @@ def encode_outputs(
         flags=",".join((*flags_of(animation.frames, fetched.image), *fetched.notes)) or None,
     )
     result = judged(result)
-    encoded = video.encode(animation.frames, fps=fps, format=config.format, provenance=ledger.provenance(result))
+    provenance = at_level(ledger.provenance(result), config.provenance)
+    encoded = video.encode(animation.frames, fps=fps, format=config.format, provenance=provenance)
     video.verify(encoded)
     return Outputs(
         result=replace(result, size_bytes=encoded.size_bytes, sha256=encoded.sha256),
@@ -215,6 +218,8 @@ def commit(outputs: Outputs, *, attempts: int, replaces: bool = False) -> Result
 def committed(row: ManifestRow, config: CatalogConfig) -> ResultRow | None:
     """The result of this row if its video is there already, read from the video itself; None if it is not.
 
+    A video whose provenance is reduced tells too little: None, and the row is animated again.
+
     Raises:
         StorageError: the store failed, or the object with the video's name belongs to another row.
     """
@@ -234,7 +239,10 @@ def _committed(uri: str, thumbnail_uris: tuple[str, str], *, work_key: str) -> R
     sha256 = hashlib.sha256(content).hexdigest()
     if found.metadata.get("sha256", sha256) != sha256:
         return None
-    if (key := facts.provenance.get("work_key")) != work_key:
+    key = facts.provenance.get("work_key")
+    if key in (None, work_key) and not ledger.tells_row(facts.provenance) and is_marked(content, facts.format):
+        return None
+    if key != work_key:
         raise StorageError(f"{uri} is taken by another work item ({key}): move it away, or use another output")
     return ledger.row_from_provenance(
         facts.provenance,

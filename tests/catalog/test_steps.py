@@ -54,3 +54,17 @@ def test_outputs_that_are_committed_again_leave_one_video_and_its_row(planned: t
     assert steps.committed(row, config) is not None
     for uri in (first.thumbnail_uri, first.input_thumbnail_uri):
         assert storage.exists(uri)
+
+
+@pytest.mark.parametrize("level", ["public", "none"])
+def test_a_video_that_tells_too_little_is_made_again_and_put_in_its_own_place(
+    planned: tuple[ManifestRow, CatalogConfig], level: str
+):
+    row, config = planned
+    config = config.model_copy(update={"provenance": level})
+    first = steps.commit(encode(row, config), attempts=1)
+    assert steps.committed(row, config) is None
+    again = steps.commit(encode(row, config), attempts=1)
+    assert (again.status, again.video_uri, again.work_key) == ("succeeded", first.video_uri, row.work_key)
+    told = probe(Path(str(again.video_uri)).read_bytes()).provenance
+    assert told == ({"model": again.model, "work_key": row.work_key} if level == "public" else {})

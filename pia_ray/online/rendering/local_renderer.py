@@ -23,6 +23,7 @@ from pia_ray.errors import Busy, Cancelled, PiaRayError, UnexpectedError, Weight
 from pia_ray.manifest import inputs
 from pia_ray.media import image as pictures
 from pia_ray.media import video
+from pia_ray.media.marking import at_level
 from pia_ray.online.rendering.renderer import (
     INTERACTIVE,
     Event,
@@ -95,7 +96,7 @@ class LocalRenderer:
             admitted.animated = True
             self._tally.end(request.id)
             self._queue_positions()
-            rendered = await asyncio.wrap_future(self._threads.submit(_encode, animation, request.format))
+            rendered = await asyncio.wrap_future(self._threads.submit(_encode, animation, request.format, self._config))
             log.info(
                 "request %s: %d frames by %s in %.1f s, %.2f s of engine",
                 request.id,
@@ -257,9 +258,10 @@ class _Admitted:
             log.debug("an event came after the event loop had ended")
 
 
-def _encode(animation: Animation, video_format: VideoFormat) -> Rendered:
+def _encode(animation: Animation, video_format: VideoFormat, config: ServeConfig) -> Rendered:
     fps = animation.params.fps
-    encoded = video.encode(animation.frames, fps=fps, format=video_format, provenance=provenance_of(animation))
+    provenance = at_level(provenance_of(animation), config.provenance)
+    encoded = video.encode(animation.frames, fps=fps, format=video_format, provenance=provenance)
     video.verify(encoded)
     made = FinishedVideo(
         num_frames=encoded.num_frames,

@@ -105,6 +105,16 @@ def test_a_request_yields_its_steps_and_ends_with_a_video_that_plays():
     assert pickle.loads(pickle.dumps(events)) == events
 
 
+def test_a_public_video_tells_the_model_and_not_the_prompt():
+    async def work() -> list[Event]:
+        async with renderer(provenance="public") as made:
+            return await events_of(made, ask())
+
+    rendered = run(work)[-1]
+    assert video.probe(rendered.content).provenance == {"model": rendered.video.model_version}
+    assert b"a cat" not in rendered.content
+
+
 @pytest.mark.parametrize("video_format", ["mp4", "gif", "webp", "webm"])
 def test_the_video_has_the_requested_format(video_format: Any):
     async def work() -> list[Event]:
