@@ -19,7 +19,7 @@ from pia_ray.errors import StorageDamaged, StorageError, StorageNotFound, VideoE
 from pia_ray.manifest.inputs import read_image, read_references, require_planned
 from pia_ray.media import image as pictures
 from pia_ray.media import video
-from pia_ray.media.marking import at_level, is_marked
+from pia_ray.media.marking import at_level, is_marked, signer_of
 from pia_ray.media.quality import flags_of
 from pia_ray.result_row import ResultRow
 from pia_ray.storage.host_rates import HostRates
@@ -141,7 +141,8 @@ def encode_outputs(
     `judged` adds to the result row what its numbers lead to, before it is written into the video.
 
     Raises:
-        VideoError: the frames could not be encoded, or the file did not verify.
+        VideoError: the frames could not be encoded or signed, or the file did not verify.
+        FetchUnavailable: the server of time stamps gave none.
     """
     started = time.perf_counter()
     fps = animation.params.fps
@@ -173,12 +174,15 @@ def encode_outputs(
     result = judged(result)
     provenance = at_level(ledger.provenance(result), config.provenance)
     encoded = video.encode(animation.frames, fps=fps, format=config.format, provenance=provenance)
+    input_thumbnail = pictures.thumbnail(fetched.image)
+    if (signer := signer_of(config)) is not None:
+        encoded = signer.sign(encoded, picture=input_thumbnail, model=animation.model)
     video.verify(encoded)
     return Outputs(
         result=replace(result, size_bytes=encoded.size_bytes, sha256=encoded.sha256),
         video=encoded,
         video_thumbnail=video.thumbnail(animation.frames, fps=fps),
-        input_thumbnail=pictures.thumbnail(fetched.image),
+        input_thumbnail=input_thumbnail,
         encode_s=time.perf_counter() - started,
     )
 

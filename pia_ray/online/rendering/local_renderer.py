@@ -23,7 +23,7 @@ from pia_ray.errors import Busy, Cancelled, PiaRayError, UnexpectedError, Weight
 from pia_ray.manifest import inputs
 from pia_ray.media import image as pictures
 from pia_ray.media import video
-from pia_ray.media.marking import at_level
+from pia_ray.media.marking import at_level, require_signable, signer_of
 from pia_ray.online.rendering.renderer import (
     INTERACTIVE,
     Event,
@@ -219,6 +219,8 @@ def decode(request: RenderRequest, config: ServeConfig, *, deadline_s: float | N
     """
     params = request.params
     video.require_encodable(request.format, width=params.width or 8, height=params.height or 8, fps=params.fps)
+    if config.c2pa_certificate is not None:
+        require_signable(request.format)
     limits = {"max_bytes": config.max_image_bytes, "max_pixels": config.max_image_pixels}
     picture = pictures.decode(request.image, background=config.background, **limits).rgb
     references: dict[str, Any] = dict(inputs.decode_references(request.inputs, background=config.background, **limits))
@@ -262,6 +264,9 @@ def _encode(animation: Animation, video_format: VideoFormat, config: ServeConfig
     fps = animation.params.fps
     provenance = at_level(provenance_of(animation), config.provenance)
     encoded = video.encode(animation.frames, fps=fps, format=video_format, provenance=provenance)
+    if (signer := signer_of(config)) is not None:
+        assert animation.image is not None
+        encoded = signer.sign(encoded, picture=pictures.thumbnail(animation.image), model=animation.model)
     video.verify(encoded)
     made = FinishedVideo(
         num_frames=encoded.num_frames,

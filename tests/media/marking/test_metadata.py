@@ -17,9 +17,16 @@ from pia_ray.media import video
 from pia_ray.media.marking import DIGITAL_SOURCE_TYPE, is_marked, strip_provenance
 
 FORMATS = list(video.MIME)
-FULL = {"id": "shoes/1", "image_uri": "/home/ann/a.jpg", "worker": "host:12", "model": "demo@1", "work_key": "ab" * 16}
 PUBLIC = {"model": "demo@1", "work_key": "ab" * 16}
-SECRETS = (b"shoes/1", b"/home/ann", b"host:12")
+FULL = {
+    "id": "shoes/1",
+    "image_uri": "/pictures/ann/a.jpg",
+    "worker": "host:12",
+    "model": "demo@1",
+    "work_key": "ab" * 16,
+}
+PUBLIC = {"model": "demo@1", "work_key": "ab" * 16}
+SECRETS = (b"shoes/1", b"/pictures/ann", b"host:12")
 EARLIER = Path(__file__).parents[2] / "data" / "output-0.1.0" / "output" / "videos"
 
 
