@@ -106,11 +106,12 @@ def test_a_module_that_no_extra_brings_has_no_advice() -> None:
 
 
 def test_the_extras_are_those_of_the_package() -> None:
-    names = {"python-multipart": "multipart"}
+    names = {"python-multipart": "multipart", "c2pa-python": "c2pa"}
     declared = {
         extra: {names.get(name, name.replace("-", "_")) for name in (Requirement(line).name for line in lines)}
         for extra, lines in PROJECT["optional-dependencies"].items()
     }
     assert declared["run"] == set(EXTRAS["run"])
+    assert declared["c2pa"] == set(EXTRAS["c2pa"])
     assert declared["serve"] - {"pia_ray"} | declared["run"] == set(EXTRAS["serve"])
-    assert PROJECT["optional-dependencies"]["all"] == ["pia-ray[serve,xlsx]"]
+    assert PROJECT["optional-dependencies"]["all"] == ["pia-ray[serve,xlsx,c2pa]"]

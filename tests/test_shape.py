@@ -169,6 +169,8 @@ OWNERS = {
     "prometheus_client": {"pia_ray.online.http.metrics": "what the endpoint counts"},
     "anyio": {"pia_ray.online": "the event loop's side of the HTTP interface"},
     "uvicorn": {"pia_ray.online": "the HTTP interface", "pia_ray.cli": "pia-ray serve"},
+    "c2pa": {"pia_ray.media.marking.signing": "signs manifests of videos"},
+    "cryptography": {"pia_ray.media.marking.signing": "reads the certificate and its key"},
     "openpyxl": {"pia_ray.manifest.workbooks": "reads Excel workbooks"},
     "argcomplete": {"pia_ray.cli": "completion in shells"},
     "rich": {"pia_ray.cli": "the live display and tables on the terminal"},
@@ -309,7 +311,7 @@ def test_every_third_party_import_is_declared_and_owned():
     extras = chain.from_iterable(project["optional-dependencies"].values())
     declared = {canonicalize_name(Requirement(line).name) for line in (*project["dependencies"], *extras)}
     # What is imported under another name than it is installed by, or comes as the stated part of another package.
-    aliases = {"pil": "pillow", "yaml": "pyyaml", "botocore": "boto3", "starlette": "fastapi"}
+    aliases = {"pil": "pillow", "yaml": "pyyaml", "botocore": "boto3", "starlette": "fastapi", "c2pa": "c2pa-python"}
     aliases |= {"anyio": "fastapi", "uvicorn": "ray"}
     wrong = []
     for found in imports():

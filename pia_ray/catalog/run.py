@@ -28,6 +28,7 @@ from pia_ray.catalog.stopping import Ending, RunStop, grace_of, stop_on_signals
 from pia_ray.catalog.verdicts import Verdicts, judged
 from pia_ray.config.catalog import CatalogConfig
 from pia_ray.errors import JobError, OutputError, PiaRayError, StorageError
+from pia_ray.media.marking import check_signing
 from pia_ray.result_row import ResultRow
 
 log = logging.getLogger(__name__)
@@ -104,6 +105,7 @@ def _trouble(error: BaseException, config: CatalogConfig, state: _State, *, star
 def _run(config: CatalogConfig, execute: Execute, state: _State, *, started: float) -> RunSummary:
     state.show(Progress("planning"))
     config = with_absolute_paths(config)
+    check_signing(config, format=config.format)
     opened = manifest.open_manifest(config)
     state.show(Progress("planning", columns=opened.use.text))
     config = settled(config)

@@ -49,9 +49,9 @@ def with_absolute_paths(config: CatalogConfig) -> CatalogConfig:
 
     config = manifest.with_absolute_references(config)
     manifests = tuple(uri if sources.in_store(uri) else absolute(uri) for uri in config.manifests)
-    return config.model_copy(
-        update={"output": absolute(config.output), "manifest": manifests[0] if len(manifests) == 1 else manifests}
-    )
+    signing = {name: absolute(uri) for name in ("c2pa_certificate", "c2pa_key") if (uri := getattr(config, name))}
+    places = {"output": absolute(config.output), "manifest": manifests[0] if len(manifests) == 1 else manifests}
+    return config.model_copy(update=places | signing)
 
 
 def recorded(config: CatalogConfig) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from pia_ray.errors import StorageDamaged, StorageError, StorageNotFound, VideoE
 from pia_ray.manifest.inputs import read_image, read_references, require_planned
 from pia_ray.media import image as pictures
 from pia_ray.media import video
+from pia_ray.media.marking import at_level, is_marked, signer_of
 from pia_ray.media.quality import flags_of
 from pia_ray.result_row import ResultRow
 from pia_ray.storage.host_rates import HostRates
@@ -134,12 +135,14 @@ def encode_outputs(
     attempts: int,
     judged: Callable[[ResultRow], ResultRow] = lambda row: row,
 ) -> Outputs:
-    """The row's video with its provenance inside, thumbnails and result row. Reads and writes no storage.
+    """The row's video, with as much of its provenance inside as the run says, thumbnails and result row.
 
+    Reads and writes no storage.
     `judged` adds to the result row what its numbers lead to, before it is written into the video.
 
     Raises:
-        VideoError: the frames could not be encoded, or the file did not verify.
+        VideoError: the frames could not be encoded or signed, or the file did not verify.
+        FetchUnavailable: the server of time stamps gave none.
     """
     started = time.perf_counter()
     fps = animation.params.fps
@@ -169,13 +172,17 @@ def encode_outputs(
         flags=",".join((*flags_of(animation.frames, fetched.image), *fetched.notes)) or None,
     )
     result = judged(result)
-    encoded = video.encode(animation.frames, fps=fps, format=config.format, provenance=ledger.provenance(result))
+    provenance = at_level(ledger.provenance(result), config.provenance)
+    encoded = video.encode(animation.frames, fps=fps, format=config.format, provenance=provenance)
+    input_thumbnail = pictures.thumbnail(fetched.image)
+    if (signer := signer_of(config)) is not None:
+        encoded = signer.sign(encoded, picture=input_thumbnail, model=animation.model)
     video.verify(encoded)
     return Outputs(
         result=replace(result, size_bytes=encoded.size_bytes, sha256=encoded.sha256),
         video=encoded,
         video_thumbnail=video.thumbnail(animation.frames, fps=fps),
-        input_thumbnail=pictures.thumbnail(fetched.image),
+        input_thumbnail=input_thumbnail,
         encode_s=time.perf_counter() - started,
     )
 
@@ -215,6 +222,8 @@ def commit(outputs: Outputs, *, attempts: int, replaces: bool = False) -> Result
 def committed(row: ManifestRow, config: CatalogConfig) -> ResultRow | None:
     """The result of this row if its video is there already, read from the video itself; None if it is not.
 
+    A video whose provenance is reduced tells too little: None, and the row is animated again.
+
     Raises:
         StorageError: the store failed, or the object with the video's name belongs to another row.
     """
@@ -234,7 +243,10 @@ def _committed(uri: str, thumbnail_uris: tuple[str, str], *, work_key: str) -> R
     sha256 = hashlib.sha256(content).hexdigest()
     if found.metadata.get("sha256", sha256) != sha256:
         return None
-    if (key := facts.provenance.get("work_key")) != work_key:
+    key = facts.provenance.get("work_key")
+    if key in (None, work_key) and not ledger.tells_row(facts.provenance) and is_marked(content, facts.format):
+        return None
+    if key != work_key:
         raise StorageError(f"{uri} is taken by another work item ({key}): move it away, or use another output")
     return ledger.row_from_provenance(
         facts.provenance,

@@ -21,6 +21,7 @@ from pia_ray.config.knobs import AnimationParams
 from pia_ray.config.prompt_syntax import literal_part, looks_weighted
 from pia_ray.errors import RowError
 from pia_ray.media import video
+from pia_ray.media.marking import check_signing
 from pia_ray.types import ManifestRow
 
 FETCHES: Final = 8
@@ -53,7 +54,9 @@ def validate(config: CatalogConfig, *, fetch: bool, opened: manifest.Manifest | 
 
     Raises:
         ManifestError: the manifest as a whole cannot be used.
+        ConfigError: certificate and key cannot sign videos of the run.
     """
+    check_signing(config, format=config.format)
     opened = manifest.open_manifest(config) if opened is None else opened
     style_versions = {style: model.name for style, model in config.styles.items()}
     items = manifest.plan(opened, config, model_version=config.model.name, style_versions=style_versions)

@@ -10,6 +10,7 @@ from pia_ray.cli.arguments import Parser
 from pia_ray.config.catalog import CatalogConfig
 from pia_ray.config.knob_types import Knob, VideoFormat
 from pia_ray.config.knobs import ARRAY_KNOBS, KNOBS, PICTURE_KNOBS
+from pia_ray.config.marking import ProvenanceLevel
 
 FORMATS: Final = get_args(VideoFormat)
 
@@ -81,6 +82,10 @@ def add_catalog_flags(parser: Parser) -> None:
     add("batch_size", "N|auto")
     add("prefetch", "N", type=int)
     add("format", "", choices=FORMATS)
+    add("provenance", "", choices=get_args(ProvenanceLevel))
+    add("c2pa_certificate", "FILE")
+    add("c2pa_key", "FILE")
+    add("c2pa_timestamp_url", "URL")
     add("max_attempts", "N", type=int)
     add("patience_s", "T", type=seconds)
     add("max_failures", "N|P%")

@@ -25,6 +25,7 @@ from pia_ray.config.acceptance import MODEL_BOUNDS, MOST_RETAKES, Bounds, parse_
 from pia_ray.config.fetching import FetchConfig
 from pia_ray.config.knob_types import VideoFormat
 from pia_ray.config.knobs import DEFAULT_STYLE, AnimationParams, suggest
+from pia_ray.config.marking import MarkingConfig
 from pia_ray.config.model import (
     KnobDefaults,
     ModelConfig,
@@ -49,7 +50,7 @@ DAMAGED: Final = "damaged"
 """The kinds of videos in `CatalogConfig.remake`; of another size than its row's, a video is damaged too."""
 
 
-class CatalogConfig(WorkerConfig, FetchConfig):
+class CatalogConfig(WorkerConfig, FetchConfig, MarkingConfig):
     """One catalogue run: what to animate, where to put it, on how many workers."""
 
     manifest: str | tuple[str, ...] = Field(

@@ -11,13 +11,14 @@ from typing import Any
 from pydantic import Field, SecretStr, field_validator, model_validator
 
 from pia_ray.config.acceptance import MOST_RETAKES
+from pia_ray.config.marking import MarkingConfig
 from pia_ray.config.model import ModelConfig, build, load_models, parse_styles
 from pia_ray.config.workers import WorkerConfig
 from pia_ray.config.yaml_files import read_yaml
 from pia_ray.errors import ConfigError
 
 
-class ServeConfig(WorkerConfig):
+class ServeConfig(WorkerConfig, MarkingConfig):
     """The online endpoint: its models, its limits, and how Ray Serve runs it.
 
     Everyone may call an endpoint on a loopback address. Bound wider it needs `api_keys`, or says `allow_anonymous`.

@@ -38,6 +38,7 @@ from pia_ray.ledger.results import (
     provenance,
     read_results,
     row_from_provenance,
+    tells_row,
     to_table,
 )
 from pia_ray.ledger.retaking import Retaking, StoredTakes
@@ -101,6 +102,7 @@ __all__ = [
     "slug",
     "summary",
     "summary_uri",
+    "tells_row",
     "thumbnail_uris",
     "to_table",
     "verify",

@@ -84,6 +84,11 @@ def provenance(row: ResultRow) -> dict[str, Any]:
     return {**values, "seed": str(row.seed), "finished_at": row.finished_at.astimezone(UTC).isoformat()}
 
 
+def tells_row(provenance: Mapping[str, Any]) -> bool:
+    """Whether the provenance inside a video is that of a row; one that is reduced has no id."""
+    return "id" in provenance
+
+
 def row_from_provenance(
     values: Mapping[str, Any],
     *,

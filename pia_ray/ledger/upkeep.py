@@ -21,7 +21,7 @@ from pia_ray.ledger import layout, runs
 from pia_ray.ledger.busy_share import BusyShare
 from pia_ray.ledger.ledger import Ledger, output_errors
 from pia_ray.ledger.parts import read_winners
-from pia_ray.ledger.results import row_from_provenance
+from pia_ray.ledger.results import row_from_provenance, tells_row
 from pia_ray.ledger.results_writer import winners_of
 from pia_ray.ledger.runs import RunRecord
 from pia_ray.ledger.take_counts import TakeCounts, count_takes
@@ -116,6 +116,9 @@ class Rebuilt:
 
     num_videos: int
     num_restored: int
+    num_reduced: int
+    """Generated videos whose provenance is public or none, and without a row: they tell too little to restore it. Their
+    rows come back with the next run, which animates them again."""
     num_foreign: int
     foreign: list[str]
     """Files below videos/ that are damaged or not of pia-ray; at most 1000."""
@@ -199,10 +202,11 @@ def verify(output: str, *, deep: bool = False, observe: Observe | None = None) -
 def rebuild(output: str) -> Rebuilt:
     """Adds a row for every video that has none, from what is written inside it, and writes the results table.
 
-    Pass-through columns come back where the latest run's work items are still there. Failed rows and attempts leave
-    no video and are lost with the parts; a rerun makes them again.
+    A video whose provenance is reduced tells too little for that, and is counted. Pass-through columns come back where
+    the latest run's work items are still there. Failed rows and attempts leave no video and are lost with the parts; a
+    rerun makes them again.
     """
-    num_videos = num_restored = num_foreign = 0
+    num_videos = num_restored = num_reduced = num_foreign = 0
     foreign: list[str] = []
     with Ledger.open(output) as ledger, output_errors(output):
         ledger.quarantine_damaged()
@@ -210,7 +214,7 @@ def rebuild(output: str) -> Rebuilt:
         high = winners.high[winners.succeeded]
         pictures = {found.uri for found in storage.list_objects(storage.join(output, "thumbnails"))}
 
-        def restore(found: storage.ObjectStat) -> ResultRow | str | None:
+        def restore(found: storage.ObjectStat) -> ResultRow | _Reduced | str | None:
             try:
                 return _restore(output, found.uri, pictures)
             except (StorageDamaged, VideoError) as error:
@@ -226,18 +230,29 @@ def rebuild(output: str) -> Rebuilt:
                     if isinstance(row, ResultRow):
                         ledger.append([row])
                         num_restored += 1
+                    elif isinstance(row, _Reduced):
+                        num_reduced += 1
                     elif row is not None:
                         num_foreign += 1
                         foreign += [row] if len(foreign) < SHOWN else []
         num_results = ledger.write_results()
-    return Rebuilt(num_videos, num_restored, num_foreign, foreign, num_results)
+    return Rebuilt(num_videos, num_restored, num_reduced, num_foreign, foreign, num_results)
 
 
-def _restore(output: str, uri: str, pictures: set[str]) -> ResultRow:
+@dataclass(frozen=True)
+class _Reduced:
+    """A generated video that tells too little of its row."""
+
+
+def _restore(output: str, uri: str, pictures: set[str]) -> ResultRow | _Reduced:
+    from pia_ray.media.marking import is_marked
     from pia_ray.media.video import probe  # decoding is heavy to import, and only this needs it
 
     content = storage.read_bytes(uri)
-    values = probe(content).provenance
+    facts = probe(content)
+    values = facts.provenance
+    if not tells_row(values) and is_marked(content, facts.format):
+        return _Reduced()
     thumbnails = layout.thumbnail_uris(output, str(values.get("id", "")), work_key=str(values.get("work_key", "")))
     input_uri, video_uri = (picture if picture in pictures else None for picture in thumbnails)
     row = row_from_provenance(

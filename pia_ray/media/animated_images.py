@@ -1,17 +1,17 @@
-"""Animated gif and webp, written and read by Pillow, with the provenance as comment or XMP."""
+"""Animated gif and webp, written and read by Pillow; `media.marking` adds what they say about themselves."""
 
 from __future__ import annotations
 
 import io
-import re
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from pia_ray.config.knob_types import VideoFormat
 from pia_ray.errors import VideoError
+from pia_ray.media.marking import note_in
 from pia_ray.media.video_facts import Frames, VideoFacts, read_provenance
 
 
@@ -23,7 +23,7 @@ def probe_animated_image(content: bytes, video_format: VideoFormat) -> VideoFact
     """
     with Image.open(io.BytesIO(content), formats=[video_format]) as image:
         num_frames = getattr(image, "n_frames", 1)
-        note = image.info.get("comment") if video_format == "gif" else _xmp_note(image.info.get("xmp", b""))
+        note = image.info.get("comment") if video_format == "gif" else note_in(image.info.get("xmp", b""))
         duration_ms = 0.0
         for i in range(num_frames):
             image.seek(i)
@@ -36,7 +36,7 @@ def probe_animated_image(content: bytes, video_format: VideoFormat) -> VideoFact
         )
 
 
-def write_gif(frames: Frames, delays: Sequence[int], note: str) -> bytes:
+def write_gif(frames: Frames, delays: Sequence[int]) -> bytes:
     """An animated gif that loops for ever, one palette for all frames, so that still parts do not flicker.
 
     `delays` are in 1/100 s. Source: GIF89a specification, CompuServe 1990.
@@ -47,7 +47,6 @@ def write_gif(frames: Frames, delays: Sequence[int], note: str) -> bytes:
     size = width.to_bytes(2, "little") + height.to_bytes(2, "little")
     parts = [b"GIF89a", size, b"\xf7\0\0", colours]  # 256 colours
     parts += [b"\x21\xff\x0bNETSCAPE2.0\x03\x01\0\0\0"]  # loops for ever
-    parts += [b"\x21\xfe", *_sub_blocks(note.encode()), b"\0"]
     for frame, delay in zip(frames, delays, strict=True):
         indices = Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG)
         parts += [b"\x21\xf9\x04\x04", delay.to_bytes(2, "little"), b"\0\0"]  # leave the frame in place
@@ -83,20 +82,15 @@ def _lzw(indices: np.ndarray[Any, Any]) -> bytes:
     return content[at + 10 + ((3 << (flags & 7) + 1) if flags & 0x80 else 0) : -1]
 
 
-def _sub_blocks(content: bytes) -> list[bytes]:
-    return [bytes([len(part := content[i : i + 255])]) + part for i in range(0, len(content), 255)]
-
-
-def write_webp(frames: Frames, delays: Sequence[int], note: str, *, quality: int, method: int) -> bytes:
+def write_webp(frames: Frames, delays: Sequence[int], *, quality: int, method: int) -> bytes:
     """An animated webp that loops for ever; every frame is whole, so none depends on another or is merged.
 
     `delays` are in ms. Source: WebP container specification, Google.
     """
     height, width = frames.shape[1:3]
     sides = (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
-    has_xmp = 0x04 if note else 0
     chunks = [
-        _chunk(b"VP8X", bytes([0x02 | has_xmp, 0, 0, 0]) + sides),
+        _chunk(b"VP8X", b"\x02\0\0\0" + sides),
         _chunk(b"ANIM", b"\xff\xff\xff\xff\0\0"),  # white below; loops for ever
     ]
     for frame, delay in zip(frames, delays, strict=True):
@@ -104,30 +98,8 @@ def write_webp(frames: Frames, delays: Sequence[int], note: str, *, quality: int
         Image.fromarray(frame).save(file, "WEBP", quality=quality, method=method)
         head = b"\0\0\0\0\0\0" + sides + delay.to_bytes(3, "little") + b"\x02"  # at 0, 0; replaces what was there
         chunks.append(_chunk(b"ANMF", head + file.getvalue()[12:]))
-    if note:
-        chunks.append(_chunk(b"XMP ", _xmp(note)))
     return _chunk(b"RIFF", b"WEBP" + b"".join(chunks))
 
 
 def _chunk(name: bytes, content: bytes) -> bytes:
     return name + len(content).to_bytes(4, "little") + content + b"\0" * (len(content) % 2)
-
-
-_XMP_START: Final = (
-    '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
-    '<rdf:Description rdf:about="" xmlns:dc="http://purl.org/dc/elements/1.1/"><dc:description><rdf:Alt>'
-    '<rdf:li xml:lang="x-default">'
-)
-
-_XMP_END: Final = "</rdf:li></rdf:Alt></dc:description></rdf:Description></rdf:RDF></x:xmpmeta>"
-
-
-def _xmp(note: str) -> bytes:
-    text = note.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return f"{_XMP_START}{text}{_XMP_END}".encode()
-
-
-def _xmp_note(xmp: bytes) -> str:
-    """The note in a packet of ours, by its exact frame: no XML parser is fed with a file from elsewhere."""
-    found = re.search(re.escape(_XMP_START) + "(.*?)" + re.escape(_XMP_END), xmp.decode("utf-8", "replace"), re.DOTALL)
-    return found[1].replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&") if found else ""

@@ -27,6 +27,7 @@ from PIL import Image
 from pia_ray.config.knob_types import VideoFormat
 from pia_ray.errors import VideoError
 from pia_ray.media.animated_images import probe_animated_image, write_gif, write_webp
+from pia_ray.media.marking import mark_packet, write_metadata
 from pia_ray.media.video_facts import Frames, VideoFacts, canonical_json, frame_delays, read_provenance
 from pia_ray.types import EncodedVideo
 
@@ -84,11 +85,14 @@ def encode(
     format: VideoFormat,  # noqa: A002 - the field's word
     provenance: Mapping[str, Any],
 ) -> EncodedVideo:
-    """One video file. The same frames and provenance give the same bytes, on the same versions of the encoders.
+    """One video file that says that it is generated.
+
+    The same frames and provenance give the same bytes, on the same versions of the encoders.
 
     `frames` is uint8 [T, H, W, 3], RGB; they are neither scaled nor padded. mp4 and webm hold 4:2:0 colour, so mp4
     takes even sides only; vp9 takes odd ones. gif counts in 1/100 s and webp in ms: delays that do not divide are
     spread so that the whole lasts right. `provenance` is JSON; large integers such as seeds belong in it as strings.
+    Where it is empty, the file tells nothing of how it was made.
 
     Raises:
         VideoError: the format cannot hold the size or speed, or the encoder failed.
@@ -99,16 +103,16 @@ def encode(
         raise VideoError(f'there is no video format "{format}": use one of {", ".join(MIME)}')
     num_frames, height, width = frames.shape[:3]
     require_encodable(format, width=width, height=height, fps=fps)
-    note = canonical_json(provenance)
     try:
         if format == "gif":
-            content = write_gif(frames, frame_delays(num_frames, fps, ticks=100), note)
+            content = write_gif(frames, frame_delays(num_frames, fps, ticks=100))
         elif format == "webp":
-            content = write_webp(frames, frame_delays(num_frames, fps, ticks=1000), note, quality=85, method=4)
+            content = write_webp(frames, frame_delays(num_frames, fps, ticks=1000), quality=85, method=4)
         else:
-            content = _libav(frames, fps, format, note)
+            content = _libav(frames, fps, format)
     except (av.FFmpegError, OSError) as error:
         raise VideoError(f"encoding {num_frames} frames of {width}x{height} as {format} failed: {error}") from error
+    content = write_metadata(content, format, note=canonical_json(provenance) if provenance else "")
     return EncodedVideo(
         content=content,
         format=format,
@@ -174,6 +178,8 @@ def decode_frames(video: bytes | Path) -> Frames:
 def thumbnail(frames: Frames, *, fps: int, max_edge: int = 256) -> bytes:
     """A small animated webp of the whole video, its long edge at most `max_edge`, mostly under 150 KB.
 
+    It says that it is generated, as the video does, and nothing of how.
+
     Raises:
         VideoError: the encoder failed.
     """
@@ -185,12 +191,12 @@ def thumbnail(frames: Frames, *, fps: int, max_edge: int = 256) -> bytes:
     content = b""
     try:
         for quality in (75, 55, 30):
-            content = write_webp(small, delays, "", quality=quality, method=2)
+            content = write_webp(small, delays, quality=quality, method=2)
             if len(content) <= THUMBNAIL_BYTES:
                 break
     except OSError as error:
         raise VideoError(f"the thumbnail could not be written: {error}") from error
-    return content
+    return write_metadata(content, "webp", note="")
 
 
 def spritesheet(frames: Frames, *, max_edge: int = 192) -> bytes:
@@ -211,7 +217,7 @@ def spritesheet(frames: Frames, *, max_edge: int = 192) -> bytes:
         sheet.paste(small, (index % columns * size[0], index // columns * size[1]))
     out = io.BytesIO()
     try:
-        sheet.save(out, "WEBP", quality=80, method=2)
+        sheet.save(out, "WEBP", quality=80, method=2, xmp=mark_packet())
     except OSError as error:
         raise VideoError(f"the spritesheet could not be written: {error}") from error
     return out.getvalue()
@@ -260,15 +266,15 @@ def _ebml(content: bytes, at: int) -> tuple[int, int]:
 # --- mp4 and webm, by libav -------------------------------------------------------------------------------------------
 
 
-def _libav(frames: Frames, fps: int, video_format: VideoFormat, note: str) -> bytes:
+def _libav(frames: Frames, fps: int, video_format: VideoFormat) -> bytes:
     num_frames, height, width = frames.shape[:3]
     if video_format == "mp4":
         codec, options = "libx264", {"crf": "18", "preset": "medium", **_x264_instructions()}
         # The index goes before the frames, so that players start before the whole file is there. libav writes it
-        # into room kept for it; a second pass over the file (faststart) would need a file on disk. Without the note
-        # the index took 0.8 KB for 1 frame, 1.5 KB for 60 and 3.1 KB for 200. Times in 1/(1000 fps) s make durations
-        # exact for every fps.
-        room = len(note.encode()) + 2048 + 32 * num_frames
+        # into room kept for it, of which `write_metadata` leaves none; a second pass over the file (faststart) would
+        # need a file on disk. The index took 0.8 KB for 1 frame, 1.5 KB for 60 and 3.1 KB for 200. Times in
+        # 1/(1000 fps) s make durations exact for every fps.
+        room = 2048 + 32 * num_frames
         timescale = str(1000 * fps)
         container = {"moov_size": str(room), "movie_timescale": timescale, "video_track_timescale": timescale}
     else:
@@ -279,7 +285,6 @@ def _libav(frames: Frames, fps: int, video_format: VideoFormat, note: str) -> by
     file = io.BytesIO()
     # bitexact leaves out dates, random ids and versions.
     with av.open(file, "w", format=video_format, options={"fflags": "+bitexact", **container}) as output:
-        output.metadata["comment"] = note
         stream = cast("VideoStream", output.add_stream(codec, rate=fps, options={**options, "flags": "+bitexact"}))
         context = stream.codec_context
         context.width, context.height, context.pix_fmt = width, height, "yuv420p"

@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from pia_ray import manifest, storage
+from pia_ray import ledger, manifest, read_results, storage
 from pia_ray.catalog import steps
+from pia_ray.catalog.local import run_local
+from pia_ray.catalog.validate import validate
 from pia_ray.config.catalog import CatalogConfig
 from pia_ray.config.model import ModelConfig, build
+from pia_ray.errors import ConfigError
 from pia_ray.media.video import probe
 from pia_ray.testing import FakeAnimator, make_catalog
 from pia_ray.types import ManifestRow
+from tests.certificates import make_files
 
 DEMO = ModelConfig.named("demo").model_copy(update={"long_edge": 64})
+
+
+def configure(folder: Path, **settings: Any) -> CatalogConfig:
+    values = {"manifest": str(make_catalog(folder, rows=1)), "output": str(folder / "out"), "model": DEMO}
+    return build(CatalogConfig, {**values, **settings})
 
 
 @pytest.fixture
 def planned(tmp_path: Path) -> tuple[ManifestRow, CatalogConfig]:
     """One row of a catalogue, and the config of its run."""
-    config = build(
-        CatalogConfig,
-        {"manifest": str(make_catalog(tmp_path, rows=1)), "output": str(tmp_path / "out"), "model": DEMO},
-    )
+    config = configure(tmp_path)
     opened = manifest.open_manifest(config)
     (table,) = manifest.plan(opened, config, model_version="demo@1")
     return manifest.row_from_item(table.to_pylist()[0]), config
@@ -54,3 +62,39 @@ def test_outputs_that_are_committed_again_leave_one_video_and_its_row(planned: t
     assert steps.committed(row, config) is not None
     for uri in (first.thumbnail_uri, first.input_thumbnail_uri):
         assert storage.exists(uri)
+
+
+@pytest.mark.parametrize("level", ["public", "none"])
+def test_a_video_that_tells_too_little_is_made_again_and_put_in_its_own_place(
+    planned: tuple[ManifestRow, CatalogConfig], level: str
+):
+    row, config = planned
+    config = config.model_copy(update={"provenance": level})
+    first = steps.commit(encode(row, config), attempts=1)
+    assert steps.committed(row, config) is None
+    again = steps.commit(encode(row, config), attempts=1)
+    assert (again.status, again.video_uri, again.work_key) == ("succeeded", first.video_uri, row.work_key)
+    told = probe(Path(str(again.video_uri)).read_bytes()).provenance
+    assert told == ({"model": again.model, "work_key": row.work_key} if level == "public" else {})
+
+
+def test_a_run_with_a_certificate_publishes_signed_videos(tmp_path: Path):
+    files = make_files(tmp_path)
+    config = configure(tmp_path, c2pa_certificate=str(files.certificate), c2pa_key=str(files.key))
+    with FakeAnimator(DEMO) as animator:
+        assert run_local(config, animator=animator).progress.num_succeeded == 1
+    (row,) = read_results(config.output).to_pylist()
+    content = Path(row["video_uri"]).read_bytes()
+    assert b"c2pa.created" in content
+    assert hashlib.sha256(content).hexdigest() == row["sha256"]
+    assert ledger.verify(config.output, deep=True).ok
+
+
+def test_a_run_whose_key_does_not_fit_begins_nothing(tmp_path: Path):
+    files, other = make_files(tmp_path), make_files(tmp_path / "other")
+    config = configure(tmp_path, c2pa_certificate=str(files.certificate), c2pa_key=str(other.key))
+    with FakeAnimator(DEMO) as animator, pytest.raises(ConfigError, match="does not fit"):
+        run_local(config, animator=animator)
+    with pytest.raises(ConfigError, match="does not fit"):
+        list(validate(config, fetch=False))
+    assert not Path(config.output).exists()

@@ -26,6 +26,7 @@ from pia_ray.ledger import Lease, Ledger, layout, new_run, runs
 from pia_ray.ledger.index import find_keys, split_keys
 from pia_ray.ledger.parts import write_part
 from pia_ray.manifest import ITEMS_SCHEMA
+from pia_ray.media.marking import ProvenanceLevel, at_level
 from pia_ray.media.video import encode
 from pia_ray.result_row import ResultRow
 from tests.chaos_proxy import CUT_BODY, LOSE_ANSWER, RESET, ChaosProxy, chaos
@@ -722,11 +723,11 @@ def test_planning_removes_the_attempts_of_rows_that_have_their_result(output: st
 # Upkeep
 
 
-def commit(output: str, number: int) -> ResultRow:
+def commit(output: str, number: int, *, level: ProvenanceLevel = "full") -> ResultRow:
     """A real video with its provenance at its place, and its thumbnails."""
     row = row_of(number, output=output)
     frames = np.full((4, 48, 64, 3), 40 * number % 255, np.uint8)
-    video = encode(frames, fps=8, format="mp4", provenance=ledger.provenance(row))
+    video = encode(frames, fps=8, format="mp4", provenance=at_level(ledger.provenance(row), level))
     storage.create_bytes(str(row.video_uri), video.content)
     storage.write_bytes(str(row.thumbnail_uri), b"x")
     storage.write_bytes(str(row.input_thumbnail_uri), b"x")
@@ -805,6 +806,16 @@ def test_missing_and_damaged_videos_are_pending_again_where_asked_for(output: st
     assert not storage.exists(str(rows[1].video_uri))
     assert len(list(storage.list_objects(f"{output}/_ledger/quarantine"))) == 2
     assert ledger.verify(output).missing == [rows[4].video_uri], "the row is of no item of the manifest"
+
+
+def test_rebuild_counts_the_videos_that_tell_too_little_to_restore_their_rows(output: str) -> None:
+    restored = commit(output, 0)
+    commit(output, 1, level="public")
+    commit(output, 2, level="none")
+    rebuilt = ledger.rebuild(output)
+    counts = (rebuilt.num_videos, rebuilt.num_restored, rebuilt.num_reduced, rebuilt.num_foreign)
+    assert counts == (3, 1, 2, 0)
+    assert ledger.read_results(output)["id"].to_pylist() == [restored.id]
 
 
 def test_on_s3_a_damaged_video_is_moved_aside_and_pending_again(s3: str) -> None:

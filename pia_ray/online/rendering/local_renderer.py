@@ -23,6 +23,7 @@ from pia_ray.errors import Busy, Cancelled, PiaRayError, RowError, UnexpectedErr
 from pia_ray.manifest import inputs
 from pia_ray.media import image as pictures
 from pia_ray.media import video
+from pia_ray.media.marking import at_level, require_signable, signer_of
 from pia_ray.online.rendering.renderer import (
     INTERACTIVE,
     Event,
@@ -87,7 +88,7 @@ class LocalRenderer:
             admitted.animated = True
             self._tally.end(request.id)
             self._queue_positions()
-            rendered = await self._in_thread(_encode, animation, request.format, facts)
+            rendered = await self._in_thread(_encode, animation, request.format, facts, self._config)
             log.info(
                 "request %s: %d frames by %s in %.1f s, %.2f s of engine",
                 request.id,
@@ -243,6 +244,8 @@ def decode(request: RenderRequest, config: ServeConfig, *, deadline_s: float | N
     """
     params = request.params
     video.require_encodable(request.format, width=params.width or 8, height=params.height or 8, fps=params.fps)
+    if config.c2pa_certificate is not None:
+        require_signable(request.format)
     limits = {"max_bytes": config.max_image_bytes, "max_pixels": config.max_image_pixels}
     picture = pictures.decode(request.image, background=config.background, **limits).rgb
     references: dict[str, Any] = dict(inputs.decode_references(request.inputs, background=config.background, **limits))
@@ -282,10 +285,16 @@ class _Admitted:
             log.debug("an event came after the event loop had ended")
 
 
-def _encode(animation: Animation, video_format: VideoFormat, judged: Mapping[str, Any]) -> Rendered:
+def _encode(
+    animation: Animation, video_format: VideoFormat, judged: Mapping[str, Any], config: ServeConfig
+) -> Rendered:
     """The video of the animation with its pictures; `judged` are the fields of an animation that has been judged."""
     fps = animation.params.fps
-    encoded = video.encode(animation.frames, fps=fps, format=video_format, provenance=provenance_of(animation))
+    provenance = at_level(provenance_of(animation), config.provenance)
+    encoded = video.encode(animation.frames, fps=fps, format=video_format, provenance=provenance)
+    if (signer := signer_of(config)) is not None:
+        assert animation.image is not None
+        encoded = signer.sign(encoded, picture=pictures.thumbnail(animation.image), model=animation.model)
     video.verify(encoded)
     made = FinishedVideo(
         num_frames=encoded.num_frames,

@@ -18,6 +18,7 @@ from pia_ray import logs, weights
 from pia_ray.config.knobs import suggest
 from pia_ray.config.serve import ServeConfig, is_loopback, load_serve
 from pia_ray.errors import ConfigError
+from pia_ray.media.marking import check_signing
 from pia_ray.online.serve.engines import EngineReplica, MakeAnimator, RayRenderer
 from pia_ray.online.video_jobs import JobStore
 from pia_ray.pia import make_animator
@@ -55,9 +56,10 @@ def build_endpoint(config: ServeConfig, *, make_animator: MakeAnimator) -> serve
     """As `build_app`, with engines on the animators of `make_animator`.
 
     Raises:
-        ConfigError: the options for Serve are wrong.
+        ConfigError: the options for Serve are wrong, or certificate and key cannot sign.
         WeightsError: a model cannot be found.
     """
+    check_signing(config)
     pinned = _pinned(config)
     ingress = serve.deployment(name="Ingress")(Ingress).options(**ingress_options(pinned))
     app: serve.Application = ingress.bind(pinned, bind_engines(pinned, make_animator=make_animator))

@@ -8,6 +8,7 @@ import pickle
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import aclosing, asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,7 @@ from pia_ray.online.rendering.renderer import (
 )
 from pia_ray.takes import Policy, take_seed
 from pia_ray.testing import FakeAnimator
+from tests.certificates import make_files
 
 
 def png(width: int = 64, height: int = 64) -> bytes:
@@ -106,6 +108,29 @@ def test_a_request_yields_its_steps_and_ends_with_a_video_that_plays():
         assert sheet.size == (128, 128)
     assert rendered.video.params.seed is not None
     assert pickle.loads(pickle.dumps(events)) == events
+
+
+def test_a_public_video_tells_the_model_and_not_the_prompt():
+    async def work() -> list[Event]:
+        async with renderer(provenance="public") as made:
+            return await events_of(made, ask())
+
+    rendered = run(work)[-1]
+    assert video.probe(rendered.content).provenance == {"model": rendered.video.model_version}
+    assert b"a cat" not in rendered.content
+
+
+def test_an_endpoint_with_a_certificate_signs_and_refuses_the_format_that_holds_no_manifest(tmp_path: Path):
+    files = make_files(tmp_path)
+    signing = {"c2pa_certificate": str(files.certificate), "c2pa_key": str(files.key)}
+
+    async def work() -> bytes:
+        async with renderer(**signing) as made:
+            with pytest.raises(BadParameter, match="webm has no place for a C2PA manifest"):
+                await events_of(made, ask(format="webm"))
+            return (await events_of(made, ask()))[-1].content
+
+    assert b"c2pa.created" in run(work)
 
 
 @pytest.mark.parametrize("video_format", ["mp4", "gif", "webp", "webm"])
