@@ -21,6 +21,7 @@ from pia_ray.catalog.takes import (
 )
 from pia_ray.config.catalog import CatalogConfig
 from pia_ray.errors import NotAccepted
+from pia_ray.formatting import count_of
 from pia_ray.result_row import FAILED, ResultRow
 from pia_ray.types import ManifestRow
 
@@ -112,6 +113,8 @@ class RowTakes:
         bounds = ", ".join(map(str, self._policy.bounds))
         found = {} if best is None else {bound.number: best.scores.get(bound.number) for bound in self._policy.bounds}
         told = ", ".join(f"{name} {value:.3g}" for name, value in found.items() if value is not None)
-        error = NotAccepted(f"none of {len(self._tried)} takes meets {bounds}; the best has {told or 'no video'}")
+        error = NotAccepted(
+            f"of {count_of(len(self._tried), 'take')} none meets {bounds}; the best has {told or 'no video'}"
+        )
         failed = without_video(self.row, error, model=self._model, run_id=self._run_id, attempts=1)
         return replace(failed, accepted=False, takes=takes_to_json(self._tried))
