@@ -3,6 +3,7 @@
 #   make test              everything: format, lint, types, all tests
 #   make check             format, lint, types and the quick tests
 #   make test-heavy        only the tests with Ray clusters, S3 servers and browsers
+#   make docs              the site of the documents, build/site/index.html; a dead link fails
 #   make soak              random faults from a printed seed, and leaks: PIA_RAY_SOAK_S seconds, 600 if left out
 #   make bench             the benchmarks
 #   make env               only the environment, .venv
@@ -20,7 +21,7 @@ TORCH ?=
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test check test-quick test-heavy soak lint bench
+.PHONY: help env demo test check test-quick test-heavy soak lint docs bench
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -33,7 +34,7 @@ demo: $(READY)
 test: check test-heavy
 
 check: $(READY)
-	@$(MAKE) --no-print-directory --jobs 2 lint test-quick
+	@$(MAKE) --no-print-directory --jobs 2 docs lint test-quick
 
 test-quick: $(READY)
 	$(PYTEST) --numprocesses 3 -m "not heavy"
@@ -48,6 +49,10 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+docs: $(READY)
+	@$(BIN)/python -m tests.docs.site
+	@NO_COLOR=1 $(BIN)/zensical build --strict --clean
 
 bench: $(READY)
 	@set -e; for program in benchmarks/*.py; do echo "== $$program"; $(BIN)/python "$$program"; done

@@ -16,6 +16,7 @@ from typing import Any, Final, Literal
 from pia_ray.config.acceptance import Bound
 from pia_ray.config.resolving import canonical
 from pia_ray.errors import NotAccepted
+from pia_ray.formatting import count_of
 from pia_ray.result_row import JUDGED, ResultRow
 
 _FACTS: Final = ("take", "seed", "gpu_s", "run_id", "error")
@@ -105,7 +106,7 @@ def not_accepted(takes: Sequence[Take], policy: Policy) -> NotAccepted:
     bounds = ", ".join(map(str, policy.bounds))
     found = {} if best is None else {bound.number: best.scores.get(bound.number) for bound in policy.bounds}
     numbers = ", ".join(f"{name} {value:.3g}" for name, value in found.items() if value is not None)
-    return NotAccepted(f"none of {len(takes)} takes meets {bounds}; the best has {numbers or 'no video'}")
+    return NotAccepted(f"of {count_of(len(takes), 'take')} none meets {bounds}; the best has {numbers or 'no video'}")
 
 
 def take_of(row: ResultRow, number: int) -> Take:

@@ -30,6 +30,7 @@ ORDER = (
     "errors",
     "logs",
     "extras",
+    "formatting",
     "config",
     "types",
     "result_row",

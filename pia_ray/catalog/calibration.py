@@ -16,6 +16,7 @@ from pia_ray.catalog.worker import CatalogWorker
 from pia_ray.catalog.workload import evaluated_frames, params_of
 from pia_ray.config.catalog import CatalogConfig
 from pia_ray.errors import ConfigError, OutputError
+from pia_ray.formatting import count_of
 from pia_ray.result_row import SUCCEEDED, ResultRow
 from pia_ray.temporary_folders import temporary_folder
 from pia_ray.types import ManifestRow
@@ -105,8 +106,10 @@ def calibrate_here(
             results = [row for row in pool.map(worker.work, sample) if row is not None]
         done = [row for row in results if row.status == SUCCEEDED]
         if not done:
-            raise ConfigError(f"none of {len(results)} sampled rows could be animated: {results[0].error_message}")
-        return _calibrate(done, config, source=f"{len(done)} rows animated on this machine")
+            raise ConfigError(
+                f"of {count_of(len(results), 'sampled row')} none could be animated: {results[0].error_message}"
+            )
+        return _calibrate(done, config, source=f"{count_of(len(done), 'row')} animated on this machine")
 
 
 def _calibrate(rows: Sequence[ResultRow], config: CatalogConfig, *, source: str) -> Calibration:

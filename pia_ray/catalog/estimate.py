@@ -11,9 +11,9 @@ from typing import Any
 
 from pia_ray.animation import RowAnimator
 from pia_ray.catalog.calibration import Calibration, calibrate_from_output, calibrate_here
-from pia_ray.catalog.formatting import duration, size
 from pia_ray.catalog.workload import Workload, plan_workload
 from pia_ray.config.catalog import CatalogConfig
+from pia_ray.formatting import count_of, duration, size
 
 
 @dataclass(frozen=True)
@@ -99,14 +99,14 @@ def text_of(estimated: Estimate) -> str:
     styles = ", ".join(f"{count:,} {style}" for style, count in load.styles.items())
     lines = [
         *filter(None, [load.columns.text]),
-        f"rows       {load.num_rows:,} in the manifest, {load.num_items:,} videos; {load.num_bad:,} bad, "
+        f"rows       {load.num_rows:,} in the manifest, {count_of(load.num_items, 'video')}; {load.num_bad:,} bad, "
         f"{load.num_before:,} ended before, {load.num_pending:,} to make",
         f"videos     {duration(load.video_s)} of playing time; sizes {load.sizes}"
         if load.num_pending
         else "videos     none to make",
         *([f"styles     {styles}"] if len(load.styles) > 1 else []),
-        f"work       {load.evaluations:,} UNet evaluations, {load.work / 1e9:,.3f} G evaluation-frame-pixels: "
-        f"{load.cost_factor:,.2f} times that of one evaluation per step",
+        f"work       {count_of(load.evaluations, 'UNet evaluation')}, {load.work / 1e9:,.3f} G "
+        f"evaluation-frame-pixels: {load.cost_factor:,.2f} times that of one evaluation per step",
     ]
     if speeds is None:
         lines.append(
@@ -116,7 +116,7 @@ def text_of(estimated: Estimate) -> str:
         return "\n".join(lines)
     assert estimated.gpu_s is not None
     assert estimated.wall_s is not None
-    actors = f"{estimated.num_actors} actor{'s' if estimated.num_actors > 1 else ''}"
+    actors = count_of(estimated.num_actors, "actor")
     stored, cost = estimated.storage_bytes, estimated.cost
     if estimated.takes > 1:
         lines.append(f"retakes    make a row {estimated.takes:,.2f} times as long as one take, as in the measured run")
@@ -125,7 +125,7 @@ def text_of(estimated: Estimate) -> str:
         f"wall time  {duration(estimated.wall_s)} with {actors} as fast as the measured, once up",
         "cost       " + (f"{cost:,.2f}" if cost is not None else "give --price-per-hour"),
         "storage    " + (size(stored) if stored is not None else "not known: the calibration has another format"),
-        f"measured   on {speeds.num_rows:,} rows: {speeds.source} ({', '.join(speeds.workers)}); "
+        f"measured   on {count_of(speeds.num_rows, 'row')}: {speeds.source} ({', '.join(speeds.workers)}); "
         f"half of them are within {speeds.gpu_s.spread:.0%} of what this says",
     ]
     return "\n".join(lines)

@@ -27,9 +27,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pia_ray import ledger, storage
-from pia_ray.catalog.formatting import duration, size
 from pia_ray.config.knob_types import MOTION_NAMES
 from pia_ray.errors import row_errors
+from pia_ray.formatting import duration, size
 from pia_ray.result_row import FAILED, JUDGED, SUCCEEDED, ResultRow
 
 _Row = Mapping[str, Any]

@@ -108,6 +108,7 @@ def _run(config: CatalogConfig, execute: Execute, state: _State, *, started: flo
     check_signing(config, format=config.format)
     opened = manifest.open_manifest(config)
     state.show(Progress("planning", columns=opened.use.text))
+    storage.check_writable(config.output)  # before a hub is asked
     config = settled(config)
     model_version, style_versions = versions_of(config)
     storage.probe(config.output, folders=("videos", "thumbnails"))

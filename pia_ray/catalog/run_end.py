@@ -18,10 +18,10 @@ from urllib.parse import urlsplit
 from pydantic import SecretStr
 
 from pia_ray import ledger, manifest, storage
-from pia_ray.catalog.formatting import duration
 from pia_ray.catalog.progress import Progress, RunSummary
 from pia_ray.config.catalog import CatalogConfig
 from pia_ray.errors import ConfigError, FetchError, JobError, PiaRayError, StorageError
+from pia_ray.formatting import count_of, duration
 from pia_ray.webhooks import Poster
 
 RETRY_DELAYS_S: Final = (2.0, 10.0)
@@ -131,7 +131,7 @@ class EndPost:
 def _facts(config: CatalogConfig, run_id: str | None, progress: Progress, *, seconds: float) -> dict[str, Any]:
     done, failed = progress.num_before + progress.num_succeeded, progress.num_failed_in_all
     takes = progress.takes
-    counts = f"{done} of {progress.num_items} videos, {failed} failed, {progress.num_left} left"
+    counts = f"{done} of {count_of(progress.num_items, 'video')}, {failed} failed, {progress.num_left} left"
     return {
         "run_id": run_id,
         "manifest": ", ".join(map(manifest.redacted, config.manifests)),

@@ -15,6 +15,7 @@ from pia_ray.errors import (
     row_errors,
     run_errors,
 )
+from pia_ray.formatting import count_of
 from pia_ray.result_row import SUCCEEDED, ResultRow
 
 ROWS_IN_A_ROW: Final = 20
@@ -81,6 +82,7 @@ class Verdicts:
             )
         if self._num_failed > self._most:
             return TooManyFailures(
-                f"{self._num_failed} rows failed, more than --max-failures {self._asked} allows: see the results"
+                f"{count_of(self._num_failed, 'row')} failed, more than --max-failures {self._asked} allows: "
+                "see the results"
             )
         return None

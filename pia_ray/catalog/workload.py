@@ -23,6 +23,7 @@ from pia_ray.catalog.settling import settled, versions_of
 from pia_ray.config.catalog import CatalogConfig
 from pia_ray.config.knobs import AnimationParams
 from pia_ray.errors import RowError
+from pia_ray.formatting import count_of
 from pia_ray.ledger.index import Index
 from pia_ray.ledger.planning import sort_items
 from pia_ray.ledger.videos import lost_videos
@@ -196,10 +197,9 @@ def _mean_area(rows: Sequence[ManifestRow], config: CatalogConfig) -> tuple[floa
         areas = [area for area in pool.map(lambda row: _area(row, config, web), rows) if area]
     if not areas:
         square = config.model.long_edge
-        return float(
-            square * square
-        ), f"assumed {square} x {square} px, as none of {len(rows)} pictures could be opened"
-    return statistics.fmean(areas), f"from {len(areas)} pictures, opened, of {len(rows)} drawn at random"
+        why = f"as of {count_of(len(rows), 'picture')} none could be opened"
+        return float(square * square), f"assumed {square} x {square} px, {why}"
+    return statistics.fmean(areas), f"from {count_of(len(areas), 'picture')}, opened, of {len(rows)} drawn at random"
 
 
 def _area(row: ManifestRow, config: CatalogConfig, web: Web) -> int:

@@ -33,6 +33,7 @@ from pia_ray.config.serve import load_serve
 from pia_ray.config.workers import WorkerConfig
 from pia_ray.errors import BadParameter, ConfigError
 from pia_ray.extras import require
+from pia_ray.formatting import count_of
 
 if TYPE_CHECKING:
     from pia_ray.catalog.progress import Progress
@@ -139,8 +140,7 @@ def image_command(args: argparse.Namespace) -> int:
 
     if (extension := Path(args.output).suffix.lower().removeprefix(".")) not in MIME:
         raise ConfigError(f'-o {args.output}: "{extension}" is not a video format, choose from .{", .".join(MIME)}')
-    if not Path(args.output).resolve().parent.is_dir():
-        raise ConfigError(f"there is no folder {Path(args.output).resolve().parent} to write {args.output} to")
+    _check_writable(Path(args.output))
     knobs = knobs_of(args)
     try:
         model = model_for(knobs.pop("style", DEFAULT_STYLE), load_model(args.model or DEFAULT_MODEL), styles_of(args))
@@ -179,6 +179,22 @@ def image_command(args: argparse.Namespace) -> int:
     if args.open and not open_file(args.output):
         print("pia-ray: this system has no program that opens files: open the video by hand", file=sys.stderr)
     return 0
+
+
+def _check_writable(file: Path) -> None:
+    """Refuses a file that cannot be written, before anything is fetched or made.
+
+    Raises:
+        ConfigError: there is no such folder, or it is one itself; OutputError: the system refuses.
+    """
+    from pia_ray import storage
+
+    folder = file.resolve().parent
+    if not folder.is_dir():
+        raise ConfigError(f"there is no folder {folder} to write {file} to")
+    if file.is_dir():
+        raise ConfigError(f"{file} is a folder: name a file")
+    storage.check_writable(str(folder))
 
 
 def validate_command(args: argparse.Namespace) -> int:
@@ -220,8 +236,8 @@ def _validate(config: CatalogConfig, *, fetch: bool, show: int, as_json: bool) -
     if as_json:
         print(json.dumps(counts))
     else:
-        unreachable = f", {counts['unreachable']} unreachable now" if "unreachable" in counts else ""
-        console.print(f"{counts['rows']} work items, {counts['bad']} bad{unreachable}", highlight=False)
+        unreachable = f", {counts['unreachable']:,} unreachable now" if "unreachable" in counts else ""
+        console.print(f"{count_of(counts['rows'], 'work item')}, {counts['bad']:,} bad{unreachable}", highlight=False)
     if opened.use.text:
         print(opened.use.text, file=sys.stderr if as_json else sys.stdout)
     return 1 if counts["bad"] or "unreachable" in counts else 0

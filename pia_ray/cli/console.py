@@ -10,11 +10,11 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from rich.console import Console
 from rich.live import Live
@@ -25,19 +25,16 @@ from rich.table import Table
 from rich.text import Text
 
 from pia_ray import logs
-from pia_ray.catalog.formatting import duration
+from pia_ray.cli.output_report import takes_line
+from pia_ray.formatting import count_of, duration, videos_rate
 
 if TYPE_CHECKING:
     from pia_ray.catalog.progress import Progress, RunSummary
-    from pia_ray.ledger import LiveRun
 
 log = logging.getLogger(__name__)
 
 PLAIN_S: Final = 10.0
 """Seconds between lines where there is no terminal."""
-
-SHOWN_ROWS: Final = 40
-"""Rows in flight that a report names."""
 
 RATE_S: Final = 5.0
 """Shortest time over which a rate is shown, because rows that denoised together end together."""
@@ -173,7 +170,9 @@ def show_summary(console: Console, summary: RunSummary, *, retry_command: str, o
         console.print(f"Nothing to animate: every work item is done{rest}.", highlight=False, soft_wrap=True)
     succeeded, failed = progress.num_before + progress.num_succeeded, progress.num_failed_in_all
     text = Text()
-    text.append(f"{succeeded} of {progress.num_items} work items succeeded", style="bold green" if succeeded else "")
+    text.append(
+        f"{succeeded} of {count_of(progress.num_items, 'work item')} succeeded", style="bold green" if succeeded else ""
+    )
     text.append(f" ({progress.num_succeeded} now, {progress.num_before} before)")
     if failed:
         text.append(f", {failed} failed", style="bold red")
@@ -185,18 +184,13 @@ def show_summary(console: Console, summary: RunSummary, *, retry_command: str, o
     if progress.num_succeeded + progress.num_failed:
         parts = [f"{duration(summary.seconds)} in all", f"{duration(progress.first_row_s)} to the first video"]
         if progress.animating_s >= RATE_S:
-            parts.append(f"then {60 * progress.rows_per_s:.1f} videos/min")
+            parts.append(f"then {videos_rate(progress.rows_per_s)}")
         if progress.busy_share is not None:
             parts.append(f"engine busy {progress.busy_share:.0%}")
         console.print("time      " + ", ".join(parts), highlight=False, soft_wrap=True)
     takes = progress.takes
     if takes.num_accepted or takes.num_given_up:
-        cost = f", which took {takes.retake_gpu_s:,.1f} s of the engine" if takes.num_retaken else ""
-        console.print(
-            f"bounds    {takes.num_accepted} accepted, {takes.num_given_up} not; {takes.num_retaken} retaken{cost}",
-            highlight=False,
-            soft_wrap=True,
-        )
+        console.print(takes_line(takes), highlight=False, soft_wrap=True)
     for code, count in sorted(summary.errors.items(), key=lambda entry: (-entry[1], entry[0])):
         console.print(f"  {count:>6} x {code}", highlight=False)
     console.print(f"results   {open_path(summary.results_uri)}", highlight=False, soft_wrap=True, markup=False)
@@ -216,51 +210,9 @@ def show_summary(console: Console, summary: RunSummary, *, retry_command: str, o
         console.print(f"retry     {retry_command}", highlight=False, soft_wrap=True, markup=False)
 
 
-def show_report(console: Console, facts: Mapping[str, Any]) -> None:
-    """A report as a table of two columns; mappings inside are shown as indented lines."""
-    table = Table(show_header=False, box=None, pad_edge=False)
-    for name, value in facts.items():
-        if isinstance(value, Mapping):
-            table.add_row(escape(name.replace("_", " ")), "")
-            for inner, number in value.items():
-                shown = (
-                    ", ".join(f"p{q} {_number(v)}" for q, v in number.items()) if isinstance(number, Mapping) else None
-                )
-                table.add_row(escape(f"  {inner}"), escape(shown or _number(number)))
-        elif isinstance(value, list | tuple):
-            for entry in value:
-                table.add_row(escape(name.replace("_", " ")), escape(str(entry)))
-        else:
-            table.add_row(escape(name.replace("_", " ")), escape(_number(value)))
-    console.print(table, highlight=False)
-
-
-def show_live(console: Console, live: LiveRun | None, *, store: Mapping[str, Any]) -> None:
-    """The state of the store, and of the run that is at work with its workers and their oldest rows."""
-
-    def line(text: str) -> None:
-        console.print(text, highlight=False, soft_wrap=True, markup=False)
-
-    away = store["state"] == "away"
-    line(f"store is away: {store['reason']}" if away else f"store answered in {store['seconds']:.2f} s")
-    if live is None:
-        if not away:
-            line("no run is at work")
-        return
-    renewed = "" if live.renewed_s is None else f" by {live.driver}, which was seen {duration(live.renewed_s)} ago"
-    ended = ": it has ended, or does not reach the store" if live.expired else ""
-    line(f"run {live.run_id}{renewed}{ended}: {len(live.workers)} workers, {live.num_in_flight} rows in flight")
-    shown = 0
-    for worker in live.workers:
-        busy = "" if worker.busy_share is None else f", engine busy {worker.busy_share:.0%}"
-        line(f"  worker {worker.worker}: {len(worker.rows)} rows{busy}, seen {duration(worker.seen_s)} ago")
-        if worker.outage:
-            line(f"    waits with {worker.num_waiting} finished animations: {worker.outage}")
-        for row in worker.rows[: max(0, SHOWN_ROWS - shown)]:
-            line(f"    {row.id}: {row.stage} for {duration(row.stage_s)}, begun {duration(row.age_s)} ago")
-        shown += len(worker.rows)
-    if shown > SHOWN_ROWS:
-        line(f"  and {shown - SHOWN_ROWS} more rows: --json names all")
+def show_lines(console: Console, lines: Iterable[str]) -> None:
+    """Lines as they are: neither wrapped nor coloured."""
+    console.print(*lines, sep="\n", highlight=False, soft_wrap=True, markup=False)
 
 
 def show_table(console: Console, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -277,7 +229,7 @@ def _facts(progress: Progress) -> str:
         return "".join(parts)
     parts += [f"[red]{progress.num_failed} failed[/red]"] if progress.num_failed else []
     if progress.animating_s >= RATE_S and progress.rows_per_s:
-        parts.append(f"{60 * progress.rows_per_s:.1f} videos/min")
+        parts.append(videos_rate(progress.rows_per_s))
         parts.append(f"{duration(progress.num_left / progress.rows_per_s)} left")
     return " · ".join(parts)
 
@@ -297,19 +249,11 @@ def _line(progress: Progress) -> str:
         if progress.start:
             return progress.start
         if progress.phase == "starting":
-            return f"{progress.num_pending} of {progress.num_items} work items to do: {_PHASES['starting']}"
+            return f"{progress.num_pending} of {count_of(progress.num_items, 'work item')} to do: {_PHASES['starting']}"
         return _PHASES[progress.phase]
     done = progress.num_succeeded + progress.num_failed
     line = f"{done} of {progress.num_pending} done, {progress.num_failed} failed, {progress.num_left} left"
     if progress.animating_s >= RATE_S and progress.rows_per_s:
         rate = progress.rows_per_s
-        line += f", {60 * rate:.1f} videos/min, {duration(progress.num_left / rate)} to go"
+        line += f", {videos_rate(rate)}, {duration(progress.num_left / rate)} to go"
     return line
-
-
-def _number(value: object) -> str:
-    if isinstance(value, float):
-        return f"{value:,.3f}" if abs(value) < 100 else f"{value:,.0f}"
-    if isinstance(value, int):
-        return f"{value:,}"
-    return "-" if value is None else str(value)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from pia_ray.config.model import ModelConfig, load_model, named_models
 from pia_ray.errors import ConfigError
+from pia_ray.formatting import count_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -33,6 +34,8 @@ def models_command(args: argparse.Namespace) -> int:
         return 0
     if args.to is not None:
         raise ConfigError("--to is for models pull NAME")
+    if args.action == "list" and args.name is not None:
+        raise ConfigError(f"models list takes no name: `pia-ray models show {args.name}` shows one model")
     if args.action == "show":
         if args.name is None:
             raise ConfigError("models show needs the name of a model, or a YAML file of one")
@@ -41,7 +44,7 @@ def models_command(args: argparse.Namespace) -> int:
         [name, "yes" if weights.is_pulled(model) else "no", model.base, model.description]
         for name, model in named_models().items()
     ]
-    show_table(make_console(), ["name", "here", "base", "description"], rows)
+    show_table(make_console(), ["name", "fetched", "base", "description"], rows)
     return 0
 
 
@@ -90,5 +93,6 @@ def print_unread_layers(console: Console, models: Iterable[ModelConfig], *, as_j
             if as_json:
                 print(json.dumps({"model": model.name, "lora": name, "unread": unread}))
             else:
-                text = f"model {model.name}: note: {len(unread)} layers of LoRA {name} have no place in it, such as"
-                console.print(f"{text} {unread[0]}", highlight=False, soft_wrap=True, markup=False)
+                layers = f"{count_of(len(unread), 'layer')} of LoRA {name} without a place in it"
+                text = f"model {model.name}: note: {layers}, such as {unread[0]}"
+                console.print(text, highlight=False, soft_wrap=True, markup=False)

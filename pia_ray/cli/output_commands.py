@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any, Final
 from pia_ray.config.acceptance import parse_bounds
 from pia_ray.config.catalog import DAMAGED, MISSING
 from pia_ray.errors import ConfigError, LedgerError, OutputError, OutputUnavailable, StorageError
+from pia_ray.formatting import count_of
 
 if TYPE_CHECKING:
-    from pia_ray.ledger import Lease, Ledger, LiveRun, Verified
+    from pia_ray.ledger import Lease, Ledger, LedgerSummary, LiveRun, Verified
 
 SHOWN_MISSING: Final = 100
 """Videos that `judge` names, the worst first; `--json` names all."""
@@ -27,27 +28,28 @@ FOLLOW_S: Final = 5.0
 
 def report_command(args: argparse.Namespace) -> int:
     from pia_ray import storage
-    from pia_ray.cli.console import make_console, show_live, show_report
+    from pia_ray.cli.console import make_console, show_lines
+    from pia_ray.cli.output_report import live_lines, summary_lines
 
     console = make_console()
     while True:
         began = time.monotonic()
         try:
             with storage.hurry() if args.follow else contextlib.nullcontext():
-                facts, live, damaged = _reported(args.output)
+                found, live, damaged = _reported(args.output)
             store: dict[str, Any] = {"state": "answers", "seconds": time.monotonic() - began}
         except OutputUnavailable as error:
             if not args.follow:
                 raise
-            facts, live, damaged, store = {}, None, None, {"state": "away", "reason": error.message}
+            found, live, damaged, store = None, None, None, {"state": "away", "reason": error.message}
         if args.json:
             shown = dataclasses.asdict(live) if live is not None else None
-            print(json.dumps({**facts, "store": store, "live": shown}, default=str), flush=True)
+            print(json.dumps({**_facts(found), "store": store, "live": shown}, default=str), flush=True)
         else:
             if args.follow and console.is_terminal:
                 console.clear()
-            show_report(console, facts)
-            show_live(console, live, store=store)
+            summary = [] if found is None else summary_lines(found)
+            show_lines(console, [*summary, *live_lines(live, store=store)])
         if damaged is not None:
             raise LedgerError(damaged)
         if not args.follow:
@@ -56,8 +58,15 @@ def report_command(args: argparse.Namespace) -> int:
         time.sleep(max(FOLLOW_S, 4 * (time.monotonic() - began)))
 
 
-def _reported(output: str) -> tuple[dict[str, Any], LiveRun | None, str | None]:
-    """The facts of an output, the run at work on it, and what to do where all of its ledger is damaged.
+def _facts(found: LedgerSummary | None) -> dict[str, Any]:
+    """The summary as JSON values; nothing where the store is away."""
+    if found is None:
+        return {}
+    return {**dataclasses.asdict(found), "run": found.run and found.run.run_id}
+
+
+def _reported(output: str) -> tuple[LedgerSummary, LiveRun | None, str | None]:
+    """The summary of an output, the run at work on it, and what to do where all of its ledger is damaged.
 
     Raises:
         OutputError: the store refuses; OutputUnavailable: it does not answer.
@@ -65,8 +74,7 @@ def _reported(output: str) -> tuple[dict[str, Any], LiveRun | None, str | None]:
     from pia_ray import ledger
 
     opened = _open_ledger(output)
-    facts = dataclasses.asdict(ledger.summary(opened))
-    facts["run"] = facts["run"] and facts["run"]["run_id"]
+    found = ledger.summary(opened)
     try:
         live = ledger.live_run(output)
     except StorageError as error:
@@ -74,10 +82,10 @@ def _reported(output: str) -> tuple[dict[str, Any], LiveRun | None, str | None]:
     damaged = None
     if opened.index.damaged and not opened.index.part_uris:
         damaged = (
-            f"all {len(opened.index.damaged)} parts of the ledger of {output} are damaged: "
+            f"every part of the ledger of {output} is damaged ({count_of(len(opened.index.damaged), 'part')}): "
             f"`pia-ray ledger rebuild {shlex.quote(output)}` restores the rows from the videos"
         )
-    return facts, live, damaged
+    return found, live, damaged
 
 
 def _open_ledger(output: str) -> Ledger:
@@ -111,7 +119,7 @@ def _output_error(output: str, error: StorageError) -> OutputError:
 
 def judge_command(args: argparse.Namespace) -> int:
     from pia_ray.catalog.judging import judge_output, write_csv
-    from pia_ray.cli.console import make_console
+    from pia_ray.cli.console import make_console, show_lines
 
     try:
         bounds = parse_bounds(args.accept)
@@ -123,7 +131,7 @@ def judge_command(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(dataclasses.asdict(judged)))
         return 0
-    lines = [f"{judged.num_accepted} of {judged.num_videos} videos meet {', '.join(map(str, bounds))}"]
+    lines = [f"{judged.num_accepted:,} of {count_of(judged.num_videos, 'video')} within {', '.join(map(str, bounds))}"]
     lines += [f"  {count:>6} miss {bound}" for bound, count in judged.num_by_bound.items()]
     lines += [f"  {count:>6} have no {name}, which counts as met" for name, count in judged.num_unmeasured.items()]
     for each in judged.missing[:SHOWN_MISSING]:
@@ -131,7 +139,7 @@ def judge_command(args: argparse.Namespace) -> int:
         lines.append(f"{each.id}{number}: {', '.join(f'{name} {value:.4g}' for name, value in each.numbers.items())}")
     if (more := len(judged.missing) - SHOWN_MISSING) > 0:
         lines.append(f"and {more} more: --json or --csv FILE names all")
-    make_console().print(*lines, sep="\n", highlight=False, soft_wrap=True, markup=False)
+    show_lines(make_console(), lines)
     return 0
 
 
@@ -147,7 +155,8 @@ def ledger_command(args: argparse.Namespace) -> int:
     from rich.progress import Progress as Bar
 
     from pia_ray import ledger
-    from pia_ray.cli.console import make_console, show_report
+    from pia_ray.cli.console import make_console, show_lines
+    from pia_ray.cli.output_report import compacted_line, rebuilt_lines, verified_lines
 
     if args.action != "verify" and (args.deep or args.repair):
         raise ConfigError("--deep and --repair are for ledger verify")
@@ -155,11 +164,11 @@ def ledger_command(args: argparse.Namespace) -> int:
     if args.action == "compact":
         with _lease(args.output), _open_ledger(args.output) as opened:
             before, after = opened.compact()
-        print(f"{before} parts are now {after}")
+        print(compacted_line(before, after))
         return 0
     if args.action == "rebuild":
         with _lease(args.output):
-            show_report(make_console(), dataclasses.asdict(ledger.rebuild(args.output)))
+            show_lines(make_console(), rebuilt_lines(ledger.rebuild(args.output)))
         return 0
     console = make_console()
     with Bar(console=console, transient=True, disable=not console.is_terminal) as bar:
@@ -167,10 +176,10 @@ def ledger_command(args: argparse.Namespace) -> int:
         found = ledger.verify(
             args.output, deep=args.deep, observe=lambda done, total: bar.update(task, completed=done, total=total)
         )
-    show_report(console, dataclasses.asdict(found))
+    lines = verified_lines(found, deep=args.deep)
     if not found.ok:
-        lines = _repairs(args.output, found) if args.repair else ["`--repair` says how to mend this"]
-        console.print(*lines, sep="\n", highlight=False, soft_wrap=True, markup=False)
+        lines += _repairs(args.output, found) if args.repair else ["`--repair` says how to mend this"]
+    show_lines(console, lines)
     return 0 if found.ok else 1
 
 

@@ -85,9 +85,9 @@ def make_parser() -> Parser:
     _bench_flags(add("bench", commands.bench_command, text))
     _serve_flags(add("serve", commands.serve_command, "the endpoint and its page on this machine, until interrupted"))
 
-    models_help = "named models; `models pull NAME` fetches and verifies weights, `show` reads them"
+    models_help = "list named models; `models pull NAME` fetches and verifies weights, `show` reads them"
     models = add("models", model_commands.models_command, models_help)
-    models.add_argument("action", nargs="?", choices=("pull", "show"))
+    models.add_argument("action", nargs="?", choices=("list", "pull", "show"), help="list if left out")
     models.add_argument("name", nargs="?", metavar="NAME|FILE")
     models.add_argument(
         "--to", metavar="URI", help="with pull: also copy the weights to a folder or s3:// prefix that workers share"

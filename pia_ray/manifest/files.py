@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from pia_ray.config.catalog import CatalogConfig
 from pia_ray.errors import ManifestError, ManifestUnavailable, PiaRayError, StorageError
+from pia_ray.formatting import count_of
 from pia_ray.manifest.arrow_files import read_arrow, scan_arrow
 from pia_ray.manifest.columns import image_names
 from pia_ray.manifest.finding import Found, common_folder, find_names, kind_of, partitions_of
@@ -164,7 +165,7 @@ def _open(root: str, name: str, config: CatalogConfig) -> TableFile:
             named = [column for column in header if column]
             no_twins(named, name)
             if len(named) < len(header):
-                _log.warning("%s: %d columns without a name are left out", name, len(header) - len(named))
+                _log.warning("%s: left out: %s without a name", name, count_of(len(header) - len(named), "column"))
             count = None if next(rows_left, None) is not None else 0
         return replace(file, schema=pa.schema([(column, pa.string()) for column in named]), num_rows=count)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:

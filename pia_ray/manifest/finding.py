@@ -19,6 +19,7 @@ from urllib.parse import unquote
 
 from pia_ray import storage
 from pia_ray.errors import ManifestError, ManifestUnavailable, StorageError
+from pia_ray.formatting import count_of
 from pia_ray.manifest.references import is_unicode, redacted
 from pia_ray.manifest.tables import Kind
 from pia_ray.storage import sources
@@ -236,9 +237,9 @@ def _sorted_out(uri: str, root: str, names: Sequence[str], *, num_deeper: int) -
     left_out = set(names).difference(tables, pictures, captions.values())
     parts = _counted(left_out)
     if tables and pictures:
-        parts.append(f"{len(pictures)} pictures, which are items only where a row names them")
+        parts.append(f"{count_of(len(pictures), 'picture')}, items only where a row names them")
     if num_deeper:
-        parts.append(f"{num_deeper} files in its subfolders (a glob with ** takes them too)")
+        parts.append(f"{count_of(num_deeper, 'file')} in its subfolders (a glob with ** takes them too)")
     if parts and (tables or pictures):
         _log.warning("%s: left out are %s", uri, ", ".join(parts))
     if not tables and not pictures:

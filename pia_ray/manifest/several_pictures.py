@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from pia_ray.config.knobs import folded_name
 from pia_ray.errors import BadParameter
+from pia_ray.formatting import count_of
 from pia_ray.manifest.finding import PICTURES
 from pia_ray.manifest.items import id_text
 from pia_ray.manifest.tables import Chunk, Columns, PictureOfRow, TableFile, is_empty
@@ -55,7 +56,9 @@ def each_picture(
             yield _expanded(chunk, file, columns, owners, products, pictures)
     if products is not None and products.num_without:
         _log.warning(
-            "%s: left out are %d rows that continue a product and have no picture", file.name, products.num_without
+            "%s: left out: %s to continue a product, without a picture",
+            file.name,
+            count_of(products.num_without, "row"),
         )
 
 

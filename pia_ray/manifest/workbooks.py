@@ -14,6 +14,7 @@ from xml.etree.ElementTree import ParseError
 import pyarrow as pa
 
 from pia_ray.errors import ManifestError
+from pia_ray.formatting import count_of
 from pia_ray.manifest.tables import Chunk, TableFile, bytes_of, no_twins
 from pia_ray.manifest.text import text_chunks
 
@@ -36,7 +37,7 @@ def scan_workbook(file: TableFile) -> TableFile:
         names = [name for name in header if name]
         no_twins(names, file.name)
         if len(names) < len(header):
-            _log.warning("%s: %d columns without a name are left out", file.name, len(header) - len(names))
+            _log.warning("%s: left out: %s without a name", file.name, count_of(len(header) - len(names), "column"))
     schema = pa.schema([(name, pa.string()) for name in names])
     first = next(read_workbook(file, names[:1], pa.schema([])), None)
     return replace(file, schema=schema, num_rows=None if first is not None else 0)

@@ -10,6 +10,7 @@ from pia_ray.storage.client import declare_buckets, forget_clients
 from pia_ray.storage.counts import Usage, count_read, usage
 from pia_ray.storage.objects import (
     arrow_filesystem,
+    check_writable,
     clock,
     conditional_writes,
     copy_to_file,
@@ -37,6 +38,7 @@ __all__ = [
     "ObjectStat",
     "Usage",
     "arrow_filesystem",
+    "check_writable",
     "clock",
     "conditional_writes",
     "copy_to_file",

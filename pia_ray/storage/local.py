@@ -9,6 +9,7 @@ import hashlib
 import os
 import shutil
 import stat
+import tempfile
 import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -51,6 +52,15 @@ def write_bytes(uri: str, content: bytes) -> None:
 def create_bytes(uri: str, content: bytes) -> bool:
     with local_errors("write", uri), temporary_beside(local_path(uri), content) as temporary:
         return _link(temporary, local_path(uri))
+
+
+@patient
+def check_writable(uri: str) -> None:
+    folder = local_path(uri).absolute()
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    with local_errors("write", uri), tempfile.TemporaryFile(dir=folder):
+        pass
 
 
 @patient

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -186,7 +187,7 @@ def probe(output_uri: str, *, folders: Sequence[str] = ()) -> None:
     """
     uri = join(output_uri, "_ledger", f"probe-{uuid.uuid4().hex}")
     content = b"pia-ray was here to see whether it can write"
-    try:
+    with _refusals(output_uri, uri):
         if is_s3(uri):
             s3.greet(uri)
         create_bytes(uri, content)
@@ -205,11 +206,36 @@ def probe(output_uri: str, *, folders: Sequence[str] = ()) -> None:
             beside = join(output_uri, folder, uri.rpartition("/")[2])
             create_bytes(beside, content)
             delete(beside)
-    except StorageNotFound as error:
-        raise OutputError(f"{error.message} Create it, or choose another --output.") from None
+
+
+def check_writable(uri: str) -> None:
+    """Writes and removes a file in the folder, or in the nearest above it that exists; on S3 an object below it.
+
+    Leaves no trace, so that it can come before what may be refused for other reasons.
+
+    Raises:
+        OutputUnavailable, OutputError: as `probe`.
+    """
+    name = join(uri, "_ledger", f"probe-{uuid.uuid4().hex}")
+    with _refusals(uri, name):
+        if not is_s3(uri):
+            local.check_writable(uri)
+        else:
+            create_bytes(name, b"")
+            delete(name)
+
+
+@contextmanager
+def _refusals(output_uri: str, uri: str) -> Iterator[None]:
+    """Turns what the store refuses of `uri`, a name that is ours, into an error about the output."""
+    try:
+        yield
     except StorageError as error:
+        reason = error.message.replace(uri, output_uri)
+        if isinstance(error, StorageNotFound):
+            raise OutputError(f"{reason} Create it, or choose another.") from None
         kind = OutputUnavailable if error.retryable else OutputError
-        raise kind(f"the output {output_uri} cannot be used: {error.message}") from None
+        raise kind(f"the output {output_uri} cannot be used: {reason}") from None
 
 
 def sweep(uri: str, *, older_than_s: float = STALE_TEMPORARY_S) -> int:

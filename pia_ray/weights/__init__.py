@@ -123,6 +123,8 @@ def copy(model: ModelConfig, uri: str) -> ModelConfig:
     """
     if not storage.is_s3(uri):
         uri = str(storage.local_path(uri).absolute())
+    if not storage.exists(storage.join(uri, MODEL_FILE)):  # a whole copy may be in a store that can only be read
+        storage.check_writable(uri)
     found = _find(model, refresh=True)
     version = _version(model, [(part, identity) for part, _, identity in found])
     sources = [copies.Source(part, location) for part, location, _ in found]

@@ -73,7 +73,7 @@ def test_a_setting_comes_from_a_flag_then_a_variable_then_the_file(
     monkeypatch.setenv("PIA_RAY_CONFIG", "run.yaml")
     assert "2 work items" in run(capsys, "validate")[1]
     monkeypatch.setenv("PIA_RAY_LIMIT", "1")
-    assert "1 work items" in run(capsys, "validate")[1]
+    assert "1 work item" in run(capsys, "validate")[1]
     assert "2 work items" in run(capsys, "validate", "--limit", "2")[1]
     monkeypatch.setenv("PIA_RAY_LIMIT", "")
     assert "2 work items" in run(capsys, "validate")[1]

@@ -343,11 +343,11 @@ def test_a_misspelt_setting_is_named_before_the_one_that_is_missing(pia: Pia, tm
 def test_validate_estimate_and_a_dry_run_take_the_config_of_a_run_alone(pia: Pia, tmp_path: Path) -> None:
     settings = {"manifest": str(good(tmp_path)), "output": "out", "model": "demo"}
     Path("run.yaml").write_text(yaml.safe_dump(settings))
-    assert pia("validate", "--config", "run.yaml").out.splitlines()[-1] == "1 work items, 0 bad"
-    assert "1 in the manifest, 1 videos; 0 bad" in pia("estimate", "--config", "run.yaml").out
+    assert pia("validate", "--config", "run.yaml").out.splitlines()[-1] == "1 work item, 0 bad"
+    assert "1 in the manifest, 1 video; 0 bad" in pia("estimate", "--config", "run.yaml").out
     dry = pia("animate", "--config", "run.yaml", "--dry-run")
     assert dry.code == 0
-    assert "1 work items, 0 bad" in dry.out
+    assert "1 work item, 0 bad" in dry.out
     assert "0 ended before, 1 to make" in dry.out
     assert not Path("out").exists()
     assert "manifest is missing" in pia("validate").err
@@ -453,7 +453,7 @@ def test_validate_prints_bad_rows_with_row_and_field_and_exits_1(pia: Pia, tmp_p
 
 def test_validate_of_a_fine_manifest_exits_0_and_a_bad_one_2(pia: Pia, tmp_path: Path) -> None:
     ended = pia("validate", good(tmp_path))
-    assert (ended.code, ended.out) == (0, "1 work items, 0 bad\n")
+    assert (ended.code, ended.out) == (0, "1 work item, 0 bad\n")
     assert pia("validate", "nowhere.csv").code == 2
     Path("m.csv").write_text("picture,prompt\na.png,sea\n")
     assert pia("validate", "m.csv").code == 2
@@ -517,8 +517,12 @@ def output(tmp_path: Path) -> Path:
 def test_report_tells_counts_and_errors_as_text_and_json(pia: Pia, output: Path) -> None:
     ended = pia("report", output)
     assert ended.code == 0
-    assert "num succeeded 7" in cells(ended.out)
-    assert "image_truncated 1" in cells(ended.out)
+    assert "7 of 10 work items succeeded, 3 failed, none left" in ended.out
+    assert "1 x image_truncated" in ended.out
+    assert "flags     none" in ended.out
+    assert "_" not in ended.out.replace("image_truncated", "").replace("unsupported_image", "").replace(
+        "image_not_found", ""
+    )
     facts = json.loads(pia("report", output, "--json").out)
     assert (facts["num_items"], facts["num_succeeded"], facts["num_failed"]) == (10, 7, 3)
     assert facts["errors"] == {"image_truncated": 1, "unsupported_image": 1, "image_not_found": 1}
@@ -570,14 +574,17 @@ def test_gallery_writes_the_page_and_prints_where(pia: Pia, output: Path) -> Non
 def test_ledger_verify_compact_and_rebuild_after_a_run(pia: Pia, output: Path) -> None:
     ended = pia("ledger", "verify", output)
     assert ended.code == 0
-    assert "num succeeded 7" in cells(ended.out)
-    assert pia("ledger", "compact", output).out == "1 parts are now 1\n"
+    assert ended.out.splitlines() == [
+        "7 videos checked by size: none missing or damaged (--deep reads every byte)",
+        "3 failed rows without a video",
+    ]
+    assert pia("ledger", "compact", output).out == "the ledger has 1 part, as before\n"
     before = read_results(str(output))
     for part in storage.list_objects(f"{output}/_ledger/parts"):
         storage.delete(part.uri)
     ended = pia("ledger", "rebuild", output)
     assert ended.code == 0
-    assert "num restored 7" in cells(ended.out)
+    assert ended.out == "7 videos found, 7 rows restored from them; the results have 7 rows\n"
     succeeded = before.filter(pa.compute.equal(before["status"], "succeeded"))
     assert read_results(str(output))["id"].to_pylist() == succeeded["id"].to_pylist()
     lost = Path(read_results(str(output))["video_uri"][0].as_py())
@@ -597,7 +604,8 @@ def test_a_deep_verify_finds_a_video_that_is_damaged_from_its_middle_on(pia: Pia
     video.write_bytes(content[:200] + bytes(len(content) - 200))
     ended = pia("ledger", "verify", output, "--deep", "--repair")
     assert ended.code == 1
-    assert "num damaged 1" in cells(ended.out)
+    assert "1 of 7 videos missing or damaged" in ended.out
+    assert f"  1 damaged\n    {video}" in ended.out
     assert ended.out.count("--remake damaged") == 1
     assert pia("ledger", "compact", output, "--deep").code == 2
 
@@ -614,6 +622,7 @@ def test_ledger_commands_that_rewrite_refuse_while_a_run_is_at_work(pia: Pia, ou
 def test_models_lists_names_and_pull_verifies_them(pia: Pia) -> None:
     ended = pia("models")
     assert ended.code == 0
+    assert pia("models", "list") == ended
     assert "demo yes embedded" in cells(ended.out)
     assert "SG161222/Realistic_Vision_V6.0_B1_noVAE" in ended.out, "no part of a name is cut off"
     ended = pia("models", "pull", "demo")
@@ -645,7 +654,7 @@ def test_models_show_says_what_a_model_is_made_of_and_what_of_its_loras_has_no_p
     (tmp_path / "m.csv").write_text("id,image,prompt\na,a.png,sea\n")
     ended = pia("validate", "m.csv", "--model", str(tmp_path / "fast.yaml"))
     assert ended.code == 0
-    assert "note: 1 layers of LoRA few have no place in it, such as lora_unet_nowhere" in ended.out
+    assert "note: 1 layer of LoRA few without a place in it, such as lora_unet_nowhere" in ended.out
 
 
 def test_the_version_is_the_package_s(pia: Pia) -> None:
@@ -727,6 +736,24 @@ def test_image_called_wrongly_exits_2(pia: Pia, tmp_path: Path, words: list[str]
     ended = pia("image", "--model", "demo", *words)
     assert ended.code == 2
     assert told in ended.err
+
+
+@pytest.mark.parametrize(
+    ("words", "folder"),
+    [
+        ("image a.png --prompt sea -o /proc/v.mp4", "/proc"),
+        ("animate m.csv --output /proc/out", "/proc/out"),
+        ("models pull realistic-vision --to /proc/weights", "/proc/weights"),
+    ],
+)
+def test_an_output_that_cannot_be_written_is_told_before_the_hub_is_asked(
+    pia: Pia, tmp_path: Path, words: str, folder: str
+) -> None:
+    ended = pia(*(word.replace("m.csv", str(good(tmp_path))) for word in words.split()))
+    assert ended.code == 2
+    assert f"{folder}:" in ended.err
+    assert "probe" not in ended.err
+    assert "hub" not in ended.err
 
 
 def test_a_picture_that_cannot_be_used_is_a_failed_row_and_exits_1(pia: Pia) -> None:

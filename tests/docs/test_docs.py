@@ -23,6 +23,7 @@ from pia_ray.ledger import RESULTS_SCHEMA
 from pia_ray.result_row import ResultRow
 from tests.docs.api_page import GROUPS
 from tests.docs.generated import GUIDES, PAGES, README, ROOT, TABLES, below, index_page, meaning_of, table
+from tests.docs.site import page, pages
 
 DOCUMENTS = sorted(
     path for path in ROOT.rglob("*.md") if not {".venv", "build", "out"} & set(path.relative_to(ROOT).parts[:-1])
@@ -130,6 +131,17 @@ def test_every_guide_is_reached_from_the_readme_and_the_index() -> None:
     for path in (ROOT / "docs").glob("*.md"):
         assert path.name == "pypi.md" or f"](docs/{path.name}" in README.read_text("utf-8"), path.name
         assert path.name == "README.md" or f"]({path.name}" in (ROOT / "docs/README.md").read_text("utf-8"), path.name
+
+
+def test_the_site_has_every_guide_and_links_to_the_repository_for_what_is_not_a_page() -> None:
+    names = set(pages())
+    guides = {path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md") if path.name != "pypi.md"}
+    assert guides <= names
+    for name in guides | {"README.md"}:
+        text = re.sub(r"```.*?```", "", page(name, names), flags=re.DOTALL)
+        for target in re.findall(r"\]\((?!https?:|#)([^)#\s]+)", text):
+            there = (ROOT / name).parent.joinpath(target).resolve().relative_to(ROOT.resolve())
+            assert there.as_posix() in names, f"{name}: {target}"
 
 
 def test_the_readme_stays_short_enough_to_read() -> None:

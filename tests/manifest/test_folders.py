@@ -103,7 +103,7 @@ def test_files_without_extension_are_pictures_but_where_there_are_tables(
     caplog.clear()
     assert [item["id"] for item in items_of(f"{folder}/three")] == ["1"]
     assert "1 without extension" in caplog.text
-    assert "1 pictures, which are items only where a row names them" in caplog.text
+    assert "1 picture, items only where a row names them" in caplog.text
 
 
 def test_pictures_in_subfolders_are_counted_where_those_in_the_folder_are_taken(

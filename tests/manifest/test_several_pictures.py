@@ -135,7 +135,7 @@ def test_continuation_rows_bring_further_pictures_of_a_product(
     path = write(tmp_path / "m.csv", SHOPIFY)
     with caplog.at_level(logging.WARNING):
         found = items_of(path, defaults={"prompt": "a photo of {Title}"})
-    assert caplog.messages == ["m.csv: left out are 1 rows that continue a product and have no picture"]
+    assert caplog.messages == ["m.csv: left out: 1 row to continue a product, without a picture"]
     assert [(item["image"][-5:], item["picture_index"], item["prompt"], item["error_code"]) for item in found] == [
         ("a.jpg", 0, "a photo of Red Shirt", None),
         ("b.jpg", 1, "a photo of Red Shirt", None),

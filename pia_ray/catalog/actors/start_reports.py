@@ -16,7 +16,7 @@ from typing import Any, Final, Protocol, Self
 import ray
 from ray.experimental import internal_kv
 
-from pia_ray.catalog.formatting import size
+from pia_ray.formatting import size
 from pia_ray.weights.transfers import TRANSFERS
 
 log = logging.getLogger(__name__)

@@ -16,14 +16,15 @@ from pia_ray.types import ManifestRow
 
 def given_up(deaths: Sequence[ledger.AttemptRecord]) -> RowError:
     """The error of a row that has ended its worker each time."""
+    tries = "1 try" if len(deaths) == 1 else f"{len(deaths)} tries"
     if any(record.state == "timeout" for record in deaths):
         return Timeout(
-            f"the row hung, and its worker was ended, at its last of {len(deaths)} tries: check its picture and size, "
+            f"the row hung, and its worker was ended, at the last of {tries}: check its picture and size, "
             "or raise row_timeout_s, then run again with --retry timeout"
         )
     return WorkerDied(
-        f"the worker died each of the {len(deaths)} times that this row was tried: check its picture "
-        "and size, then run again with --retry worker_died"
+        f"the worker died at each of {tries} of this row: check its picture and size, "
+        "then run again with --retry worker_died"
     )
 
 

@@ -20,6 +20,7 @@ from pia_ray.animation import Animation, RowAnimator, provenance_of
 from pia_ray.config.knob_types import VideoFormat
 from pia_ray.config.serve import ServeConfig
 from pia_ray.errors import Busy, Cancelled, PiaRayError, RowError, UnexpectedError, WeightsError
+from pia_ray.formatting import count_of
 from pia_ray.manifest import inputs
 from pia_ray.media import image as pictures
 from pia_ray.media import video
@@ -195,7 +196,10 @@ class LocalRenderer:
         waiting = config.max_waiting if request.priority == INTERACTIVE else config.max_waiting // 2
         if len(self._admitted) >= config.max_batch_size + waiting:
             after_s = self._tally.seconds_until_free(config.max_batch_size)
-            raise Busy(f"{len(self._admitted)} requests are queued or run: try again in about {after_s:.0f} s", after_s)
+            raise Busy(
+                f"{count_of(len(self._admitted), 'request')} queued or running: try again in about {after_s:.0f} s",
+                after_s,
+            )
         if all(each.animated for each in self._admitted):
             self._stepped_at = time.monotonic() - self._stalled_before_s  # idle until now
         self._num_arrivals += 1

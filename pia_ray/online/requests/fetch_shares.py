@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from pia_ray.errors import Busy
+from pia_ray.formatting import count_of
 
 _RETRY_S = 5.0
 
@@ -92,7 +93,7 @@ class FetchShares:
 
     def _refusal(self, owner: str) -> str:
         num_own = self._held[(owner,)]
-        return f"{num_own} pictures of yours are being fetched, and their servers are slow: try again, or send files."
+        return f"{count_of(num_own, 'picture')} of yours being fetched from slow servers: try again, or send files."
 
 
 def _host(url: str) -> str:

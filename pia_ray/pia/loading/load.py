@@ -20,6 +20,7 @@ from transformers.utils import logging as transformers_logging
 
 from pia_ray.config.model import ModelConfig
 from pia_ray.errors import WeightsError
+from pia_ray.formatting import count_of
 from pia_ray.pia.components import Changeable, Components, Lora, Part, SharedTensors
 from pia_ray.pia.device.cpu_time import slow_on_cpu
 from pia_ray.pia.device.memory import limit_memory
@@ -136,8 +137,8 @@ def _loras_of_rows(weights: LocalWeights, model: ModelConfig, components: Compon
 
 def _warn_of_unread(name: str, file: LoraFile) -> None:
     if file.unread:
-        text = "LoRA %s: %d of %d layers have no place in this model and are left out, such as %s"
-        log.warning(text, name, len(file.unread), file.num_layers, file.unread[0])
+        text = "LoRA %s: left out: %d of %s, without a place in this model, such as %s"
+        log.warning(text, name, len(file.unread), count_of(file.num_layers, "layer"), file.unread[0])
 
 
 def own_scheduler(weights: LocalWeights, model: ModelConfig) -> Any:

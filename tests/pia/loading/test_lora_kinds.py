@@ -200,5 +200,5 @@ def test_layers_that_the_model_has_not_are_counted_and_named_and_the_others_merg
     model = ModelConfig(name="tiny", base=str(folder), device="cpu", long_edge=32, size_step=16, loras=loras)
     with caplog.at_level(logging.WARNING):
         assemble(resolve(model), model)
-    assert f"LoRA x: 1 of {found.num_layers} layers have no place in this model" in caplog.text
+    assert f"LoRA x: left out: 1 of {found.num_layers} layers, without a place in this model" in caplog.text
     assert "lora_unet_nowhere" in caplog.text
