@@ -147,6 +147,11 @@ def rebuilt_lines(found: Rebuilt) -> list[str]:
         f"{count_of(found.num_videos, 'video')} found, {count_of(found.num_restored, 'row')} restored from them; "
         f"the results have {count_of(found.num_results, 'row')}"
     ]
+    if found.num_reduced:
+        lines.append(
+            f"{count_of(found.num_reduced, 'video')} without a row and with reduced provenance: "
+            "the next run animates them again"
+        )
     if found.num_foreign:
         lines.append(f"{count_of(found.num_foreign, 'file')} below videos/ damaged or not of pia-ray")
         lines += [f"    {uri}" for uri in found.foreign[:SHOWN_FILES]]

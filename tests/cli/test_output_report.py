@@ -89,7 +89,10 @@ def test_verify_names_what_is_wrong_and_nothing_else() -> None:
 
 
 def test_rebuild_and_compact_count_in_words() -> None:
-    assert rebuilt_lines(Rebuilt(1, 0, 0, [], 1)) == [
+    assert rebuilt_lines(Rebuilt(1, 0, 0, 0, [], 1)) == [
         "1 video found, 0 rows restored from them; the results have 1 row"
+    ]
+    assert rebuilt_lines(Rebuilt(2, 1, 1, 0, [], 1))[1:] == [
+        "1 video without a row and with reduced provenance: the next run animates them again"
     ]
     assert compacted_line(3, 1) == "the ledger has 1 part, after 3 before"

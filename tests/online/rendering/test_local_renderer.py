@@ -473,7 +473,7 @@ def test_with_unaccepted_fail_a_request_whose_takes_all_miss_fails() -> None:
         async with renderer() as made:
             await events_of(made, uneven("flicker<=0.0005", retakes=1, unaccepted="fail"))
 
-    with pytest.raises(NotAccepted, match=r"none of 2 takes meets flicker<=0\.0005; the best has flicker 0\.1"):
+    with pytest.raises(NotAccepted, match=r"of 2 takes none meets flicker<=0\.0005; the best has flicker 0\.1"):
         run(work)
 
 
