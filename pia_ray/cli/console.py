@@ -127,6 +127,9 @@ class RunDisplay:
 
     def show(self, progress: Progress) -> None:
         """Takes the run's progress, as often as it comes."""
+        if progress.review:
+            self._console.print(f"review    {progress.review}", highlight=False, soft_wrap=True)
+            return
         if progress.columns:
             self._console.print(progress.columns, highlight=False, soft_wrap=True, markup=False)
             return
