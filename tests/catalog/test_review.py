@@ -14,6 +14,8 @@ import pytest
 from pia_ray import ledger
 from pia_ray.catalog.local import run_local
 from pia_ray.catalog.review.verdict_file import Verdict, parse_review
+from pia_ray.catalog.workload import plan_workload
+from pia_ray.cli.main import main
 from pia_ray.config.acceptance import parse_bounds
 from pia_ray.config.catalog import CatalogConfig
 from pia_ray.errors import ConfigError, DeviceLost
@@ -215,6 +217,30 @@ def test_the_report_counts_videos_by_verdict(tmp_path: Path) -> None:
     assert found.review == ledger.ReviewCounts(num_approved=1, num_rejected=0, num_retaken=1, num_open=1)
     assert found.takes is not None
     assert (found.takes.num_retaken, found.takes.retake_gpu_s > 0) == (1, True)
+
+
+def test_an_estimate_and_judge_know_the_review(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = catalog(tmp_path)
+    go(config)
+    path = review(tmp_path, "r0,0,approved,", "r1,0,rejected,")
+    workload = plan_workload(config.model_copy(update={"review": path}), resume=True)
+    assert (workload.num_items, workload.num_pending) == (3, 1)
+    strict = config.model_copy(update={"review": path, "accept": ("flicker<=0.0001",), "retakes": 1})
+    assert plan_workload(strict, resume=True).num_pending == 2
+    assert by_id(config)["r0"]["review"] is None, "an estimate records nothing"
+    go(config, review=path)
+    assert main(["judge", config.output, "--accept", "flicker<=0.0001", "--json"]) == 0
+    judged = json.loads(capsys.readouterr().out)
+    assert (judged["num_accepted"], judged["num_approved"]) == (0, 1)
+
+
+def test_the_command_line_refuses_a_bad_review_before_it_begins(tmp_path: Path) -> None:
+    config = catalog(tmp_path, num_rows=1)
+    bad = review(tmp_path, "r0,0,perhaps,")
+    arguments = [config.manifest, "--model", "demo", "--review", bad]
+    assert main(["validate", *arguments]) == 2
+    assert main(["animate", *arguments, "--output", config.output]) == 2
+    assert not Path(config.output, "results.parquet").exists()
 
 
 @pytest.mark.parametrize(

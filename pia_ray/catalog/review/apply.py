@@ -7,7 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from pia_ray import ledger
 from pia_ray.catalog.review.verdict_file import Verdict
@@ -51,6 +55,19 @@ class Decided:
         if self.stale:
             lines.append(f"review: {_named(self.stale)}: the video that was reviewed is no longer there; review anew")
         return tuple(lines)
+
+    def pending(self, items: pa.Table, pending: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """The mask of the pending items of a table as it is once the rows are recorded."""
+        approved = [row.work_key for row in self.rows if row.review == APPROVED]
+        rejected = [row.work_key for row in self.rows if row.review != APPROVED]
+        stay, again = (
+            pc.is_in(items["work_key"], pa.array(keys, pa.string())).to_numpy() for keys in (approved, rejected)
+        )
+        changed: np.ndarray[Any, Any] = (pending & ~stay) | again
+        return changed
+
+
+NOTHING_DECIDED: Final = Decided((), 0, (), ())
 
 
 def decide(verdicts: Sequence[Verdict], output: ledger.Ledger) -> Decided:
