@@ -15,6 +15,10 @@ Status = Literal["succeeded", "failed"]
 SUCCEEDED: Final = "succeeded"
 FAILED: Final = "failed"
 
+APPROVED: Final = "approved"
+REJECTED: Final = "rejected"
+"""The verdicts of a person on a video, in `review`."""
+
 JUDGED: Final = tuple(NUMBERS)
 """The numbers of a `Judgement`, which are columns of the results."""
 
@@ -96,6 +100,12 @@ class ResultRow:
     """Number of the take whose video is published, from 0."""
     takes: str | None = None
     """The takes that were tried, as JSON: number, seed, numbers, `gpu_s`, `run_id` of each; `error` without a video."""
+    review: str | None = None
+    """The last verdict of a person: `approved` or `rejected`."""
+    review_note: str | None = None
+    """The note that came with it."""
+    review_take: int | None = None
+    """The take that it is about. Where it is not `take`, the row has been taken again since."""
 
     @classmethod
     def succeeded(

@@ -17,9 +17,14 @@ from pia_ray.config.acceptance import Bound
 from pia_ray.config.resolving import canonical
 from pia_ray.errors import NotAccepted
 from pia_ray.formatting import count_of
-from pia_ray.result_row import JUDGED, ResultRow
+from pia_ray.result_row import APPROVED, JUDGED, REJECTED, ResultRow
 
-_FACTS: Final = ("take", "seed", "gpu_s", "run_id", "error")
+_FACTS: Final = ("take", "seed", "gpu_s", "run_id", "error", "review")
+
+PASSED_OVER: Final = "passed_over"
+"""The verdict on the takes that were not published when the row's video was rejected."""
+
+_OUT: Final = frozenset({REJECTED, PASSED_OVER})
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,13 @@ class Take:
     """The run that made it."""
     error: str | None = None
     """Error code of a take without a video."""
+    review: str | None = None
+    """A person's verdict: `approved`, `rejected` or PASSED_OVER."""
+
+    @property
+    def is_out(self) -> bool:
+        """Whether a person has rejected it, or the row's video after it was tried."""
+        return self.review in _OUT
 
 
 def take_seed(seed: int, number: int) -> int:
@@ -62,15 +74,20 @@ def take_seed(seed: int, number: int) -> int:
 
 
 def best_take(takes: Iterable[Take], policy: Policy) -> Take | None:
-    """The best of the takes: one that is accepted, then the one of least violation, then the earliest.
+    """The best of the takes: an approved one, then an accepted one, the one of least violation, and the earliest.
 
-    None where no take has a video.
+    None where no take has a video, or all are rejected.
     """
     return min(
-        (take for take in takes if take.error is None),
-        key=lambda take: (policy.violation(take.scores), take.number),
+        (take for take in takes if take.error is None and not take.is_out),
+        key=lambda take: (take.review != APPROVED, policy.violation(take.scores), take.number),
         default=None,
     )
+
+
+def is_good(take: Take, policy: Policy) -> bool:
+    """Whether no other take is tried after it: a person has approved it, or it meets the bounds and is not rejected."""
+    return take.review == APPROVED or (not take.is_out and policy.accepts(take.scores))
 
 
 def next_take(
@@ -80,23 +97,29 @@ def next_take(
 
     `published` is the number of the take whose video is there; `made` are those of this stay in a worker, which are
     not made again. A take that was tried is made again only where it is the best and its video is not there.
+    After a rejection as many takes may be tried as at first.
     """
     best = best_take(takes, policy)
     shown = next((take for take in takes if take.number == published and take.error is None), None)
-    if shown is not None and policy.accepts(shown.scores):
+    if shown is not None and is_good(shown, policy):
         return None
     again = best.number if best is not None and best.number != published and best.number not in made else None
-    if best is not None and again is not None and policy.accepts(best.scores):
+    if best is not None and again is not None and is_good(best, policy):
         return again
     tried = max((take.number for take in takes), default=-1)
-    if tried < policy.retakes:
+    first = 1 + max((take.number for take in takes if take.is_out), default=-1)
+    if tried < first + policy.retakes:
         return tried + 1
     return again if policy.unaccepted == "keep" else None
 
 
 def merged(*several: Iterable[Take]) -> tuple[Take, ...]:
-    """The takes by number; of two with one number the later one given."""
-    found = {take.number: take for takes in several for take in takes}
+    """The takes by number; of two with one number the later one given, with the verdict of either."""
+    found: dict[int, Take] = {}
+    for take in (take for takes in several for take in takes):
+        known = found.get(take.number)
+        keeps = known is not None and (known.is_out or take.review is None)
+        found[take.number] = replace(take, review=known.review) if known is not None and keeps else take
     return tuple(found[number] for number in sorted(found))
 
 
@@ -144,6 +167,7 @@ def takes_from_json(text: str | None) -> tuple[Take, ...]:
                 gpu_s=value.get("gpu_s"),
                 run_id=value.get("run_id"),
                 error=value.get("error"),
+                review=value.get("review"),
             )
             for value in values
         )
@@ -153,12 +177,37 @@ def takes_from_json(text: str | None) -> tuple[Take, ...]:
 
 def _plain(take: Take) -> dict[str, Any]:
     facts = {"take": take.number, "seed": str(take.seed), "gpu_s": take.gpu_s, "run_id": take.run_id}
-    facts["error"] = take.error
+    facts |= {"error": take.error, "review": take.review}
     scores = {name: score for name, score in take.scores.items() if score is not None and math.isfinite(score)}
     return {name: value for name, value in facts.items() if value is not None} | scores
 
 
 def with_verdict(row: ResultRow, takes: Sequence[Take], policy: Policy, *, number: int) -> ResultRow:
-    """The result row of a take's video, with the columns `accepted`, `take` and `takes`."""
-    accepted = policy.accepts({name: getattr(row, name) for name in JUDGED})
-    return replace(row, accepted=accepted, take=number, takes=takes_to_json(takes))
+    """The result row of a take's video, with the columns `accepted`, `take` and `takes`, and `review` and its take."""
+    accepted = policy.accepts({name: getattr(row, name) for name in JUDGED}) if policy.bounds else None
+    reviewed = last_reviewed(takes)
+    return replace(
+        row,
+        accepted=accepted,
+        take=number,
+        takes=takes_to_json(takes),
+        review=None if reviewed is None else reviewed.review,
+        review_take=None if reviewed is None else reviewed.number,
+    )
+
+
+def last_reviewed(takes: Iterable[Take]) -> Take | None:
+    """The take that a person's last verdict is about; None without one."""
+    seen = (take for take in takes if take.review in (APPROVED, REJECTED))
+    return max(seen, key=lambda take: take.number, default=None)
+
+
+def with_review(takes: Iterable[Take], review: str, *, number: int) -> tuple[Take, ...]:
+    """The takes after a verdict on the one of that number, which is published."""
+
+    def reviewed(take: Take) -> Take:
+        if take.number == number:
+            return replace(take, review=review)
+        return replace(take, review=take.review or PASSED_OVER) if review == REJECTED else take
+
+    return tuple(map(reviewed, takes))

@@ -46,6 +46,8 @@ class ManifestRow:
     """The row's own cells of these names, which replace the run's settings. No part of the work key."""
     takes: str | None = None
     """The takes that were tried before, as in `ResultRow`."""
+    review_note: str | None = None
+    """The note of a person on a take before, as in `ResultRow`."""
 
     @property
     def reference_identities(self) -> dict[str, str]:

@@ -12,7 +12,7 @@ from typing import Any
 from pia_ray import ledger
 from pia_ray.config.acceptance import Bound
 from pia_ray.errors import OutputError
-from pia_ray.result_row import SUCCEEDED
+from pia_ray.result_row import APPROVED, SUCCEEDED
 from pia_ray.takes import Policy
 
 
@@ -41,6 +41,8 @@ class Judged:
     """Videos that miss each bound."""
     num_unmeasured: Mapping[str, int]
     """Videos without a number that a bound names, by number; they meet that bound."""
+    num_approved: int = 0
+    """Those of `missing` that a person has approved, which no run takes again."""
 
 
 def judge_output(output: str, bounds: tuple[Bound, ...]) -> Judged:
@@ -51,9 +53,9 @@ def judge_output(output: str, bounds: tuple[Bound, ...]) -> Judged:
     """
     policy = Policy(bounds)
     names = list(dict.fromkeys(bound.number for bound in bounds))
-    missing, num_videos = [], 0
+    missing, num_videos, num_approved = [], 0, 0
     by_bound, unmeasured = Counter(dict.fromkeys(map(str, bounds), 0)), Counter(dict.fromkeys(names, 0))
-    table = ledger.read_results(output).select(["id", "video_index", "video_uri", "status", *names])
+    table = ledger.read_results(output).select(["id", "video_index", "video_uri", "status", "review", *names])
     for batch in table.to_batches(max_chunksize=10_000):
         for row in batch.to_pylist():
             if row["status"] != SUCCEEDED:
@@ -63,10 +65,13 @@ def judge_output(output: str, bounds: tuple[Bound, ...]) -> Judged:
             missed = [bound for bound in bounds if bound.shortfall(row[bound.number])]
             by_bound.update(map(str, missed))
             if missed:
+                num_approved += row["review"] == APPROVED
                 numbers = {bound.number: row[bound.number] for bound in missed}
                 missing.append(Missing(row["id"], row["video_index"], row["video_uri"], numbers, policy.violation(row)))
     missing.sort(key=lambda each: -each.violation)
-    return Judged(num_videos, num_videos - len(missing), tuple(missing), dict(by_bound), dict(+unmeasured))
+    return Judged(
+        num_videos, num_videos - len(missing), tuple(missing), dict(by_bound), dict(+unmeasured), num_approved
+    )
 
 
 def write_csv(judged: Judged, path: str) -> None:

@@ -39,6 +39,8 @@ class Progress:
     """The workers' state before the first result, in words. Empty while Ray starts, and later."""
     columns: str = ""
     """The use of the manifest's columns in one line: knobs, and those that pass through. Empty before it is known."""
+    review: str = ""
+    """The effect of the run's review in one line, once."""
     away: str = ""
     """Names what the run waits for: "the store", "the hub", "the host of the pictures". Empty where it does not."""
     away_reason: str = ""

@@ -12,10 +12,10 @@ import pyarrow as pa
 from pia_ray.catalog.policies import policy_of
 from pia_ray.config.catalog import CatalogConfig
 from pia_ray.errors import BadParameter
-from pia_ray.result_row import JUDGED, SUCCEEDED
+from pia_ray.result_row import APPROVED, JUDGED, REJECTED, SUCCEEDED
 from pia_ray.takes import Policy, Take, next_take, takes_from_json
 
-STORED: Final = ("status", "seed", "gpu_s", "run_id", *JUDGED, "take", "takes")
+STORED: Final = ("status", "seed", "gpu_s", "run_id", *JUDGED, "take", "takes", "review", "review_note")
 """The columns of results that takes are told by."""
 
 
@@ -57,7 +57,9 @@ class RetakePlan:
             policy = self._policy(*key)
             if policy is not None:
                 rows = stored.take(pa.array(places))
-                for row in np.flatnonzero(~meets(policy, rows)).tolist():
+                review = rows["review"].to_numpy()
+                doubtful = (~meets(policy, rows) & (review != APPROVED)) | (review == REJECTED)
+                for row in np.flatnonzero(doubtful).tolist():
                     (record,) = rows.slice(row, 1).to_pylist()
                     mask[places[row]] = is_open(policy, record)
         return mask

@@ -21,6 +21,8 @@ from pia_ray import ledger, logs, manifest, storage
 from pia_ray.catalog import gallery
 from pia_ray.catalog.progress import Progress, RunSummary, counted
 from pia_ray.catalog.retaking import RetakePlan
+from pia_ray.catalog.review.apply import decide
+from pia_ray.catalog.review.verdict_file import Verdict, read_review
 from pia_ray.catalog.rows.outage import OutageState, what_is_away
 from pia_ray.catalog.run_end import EndPost, Summary, summary_of_end, summary_of_trouble, write_summary
 from pia_ray.catalog.settling import recorded, settled, versions_of, with_absolute_paths
@@ -108,6 +110,7 @@ def _run(config: CatalogConfig, execute: Execute, state: _State, *, started: flo
     check_signing(config, format=config.format)
     opened = manifest.open_manifest(config)
     state.show(Progress("planning", columns=opened.use.text))
+    verdicts = read_review(config.review) if config.review else ()
     storage.check_writable(config.output)  # before a hub is asked
     config = settled(config)
     model_version, style_versions = versions_of(config)
@@ -121,6 +124,7 @@ def _run(config: CatalogConfig, execute: Execute, state: _State, *, started: flo
         ledger.Ledger.open(config.output, patience_s=config.patience_s) as run_ledger,
     ):
         try:
+            _review(verdicts, run_ledger, state)
             items = manifest.plan(opened, config, model_version=model_version, style_versions=style_versions)
             planned = run_ledger.plan(
                 items, run=record, retry=config.retry, remake=config.remake, retaking=RetakePlan(config)
@@ -136,6 +140,17 @@ def _run(config: CatalogConfig, execute: Execute, state: _State, *, started: flo
         write_summary(config.output, state.end)
     state.show(summary.progress)
     return summary
+
+
+def _review(verdicts: Sequence[Verdict], run_ledger: ledger.Ledger, state: _State) -> None:
+    """Records the verdicts of a review."""
+    if not verdicts:
+        return
+    decided = decide(verdicts, run_ledger)
+    run_ledger.rewrite(decided.rows)
+    for text in decided.warnings:
+        log.warning("%s", text)
+    state.show(Progress("planning", review=decided.text))
 
 
 def _run_planned(

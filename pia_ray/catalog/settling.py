@@ -51,6 +51,8 @@ def with_absolute_paths(config: CatalogConfig) -> CatalogConfig:
     manifests = tuple(uri if sources.in_store(uri) else absolute(uri) for uri in config.manifests)
     signing = {name: absolute(uri) for name in ("c2pa_certificate", "c2pa_key") if (uri := getattr(config, name))}
     places = {"output": absolute(config.output), "manifest": manifests[0] if len(manifests) == 1 else manifests}
+    if config.review:
+        places["review"] = config.review if sources.in_store(config.review) else absolute(config.review)
     return config.model_copy(update=places | signing)
 
 

@@ -19,6 +19,8 @@ import pyarrow.compute as pc
 from pia_ray import ledger, manifest
 from pia_ray.catalog import steps
 from pia_ray.catalog.retaking import RetakePlan
+from pia_ray.catalog.review.apply import NOTHING_DECIDED, decide
+from pia_ray.catalog.review.verdict_file import read_review
 from pia_ray.catalog.settling import settled, versions_of
 from pia_ray.config.catalog import CatalogConfig
 from pia_ray.config.knobs import AnimationParams
@@ -88,8 +90,11 @@ def plan_workload(config: CatalogConfig, *, resume: bool) -> Workload:
     """Counts the work items of the manifest and their work; opens some pictures where the rows leave sizes open."""
     version, index = config.model.name, Index()
     style_versions = {style: model.name for style, model in config.styles.items()}
+    decided = NOTHING_DECIDED
     if resume:
-        index = ledger.Ledger.open(config.output).index
+        output = ledger.Ledger.open(config.output)
+        index = output.index
+        decided = decide(read_review(config.review), output) if config.review else decided
     if index.part_uris:
         # Keys name the weights: only with their true version is it known what is done.
         version, style_versions = versions_of(settled(config))
@@ -104,7 +109,8 @@ def plan_workload(config: CatalogConfig, *, resume: bool) -> Workload:
     load_of = _Loads().of
     for table in manifest.plan(opened, config, model_version=version, style_versions=style_versions):
         found = sort_items(index, table, retry=config.retry, lost=lost)
-        found = found._replace(pending=found.pending | stored.of(table, lost=lost).again)
+        again = found.pending | stored.of(table, lost=lost).again
+        found = found._replace(pending=decided.pending(table, again))
         items += len(table)
         rows += int((table["video_index"].to_numpy() == 0).sum())
         bad += int(found.rejected.sum())

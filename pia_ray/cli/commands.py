@@ -211,10 +211,13 @@ def _dry_run(config: CatalogConfig) -> int:
 
 def _validate(config: CatalogConfig, *, fetch: bool, show: int, as_json: bool) -> int:
     from pia_ray import manifest
+    from pia_ray.catalog.review.verdict_file import read_review
     from pia_ray.catalog.validate import validate
     from pia_ray.cli.console import make_console
 
     console, counts = make_console(), {"rows": 0, "bad": 0}
+    if config.review:
+        read_review(config.review)
     opened = manifest.open_manifest(config)
     for finding in validate(config, fetch=fetch, opened=opened):
         counts["rows"] = finding.num_items

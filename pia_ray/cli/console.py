@@ -127,6 +127,9 @@ class RunDisplay:
 
     def show(self, progress: Progress) -> None:
         """Takes the run's progress, as often as it comes."""
+        if progress.review:
+            self._console.print(f"review    {progress.review}", highlight=False, soft_wrap=True)
+            return
         if progress.columns:
             self._console.print(progress.columns, highlight=False, soft_wrap=True, markup=False)
             return
@@ -189,7 +192,7 @@ def show_summary(console: Console, summary: RunSummary, *, retry_command: str, o
             parts.append(f"engine busy {progress.busy_share:.0%}")
         console.print("time      " + ", ".join(parts), highlight=False, soft_wrap=True)
     takes = progress.takes
-    if takes.num_accepted or takes.num_given_up:
+    if takes.num_accepted or takes.num_given_up or takes.num_retaken:
         console.print(takes_line(takes), highlight=False, soft_wrap=True)
     for code, count in sorted(summary.errors.items(), key=lambda entry: (-entry[1], entry[0])):
         console.print(f"  {count:>6} x {code}", highlight=False)

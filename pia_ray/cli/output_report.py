@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from pia_ray.formatting import count_of, duration, size, videos_rate
 
 if TYPE_CHECKING:
-    from pia_ray.ledger import LedgerSummary, LiveRun, Rebuilt, TakeCounts, Verified
+    from pia_ray.ledger import LedgerSummary, LiveRun, Rebuilt, ReviewCounts, TakeCounts, Verified
 
 SHOWN_ROWS: Final = 40
 """Rows in flight that a report names."""
@@ -45,6 +45,8 @@ def summary_lines(found: LedgerSummary) -> list[str]:
         lines.append(f"size      {size(found.size_bytes)} of videos")
     if found.takes is not None:
         lines.append(takes_line(found.takes))
+    if found.review is not None:
+        lines.append(_review_line(found.review))
     return lines + _percentiles(found.percentiles_s)
 
 
@@ -53,9 +55,21 @@ def _none(number: int) -> str:
 
 
 def takes_line(takes: TakeCounts) -> str:
-    """The line of the rows that have bounds."""
+    """The line of the rows that have bounds, or of those that were taken again for a review alone."""
     cost = f", which took {duration(takes.retake_gpu_s)} of the engine" if takes.num_retaken else ""
+    if not takes.num_accepted + takes.num_given_up:
+        return f"retaken   {takes.num_retaken:,}{cost}"
     return f"bounds    {takes.num_accepted:,} accepted, {takes.num_given_up:,} not; {takes.num_retaken:,} retaken{cost}"
+
+
+def _review_line(review: ReviewCounts) -> str:
+    parts = (
+        f"{review.num_approved:,} approved",
+        f"{review.num_rejected:,} rejected",
+        f"{review.num_retaken:,} taken again",
+        f"{review.num_open:,} not reviewed",
+    )
+    return f"review    {', '.join(parts)}"
 
 
 def _counts(label: str, counts: Mapping[str, int]) -> list[str]:

@@ -74,6 +74,7 @@ def add_catalog_flags(parser: Parser) -> None:
     add("accept", "BOUND", action="append")
     add("retakes", "N", type=int)
     add("unaccepted", "", choices=("keep", "fail"))
+    add("review", "FILE")
     add("retry", "WHAT")
     add("remake", "missing,damaged")
     add("actors", "N|MIN:MAX")

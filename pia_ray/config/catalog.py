@@ -101,6 +101,10 @@ class CatalogConfig(WorkerConfig, FetchConfig, MarkingConfig):
     unaccepted: Literal["keep", "fail"] = Field(
         "keep", description="Rows whose takes all miss: keep the best video, or fail with not_accepted, without video."
     )
+    review: str | None = Field(
+        None,
+        description="CSV file of verdicts from the gallery: approved videos stay, rejected ones are taken again.",
+    )
     retry: tuple[str, ...] = Field((), description='"failed", or error codes of failed rows to try again.')
     remake: tuple[str, ...] = Field(
         (), description='"missing", "damaged" or both: succeeded rows whose video is so are made again.'

@@ -1,8 +1,9 @@
 """The row ledger of an output: RESULTS_SCHEMA, parts, what is pending, `results.parquet`, lease, attempts, upkeep.
 
 Its modules are `layout` (URIs), `results` (rows and the table that people read), `parts` (files of rows), `index` (the
-row that wins), `runs`, `attempts`, `lease`, `busy_share`, `live` (the run at work), `planning`,
-`retaking`, `take_counts`, `ledger`, `results_writer`, `videos` and `upkeep` (summary, verify, rebuild).
+row that wins), `runs`, `attempts`, `lease`, `busy_share`, `live` (the run at work), `planning`, `retaking`,
+`take_counts`, `review_counts`, `ledger`, `found_rows`, `results_writer`, `videos` and `upkeep` (summary, verify,
+rebuild).
 """
 
 from pia_ray.ledger.attempts import (
@@ -16,6 +17,7 @@ from pia_ray.ledger.attempts import (
     set_attempt_state,
 )
 from pia_ray.ledger.busy_share import BusyShare
+from pia_ray.ledger.found_rows import keys_of, rows_of
 from pia_ray.ledger.layout import items_uri, results_uri, slug, summary_uri, thumbnail_uris, video_uri
 from pia_ray.ledger.lease import Lease
 from pia_ray.ledger.ledger import Ledger
@@ -42,6 +44,7 @@ from pia_ray.ledger.results import (
     to_table,
 )
 from pia_ray.ledger.retaking import Retaking, StoredTakes
+from pia_ray.ledger.review_counts import ReviewCounts
 from pia_ray.ledger.runs import (
     COLUMN_PREFIX,
     RunRecord,
@@ -68,6 +71,7 @@ __all__ = [
     "Planned",
     "Rebuilt",
     "Retaking",
+    "ReviewCounts",
     "RowInFlight",
     "RunRecord",
     "Stage",
@@ -83,6 +87,7 @@ __all__ = [
     "from_table",
     "item_files",
     "items_uri",
+    "keys_of",
     "latest_run",
     "live_run",
     "new_run",
@@ -98,6 +103,7 @@ __all__ = [
     "remove_workers_of_run",
     "results_uri",
     "row_from_provenance",
+    "rows_of",
     "set_attempt_state",
     "slug",
     "summary",

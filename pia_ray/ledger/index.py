@@ -16,7 +16,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pia_ray.errors import LedgerError
-from pia_ray.result_row import SUCCEEDED
+from pia_ray.result_row import APPROVED, REJECTED, SUCCEEDED
+
+REVIEWS: Final = (APPROVED, REJECTED)
 
 _NO_CODE: Final = -1
 _HEX: Final = np.full(256, 255, np.uint8)
@@ -54,7 +56,7 @@ def _split_chunk(keys: pa.Array) -> _Array:
 
 @dataclass(frozen=True)
 class Entries:
-    """One entry per row of some parts, as parallel arrays: about 35 bytes a row."""
+    """One entry per row of some parts, as parallel arrays: about 36 bytes a row."""
 
     high: _Array
     """uint64, first half of the key."""
@@ -62,6 +64,8 @@ class Entries:
     succeeded: _Array
     code: _Array
     """int16, position in the index's list of error codes; -1 for none."""
+    review: _Array
+    """int8, position in REVIEWS of a person's last verdict; -1 for none."""
     recorded_us: _Array
     part: _Array
     """int32, position in the index's list of parts."""
@@ -76,7 +80,7 @@ class Entries:
 
 
 def _empty() -> Entries:
-    kinds = (np.uint64, np.uint64, np.bool_, np.int16, np.int64, np.int32, np.int32)
+    kinds = (np.uint64, np.uint64, np.bool_, np.int16, np.int8, np.int64, np.int32, np.int32)
     return Entries(*(np.empty(0, kind) for kind in kinds))
 
 
@@ -115,6 +119,7 @@ class Index:
                 raise LedgerError("not a part of the ledger: a row without status or time")
             succeeded = pc.equal(table["status"], SUCCEEDED).to_numpy()
             codes = table["error_code"].combine_chunks().dictionary_encode()
+            review = pc.index_in(table["review"], pa.array(REVIEWS)).fill_null(-1).to_numpy().astype(np.int8)
             recorded = _recorded_us(table, written_at)
         except (KeyError, pa.ArrowException) as error:
             raise LedgerError(f"not a part of the ledger: {error}") from None
@@ -127,6 +132,7 @@ class Index:
                 low=low,
                 succeeded=succeeded.astype(np.bool_),
                 code=self._code_places(codes),
+                review=review,
                 recorded_us=recorded,
                 part=np.full(len(high), number, np.int32),
                 row=np.arange(len(high), dtype=np.int32),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -31,6 +31,7 @@ from pia_ray.ledger.parts import (
     write_part,
 )
 from pia_ray.ledger.planning import Planned, Planner, rejected_rows
+from pia_ray.ledger.results import to_table
 from pia_ray.ledger.results_writer import ResultsWriter
 from pia_ray.ledger.retaking import Retaking
 from pia_ray.ledger.runs import RunRecord
@@ -132,6 +133,15 @@ class Ledger:
     def append(self, rows: Iterable[ResultRow]) -> None:
         """Takes finished rows; they are written 64 at a time or after 30 s."""
         self._writer.append(rows)
+
+    def rewrite(self, rows: Sequence[ResultRow]) -> None:
+        """Records rows in place of those with their work keys; they are written before this returns."""
+        self.flush()
+        with output_errors(self.output):
+            for begin in range(0, len(rows), FULL_PART_ROWS):
+                table = to_table(rows[begin : begin + FULL_PART_ROWS])
+                part = stamped(self.output, table, after=self.index)
+                self.index.add(write_part(self.output, part), part)
 
     def flush_if_due(self) -> None:
         """Writes rows that have waited for 30 s; to be called now and then while no rows come."""

@@ -36,7 +36,7 @@ _AHEAD_ROWS: Final = 20_000
 """Rows that are read ahead at most, where their number is known; about 5 kB each with all columns."""
 _LISTINGS: Final = 5
 """Times that a reader starts over while writers move parts."""
-_INDEX_COLUMNS: Final = ("work_key", "status", "error_code", "finished_at", "recorded_at")
+_INDEX_COLUMNS: Final = ("work_key", "status", "error_code", "review", "finished_at", "recorded_at")
 
 _log = logging.getLogger(__name__)
 _Array = np.ndarray[Any, Any]

@@ -42,9 +42,12 @@ RESULTS_SCHEMA: Final = pa.schema([_arrow_field(name, hint) for name, hint in ge
 """The columns of `ResultRow`, in its order; a manifest's pass-through columns follow in `results.parquet`."""
 
 NOT_IN_PROVENANCE: Final = frozenset(
-    {"video_uri", "thumbnail_uri", "input_thumbnail_uri", "size_bytes", "sha256", "publish_s"}
+    {
+        *("video_uri", "thumbnail_uri", "input_thumbnail_uri", "size_bytes", "sha256", "publish_s"),
+        *("review", "review_note", "review_take"),
+    }
 )
-"""Columns that a video cannot hold about itself: its URIs, length, hash, and the time of its upload."""
+"""Columns that a video cannot hold about itself: its URIs, length, hash, the time of its upload, a later review."""
 
 
 def to_table(rows: Iterable[ResultRow]) -> pa.Table:

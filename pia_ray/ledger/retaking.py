@@ -13,8 +13,9 @@ from pia_ray.ledger.parts import read_winners
 from pia_ray.ledger.results import RESULTS_SCHEMA
 from pia_ray.result_row import SUCCEEDED
 
-RETAKE_COLUMNS: Final = ("accept", "retakes", "takes")
-"""Columns of planned items after `pending`: the row's own policy, and the takes that were tried, as in results."""
+RETAKE_COLUMNS: Final = ("accept", "retakes", "takes", "review_note")
+"""Columns of planned items after `pending`: the row's own policy, and of results the takes that were tried and the note
+of their review."""
 
 
 class Retaking(Protocol):
@@ -22,7 +23,7 @@ class Retaking(Protocol):
 
     @property
     def stored_columns(self) -> tuple[str, ...]:
-        """The columns of results that `again` needs, `status` and `takes` among them."""
+        """The columns of results that `again` needs, `status`, `takes` and `review_note` among them."""
 
     def cells(self, items: pa.Table) -> tuple[pa.Array, pa.Array] | None:
         """The items' own cells `accept` and `retakes`, as text; None where no item has bounds."""
@@ -36,7 +37,7 @@ class Retakes(NamedTuple):
 
     again: np.ndarray[Any, Any]
     """A mask of those whose row in the ledger is not the end of them."""
-    columns: tuple[pa.Array, pa.Array, pa.Array]
+    columns: tuple[pa.Array, ...]
     """RETAKE_COLUMNS."""
 
 
@@ -47,43 +48,47 @@ class StoredTakes:
         self._index = index
         self._retaking = retaking
         self._table: pa.Table | None = None
+        self._is_of_all = False
         self._place = np.empty(0, np.int64)
 
     def of(self, items: pa.Table, *, lost: np.ndarray[Any, Any]) -> Retakes:
         """The retakes of a table with the columns of ITEMS_SCHEMA; `lost` as in `sort_items`."""
         none = pa.nulls(len(items), pa.string())
         again = np.zeros(len(items), np.bool_)
-        cells = None if self._retaking is None else self._retaking.cells(items)
-        refused = NotAccepted.code in self._index.codes
-        if self._retaking is None or (cells is None and not refused):
-            return Retakes(again, (none, none, none))
+        if self._retaking is None:
+            return Retakes(again, (none,) * len(RETAKE_COLUMNS))
+        cells = self._retaking.cells(items)
         accept, retakes = cells or (none, none)
+        stored = self._stored(of_all=cells is not None)
         positions = self._index.find(*split_keys(items["work_key"]))
         places = np.full(len(items), -1, np.int64)
-        known = positions >= 0
-        known[known] = ~lost[positions[known]]
-        stored = self._stored()
-        places[known] = self._place[positions[known]]
+        places[positions >= 0] = self._place[positions[positions >= 0]]
         rows = np.flatnonzero(places >= 0)
         if not len(rows):
-            return Retakes(again, (accept, retakes, none))
+            return Retakes(again, (accept, retakes, none, none))
         found = stored.take(pa.array(places[rows]))
         chosen = pa.array(rows)
-        again[rows] = self._retaking.again(
+        is_lost = lost[positions[rows]]
+        again[rows] = ~is_lost & self._retaking.again(
             items.take(chosen), accept=accept.take(chosen), retakes=retakes.take(chosen), stored=found
         )
-        told = again.copy()
-        told[rows] |= found["status"].to_numpy() != SUCCEEDED  # `--retry` may want these
-        texts = stored["takes"].combine_chunks().take(pa.array(places, mask=~told))
-        return Retakes(again, (accept, retakes, texts))
+        passed = again.copy()
+        # `--retry` may want those that failed. A lost video of a reviewed row is made again as the take that it was.
+        passed[rows] |= (found["status"].to_numpy() != SUCCEEDED) & ~is_lost
+        passed[rows] |= is_lost & (self._index.winners.review[positions[rows]] >= 0)
+        kept = pa.array(places, mask=~passed)
+        texts, notes = (stored[name].combine_chunks().take(kept) for name in ("takes", "review_note"))
+        return Retakes(again, (accept, retakes, texts, notes))
 
-    def _stored(self) -> pa.Table:
-        """The rows that succeeded, and those whose takes all missed."""
-        if self._table is None:
+    def _stored(self, *, of_all: bool) -> pa.Table:
+        """The rows that succeeded, or of them the reviewed ones alone, and those whose takes all missed."""
+        if self._table is None or of_all > self._is_of_all:
+            self._is_of_all = of_all
             assert self._retaking is not None
             winners = self._index.winners
             codes = [number for number, code in enumerate(self._index.codes) if code == NotAccepted.code]
-            chosen = np.flatnonzero(winners.succeeded | np.isin(winners.code, codes))
+            wanted = winners.succeeded if of_all else winners.review >= 0
+            chosen = np.flatnonzero(wanted | np.isin(winners.code, codes))
             columns = list(self._retaking.stored_columns)
             tables = [pa.schema([RESULTS_SCHEMA.field(name) for name in columns]).empty_table()]
             self._place = np.full(len(winners), -1, np.int64)

@@ -23,6 +23,7 @@ from pia_ray.ledger.ledger import Ledger, output_errors
 from pia_ray.ledger.parts import read_winners
 from pia_ray.ledger.results import row_from_provenance, tells_row
 from pia_ray.ledger.results_writer import winners_of
+from pia_ray.ledger.review_counts import ReviewCounts, count_reviews
 from pia_ray.ledger.runs import RunRecord
 from pia_ray.ledger.take_counts import TakeCounts, count_takes
 from pia_ray.ledger.videos import SHOWN, Observe, check_videos, position_of, uris_of
@@ -42,7 +43,10 @@ _SUMMARY_COLUMNS: Final = (
     "flags",
     "worker",
     "accepted",
+    "take",
     "takes",
+    "review",
+    "review_take",
     *TIMINGS,
 )
 _READERS: Final = 16
@@ -81,7 +85,9 @@ class LedgerSummary:
     busy_share: float | None = None
     """Share of the time between a worker's first and last row that its engine computed: of the latest run."""
     takes: TakeCounts | None = None
-    """Of all rows; None where none has bounds."""
+    """Of all rows; None where none has bounds or has been taken again."""
+    review: ReviewCounts | None = None
+    """Of all rows; None where none has been reviewed."""
 
 
 @dataclass(frozen=True)
@@ -166,14 +172,14 @@ def summary(ledger: Ledger) -> LedgerSummary:
         percentiles_s=_percentiles(succeeded),
         busy_share=_busy_share(own),
         takes=_takes(rows),
+        review=count_reviews(succeeded),
     )
 
 
 def _takes(rows: pa.Table) -> TakeCounts | None:
-    judged = rows.filter(pc.is_valid(rows["accepted"]))
-    if not len(judged):
-        return None
-    return count_takes(zip(judged["accepted"].to_pylist(), judged["takes"].to_pylist(), strict=True))
+    judged = rows.filter(pc.or_(pc.is_valid(rows["accepted"]), pc.is_valid(rows["takes"])))
+    counts = count_takes(zip(judged["accepted"].to_pylist(), judged["takes"].to_pylist(), strict=True))
+    return counts if counts != TakeCounts() else None
 
 
 def verify(output: str, *, deep: bool = False, observe: Observe | None = None) -> Verified:

@@ -131,6 +131,7 @@ def row_from_item(item: Mapping[str, Any]) -> ManifestRow:
         accept=item.get("accept"),
         retakes=item.get("retakes"),
         takes=item.get("takes"),
+        review_note=item.get("review_note"),
     )
 
 

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import threading
+import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -17,8 +18,11 @@ import pytest
 
 from pia_ray import ledger
 from pia_ray.catalog import gallery
+from pia_ray.catalog.local import run_local
 from pia_ray.media import image, video
 from pia_ray.result_row import ResultRow
+from tests.catalog.test_local import CountingAnimator, by_id
+from tests.catalog.test_review import catalog
 
 pytestmark = pytest.mark.heavy
 
@@ -340,3 +344,48 @@ def test_nothing_is_wider_than_a_small_screen(browser, small, width):
         assert browser.execute_script("return document.documentElement.scrollWidth") <= width
     finally:
         browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_a_review_by_keys_goes_out_as_a_file_whose_rejected_rows_come_back_first(browser, tmp_path):
+    from selenium.webdriver import ActionChains, Keys
+
+    def press(*keys):
+        ActionChains(browser).send_keys(*keys).perform()
+
+    def progress():
+        return texts(browser, "#review-progress")
+
+    note = 'melts, "badly" </script>'
+    config = catalog(tmp_path, num_rows=5)
+    with CountingAnimator() as animator:
+        run_local(config, animator=animator)
+        page = Path(config.output, "index.html").as_uri()
+        browser.execute_cdp_cmd("Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path)})
+        visit(browser, page)
+        browser.find_element("id", "start-review").click()
+        press("a")
+        assert progress() == ["1 of 5; 1 approved, 0 rejected"]
+        press("r", "u")
+        assert progress() == ["1 of 5; 1 approved, 0 rejected"]
+        press(Keys.ARROW_RIGHT, Keys.ARROW_RIGHT, "n", note, Keys.ENTER, "r")
+        assert progress() == ["2 of 5; 1 approved, 1 rejected"]
+        visit(browser, page)  # what was judged is there when the page comes back
+        assert texts(browser, ".card .reviewed:not([hidden])") == ["✓ approved", f"✕ rejected {note}"]
+        browser.find_element("css selector", "#bar .save-review").click()
+        file = tmp_path / "review.csv"
+        for _ in range(100):
+            if file.exists() and file.stat().st_size:
+                break
+            time.sleep(0.05)
+        animator.asked.clear()
+        run_local(config.model_copy(update={"review": str(file)}), animator=animator)
+    assert dict(animator.asked) == {"r3": 1}
+    rows = by_id(config)
+    assert (rows["r0"]["review"], rows["r3"]["review_note"], rows["r3"]["take"]) == ("approved", note, 1)
+    visit(browser, page)
+    assert texts(browser, ".card .id")[0] == "r3", "the row that was taken again comes first"
+    assert texts(browser, ".card .reviewed:not([hidden])") == [f"↻ taken again {note}", "✓ approved"]
+    browser.find_element("id", "start-review").click()
+    assert texts(browser, "#review-sheet .earlier") == [f"↻ Taken again. Rejected before: {note}"]
+    assert progress() == ["1 of 5; 1 approved, 0 rejected"]
+    assert complaints_of(browser) == []

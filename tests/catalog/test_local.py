@@ -443,13 +443,17 @@ def test_signatures_and_embedded_pictures_stay_out_of_the_results(tmp_path: Path
 
 
 def test_a_gallery_of_a_huge_catalogue_shows_part_and_says_so() -> None:
-    from pia_ray.catalog import gallery
+    from pia_ray.catalog.gallery import MOST_ROWS
+    from pia_ray.catalog.gallery.rows import chosen_rows
+    from pia_ray.catalog.gallery.summary import left_out
 
     statuses = ["succeeded"] * 30_000 + ["failed"] * 8_000
-    chosen = gallery._chosen(statuses)
-    assert len(chosen) == gallery.MOST_ROWS
-    assert sum(statuses[place] == "failed" for place in chosen) == gallery.MOST_ROWS // 4
-    assert "20,000 of 38,000 rows" in gallery._left_out(len(chosen), 18_000)
+    chosen = chosen_rows(statuses, [None] * 38_000)
+    assert len(chosen) == MOST_ROWS
+    assert sum(statuses[place] == "failed" for place in chosen) == MOST_ROWS // 4
+    assert "20,000 of 38,000 rows" in left_out(len(chosen), 18_000)
+    reviewed = chosen_rows(statuses, ["done"] * 10_000 + [None] * 10_000 + ["retaken"] * 10_000 + [None] * 8_000)
+    assert {place for place in reviewed if place < 30_000} == {*range(10_000, 15_000), *range(20_000, 30_000)}
 
 
 def test_pictures_inside_a_manifest_that_was_rewritten_meanwhile_are_not_taken_for_those_planned(

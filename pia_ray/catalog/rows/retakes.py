@@ -12,6 +12,7 @@ from pia_ray.result_row import FAILED, ResultRow
 from pia_ray.takes import (
     Take,
     best_take,
+    is_good,
     merged,
     next_take,
     not_accepted,
@@ -58,9 +59,11 @@ class RowTakes:
     @property
     def shown(self) -> ResultRow | None:
         """The result of the video that is there now, with what is known of all takes."""
-        if self._published is None or not (self._policy.bounds or self._published.takes):
-            return self._published
-        return with_verdict(self._published, self._tried, self._policy, number=self._published.take or 0)
+        published = self._published
+        if published is None or not (self._policy.bounds or published.takes or self.row.takes):
+            return published
+        shown = with_verdict(published, self._tried, self._policy, number=published.take or 0)
+        return replace(shown, review_note=self.row.review_note)
 
     @property
     def is_first(self) -> bool:
@@ -79,14 +82,17 @@ class RowTakes:
         if not self._policy.bounds and not self._tried:
             return result
         number = self._next or 0
-        return with_verdict(result, merged(self._tried, [take_of(result, number)]), self._policy, number=number)
+        judged = with_verdict(result, merged(self._tried, [take_of(result, number)]), self._policy, number=number)
+        return replace(judged, review_note=self.row.review_note)
 
     def publishes(self, result: ResultRow) -> bool:
         """Whether the take that is made now is the best, so that its video is written."""
-        take = take_of(result, self._next or 0)
-        if not self._policy.accepts(take.scores) and self._policy.unaccepted == "fail":
+        number = self._next or 0
+        takes = merged(self._tried, [take_of(result, number)])
+        take = next(take for take in takes if take.number == number)
+        if not is_good(take, self._policy) and self._policy.unaccepted == "fail":
             return False
-        return self._published is None or best_take(merged(self._tried, [take]), self._policy) is take
+        return self._published is None or best_take(takes, self._policy) is take
 
     def add(self, result: ResultRow) -> None:
         """Takes the result of the take that was made: published, not good enough for that, or failed."""

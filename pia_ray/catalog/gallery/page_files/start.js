@@ -1,0 +1,5 @@
+drawSort();
+$("bar").hidden = false;
+setAutoplay(autoplay);
+apply();
+drawReviewButtons();
