@@ -75,8 +75,8 @@ class ResultRow:
     motion: float | None
     finished_at: datetime
     flags: str | None = None
-    """By commas: `black_frames` and `frozen` of a suspicious video, and what was left out of its picture, such as
-    `animated_input` and `icc_ignored`."""
+    """By commas: `black_frames`, `frozen` and `nsfw` of a suspicious video, and what was left out of its picture, such
+    as `animated_input` and `icc_ignored`."""
     likeness: float | None = None
     likeness_min: float | None = None
     likeness_part: float | None = None
@@ -96,6 +96,8 @@ class ResultRow:
     """Number of the take whose video is published, from 0."""
     takes: str | None = None
     """The takes that were tried, as JSON: number, seed, numbers, `gpu_s`, `run_id` of each; `error` without a video."""
+    nsfw: bool | None = None
+    """Whether the safety checker found a frame that is not safe; None where `safety` is off."""
 
     @classmethod
     def succeeded(
@@ -128,6 +130,7 @@ class ResultRow:
         accepted: bool | None = None,
         take: int | None = None,
         takes: str | None = None,
+        nsfw: bool | None = None,
     ) -> ResultRow:
         """The row of a finished video.
 
@@ -176,6 +179,7 @@ class ResultRow:
             accepted=accepted,
             take=take,
             takes=takes,
+            nsfw=nsfw,
         )
 
     @classmethod
