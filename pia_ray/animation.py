@@ -16,7 +16,8 @@ import numpy as np
 
 from pia_ray.config.knob_types import MOTION_NAMES, VideoFormat
 from pia_ray.config.knobs import AnimationParams
-from pia_ray.errors import BadParameter, VideoError
+from pia_ray.config.workers import WorkerConfig
+from pia_ray.errors import BadParameter, UnsafeContent, VideoError
 from pia_ray.types import AnimationRequest, EncodedVideo, PreparedRequest
 
 if TYPE_CHECKING:
@@ -52,6 +53,8 @@ class Animation:
     subject_similarity: float | None = None
     """As `Judgement` has it; None where the model has no scorer."""
     prompt_similarity: float | None = None
+    nsfw: bool | None = None
+    """Whether the model's safety checker found a frame that is not safe; None where it was not asked."""
     image: Image.Image | None = None
     """The animated picture, RGB, of the frames' size."""
 
@@ -110,6 +113,16 @@ def provenance_of(animation: Animation) -> dict[str, Any]:
     params = animation.params.model_dump(mode="json")
     params["seed"] = None if animation.params.seed is None else str(animation.params.seed)
     return {"id": animation.id, "seed": params["seed"], "params": params, "model": animation.model}
+
+
+def require_safe(animation: Animation, config: WorkerConfig) -> None:
+    """Refuses a video that is not safe where `safety` is fail.
+
+    Raises:
+        UnsafeContent: it is not.
+    """
+    if animation.nsfw and config.safety == "fail":
+        raise UnsafeContent("a frame of the video may not be safe for all, by the model's safety checker")
 
 
 OnStep = Callable[[int, int], None]

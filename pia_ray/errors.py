@@ -27,6 +27,7 @@ again can help (`retryable`), names the HTTP status that fits, and says whose fa
         ├── OutOfMemory           the row does not fit, alone, on this device
         ├── NonFiniteFrames       the model produced NaN or infinite values
         ├── NotAccepted           every take misses a bound of `accept`
+        ├── UnsafeContent         the safety checker found a frame that is not safe, and `safety` is fail
         ├── VideoError            frames could not be encoded, or the finished file did not verify
         ├── Timeout, Cancelled    the row's deadline passed; the caller took the request back
         ├── Busy                  too many requests wait already; RateLimited: too many calls of one caller
@@ -338,6 +339,13 @@ class NotAccepted(RowError):
 
     code = "not_accepted"
     http_status = 422
+
+
+class UnsafeContent(RowError):
+    """The safety checker found a frame that is not safe. Change picture, prompt or seed; `safety: flag` keeps it."""
+
+    code = "content_policy_violation"
+    http_status = 400
 
 
 class VideoError(RowError):

@@ -79,8 +79,8 @@ class ResultRow:
     motion: float | None
     finished_at: datetime
     flags: str | None = None
-    """By commas: `black_frames` and `frozen` of a suspicious video, and what was left out of its picture, such as
-    `animated_input` and `icc_ignored`."""
+    """By commas: `black_frames`, `frozen` and `nsfw` of a suspicious video, and what was left out of its picture, such
+    as `animated_input` and `icc_ignored`."""
     likeness: float | None = None
     likeness_min: float | None = None
     likeness_part: float | None = None
@@ -106,6 +106,8 @@ class ResultRow:
     """The note that came with it."""
     review_take: int | None = None
     """The take that it is about. Where it is not `take`, the row has been taken again since."""
+    nsfw: bool | None = None
+    """Whether the safety checker found a frame that is not safe; None where `safety` is off."""
 
     @classmethod
     def succeeded(
@@ -138,6 +140,7 @@ class ResultRow:
         accepted: bool | None = None,
         take: int | None = None,
         takes: str | None = None,
+        nsfw: bool | None = None,
     ) -> ResultRow:
         """The row of a finished video.
 
@@ -186,6 +189,7 @@ class ResultRow:
             accepted=accepted,
             take=take,
             takes=takes,
+            nsfw=nsfw,
         )
 
     @classmethod

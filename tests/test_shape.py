@@ -59,6 +59,7 @@ INSIDE = {
     "pia_ray.pia": (
         "evaluation",
         "scorer",
+        "safety_checker",
         "components",
         "admission",
         "device",

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from pia_ray import ledger, manifest, storage
-from pia_ray.animation import Animation
+from pia_ray.animation import Animation, require_safe
 from pia_ray.config.catalog import CatalogConfig
 from pia_ray.errors import StorageDamaged, StorageError, StorageNotFound, VideoError
 from pia_ray.manifest.inputs import read_image, read_references, require_planned
@@ -141,10 +141,12 @@ def encode_outputs(
     `judged` adds to the result row what its numbers lead to, before it is written into the video.
 
     Raises:
+        UnsafeContent: as `require_safe`.
         VideoError: the frames could not be encoded or signed, or the file did not verify.
         FetchUnavailable: the server of time stamps gave none.
     """
     started = time.perf_counter()
+    require_safe(animation, config)
     fps = animation.params.fps
     input_uri, thumbnail_uri = ledger.thumbnail_uris(config.output, row.id, work_key=row.work_key)
     result = ResultRow.succeeded(
@@ -169,7 +171,8 @@ def encode_outputs(
         gpu_s=animation.gpu_s,
         judgement=animation.judge().as_dict(),
         finished_at=datetime.now(UTC),
-        flags=",".join((*flags_of(animation.frames, fetched.image), *fetched.notes)) or None,
+        flags=",".join(_flags(animation, fetched)) or None,
+        nsfw=animation.nsfw,
     )
     result = judged(result)
     provenance = at_level(ledger.provenance(result), config.provenance)
@@ -185,6 +188,10 @@ def encode_outputs(
         input_thumbnail=input_thumbnail,
         encode_s=time.perf_counter() - started,
     )
+
+
+def _flags(animation: Animation, fetched: Fetched) -> tuple[str, ...]:
+    return *flags_of(animation.frames, fetched.image), *(("nsfw",) if animation.nsfw else ()), *fetched.notes
 
 
 def commit(outputs: Outputs, *, attempts: int, replaces: bool = False) -> ResultRow:

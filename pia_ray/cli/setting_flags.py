@@ -83,6 +83,7 @@ def add_catalog_flags(parser: Parser) -> None:
     add("batch_size", "N|auto")
     add("prefetch", "N", type=int)
     add("format", "", choices=FORMATS)
+    add("safety", "", choices=("off", "flag", "fail"))
     add("provenance", "", choices=get_args(ProvenanceLevel))
     add("c2pa_certificate", "FILE")
     add("c2pa_key", "FILE")

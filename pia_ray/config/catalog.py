@@ -200,6 +200,7 @@ class CatalogConfig(WorkerConfig, FetchConfig, MarkingConfig):
             lora_strengths(AnimationParams(prompt="-", lora=self.defaults.get("lora", "default")), loras)
         except BadParameter as error:
             raise ValueError(error.message) from None
+        self.require_safety_checkers()
         return self
 
     @model_validator(mode="after")

@@ -17,6 +17,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pia_ray.config.acceptance import ModelBounds
 from pia_ray.config.added_weights import InversionConfig, LoraConfig
 from pia_ray.config.few_step import FEW_STEP, FewStep
+from pia_ray.config.judge_weights import JudgeWeights
 from pia_ray.config.knobs import DEFAULT_STYLE, KNOBS, REFERENCE_KNOBS, suggest
 from pia_ray.config.resolving import parse_defaults
 from pia_ray.config.yaml_files import read_yaml
@@ -46,7 +47,7 @@ KnobDefaults = Annotated[dict[str, Any], BeforeValidator(_knob_defaults)]
 """Values of knobs by name, checked."""
 
 
-class ModelConfig(BaseModel):
+class ModelConfig(JudgeWeights):
     """The sources of a model's parts, and the settings to run it with.
 
     `base`, `motion_adapter` and `vae` take a Hugging Face hub id, a local folder or an s3:// prefix, each in diffusers
@@ -75,13 +76,6 @@ class ModelConfig(BaseModel):
         "OWNER/NAME/FOLDER on the hub, such as h94/IP-Adapter/models/image_encoder. Left out: rows bring embeddings.",
     )
     image_encoder_revision: str | None = Field(None, description="As revision, for the image encoder.")
-    scorer: str | None = Field(
-        None,
-        description="CLIP or DINO that judges each video by its features: a folder, s3:// prefix or hub id in "
-        "transformers' layout, such as openai/clip-vit-base-patch32. Changes no video. Left out: "
-        "subject_similarity and prompt_similarity are empty.",
-    )
-    scorer_revision: str | None = Field(None, description="As revision, for the scorer.")
     accept: ModelBounds = Field(
         (),
         description='Bounds such as "likeness_min>=0.7" that a video of this model should meet: those of runs that say '

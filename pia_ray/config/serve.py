@@ -122,6 +122,7 @@ class ServeConfig(WorkerConfig, MarkingConfig):
                 if self.models
                 else "models must name at least one"
             )
+        self.require_safety_checkers()
         if self.max_replicas < self.min_replicas:
             raise ValueError("max_replicas must not be below min_replicas")
         if not self.needs_key and not self.allow_anonymous and not is_loopback(self.host):

@@ -59,6 +59,10 @@ class WorkerConfig(BaseModel):
         "up to 8. Limits and autoscaling of an endpoint count with 4.",
     )
     background: HexColour = Field("#ffffff", description="Colour under transparent pictures.")
+    safety: Literal["off", "flag", "fail"] = Field(
+        "off",
+        description="Check of every frame by the model's safety_checker: off, flag the video (nsfw), or fail the row.",
+    )
     log: LogFormat = Field("text", description="Format of log lines: text, or json for one JSON object a line.")
 
     @property
@@ -70,6 +74,19 @@ class WorkerConfig(BaseModel):
     def style_models(self) -> Mapping[str, ModelConfig]:
         """The models by style that rows may name."""
         raise NotImplementedError
+
+    def require_safety_checkers(self) -> None:
+        """Refuses a `safety` for which a model has no weights.
+
+        Raises:
+            ValueError: names the model.
+        """
+        for model in () if self.safety == "off" else (self.default_model_config, *self.style_models.values()):
+            if model.safety_checker is None:
+                raise ValueError(
+                    f"safety: {self.safety} needs safety_checker in the settings of model {model.name}, such as "
+                    "CompVis/stable-diffusion-safety-checker"
+                )
 
     @property
     def max_batch_size(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pia_ray import weights
+from pia_ray.config.model import ModelConfig
 from pia_ray.config.workers import WorkerConfig
 
 if TYPE_CHECKING:
@@ -17,14 +18,20 @@ def make_animator(config: WorkerConfig, cpu_threads: int | None) -> Animator:
     Raises:
         JobError: the model cannot be loaded.
     """
+    model = _with_judges(config.default_model_config, config)
     # Before torch, whose import takes seconds: what is wrong with the weights is said at once.
-    weights.fetch(config.default_model_config)
+    weights.fetch(model)
     from pia_ray.pia.animator import Animator  # torch is for the workers: a driver starts seconds sooner without
 
     return Animator(
-        config.default_model_config,
-        styles=config.style_models,
+        model,
+        styles={name: _with_judges(each, config) for name, each in config.style_models.items()},
         keep_models=config.keep_models,
         batch_size=config.batch_size,
         cpu_threads=cpu_threads,
     )
+
+
+def _with_judges(model: ModelConfig, config: WorkerConfig) -> ModelConfig:
+    """The model as it is loaded: without the safety checker where nobody asks for its verdict."""
+    return model.model_copy(update={"safety_checker": None}) if config.safety == "off" else model

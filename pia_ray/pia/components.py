@@ -13,6 +13,7 @@ from diffusers import AutoencoderKL, UNetMotionModel
 from diffusers.models.embeddings import ImageProjection
 from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
+from pia_ray.pia.safety_checker import SafetyChecker
 from pia_ray.pia.scorer import Scorer
 
 Part = Literal["unet", "text_encoder"]
@@ -91,6 +92,8 @@ class Components:
     """None: rows cannot have a picture for one."""
     scorer: Scorer | None = None
     """Measures the similarity of a video to its picture and prompt; None: the model has no scorer."""
+    safety_checker: SafetyChecker | None = None
+    """Finds videos that are not safe; None: the model has no checker, or nobody asks for its verdict."""
     loras: Mapping[str, Lora] = field(default_factory=dict)
     """The LoRAs that rows may choose from, by name; none of them is merged into these parts."""
     inversions: Mapping[str, tuple[int, ...]] = field(default_factory=dict)

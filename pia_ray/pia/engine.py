@@ -224,6 +224,7 @@ class Engine:
             image=row.request.image,
             subject_similarity=None if made.similarities is None else made.similarities.subject,
             prompt_similarity=None if made.similarities is None else made.similarities.prompt,
+            nsfw=made.nsfw,
         )
 
     def _advance(self, rows: list[Row]) -> None:

@@ -39,7 +39,8 @@ class FakeAnimator:
     begins adds its id, its style and this process's id, a line of JSON, for all processes that animate.
 
     A row whose prompt holds the word uneven is brighter in every second frame by `seed % 61` 8-bit levels, so that its
-    `flicker` depends on the seed.
+    `flicker` depends on the seed. Where the model has a `safety_checker`, one whose prompt holds the word nsfw is not
+    safe.
 
     Faults for tests of failure, each a word that stands alone in a row's prompt:
         oom       the row fails with `OutOfMemory`
@@ -203,6 +204,7 @@ class FakeAnimator:
             animate_s=ended - submitted,
             motion=float(np.abs(frames.astype(np.int16) - frames[0].astype(np.int16)).mean() / 255),
             image=ready.image,
+            nsfw=None if self.model.safety_checker is None else "nsfw" in params.prompt.lower().split(),
         )
 
     def _use(self, style: str) -> None:

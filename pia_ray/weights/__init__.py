@@ -17,7 +17,7 @@ from pia_ray import storage
 from pia_ray.config.model import ModelConfig, model_file
 from pia_ray.errors import WeightsError
 from pia_ray.weights import copies, hub, s3_prefixes
-from pia_ray.weights.checkpoint import FILE_NAMES, Part, digest, refuse_format, verify
+from pia_ray.weights.checkpoint import FILE_NAMES, JUDGES, Part, digest, refuse_format, verify
 
 MODEL_FILE: Final = copies.MODEL_FILE
 """Name of the settings file of a `copy`."""
@@ -52,6 +52,7 @@ class LocalWeights:
     image_encoder: Path | None = None
     """None where the model has none."""
     scorer: Path | None = None
+    safety_checker: Path | None = None
     """A folder in transformers' layout; None where the model has none."""
 
 
@@ -160,12 +161,13 @@ def version(model: ModelConfig) -> str:
 
     The digits are a hub commit, or the digest of the files that count: of their contents where they are local, of
     their ETags in S3. All LoRAs and textual inversions count as one part, with their names and weights and what
-    the model's settings say of its predictions; a scorer, which changes no video, does not count. Fetches no weights.
+    the model's settings say of its predictions. Scorer and safety checker, which change no video, do not count. Fetches
+    no weights.
 
     Raises:
         WeightsError: a part cannot be found or used.
     """
-    return _version(model, [(part, _identity(part)) for part in _parts(model) if part.role != "scorer"])
+    return _version(model, [(part, _identity(part)) for part in _parts(model) if part.role not in JUDGES])
 
 
 def pin(model: ModelConfig) -> ModelConfig:
@@ -211,6 +213,8 @@ def _parts(model: ModelConfig) -> list[Part]:
         parts.append(Part("image_encoder", model.image_encoder, model.image_encoder_revision, allow_pickle=allow))
     if model.scorer is not None:
         parts.append(Part("scorer", model.scorer, model.scorer_revision, allow_pickle=allow))
+    if model.safety_checker is not None:
+        parts.append(Part("safety_checker", model.safety_checker, model.safety_checker_revision, allow_pickle=allow))
     return [_as_file(part) for part in parts]
 
 
@@ -237,6 +241,7 @@ def _collect(model: ModelConfig, *, refresh: bool) -> LocalWeights:
         ip_adapter=locations.get(("ip_adapter", "")),
         image_encoder=locations.get(("image_encoder", "")),
         scorer=locations.get(("scorer", "")),
+        safety_checker=locations.get(("safety_checker", "")),
     )
 
 
@@ -258,7 +263,7 @@ def _found(part: Part, *, refresh: bool) -> tuple[Path, str]:
 def _version(model: ModelConfig, identities: Iterable[tuple[Part, str]]) -> str:
     digits, lines = [], []
     for part, identity in identities:
-        if part.role == "scorer":
+        if part.role in JUDGES:
             continue
         if not part.name:
             digits.append(identity[:12])

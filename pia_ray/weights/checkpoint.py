@@ -15,8 +15,21 @@ from typing import Any, Final, Literal
 from pia_ray.errors import WeightsError
 
 Role = Literal[
-    "base", "motion_adapter", "vae", "config", "lora", "textual_inversion", "ip_adapter", "image_encoder", "scorer"
+    "base",
+    "motion_adapter",
+    "vae",
+    "config",
+    "lora",
+    "textual_inversion",
+    "ip_adapter",
+    "image_encoder",
+    "scorer",
+    "safety_checker",
 ]
+
+JUDGES: Final = ("scorer", "safety_checker")
+"""Roles that measure finished frames and change none."""
+
 
 Format = Literal["safetensors", "fp16", "bin"]
 """A format of weights in a folder; fp16 is the variant of diffusers' name, `model.fp16.safetensors`."""
@@ -41,14 +54,14 @@ FILE_NAMES: Final[Mapping[Role, str]] = {
 
 _LFS: Final = b"version https://git-lfs"
 
-_SCORER_FILES: Final = (
+_JUDGE_FILES: Final = (
     "preprocessor_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
     "vocab.json",
     "merges.txt",
 )
-"""What a scorer may have beside its weights; a tokenizer only where it reads text."""
+"""What a judge may have beside its weights; a tokenizer only where it reads text."""
 
 _digests: dict[tuple[str, int, int], str] = {}
 """Digests of files by path, size and time of change: one process asks more than once."""
@@ -100,8 +113,8 @@ class Part:
         names = ["model_index.json", "scheduler/scheduler_config.json"] if whole else []
         if whole:
             names += [f"tokenizer/{name}" for name in ("*.json", "merges.txt")]
-        if self.role == "scorer":
-            names += _SCORER_FILES
+        if self.role in JUDGES:
+            names += _JUDGE_FILES
         for component in self.components:
             prefix = f"{component}/" if component else ""
             names.append(f"{prefix}config.json")
@@ -129,8 +142,8 @@ def verify(part: Part, location: Path) -> list[Path]:
         used.append(_json_file(location / component / "config.json"))
         if part.role != "config":
             used += _weight_files(location / component, component, part)
-    if part.role == "scorer":
-        used += [location / name for name in _SCORER_FILES if (location / name).is_file()]
+    if part.role in JUDGES:
+        used += [location / name for name in _JUDGE_FILES if (location / name).is_file()]
     if part.role in ("base", "config"):
         used.append(_json_file(location / "scheduler" / "scheduler_config.json"))
         tokenizer = location / "tokenizer"
@@ -188,7 +201,7 @@ def _verify_file(part: Part, path: Path) -> Path:
 
 def _weights_name(part: Part, component: str, kind: Format) -> str:
     """The file name by which diffusers' and transformers' loaders know the weights."""
-    is_clip = component == "text_encoder" or part.role in ("image_encoder", "scorer")
+    is_clip = component == "text_encoder" or part.role in ("image_encoder", *JUDGES)
     if kind == "bin":
         return "pytorch_model.bin" if is_clip else "diffusion_pytorch_model.bin"
     stem = "model" if is_clip else "diffusion_pytorch_model"

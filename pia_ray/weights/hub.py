@@ -25,7 +25,7 @@ from huggingface_hub.errors import (
 
 from pia_ray import storage
 from pia_ray.errors import HubUnavailable, WeightsError
-from pia_ray.weights.checkpoint import Part, refuse_format, verify
+from pia_ray.weights.checkpoint import JUDGES, Part, refuse_format, verify
 from pia_ray.weights.transfers import CountedBar
 
 log = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ def is_hub(part: Part) -> bool:
     if not part.is_file and _HUB_ID.fullmatch(part.reference) is not None:
         return True
     # Image encoders lie in a folder next to the adapters that they were trained with.
-    in_folder = part.is_file or part.role in ("image_encoder", "scorer")
+    in_folder = part.is_file or part.role in ("image_encoder", *JUDGES)
     return in_folder and _HUB_PATH.fullmatch(part.reference) is not None
 
 

@@ -16,7 +16,7 @@ from pia_ray.config.catalog import CatalogConfig
 from pia_ray.config.model import ModelConfig, build
 from pia_ray.errors import ConfigError
 from pia_ray.media.video import probe
-from pia_ray.testing import FakeAnimator, make_catalog
+from pia_ray.testing import FakeAnimator, draw_picture, make_catalog
 from pia_ray.types import ManifestRow
 from tests.certificates import make_files
 
@@ -98,3 +98,31 @@ def test_a_run_whose_key_does_not_fit_begins_nothing(tmp_path: Path):
     with pytest.raises(ConfigError, match="does not fit"):
         list(validate(config, fetch=False))
     assert not Path(config.output).exists()
+
+
+@pytest.mark.parametrize(("safety", "expected"), [("flag", ("succeeded", None)), ("fail", ("failed", False))])
+def test_a_video_that_is_not_safe_is_flagged_or_fails_for_good(
+    tmp_path: Path, safety: str, expected: tuple[str, bool | None]
+):
+    checker = tmp_path / "checker"
+    checker.mkdir()
+    model = DEMO.model_copy(update={"safety_checker": str(checker)})
+    manifest = tmp_path / "rows.csv"
+    picture = tmp_path / "picture.png"
+    picture.write_bytes(draw_picture((64, 48), seed=1))
+    manifest.write_text(f"id,image,prompt\na,{picture},a cat\nb,{picture},a nsfw cat\n")
+    config = configure(tmp_path, manifest=str(manifest), model=model, safety=safety)
+    with FakeAnimator(model) as animator:
+        run_local(config, animator=animator)
+    good, bad = read_results(config.output).to_pylist()
+    assert (good["status"], good["nsfw"], good["flags"]) == ("succeeded", False, None)
+    assert (bad["status"], bad["retryable"]) == expected
+    if safety == "flag":
+        assert (bad["nsfw"], bad["flags"]) == (True, "nsfw")
+    else:
+        assert (bad["error_code"], bad["video_uri"]) == ("content_policy_violation", None)
+
+
+def test_a_check_without_weights_for_it_is_refused_before_anything_begins(tmp_path: Path):
+    with pytest.raises(ConfigError, match="safety: flag needs safety_checker in the settings of model demo"):
+        configure(tmp_path, safety="flag")

@@ -21,6 +21,7 @@ from pia_ray.errors import BadParameter, Cancelled, ConfigError, DeviceLost, Row
 from pia_ray.media.video import probe
 from pia_ray.pia.components import Components
 from pia_ray.testing import make_pipeline_folder
+from tests.safety_checkers import ALWAYS, make_checker
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +87,19 @@ def test_a_saved_animation_plays_and_says_how_it_was_made(animator: Animator, tm
     facts = probe(tmp_path / "one.mp4")
     assert (facts.num_frames, facts.width, facts.height) == (4, 32, 32)
     assert facts.provenance["seed"] == str(2**64 - 1)
+
+
+def test_an_animation_has_the_verdict_of_the_safety_checker_which_changes_no_frame(
+    animator: Animator, model: ModelConfig, tmp_path: Path
+) -> None:
+    checker = make_checker(tmp_path, concepts=ALWAYS)
+    request = AnimationRequest(np.zeros((32, 32, 3), np.uint8), AnimationParams(prompt="x", seed=1))
+    (unchecked,) = animator.animate([request])
+    with Animator(model.model_copy(update={"safety_checker": str(checker)})) as other:
+        (checked,) = other.animate([request])
+    assert (checked.nsfw, unchecked.nsfw) == (True, None)
+    assert checked.model == unchecked.model
+    assert np.abs(checked.frames.astype(int) - unchecked.frames).max() <= 1
 
 
 def test_a_request_joins_rows_that_are_already_running_and_ends_before_them(animator: Animator) -> None:

@@ -55,7 +55,9 @@ def write(content: bytes, note: str) -> bytes:
     at = 0
     for box in boxes:
         moved.append((box.start, box.end, at - box.start))
-        own = [index, _box(b"uuid", _XMP + mark_packet())] if box.kind == b"moov" else [content[box.start : box.end]]
+        own: list[bytes | bytearray] = (
+            [index, _box(b"uuid", _XMP + mark_packet())] if box.kind == b"moov" else [content[box.start : box.end]]
+        )
         parts += own
         at += sum(map(len, own))
     _move_chunks(index, moved)

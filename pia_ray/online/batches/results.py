@@ -58,6 +58,7 @@ def row_of_job(job: VideoJob, *, batch_id: str, line: int, custom_id: str) -> di
             take=made.take,
             takes=None if made.takes is None else canonical(list(made.takes)),
             finished_at=finished_at,
+            nsfw=made.nsfw,
         )
     return _as_json(row)
 

@@ -44,6 +44,7 @@ class VideoDescription(BaseModel):
     takes: list[dict[str, Any]] | None = Field(
         None, description="The takes that were made: number, seed, numbers and gpu_s of each, or its error."
     )
+    nsfw: bool | None = Field(None, description="Whether a frame is not safe, by the model's safety checker.")
 
 
 def wire_params(params: AnimationParams, *, only_given: bool) -> dict[str, Any]:

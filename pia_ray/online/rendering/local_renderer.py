@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, ParamSpec, TypeVar
 
 from pia_ray import weights
-from pia_ray.animation import Animation, RowAnimator, provenance_of
+from pia_ray.animation import Animation, RowAnimator, provenance_of, require_safe
 from pia_ray.config.knob_types import VideoFormat
 from pia_ray.config.serve import ServeConfig
 from pia_ray.errors import Busy, Cancelled, PiaRayError, RowError, UnexpectedError, WeightsError
@@ -80,6 +80,7 @@ class LocalRenderer:
                     try:
                         async for event in events:
                             if isinstance(event, Animation):
+                                require_safe(event, self._config)
                                 await self._in_thread(takes.add, event)
                             else:
                                 yield takes.counted(event) if isinstance(event, StepDone) else event
@@ -312,6 +313,7 @@ def _encode(
         gpu_s=animation.gpu_s,
         animate_s=animation.animate_s,
         **(judged or animation.judge().as_dict()),
+        nsfw=animation.nsfw,
     )
     return Rendered(
         video=made,

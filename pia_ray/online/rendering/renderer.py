@@ -97,6 +97,8 @@ class FinishedVideo(BaseModel):
     subject_similarity: float | None = None
     prompt_similarity: float | None = None
     """The numbers of a `Judgement`, with `motion`; None where an earlier version made the video."""
+    nsfw: bool | None = None
+    """As `Animation.nsfw`."""
 
     accepted: bool | None = None
     """Whether the video meets the request's bounds; None without bounds."""

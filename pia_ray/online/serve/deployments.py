@@ -185,6 +185,9 @@ def _pinned(config: ServeConfig) -> ServeConfig:
         changes["storage"] = str(Path(config.storage).resolve())
     if isinstance(config.api_keys, str):
         changes["api_keys"] = str(Path(config.api_keys).resolve())
+    for name in ("c2pa_certificate", "c2pa_key"):
+        if (uri := getattr(config, name)) is not None and "://" not in uri:
+            changes[name] = str(Path(uri).resolve())
     return config.model_copy(update=changes)
 
 

@@ -18,6 +18,7 @@ from pia_ray.pia.components import Components
 from pia_ray.pia.decoding.decode import PendingFrames, begin_decode, begin_decode_exactly, quantised, require_finite
 from pia_ray.pia.decoding.motion_score import measure_motion
 from pia_ray.pia.device.errors import is_out_of_memory
+from pia_ray.pia.safety_checker import SafetyChecker
 from pia_ray.pia.scorer import Scorer, Similarities
 from pia_ray.types import PreparedRequest
 
@@ -31,6 +32,7 @@ class PendingOutput:
     decoded: PendingFrames | None
     """None where only the latents are wanted."""
     scorer: Scorer | None = None
+    safety_checker: SafetyChecker | None = None
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,8 @@ class FinishedOutput:
     motion: float = 0.0
     similarities: Similarities | None = None
     """None without a scorer."""
+    nsfw: bool | None = None
+    """Whether a frame is not safe; None without a safety checker."""
 
 
 def begin_output(components: Components, latents: torch.Tensor, request: PreparedRequest) -> PendingOutput:
@@ -56,7 +60,8 @@ def begin_output(components: Components, latents: torch.Tensor, request: Prepare
         return PendingOutput(request, latents, None)
     exact = request.output_type in ("np", "pt")
     begin_frames = begin_decode_exactly if exact else begin_decode
-    return PendingOutput(request, latents, begin_frames(components, latents), components.scorer)
+    decoded = begin_frames(components, latents)
+    return PendingOutput(request, latents, decoded, components.scorer, components.safety_checker)
 
 
 @torch.inference_mode()
@@ -82,12 +87,12 @@ def finish_output(pending: PendingOutput) -> FinishedOutput:
         if request.output_type == "np":
             output = np.ascontiguousarray(values.permute(0, 2, 3, 1).numpy())  # [T, H, W, 3]
         motion = measure_motion(pixels, params.condition_frame)
-        return FinishedOutput(pixels.numpy(), output, motion, _similarities(pending, pixels))
+        return FinishedOutput(pixels.numpy(), output, motion, _similarities(pending, pixels), _nsfw(pending, pixels))
     pixels = decoded.to_host()
     frames = pixels.numpy()
     motion = _motion(decoded, pixels, params.condition_frame)
     output = [Image.fromarray(frame) for frame in frames] if request.output_type == "pil" else frames
-    return FinishedOutput(frames, output, motion, _similarities(pending, pixels))
+    return FinishedOutput(frames, output, motion, _similarities(pending, pixels), _nsfw(pending, pixels))
 
 
 class _RowStream(threading.local):
@@ -124,6 +129,17 @@ def _similarities(pending: PendingOutput, pixels: torch.Tensor) -> Similarities 
         return scorer.similarities(pixels, image=request.image, prompt=request.params.prompt)
     with torch.cuda.stream(_stream(scorer.mean.device)):
         return scorer.similarities(pixels, image=request.image, prompt=request.params.prompt)
+
+
+def _nsfw(pending: PendingOutput, pixels: torch.Tensor) -> bool | None:
+    """The safety checker's verdict on frames in host memory, found on its own device."""
+    checker = pending.safety_checker
+    if checker is None:
+        return None
+    if checker.mean.device.type != "cuda":
+        return checker.is_unsafe(pixels)
+    with torch.cuda.stream(_stream(checker.mean.device)):
+        return checker.is_unsafe(pixels)
 
 
 def _stream(device: torch.device) -> torch.cuda.Stream:

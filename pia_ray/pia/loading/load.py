@@ -34,6 +34,7 @@ from pia_ray.pia.loading.motion_adapter import load_motion_adapter
 from pia_ray.pia.loading.offload import offload
 from pia_ray.pia.loading.textual_inversion import with_inversions
 from pia_ray.pia.loading.weight_sharing import SourceOf, WeightPool
+from pia_ray.pia.safety_checker import read_safety_checker
 from pia_ray.pia.scorer import read_scorer
 from pia_ray.pia.unet.compilation import compile_mode_of
 from pia_ray.weights import LocalWeights, is_full_size
@@ -82,6 +83,9 @@ def assemble(weights: LocalWeights, model: ModelConfig, pool: WeightPool | None 
     scorer = None
     if weights.scorer is not None:  # not offloaded: it is small, and runs beside the other parts
         scorer = read_scorer(weights.scorer, device, allow_pickle=model.allow_pickle)
+    safety_checker = None
+    if weights.safety_checker is not None:
+        safety_checker = read_safety_checker(weights.safety_checker, device, allow_pickle=model.allow_pickle)
     components = Components(
         unet=unet,
         vae=vae,
@@ -98,6 +102,7 @@ def assemble(weights: LocalWeights, model: ModelConfig, pool: WeightPool | None 
         version=weights.version,
         ip_adapter=ip_adapter,
         scorer=scorer,
+        safety_checker=safety_checker,
         shared_tensors=shared,
     )
     components = with_inversions(components, weights.textual_inversions, loras=weights.loras.values())

@@ -18,14 +18,7 @@ from pia_ray.media.marking import DIGITAL_SOURCE_TYPE, is_marked, strip_provenan
 
 FORMATS = list(video.MIME)
 PUBLIC = {"model": "demo@1", "work_key": "ab" * 16}
-FULL = {
-    "id": "shoes/1",
-    "image_uri": "/pictures/ann/a.jpg",
-    "worker": "host:12",
-    "model": "demo@1",
-    "work_key": "ab" * 16,
-}
-PUBLIC = {"model": "demo@1", "work_key": "ab" * 16}
+FULL = {"id": "shoes/1", "image_uri": "/pictures/ann/a.jpg", "worker": "host:12", **PUBLIC}
 SECRETS = (b"shoes/1", b"/pictures/ann", b"host:12")
 EARLIER = Path(__file__).parents[2] / "data" / "output-0.1.0" / "output" / "videos"
 

@@ -27,6 +27,7 @@ from pia_ray.errors import (
     NotAccepted,
     Timeout,
     UnexpectedError,
+    UnsafeContent,
     UnsupportedImage,
     VideoError,
 )
@@ -131,6 +132,21 @@ def test_an_endpoint_with_a_certificate_signs_and_refuses_the_format_that_holds_
             return (await events_of(made, ask()))[-1].content
 
     assert b"c2pa.created" in run(work)
+
+
+def test_an_endpoint_flags_or_refuses_a_video_that_is_not_safe():
+    model = {"base": "embedded", "safety_checker": "checker"}
+
+    async def work() -> bool | None:
+        async with renderer(models={"demo": model}, safety="fail") as made:
+            assert (await events_of(made, ask()))[-1].video.nsfw is False
+            with pytest.raises(UnsafeContent) as caught:
+                await events_of(made, ask(prompt="a nsfw cat"))
+            assert (caught.value.code, caught.value.http_status) == ("content_policy_violation", 400)
+        async with renderer(models={"demo": model}, safety="flag") as made:
+            return (await events_of(made, ask(prompt="a nsfw cat")))[-1].video.nsfw
+
+    assert run(work) is True
 
 
 @pytest.mark.parametrize("video_format", ["mp4", "gif", "webp", "webm"])
