@@ -132,7 +132,7 @@ def judge_command(args: argparse.Namespace) -> int:
         print(json.dumps(dataclasses.asdict(judged)))
         return 0
     lines = [f"{judged.num_accepted:,} of {count_of(judged.num_videos, 'video')} within {', '.join(map(str, bounds))}"]
-    lines += [f"  {count:>6} miss {bound}" for bound, count in judged.num_by_bound.items()]
+    lines += [f"  {count:>6} miss {bound}" for bound, count in judged.num_by_bound.items() if count]
     lines += [f"  {count:>6} have no {name}, which counts as met" for name, count in judged.num_unmeasured.items()]
     lines += [f"  {judged.num_approved:>6} of them are approved, and stay"] if judged.num_approved else []
     for each in judged.missing[:SHOWN_MISSING]:

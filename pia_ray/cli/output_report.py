@@ -38,9 +38,11 @@ def summary_lines(found: LedgerSummary) -> list[str]:
     lines += _counts("flags", found.flags)
     if found.num_in_run and found.run_s is not None:
         rate = "" if found.videos_per_minute is None else f", {videos_rate(found.videos_per_minute / 60)}"
-        lines.append(f"speed     {count_of(found.num_in_run, 'video')} of this run in {duration(found.run_s)}{rate}")
+        lines.append(
+            f"speed     {count_of(found.num_in_run, 'video')} of the latest run in {duration(found.run_s)}{rate}"
+        )
     if found.num_succeeded:
-        busy = "" if found.busy_share is None else f", busy {found.busy_share:.0%} of this run"
+        busy = "" if found.busy_share is None else f", busy {found.busy_share:.0%} of the latest run"
         lines.append(f"engine    {duration(found.gpu_s)} for all videos{busy}")
         lines.append(f"size      {size(found.size_bytes)} of videos")
     if found.takes is not None:

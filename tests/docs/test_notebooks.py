@@ -14,7 +14,7 @@ import pia_ray
 
 FOLDER = Path(__file__).parents[2] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
-STANDARD = {"importlib", "pathlib", "shutil", "subprocess", "sys", "warnings"}
+STANDARD = {"importlib", "logging", "os", "pathlib", "shutil", "subprocess", "sys", "warnings"}
 TOOLS = {"IPython", "PIL", "duckdb", "matplotlib", "numpy", "openai", "pandas"}
 PATIENCE_S = 900
 """For one cell, which takes seconds on an idle machine."""
@@ -42,7 +42,14 @@ def run(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> nbformat.No
         startup_timeout=PATIENCE_S,
         resources={"metadata": {"path": str(where)}},
     ).execute()
+    assert errors_of(book) == []
     return book
+
+
+def errors_of(book: nbformat.NotebookNode) -> list[str]:
+    """What the cells write to stderr, which notebooks show in red."""
+    outputs = [output for cell in book.cells for output in cell.get("outputs", ())]
+    return [output.text for output in outputs if output.output_type == "stream" and output.name == "stderr"]
 
 
 def join(address: str, folder: Path) -> None:
