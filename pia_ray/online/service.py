@@ -16,6 +16,8 @@ from pia_ray.online.app import create_app
 from pia_ray.online.batches.runner import BatchRunner
 from pia_ray.online.batches.store import BatchStore
 from pia_ray.online.files import FileStore
+from pia_ray.online.http.api_keys import owner_of_hash
+from pia_ray.online.http.limits import STATUS_COST
 from pia_ray.online.rendering.renderer import Renderer
 from pia_ray.online.requests.request_reader import FormReader
 from pia_ray.online.routes.batches import batch_routes
@@ -81,6 +83,8 @@ class VideoService:
             job_timeout_s=config.job_timeout_s,
             webhooks=None if secret is None else Webhooks(secret.get_secret_value()),
             poll_s=poll_s,
+            weights={owner_of_hash(bytes.fromhex(key)): weight for key, weight in config.key_weights.items()},
+            polls_per_minute=config.requests_per_minute / STATUS_COST / 2,
         )
         self._poll_s = poll_s
         self._grace_s = config.graceful_shutdown_s

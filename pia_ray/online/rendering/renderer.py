@@ -42,6 +42,8 @@ class RenderRequest:
     deadline_s: float | None = None
     """Seconds, counted from its arrival in the engine, after which it fails with `Timeout`."""
     priority: int = INTERACTIVE
+    owner: str = ""
+    """Whose request it is: requests of one priority begin in turn between owners. Empty: an owner of its own."""
     policy: Policy = field(default_factory=Policy)
     """The video is animated again where it misses a bound, within `deadline_s` for all takes together."""
 

@@ -22,7 +22,7 @@ from pia_ray.errors import Cancelled, NotAcceptable, PiaRayError, Timeout, Unexp
 from pia_ray.media.video import MIME
 from pia_ray.online.http import error_responses
 from pia_ray.online.http.metrics import Metrics
-from pia_ray.online.http.middleware import Owner
+from pia_ray.online.http.middleware import Owner, caller
 from pia_ray.online.http.wire_types import VideoDescription, wire_params
 from pia_ray.online.rendering.renderer import Event, Queued, Rendered, Renderer, StepDone
 from pia_ray.online.requests import openapi
@@ -57,7 +57,10 @@ def router(renderer: Renderer, forms: FormReader, config: ServeConfig, metrics: 
         form = await forms.parse(await forms.fields(request), owner=owner)
         stream, video_format = negotiate(accept, form.format)
         render_request = form.request(
-            f"anim_{secrets.token_hex(16)}", deadline_s=config.sync_timeout_s, default_format=video_format
+            f"anim_{secrets.token_hex(16)}",
+            deadline_s=config.sync_timeout_s,
+            default_format=video_format,
+            owner=caller(request),
         )
         events = _counted(renderer.render(render_request), form.model, metrics)
         connected_events = _while_connected(events, request.receive, timeout_s=_GRACE * config.sync_timeout_s)

@@ -230,7 +230,7 @@ class RayRenderer:
                 stream.cancel()
             raise
         except BackPressureError as error:
-            after_s = self._tally.seconds_until_free(self._config.max_batch_size)
+            after_s = self._tally.seconds_until_free(self._config.max_batch_size, request.owner)
             raise Busy(f"too many requests wait: try again in about {after_s:.0f} s", after_s) from error
         except DeploymentUnavailableError as error:
             raise ModelUnavailable("the engines could not be started: see the logs of their replicas") from error

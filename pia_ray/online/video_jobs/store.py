@@ -53,6 +53,10 @@ class JobStore:
         """Seconds since 1970 by the store's clock, as in a job's times."""
         return self._documents.now()
 
+    def owner_folder(self, owner: str) -> str:
+        """The name of an owner in the entries of the queue."""
+        return self._documents.owner_folder(owner)
+
     def create(
         self,
         request: RenderRequest,
@@ -182,6 +186,7 @@ class JobStore:
             format=job.format,
             deadline_s=deadline_s,
             priority=job.priority,
+            owner=job.owner,
             policy=job.policy,
         )
 

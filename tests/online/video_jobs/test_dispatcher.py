@@ -475,7 +475,7 @@ def test_a_dispatcher_that_wakes_too_late_changes_nothing(local: str) -> None:
     [
         ([NonFiniteFrames("black")], 1, "nan_frames"),
         ([Timeout("too slow")], 1, "timeout"),
-        ([OutOfMemory("full")] * 3, 3, "out_of_memory"),
+        ([OutOfMemory("full")] * 3, 2, "out_of_memory"),
         ([KeyError("/srv/secret")] * 3, 3, "unexpected"),
         ([DeviceLost("gone: /srv/secret")] * 3, 3, "device_lost"),
         ([OutOfMemory("full"), DeviceLost("gone")], 3, None),
