@@ -81,6 +81,7 @@ INSIDE = {
         "rendering",
         "requests",
         "files",
+        "usage",
         "video_jobs",
         "http",
         "batches",

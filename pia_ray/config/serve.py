@@ -69,6 +69,15 @@ class ServeConfig(WorkerConfig, MarkingConfig):
     trusted_proxies: tuple[str, ...] = Field(
         (), description="Networks (CIDR) of proxies whose X-Forwarded-For tells the address of a caller without a key."
     )
+    gpu_seconds_per_day: float | None = Field(
+        None, gt=0, description="Engine seconds of a key's finished videos a day (UTC), over all replicas."
+    )
+    bytes_per_day: int | None = Field(
+        None, ge=1, description="Bytes that are stored for a key a day: uploads, pictures and videos of jobs."
+    )
+    requests_per_day: int | None = Field(
+        None, ge=1, description="Calls of a key that make something, and lines of its batches, a day."
+    )
     sync_timeout_s: float = Field(300.0, gt=0, description="Seconds after which a synchronous call fails.")
     job_timeout_s: float = Field(3600.0, gt=0, description="Seconds in an engine after which a video job fails.")
     job_ttl_s: float = Field(86_400.0, gt=0, description="Seconds that a finished video job is kept.")

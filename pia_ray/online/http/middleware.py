@@ -27,6 +27,7 @@ from pia_ray.online.http import bodies, error_responses, limits
 from pia_ray.online.http.api_keys import ANONYMOUS, KeyRing
 from pia_ray.online.http.callers import CallerAddresses
 from pia_ray.online.http.metrics import Metrics
+from pia_ray.online.usage import Amounts, Usage
 
 logger = logging.getLogger(__name__)
 
@@ -79,11 +80,12 @@ def request_id(request: Request) -> str:
 class EndpointMiddleware:
     """The ASGI middleware around all routes."""
 
-    def __init__(self, app: ASGIApp, config: ServeConfig, keys: KeyRing, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, config: ServeConfig, keys: KeyRing, metrics: Metrics, usage: Usage) -> None:
         self._app = app
         self._config = config
         self._keys = keys
         self._metrics = metrics
+        self._usage = usage
         self._rate = limits.RateLimit(config.requests_per_minute)
         self._wrong_keys = limits.RateLimit(config.requests_per_minute)
         self._open = limits.OpenRequests(config.max_requests_per_key)
@@ -167,6 +169,9 @@ class EndpointMiddleware:
             self._rate.take(exchange.caller, cost=limits.STATUS_COST if is_status else 1.0)
         finally:
             exchange.headers = self._rate.allowance(exchange.caller).headers
+        if scope["method"] == "POST" and not path.endswith("/cancel"):
+            self._usage.check(owner)
+            self._usage.add(owner, Amounts(num_requests=1))
         return owner
 
     def _check_metrics(self, scope: Scope, headers: Headers) -> None:

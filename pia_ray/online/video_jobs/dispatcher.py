@@ -85,10 +85,14 @@ class Dispatcher:
         heartbeat_s: float = 1.0,
         sweep_s: float = 300.0,
         retry_delay_s: float = RETRY_DELAY_S,
+        on_completed: Callable[[VideoJob], None] = lambda _: None,
         weights: Mapping[str, float] | None = None,
         polls_per_minute: float = math.inf,
     ) -> None:
-        """`weights` of owners are by owner, 1 where there is none; an owner polls its jobs `polls_per_minute` times."""
+        """`on_completed` is called with each job that was completed here.
+
+        `weights` of owners are by owner, 1 where there is none; an owner polls its jobs `polls_per_minute` times.
+        """
         self.worker: Final = f"dispatcher-{secrets.token_hex(8)}"
         """Its name in leases."""
         self._renderer = renderer
@@ -104,6 +108,7 @@ class Dispatcher:
         if webhooks is not None:
             self._sender = WebhookSender(jobs, webhooks, worker=self.worker, poll_s=5 * poll_s)
         self._shares = FairShares({jobs.owner_folder(owner): weight for owner, weight in (weights or {}).items()})
+        self._on_completed = on_completed
         self._polls_per_minute = polls_per_minute
         self._poll_s = poll_s
         self._sweep_s = sweep_s
@@ -271,6 +276,7 @@ class Dispatcher:
         try:
             ended = await attempt.run()
             if ended is not None and ended.status == "completed":
+                self._on_completed(ended)
                 took_s = time.monotonic() - begun
                 self._job_s = took_s if self._job_s is None else 0.7 * self._job_s + 0.3 * took_s
         except Busy as error:
