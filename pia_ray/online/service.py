@@ -101,7 +101,14 @@ class VideoService:
         self._poll_s = poll_s
         self._grace_s = config.graceful_shutdown_s
         self._working: asyncio.Task[None] | None = None
-        creator = JobCreator(config, jobs=jobs, files=self._files, reader=forms, usage=usage)
+        creator = JobCreator(
+            config,
+            jobs=jobs,
+            files=self._files,
+            reader=forms,
+            usage=usage,
+            pace=self._dispatcher.seconds_until_one_ends,
+        )
         self._runner = BatchRunner(
             self._batches,
             self._files,

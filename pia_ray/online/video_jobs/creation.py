@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
@@ -37,13 +37,22 @@ class JobCreator:
     """Makes video jobs of requests."""
 
     def __init__(
-        self, config: ServeConfig, *, jobs: JobStore, files: FileStore, reader: FormReader, usage: Usage
+        self,
+        config: ServeConfig,
+        *,
+        jobs: JobStore,
+        files: FileStore,
+        reader: FormReader,
+        usage: Usage,
+        pace: Callable[[], float] = lambda: 10.0,
     ) -> None:
+        """`pace` estimates the seconds until a job of an owner with many of them ends."""
         self._config = config
         self._jobs = jobs
         self._files = files
         self._reader = reader
         self._usage = usage
+        self._pace = pace
 
     async def create(
         self, owner: str, fields: Mapping[str, object], *, idempotency_key: str | None, retry_count: int
@@ -154,6 +163,7 @@ class JobCreator:
                 idempotency_key=idempotency_key,
                 retry_count=retry_count,
                 max_open=max_open,
+                open_s=self._pace(),
             )
         )
         self._usage.add(owner, Amounts(num_bytes=sum(map(len, (form.image, *form.inputs.values())))))

@@ -198,6 +198,13 @@ class Dispatcher:
         place = next((place for place, entry in enumerate(entries) if entry.id == job.id), len(entries))
         return place + sum(entry.id in self._running and entry.id != job.id for entry in self._snapshot)
 
+    def seconds_until_one_ends(self) -> float:
+        """Estimated seconds until a job of an owner with many open jobs ends, as the owners take turns: 1 to 60."""
+        if self._job_s is None:
+            return 10.0
+        num_owners = len({entry.owner_folder for entry in self._snapshot}) or 1
+        return max(1.0, min(60.0, self._job_s * num_owners / self._max_in_flight))
+
     async def _dispatch(self) -> None:
         while True:
             self._wake.clear()
