@@ -17,8 +17,11 @@ from starlette.types import Message, Receive
 
 from pia_ray.errors import BodyTooLarge, Busy, SlowBody
 
-LARGEST_BODIES: Final = 8
+LARGEST_BODIES: Final = 10
 """So many bodies of the largest size may be in memory at once, or more of smaller ones."""
+
+LARGEST_OF_CALLER: Final = 8
+"""So many of them of one caller; the rest is for others."""
 
 WINDOW_S: Final = 10.0
 """Seconds over which the rate of a body is measured."""
@@ -28,13 +31,14 @@ AddBytes = Callable[[int], None]
 
 
 class BodyMemory:
-    """Memory for the bodies of all requests together, of which a caller has half. For one event loop.
+    """Memory for the bodies of all requests together, and the part of it that one caller may fill. For one event loop.
 
     Bytes count once they have arrived: a body that is announced and does not come holds nothing.
     """
 
-    def __init__(self, total_bytes: int) -> None:
+    def __init__(self, total_bytes: int, *, caller_bytes: int) -> None:
         self._total = total_bytes
+        self._of_caller = caller_bytes
         self._held: Counter[str] = Counter()
 
     @contextmanager
@@ -44,7 +48,7 @@ class BodyMemory:
 
         def add(num_bytes: int) -> None:
             nonlocal arrived
-            if self._held.total() + num_bytes > self._total or 2 * (self._held[caller] + num_bytes) > self._total:
+            if self._held.total() + num_bytes > self._total or self._held[caller] + num_bytes > self._of_caller:
                 raise Busy("Too many large requests are being received: try again in some seconds.", 2.0)
             self._held[caller] += num_bytes
             arrived += num_bytes

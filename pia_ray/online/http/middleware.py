@@ -89,7 +89,9 @@ class EndpointMiddleware:
         self._rate = limits.RateLimit(config.requests_per_minute)
         self._wrong_keys = limits.RateLimit(config.requests_per_minute)
         self._open = limits.OpenRequests(config.max_requests_per_key)
-        self._memory = bodies.BodyMemory(bodies.LARGEST_BODIES * config.max_body_bytes)
+        self._memory = bodies.BodyMemory(
+            bodies.LARGEST_BODIES * config.max_body_bytes, caller_bytes=bodies.LARGEST_OF_CALLER * config.max_body_bytes
+        )
         self._body_limits = bodies.BodyLimits(
             config.max_body_bytes, timeout_s=config.body_timeout_s, bytes_per_s=config.min_body_bytes_per_s
         )

@@ -23,7 +23,7 @@ def test_a_body_that_announces_no_more_than_the_most_is_received(length: str | N
 
 
 def test_bodies_that_do_not_fit_into_memory_together_wait_outside():
-    memory = BodyMemory(10)
+    memory = BodyMemory(10, caller_bytes=5)
     with memory.hold("a") as first, memory.hold("b") as second, memory.hold("c") as third:
         first(5)
         second(4)
@@ -34,8 +34,8 @@ def test_bodies_that_do_not_fit_into_memory_together_wait_outside():
         again(5)
 
 
-def test_a_caller_fills_no_more_than_half_of_the_memory():
-    memory = BodyMemory(10)
+def test_a_caller_fills_no_more_than_its_part_of_the_memory():
+    memory = BodyMemory(10, caller_bytes=5)
     with memory.hold("a") as first, memory.hold("a") as second, memory.hold("b") as other:
         first(5)
         with pytest.raises(Busy):
@@ -44,7 +44,7 @@ def test_a_caller_fills_no_more_than_half_of_the_memory():
 
 
 def test_announced_bodies_that_do_not_come_hold_no_memory_from_others():
-    memory = BodyMemory(10)
+    memory = BodyMemory(10, caller_bytes=5)
     with memory.hold("a"), memory.hold("b") as other:
         other(5)
 
