@@ -177,10 +177,12 @@ class ServeConfig(WorkerConfig, MarkingConfig):
                 raise ValueError(f"weights go from 0.01 to 100 (got {weight:g})")
         return value
 
-    @field_validator("trusted_proxies")
+    @field_validator("trusted_proxies", mode="before")
     @classmethod
-    def _networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for network in value:
+    def _networks(cls, value: object) -> object:
+        if isinstance(value, str):
+            value = tuple(part.strip() for part in value.split(",") if part.strip())
+        for network in value if isinstance(value, tuple | list) else ():
             try:
                 ipaddress.ip_network(network)
             except ValueError:
