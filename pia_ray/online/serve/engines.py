@@ -44,6 +44,7 @@ from pia_ray.online.rendering.local_renderer import LocalRenderer, model_facts
 from pia_ray.online.rendering.renderer import (
     INTERACTIVE,
     Event,
+    FinishedVideo,
     Load,
     ModelFacts,
     Rendered,
@@ -224,6 +225,8 @@ class RayRenderer:
                     raise event
                 if isinstance(event, StepDone):
                     self._tally.count(request.id, event)
+                if isinstance(event, Rendered):  # an engine of an earlier version leaves fields out, as in an upgrade
+                    event = replace(event, video=FinishedVideo.model_validate(dict(event.video)))
                 yield event
         except (GeneratorExit, asyncio.CancelledError, Timeout):
             with suppress(ray.exceptions.RayError, RayServeException):  # it may have failed in the meantime
