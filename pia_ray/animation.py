@@ -154,7 +154,7 @@ class RowAnimator(Protocol):
         alone: bool = ...,
         on_step: OnStep | None = ...,
         on_start: OnStart | None = ...,
-        priority: int = ...,
+        priority: float = ...,
     ) -> Future[Animation]:
         """As `Animator.submit`."""
 

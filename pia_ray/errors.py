@@ -30,7 +30,8 @@ again can help (`retryable`), names the HTTP status that fits, and says whose fa
         ├── UnsafeContent         the safety checker found a frame that is not safe, and `safety` is fail
         ├── VideoError            frames could not be encoded, or the finished file did not verify
         ├── Timeout, Cancelled    the row's deadline passed; the caller took the request back
-        ├── Busy                  too many requests wait already; RateLimited: too many calls of one caller
+        ├── Busy                  too many requests wait already; RateLimited: too many calls of one caller;
+        │                         QuotaExceeded: a quota of the day is used up
         ├── NotReady              no engine of the endpoint runs, or a process of it has to be replaced
         ├── RequestError          Unauthorized, Forbidden, NotAcceptable, SlowBody, BodyTooLarge, UnsupportedBody,
         │                         HeadersTooLarge: an HTTP request that the endpoint refuses before it reads knobs
@@ -415,6 +416,12 @@ class RateLimited(Busy):
     """One caller calls more often than it may. Send it again after Retry-After seconds."""
 
     code = "rate_limited"
+
+
+class QuotaExceeded(Busy):
+    """The key has used up a quota of the endpoint for today. Wait for the next day (UTC), or raise the quota."""
+
+    code = "insufficient_quota"
 
 
 class RequestError(RowError):

@@ -44,6 +44,10 @@ class Policy:
         return sum(bound.shortfall(scores.get(bound.number)) for bound in self.bounds)
 
 
+NO_POLICY: Final = Policy()
+"""Any video is accepted, and none is animated again."""
+
+
 @dataclass(frozen=True)
 class Take:
     """One animation of a row."""

@@ -82,6 +82,7 @@ INSIDE = {
         "rendering",
         "requests",
         "files",
+        "usage",
         "video_jobs",
         "http",
         "batches",

@@ -37,6 +37,10 @@ class ServeConfig(WorkerConfig, MarkingConfig):
     api_keys: tuple[str, ...] | str = Field(
         (), description="sha256 of each key in hex, or a file of such lines, which is read again when it changes."
     )
+    key_weights: dict[str, float] = Field(
+        default_factory=dict,
+        description="Shares of the engines by the sha256 of a key, where several keys wait; 1 for keys not named.",
+    )
     allow_anonymous: bool = Field(False, description="Let callers without a key in, also from other hosts.")
     webhook_secret: SecretStr | None = Field(None, description="whsec_... with which webhooks are signed.")
     metrics_token: SecretStr | None = Field(None, description="Bearer token for /metrics; without it, loopback only.")
@@ -46,17 +50,44 @@ class ServeConfig(WorkerConfig, MarkingConfig):
     max_image_pixels: int = Field(40_000_000, ge=1, description="Larger images are refused, undecoded.")
     max_frames: int = Field(64, ge=1, description="Most frames of a video.")
     max_steps: int = Field(100, ge=1, description="Most inference steps of a video.")
+    max_pixels: int = Field(2_097_152, ge=4096, description="Most pixels of a frame: width x height.")
+    max_pixel_steps: int = Field(
+        4_000_000_000,
+        ge=1_000_000,
+        description="Most frames x pixels x steps of a video, which its cost follows; 16 frames of 512 x 512 px in 25 "
+        "steps have 105 million.",
+    )
     max_retakes: int = Field(
         4, ge=0, le=MOST_RETAKES, description="Most retakes that a request may ask for; each costs as the first take."
     )
     max_jobs_per_key: int = Field(32, ge=1, description="Video jobs that a key may have open at once.")
     max_waiting: int = Field(16, ge=0, description="Requests that wait in a replica while others denoise.")
     requests_per_minute: int = Field(600, ge=1, description="Calls of one key (or address, without keys) per minute.")
+    max_requests_per_key: int = Field(
+        64, ge=1, description="Requests of one key (or address, without keys) that an ingress answers at once."
+    )
+    trusted_proxies: tuple[str, ...] = Field(
+        (), description="Networks (CIDR) of proxies whose X-Forwarded-For tells the address of a caller without a key."
+    )
+    gpu_seconds_per_day: float | None = Field(
+        None, gt=0, description="Engine seconds of a key's finished videos a day (UTC), over all replicas."
+    )
+    bytes_per_day: int | None = Field(
+        None, ge=1, description="Bytes that are stored for a key a day: uploads, pictures and videos of jobs."
+    )
+    requests_per_day: int | None = Field(
+        None, ge=1, description="Calls of a key that make something, and lines of its batches, a day."
+    )
     sync_timeout_s: float = Field(300.0, gt=0, description="Seconds after which a synchronous call fails.")
     job_timeout_s: float = Field(3600.0, gt=0, description="Seconds in an engine after which a video job fails.")
     job_ttl_s: float = Field(86_400.0, gt=0, description="Seconds that a finished video job is kept.")
     max_attempts: int = Field(3, ge=1, le=100, description="Tries of a video job whose replica dies.")
-    body_timeout_s: float = Field(120.0, gt=0, description="Seconds that a request's body may take to arrive.")
+    body_timeout_s: float = Field(600.0, gt=0, description="Seconds that a request's body may take to arrive.")
+    min_body_bytes_per_s: float = Field(
+        10_000.0,
+        ge=0,
+        description="Bytes a second at which a request's body has to arrive, over 10 s; 0 for no limit.",
+    )
     stall_timeout_s: float = Field(
         900.0,
         gt=0,
@@ -136,6 +167,28 @@ class ServeConfig(WorkerConfig, MarkingConfig):
     @classmethod
     def _models(cls, value: object) -> object:
         return load_models(value)
+
+    @field_validator("key_weights")
+    @classmethod
+    def _weights(cls, value: dict[str, float]) -> dict[str, float]:
+        for key, weight in value.items():
+            if re.fullmatch("[0-9a-f]{64}", key) is None:
+                raise ValueError("each must be the sha256 of a key, 64 hex digits in lower case, with a number")
+            if not 0.01 <= weight <= 100:
+                raise ValueError(f"weights go from 0.01 to 100 (got {weight:g})")
+        return value
+
+    @field_validator("trusted_proxies", mode="before")
+    @classmethod
+    def _networks(cls, value: object) -> object:
+        if isinstance(value, str):
+            value = tuple(part.strip() for part in value.split(",") if part.strip())
+        for network in value if isinstance(value, tuple | list) else ():
+            try:
+                ipaddress.ip_network(network)
+            except ValueError:
+                raise ValueError(f'"{network}" is not a valid network: write it as 10.0.0.0/8') from None
+        return value
 
     @field_validator("api_keys")
     @classmethod

@@ -172,7 +172,7 @@ def thumbnail(image: Image.Image, *, max_edge: int = 256) -> bytes:
 
 _KIND_ADVICE: Final[Mapping[str, str]] = {
     "an empty file": "Write it again; an upload may have broken off.",
-    "a web page (HTML)": "The reference leads to a page about the picture; give the address of the picture itself.",
+    "a web page (HTML)": "A page about a picture is not the picture; give the picture itself, or its own address.",
     "a Git LFS pointer": "Fetch the file itself with git lfs pull.",
 }
 

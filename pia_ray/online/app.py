@@ -26,6 +26,7 @@ from pia_ray.online.http.middleware import HEALTH, METRICS, EndpointMiddleware, 
 from pia_ray.online.rendering.renderer import ModelFacts, Renderer
 from pia_ray.online.requests.request_reader import FormReader
 from pia_ray.online.routes import animations, page
+from pia_ray.online.usage import Usage
 
 _DESCRIPTION: Final = (
     "Animates pictures with PIA. `/v1/animations` answers with the video; `/v1/videos` is the videos API that the "
@@ -42,16 +43,18 @@ def create_app(
     lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]] | None = None,
     check_alive: Callable[[], None] = lambda: None,
     replica: str = "",
+    usage: Usage | None = None,
 ) -> FastAPI:
     """The ASGI application. `forms` replaces the endpoint's own reader, and `routers` are added to its routes.
 
     `lifespan` is entered before the first request and left after the last. `check_alive` raises `NotReady` if this
-    process has to be replaced. `replica` is its name in metrics.
+    process has to be replaced. `replica` is its name in metrics. `usage` holds the
+    quotas; who gives none has to run none.
 
     Raises:
         ConfigError: the file of API keys cannot be read.
     """
-    counters = Metrics(replica)
+    counters, usage = Metrics(replica), usage or Usage(config)
     app = FastAPI(
         title="pia-ray",
         description=_DESCRIPTION,
@@ -67,13 +70,14 @@ def create_app(
         config=config,
         keys=KeyRing(config.api_keys, allow_anonymous=config.allow_anonymous),
         metrics=counters,
+        usage=usage,
     )
     app.add_exception_handler(PiaRayError, error_responses.of_error)
     app.add_exception_handler(HTTPException, error_responses.of_framework)
     app.add_exception_handler(RequestValidationError, error_responses.of_validation)
     app.add_exception_handler(ClientDisconnect, _of_hangup)
     app.add_exception_handler(Exception, _of_bug)
-    app.include_router(animations.router(renderer, forms or FormReader(config), config, counters))
+    app.include_router(animations.router(renderer, forms or FormReader(config), config, metrics=counters, usage=usage))
     app.include_router(_models(renderer))
     app.include_router(_health(renderer, counters, check_alive))
     app.include_router(page.router(config))

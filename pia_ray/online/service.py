@@ -16,12 +16,15 @@ from pia_ray.online.app import create_app
 from pia_ray.online.batches.runner import BatchRunner
 from pia_ray.online.batches.store import BatchStore
 from pia_ray.online.files import FileStore
+from pia_ray.online.http.api_keys import owner_of_hash
+from pia_ray.online.http.limits import STATUS_COST
 from pia_ray.online.rendering.renderer import Renderer
 from pia_ray.online.requests.request_reader import FormReader
 from pia_ray.online.routes.batches import batch_routes
 from pia_ray.online.routes.files import FILE_TTL_S, file_routes
 from pia_ray.online.routes.videos import video_object, video_routes
-from pia_ray.online.video_jobs import JobStore
+from pia_ray.online.usage import Amounts, Usage
+from pia_ray.online.video_jobs import JobStore, VideoJob
 from pia_ray.online.video_jobs.creation import JobCreator
 from pia_ray.online.video_jobs.dispatcher import Dispatcher
 from pia_ray.online.video_jobs.webhooks import Webhooks
@@ -49,7 +52,8 @@ def create_endpoint(
         ConfigError: the file of API keys, or the secret of webhooks, is not valid.
     """
     forms = forms or FormReader(config)
-    service = VideoService(renderer, jobs, config, forms=forms, poll_s=poll_s)
+    usage = Usage(config)
+    service = VideoService(renderer, jobs, config, forms=forms, usage=usage, poll_s=poll_s)
 
     app = create_app(
         renderer,
@@ -59,6 +63,7 @@ def create_endpoint(
         lifespan=lambda _: service.at_work(),
         check_alive=service.check_alive,
         replica=replica,
+        usage=usage,
     )
     app.state.service = service
     return app
@@ -68,10 +73,18 @@ class VideoService:
     """Video jobs and batches of one endpoint: the `routers` for `create_app`, and `at_work` for its lifespan."""
 
     def __init__(
-        self, renderer: Renderer, jobs: JobStore, config: ServeConfig, *, forms: FormReader, poll_s: float = 1.0
+        self,
+        renderer: Renderer,
+        jobs: JobStore,
+        config: ServeConfig,
+        *,
+        forms: FormReader,
+        usage: Usage,
+        poll_s: float = 1.0,
     ) -> None:
         self._files = FileStore(config.storage, ttl_s=FILE_TTL_S)
         self._batches = BatchStore(config.storage, ttl_s=FILE_TTL_S)
+        self._usage = usage
         secret = config.webhook_secret
         self._dispatcher = Dispatcher(
             renderer,
@@ -81,11 +94,21 @@ class VideoService:
             job_timeout_s=config.job_timeout_s,
             webhooks=None if secret is None else Webhooks(secret.get_secret_value()),
             poll_s=poll_s,
+            on_completed=self._count,
+            weights={owner_of_hash(bytes.fromhex(key)): weight for key, weight in config.key_weights.items()},
+            polls_per_minute=config.requests_per_minute / STATUS_COST / 2,
         )
         self._poll_s = poll_s
         self._grace_s = config.graceful_shutdown_s
         self._working: asyncio.Task[None] | None = None
-        creator = JobCreator(config, jobs=jobs, files=self._files, reader=forms)
+        creator = JobCreator(
+            config,
+            jobs=jobs,
+            files=self._files,
+            reader=forms,
+            usage=usage,
+            pace=self._dispatcher.seconds_until_one_ends,
+        )
         self._runner = BatchRunner(
             self._batches,
             self._files,
@@ -95,7 +118,7 @@ class VideoService:
         )
         self.routers: tuple[APIRouter, ...] = (
             video_routes(creator=creator, jobs=jobs, reader=forms, dispatcher=self._dispatcher),
-            file_routes(self._files, config=config),
+            file_routes(self._files, config=config, usage=usage),
             batch_routes(self._batches, files=self._files, config=config),
         )
 
@@ -128,7 +151,7 @@ class VideoService:
         then jobs that are being rendered are given back. One call at a time."""
         tasks = [
             asyncio.create_task(each)
-            for each in (self._dispatcher.run(), self._runner.run(self._poll_s), self._sweep())
+            for each in (self._dispatcher.run(), self._runner.run(self._poll_s), self._usage.run(), self._sweep())
         ]
         try:
             await asyncio.gather(*tasks)
@@ -137,6 +160,11 @@ class VideoService:
                 if not task.cancelling():  # a second cancel would break off how they give back what they have
                     task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _count(self, job: VideoJob) -> None:
+        """Counts what a completed job has used."""
+        if job.result is not None:
+            self._usage.add(job.owner, Amounts(gpu_s=job.result.total_gpu_s, num_bytes=job.result.size_bytes))
 
     async def _drain(self) -> None:
         self._runner.stop()

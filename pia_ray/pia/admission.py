@@ -16,8 +16,11 @@ _Row = TypeVar("_Row")
 """The type of the rows that the caller queues."""
 
 
-def rank(arrival: int, priority: int) -> int:
-    """The sort key of a waiting row, the smallest first: its arrival, plus `PRIORITY_STEP` for each priority."""
+def rank(arrival: int, priority: float) -> float:
+    """The sort key of a waiting row, the smallest first: its arrival, plus `PRIORITY_STEP` for each priority.
+
+    Parts of a priority let some rows of the same priority go first.
+    """
     return arrival + priority * PRIORITY_STEP
 
 
@@ -28,11 +31,11 @@ class AdmissionQueue(Generic[_Row]):
     """
 
     def __init__(self) -> None:
-        self._waiting: dict[str, list[tuple[int, int, _Row]]] = {}  # heaps; no two ranks of one priority are equal
+        self._waiting: dict[str, list[tuple[float, float, _Row]]] = {}  # heaps; no two ranks of one priority are equal
         self._num_added = 0
         self._num_passed = 0
 
-    def add(self, model: str, row: _Row, *, priority: int = 0) -> None:
+    def add(self, model: str, row: _Row, *, priority: float = 0) -> None:
         """Adds a row that needs this model; 0 is the most urgent priority."""
         self._num_added += 1
         waiting = self._waiting.setdefault(model, [])

@@ -157,7 +157,7 @@ class Animator:
         alone: bool = False,
         on_step: OnStep | None = None,
         on_start: OnStart | None = None,
-        priority: int = 0,
+        priority: float = 0,
     ) -> Future[Animation]:
         """A future of the animation; its exception is a `RowError`, or a `JobError` where the process is unusable.
 

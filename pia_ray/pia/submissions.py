@@ -30,7 +30,7 @@ class Submission:
     alone: bool
     on_step: OnStep | None
     on_start: OnStart | None
-    priority: int
+    priority: float
     row: Row | None = None
     reported_steps: int = 0
     submitted_at: float = field(default_factory=time.monotonic)

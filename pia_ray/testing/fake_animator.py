@@ -79,7 +79,7 @@ class FakeAnimator:
         self._log = log
         self._closed = threading.Event()
         self._all_stuck = threading.Event()
-        self._waiting: list[tuple[int, int, Callable[[], None]]] = []  # a heap: priority, number of arrival, work
+        self._waiting: list[tuple[float, int, Callable[[], None]]] = []  # a heap: priority, number of arrival, work
         self._num_submitted = 0
         self._pool = ThreadPoolExecutor(self.batch_size, thread_name_prefix="fake-animator")
 
@@ -102,7 +102,7 @@ class FakeAnimator:
         alone: bool = False,
         on_step: OnStep | None = None,
         on_start: OnStart | None = None,
-        priority: int = 0,
+        priority: float = 0,
     ) -> Future[Animation]:
         """The future animation; its exception is a `RowError`. `future.cancel()` works until the end.
 

@@ -68,6 +68,11 @@ def test_loopback_has_several_names(host: str):
         ({"model": "demo", "models": "demo"}, "the only model"),
         ({"models": {"default": "demo"}}, "default"),
         ({"batch_size": "many"}, "auto"),
+        ({"trusted_proxies": ["10.0.0.0/99"]}, "not a valid network: write it as 10.0.0.0/8"),
+        ({"trusted_proxies": "10.0.0.1, proxy"}, '"proxy" is not a valid network'),
+        ({"key_weights": {"sk-1": 2}}, "the sha256 of a key"),
+        ({"key_weights": {KEY: 0}}, "from 0.01 to 100"),
+        ({"max_retakes": 17}, "max_retakes"),
     ],
 )
 def test_a_wrong_setting_is_refused_by_name(values: dict[str, Any], message: str):

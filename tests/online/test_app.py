@@ -390,6 +390,31 @@ def test_a_name_that_is_led_to_this_machine_is_refused_by_an_open_endpoint():
         assert client.get("/v1/models", headers={"host": "anything.example"}).status_code == 200
 
 
+def test_answers_say_what_is_left_of_the_calls_a_minute_and_a_status_costs_little():
+    with client_of(ScriptedRenderer(), requests_per_minute=60) as made:
+        first = made.get("/v1/models").headers
+        assert (first["x-ratelimit-limit-requests"], first["x-ratelimit-remaining-requests"]) == ("60", "59")
+        assert first["x-ratelimit-reset-requests"].endswith(("ms", "s"))
+        for _ in range(20):
+            last = made.get("/v1/videos/video_1").headers
+        assert int(last["x-ratelimit-remaining-requests"]) >= 56
+        refused = [made.get("/v1/models") for _ in range(70)][-1]
+        assert refused.status_code == 429
+        assert refused.headers["x-ratelimit-remaining-requests"] == "0"
+        assert "x-ratelimit-limit-requests" not in made.get("/healthz").headers
+
+
+def test_callers_behind_a_trusted_proxy_have_calls_of_their_own_and_cannot_lend_themselves_an_address():
+    with client_of(ScriptedRenderer(), requests_per_minute=2, trusted_proxies=["127.0.0.0/8"]) as made:
+
+        def call(forwarded: str) -> int:
+            return int(made.get("/v1/models", headers={"x-forwarded-for": forwarded}).status_code)
+
+        assert [call("198.51.100.1") for _ in range(3)] == [200, 200, 429]
+        assert call("6.6.6.6, 198.51.100.1") == 429
+        assert call("198.51.100.2") == 200
+
+
 def test_metrics_are_for_this_machine_or_for_the_token(client: TestClient):
     assert animate(client).status_code == 200
     text = client.get("/metrics").text

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import logging
 import time
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from fastapi.testclient import TestClient
+from openai import AsyncOpenAI
 
 from pia_ray.config.serve import ServeConfig
 from pia_ray.online.rendering.local_renderer import LocalRenderer
@@ -66,7 +69,7 @@ def test_an_app_that_ends_lets_its_videos_end_for_a_time_and_then_gives_them_bac
     config = ServeConfig.model_validate({"storage": str(tmp_path), "graceful_shutdown_s": grace_s})
     picture = "data:image/png;base64," + base64.b64encode(draw_picture((64, 48), seed=1)).decode()
     jobs = JobStore(config.storage)
-    with FakeAnimator(config.models["demo"], styles=config.models, seconds_per_step=0.1) as animator:
+    with FakeAnimator(config.models["demo"], styles=config.models, seconds_per_step=0.04) as animator:
         app = create_endpoint(LocalRenderer(animator, config), jobs, config)
         with TestClient(app, base_url="http://127.0.0.1:8000") as client:
             asked = {"prompt": "waves", "input_reference": {"image_url": picture}, "num_inference_steps": 30}
@@ -107,3 +110,27 @@ def ended(client: TestClient, answer: Any) -> dict[str, Any]:
         time.sleep(0.05)
         job = client.get(f"/v1/videos/{job['id']}").json()
     return job
+
+
+@pytest.mark.filterwarnings("ignore:The Sora API is scheduled:DeprecationWarning")
+def test_the_openai_client_loses_no_job_at_the_limits_of_calls_and_open_jobs(tmp_path: Path):
+    limits = {"requests_per_minute": 20, "max_jobs_per_key": 4}
+    config = ServeConfig.model_validate({"storage": str(tmp_path), "batch_size": 2, **limits})
+    picture = draw_picture((64, 48), seed=1)
+    knobs = {"num_frames": 4, "num_inference_steps": 20, "width": 64, "height": 64}
+
+    async def work(animator: FakeAnimator) -> list[str]:
+        app = create_endpoint(LocalRenderer(animator, config), JobStore(config.storage), config, poll_s=0.05)
+        http = httpx.AsyncClient(transport=httpx.ASGITransport(app))
+        client = AsyncOpenAI(base_url="http://127.0.0.1:8000/v1", api_key="none", max_retries=0, http_client=http)
+        async with app.state.service.at_work(), client:
+            made = await asyncio.gather(
+                *(
+                    client.videos.create_and_poll(prompt=f"{n}", input_reference=picture, extra_body=knobs)
+                    for n in range(config.max_jobs_per_key)
+                )
+            )
+        return [each.status for each in made]
+
+    with FakeAnimator(config.models["demo"], styles=config.models, seconds_per_step=0.04) as animator:
+        assert asyncio.run(work(animator)) == ["completed"] * config.max_jobs_per_key

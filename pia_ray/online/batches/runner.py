@@ -26,7 +26,7 @@ from pia_ray.online.batches.input_file import BatchLine, read_lines
 from pia_ray.online.batches.outcomes import Outcomes
 from pia_ray.online.batches.results import write_ledger
 from pia_ray.online.batches.store import Batch, BatchLineError, BatchStore, Outcome
-from pia_ray.online.batches.submissions import PAUSES_S, Progress, Submissions, Submit
+from pia_ray.online.batches.submissions import OWNER_WINDOW, PAUSES_S, WINDOW, Progress, Submissions, Submit
 from pia_ray.online.files import FileStore, StoredFile
 from pia_ray.online.public_errors import PublicError
 from pia_ray.online.video_jobs import JobStore, VideoJob
@@ -55,7 +55,7 @@ class BatchRunner:
     """Works through the open batches of a store, those of each owner by themselves.
 
     `video_object` gives the video object of a job, as callers get it. `pauses_s` are the waits between the tries of a
-    line whose picture's server does not answer.
+    line whose picture's server does not answer. At most `owner_window` lines of an owner are video jobs at a time.
     """
 
     def __init__(
@@ -67,6 +67,7 @@ class BatchRunner:
         submit: Submit,
         video_object: Callable[[VideoJob], Mapping[str, Any]],
         pauses_s: Sequence[float] = PAUSES_S,
+        owner_window: int = OWNER_WINDOW,
     ) -> None:
         self._batches = batches
         self._files = files
@@ -75,6 +76,9 @@ class BatchRunner:
         self._video_object = video_object
         self._worker = uuid.uuid4().hex
         self._lines: LRUCache[str, list[BatchLine]] = LRUCache(_CACHED_FILES)
+        self._owner_window = owner_window
+        self._open_jobs: dict[str, tuple[str, int]] = {}
+        """By batch, its owner and its lines that are video jobs."""
         self._stopped = asyncio.Event()
         self._pauses_s = pauses_s
         self._steps: dict[str, anyio.CapacityLimiter] = {}
@@ -132,6 +136,7 @@ class BatchRunner:
 
     async def _forget(self, batch_id: str) -> None:
         self._lines.pop(batch_id, None)
+        self._open_jobs.pop(batch_id, None)
         if (submissions := self._submissions.pop(batch_id, None)) is not None:
             await submissions.close()
 
@@ -202,9 +207,10 @@ class BatchRunner:
         if submissions is None:
             submissions = self._submissions[batch.id] = Submissions(self._submit, pauses_s=self._pauses_s)
         if end is None:
-            await submissions.advance(batch, lines, progress, now=now)
+            await submissions.advance(batch, lines, progress, now=now, window=self._window(batch))
         else:
             await submissions.give_up(batch, lines, progress, now=now, end=end)
+        self._open_jobs[batch.id] = (batch.owner, len(progress.jobs))
         outcomes = progress.outcomes
         change: dict[str, Any] = {
             "jobs": progress.jobs,
@@ -223,6 +229,17 @@ class BatchRunner:
         if batch.status == "in_progress" and _is_through(batch.model_copy(update=change)):
             change |= {"status": "finalizing", "finalizing_at": await self._now()}
         return await self._record(batch, change)
+
+    def _window(self, batch: Batch) -> int:
+        """The most lines of a batch that may be video jobs now, beside those of its owner's other batches."""
+        others = sum(
+            num_jobs
+            for batch_id, (owner, num_jobs) in self._open_jobs.items()
+            if owner == batch.owner and batch_id != batch.id
+        )
+        window = min(WINDOW, self._owner_window - others)
+        self._open_jobs[batch.id] = (batch.owner, max(window, len(batch.jobs)))  # until the step has ended
+        return window
 
     async def _collect(
         self, batch: Batch, lines: list[BatchLine], progress: Progress, *, end: PublicError | None

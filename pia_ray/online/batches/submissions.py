@@ -20,6 +20,9 @@ from pia_ray.online.video_jobs.creation import LineRequest
 WINDOW: Final = 32
 """Lines of one batch that are video jobs at the same time."""
 
+OWNER_WINDOW: Final = 4 * WINDOW
+"""Lines of all batches of one owner that are video jobs at the same time, so that no owner fills the queue's head."""
+
 SIDE_BY_SIDE: Final = 8
 """Lines of one batch whose pictures are fetched and whose jobs are made at the same time."""
 
@@ -68,11 +71,16 @@ class Submissions:
         self._pauses_s = pauses_s
         self._tasks: dict[int, asyncio.Task[VideoJob]] = {}
 
-    async def advance(self, batch: Batch, lines: Sequence[BatchLine], progress: Progress, *, now: float) -> None:
-        """Makes jobs of the lines that are due, until none is left or the step's time is over."""
+    async def advance(
+        self, batch: Batch, lines: Sequence[BatchLine], progress: Progress, *, now: float, window: int = WINDOW
+    ) -> None:
+        """Makes jobs of the lines that are due, until none is left or the step's time is over.
+
+        At most `window` lines are video jobs at the same time.
+        """
         deadline = time.monotonic() + STEP_S
         while True:
-            self._begin(batch, lines, progress, now)
+            self._begin(batch, lines, progress, now, window)
             left_s = deadline - time.monotonic()
             if not self._tasks or left_s <= 0:
                 return
@@ -97,9 +105,9 @@ class Submissions:
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
         self._tasks.clear()
 
-    def _begin(self, batch: Batch, lines: Sequence[BatchLine], progress: Progress, now: float) -> None:
+    def _begin(self, batch: Batch, lines: Sequence[BatchLine], progress: Progress, now: float, window: int) -> None:
         for index in self._due(lines, progress, now):
-            if len(self._tasks) >= SIDE_BY_SIDE or len(self._tasks) + len(progress.jobs) >= WINDOW:
+            if len(self._tasks) >= SIDE_BY_SIDE or len(self._tasks) + len(progress.jobs) >= window:
                 return
             progress.waiting.setdefault(index, LineTries())
             progress.next_line = max(progress.next_line, index + 1)

@@ -67,8 +67,7 @@ class KeyRing:
             known |= hmac.compare_digest(digest, each)
         if not known:
             raise Unauthorized("This API key is not known.")
-        # Not the hash itself, because owners appear in logs and in the names of objects.
-        return "key_" + hashlib.sha256(b"pia-ray owner " + digest).hexdigest()[:32]
+        return owner_of_hash(digest)
 
     def _current(self) -> tuple[bytes, ...]:
         if self._file is None:
@@ -83,6 +82,11 @@ class KeyRing:
                 # Half a file, or none, is a slip of its editor: the earlier keys stay valid.
                 logger.error("the earlier API keys stay valid: %s", error)
             return self._hashes
+
+
+def owner_of_hash(digest: bytes) -> str:
+    """The owner of the key with that sha256; not the hash itself, as owners appear in logs and names of objects."""
+    return "key_" + hashlib.sha256(b"pia-ray owner " + digest).hexdigest()[:32]
 
 
 def _stamp(file: Path) -> _Stamp:

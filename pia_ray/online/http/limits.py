@@ -1,30 +1,48 @@
-"""Limits of HTTP requests: calls a minute, headers, bytes and time of a body.
-
-Starlette 1.10 limits the bytes of a body too, but neither its time nor all bodies together, and answers in plain text.
-"""
+"""Limits of HTTP requests: calls a minute, open requests of a caller, headers. `bodies` has those of bodies."""
 
 from __future__ import annotations
 
-import asyncio
+import math
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Final
 
 from cachetools import LRUCache
-from starlette.types import Message, Receive
 
-from pia_ray.errors import BodyTooLarge, Busy, HeadersTooLarge, RateLimited, SlowBody
-
-LARGEST_BODIES: Final = 8
-"""So many bodies of the largest size may be in memory at once, or more of smaller ones."""
+from pia_ray.errors import Busy, HeadersTooLarge, RateLimited
 
 MAX_HEADERS: Final = 200
 MAX_HEADER_BYTES: Final = 65_536
 """All headers of a request together. Servers that parse with httptools have no limit of their own."""
 
 _MAX_CALLERS: Final = 10_000
+
+
+STATUS_COST: Final = 0.1
+"""Share of a call that a read of a job's or batch's status counts as, because clients poll."""
+
+
+@dataclass(frozen=True)
+class Allowance:
+    """The state of a caller's calls a minute."""
+
+    limit: int
+    left: int
+    full_in_s: float
+    """Seconds until all calls of a minute are there again, if no more are made."""
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The headers in which OpenAI's API says the same."""
+        return {
+            "x-ratelimit-limit-requests": str(self.limit),
+            "x-ratelimit-remaining-requests": str(self.left),
+            "x-ratelimit-reset-requests": _duration(self.full_in_s),
+        }
 
 
 class RateLimit:
@@ -37,45 +55,60 @@ class RateLimit:
         # Who falls out has not called for the longest time: its bucket is full again, or nearly.
         self._buckets: LRUCache[str, tuple[float, float]] = LRUCache(_MAX_CALLERS)
 
-    def take(self, caller: str) -> None:
-        """Counts one call.
+    def take(self, caller: str, *, cost: float = 1.0) -> None:
+        """Counts one call, or the share `cost` of one.
 
         Raises:
             RateLimited: the bucket is empty.
         """
         now, per_s = self._clock(), self._per_minute / 60
         with self._lock:
-            left, since = self._buckets.get(caller, (float(self._per_minute), now))
-            left = min(float(self._per_minute), left + (now - since) * per_s)
-            allowed = left >= 1
-            self._buckets[caller] = (left - 1 if allowed else left, now)
+            left = self._left(caller, now)
+            allowed = left >= cost
+            self._buckets[caller] = (left - cost if allowed else left, now)
         if not allowed:
             raise RateLimited(
                 f"More than {self._per_minute} calls a minute: slow down, and try again after `retry-after` seconds.",
-                (1 - left) / per_s,
+                (cost - left) / per_s,
             )
 
+    def allowance(self, caller: str) -> Allowance:
+        """The calls that a caller has left."""
+        with self._lock:
+            left = round(self._left(caller, self._clock()), 6)  # tenths do not add up exactly
+        return Allowance(self._per_minute, int(left), (self._per_minute - left) * 60 / self._per_minute)
 
-class BodyMemory:
-    """Memory for the bodies of all requests together. For one event loop."""
+    def _left(self, caller: str, now: float) -> float:
+        left, since = self._buckets.get(caller, (float(self._per_minute), now))
+        return min(float(self._per_minute), left + (now - since) * self._per_minute / 60)
 
-    def __init__(self, total_bytes: int) -> None:
-        self._left = total_bytes
+
+class OpenRequests:
+    """The requests of each caller that have no answer yet. For one event loop.
+
+    A caller that sends slowly or does not read its answers holds no more than its share of an ingress.
+    """
+
+    def __init__(self, per_caller: int) -> None:
+        self._per_caller = per_caller
+        self._open: Counter[str] = Counter()
 
     @contextmanager
-    def hold(self, num_bytes: int) -> Iterator[None]:
-        """Reserves memory for a body until its request is done.
+    def hold(self, caller: str) -> Iterator[None]:
+        """Counts a request until it has been answered.
 
         Raises:
-            Busy: there is not enough now.
+            Busy: the caller has the maximum of open requests.
         """
-        if num_bytes > self._left:
-            raise Busy("Too many large requests are being received: try again in some seconds.", 2.0)
-        self._left -= num_bytes
+        if self._open[caller] >= self._per_caller:
+            raise Busy(f"{self._per_caller} requests of yours are being answered: wait until some have ended.", 2.0)
+        self._open[caller] += 1
         try:
             yield
         finally:
-            self._left += num_bytes
+            self._open[caller] -= 1
+            if not self._open[caller]:
+                del self._open[caller]
 
 
 def check_headers(headers: Sequence[tuple[bytes, bytes]]) -> None:
@@ -88,46 +121,10 @@ def check_headers(headers: Sequence[tuple[bytes, bytes]]) -> None:
         raise HeadersTooLarge(f"A request may have {MAX_HEADERS} headers of {MAX_HEADER_BYTES:,} bytes together.")
 
 
-def announced_bytes(length: str | None, *, chunked: bool, max_bytes: int) -> int:
-    """Bytes of a body by its headers; one in chunks counts as the largest.
-
-    Raises:
-        BodyTooLarge: they are over the limit.
-    """
-    if chunked:
-        return max_bytes
-    if length is None or not (length.isascii() and length.isdigit()):
-        return 0  # without either header there is no body
-    if len(length) > 20 or int(length) > max_bytes:
-        raise _too_large(max_bytes)
-    return int(length)
-
-
-def limited(receive: Receive, *, max_bytes: int, timeout_s: float) -> Receive:
-    """A `receive` that raises `BodyTooLarge` or `SlowBody` where the body is read, once it exceeds either limit."""
-    received = 0
-    ended = False
-    deadline: float | None = None
-
-    async def receive_limited() -> Message:
-        nonlocal received, ended, deadline
-        if ended:
-            return await receive()
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + timeout_s if deadline is None else deadline
-        try:
-            async with asyncio.timeout_at(deadline):
-                message = await receive()
-        except TimeoutError:
-            raise SlowBody(f"The body did not arrive within {timeout_s:g} seconds.") from None
-        received += len(message.get("body", b""))
-        ended = not message.get("more_body", False)
-        if received > max_bytes:
-            raise _too_large(max_bytes)
-        return message
-
-    return receive_limited
-
-
-def _too_large(max_bytes: int) -> BodyTooLarge:
-    return BodyTooLarge(f"The request's body is larger than the {max_bytes:,} bytes that are taken.")
+def _duration(seconds: float) -> str:
+    """A duration as OpenAI's headers have it, such as "120ms", "1s" and "6m0s"."""
+    milliseconds = math.ceil(round(seconds * 1000, 3))
+    if milliseconds < 1000:
+        return f"{milliseconds}ms"
+    minutes, rest = divmod(math.ceil(milliseconds / 1000), 60)
+    return f"{minutes}m{rest}s" if minutes else f"{rest}s"

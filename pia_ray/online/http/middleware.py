@@ -23,9 +23,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from pia_ray import logs
 from pia_ray.config.serve import ServeConfig, is_loopback
 from pia_ray.errors import BadParameter, Forbidden, PiaRayError, Unauthorized, UnsupportedBody
-from pia_ray.online.http import error_responses, limits
+from pia_ray.online.http import bodies, error_responses, limits
 from pia_ray.online.http.api_keys import ANONYMOUS, KeyRing
+from pia_ray.online.http.callers import CallerAddresses
 from pia_ray.online.http.metrics import Metrics
+from pia_ray.online.usage import Amounts, Usage
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +41,9 @@ _PUBLIC_FOLDER: Final = "/page/"
 
 SERVE_HEADERS: Final = ("x-request-timeout-seconds", "x-request-disconnect-disabled")
 """Headers by which a client of Serve may switch off its timeout, and that hanging up cancels (ray 2.60)."""
+
+_STATUS: Final = re.compile("/v1/(videos|batches)/[^/]+")
+"""Paths of jobs and batches, which clients poll."""
 
 _HUNG_UP: Final = 499
 
@@ -62,6 +67,11 @@ Owner = Annotated[str, Depends(_owner)]
 """In a route's parameters: the owner of the caller's objects. The middleware has checked the key."""
 
 
+def caller(request: Request) -> str:
+    """The owner of the caller's key; the address of a caller without one."""
+    return str(request.state.caller)
+
+
 def request_id(request: Request) -> str:
     """The id of this request in the log."""
     return str(request.state.request_id)
@@ -70,14 +80,22 @@ def request_id(request: Request) -> str:
 class EndpointMiddleware:
     """The ASGI middleware around all routes."""
 
-    def __init__(self, app: ASGIApp, config: ServeConfig, keys: KeyRing, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, config: ServeConfig, keys: KeyRing, metrics: Metrics, usage: Usage) -> None:
         self._app = app
         self._config = config
         self._keys = keys
         self._metrics = metrics
+        self._usage = usage
         self._rate = limits.RateLimit(config.requests_per_minute)
         self._wrong_keys = limits.RateLimit(config.requests_per_minute)
-        self._memory = limits.BodyMemory(limits.LARGEST_BODIES * config.max_body_bytes)
+        self._open = limits.OpenRequests(config.max_requests_per_key)
+        self._memory = bodies.BodyMemory(
+            bodies.LARGEST_BODIES * config.max_body_bytes, caller_bytes=bodies.LARGEST_OF_CALLER * config.max_body_bytes
+        )
+        self._body_limits = bodies.BodyLimits(
+            config.max_body_bytes, timeout_s=config.body_timeout_s, bytes_per_s=config.min_body_bytes_per_s
+        )
+        self._addresses = CallerAddresses(config.trusted_proxies)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves one connection."""
@@ -96,15 +114,15 @@ class EndpointMiddleware:
             with ExitStack() as held:
                 try:
                     limits.check_headers(scope["headers"])
-                    state["owner"] = self._admit(scope, headers)
-                    held.enter_context(self._memory.hold(self._body_bytes(headers)))
+                    state["owner"] = self._admit(scope, headers, exchange)
+                    bodies.check_length(headers.get("content-length"), max_bytes=self._config.max_body_bytes)
+                    if exchange.caller:
+                        held.enter_context(self._open.hold(exchange.caller))
+                    add_bytes = held.enter_context(self._memory.hold(exchange.caller))
                 except PiaRayError as error:
                     await error_responses.answer(error)(scope, receive, exchange.send)
                     return
-                config = self._config
-                body = limits.limited(
-                    exchange.receive, max_bytes=config.max_body_bytes, timeout_s=config.body_timeout_s
-                )
+                body = bodies.limited(exchange.receive, self._body_limits, add_bytes)
                 await self._app(scope, body, exchange.send)
         except asyncio.CancelledError:  # Ray Serve cancels the request of a caller that hangs up
             exchange.note_hang_up()
@@ -117,8 +135,8 @@ class EndpointMiddleware:
             method, path = quote(scope["method"]), quote(scope["path"])[:200]
             logger.info("%s %s %s %d %.3f s %s", identity, method, path, status, seconds, state["owner"])
 
-    def _admit(self, scope: Scope, headers: Headers) -> str:
-        """The owner of the request's key.
+    def _admit(self, scope: Scope, headers: Headers, exchange: _Exchange) -> str:
+        """The owner of the request's key. The exchange learns the caller.
 
         Raises:
             PiaRayError: the request is refused.
@@ -129,7 +147,6 @@ class EndpointMiddleware:
         if path == METRICS:
             self._check_metrics(scope, headers)
             return ANONYMOUS
-        client = scope.get("client")
         _check_serve_headers(headers)
         if headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
             raise UnsupportedBody("Compressed bodies are not read: send the body without content-encoding.")
@@ -140,20 +157,24 @@ class EndpointMiddleware:
             raise Forbidden("This endpoint answers on localhost only; give it api_keys to reach it by other names.")
         if path in _PUBLIC or path.startswith(_PUBLIC_FOLDER):
             return ANONYMOUS
+        address = f"address {self._addresses.of(scope, headers)}"
         try:
             owner = self._keys.owner_of(_key(headers))
         except Unauthorized:
-            self._wrong_keys.take(f"address {client[0] if client else ''}")
+            self._wrong_keys.take(address)
             raise
         if owner == ANONYMOUS:
             _check_origin(headers)
-        self._rate.take(owner if owner != ANONYMOUS else f"address {client[0] if client else ''}")
+        exchange.caller = scope["state"]["caller"] = owner if owner != ANONYMOUS else address
+        try:
+            is_status = scope["method"] in ("GET", "HEAD") and _STATUS.fullmatch(path) is not None
+            self._rate.take(exchange.caller, cost=limits.STATUS_COST if is_status else 1.0)
+        finally:
+            exchange.headers = self._rate.allowance(exchange.caller).headers
+        if scope["method"] == "POST" and not path.endswith("/cancel"):
+            self._usage.check(owner)
+            self._usage.add(owner, Amounts(num_requests=1))
         return owner
-
-    def _body_bytes(self, headers: Headers) -> int:
-        chunked = "transfer-encoding" in headers
-        most = self._config.max_body_bytes
-        return limits.announced_bytes(headers.get("content-length"), chunked=chunked, max_bytes=most)
 
     def _check_metrics(self, scope: Scope, headers: Headers) -> None:
         token = self._config.metrics_token
@@ -176,6 +197,10 @@ class _Exchange:
         self._send = send
         self._identity = identity
         self._began = False
+        self.caller = ""
+        """The owner, or the address of a caller without a key; empty for public paths and refused callers."""
+        self.headers: dict[str, str] = {}
+        """More headers of the answer."""
         self.status = 500
         """Of ServerErrorMiddleware, which is outside of this one, if an exception gets that far; 499 for a caller that
         hung up before the answer began: no one reads that answer, and its own status would count as a fault."""
@@ -193,7 +218,9 @@ class _Exchange:
             if self.status != _HUNG_UP:
                 self.status = message["status"]
             self._began = True
-            mark(MutableHeaders(scope=message), self._identity)
+            headers = MutableHeaders(scope=message)
+            headers.update(self.headers)
+            mark(headers, self._identity)
         await self._send(message)
 
     def note_hang_up(self) -> None:

@@ -9,11 +9,11 @@ import asyncio
 import logging
 import time
 import traceback
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, Final, ParamSpec, TypeVar
 
 from pia_ray import weights
 from pia_ray.animation import Animation, RowAnimator, provenance_of, require_safe
@@ -38,8 +38,11 @@ from pia_ray.online.rendering.renderer import (
 )
 from pia_ray.online.rendering.retakes import RequestTakes
 from pia_ray.online.rendering.timing import Deadline, Tally
-from pia_ray.pia.admission import rank
+from pia_ray.pia.admission import PRIORITY_STEP, rank
 from pia_ray.types import AnimationRequest
+
+_PASSED_BY: Final = 16
+"""Later requests of other owners that go before a request, for each request of its owner that waits already."""
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -130,7 +133,7 @@ class LocalRenderer:
             admitted.put_from_thread(None)
 
         try:
-            submitted = self._threads.submit(self._submit, request, deadline, on_step)
+            submitted = self._threads.submit(self._submit, request, deadline, on_step, admitted.priority)
             animating = await deadline.within(asyncio.wrap_future(submitted))
             animating.add_done_callback(on_end)
             while (event := await deadline.within(admitted.events.get())) is not None:
@@ -195,8 +198,11 @@ class LocalRenderer:
             raise Cancelled("the engine is shutting down: try again")
         config = self._config
         waiting = config.max_waiting if request.priority == INTERACTIVE else config.max_waiting // 2
+        own = [each for each in self._admitted if each.owner == request.owner != "" and not each.begun]
+        if own and request.priority == INTERACTIVE:
+            waiting -= config.max_waiting // 4  # the last places are for owners that wait for nothing else
         if len(self._admitted) >= config.max_batch_size + waiting:
-            after_s = self._tally.seconds_until_free(config.max_batch_size)
+            after_s = self._tally.seconds_until_free(config.max_batch_size, request.owner)
             raise Busy(
                 f"{count_of(len(self._admitted), 'request')} queued or running: try again in about {after_s:.0f} s",
                 after_s,
@@ -204,11 +210,23 @@ class LocalRenderer:
         if all(each.animated for each in self._admitted):
             self._stepped_at = time.monotonic() - self._stalled_before_s  # idle until now
         self._num_arrivals += 1
-        admitted = _Admitted(rank(self._num_arrivals, request.priority), asyncio.get_running_loop())
+        priority = self._fair_priority(request, [each for each in own if int(each.priority) == request.priority])
+        admitted = _Admitted(
+            rank(self._num_arrivals, priority), asyncio.get_running_loop(), priority=priority, owner=request.owner
+        )
         self._admitted.append(admitted)
         self._is_idle.clear()
         self._queue_positions()
         return admitted
+
+    def _fair_priority(self, request: RenderRequest, own: Sequence[_Admitted]) -> float:
+        """The priority of a request whose owner has these waiting: later requests of other owners go before it.
+
+        It stays below the next priority, and no request goes before an earlier one of its owner.
+        """
+        passed_by = min(PRIORITY_STEP - 1, _PASSED_BY * len(own))
+        last = max((each.rank for each in own), default=0.0) - rank(self._num_arrivals, request.priority)
+        return request.priority + max(float(passed_by), last) / PRIORITY_STEP
 
     def _begin(self, admitted: _Admitted) -> None:
         if not admitted.begun:
@@ -231,13 +249,13 @@ class LocalRenderer:
         return await asyncio.wrap_future(self._threads.submit(call, *args, **kwargs))
 
     def _submit(
-        self, request: RenderRequest, deadline: Deadline, on_step: Callable[[StepDone], None]
+        self, request: RenderRequest, deadline: Deadline, on_step: Callable[[StepDone], None], priority: float
     ) -> Future[Animation]:
         """The submitted request, decoded; on a thread."""
         return self._animator.submit(
             decode(request, self._config, deadline_s=deadline.left_s),
             on_step=lambda done, total: on_step(StepDone(done, total)),
-            priority=request.priority,
+            priority=priority,
         )
 
 
@@ -275,8 +293,10 @@ def model_facts(config: ServeConfig) -> tuple[ModelFacts, ...]:
 class _Admitted:
     """A request that waits, denoises or is encoded."""
 
-    rank: int
+    rank: float
     loop: asyncio.AbstractEventLoop
+    priority: float
+    owner: str
     events: asyncio.Queue[Event | Cancelled | None] = field(default_factory=asyncio.Queue)
     """None comes last, when the animation has ended or failed."""
     position: int = 0

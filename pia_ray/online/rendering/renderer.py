@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from pia_ray.config.knob_types import VideoFormat
 from pia_ray.config.knobs import AnimationParams
 from pia_ray.result_row import JUDGED
-from pia_ray.takes import Policy
+from pia_ray.takes import NO_POLICY, Policy
 
 INTERACTIVE: Final = 0
 """Priority of a synchronous call, whose caller waits."""
@@ -42,7 +42,9 @@ class RenderRequest:
     deadline_s: float | None = None
     """Seconds, counted from its arrival in the engine, after which it fails with `Timeout`."""
     priority: int = INTERACTIVE
-    policy: Policy = field(default_factory=Policy)
+    owner: str = ""
+    """Whose request it is: requests of one priority begin in turn between owners. Empty: an owner of its own."""
+    policy: Policy = NO_POLICY
     """The video is animated again where it misses a bound, within `deadline_s` for all takes together."""
 
 

@@ -6,12 +6,18 @@ import asyncio
 import math
 import time
 from collections.abc import Awaitable
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from pia_ray.errors import Timeout
 from pia_ray.online.rendering.renderer import StepDone
 
 Result = TypeVar("Result")
+
+_UNKNOWN_S: Final = 5.0
+"""Seconds until a place is free, before any request has ended."""
+
+_MOST_S: Final = 60
+"""The most seconds that a caller is told to wait: the openai clients obey no greater number."""
 
 
 class Tally:
@@ -23,6 +29,8 @@ class Tally:
         self.step_s: float | None = None
         """Seconds of a recent step of one request; None before the first."""
         self._request_s: float | None = None
+        self._booked: dict[str, float] = {}
+        """By owner, the time for which its latest refused request was told to come again."""
 
     @property
     def num_running(self) -> int:
@@ -43,11 +51,18 @@ class Tally:
         if self._latest.pop(request_id, None) is not None:
             self._request_s = _mean(self._request_s, time.monotonic() - self._begun_at.pop(request_id))
 
-    def seconds_until_free(self, max_batch_size: int) -> float:
-        """Estimated seconds until one of `max_batch_size` requests ends: a whole number, 1 to 60."""
-        if self._request_s is None:
-            return 5.0
-        return float(min(60, max(1, math.ceil(self._request_s / max_batch_size))))
+    def seconds_until_free(self, max_batch_size: int, owner: str) -> float:
+        """Estimated seconds until there is a place for this owner, where `max_batch_size` requests denoise together.
+
+        A whole number, 1 to 60. Owners that have been refused come in turn, and each refusal of one owner is for a
+        later place, so that callers who come when they are told to do not all come at once.
+        """
+        now = time.monotonic()
+        self._booked = {each: at for each, at in self._booked.items() if at > now}
+        place_s = _UNKNOWN_S if self._request_s is None else self._request_s / max_batch_size
+        at = self._booked.get(owner, now) + place_s * len(self._booked.keys() | {owner})
+        self._booked[owner] = min(at, now + _MOST_S)
+        return float(min(_MOST_S, max(1, math.ceil(at - now))))
 
 
 class Deadline:

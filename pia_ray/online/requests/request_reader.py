@@ -94,7 +94,13 @@ class Form:
         return seconds_text(self.resolved.video_frames, self.resolved.fps)
 
     def request(
-        self, request_id: str, *, deadline_s: float | None, priority: int = INTERACTIVE, default_format: VideoFormat
+        self,
+        request_id: str,
+        *,
+        deadline_s: float | None,
+        priority: int = INTERACTIVE,
+        default_format: VideoFormat,
+        owner: str = "",
     ) -> RenderRequest:
         """The request for an engine."""
         return RenderRequest(
@@ -105,6 +111,7 @@ class Form:
             format=self.format or default_format,
             deadline_s=deadline_s,
             priority=priority,
+            owner=owner,
             policy=self.policy,
         )
 
@@ -170,7 +177,8 @@ class FormReader:
         length_field = "seconds" if "seconds" in given else "num_frames"
         params = self._params(given, sources, model_name, model)
         resolved = resolve(params, {}, model_defaults=model.defaults, sampling=model.sampling)
-        request_limits.check_size(resolved, self._config, field=length_field)
+        request_limits.check_length(resolved, self._config, field=length_field)
+        request_limits.check_cost(resolved, self._config)  # before pictures are fetched, where the size is known
         lora_strengths(resolved, model.lora_weights)
         files, places = {}, partial((self._lines if is_line else self._calls).hold, owner)
         for knob, source in sources.items():  # in turn, so that one request does not use many fetchers
@@ -190,6 +198,7 @@ class FormReader:
             height=resolved.height,
         )
         resolved = resolved.model_copy(update={"width": width, "height": height, **identities})
+        request_limits.check_cost(resolved, self._config)
         _check_encodable(video_format or "mp4", resolved)
         return Form(params, resolved, model_name, image, files, video_format, policy)
 
@@ -221,9 +230,12 @@ class FormReader:
         if (lora := given.get("lora")) is not None:
             given["lora"] = lora_of(lora)
         spell_out_size(given)
-        spell_out_seconds(given, model)
         stand_ins = dict.fromkeys((knob for knob in sources if knob != "image"), "-")
-        return parse_params({**given, **stand_ins, "style": model_name})
+        try:
+            spell_out_seconds(given, model)
+            return parse_params({**given, **stand_ins, "style": model_name})
+        except BadParameter as error:
+            raise request_limits.within(error, self._config) from None
 
     async def _content(
         self, source: object, knob: str, places: Callable[[str], AbstractAsyncContextManager[None]]

@@ -6,7 +6,7 @@ import asyncio
 import base64
 import json
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from typing import Any, Final, Literal, cast
 from urllib.parse import quote
@@ -22,12 +22,13 @@ from pia_ray.errors import Cancelled, NotAcceptable, PiaRayError, Timeout, Unexp
 from pia_ray.media.video import MIME
 from pia_ray.online.http import error_responses
 from pia_ray.online.http.metrics import Metrics
-from pia_ray.online.http.middleware import Owner
+from pia_ray.online.http.middleware import Owner, caller
 from pia_ray.online.http.wire_types import VideoDescription, wire_params
 from pia_ray.online.rendering.renderer import Event, Queued, Rendered, Renderer, StepDone
 from pia_ray.online.requests import openapi
 from pia_ray.online.requests.aliases import size_text
 from pia_ray.online.requests.request_reader import FormReader
+from pia_ray.online.usage import Amounts, Usage
 
 EVENT_STREAM: Final = "text/event-stream"
 
@@ -38,7 +39,7 @@ _GRACE: Final = 1.1
 """The call times out after this multiple of the engine's deadline, so that the engine's own error arrives first."""
 
 
-def router(renderer: Renderer, forms: FormReader, config: ServeConfig, metrics: Metrics) -> APIRouter:
+def router(renderer: Renderer, forms: FormReader, config: ServeConfig, *, metrics: Metrics, usage: Usage) -> APIRouter:
     """The route of synchronous calls."""
     routes = APIRouter(tags=["animations"])
 
@@ -57,9 +58,17 @@ def router(renderer: Renderer, forms: FormReader, config: ServeConfig, metrics: 
         form = await forms.parse(await forms.fields(request), owner=owner)
         stream, video_format = negotiate(accept, form.format)
         render_request = form.request(
-            f"anim_{secrets.token_hex(16)}", deadline_s=config.sync_timeout_s, default_format=video_format
+            f"anim_{secrets.token_hex(16)}",
+            deadline_s=config.sync_timeout_s,
+            default_format=video_format,
+            owner=caller(request),
         )
-        events = _counted(renderer.render(render_request), form.model, metrics)
+
+        def count(rendered: Rendered) -> None:
+            metrics.rendered(form.model, rendered)
+            usage.add(owner, Amounts(gpu_s=rendered.video.total_gpu_s))
+
+        events = _counted(renderer.render(render_request), form.model, metrics, count)
         connected_events = _while_connected(events, request.receive, timeout_s=_GRACE * config.sync_timeout_s)
         if stream:
             first = await _first(connected_events)
@@ -138,12 +147,14 @@ def _quality(qualities: dict[str, float], mime: str) -> float:
     return 0.0
 
 
-async def _counted(events: AsyncIterator[Event], model: str, metrics: Metrics) -> AsyncGenerator[Event, None]:
+async def _counted(
+    events: AsyncIterator[Event], model: str, metrics: Metrics, count: Callable[[Rendered], None]
+) -> AsyncGenerator[Event, None]:
     async with aclosing(cast(AsyncGenerator[Event, None], events)):
         try:
             async for event in events:
                 if isinstance(event, Rendered):
-                    metrics.rendered(model, event)
+                    count(event)
                 yield event
         except PiaRayError as error:
             metrics.failed(model, error)

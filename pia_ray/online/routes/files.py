@@ -23,6 +23,7 @@ from pia_ray.online.http.wire_types import UnixTime
 from pia_ray.online.public_errors import shortened
 from pia_ray.online.requests.bodies import media_type
 from pia_ray.online.requests.request_limits import MAX_FILES
+from pia_ray.online.usage import Amounts, Usage
 
 FILE_TTL_S: Final = 30 * 24 * 3600.0
 """Seconds for which files are kept by default."""
@@ -69,7 +70,7 @@ def file_object(file: StoredFile) -> FileObject:
     return FileObject.model_validate(file)
 
 
-def file_routes(files: FileStore, *, config: ServeConfig, prefix: str = "/v1") -> APIRouter:
+def file_routes(files: FileStore, *, config: ServeConfig, usage: Usage, prefix: str = "/v1") -> APIRouter:
     """The routes below /v1/files."""
     router = APIRouter(prefix=f"{prefix}/files", tags=["batches"])
 
@@ -98,7 +99,9 @@ def file_routes(files: FileStore, *, config: ServeConfig, prefix: str = "/v1") -
             purpose=parse_purpose(fields.get("purpose", "")),
             ttl_s=_ttl_s(fields),
         )
-        return file_object(await asyncio.to_thread(create_file))
+        created = await asyncio.to_thread(create_file)
+        usage.add(owner, Amounts(num_bytes=created.size_bytes))
+        return file_object(created)
 
     @router.get("", operation_id="list_files", summary="List files", responses=error_responses.responses(422))
     async def list_files(owner: Owner, page: Annotated[FileListQuery, Query()]) -> FileList:

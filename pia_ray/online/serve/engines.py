@@ -44,6 +44,7 @@ from pia_ray.online.rendering.local_renderer import LocalRenderer, model_facts
 from pia_ray.online.rendering.renderer import (
     INTERACTIVE,
     Event,
+    FinishedVideo,
     Load,
     ModelFacts,
     Rendered,
@@ -224,13 +225,15 @@ class RayRenderer:
                     raise event
                 if isinstance(event, StepDone):
                     self._tally.count(request.id, event)
+                if isinstance(event, Rendered):  # an engine of an earlier version leaves fields out, as in an upgrade
+                    event = replace(event, video=FinishedVideo.model_validate(dict(event.video)))
                 yield event
         except (GeneratorExit, asyncio.CancelledError, Timeout):
             with suppress(ray.exceptions.RayError, RayServeException):  # it may have failed in the meantime
                 stream.cancel()
             raise
         except BackPressureError as error:
-            after_s = self._tally.seconds_until_free(self._config.max_batch_size)
+            after_s = self._tally.seconds_until_free(self._config.max_batch_size, request.owner)
             raise Busy(f"too many requests wait: try again in about {after_s:.0f} s", after_s) from error
         except DeploymentUnavailableError as error:
             raise ModelUnavailable("the engines could not be started: see the logs of their replicas") from error

@@ -17,6 +17,7 @@ from pia_ray.errors import (
     JobConflict,
     JobError,
     JobNotFound,
+    OutOfMemory,
     PiaRayError,
     StorageError,
     Timeout,
@@ -191,8 +192,10 @@ class Attempt:
         job, settings = self._held.document, self._settings
         # A Timeout has used its time. An error of an engine may not occur in the next one.
         may_succeed = (error.retryable or isinstance(error, JobError)) and not isinstance(error, Timeout)
+        # What does not fit even alone fits only where something else had the device's memory: it is tried once more.
+        max_attempts = min(settings.max_attempts, 2) if isinstance(error, OutOfMemory) else settings.max_attempts
         _log.warning("%s, attempt %d: %s: %s", job.id, job.attempt, error.code, error.message)
-        if may_succeed and job.attempt < settings.max_attempts:
+        if may_succeed and job.attempt < max_attempts:
             delay_s = settings.retry_delay_s * 2 ** (job.attempt - 1)
             await self._in_thread(self._jobs.queue.postpone, self._held, delay_s=delay_s)
             return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
@@ -16,6 +16,7 @@ from pia_ray.online.rendering.renderer import BATCH_LINE, VIDEO_JOB
 from pia_ray.online.requests.acceptance import fields_of
 from pia_ray.online.requests.aliases import IMAGE_FIELDS
 from pia_ray.online.requests.request_reader import Form, FormReader
+from pia_ray.online.usage import Amounts, Usage
 from pia_ray.online.video_jobs import JobStore, VideoJob
 from pia_ray.storage.https import check_url
 
@@ -35,11 +36,23 @@ class LineRequest:
 class JobCreator:
     """Makes video jobs of requests."""
 
-    def __init__(self, config: ServeConfig, *, jobs: JobStore, files: FileStore, reader: FormReader) -> None:
+    def __init__(
+        self,
+        config: ServeConfig,
+        *,
+        jobs: JobStore,
+        files: FileStore,
+        reader: FormReader,
+        usage: Usage,
+        pace: Callable[[], float] = lambda: 10.0,
+    ) -> None:
+        """`pace` estimates the seconds until a job of an owner with many of them ends."""
         self._config = config
         self._jobs = jobs
         self._files = files
         self._reader = reader
+        self._usage = usage
+        self._pace = pace
 
     async def create(
         self, owner: str, fields: Mapping[str, object], *, idempotency_key: str | None, retry_count: int
@@ -111,7 +124,10 @@ class JobCreator:
 
         Raises:
             RowError: as `create`.
+            QuotaExceeded: the owner has used up a quota.
         """
+        self._usage.check(line.owner)
+        self._usage.add(line.owner, Amounts(num_requests=1))
         return await self._create(
             await self._read(line.owner, line.body, is_line=True),
             BATCH_LINE,
@@ -133,7 +149,7 @@ class JobCreator:
         remixed_from_video_id: str | None = None,
     ) -> VideoJob:
         form, webhook_url = read
-        return await asyncio.to_thread(
+        job = await asyncio.to_thread(
             partial(
                 self._jobs.create,
                 form.request("", deadline_s=None, priority=priority, default_format="mp4"),
@@ -147,8 +163,11 @@ class JobCreator:
                 idempotency_key=idempotency_key,
                 retry_count=retry_count,
                 max_open=max_open,
+                open_s=self._pace(),
             )
         )
+        self._usage.add(owner, Amounts(num_bytes=sum(map(len, (form.image, *form.inputs.values())))))
+        return job
 
     async def _read(
         self, owner: str, fields: Mapping[str, object], *, is_line: bool = False

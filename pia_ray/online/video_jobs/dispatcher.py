@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import random
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final, ParamSpec, TypeVar
@@ -25,9 +26,10 @@ from pia_ray.errors import (
     WorkerDied,
 )
 from pia_ray.online.documents.document import IndexEntry, Revision
-from pia_ray.online.rendering.renderer import Renderer
+from pia_ray.online.rendering.renderer import BATCH_LINE, Renderer
 from pia_ray.online.video_jobs import JobStore, VideoJob
 from pia_ray.online.video_jobs.attempt import RETRY_DELAY_S, Attempt, AttemptSettings
+from pia_ray.online.video_jobs.fair_shares import FairShares
 from pia_ray.online.video_jobs.webhook_sender import WebhookSender
 from pia_ray.online.video_jobs.webhooks import Webhooks
 
@@ -48,11 +50,14 @@ class Outlook:
     """Open jobs before it; MAX_ENTRIES stands for every greater number."""
     eta_s: float | None
     """Estimated seconds until it has ended; None while the duration of jobs is unknown."""
+    least_poll_s: float = 0.0
+    """Seconds between the polls of a job at which all open jobs of its owner may be polled."""
 
     @property
     def poll_after_ms(self) -> int:
         """Milliseconds until a client should poll again: a tenth of the remaining time, within bounds."""
-        return 1000 if self.eta_s is None else max(250, min(10_000, int(self.eta_s * 1000 / 10)))
+        by_eta_ms = 1000.0 if self.eta_s is None else max(250.0, min(10_000.0, self.eta_s * 1000 / 10))
+        return int(max(by_eta_ms, min(60_000.0, self.least_poll_s * 1000)))
 
 
 @dataclass(frozen=True)
@@ -80,7 +85,14 @@ class Dispatcher:
         heartbeat_s: float = 1.0,
         sweep_s: float = 300.0,
         retry_delay_s: float = RETRY_DELAY_S,
+        on_completed: Callable[[VideoJob], None] = lambda _: None,
+        weights: Mapping[str, float] | None = None,
+        polls_per_minute: float = math.inf,
     ) -> None:
+        """`on_completed` is called with each job that was completed here.
+
+        `weights` of owners are by owner, 1 where there is none; an owner polls its jobs `polls_per_minute` times.
+        """
         self.worker: Final = f"dispatcher-{secrets.token_hex(8)}"
         """Its name in leases."""
         self._renderer = renderer
@@ -95,6 +107,9 @@ class Dispatcher:
         self._sender = None
         if webhooks is not None:
             self._sender = WebhookSender(jobs, webhooks, worker=self.worker, poll_s=5 * poll_s)
+        self._shares = FairShares({jobs.owner_folder(owner): weight for owner, weight in (weights or {}).items()})
+        self._on_completed = on_completed
+        self._polls_per_minute = polls_per_minute
         self._poll_s = poll_s
         self._sweep_s = sweep_s
         self._threads: ThreadPoolExecutor | None = None
@@ -161,17 +176,34 @@ class Dispatcher:
         """
         if job.ended:
             return Outlook(position=0, eta_s=0.0)
-        if job.eta_at is not None:
-            return Outlook(position=0, eta_s=max(0.0, job.eta_at - await self._in_thread(self._jobs.now)))
         if time.monotonic() - self._snapshot_at > _SNAPSHOT_S:
             await self._read_queue()
-        mine = (job.priority, job.id)
-        position = sum((entry.rank, entry.id) < mine for entry in self._snapshot)
+        folder = self._jobs.owner_folder(job.owner)
+        num_open = sum(entry.owner_folder == folder and entry.rank < BATCH_LINE for entry in self._snapshot)
+        least_poll_s = 60 * num_open / self._polls_per_minute
+        if job.eta_at is not None:
+            left_s = max(0.0, job.eta_at - await self._in_thread(self._jobs.now))
+            return Outlook(position=0, eta_s=left_s, least_poll_s=least_poll_s)
+        position = self._position(job)
         job_s = self._job_s
         if job_s is None:
             step_s = (await self._renderer.load()).step_s
             job_s = None if step_s is None else step_s * job.params.num_inference_steps
-        return Outlook(position, None if job_s is None else job_s * (1 + position / self._max_in_flight))
+        eta_s = None if job_s is None else job_s * (1 + position / self._max_in_flight)
+        return Outlook(position, eta_s, least_poll_s)
+
+    def _position(self, job: VideoJob) -> int:
+        """Open jobs that go before a job which waits: those that are claimed, and those before it in turn."""
+        entries = list(self._shares.ordered(entry for entry in self._snapshot if entry.id not in self._running))
+        place = next((place for place, entry in enumerate(entries) if entry.id == job.id), len(entries))
+        return place + sum(entry.id in self._running and entry.id != job.id for entry in self._snapshot)
+
+    def seconds_until_one_ends(self) -> float:
+        """Estimated seconds until a job of an owner with many open jobs ends, as the owners take turns: 1 to 60."""
+        if self._job_s is None:
+            return 10.0
+        num_owners = len({entry.owner_folder for entry in self._snapshot}) or 1
+        return max(1.0, min(60.0, self._job_s * num_owners / self._max_in_flight))
 
     async def _dispatch(self) -> None:
         while True:
@@ -199,7 +231,7 @@ class Dispatcher:
         entries = await self._read_queue()
         ids = {entry.id for entry in entries}
         self._claimable_at = {job_id: at for job_id, at in self._claimable_at.items() if job_id in ids}
-        for entry in entries:
+        for entry in self._shares.ordered(entries):
             if not self._has_room():
                 return
             if entry.id in self._running or self._claimable_at.get(entry.id, 0.0) > time.monotonic():
@@ -224,6 +256,7 @@ class Dispatcher:
             await self._in_thread(self._jobs.queue.fail, held, died)
             self._wake_sender()
             return
+        self._shares.count(entry.owner_folder)
         _log.info("%s claimed, attempt %d", entry.id, held.document.attempt)
         attempt = Attempt(
             held, renderer=self._renderer, jobs=self._jobs, settings=self._settings, in_thread=self._in_thread
@@ -250,6 +283,7 @@ class Dispatcher:
         try:
             ended = await attempt.run()
             if ended is not None and ended.status == "completed":
+                self._on_completed(ended)
                 took_s = time.monotonic() - begun
                 self._job_s = took_s if self._job_s is None else 0.7 * self._job_s + 0.3 * took_s
         except Busy as error:

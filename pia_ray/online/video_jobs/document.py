@@ -13,7 +13,7 @@ from pia_ray.errors import JobConflict, JobNotFound
 from pia_ray.online.documents.document import Document, Index, Kind
 from pia_ray.online.public_errors import PublicError
 from pia_ray.online.rendering.renderer import FinishedVideo
-from pia_ray.takes import Policy
+from pia_ray.takes import NO_POLICY, Policy
 
 Status = Literal["queued", "in_progress", "completed", "failed"]
 
@@ -60,7 +60,7 @@ class VideoJob(Document):
     batch_id: str | None = None
     priority: int = Field(ge=0, le=9)
     """As that of a RenderRequest: the least is first."""
-    policy: Policy = Policy()
+    policy: Policy = NO_POLICY
     record: str
     """Name of the record by which the same request finds it again."""
     webhook_url: str | None = None

@@ -53,6 +53,10 @@ class JobStore:
         """Seconds since 1970 by the store's clock, as in a job's times."""
         return self._documents.now()
 
+    def owner_folder(self, owner: str) -> str:
+        """The name of an owner in the entries of the queue."""
+        return self._documents.owner_folder(owner)
+
     def create(
         self,
         request: RenderRequest,
@@ -67,6 +71,7 @@ class JobStore:
         idempotency_key: str | None = None,
         retry_count: int = 0,
         max_open: int | None = None,
+        open_s: float = 10.0,
     ) -> VideoJob:
         """A new queued job, or the one that the same request has made before. `request.id` is not used.
 
@@ -77,7 +82,7 @@ class JobStore:
         Raises:
             JobConflict: the key was used for another request.
             BadParameter: a file does not belong to a knob.
-            Busy: the owner has `max_open` jobs that have not ended.
+            Busy: the owner has `max_open` jobs that have not ended, one of which will have in about `open_s`.
             StorageError: the store failed; the call may be repeated.
         """
         if unknown := request.inputs.keys() - set(REFERENCE_KNOBS):
@@ -95,7 +100,7 @@ class JobStore:
         except JobNotFound:
             pass
         if max_open is not None and self.num_open(owner) >= max_open:
-            raise Busy(f"{max_open} of your videos are queued or in progress, which is the most", 10.0)
+            raise Busy(f"{max_open} of your videos are queued or in progress, which is the most", open_s)
         files, inputs_uri = {"image": request.image, **request.inputs}, self._job_documents.inputs_uri(job_id)
         job = VideoJob(
             id=job_id,
@@ -182,6 +187,7 @@ class JobStore:
             format=job.format,
             deadline_s=deadline_s,
             priority=job.priority,
+            owner=job.owner,
             policy=job.policy,
         )
 

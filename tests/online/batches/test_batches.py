@@ -269,11 +269,10 @@ class BatchStores:
         self.asked: list[LineRequest] = []
         self.runner = self.new_runner()
 
-    def new_runner(self) -> BatchRunner:
+    def new_runner(self, **how: Any) -> BatchRunner:
         show = lambda job: video_object(job).model_dump(mode="json")  # noqa: E731
-        return BatchRunner(
-            self.batches, self.files, jobs=self.jobs, submit=self.submit, video_object=show, pauses_s=self.pauses_s
-        )
+        given = {"pauses_s": self.pauses_s, **how}
+        return BatchRunner(self.batches, self.files, jobs=self.jobs, submit=self.submit, video_object=show, **given)
 
     async def submit(self, line: LineRequest) -> VideoJob:
         self.asked.append(line)
@@ -336,6 +335,29 @@ def test_a_batch_makes_so_many_jobs_at_once_and_more_as_they_end(stores: BatchSt
         stores.jobs.cancel("ann", entry.id)
     stores.tick(5)
     assert len(stores.jobs.queue.entries()) == 32
+
+
+def test_the_batches_of_one_key_are_so_many_jobs_together_and_hold_no_other_key(stores: BatchStores):
+    stores.runner = stores.new_runner(owner_window=10)
+    for _ in range(3):
+        stores.begin(6)
+    stores.begin(4, owner="bob")
+
+    def num_jobs(owner: str) -> int:
+        return len(stores.jobs.list(owner, limit=50).documents)
+
+    def tick_until(ann: int) -> None:
+        for _ in range(20):
+            stores.tick()
+            if (num_jobs("ann"), num_jobs("bob")) == (ann, 4):
+                break
+        stores.tick()
+        assert (num_jobs("ann"), num_jobs("bob")) == (ann, 4)
+
+    tick_until(10)
+    for job in stores.jobs.list("ann").documents[:4]:
+        stores.jobs.cancel("ann", job.id)
+    tick_until(14)
 
 
 def test_a_line_that_the_endpoint_cannot_take_now_waits_as_long_as_it_takes(stores: BatchStores):

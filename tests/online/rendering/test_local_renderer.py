@@ -43,6 +43,7 @@ from pia_ray.online.rendering.renderer import (
     RenderRequest,
     StepDone,
 )
+from pia_ray.online.rendering.timing import Tally
 from pia_ray.takes import Policy, take_seed
 from pia_ray.testing import FakeAnimator
 from tests.certificates import make_files
@@ -519,3 +520,60 @@ def test_a_cancel_between_takes_frees_the_engine() -> None:
             assert isinstance((await events_of(made, ask(request_id="next")))[-1], Rendered)
 
     run(work)
+
+
+def test_calls_of_owners_begin_in_turn_and_those_of_one_in_order() -> None:
+    async def work() -> list[str]:
+        begun: list[str] = []
+
+        async def call(made: LocalRenderer, name: str) -> None:
+            async with aclosing(made.render(ask(request_id=name, owner=name[0]))) as events:
+                async for event in events:
+                    if isinstance(event, StepDone) and name not in begun:
+                        begun.append(name)
+
+        async with renderer(step_s=0.005, max_waiting=32) as made:
+            calls = []
+            for name in ("a0", "a1", "a2", "a3", "a4", "a5", "b0", "b1", "c0"):
+                calls.append(asyncio.create_task(call(made, name)))
+                await asyncio.sleep(0.002)
+            await asyncio.gather(*calls)
+        return begun
+
+    begun = run(work)
+    assert set(begun[:4]) >= {"a0", "b0", "c0"}
+    for owner in "ab":
+        own = [name for name in begun if name[0] == owner]
+        assert own == sorted(own)
+
+
+def test_the_last_places_are_for_callers_that_wait_for_nothing_else() -> None:
+    async def work() -> None:
+        async with renderer(step_s=0.02, max_waiting=4) as made:
+            waiting = [made.render(ask(request_id=f"a{number}", owner="a")) for number in range(4)]
+            begun = [asyncio.ensure_future(anext(each)) for each in waiting]
+            await asyncio.sleep(0.01)
+            with pytest.raises(Busy):
+                await anext(made.render(ask(request_id="a5", owner="a")))
+            other = made.render(ask(request_id="b", owner="b"))
+            assert isinstance(await anext(other), Queued | StepDone)
+            await asyncio.gather(*begun)
+            for each in (*waiting, other):
+                await each.aclose()
+
+    run(work)
+
+
+def test_refused_callers_are_told_to_come_one_after_the_other() -> None:
+    tally = Tally()
+    for number in range(3):
+        tally.count("r", StepDone(number + 1, 3))
+        time.sleep(0.01)
+    tally.end("r")
+    quick = [tally.seconds_until_free(1, "a") for _ in range(100)]
+    assert quick == sorted(quick)
+    assert quick[0] == 1.0
+    assert quick[-1] > 2
+    assert tally.seconds_until_free(1, "b") == 1.0, "an owner does not wait for the refused requests of another"
+    unknown = [Tally().seconds_until_free(1, "a")]
+    assert unknown == [5.0]

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import save
 
-from pia_ray.config.knobs import KNOBS
+from pia_ray.config.knobs import KNOBS, AnimationParams
 from pia_ray.config.serve import ServeConfig
 from pia_ray.errors import (
     AddressRefused,
@@ -25,6 +25,8 @@ from pia_ray.errors import (
     ImageTruncated,
     UnsupportedImage,
 )
+from pia_ray.media.sizes import buckets
+from pia_ray.online.requests import request_limits
 from pia_ray.online.requests.bodies import parse_json, unfold
 from pia_ray.online.requests.request_reader import Form, FormReader
 
@@ -363,3 +365,46 @@ def test_seconds_beyond_the_endpoints_limit_are_answered_about_seconds():
     error = refused({"seconds": "6", "fps": 8})
     assert (error.field, error.message) == ("seconds", "seconds must be at most 3 at this endpoint and 8 frames/s")
     assert refused({"num_frames": 48}).field == "num_frames"
+
+
+def test_the_bound_of_steps_is_the_endpoints_whatever_is_asked_for():
+    for steps in (0, 51, 1000, 5000, "half"):
+        error = refused({"num_inference_steps": steps})
+        assert "must be a whole number from 1 to 50 at this endpoint" in error.message
+    assert "must be a whole number from 1 to 24 at this endpoint" in refused({"num_frames": 5000}).message
+    assert "num_frames goes from 1 to 24 at this endpoint" in refused({"seconds": "90"}).message
+
+
+def test_a_video_that_costs_too_much_is_refused_before_its_picture_is_fetched_and_hears_what_to_lower():
+    asked: list[str] = []
+    large = {"image": "https://example.com/a.png", "width": 2048, "height": 2048, "num_frames": 64}
+    limits = {"max_frames": 64, "max_steps": 100}
+
+    def refusal(fields: dict[str, Any], **settings: Any) -> BadParameter:
+        config = ServeConfig.model_validate({**limits, **settings})
+        reader = FormReader(config, fetch_url=lambda url, _: asked.append(url) or PNG)
+        with pytest.raises(BadParameter) as raised:
+            asyncio.run(reader.parse({"prompt": "a cat", **fields}, owner="ann"))
+        return raised.value
+
+    assert "lower width, height or size" in refusal({**large, "num_inference_steps": 100}).message
+    costly = refusal({**large, "width": 1024, "height": 1024, "num_inference_steps": 100})
+    assert costly.message.endswith("lower num_inference_steps to 59 or num_frames to 38 or width and height")
+    assert asked == []
+    by_picture = refusal({"image": PNG, "num_frames": 64, "num_inference_steps": 100}, max_pixel_steps=1_000_000)
+    assert "frames x pixels x steps" in by_picture.message
+
+
+def test_the_default_limits_take_the_default_video_of_every_named_model():
+    config = ServeConfig.model_validate({})
+    for edge in (512, 768, 1024, 1280):
+        for width, height in buckets(edge, 64):
+            params = AnimationParams(prompt="-", width=width, height=height)
+            request_limits.check_cost(params, config)
+
+
+def test_an_uploaded_web_page_is_answered_as_one():
+    with pytest.raises(UnsupportedImage) as raised:
+        parse({"image": b"<!DOCTYPE html><html></html>"})
+    assert "web page" in raised.value.message
+    assert "give the picture itself" in raised.value.message

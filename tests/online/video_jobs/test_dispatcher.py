@@ -122,9 +122,11 @@ def local(tmp_path: Path) -> str:
     return str(tmp_path / "serve")
 
 
-def create(jobs: JobStore, prompt: str = "a boat", *, priority: int = VIDEO_JOB, **more: Any) -> VideoJob:
+def create(
+    jobs: JobStore, prompt: str = "a boat", *, priority: int = VIDEO_JOB, owner: str = "ann", **more: Any
+) -> VideoJob:
     request = RenderRequest("", AnimationParams(prompt=prompt, num_inference_steps=STEPS), b"", priority=priority)
-    return jobs.create(request, owner="ann", model="demo", seconds="2", size="64x64", **more)
+    return jobs.create(request, owner=owner, model="demo", seconds="2", size="64x64", **more)
 
 
 def run(work: Callable[[], Coroutine[Any, Any, Any]], *, timeout_s: float = 60) -> Any:
@@ -475,7 +477,7 @@ def test_a_dispatcher_that_wakes_too_late_changes_nothing(local: str) -> None:
     [
         ([NonFiniteFrames("black")], 1, "nan_frames"),
         ([Timeout("too slow")], 1, "timeout"),
-        ([OutOfMemory("full")] * 3, 3, "out_of_memory"),
+        ([OutOfMemory("full")] * 3, 2, "out_of_memory"),
         ([KeyError("/srv/secret")] * 3, 3, "unexpected"),
         ([DeviceLost("gone: /srv/secret")] * 3, 3, "device_lost"),
         ([OutOfMemory("full"), DeviceLost("gone")], 3, None),
@@ -552,6 +554,36 @@ def test_expired_jobs_are_removed(local: str) -> None:
             while any(job.id in found.uri for found in storage.list_objects(local)):
                 await asyncio.sleep(0.05)
         assert jobs.list("ann").documents == ()
+
+    run(work)
+
+
+def test_a_job_of_another_key_does_not_wait_for_a_long_queue_and_weights_count(local: str) -> None:
+    async def work() -> None:
+        jobs, renderer = JobStore(local), ScriptedRenderer(step_s=0.0)
+        for number in range(6):
+            create(jobs, f"ann {number}")
+        late = [create(jobs, f"bob {number}", owner="bob") for number in range(4)]
+        dispatcher = Dispatcher(renderer, jobs, max_in_flight=1, weights={"bob": 2.0}, **QUICK)
+        assert (await dispatcher.outlook(late[0])).position == 1
+        async with running(dispatcher):
+            while len(renderer.ended) < 10:
+                await asyncio.sleep(0.02)
+        assert renderer.begun[:2] == ["ann 0", "bob 0"]
+        assert [prompt for prompt in renderer.begun[:6] if "bob" in prompt] == [f"bob {number}" for number in range(4)]
+
+    run(work)
+
+
+def test_polls_are_so_far_apart_that_all_open_jobs_of_a_key_may_be_polled(local: str) -> None:
+    async def work() -> None:
+        jobs, renderer = JobStore(local), ScriptedRenderer(step_s=0.02)
+        made = [create(jobs) for _ in range(5)]
+        dispatcher = Dispatcher(renderer, jobs, max_in_flight=5, polls_per_minute=60, **QUICK)
+        assert {(await dispatcher.outlook(job)).poll_after_ms for job in made} == {5000}
+        other = create(jobs, owner="bob")
+        dispatcher.wake()
+        assert (await dispatcher.outlook(other)).poll_after_ms == 1000
 
     run(work)
 

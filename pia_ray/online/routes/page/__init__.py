@@ -17,6 +17,7 @@ from pia_ray.config.knob_types import VideoFormat
 from pia_ray.config.knobs import KNOBS
 from pia_ray.config.serve import ServeConfig
 from pia_ray.media.video import MIME
+from pia_ray.online.requests import request_limits
 
 LABELS: Final = {
     "num_frames": "Frames",
@@ -84,7 +85,7 @@ def router(config: ServeConfig) -> APIRouter:
 
 def _settings(config: ServeConfig) -> dict[str, Any]:
     """The settings of this endpoint for the page's form."""
-    most = {"num_frames": config.max_frames, "num_inference_steps": config.max_steps}
+    most = request_limits.most_of(config)
     return {
         "version": pia_ray.__version__,
         "needs_key": config.needs_key and not config.allow_anonymous,

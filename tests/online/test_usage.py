@@ -1,0 +1,120 @@
+"""Quotas of a key a day hold over all replicas, and cost storage little."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+from pia_ray import storage
+from pia_ray.config.serve import ServeConfig
+from pia_ray.errors import QuotaExceeded
+from pia_ray.online.rendering.local_renderer import LocalRenderer
+from pia_ray.online.service import create_endpoint
+from pia_ray.online.usage import Amounts, Usage
+from pia_ray.online.video_jobs import JobStore
+from pia_ray.testing import FakeAnimator, draw_picture
+
+DAY_S = 86_400
+
+
+class Clock:
+    """Shows what it is set to."""
+
+    now = 20_000.0 * DAY_S + 3600
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def usage(folder: Path, clock: Clock | None = None, **quotas: Any) -> Usage:
+    return Usage(ServeConfig.model_validate({"storage": str(folder), **quotas}), clock=clock or Clock())
+
+
+def test_what_one_replica_counted_another_refuses_once_both_have_flushed(tmp_path: Path) -> None:
+    one, other = (usage(tmp_path, gpu_seconds_per_day=10) for _ in range(2))
+    one.add("ann", Amounts(gpu_s=6))
+    one.flush()
+    other.add("ann", Amounts(gpu_s=6))
+    other.flush()
+    with pytest.raises(QuotaExceeded, match="12 of its 10 GPU seconds a day; the next day begins at") as raised:
+        other.check("ann")
+    assert raised.value.retry_after_s == DAY_S - 3600
+    other.check("bob")
+    one.check("ann")
+    one.flush()
+    with pytest.raises(QuotaExceeded):
+        one.check("ann")
+
+
+def test_a_process_holds_its_own_counts_at_once(tmp_path: Path) -> None:
+    book = usage(tmp_path, requests_per_day=2, bytes_per_day=100)
+    for _ in range(2):
+        book.check("ann")
+        book.add("ann", Amounts(num_requests=1))
+    with pytest.raises(QuotaExceeded, match="2 of its 2 requests"):
+        book.check("ann")
+    book.add("bob", Amounts(num_bytes=100))
+    with pytest.raises(QuotaExceeded, match="stored bytes"):
+        book.check("bob")
+
+
+def test_a_new_day_begins_with_nothing_used(tmp_path: Path) -> None:
+    clock = Clock()
+    book = usage(tmp_path, clock, gpu_seconds_per_day=10)
+    book.add("ann", Amounts(gpu_s=10))
+    book.flush()
+    clock.now += DAY_S
+    book.check("ann")
+    book.add("ann", Amounts(gpu_s=4))
+    book.flush()
+    later = usage(tmp_path, clock, gpu_seconds_per_day=4)
+    later.check("ann")
+    later.flush()
+    with pytest.raises(QuotaExceeded, match="4 of its 4"):
+        later.check("ann")
+
+
+def test_replicas_that_write_at_the_same_time_lose_no_count(tmp_path: Path) -> None:
+    books = [usage(tmp_path, requests_per_day=1000) for _ in range(4)]
+
+    def work(book: Usage) -> None:
+        for _ in range(10):
+            book.add("ann", Amounts(num_requests=1))
+            book.flush()
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, books))
+    for book in books:
+        book.flush()
+    reader = usage(tmp_path, requests_per_day=40)
+    reader.check("ann")
+    reader.flush()
+    with pytest.raises(QuotaExceeded, match="40 of its 40"):
+        reader.check("ann")
+
+
+def test_without_quotas_nothing_is_written(tmp_path: Path) -> None:
+    book = usage(tmp_path)
+    book.add("ann", Amounts(gpu_s=1e9))
+    book.check("ann")
+    book.flush()
+    assert list(storage.list_objects(str(tmp_path))) == []
+
+
+def test_a_key_beyond_its_engine_time_is_refused_with_429_and_may_still_read(tmp_path: Path) -> None:
+    config = ServeConfig.model_validate({"storage": str(tmp_path), "gpu_seconds_per_day": 1e-9})
+    small = {"prompt": "a cat", "num_frames": "4", "num_inference_steps": "2", "width": "64", "height": "64"}
+    files = {"image": draw_picture((64, 48), seed=1)}
+    with FakeAnimator(config.models["demo"], styles=config.models) as animator:
+        app = create_endpoint(LocalRenderer(animator, config), JobStore(config.storage), config)
+        with TestClient(app, base_url="http://127.0.0.1:8000") as client:
+            first, second = (client.post("/v1/animations", data=small, files=files) for _ in range(2))
+            assert (first.status_code, second.status_code) == (200, 429)
+            assert second.json()["error"]["code"] == "insufficient_quota"
+            assert int(second.headers["retry-after"]) > 0
+            assert client.post("/v1/videos", data=small, files=files).status_code == 429
+            assert client.get("/v1/videos").status_code == 200
