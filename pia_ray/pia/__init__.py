@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from typing import TYPE_CHECKING
 
 from pia_ray import weights
@@ -9,6 +11,17 @@ from pia_ray.config.workers import WorkerConfig
 
 if TYPE_CHECKING:
     from pia_ray.pia.animator import Animator
+
+log = logging.getLogger(__name__)
+
+
+def animator_class() -> type[Animator]:
+    """The class `Animator`. The first call imports torch and diffusers, for seconds, and logs how long it took."""
+    begin = time.perf_counter()
+    from pia_ray.pia.animator import Animator  # torch is for the workers: a driver starts seconds sooner without
+
+    log.info("torch, diffusers and transformers imported in %.1f s", time.perf_counter() - begin)
+    return Animator
 
 
 def make_animator(config: WorkerConfig, cpu_threads: int | None) -> Animator:
@@ -19,9 +32,7 @@ def make_animator(config: WorkerConfig, cpu_threads: int | None) -> Animator:
     """
     # Before torch, whose import takes seconds: what is wrong with the weights is said at once.
     weights.fetch(config.default_model_config)
-    from pia_ray.pia.animator import Animator  # torch is for the workers: a driver starts seconds sooner without
-
-    return Animator(
+    return animator_class()(
         config.default_model_config,
         styles=config.style_models,
         keep_models=config.keep_models,
