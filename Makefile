@@ -4,6 +4,7 @@
 #   make check             format, lint, types and the quick tests
 #   make test-heavy        only the tests with Ray clusters, S3 servers and browsers
 #   make docs              the site of the documents, build/site/index.html; a dead link fails
+#   make test-pythons      the quick tests and the wheel's on each Python of 3.11 to 3.14 that is here or that `uv` finds
 #   make soak              random faults from a printed seed, and leaks: PIA_RAY_SOAK_S seconds, 600 if left out
 #   make bench             the benchmarks
 #   make env               only the environment, .venv
@@ -16,12 +17,14 @@ READY := $(VENV)/.ready
 # Groups of tests start in the order of tests/conftest.py, those that take longest first.
 PYTEST := $(BIN)/pytest --dist loadgroup --no-loadscope-reorder
 PYTHON ?=
-CANDIDATES := $(or $(PYTHON),python3 python3.12 python3.11)
+CANDIDATES := $(or $(PYTHON),python3 python3.13 python3.12 python3.11 python3.14)
 TORCH ?=
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test check test-quick test-heavy soak lint docs bench
+PYTHONS ?= 3.11 3.12 3.13 3.14
+TESTS ?=
+.PHONY: help env demo test check test-quick test-heavy test-pythons soak lint docs bench
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -37,10 +40,23 @@ check: $(READY)
 	@$(MAKE) --no-print-directory --jobs 2 docs lint test-quick
 
 test-quick: $(READY)
-	$(PYTEST) --numprocesses 3 -m "not heavy"
+	$(PYTEST) --numprocesses 3 -m "not heavy" $(TESTS)
 
 test-heavy: $(READY)
 	$(PYTEST) --numprocesses 3 -m heavy
+
+# `make test-pythons PYTHONS="3.12 /path/to/python3.13" TESTS="tests/config tests/manifest"` runs a part.
+test-pythons:
+	@set -e; \
+	for wanted in $(PYTHONS); do \
+	    case $$wanted in */*) python=$$wanted;; *) python=$$(command -v python$$wanted || true);; esac; \
+	    version=$$("$$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null || true); \
+	    if [ -z "$$version" ] && python=$$(uv python find --no-project $$wanted 2>/dev/null); then version=$$wanted; fi; \
+	    if [ -z "$$version" ]; then echo "== Python $$wanted is not here: left out"; continue; fi; \
+	    echo "== Python $$version: $$python"; \
+	    $(MAKE) --no-print-directory VENV=.venv-$$version PYTHON="$$python" test-quick; \
+	    .venv-$$version/bin/pytest -m heavy -k wheel tests/cluster/test_manifests.py; \
+	done
 
 soak: $(READY)
 	$(BIN)/pytest --capture=no -m soak
@@ -61,15 +77,15 @@ bench: $(READY)
 $(READY): pyproject.toml constraints.txt
 	@set -e; \
 	say() { printf '%s\n' "$$*" >&2; }; \
-	if ! $(BIN)/python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null; then \
+	if ! $(BIN)/python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' 2>/dev/null; then \
 	    python=; \
 	    for candidate in $(CANDIDATES); do \
-	        if "$$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null; \
+	        if "$$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' 2>/dev/null; \
 	        then python=$$candidate; break; fi; \
 	    done; \
 	    if [ -z "$$python" ]; then \
-	        say "pia-ray needs Python 3.11 or 3.12; none of these is one: $(CANDIDATES)."; \
-	        say "Install one, or name it: make PYTHON=/path/to/python3.12 ..."; exit 1; \
+	        say "pia-ray needs Python 3.11 to 3.14; none of these is one: $(CANDIDATES)."; \
+	        say "Install one, or name it: make PYTHON=/path/to/python3.13 ..."; exit 1; \
 	    fi; \
 	    if ! "$$python" -c 'import ensurepip, venv' 2>/dev/null; then \
 	        say "$$python cannot make virtual environments. On Debian and Ubuntu: apt-get install python3-venv"; exit 1; \

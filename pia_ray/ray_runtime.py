@@ -61,6 +61,24 @@ _OUR_ERROR: Final = re.compile(r"^pia_ray\.errors\.\w+: ")
 
 
 @contextmanager
+def ray_errors(doing: str) -> Iterator[None]:
+    """Has any error of Ray in the block end it as a `JobError` in one line, which begins with `doing`; ours pass.
+
+    Ray's errors have no class in common: some are bare Exceptions (ray 2.60).
+
+    Raises:
+        JobError: Ray failed.
+    """
+    try:
+        yield
+    except PiaRayError:
+        raise
+    except Exception as error:
+        cause = " ".join(first_cause(error).split())
+        raise JobError(f"{doing}: {cause}") from error
+
+
+@contextmanager
 def connected(address: str | None, *, worker_cpus: float) -> Iterator[bool]:
     """A Ray for the block; True if it is a cluster of the block's own.
 
@@ -156,9 +174,9 @@ def _init(**options: Any) -> None:
     # that (ray 2.60). Standard output is for the results of a command.
     ray._private.worker.print_to_stdstream = _log_ray_message
     for handler in logging.getLogger("ray.data").handlers:
-        if not isinstance(handler, logging.FileHandler):
-            # Its console handler is set apart from the others'. What ends a run is raised, and said once; the file in
-            # Ray's session folder keeps the tracebacks.
+        if type(handler).__module__.startswith("ray.") and not isinstance(handler, logging.FileHandler):
+            # Its console handler is set apart from the others'; a program's own are left alone. What ends a run is
+            # raised, and said once; the file in Ray's session folder keeps the tracebacks.
             handler.setLevel(logging.CRITICAL if level >= logging.ERROR else level)
 
 

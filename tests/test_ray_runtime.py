@@ -79,6 +79,33 @@ def test_a_ray_that_does_not_start_ends_a_command_with_2_and_one_line_after_two_
     ]
 
 
+@pytest.mark.parametrize(
+    ("command", "doing"),
+    [("demo", "the workers cannot be set up"), ("serve", "the endpoint could not be started")],
+)
+def test_a_ray_that_fails_after_its_start_ends_a_command_with_2_and_what_was_being_done(
+    command: str,
+    doing: str,
+    init: Init,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    def fail(**options: Any) -> None:
+        raise Exception("the GCS\nis away")
+
+    init(None)
+    monkeypatch.setattr(ray, "cluster_resources", fail)
+    output = str(tmp_path / "out")
+    words = {"demo": ["--output", output], "serve": ["--model", "demo", "--port", "0", "--storage", output]}
+    assert main([command, *words[command]]) == 2
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    assert [line for line in said.splitlines() if line.startswith("pia-ray: ")] == [
+        f"pia-ray: {doing}: Exception: the GCS is away"
+    ]
+
+
 def test_a_cluster_that_starts_at_the_second_try_is_used(init: Init, caplog: pytest.LogCaptureFixture):
     calls = init(Exception(TIMED_OUT), None)
     with connected(None, worker_cpus=1) as is_own:

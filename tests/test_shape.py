@@ -337,11 +337,11 @@ def test_only_entry_points_read_environment_variables():
     assert not wrong
 
 
-def loaded_after(code: str) -> set[str]:
-    """Heavy packages that a fresh interpreter has loaded after the code."""
+def loaded_after(code: str, *others: str) -> set[str]:
+    """Heavy packages, and the others named, that a fresh interpreter has loaded after the code."""
     program = f"{code}\nimport json, sys\nprint(json.dumps(sorted(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    return set(json.loads(done.stdout)) & {*HEAVY, "huggingface_hub", "rich", "moto"}
+    return set(json.loads(done.stdout)) & {*HEAVY, "huggingface_hub", "rich", "moto", *others}
 
 
 @pytest.mark.parametrize(
@@ -356,6 +356,14 @@ def loaded_after(code: str) -> set[str]:
 )
 def test_a_light_import_loads_nothing_heavy(code: str):
     assert loaded_after(code) == set()
+
+
+def test_help_and_completion_load_nothing_heavy_and_no_numpy():
+    assert loaded_after("from pia_ray.cli.parser import make_parser; make_parser()", "numpy") == set()
+
+
+def test_storage_without_s3_loads_no_boto3():
+    assert "boto3" not in loaded_after("from pia_ray import storage; storage.read_bytes('pyproject.toml')")
 
 
 def test_the_fake_animator_runs_without_torch():

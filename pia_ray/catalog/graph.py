@@ -11,10 +11,10 @@ import json
 import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 import pyarrow as pa
 import ray
@@ -38,7 +38,7 @@ from pia_ray.config.catalog import CatalogConfig
 from pia_ray.errors import JobError, RowError
 from pia_ray.manifest import plan_row, redacted, row_from_item
 from pia_ray.pia import make_animator
-from pia_ray.ray_runtime import connected, end_process, first_cause, require_cluster
+from pia_ray.ray_runtime import connected, end_process, first_cause, ray_errors, require_cluster
 from pia_ray.result_row import ResultRow
 
 log = logging.getLogger(__name__)
@@ -104,7 +104,7 @@ def build_processor(
             stage["config"] = on_gpus(pinned)
         if preprocess is not None:
             dataset = dataset.map(_Merge(preprocess))
-        dataset = _pooled(dataset, ProcessRow, pool, stage)
+        dataset = _pooled(_one_by_one(dataset), ProcessRow, pool, stage)
         if postprocess is not None:
             dataset = dataset.map(postprocess)
         return dataset
@@ -226,46 +226,68 @@ def _execute(make_animator: MakeAnimator, metrics: DriverMetrics) -> Execute:
     def open_rows(plan: RunPlan) -> Iterator[_Results]:
         config = plan.config
         worker_cpus = (config.actors or (1, 1))[1] * config.cpus_per_actor
-        with connected(config.address, worker_cpus=worker_cpus) as own_cluster:
-            pool = size_pool(plan.config, own_cluster=own_cluster)
-            config = on_gpus(config) if pool.num_gpus else config
-            stage = {"config": config, "run_id": plan.run_id, "make_animator": make_animator}
-            dataset = _pooled(_items(plan), AnimateRow, pool, stage)
-            dataset.context.enable_progress_bars = False
-            dataset.context.print_on_execution_start = False
-            with RunChannel(plan.run_id) as channel, RunStart(plan.run_id) as start, metrics.of_run(plan.run_id):
+        with connected(config.address, worker_cpus=worker_cpus) as own_cluster, ExitStack() as stack:
+            with ray_errors("the workers cannot be set up"):
+                pool = size_pool(plan.config, own_cluster=own_cluster)
+                config = on_gpus(config) if pool.num_gpus else config
+                stage = {"config": config, "run_id": plan.run_id, "make_animator": make_animator}
+                dataset = _animated(plan, pool, stage)
+                dataset.context.enable_progress_bars = False
+                dataset.context.print_on_execution_start = False
+                channel = stack.enter_context(RunChannel(plan.run_id))
+                start = stack.enter_context(RunStart(plan.run_id))
+                stack.enter_context(metrics.of_run(plan.run_id))
                 results = _Results(dataset, channel, start)
-                try:
-                    yield results
-                finally:
-                    results.stop()
+            stack.callback(results.stop)
+            yield results
 
     return open_rows
 
 
-def _items(plan: RunPlan) -> Dataset:
-    """The run's pending items, read where they were planned to, thin: no pass-through columns."""
+def _animated(plan: RunPlan, pool: ActorPool, arguments: Mapping[str, Any]) -> Dataset:
+    """The results of the run's pending items; these are read where they were planned to, without columns passed on."""
+    files = ledger.item_files(plan.items_uri)
+    if len(files) == 1 and plan.num_pending <= _FEW_ROWS:
+        # Read by the driver: the process of a task that does takes 1.4 s of CPU time and some seconds to start.
+        items = _pending(files[0], patience_s=plan.config.patience_s)
+        rows = items.sort_by("style") if plan.config.styles else items
+        return _pooled(
+            ray.data.from_blocks([rows.slice(row, 1) for row in range(len(rows))]), AnimateRow, pool, arguments
+        )
     # Not by ray.data.read_parquet: for one small file it starts 32 actors that read footers (ray 2.60), 45 s of CPU
     # time on three nodes; a run of six rows took 11 s in place of 6 on two cores.
-    files = ledger.item_files(plan.items_uri)
     listed = ray.data.from_items([{"uri": uri} for uri in files], override_num_blocks=len(files))
-    pending = partial(_pending, patience_s=plan.config.patience_s)
+    pending = partial(_pending_of, patience_s=plan.config.patience_s)
     items = listed.map_batches(pending, batch_format="pyarrow", batch_size=1)
     # Style by style, so that an actor rarely changes its model. Blocks of large catalogues still come side by side;
     # what is mixed then the animator's queue sorts out.
-    return items.sort("style") if plan.config.styles else items
+    return _pooled(_one_by_one(items.sort("style") if plan.config.styles else items), AnimateRow, pool, arguments)
 
 
-def _pending(files: pa.Table, *, patience_s: float) -> pa.Table:
-    """The items of one file that this run has to do."""
+_FEW_ROWS: Final = 100
+"""Pending rows up to which the driver hands each one to Ray, some milliseconds a row."""
+
+
+def _pending_of(files: pa.Table, *, patience_s: float) -> pa.Table:
     (uri,) = files["uri"].to_pylist()
+    return _pending(uri, patience_s=patience_s)
+
+
+def _pending(uri: str, *, patience_s: float) -> pa.Table:
+    """The items of one file that this run has to do."""
     with storage.patience(patience_s, from_start=True):
         items = ledger.read_item_file(uri, columns=[*ledger.ROW_COLUMNS, "pending"])
     return items.filter(items["pending"]).select(list(ledger.ROW_COLUMNS))
 
 
-def _pooled(dataset: Dataset, stage: type, pool: ActorPool, arguments: Mapping[str, Any]) -> Dataset:
-    dataset = dataset.repartition(target_num_rows_per_block=1).map_batches(
+def _one_by_one(dataset: Dataset) -> Dataset:
+    """The same rows in blocks of one."""
+    return dataset.repartition(target_num_rows_per_block=1)
+
+
+def _pooled(rows: Dataset, stage: type, pool: ActorPool, arguments: Mapping[str, Any]) -> Dataset:
+    """The results of rows in blocks of one, by the actors of the pool."""
+    dataset = rows.map_batches(
         stage,
         batch_size=1,
         batch_format="pyarrow",
@@ -295,10 +317,9 @@ class _Results:
     def __iter__(self) -> Iterator[Sequence[ResultRow]]:
         _this_thread.results = self
         try:
-            for table in self._dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-                yield ledger.from_table(table)
-        except (ray.exceptions.RayError, RuntimeError) as error:
-            raise JobError(f"the workers could not go on: {first_cause(error)}") from error
+            with ray_errors("the workers could not go on"):
+                for table in self._dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+                    yield ledger.from_table(table)
         finally:
             _this_thread.results = None
 
@@ -331,7 +352,10 @@ class _Results:
         """Ends the execution and its actors; without effect where all results are there."""
         self._stopped = True
         if self._executor is not None:
-            self._executor.shutdown(force=True)
+            try:
+                self._executor.shutdown(force=True)
+            except Exception as error:  # noqa: BLE001 - a Ray that is gone has no workers left
+                log.warning("the workers could not be stopped: %s", first_cause(error))
 
 
 _this_thread = threading.local()

@@ -136,6 +136,7 @@ def image_command(args: argparse.Namespace) -> int:
     from pia_ray.manifest import inputs, redacted
     from pia_ray.media import image as pictures
     from pia_ray.media.video import MIME
+    from pia_ray.pia import animator_class
     from pia_ray.types import AnimationRequest
 
     if (extension := Path(args.output).suffix.lower().removeprefix(".")) not in MIME:
@@ -160,10 +161,9 @@ def image_command(args: argparse.Namespace) -> int:
     # What the video says of itself holds no signature of a URL and no bytes.
     params = params.model_copy(update={knob: redacted(uri) for knob, uri in named.items()})
     weights.fetch(model)
-    from pia_ray.pia.animator import Animator  # only now: importing torch takes seconds
-
+    make = animator_class()  # only now: importing torch takes seconds
     console = make_console()
-    with Animator(model) as animator, Bar(console=console, transient=True, disable=not console.is_terminal) as bar:
+    with make(model) as animator, Bar(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("animating", total=None)
         request = AnimationRequest(picture, params, id=Path(args.image).stem, **brings)
         future = animator.submit(request, on_step=lambda done, steps: bar.update(task, completed=done, total=steps))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from typing import TYPE_CHECKING
 
 from pia_ray import weights
@@ -10,6 +12,17 @@ from pia_ray.config.workers import WorkerConfig
 
 if TYPE_CHECKING:
     from pia_ray.pia.animator import Animator
+
+log = logging.getLogger(__name__)
+
+
+def animator_class() -> type[Animator]:
+    """The class `Animator`. The first call imports torch and diffusers, for seconds, and logs how long it took."""
+    begin = time.perf_counter()
+    from pia_ray.pia.animator import Animator  # torch is for the workers: a driver starts seconds sooner without
+
+    log.info("torch, diffusers and transformers imported in %.1f s", time.perf_counter() - begin)
+    return Animator
 
 
 def make_animator(config: WorkerConfig, cpu_threads: int | None) -> Animator:
@@ -21,9 +34,7 @@ def make_animator(config: WorkerConfig, cpu_threads: int | None) -> Animator:
     model = _with_judges(config.default_model_config, config)
     # Before torch, whose import takes seconds: what is wrong with the weights is said at once.
     weights.fetch(model)
-    from pia_ray.pia.animator import Animator  # torch is for the workers: a driver starts seconds sooner without
-
-    return Animator(
+    return animator_class()(
         model,
         styles={name: _with_judges(each, config) for name, each in config.style_models.items()},
         keep_models=config.keep_models,

@@ -11,10 +11,8 @@ from collections.abc import Iterable
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-import boto3
 from botocore import UNSIGNED
 from botocore import exceptions as aws
-from botocore.config import Config
 
 from pia_ray.errors import StorageError
 from pia_ray.storage import counts
@@ -53,10 +51,19 @@ def s3_client(signature_version: str | None = None) -> Any:
 
 def aws_session() -> Any:
     """The boto3 session of this process."""
+    import boto3  # 0.15 s of CPU time in each process of a run, which one without S3 does without
+
     with _lock:
         if not _sessions:
             _sessions.append(boto3.Session())
         return _sessions[0]
+
+
+def transfer_error() -> type[Exception]:
+    """The base class of what boto3 raises beside botocore's errors."""
+    from boto3.exceptions import Boto3Error
+
+    return Boto3Error
 
 
 def endpoint() -> str:
@@ -100,6 +107,8 @@ def forget_clients() -> None:
 
 
 def _new_client(session: Any, signature_version: str | None) -> Any:
+    from botocore.config import Config
+
     try:
         made = session.client(
             "s3",

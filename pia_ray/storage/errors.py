@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Final, TypeVar
 
-import boto3
 from botocore import exceptions as aws
 
 from pia_ray.errors import (
@@ -91,7 +90,7 @@ def _tried(call: Callable[[], _T], verb: str, uri: str, *, attempts: int) -> _T:
         counts.note_try(again=attempt > 1)
         try:
             result = call()
-        except (aws.BotoCoreError, aws.ClientError, boto3.exceptions.Boto3Error, OSError) as error:
+        except (aws.BotoCoreError, aws.ClientError, client.transfer_error(), OSError) as error:
             if isinstance(error, aws.ClientError) and status_of(error):
                 client.note_answer()
             failure = _s3_error(error, verb, uri)
@@ -112,7 +111,7 @@ def _tried(call: Callable[[], _T], verb: str, uri: str, *, attempts: int) -> _T:
 def _s3_error(error: Exception, verb: str, uri: str) -> StorageError:
     """The storage error that fits. Texts name codes and our own URI only: messages of the store may quote secrets."""
     cause = error.__cause__ or error.__context__
-    if isinstance(error, boto3.exceptions.Boto3Error) and isinstance(cause, aws.ClientError | aws.BotoCoreError):
+    if isinstance(error, client.transfer_error()) and isinstance(cause, aws.ClientError | aws.BotoCoreError):
         error = cause  # the transfer manager wraps what happened
     start = f"cannot {verb} {uri}: "
     kind = type(error).__name__

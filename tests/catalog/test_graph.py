@@ -479,9 +479,10 @@ def test_a_processor_keeps_the_columns_of_rows_with_paths_and_their_blocks_thin(
     assert dataset.size_bytes() / 6 < 4096
 
 
-def test_an_actor_goes_through_the_styles_one_after_the_other(tmp_path: Path) -> None:
-    manifest = write(tmp_path, {str(n): "pan left" for n in range(12)})
-    rows = pq.read_table(manifest).append_column("style", pa.array(["ink", "oil", None] * 4))
+@pytest.mark.parametrize("num", [12, 102])  # the driver hands over up to 100 rows itself
+def test_an_actor_goes_through_the_styles_one_after_the_other(num: int, tmp_path: Path) -> None:
+    manifest = write(tmp_path, {str(n): "pan left" for n in range(num)})
+    rows = pq.read_table(manifest).append_column("style", pa.array(["ink", "oil", None] * (num // 3)))
     pq.write_table(rows, manifest)
     styles = {"ink": {"base": "embedded"}, "oil": {"base": "embedded", "defaults": {"num_frames": 3}}}
     config = configure(manifest, tmp_path / "out", styles=styles, keep_models=1, batch_size=1, prefetch=0)
@@ -489,7 +490,7 @@ def test_an_actor_goes_through_the_styles_one_after_the_other(tmp_path: Path) ->
     assert summary.exit_code == 0
     order = [line["style"] for line in begun(tmp_path / "log")]
     assert sum(a != b for a, b in itertools.pairwise(order)) == 2, order
-    assert [row["id"] for row in read_results(config.output).to_pylist()] == [str(n) for n in range(12)]
+    assert [row["id"] for row in read_results(config.output).to_pylist()] == [str(n) for n in range(num)]
     assert by_id(config)["1"]["num_frames"] == 3
     assert by_id(config)["0"]["model"] == "ink@fake"
 

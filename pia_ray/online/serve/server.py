@@ -16,12 +16,12 @@ import ray.exceptions
 from ray import serve
 
 from pia_ray.config.serve import ServeConfig
-from pia_ray.errors import ConfigError, JobError
+from pia_ray.errors import ConfigError
 from pia_ray.online.serve.deployments import build_endpoint, end_s
 from pia_ray.online.serve.engines import MakeAnimator
 from pia_ray.online.serve.proxy import PROXY_CALLBACK, proxy_middlewares
 from pia_ray.pia import make_animator
-from pia_ray.ray_runtime import first_cause, own_cluster
+from pia_ray.ray_runtime import own_cluster, ray_errors
 
 log = logging.getLogger(__name__)
 
@@ -54,20 +54,19 @@ def run_server(
     handlers = {number: signal.signal(number, lambda *_: stop.set()) for number in _signals()}
     try:
         with own_cluster(config.max_replicas * config.cpus_per_replica):
-            if config.gpus_per_replica is None:
-                resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-                config = config.model_copy(update={"gpus_per_replica": 1.0 if resources.get("GPU") else 0.0})
-            endpoint = build_endpoint(config, make_animator=make_animator)
-            try:
+            with ray_errors("the endpoint could not be started"):
+                if config.gpus_per_replica is None:
+                    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+                    config = config.model_copy(update={"gpus_per_replica": 1.0 if resources.get("GPU") else 0.0})
+                endpoint = build_endpoint(config, make_animator=make_animator)
                 serve.start(http_options={"host": config.host, "port": port, "request_timeout_s": None})
                 serve.run(endpoint, name=APPLICATION, route_prefix="/")
-            except (RuntimeError, TimeoutError, ray.exceptions.RayError) as error:
-                raise JobError(f"the endpoint could not be started: {first_cause(error)}") from error
             host = f"[{config.host}]" if ":" in config.host else config.host
             ready(f"http://{host}:{port}/")
             stop.wait()
             stop.clear()
-            _shut_down(stop, timeout_s=end_s(config))
+            with ray_errors("the endpoint could not be ended in order"):
+                _shut_down(stop, timeout_s=end_s(config))
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
