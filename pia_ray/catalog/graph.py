@@ -251,17 +251,16 @@ def _animated(plan: RunPlan, pool: ActorPool, arguments: Mapping[str, Any]) -> D
         # Read by the driver: the process of a task that does takes 1.4 s of CPU time and some seconds to start.
         items = _pending(files[0], patience_s=plan.config.patience_s)
         rows = items.sort_by("style") if plan.config.styles else items
-        return _pooled(
-            ray.data.from_blocks([rows.slice(row, 1) for row in range(len(rows))]), AnimateRow, pool, arguments
-        )
+        blocks = ray.data.from_blocks([rows.slice(row, 1) for row in range(len(rows))])
+        return _pooled(blocks, AnimateRow, pool, arguments)
     # Not by ray.data.read_parquet: for one small file it starts 32 actors that read footers (ray 2.60), 45 s of CPU
     # time on three nodes; a run of six rows took 11 s in place of 6 on two cores.
     listed = ray.data.from_items([{"uri": uri} for uri in files], override_num_blocks=len(files))
     pending = partial(_pending_of, patience_s=plan.config.patience_s)
-    items = listed.map_batches(pending, batch_format="pyarrow", batch_size=1)
+    read = listed.map_batches(pending, batch_format="pyarrow", batch_size=1)
     # Style by style, so that an actor rarely changes its model. Blocks of large catalogues still come side by side;
     # what is mixed then the animator's queue sorts out.
-    return _pooled(_one_by_one(items.sort("style") if plan.config.styles else items), AnimateRow, pool, arguments)
+    return _pooled(_one_by_one(read.sort("style") if plan.config.styles else read), AnimateRow, pool, arguments)
 
 
 _FEW_ROWS: Final = 100

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from typing import TYPE_CHECKING
 
@@ -15,12 +16,22 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_imports = threading.Event()
+
+
+def imports_torch() -> bool:
+    """Whether a thread of this process is in the import of torch and diffusers."""
+    return _imports.is_set()
+
 
 def animator_class() -> type[Animator]:
     """The class `Animator`. The first call imports torch and diffusers, for seconds, and logs how long it took."""
     begin = time.perf_counter()
-    from pia_ray.pia.animator import Animator  # torch is for the workers: a driver starts seconds sooner without
-
+    _imports.set()
+    try:
+        from pia_ray.pia.animator import Animator  # torch is for the workers: a driver starts seconds sooner without
+    finally:
+        _imports.clear()
     log.info("torch, diffusers and transformers imported in %.1f s", time.perf_counter() - begin)
     return Animator
 

@@ -63,7 +63,8 @@ def transfer_error() -> type[Exception]:
     """The base class of what boto3 raises beside botocore's errors."""
     from boto3.exceptions import Boto3Error
 
-    return Boto3Error
+    base: type[Exception] = Boto3Error
+    return base
 
 
 def endpoint() -> str:

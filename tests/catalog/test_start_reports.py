@@ -10,6 +10,8 @@ from pia_ray.weights.transfers import TRANSFERS, CountedBar
     ("reports", "rate", "words"),
     [
         ([], 0.0, ""),
+        ([["imports", 0, 0]], 0.0, "torch is imported on 1 of 1 worker"),
+        ([["denoises", 0, 0], ["imports", 0, 0], ["loads", 0, 0]], 0.0, "torch is imported on 1 of 3 workers"),
         ([["loads", 0, 0], ["loads", 0, 0]], 0.0, "the model loads on 2 of 2 workers"),
         ([["loads", 0, 0], ["denoises", 0, 0], ["denoises", 3, 25]], 0.0, "the model loads on 1 of 3 workers"),
         (

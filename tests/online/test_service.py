@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 from fastapi.testclient import TestClient
 from openai import AsyncOpenAI
@@ -121,7 +121,7 @@ def test_the_openai_client_loses_no_job_at_the_limits_of_calls_and_open_jobs(tmp
 
     async def work(animator: FakeAnimator) -> list[str]:
         app = create_endpoint(LocalRenderer(animator, config), JobStore(config.storage), config, poll_s=0.05)
-        http = httpx.AsyncClient(transport=httpx.ASGITransport(app))
+        http = httpx2.AsyncClient(transport=httpx2.ASGITransport(app))
         client = AsyncOpenAI(base_url="http://127.0.0.1:8000/v1", api_key="none", max_retries=0, http_client=http)
         async with app.state.service.at_work(), client:
             made = await asyncio.gather(

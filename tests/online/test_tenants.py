@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 
 from pia_ray.config.serve import ServeConfig
 from pia_ray.errors import FetchUnavailable
@@ -27,7 +27,7 @@ CALLS = 3
 
 
 @asynccontextmanager
-async def endpoint(folder: Path, client_hangs: threading.Event) -> AsyncIterator[Callable[[str], httpx.AsyncClient]]:
+async def endpoint(folder: Path, client_hangs: threading.Event) -> AsyncIterator[Callable[[str], httpx2.AsyncClient]]:
     keys = [hashlib.sha256(key.encode()).hexdigest() for key in ("good", "bad")]
     config = ServeConfig.model_validate({"storage": str(folder), "batch_size": 2, "api_keys": keys})
 
@@ -39,10 +39,10 @@ async def endpoint(folder: Path, client_hangs: threading.Event) -> AsyncIterator
         forms = FormReader(config, fetch_url=never)
         app = create_endpoint(LocalRenderer(animator, config), JobStore(config.storage), config, forms=forms)
 
-        def client(key: str) -> httpx.AsyncClient:
+        def client(key: str) -> httpx2.AsyncClient:
             headers = {"authorization": f"Bearer {key}"}
-            transport = httpx.ASGITransport(app)
-            return httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1", headers=headers, timeout=60)
+            transport = httpx2.ASGITransport(app)
+            return httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1", headers=headers, timeout=60)
 
         async with app.state.service.at_work():
             yield client
@@ -60,7 +60,7 @@ async def announced() -> AsyncIterator[bytes]:
     await asyncio.Event().wait()
 
 
-def hostilities(bad: httpx.AsyncClient) -> list[asyncio.Task[None]]:
+def hostilities(bad: httpx2.AsyncClient) -> list[asyncio.Task[None]]:
     """Calls, jobs, pictures of dead servers and bodies that do not come, as many as are taken."""
 
     def post(path: str, **body: Any) -> Callable[[], Awaitable[Any]]:
@@ -78,7 +78,7 @@ def hostilities(bad: httpx.AsyncClient) -> list[asyncio.Task[None]]:
     return [asyncio.create_task(again_and_again(call)) for call in calls]
 
 
-async def latencies(good: httpx.AsyncClient) -> list[float]:
+async def latencies(good: httpx2.AsyncClient) -> list[float]:
     found = []
     for _ in range(CALLS):
         began = time.monotonic()

@@ -1,4 +1,4 @@
-"""The start of a run's actors in words, through the key-value store of the Ray cluster: download, load, first row.
+"""The start of a run's actors in words, through the key-value store of the Ray cluster: download, import, load, row.
 
 An actor writes what it does until its first row has ended; the driver reads it until the first result is there.
 """
@@ -17,6 +17,7 @@ import ray
 from ray.experimental import internal_kv
 
 from pia_ray.formatting import size
+from pia_ray.pia import imports_torch
 from pia_ray.weights.transfers import TRANSFERS
 
 log = logging.getLogger(__name__)
@@ -66,7 +67,9 @@ class ActorStart:
         if self._worker is not None:
             return ["denoises", *self._worker.furthest_step]
         done, total = TRANSFERS.bytes
-        return ["fetches", done, total] if done < total else ["loads", 0, 0]
+        if done < total:
+            return ["fetches", done, total]
+        return ["imports" if imports_torch() else "loads", 0, 0]
 
 
 class RunStart:
@@ -108,15 +111,17 @@ class RunStart:
 
 
 def start_in_words(reports: Sequence[Sequence[Any]], *, bytes_per_s: float) -> str:
-    """The actors' reports in words: the download that is furthest, else the loading, else the first row."""
+    """The actors' reports in words: the download that is furthest, else the import, the loading, or the first row."""
     fetching = [(done, total) for what, done, total in reports if what == "fetches"]
     if fetching:
         done, total = max(fetching)
         rate = f", {size(bytes_per_s)}/s" if bytes_per_s else ""
         return f"weights are fetched, {size(done)} of {size(total)}{rate}"
     steps = [(done, total) for what, done, total in reports if what == "denoises"]
+    workers = "worker" if len(reports) == 1 else "workers"
+    if importing := sum(what == "imports" for what, *_ in reports):
+        return f"torch is imported on {importing} of {len(reports)} {workers}"
     if len(steps) < len(reports):
-        workers = "worker" if len(reports) == 1 else "workers"
         return f"the model loads on {len(reports) - len(steps)} of {len(reports)} {workers}"
     done, total = max(steps, default=(0, 0))
     if total:
