@@ -70,7 +70,7 @@ class ServeConfig(WorkerConfig, MarkingConfig):
         (), description="Networks (CIDR) of proxies whose X-Forwarded-For tells the address of a caller without a key."
     )
     gpu_seconds_per_day: float | None = Field(
-        None, gt=0, description="Engine seconds of a key's finished videos a day (UTC), over all replicas."
+        None, gt=0, description="Engine seconds that a key may use a day (UTC), over all replicas."
     )
     bytes_per_day: int | None = Field(
         None, ge=1, description="Bytes that are stored for a key a day: uploads, pictures and videos of jobs."

@@ -12,7 +12,7 @@ import traceback
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import aclosing, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, ParamSpec, TypeVar
 
 from pia_ray import weights
@@ -140,7 +140,7 @@ class LocalRenderer:
                 if isinstance(event, Cancelled):
                     raise event
                 if isinstance(event, StepDone):
-                    self._tally.count(request.id, event)
+                    event = replace(event, gpu_s=self._tally.count(request.id, event))
                     self._begin(admitted)
                 yield event
             yield animating.result()
