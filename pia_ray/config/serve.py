@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
 import re
 from collections.abc import Mapping
@@ -130,6 +131,11 @@ class ServeConfig(WorkerConfig, MarkingConfig):
         return self.models
 
     @property
+    def owner_weights(self) -> Mapping[str, float]:
+        """`key_weights` by owner."""
+        return {owner_of_hash(bytes.fromhex(key)): weight for key, weight in self.key_weights.items()}
+
+    @property
     def needs_key(self) -> bool:
         """Whether callers must show an API key."""
         return bool(self.api_keys)
@@ -198,6 +204,11 @@ class ServeConfig(WorkerConfig, MarkingConfig):
                 # Not quoted: it may be the key itself.
                 raise ValueError("each must be the sha256 of a key: 64 hex digits, in lower case")
         return value
+
+
+def owner_of_hash(digest: bytes) -> str:
+    """The owner of the key with that sha256; not the hash itself, as owners appear in logs and names of objects."""
+    return "key_" + hashlib.sha256(b"pia-ray owner " + digest).hexdigest()[:32]
 
 
 def is_loopback(host: str) -> bool:

@@ -16,7 +16,6 @@ from pia_ray.online.app import create_app
 from pia_ray.online.batches.runner import BatchRunner
 from pia_ray.online.batches.store import BatchStore
 from pia_ray.online.files import FileStore
-from pia_ray.online.http.api_keys import owner_of_hash
 from pia_ray.online.http.limits import STATUS_COST
 from pia_ray.online.rendering.renderer import Renderer
 from pia_ray.online.requests.request_reader import FormReader
@@ -95,7 +94,7 @@ class VideoService:
             webhooks=None if secret is None else Webhooks(secret.get_secret_value()),
             poll_s=poll_s,
             count=lambda owner, gpu_s, num_bytes: usage.add(owner, Amounts(gpu_s=gpu_s, num_bytes=num_bytes)),
-            weights={owner_of_hash(bytes.fromhex(key)): weight for key, weight in config.key_weights.items()},
+            weights=config.owner_weights,
             polls_per_minute=config.requests_per_minute / STATUS_COST / 2,
         )
         self._poll_s = poll_s

@@ -62,6 +62,7 @@ class LocalRenderer:
         self._admitted: list[_Admitted] = []
         self._num_arrivals = 0
         self._tally = Tally()
+        self._weights = config.owner_weights
         self._draining = False
         self._is_idle = asyncio.Event()
         self._is_idle.set()
@@ -224,7 +225,7 @@ class LocalRenderer:
 
         It stays below the next priority, and no request goes before an earlier one of its owner.
         """
-        passed_by = min(PRIORITY_STEP - 1, _PASSED_BY * len(own))
+        passed_by = min(PRIORITY_STEP - 1, round(_PASSED_BY * len(own) / self._weights.get(request.owner, 1.0)))
         last = max((each.rank for each in own), default=0.0) - rank(self._num_arrivals, request.priority)
         return request.priority + max(float(passed_by), last) / PRIORITY_STEP
 
