@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
 import re
 from collections.abc import Mapping
@@ -70,7 +71,7 @@ class ServeConfig(WorkerConfig, MarkingConfig):
         (), description="Networks (CIDR) of proxies whose X-Forwarded-For tells the address of a caller without a key."
     )
     gpu_seconds_per_day: float | None = Field(
-        None, gt=0, description="Engine seconds of a key's finished videos a day (UTC), over all replicas."
+        None, gt=0, description="Engine seconds that a key may use a day (UTC), over all replicas."
     )
     bytes_per_day: int | None = Field(
         None, ge=1, description="Bytes that are stored for a key a day: uploads, pictures and videos of jobs."
@@ -128,6 +129,11 @@ class ServeConfig(WorkerConfig, MarkingConfig):
     def style_models(self) -> Mapping[str, ModelConfig]:
         """All models of the endpoint."""
         return self.models
+
+    @property
+    def owner_weights(self) -> Mapping[str, float]:
+        """`key_weights` by owner."""
+        return {owner_of_hash(bytes.fromhex(key)): weight for key, weight in self.key_weights.items()}
 
     @property
     def needs_key(self) -> bool:
@@ -198,6 +204,11 @@ class ServeConfig(WorkerConfig, MarkingConfig):
                 # Not quoted: it may be the key itself.
                 raise ValueError("each must be the sha256 of a key: 64 hex digits, in lower case")
         return value
+
+
+def owner_of_hash(digest: bytes) -> str:
+    """The owner of the key with that sha256; not the hash itself, as owners appear in logs and names of objects."""
+    return "key_" + hashlib.sha256(b"pia-ray owner " + digest).hexdigest()[:32]
 
 
 def is_loopback(host: str) -> bool:

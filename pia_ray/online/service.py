@@ -16,7 +16,6 @@ from pia_ray.online.app import create_app
 from pia_ray.online.batches.runner import BatchRunner
 from pia_ray.online.batches.store import BatchStore
 from pia_ray.online.files import FileStore
-from pia_ray.online.http.api_keys import owner_of_hash
 from pia_ray.online.http.limits import STATUS_COST
 from pia_ray.online.rendering.renderer import Renderer
 from pia_ray.online.requests.request_reader import FormReader
@@ -24,7 +23,7 @@ from pia_ray.online.routes.batches import batch_routes
 from pia_ray.online.routes.files import FILE_TTL_S, file_routes
 from pia_ray.online.routes.videos import video_object, video_routes
 from pia_ray.online.usage import Amounts, Usage
-from pia_ray.online.video_jobs import JobStore, VideoJob
+from pia_ray.online.video_jobs import JobStore
 from pia_ray.online.video_jobs.creation import JobCreator
 from pia_ray.online.video_jobs.dispatcher import Dispatcher
 from pia_ray.online.video_jobs.webhooks import Webhooks
@@ -94,8 +93,8 @@ class VideoService:
             job_timeout_s=config.job_timeout_s,
             webhooks=None if secret is None else Webhooks(secret.get_secret_value()),
             poll_s=poll_s,
-            on_completed=self._count,
-            weights={owner_of_hash(bytes.fromhex(key)): weight for key, weight in config.key_weights.items()},
+            count=lambda owner, gpu_s, num_bytes: usage.add(owner, Amounts(gpu_s=gpu_s, num_bytes=num_bytes)),
+            weights=config.owner_weights,
             polls_per_minute=config.requests_per_minute / STATUS_COST / 2,
         )
         self._poll_s = poll_s
@@ -160,11 +159,6 @@ class VideoService:
                 if not task.cancelling():  # a second cancel would break off how they give back what they have
                     task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-
-    def _count(self, job: VideoJob) -> None:
-        """Counts what a completed job has used."""
-        if job.result is not None:
-            self._usage.add(job.owner, Amounts(gpu_s=job.result.total_gpu_s, num_bytes=job.result.size_bytes))
 
     async def _drain(self) -> None:
         self._runner.stop()

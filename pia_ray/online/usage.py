@@ -36,7 +36,7 @@ class Amounts:
     """What an owner has used."""
 
     gpu_s: float = 0.0
-    """Engine time of finished videos, with all their takes."""
+    """Engine time of videos with all their takes, and about that of requests which failed or were taken back."""
     num_bytes: int = 0
     """Bytes written for it: uploads, the pictures of jobs, finished videos of jobs."""
     num_requests: int = 0

@@ -118,3 +118,15 @@ def test_a_key_beyond_its_engine_time_is_refused_with_429_and_may_still_read(tmp
             assert int(second.headers["retry-after"]) > 0
             assert client.post("/v1/videos", data=small, files=files).status_code == 429
             assert client.get("/v1/videos").status_code == 200
+
+
+def test_engine_time_counts_also_where_no_take_is_accepted(tmp_path: Path) -> None:
+    config = ServeConfig.model_validate({"storage": str(tmp_path), "gpu_seconds_per_day": 1e-9})
+    small = {"prompt": "uneven", "num_frames": "4", "num_inference_steps": "2", "width": "64", "height": "64"}
+    strict = {"accept": "flicker<=0", "retakes": "1", "unaccepted": "fail", "seed": "50"}
+    files = {"image": draw_picture((64, 48), seed=1)}
+    with FakeAnimator(config.models["demo"], styles=config.models, seconds_per_step=0.01) as animator:
+        app = create_endpoint(LocalRenderer(animator, config), JobStore(config.storage), config)
+        with TestClient(app, base_url="http://127.0.0.1:8000") as client:
+            answers = [client.post("/v1/animations", data={**small, **strict}, files=files) for _ in range(2)]
+    assert [answer.json()["error"]["code"] for answer in answers] == ["not_accepted", "insufficient_quota"]

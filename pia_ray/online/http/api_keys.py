@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from pia_ray.config.serve import owner_of_hash
 from pia_ray.errors import ConfigError, Unauthorized
 
 logger = logging.getLogger(__name__)
@@ -82,11 +83,6 @@ class KeyRing:
                 # Half a file, or none, is a slip of its editor: the earlier keys stay valid.
                 logger.error("the earlier API keys stay valid: %s", error)
             return self._hashes
-
-
-def owner_of_hash(digest: bytes) -> str:
-    """The owner of the key with that sha256; not the hash itself, as owners appear in logs and names of objects."""
-    return "key_" + hashlib.sha256(b"pia-ray owner " + digest).hexdigest()[:32]
 
 
 def _stamp(file: Path) -> _Stamp:

@@ -12,7 +12,7 @@ import traceback
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import aclosing, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, ParamSpec, TypeVar
 
 from pia_ray import weights
@@ -62,6 +62,7 @@ class LocalRenderer:
         self._admitted: list[_Admitted] = []
         self._num_arrivals = 0
         self._tally = Tally()
+        self._weights = config.owner_weights
         self._draining = False
         self._is_idle = asyncio.Event()
         self._is_idle.set()
@@ -140,7 +141,7 @@ class LocalRenderer:
                 if isinstance(event, Cancelled):
                     raise event
                 if isinstance(event, StepDone):
-                    self._tally.count(request.id, event)
+                    event = replace(event, gpu_s=self._tally.count(request.id, event))
                     self._begin(admitted)
                 yield event
             yield animating.result()
@@ -224,7 +225,7 @@ class LocalRenderer:
 
         It stays below the next priority, and no request goes before an earlier one of its owner.
         """
-        passed_by = min(PRIORITY_STEP - 1, _PASSED_BY * len(own))
+        passed_by = min(PRIORITY_STEP - 1, round(_PASSED_BY * len(own) / self._weights.get(request.owner, 1.0)))
         last = max((each.rank for each in own), default=0.0) - rank(self._num_arrivals, request.priority)
         return request.priority + max(float(passed_by), last) / PRIORITY_STEP
 

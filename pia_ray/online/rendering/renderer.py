@@ -65,6 +65,8 @@ class StepDone:
 
     done: int
     total: int
+    gpu_s: float = field(default=0.0, compare=False)
+    """Seconds of engine time of the request until then, about: its share of the time between its steps."""
 
 
 class FinishedVideo(BaseModel):

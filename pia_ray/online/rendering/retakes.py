@@ -57,7 +57,8 @@ class RequestTakes:
             self._first_step_s = self._all.elapsed_s
         if not self._policy.bounds:
             return step
-        return StepDone(len(self._tried) * step.total + step.done, (1 + self._policy.retakes) * step.total)
+        done, total = len(self._tried) * step.total + step.done, (1 + self._policy.retakes) * step.total
+        return replace(step, done=done, total=total)
 
     def add(self, animation: Animation) -> None:
         """Takes the animation of the present take."""

@@ -26,6 +26,7 @@ class Tally:
     def __init__(self) -> None:
         self._latest: dict[str, tuple[int, float]] = {}
         self._begun_at: dict[str, float] = {}
+        self._used_s: dict[str, float] = {}
         self.step_s: float | None = None
         """Seconds of a recent step of one request; None before the first."""
         self._request_s: float | None = None
@@ -37,17 +38,20 @@ class Tally:
         """Requests that have done a step and have not ended."""
         return len(self._latest)
 
-    def count(self, request_id: str, event: StepDone) -> None:
-        """Counts a step of a request."""
+    def count(self, request_id: str, event: StepDone) -> float:
+        """Counts a step of a request. Its share of the engine's time between its steps until now, in seconds."""
         now = time.monotonic()
         self._begun_at.setdefault(request_id, now)
         done, at = self._latest.get(request_id, (0, now))
-        if 0 < done < event.done:
+        if 0 < done < event.done:  # else another take begins, which may have waited
             self.step_s = _mean(self.step_s, (now - at) / (event.done - done))
+            self._used_s[request_id] = self._used_s.get(request_id, 0.0) + (now - at) / len(self._latest)
         self._latest[request_id] = event.done, now
+        return self._used_s.get(request_id, 0.0)
 
     def end(self, request_id: str) -> None:
         """Counts the end of a request; without effect on one that never began."""
+        self._used_s.pop(request_id, None)
         if self._latest.pop(request_id, None) is not None:
             self._request_s = _mean(self._request_s, time.monotonic() - self._begun_at.pop(request_id))
 

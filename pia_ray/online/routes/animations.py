@@ -63,12 +63,12 @@ def router(renderer: Renderer, forms: FormReader, config: ServeConfig, *, metric
             default_format=video_format,
             owner=caller(request),
         )
-
-        def count(rendered: Rendered) -> None:
-            metrics.rendered(form.model, rendered)
-            usage.add(owner, Amounts(gpu_s=rendered.video.total_gpu_s))
-
-        events = _counted(renderer.render(render_request), form.model, metrics, count)
+        events = _counted(
+            renderer.render(render_request),
+            form.model,
+            metrics,
+            count=lambda gpu_s: usage.add(owner, Amounts(gpu_s=gpu_s)),
+        )
         connected_events = _while_connected(events, request.receive, timeout_s=_GRACE * config.sync_timeout_s)
         if stream:
             first = await _first(connected_events)
@@ -148,13 +148,18 @@ def _quality(qualities: dict[str, float], mime: str) -> float:
 
 
 async def _counted(
-    events: AsyncIterator[Event], model: str, metrics: Metrics, count: Callable[[Rendered], None]
+    events: AsyncIterator[Event], model: str, metrics: Metrics, *, count: Callable[[float], None]
 ) -> AsyncGenerator[Event, None]:
+    """The events, counted in the metrics. `count` gets the engine seconds at the end, whatever the end is."""
+    gpu_s = 0.0
     async with aclosing(cast(AsyncGenerator[Event, None], events)):
         try:
             async for event in events:
                 if isinstance(event, Rendered):
-                    count(event)
+                    metrics.rendered(model, event)
+                    gpu_s = event.video.total_gpu_s
+                elif isinstance(event, StepDone):
+                    gpu_s = event.gpu_s
                 yield event
         except PiaRayError as error:
             metrics.failed(model, error)
@@ -162,6 +167,8 @@ async def _counted(
         except (asyncio.CancelledError, GeneratorExit):
             metrics.failed(model, Cancelled())
             raise
+        finally:
+            count(gpu_s)
 
 
 async def _while_connected(

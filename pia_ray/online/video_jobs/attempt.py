@@ -77,6 +77,8 @@ class Attempt:
         self._first_step = 0
         self._first_step_at = 0.0
         self._storing: asyncio.Future[VideoResult] | None = None
+        self.gpu_s = 0.0
+        """Seconds of engine time until now."""
 
     def check(self) -> None:
         """Has the document read at once, because it may have changed."""
@@ -131,6 +133,7 @@ class Attempt:
             async with contextlib.aclosing(events):
                 async for event in events:
                     if isinstance(event, Rendered):
+                        self.gpu_s = event.video.total_gpu_s
                         return event
                     if isinstance(event, StepDone):
                         self._count(event)
@@ -142,6 +145,7 @@ class Attempt:
 
     def _count(self, step: StepDone) -> None:
         now = time.monotonic()
+        self.gpu_s = step.gpu_s
         if self._progress is None:
             self._first_step, self._first_step_at = step.done, now
         elif step.done > self._first_step:

@@ -85,11 +85,11 @@ class Dispatcher:
         heartbeat_s: float = 1.0,
         sweep_s: float = 300.0,
         retry_delay_s: float = RETRY_DELAY_S,
-        on_completed: Callable[[VideoJob], None] = lambda _: None,
+        count: Callable[[str, float, int], None] = lambda *_: None,
         weights: Mapping[str, float] | None = None,
         polls_per_minute: float = math.inf,
     ) -> None:
-        """`on_completed` is called with each job that was completed here.
+        """`count` gets the owner, engine seconds and stored bytes of each attempt that its engine has not broken off.
 
         `weights` of owners are by owner, 1 where there is none; an owner polls its jobs `polls_per_minute` times.
         """
@@ -108,7 +108,7 @@ class Dispatcher:
         if webhooks is not None:
             self._sender = WebhookSender(jobs, webhooks, worker=self.worker, poll_s=5 * poll_s)
         self._shares = FairShares({jobs.owner_folder(owner): weight for owner, weight in (weights or {}).items()})
-        self._on_completed = on_completed
+        self._count = count
         self._polls_per_minute = polls_per_minute
         self._poll_s = poll_s
         self._sweep_s = sweep_s
@@ -282,13 +282,15 @@ class Dispatcher:
         begun = time.monotonic()
         try:
             ended = await attempt.run()
+            if ended is not None:
+                self._count(job.owner, attempt.gpu_s, 0 if ended.result is None else ended.result.size_bytes)
             if ended is not None and ended.status == "completed":
-                self._on_completed(ended)
                 took_s = time.monotonic() - begun
                 self._job_s = took_s if self._job_s is None else 0.7 * self._job_s + 0.3 * took_s
         except Busy as error:
             self._paused_until = time.monotonic() + error.retry_after_s
         except (JobConflict, JobNotFound):
+            self._count(job.owner, attempt.gpu_s, 0)
             _log.info("%s was cancelled, deleted or claimed by another process", job.id)
         except StorageError as error:
             _log.error("%s stays claimed until its lease runs out: %s", job.id, error.message)

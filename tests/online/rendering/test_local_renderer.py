@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import io
 import pickle
 import time
@@ -17,7 +18,7 @@ from PIL import Image
 
 from pia_ray.config.acceptance import parse_bounds
 from pia_ray.config.knobs import AnimationParams
-from pia_ray.config.serve import ServeConfig
+from pia_ray.config.serve import ServeConfig, owner_of_hash
 from pia_ray.errors import (
     BadParameter,
     Busy,
@@ -545,6 +546,30 @@ def test_calls_of_owners_begin_in_turn_and_those_of_one_in_order() -> None:
     for owner in "ab":
         own = [name for name in begun if name[0] == owner]
         assert own == sorted(own)
+
+
+def test_of_two_owners_that_wait_one_with_a_greater_weight_begins_more_calls_first() -> None:
+    keys = {name: hashlib.sha256(name.encode()) for name in "ab"}
+    owners = {name: owner_of_hash(key.digest()) for name, key in keys.items()}
+
+    async def work() -> list[str]:
+        begun: list[str] = []
+
+        async def call(made: LocalRenderer, name: str) -> None:
+            async with aclosing(made.render(ask(request_id=name, owner=owners[name[0]]))) as events:
+                async for event in events:
+                    if isinstance(event, StepDone) and name not in begun:
+                        begun.append(name)
+
+        async with renderer(step_s=0.01, max_waiting=32, key_weights={keys["b"].hexdigest(): 4.0}) as made:
+            calls = []
+            for name in ("a0", "a1", "a2", "a3", "b0", "b1", "b2"):
+                calls.append(asyncio.create_task(call(made, name)))
+                await asyncio.sleep(0.001)
+            await asyncio.gather(*calls)
+        return begun
+
+    assert {"b0", "b1", "b2"} <= set(run(work)[:5])
 
 
 def test_the_last_places_are_for_callers_that_wait_for_nothing_else() -> None:
