@@ -168,9 +168,11 @@ def encode_animation(animation: Animation, format: VideoFormat) -> EncodedVideo:
     Raises:
         VideoError: no frames, the format cannot hold the size or speed, or the encoder failed.
     """
-    from pia_ray.media.video import encode, verify  # here, so that an animator starts without a codec
+    from pia_ray.media.finish import encode_finished, finish  # here, so that an animator starts without a codec
+    from pia_ray.media.video import verify
 
-    video = encode(animation.frames, fps=animation.params.fps, format=format, provenance=provenance_of(animation))
+    finished = finish(animation.frames, animation.params)
+    video = encode_finished(finished, format, provenance=provenance_of(animation))
     verify(video)
     return video
 
@@ -214,12 +216,11 @@ def as_html(animation: Animation, *, width: int | None = None) -> str:
     Raises:
         VideoError: there are no frames, or the encoder failed.
     """
-    from pia_ray.media.video import MIME, encode  # as above
+    from pia_ray.media.video import MIME  # as above
 
     if width is not None and width < 1:
         raise VideoError(f"width must be at least 1 px (got {width})")
-    params = animation.params
-    video = encode(animation.frames, fps=params.fps, format="mp4", provenance=provenance_of(animation))
+    video = encode_animation(animation, "mp4")
     shown = max(LEAST_WIDTH, video.width) if width is None else width
     content = base64.b64encode(video.content).decode("ascii")
     return (

@@ -19,6 +19,7 @@ from pia_ray.errors import StorageDamaged, StorageError, StorageNotFound, VideoE
 from pia_ray.manifest.inputs import read_image, read_references, require_planned
 from pia_ray.media import image as pictures
 from pia_ray.media import video
+from pia_ray.media.finish import encode_finished, finish, require_finishable
 from pia_ray.media.marking import at_level, is_marked, signer_of
 from pia_ray.media.quality import flags_of
 from pia_ray.result_row import ResultRow
@@ -76,7 +77,7 @@ def fetch(row: ManifestRow, config: CatalogConfig, *, web: Web | None = None) ->
     """
     started = time.perf_counter()
     params = row.params
-    video.require_encodable(config.format, width=params.width or 8, height=params.height or 8, fps=params.fps)
+    require_finishable(config.format, params)
     watched = config.detect_changes
     web = web or web_of(config)
     limits: dict[str, Any] = {
@@ -147,7 +148,7 @@ def encode_outputs(
     """
     started = time.perf_counter()
     require_safe(animation, config)
-    fps = animation.params.fps
+    finished = finish(animation.frames, animation.params)
     input_uri, thumbnail_uri = ledger.thumbnail_uris(config.output, row.id, work_key=row.work_key)
     result = ResultRow.succeeded(
         id=row.id,
@@ -160,6 +161,8 @@ def encode_outputs(
         input_thumbnail_uri=input_uri,
         image_uri=manifest.redacted(row.image),
         params=animation.params,
+        width=finished.width,
+        height=finished.height,
         input_sha256=fetched.sha256,
         original_width=fetched.original_width,
         original_height=fetched.original_height,
@@ -176,7 +179,7 @@ def encode_outputs(
     )
     result = judged(result)
     provenance = at_level(ledger.provenance(result), config.provenance)
-    encoded = video.encode(animation.frames, fps=fps, format=config.format, provenance=provenance)
+    encoded = encode_finished(finished, config.format, provenance=provenance)
     input_thumbnail = pictures.thumbnail(fetched.image)
     if (signer := signer_of(config)) is not None:
         encoded = signer.sign(encoded, picture=input_thumbnail, model=animation.model)
@@ -184,7 +187,7 @@ def encode_outputs(
     return Outputs(
         result=replace(result, size_bytes=encoded.size_bytes, sha256=encoded.sha256),
         video=encoded,
-        video_thumbnail=video.thumbnail(animation.frames, fps=fps),
+        video_thumbnail=video.thumbnail(animation.frames, fps=animation.params.fps),
         input_thumbnail=input_thumbnail,
         encode_s=time.perf_counter() - started,
     )

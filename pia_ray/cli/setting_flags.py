@@ -21,6 +21,7 @@ KNOB_GROUPS: Final = {
     ),
     "how it moves": ("motion_scale", "affinity", "condition_frame", "seam"),
     "size and length": ("width", "height", "num_frames", "fps", "num_videos"),
+    "the finished file": ("playback_fps", "interpolate", "repeat", "repeat_mode", "min_duration"),
     "sampling": (
         *("preset", "num_inference_steps", "scheduler", "guidance_scale", "image_guidance_scale", "strength"),
         *("seed", "eta", "clip_skip", "latents"),

@@ -45,6 +45,8 @@ def row_of_job(job: VideoJob, *, batch_id: str, line: int, custom_id: str) -> di
             thumbnail_uri=made.thumbnail_uri,
             image_uri=job.inputs["image"],
             params=made.params,
+            width=made.width,
+            height=made.height,
             size_bytes=made.size_bytes,
             sha256=made.sha256,
             model=made.model_version,

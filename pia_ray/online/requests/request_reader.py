@@ -24,10 +24,12 @@ from pia_ray.config.knobs import ARRAY_KNOBS, DEFAULT_STYLE, KNOBS, PICTURE_KNOB
 from pia_ray.config.model import ModelConfig
 from pia_ray.config.resolving import lora_strengths, parse_params, resolve
 from pia_ray.config.serve import ServeConfig
+from pia_ray.config.timeline import timeline_of
 from pia_ray.errors import BadParameter, ImageTooLarge, RowError, UnsupportedBody, VideoError
 from pia_ray.manifest import decode_data_url
-from pia_ray.media import arrays, sizes, video
+from pia_ray.media import arrays, sizes
 from pia_ray.media import image as pictures
+from pia_ray.media.finish import require_finishable
 from pia_ray.online.public_errors import shortened
 from pia_ray.online.rendering.renderer import INTERACTIVE, RenderRequest
 from pia_ray.online.requests import acceptance, request_limits
@@ -91,7 +93,8 @@ class Form:
     @property
     def seconds(self) -> str:
         """Duration of the video, such as "2" or "1.6"."""
-        return seconds_text(self.resolved.video_frames, self.resolved.fps)
+        timeline = timeline_of(self.resolved)
+        return seconds_text(timeline.num_frames, timeline.fps)
 
     def request(
         self,
@@ -284,6 +287,6 @@ class FormReader:
 
 def _check_encodable(video_format: VideoFormat, resolved: AnimationParams) -> None:
     try:
-        video.require_encodable(video_format, width=resolved.width or 8, height=resolved.height or 8, fps=resolved.fps)
+        require_finishable(video_format, resolved)
     except VideoError as error:
         raise BadParameter(error.message, "format") from None

@@ -1,0 +1,78 @@
+"""The finished frames of a video: from the frames of an animation to those of its file.
+
+Runs on the threads that encode, beside the engine, after the frames were judged. The steps, in order: frames between
+(`playback`), then the order of playing, in which a frame that is shown twice costs no memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pia_ray.config.knob_types import VideoFormat
+from pia_ray.config.knobs import AnimationParams
+from pia_ray.config.timeline import timeline_of
+from pia_ray.media import video
+from pia_ray.media.finish.playback import play_at
+from pia_ray.media.video_facts import Frames
+from pia_ray.types import EncodedVideo
+
+
+@dataclass(frozen=True)
+class FinishedFrames:
+    """The frames of a video file."""
+
+    frames: Frames
+    """uint8 [T, H, W, 3], RGB: each different frame once."""
+    order: Sequence[int]
+    """The frames of the file in order of playing, by their index in `frames`."""
+    fps: int
+
+    @property
+    def width(self) -> int:
+        """Width of the file in px."""
+        return int(self.frames.shape[2])
+
+    @property
+    def height(self) -> int:
+        """Height of the file in px."""
+        return int(self.frames.shape[1])
+
+
+def finish(frames: Frames, params: AnimationParams) -> FinishedFrames:
+    """The frames of the file that resolved params ask for, from the generated ones, uint8 [T, H, W, 3], RGB.
+
+    Where no knob of finishing is set, they are the generated ones.
+
+    Raises:
+        VideoError: there are no frames, or frames between could not be made.
+    """
+    video.require_frames(frames)
+    timeline = timeline_of(params, num_generated=len(frames))
+    finished = play_at(frames, timeline, interpolate=params.interpolate)
+    return FinishedFrames(finished, timeline.order, timeline.fps)
+
+
+def encode_finished(
+    finished: FinishedFrames,
+    format: VideoFormat,  # noqa: A002 - the field's word
+    *,
+    provenance: Mapping[str, Any],
+) -> EncodedVideo:
+    """The video file of these frames.
+
+    Raises:
+        VideoError: the format cannot hold the size or speed, or the encoder failed.
+    """
+    return video.encode(finished.frames, fps=finished.fps, format=format, provenance=provenance, order=finished.order)
+
+
+def require_finishable(format: VideoFormat, params: AnimationParams) -> None:  # noqa: A002 - the field's word
+    """Refuses before any work what `encode_finished` would refuse after it. A size that is not known passes.
+
+    Raises:
+        VideoError: the format cannot hold the size or speed; says which can.
+    """
+    fps = timeline_of(params).fps
+    video.require_encodable(format, width=params.width or 8, height=params.height or 8, fps=fps)
