@@ -86,7 +86,7 @@ class Animation:
         return encode_animation(self, format)
 
     def save(self, path: str | Path) -> None:
-        """Encodes to a file; the extension picks the format (mp4, gif, webp, webm).
+        """Encodes to a file; the extension picks the format (mp4, gif, webp, webm). A poster lies beside it.
 
         Raises:
             VideoError: unknown extension, no frames, or the encoder failed.
@@ -168,17 +168,25 @@ def encode_animation(animation: Animation, format: VideoFormat) -> EncodedVideo:
     Raises:
         VideoError: no frames, the format cannot hold the size or speed, or the encoder failed.
     """
-    from pia_ray.media.finish import encode_finished, finish  # here, so that an animator starts without a codec
+    return _encoded(animation, format)[0]
+
+
+def _encoded(animation: Animation, video_format: VideoFormat) -> tuple[EncodedVideo, bytes | None]:
+    """The video file, and the poster where the params ask for one."""
+    from pia_ray.media.finish import encode_finished, finish, poster_of  # here: an animator starts without a codec
     from pia_ray.media.video import verify
 
     finished = finish(animation.frames, animation.params)
-    video = encode_finished(finished, format, provenance=provenance_of(animation))
-    verify(video)
-    return video
+    poster = poster_of(finished, animation.params, judged=animation.frames, image=animation.image)
+    encoded = encode_finished(finished, video_format, provenance=provenance_of(animation))
+    verify(encoded)
+    return encoded, poster
 
 
 def save_animation(animation: Animation, path: str | Path) -> None:
     """Encodes to a file whose extension picks the format; the file appears whole or not at all.
+
+    A poster that the params ask for lies beside it: `cat-poster.jpg` for `cat.mp4`.
 
     Raises:
         VideoError: unknown extension, the encoder failed, or the file could not be written.
@@ -189,12 +197,23 @@ def save_animation(animation: Animation, path: str | Path) -> None:
     extension = target.suffix.lower().removeprefix(".")
     if extension not in MIME:
         raise VideoError(f'"{target.name}" has no extension of a video format, choose from .{", .".join(MIME)}')
-    video = encode_animation(animation, cast(VideoFormat, extension))
+    video, poster = _encoded(animation, cast(VideoFormat, extension))
+    if poster is not None:
+        _write_whole(target.with_name(f"{target.stem}-poster.{animation.params.poster}"), poster)
+    _write_whole(target, video.content)
+
+
+def _write_whole(target: Path, content: bytes) -> None:
+    """Writes a file that appears whole or not at all.
+
+    Raises:
+        VideoError: it could not be written.
+    """
     try:
         with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name[:64]}.", delete=False) as file:
             unfinished = Path(file.name)
             try:
-                file.write(video.content)
+                file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
                 umask = os.umask(0)

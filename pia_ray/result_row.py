@@ -109,6 +109,8 @@ class ResultRow:
     """The take that it is about. Where it is not `take`, the row has been taken again since."""
     nsfw: bool | None = None
     """Whether the safety checker found a frame that is not safe; None where `safety` is off."""
+    poster_uri: str | None = None
+    """The best frame, at the size of the video; None where `poster` asks for none."""
 
     @classmethod
     def succeeded(
@@ -132,6 +134,7 @@ class ResultRow:
         video_uri: str | None = None,
         thumbnail_uri: str | None = None,
         input_thumbnail_uri: str | None = None,
+        poster_uri: str | None = None,
         size_bytes: int | None = None,
         sha256: str | None = None,
         input_sha256: str | None = None,
@@ -195,6 +198,7 @@ class ResultRow:
             take=take,
             takes=takes,
             nsfw=nsfw,
+            poster_uri=poster_uri,
         )
 
     @classmethod

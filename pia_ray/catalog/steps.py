@@ -19,7 +19,8 @@ from pia_ray.errors import StorageDamaged, StorageError, StorageNotFound, VideoE
 from pia_ray.manifest.inputs import read_image, read_references, require_planned
 from pia_ray.media import image as pictures
 from pia_ray.media import video
-from pia_ray.media.finish import encode_finished, finish, require_finishable
+from pia_ray.media.finish import encode_finished, finish, poster_of, require_finishable
+from pia_ray.media.finish.posters import MIME as POSTER_MIME
 from pia_ray.media.marking import at_level, is_marked, signer_of
 from pia_ray.media.quality import flags_of
 from pia_ray.result_row import ResultRow
@@ -123,6 +124,8 @@ class Outputs:
     video_thumbnail: bytes
     """webp, as `input_thumbnail`."""
     input_thumbnail: bytes
+    poster: bytes | None
+    """A JPEG or WebP; None where the row asks for none."""
     encode_s: float
 
 
@@ -159,6 +162,7 @@ def encode_outputs(
         video_uri=_video_uri(row, config),
         thumbnail_uri=thumbnail_uri,
         input_thumbnail_uri=input_uri,
+        poster_uri=ledger.poster_uri(config.output, row.id, work_key=row.work_key, kind=row.params.poster),
         image_uri=manifest.redacted(row.image),
         params=animation.params,
         width=finished.width,
@@ -187,8 +191,9 @@ def encode_outputs(
     return Outputs(
         result=replace(result, size_bytes=encoded.size_bytes, sha256=encoded.sha256),
         video=encoded,
-        video_thumbnail=video.thumbnail(animation.frames, fps=animation.params.fps),
+        video_thumbnail=video.thumbnail(finished.preview, fps=animation.params.fps),
         input_thumbnail=input_thumbnail,
+        poster=poster_of(finished, animation.params, judged=animation.frames, image=animation.image),
         encode_s=time.perf_counter() - started,
     )
 
@@ -214,12 +219,17 @@ def commit(outputs: Outputs, *, attempts: int, replaces: bool = False) -> Result
     assert result.input_thumbnail_uri is not None
     storage.write_bytes(result.input_thumbnail_uri, outputs.input_thumbnail, content_type="image/webp")
     storage.write_bytes(result.thumbnail_uri, outputs.video_thumbnail, content_type="image/webp")
+    if result.poster_uri is not None and outputs.poster is not None:
+        kind = result.poster_uri.rpartition(".")[2]
+        storage.write_bytes(result.poster_uri, outputs.poster, content_type=POSTER_MIME[kind])
     mime, metadata = video.MIME[encoded.format], {"work-key": result.work_key, "sha256": encoded.sha256}
     if replaces:
         storage.write_bytes(result.video_uri, encoded.content, content_type=mime, metadata=metadata)
     elif not storage.create_bytes(result.video_uri, encoded.content, content_type=mime, metadata=metadata):
         twin = _committed(
-            result.video_uri, (result.input_thumbnail_uri, result.thumbnail_uri), work_key=result.work_key
+            result.video_uri,
+            (result.input_thumbnail_uri, result.thumbnail_uri, result.poster_uri),
+            work_key=result.work_key,
         )
         if twin is None:
             # The file there does not open, or has not its hash: it is not a commit, and this is.
@@ -238,10 +248,12 @@ def committed(row: ManifestRow, config: CatalogConfig) -> ResultRow | None:
         StorageError: the store failed, or the object with the video's name belongs to another row.
     """
     thumbnails = ledger.thumbnail_uris(config.output, row.id, work_key=row.work_key)
-    return _committed(_video_uri(row, config), thumbnails, work_key=row.work_key)
+    poster_uri = ledger.poster_uri(config.output, row.id, work_key=row.work_key, kind=row.params.poster)
+    return _committed(_video_uri(row, config), (*thumbnails, poster_uri), work_key=row.work_key)
 
 
-def _committed(uri: str, thumbnail_uris: tuple[str, str], *, work_key: str) -> ResultRow | None:
+def _committed(uri: str, picture_uris: tuple[str, str, str | None], *, work_key: str) -> ResultRow | None:
+    """`picture_uris` are those of the input's thumbnail, the video's and the poster."""
     found = storage.head(uri)
     if found is None:
         return None
@@ -261,8 +273,9 @@ def _committed(uri: str, thumbnail_uris: tuple[str, str], *, work_key: str) -> R
     return ledger.row_from_provenance(
         facts.provenance,
         video_uri=uri,
-        thumbnail_uri=thumbnail_uris[1],
-        input_thumbnail_uri=thumbnail_uris[0],
+        thumbnail_uri=picture_uris[1],
+        input_thumbnail_uri=picture_uris[0],
+        poster_uri=picture_uris[2],
         size_bytes=len(content),
         sha256=sha256,
     )

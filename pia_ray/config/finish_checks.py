@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from typing import Final
 
+from pia_ray.config.canvas import canvas_of
 from pia_ray.config.knobs import AnimationParams
 from pia_ray.config.timeline import timeline_of
 from pia_ray.errors import BadParameter
 
 MAX_FILE_FRAMES: Final = 7200
 """Frames of a finished file that is interpolated or repeated: two minutes at 60 frames/s."""
+
+MAX_FRAMES_BYTES: Final = 2**31
+"""Memory of the different frames of a finished file, uint8 RGB; a repeated frame counts once."""
 
 
 def check_finishing(params: AnimationParams) -> None:
@@ -30,12 +34,55 @@ def check_finishing(params: AnimationParams) -> None:
             "give one of them",
             "min_duration",
         )
+    _check_framing(params)
     timeline = timeline_of(params)
     if timeline.num_frames > max(MAX_FILE_FRAMES, params.num_frames):
         raise BadParameter(
             f"{_cause(params)} gives a file of {timeline.num_frames:,} frames ({timeline.duration_s:.0f} s at "
             f"{timeline.fps} frames/s), and {MAX_FILE_FRAMES:,} is the most: ask for less of it",
             _cause(params),
+        )
+
+
+def check_file_size(params: AnimationParams) -> None:
+    """Refuses params with a width and height whose finished frames take too much memory.
+
+    Raises:
+        BadParameter: they do.
+    """
+    if params.width is None or params.height is None:
+        return
+    timeline, (width, height) = timeline_of(params), canvas_of((params.width, params.height), params)
+    size_bytes = 3 * timeline.round_frames * width * height
+    generated = 3 * params.num_frames * params.width * params.height
+    if size_bytes > max(MAX_FRAMES_BYTES, generated):
+        field = "aspect" if timeline.round_frames == params.video_frames else "playback_fps"
+        raise BadParameter(
+            f"{field} gives {timeline.round_frames} frames of {width}x{height}, which take "
+            f"{size_bytes / 2**30:.1f} GiB of memory, and {MAX_FRAMES_BYTES / 2**30:g} is the most: choose smaller or "
+            "fewer frames",
+            field,
+        )
+
+
+def _check_framing(params: AnimationParams) -> None:
+    width, height, aspect = params.width, params.height, params.aspect_ratio
+    if aspect is None and params.fit != "crop":
+        raise BadParameter(f"fit {params.fit} needs an aspect to which the picture is brought, such as 9:16", "fit")
+    if params.focus is not None and params.fit != "crop":
+        raise BadParameter(f"focus is for fit crop: with {params.fit} the whole picture is in view", "focus")
+    if aspect is None or width is None or height is None:
+        return
+    if params.fit != "crop":
+        raise BadParameter(
+            f"width and height must not both be given with fit {params.fit} (got {width} and {height}): they are those "
+            "of the whole picture, before what is added around it",
+            "height",
+        )
+    if abs(width - height * aspect) > 8 and abs(height - width / aspect) > 8:
+        raise BadParameter(
+            f"aspect {params.aspect} is not that of width {width} and height {height}: leave out one of the three",
+            "aspect",
         )
 
 

@@ -46,6 +46,11 @@ class Timeline:
         again = range(self.round_frames - self.num_closing)
         return tuple(chain(*[again] * (self.num_rounds - 1), range(self.round_frames)))
 
+    @property
+    def sources(self) -> tuple[int, ...]:
+        """The frame of a round that is shown at the time of each frame of `shown`."""
+        return tuple(k * self.round_frames // len(self.shown) for k in range(len(self.shown)))
+
 
 def timeline_of(params: AnimationParams, *, num_generated: int | None = None) -> Timeline:
     """The frames of the finished video of resolved params, and of so many generated frames where that is known.

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from pia_ray.config.finish_checks import check_file_size
 from pia_ray.config.knobs import AnimationParams
-from pia_ray.config.resolving import canonical_params, resolve
+from pia_ray.config.resolving import canonical_params, parse_params, resolve
 from pia_ray.config.timeline import timeline_of
 from pia_ray.errors import BadParameter
 
@@ -26,6 +27,10 @@ def params(**knobs: Any) -> AnimationParams:
         ({"num_frames": 100, "repeat": 100}, "repeat"),
         ({"fps": 1, "num_frames": 200, "playback_fps": 60}, "playback_fps"),
         ({"fps": 60, "min_duration": 200}, "min_duration"),
+        ({"fit": "pad"}, "fit"),
+        ({"fit": "blur", "aspect": "1:1", "focus": (0.5, 0.2)}, "focus"),
+        ({"aspect": "9:16", "width": 512, "height": 512}, "aspect"),
+        ({"aspect": "9:16", "fit": "pad", "width": 512, "height": 512}, "height"),
     ],
 )
 def test_contradictory_knobs_of_finishing_are_refused_by_the_knob_to_change(knobs: dict[str, Any], field: str) -> None:
@@ -57,6 +62,43 @@ def test_contradictory_knobs_of_finishing_are_refused_by_the_knob_to_change(knob
 def test_the_frames_of_a_repeated_video(knobs: dict[str, Any], num_frames: int) -> None:
     timeline = timeline_of(params(**knobs))
     assert timeline.num_frames == len(timeline.order) == num_frames
+
+
+def test_an_aspect_that_a_multiple_of_8_comes_near_is_no_contradiction() -> None:
+    assert params(aspect="4:5", width=408, height=512).aspect == "4:5"
+
+
+@pytest.mark.parametrize(
+    ("given", "one"), [("1080:1920", "9:16"), (" 4 : 5 ", "4:5"), ("1.91:1", "1.91:1"), ("16x9", "16:9")]
+)
+def test_an_aspect_has_one_spelling_in_the_work_key(given: str, one: str) -> None:
+    assert parse_params({"prompt": "-", "aspect": given}).aspect == one
+
+
+@pytest.mark.parametrize(
+    ("knob", "value"),
+    [
+        *(("aspect", value) for value in ("0:1", "13:1", "square", 556, 1.78, "1:", "nan:1")),
+        *(("focus", value) for value in ("0.5", "0,2", "a,b", "nan,0.5", [0.1, 0.2, 0.3], 0.5)),
+        *(("pad_colour", value) for value in ("white", "#fff", 0)),
+        *(("playback_fps", value) for value in (0, 61, "fast")),
+        *(("repeat", value) for value in (0, 101)),
+        ("min_duration", -1),
+        ("poster", "png"),
+    ],
+)
+def test_values_out_of_bounds_are_refused_by_their_knob(knob: str, value: Any) -> None:
+    with pytest.raises(BadParameter) as refused:
+        parse_params({"prompt": "-", knob: value})
+    assert refused.value.field == knob
+    assert knob in refused.value.message
+
+
+def test_frames_that_take_too_much_memory_are_refused_with_their_size() -> None:
+    asked = params(num_frames=256, fps=8, playback_fps=60, width=1024, height=1024)
+    with pytest.raises(BadParameter, match="GiB of memory"):
+        check_file_size(asked)
+    check_file_size(params(num_frames=256, width=2048, height=2048))  # as large as before there was finishing
 
 
 def test_knobs_of_finishing_at_their_defaults_are_not_in_the_work_key() -> None:

@@ -1,7 +1,8 @@
 """The finished frames of a video: from the frames of an animation to those of its file.
 
 Runs on the threads that encode, beside the engine, after the frames were judged. The steps, in order: frames between
-(`playback`), then the order of playing, in which a frame that is shown twice costs no memory.
+(`playback`), then the canvas around them (`framing`), then the order of playing, in which a frame that is shown twice
+costs no memory. Frames between come before the canvas, so that no motion is estimated over bars.
 """
 
 from __future__ import annotations
@@ -10,11 +11,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from PIL import Image
+
 from pia_ray.config.knob_types import VideoFormat
 from pia_ray.config.knobs import AnimationParams
 from pia_ray.config.timeline import timeline_of
 from pia_ray.media import video
+from pia_ray.media.finish.framing import framed
 from pia_ray.media.finish.playback import play_at
+from pia_ray.media.finish.posters import write_poster
+from pia_ray.media.judgement import best_frame
 from pia_ray.media.video_facts import Frames
 from pia_ray.types import EncodedVideo
 
@@ -28,6 +34,16 @@ class FinishedFrames:
     order: Sequence[int]
     """The frames of the file in order of playing, by their index in `frames`."""
     fps: int
+    generated: Frames
+    """The generated frames, uint8 [T, H, W, 3], RGB, at the file's scale, without what is put around them."""
+    sources: Sequence[int]
+    """The frame in `frames` that is shown at the time of each generated frame of a round."""
+
+    @property
+    def preview(self) -> Frames:
+        """As many frames of a round as were generated for it: for thumbnails, at the speed of those."""
+        whole = list(self.sources) == list(range(len(self.frames)))
+        return self.frames if whole else self.frames[list(self.sources)]
 
     @property
     def width(self) -> int:
@@ -51,7 +67,21 @@ def finish(frames: Frames, params: AnimationParams) -> FinishedFrames:
     video.require_frames(frames)
     timeline = timeline_of(params, num_generated=len(frames))
     finished = play_at(frames, timeline, interpolate=params.interpolate)
-    return FinishedFrames(finished, timeline.order, timeline.fps)
+    return FinishedFrames(framed(finished, params), timeline.order, timeline.fps, frames, timeline.sources)
+
+
+def poster_of(
+    finished: FinishedFrames, params: AnimationParams, *, judged: Frames, image: Image.Image | None
+) -> bytes | None:
+    """The best of the generated frames as a JPEG or WebP file of the video's size; None where `poster` asks for none.
+
+    `judged` are these frames as the animator made them, which are compared with `image`, the animated picture. Without
+    it the first one is the best.
+    """
+    if params.poster == "none":
+        return None
+    index = 0 if image is None else best_frame(judged, image=image)
+    return write_poster(framed(finished.generated[index : index + 1], params)[0], params.poster)
 
 
 def encode_finished(

@@ -43,6 +43,7 @@ def row_of_job(job: VideoJob, *, batch_id: str, line: int, custom_id: str) -> di
             work_key=_work_key(batch_id, line),
             video_uri=made.video_uri,
             thumbnail_uri=made.thumbnail_uri,
+            poster_uri=made.poster_uri,
             image_uri=job.inputs["image"],
             params=made.params,
             width=made.width,

@@ -24,7 +24,7 @@ from pia_ray.formatting import count_of
 from pia_ray.manifest import inputs
 from pia_ray.media import image as pictures
 from pia_ray.media import video
-from pia_ray.media.finish import encode_finished, finish, require_finishable
+from pia_ray.media.finish import encode_finished, finish, poster_of, require_finishable
 from pia_ray.media.marking import at_level, require_signable, signer_of
 from pia_ray.online.rendering.renderer import (
     INTERACTIVE,
@@ -340,8 +340,9 @@ def _encode(
         video=made,
         content=encoded.content,
         format=encoded.format,
-        thumbnail=video.thumbnail(animation.frames, fps=animation.params.fps),
-        spritesheet=video.spritesheet(animation.frames),
+        thumbnail=video.thumbnail(finished.preview, fps=animation.params.fps),
+        spritesheet=video.spritesheet(finished.preview),
+        poster=poster_of(finished, animation.params, judged=animation.frames, image=animation.image),
     )
 
 

@@ -19,6 +19,8 @@ from anyio import CapacityLimiter
 from fastapi import Request
 from starlette.datastructures import UploadFile
 
+from pia_ray.config.canvas import canvas_of
+from pia_ray.config.finish_checks import check_file_size
 from pia_ray.config.knob_types import VideoFormat
 from pia_ray.config.knobs import ARRAY_KNOBS, DEFAULT_STYLE, KNOBS, PICTURE_KNOBS, AnimationParams, suggest
 from pia_ray.config.model import ModelConfig
@@ -88,7 +90,9 @@ class Form:
     @property
     def size(self) -> str:
         """Width and height of the video, such as "512x384"."""
-        return size_text(self.resolved.width, self.resolved.height)
+        assert self.resolved.width is not None
+        assert self.resolved.height is not None
+        return size_text(*canvas_of((self.resolved.width, self.resolved.height), self.resolved))
 
     @property
     def seconds(self) -> str:
@@ -199,8 +203,11 @@ class FormReader:
             size_step=model.size_step,
             width=resolved.width,
             height=resolved.height,
+            aspect_ratio=resolved.aspect_ratio,
+            fitting=resolved.fit,
         )
         resolved = resolved.model_copy(update={"width": width, "height": height, **identities})
+        check_file_size(resolved)
         request_limits.check_cost(resolved, self._config)
         _check_encodable(video_format or "mp4", resolved)
         return Form(params, resolved, model_name, image, files, video_format, policy)
