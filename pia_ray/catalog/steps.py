@@ -149,7 +149,7 @@ def encode_outputs(
         VideoError: the frames could not be encoded or signed, or the file did not verify.
         FetchUnavailable: the server of time stamps gave none.
     """
-    started = time.perf_counter()
+    started, finished_at = time.perf_counter(), datetime.now(UTC)  # from here on the row uses no engine
     require_safe(animation, config)
     finished = finish(animation.frames, animation.params)
     input_uri, thumbnail_uri = ledger.thumbnail_uris(config.output, row.id, work_key=row.work_key)
@@ -177,7 +177,7 @@ def encode_outputs(
         animate_s=animation.animate_s,
         gpu_s=animation.gpu_s,
         judgement=animation.judge().as_dict(),
-        finished_at=datetime.now(UTC),
+        finished_at=finished_at,
         flags=",".join(_flags(animation, fetched)) or None,
         nsfw=animation.nsfw,
     )

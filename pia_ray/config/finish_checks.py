@@ -38,10 +38,19 @@ def check_finishing(params: AnimationParams) -> None:
     timeline = timeline_of(params)
     if timeline.num_frames > max(MAX_FILE_FRAMES, params.num_frames):
         raise BadParameter(
-            f"{_cause(params)} gives a file of {timeline.num_frames:,} frames ({timeline.duration_s:.0f} s at "
+            f"{longest_knob(params)} gives a file of {timeline.num_frames:,} frames ({timeline.duration_s:.0f} s at "
             f"{timeline.fps} frames/s), and {MAX_FILE_FRAMES:,} is the most: ask for less of it",
-            _cause(params),
+            longest_knob(params),
         )
+
+
+def longest_knob(params: AnimationParams) -> str:
+    """The knob that makes a file longer than its video."""
+    if params.min_duration is not None:
+        return "min_duration"
+    if params.repeat > 1:
+        return "repeat"
+    return "repeat_mode" if params.playback_fps is None else "playback_fps"
 
 
 def check_file_size(params: AnimationParams) -> None:
@@ -84,10 +93,3 @@ def _check_framing(params: AnimationParams) -> None:
             f"aspect {params.aspect} is not that of width {width} and height {height}: leave out one of the three",
             "aspect",
         )
-
-
-def _cause(params: AnimationParams) -> str:
-    """The knob that makes the file as long as it is."""
-    if params.min_duration is not None:
-        return "min_duration"
-    return "repeat" if params.repeat > 1 else "playback_fps"
