@@ -12,6 +12,9 @@ from pia_ray.errors import BadParameter
 MAX_FILE_FRAMES: Final = 7200
 """Frames of a finished file that is interpolated or repeated: two minutes at 60 frames/s."""
 
+MIN_MOTION_SIDE: Final = 32
+"""Sides in px from which minterpolate estimates motion: two of its blocks."""
+
 MAX_FRAMES_BYTES: Final = 2**31
 """Memory of the different frames of a finished file, uint8 RGB; a repeated frame counts once."""
 
@@ -35,6 +38,8 @@ def check_finishing(params: AnimationParams) -> None:
             "min_duration",
         )
     _check_framing(params)
+    if (params.playback_fps, params.repeat, params.min_duration, params.repeat_mode) == (None, 1, None, "restart"):
+        return
     timeline = timeline_of(params)
     if timeline.num_frames > max(MAX_FILE_FRAMES, params.num_frames):
         raise BadParameter(
@@ -54,14 +59,21 @@ def longest_knob(params: AnimationParams) -> str:
 
 
 def check_file_size(params: AnimationParams) -> None:
-    """Refuses params with a width and height whose finished frames take too much memory.
+    """Refuses params with a width and height whose frames cannot be finished: too small ones, or too many large ones.
 
     Raises:
         BadParameter: they do.
     """
     if params.width is None or params.height is None:
         return
-    timeline, (width, height) = timeline_of(params), canvas_of((params.width, params.height), params)
+    timeline = timeline_of(params)
+    if timeline.interpolated and params.interpolate == "motion" and min(params.width, params.height) < MIN_MOTION_SIDE:
+        raise BadParameter(
+            f"interpolate must be blend or none for a video of {params.width}x{params.height}: motion is found in "
+            f"frames with sides of {MIN_MOTION_SIDE} px or more",
+            "interpolate",
+        )
+    width, height = canvas_of((params.width, params.height), params)
     size_bytes = 3 * timeline.round_frames * width * height
     generated = 3 * params.num_frames * params.width * params.height
     if size_bytes > max(MAX_FRAMES_BYTES, generated):

@@ -101,6 +101,14 @@ def test_frames_that_take_too_much_memory_are_refused_with_their_size() -> None:
     check_file_size(params(num_frames=256, width=2048, height=2048))  # as large as before there was finishing
 
 
+def test_motion_is_refused_for_frames_too_small_for_it() -> None:
+    with pytest.raises(BadParameter) as refused:
+        check_file_size(params(playback_fps=24, width=24, height=512))
+    assert refused.value.field == "interpolate"
+    check_file_size(params(playback_fps=24, width=24, height=512, interpolate="blend"))
+    check_file_size(params(width=24, height=512))
+
+
 def test_knobs_of_finishing_at_their_defaults_are_not_in_the_work_key() -> None:
     assert "repeat" not in canonical_params(params())
     assert '"playback_fps":24' in canonical_params(params(playback_fps=24))

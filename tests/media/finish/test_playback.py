@@ -130,3 +130,11 @@ def test_the_numbers_of_the_timeline_are_those_of_the_file() -> None:
             finished = finish(round_trip(5), asked)
             assert timeline_of(asked).num_frames == len(finished.order) == len(finished.frames)
             assert finished.fps == playback_fps
+
+
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (33, 47), (32, 120)])
+@pytest.mark.parametrize("interpolate", ["motion", "blend"])
+def test_frames_of_any_size_from_32_px_are_interpolated(height: int, width: int, interpolate: str) -> None:
+    frames = np.random.default_rng(0).integers(0, 255, (4, height, width, 3), dtype=np.uint8)
+    asked = params(num_frames=4, playback_fps=24, interpolate=interpolate)
+    assert finish(frames, asked).frames.shape == (12, height, width, 3)
