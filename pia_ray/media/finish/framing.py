@@ -30,7 +30,7 @@ def framed(frames: Frames, params: FinishKnobs) -> Frames:
         result[:] = ImageColor.getrgb(params.pad_colour)
     else:
         for index, frame in enumerate(frames):
-            result[index] = _blurred(Image.fromarray(frame), canvas)
+            result[index] = np.asarray(_blurred(Image.fromarray(frame), canvas))
     left, top = (canvas[0] - width) // 2, (canvas[1] - height) // 2
     result[:, top : top + height, left : left + width] = frames
     return result

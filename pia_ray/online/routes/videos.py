@@ -264,8 +264,8 @@ def video_routes(
         if uri is None:
             raise Conflict(f"video {job.id} has no poster, because it was created without the field poster (jpg, webp)")
         ext = uri.rpartition(".")[2]
-        kind = {**POSTER_MIME, **video.MIME}[ext]
-        return await delivery(uri, method=request.method, media_type=kind, filename=f"{job.id}-{variant}.{ext}")
+        kinds: dict[str, str] = {**POSTER_MIME, **video.MIME}
+        return await delivery(uri, method=request.method, media_type=kinds[ext], filename=f"{job.id}-{variant}.{ext}")
 
     return router
 

@@ -36,6 +36,7 @@ def poster(asked: AnimationParams, *, image: Image.Image | None = PICTURE) -> Im
 def test_the_poster_is_the_frame_that_is_sharp_and_like_the_picture(kind: Literal["jpg", "webp"], format_name: str):
     made = poster(params(poster=kind))
     assert made.format == format_name
+    assert b"compositeWithTrainedAlgorithmicMedia" in made.info["xmp"]
     difference = np.asarray(made.convert("RGB"), int) - np.asarray(PICTURE, int)
     assert np.abs(difference).mean() < 6
 
