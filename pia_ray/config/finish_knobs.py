@@ -6,10 +6,9 @@ import math
 import re
 from typing import Annotated, Literal
 
-import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from pia_ray.config.knob_types import AS_WORD, FloatCell, IntCell
+from pia_ray.config.knob_types import AS_WORD, FloatCell, IntCell, without_array
 
 Interpolation = Literal["motion", "blend", "none"]
 RepeatMode = Literal["restart", "there-and-back"]
@@ -37,8 +36,7 @@ def _focus(value: object) -> object:
     wrong = "must be two numbers x,y from 0 to 1, such as 0.5,0.3: from the left and from the top"
     if isinstance(value, str):
         value = value.strip().strip("[]()").split(",")
-    if isinstance(value, np.ndarray):
-        value = value.tolist()
+    value = without_array(value)
     if not isinstance(value, list | tuple) or len(value) != 2 or any(isinstance(cell, bool) for cell in value):
         raise ValueError(wrong)
     try:
