@@ -8,7 +8,7 @@ import os
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
@@ -18,7 +18,7 @@ from pia_ray.config.knob_types import MOTION_NAMES, VideoFormat
 from pia_ray.config.knobs import AnimationParams
 from pia_ray.config.workers import WorkerConfig
 from pia_ray.errors import BadParameter, UnsafeContent, VideoError
-from pia_ray.types import AnimationRequest, EncodedVideo, PreparedRequest
+from pia_ray.types import AnimationRequest, EncodedVideo, PreparedRequest, Upscale
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -55,6 +55,8 @@ class Animation:
     prompt_similarity: float | None = None
     nsfw: bool | None = None
     """Whether the model's safety checker found a frame that is not safe; None where it was not asked."""
+    upscale: Upscale | None = field(default=None, repr=False, compare=False)
+    """Enlarges frames by the model's upscaler; None where the model has none."""
     image: Image.Image | None = None
     """The animated picture, RGB, of the frames' size."""
 
@@ -176,7 +178,7 @@ def _encoded(animation: Animation, video_format: VideoFormat) -> tuple[EncodedVi
     from pia_ray.media.finish import encode_finished, finish, poster_of  # here: an animator starts without a codec
     from pia_ray.media.video import verify
 
-    finished = finish(animation.frames, animation.params)
+    finished = finish(animation.frames, animation.params, upscale=animation.upscale)
     poster = poster_of(finished, animation.params, judged=animation.frames, image=animation.image)
     encoded = encode_finished(finished, video_format, provenance=provenance_of(animation))
     verify(encoded)

@@ -20,6 +20,7 @@ from pia_ray.manifest.inputs import read_image, read_references, require_planned
 from pia_ray.media import image as pictures
 from pia_ray.media import video
 from pia_ray.media.finish import encode_finished, finish, poster_of, require_finishable
+from pia_ray.media.finish.enlarging import LANCZOS
 from pia_ray.media.finish.posters import MIME as POSTER_MIME
 from pia_ray.media.marking import at_level, is_marked, signer_of
 from pia_ray.media.quality import flags_of
@@ -151,7 +152,7 @@ def encode_outputs(
     """
     started, finished_at = time.perf_counter(), datetime.now(UTC)  # from here on the row uses no engine
     require_safe(animation, config)
-    finished = finish(animation.frames, animation.params)
+    finished = finish(animation.frames, animation.params, upscale=animation.upscale)
     input_uri, thumbnail_uri = ledger.thumbnail_uris(config.output, row.id, work_key=row.work_key)
     result = ResultRow.succeeded(
         id=row.id,
@@ -199,7 +200,9 @@ def encode_outputs(
 
 
 def _flags(animation: Animation, fetched: Fetched) -> tuple[str, ...]:
-    return *flags_of(animation.frames, fetched.image), *(("nsfw",) if animation.nsfw else ()), *fetched.notes
+    enlarged = animation.params.upscale > 1 and animation.upscale is None
+    found = (("nsfw", animation.nsfw), (LANCZOS, enlarged))
+    return *flags_of(animation.frames, fetched.image), *(name for name, is_so in found if is_so), *fetched.notes
 
 
 def commit(outputs: Outputs, *, attempts: int, replaces: bool = False) -> ResultRow:

@@ -22,7 +22,7 @@ from pia_ray import logs
 from pia_ray.cli.config_flags import catalog_config, knobs_of, styles_of
 from pia_ray.cli.file_viewer import open_file
 from pia_ray.cli.model_commands import print_unread_layers
-from pia_ray.config.canvas import canvas_of
+from pia_ray.config.canvas import file_size
 from pia_ray.config.catalog import RETRY_ALL, CatalogConfig, load
 from pia_ray.config.knobs import DEFAULT_STYLE, REFERENCE_KNOBS
 from pia_ray.config.model import (
@@ -173,7 +173,7 @@ def image_command(args: argparse.Namespace) -> int:
     animation.save(args.output)
     made, timeline = animation.params, timeline_of(animation.params)
     height, width = animation.frames.shape[1:3]
-    width, height = canvas_of((width, height), made)
+    width, height = file_size((width, height), made)
     console.print(
         f"{args.output}: {width} x {height} px, {timeline.num_frames} frames, seed {made.seed}, "
         f"motion {animation.motion:.3f}, {animation.animate_s:.1f} s",

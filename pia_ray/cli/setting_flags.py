@@ -23,7 +23,7 @@ KNOB_GROUPS: Final = {
     "size and length": ("width", "height", "num_frames", "fps", "num_videos"),
     "the finished file": (
         *("aspect", "fit", "focus", "pad_colour", "playback_fps", "interpolate", "repeat", "repeat_mode"),
-        *("min_duration", "poster"),
+        *("min_duration", "upscale", "poster"),
     ),
     "sampling": (
         *("preset", "num_inference_steps", "scheduler", "guidance_scale", "image_guidance_scale", "strength"),

@@ -1,4 +1,4 @@
-"""The size of a finished file by the size of its frames and the knob `aspect`. Pure functions."""
+"""The size of a finished file by the size of its frames and the knobs `upscale` and `aspect`. Pure functions."""
 
 from __future__ import annotations
 
@@ -17,6 +17,12 @@ def canvas_of(size: tuple[int, int], params: FinishKnobs) -> tuple[int, int]:
     if width >= height * aspect:
         return width, max(height, _even(width / aspect))
     return max(width, _even(height * aspect)), height
+
+
+def file_size(size: tuple[int, int], params: FinishKnobs) -> tuple[int, int]:
+    """The size (width, height) of the file of frames that are generated at the size `size`."""
+    width, height = size
+    return canvas_of((params.upscale * width, params.upscale * height), params)
 
 
 def _even(side: float) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from pia_ray.config.canvas import canvas_of
+from pia_ray.config.canvas import file_size
 from pia_ray.config.knobs import AnimationParams
 from pia_ray.config.timeline import timeline_of
 from pia_ray.errors import BadParameter
@@ -14,6 +14,10 @@ MAX_FILE_FRAMES: Final = 7200
 
 MIN_MOTION_SIDE: Final = 32
 """Sides in px from which minterpolate estimates motion: two of its blocks."""
+
+MAX_ENLARGED_SIDE: Final = 4096
+MAX_ENLARGED_PIXELS: Final = 4096 * 2304
+"""Of a frame that is enlarged: those of H.264's level 5.2, which phones and browsers play."""
 
 MAX_FRAMES_BYTES: Final = 2**31
 """Memory of the different frames of a finished file, uint8 RGB; a repeated frame counts once."""
@@ -73,11 +77,20 @@ def check_file_size(params: AnimationParams) -> None:
             f"frames with sides of {MIN_MOTION_SIDE} px or more",
             "interpolate",
         )
-    width, height = canvas_of((params.width, params.height), params)
+    width, height = file_size((params.width, params.height), params)
+    fits = max(width, height) <= MAX_ENLARGED_SIDE and width * height <= MAX_ENLARGED_PIXELS
+    if params.upscale > 1 and not fits:
+        raise BadParameter(
+            f"upscale {params.upscale} of {params.width}x{params.height} gives a file of {width}x{height}, and the "
+            f"most is {MAX_ENLARGED_SIDE} px on a side and {MAX_ENLARGED_PIXELS / 1e6:.1f} million pixels: take a "
+            "smaller factor or a smaller video",
+            "upscale",
+        )
     size_bytes = 3 * timeline.round_frames * width * height
     generated = 3 * params.num_frames * params.width * params.height
     if size_bytes > max(MAX_FRAMES_BYTES, generated):
         field = "aspect" if timeline.round_frames == params.video_frames else "playback_fps"
+        field = "upscale" if params.upscale > 1 else field
         raise BadParameter(
             f"{field} gives {timeline.round_frames} frames of {width}x{height}, which take "
             f"{size_bytes / 2**30:.1f} GiB of memory, and {MAX_FRAMES_BYTES / 2**30:g} is the most: choose smaller or "

@@ -6,7 +6,7 @@ import math
 import re
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from pia_ray.config.knob_types import AS_WORD, FloatCell, IntCell, without_array
 
@@ -55,9 +55,17 @@ def _colour(value: object) -> object:
     return f"#{match[1]}"
 
 
+def _factor(value: int) -> int:
+    if value not in (1, 2, 4):
+        raise ValueError("must be 1, 2 or 4")
+    return value
+
+
 Aspect = Annotated[str, BeforeValidator(_aspect)]
 Focus = Annotated[tuple[float, float], BeforeValidator(_focus)]
 HexColour = Annotated[str, BeforeValidator(_colour)]
+
+Upscale = Annotated[IntCell, AfterValidator(_factor)]
 
 
 class FinishKnobs(BaseModel):
@@ -120,6 +128,12 @@ class FinishKnobs(BaseModel):
         "#000000",
         description="Colour of the bars of fit pad, as #rrggbb.",
         json_schema_extra={"since": "0.2.0"},
+    )
+    upscale: Upscale = Field(
+        1,
+        description="Enlarges the frames of the file by this factor: with the model's upscaler, or by Lanczos where it "
+        "has none. The video is judged before.",
+        json_schema_extra={"bounds": "1, 2 or 4", "unit": "times", "since": "0.2.0"},
     )
     poster: Annotated[Poster, AS_WORD] = Field(
         "none",

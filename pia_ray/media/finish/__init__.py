@@ -1,8 +1,12 @@
 """The finished frames of a video: from the frames of an animation to those of its file.
 
-Runs on the threads that encode, beside the engine, after the frames were judged. The steps, in order: frames between
-(`playback`), then the canvas around them (`framing`), then the order of playing, in which a frame that is shown twice
-costs no memory. Frames between come before the canvas, so that no motion is estimated over bars.
+Runs on the threads that encode, beside the engine, after the frames were judged. The steps, in order:
+
+1. A network of the caller enlarges the generated frames.
+2. Frames between are made (`playback`).
+3. Without a network Lanczos enlarges all frames (`enlarging`): cheaper than frames between of the larger size.
+4. The canvas is put around them (`framing`), so that no motion is estimated over bars.
+5. The order of playing, in which a frame that is shown twice costs no memory.
 """
 
 from __future__ import annotations
@@ -17,12 +21,13 @@ from pia_ray.config.knob_types import VideoFormat
 from pia_ray.config.knobs import AnimationParams
 from pia_ray.config.timeline import timeline_of
 from pia_ray.media import video
+from pia_ray.media.finish.enlarging import enlarge
 from pia_ray.media.finish.framing import framed
 from pia_ray.media.finish.playback import play_at
 from pia_ray.media.finish.posters import write_poster
 from pia_ray.media.judgement import best_frame
 from pia_ray.media.video_facts import Frames
-from pia_ray.types import EncodedVideo
+from pia_ray.types import EncodedVideo, Upscale
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,7 @@ class FinishedFrames:
     """The frames of the file in order of playing, by their index in `frames`."""
     fps: int
     generated: Frames
-    """The generated frames, uint8 [T, H, W, 3], RGB, at the file's scale, without what is put around them."""
+    """The generated frames, uint8 [T, H, W, 3], RGB, enlarged where a network does that, and nothing around them."""
     sources: Sequence[int]
     """The frame in `frames` that is shown at the time of each generated frame of a round."""
 
@@ -56,18 +61,22 @@ class FinishedFrames:
         return int(self.frames.shape[1])
 
 
-def finish(frames: Frames, params: AnimationParams) -> FinishedFrames:
+def finish(frames: Frames, params: AnimationParams, *, upscale: Upscale | None = None) -> FinishedFrames:
     """The frames of the file that resolved params ask for, from the generated ones, uint8 [T, H, W, 3], RGB.
 
-    Where no knob of finishing is set, they are the generated ones.
+    Where no knob of finishing is set, they are the generated ones. `upscale` enlarges them; left out: Lanczos does.
 
     Raises:
         VideoError: there are no frames, or frames between could not be made.
+        OutOfMemory, NonFiniteFrames: `upscale` failed.
     """
     video.require_frames(frames)
     timeline = timeline_of(params, num_generated=len(frames))
-    finished = play_at(frames, timeline, interpolate=params.interpolate)
-    return FinishedFrames(framed(finished, params), timeline.order, timeline.fps, frames, timeline.sources)
+    generated = frames if upscale is None or params.upscale == 1 else upscale(frames, params.upscale)
+    finished = play_at(generated, timeline, interpolate=params.interpolate)
+    if upscale is None:
+        finished = enlarge(finished, params.upscale)
+    return FinishedFrames(framed(finished, params), timeline.order, timeline.fps, generated, timeline.sources)
 
 
 def poster_of(
@@ -81,7 +90,10 @@ def poster_of(
     if params.poster == "none":
         return None
     index = 0 if image is None else best_frame(judged, image=image)
-    return write_poster(framed(finished.generated[index : index + 1], params)[0], params.poster)
+    best = finished.generated[index : index + 1]
+    if best.shape == judged[index : index + 1].shape:  # no network has enlarged it
+        best = enlarge(best, params.upscale)
+    return write_poster(framed(best, params)[0], params.poster)
 
 
 def encode_finished(

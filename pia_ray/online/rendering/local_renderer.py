@@ -315,7 +315,7 @@ def _encode(
     animation: Animation, video_format: VideoFormat, judged: Mapping[str, Any], config: ServeConfig
 ) -> Rendered:
     """The video of the animation with its pictures; `judged` are the fields of an animation that has been judged."""
-    finished = finish(animation.frames, animation.params)
+    finished = finish(animation.frames, animation.params, upscale=animation.upscale)
     provenance = at_level(provenance_of(animation), config.provenance)
     encoded = encode_finished(finished, video_format, provenance=provenance)
     if (signer := signer_of(config)) is not None:

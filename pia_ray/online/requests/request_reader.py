@@ -19,7 +19,7 @@ from anyio import CapacityLimiter
 from fastapi import Request
 from starlette.datastructures import UploadFile
 
-from pia_ray.config.canvas import canvas_of
+from pia_ray.config.canvas import file_size
 from pia_ray.config.finish_checks import check_file_size
 from pia_ray.config.knob_types import VideoFormat
 from pia_ray.config.knobs import ARRAY_KNOBS, DEFAULT_STYLE, KNOBS, PICTURE_KNOBS, AnimationParams, suggest
@@ -92,7 +92,7 @@ class Form:
         """Width and height of the video, such as "512x384"."""
         assert self.resolved.width is not None
         assert self.resolved.height is not None
-        return size_text(*canvas_of((self.resolved.width, self.resolved.height), self.resolved))
+        return size_text(*file_size((self.resolved.width, self.resolved.height), self.resolved))
 
     @property
     def seconds(self) -> str:
