@@ -123,6 +123,15 @@ def test_the_feed_has_urls_facts_and_the_catalogues_own_columns(made: CatalogCon
     assert rows[0]["tags"] == '["x", "y"]'
 
 
+def test_a_poster_goes_out_beside_its_video(tmp_path: Path) -> None:
+    rows = [{"id": "a", "image": "a.png", "prompt": "a", "num_frames": 2, "poster": "jpg"}]
+    config = configure(write(tmp_path, rows), tmp_path / "out")
+    go(config)
+    export(config.output, tmp_path / "shop", name="{id}", feed="jsonl")
+    assert names_in(tmp_path / "shop") == {"a.mp4", "a-poster.jpg", "a-thumbnail.webp"}
+    assert json.loads((tmp_path / "shop" / "feed.jsonl").read_text())["poster_url"] == "a-poster.jpg"
+
+
 def test_the_column_of_the_ids_has_its_own_name_too(tmp_path: Path) -> None:
     rows = [{"sku": "A1", "image": "a.png", "prompt": "a", "num_frames": 2}]
     config = configure(write(tmp_path, rows), tmp_path / "out", id_col="sku")
