@@ -13,9 +13,19 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from pia_ray.animation import Animation
+from pia_ray.config.knobs import AnimationParams
+from pia_ray.config.model import ModelConfig
 from pia_ray.errors import NonFiniteFrames, OutOfMemory, WeightsError
+from pia_ray.media.video import probe
+from pia_ray.pia.animator import Animator
+from pia_ray.pia.device.memory import evaluations_that_fit
+from pia_ray.pia.loading.load import assemble
 from pia_ray.pia.loading.upscaler_file import read_upscaler
 from pia_ray.pia.upscaler import LEAST_TILE, MARGIN, Upscaler
+from pia_ray.testing import make_pipeline_folder
+from pia_ray.types import AnimationRequest
+from pia_ray.weights import resolve
 
 CPU = torch.device("cpu")
 
@@ -155,6 +165,30 @@ def test_published_layouts_are_read_and_run(
         values = network(torch.from_numpy(frames).permute(0, 3, 1, 2) / 255)
     expected = (values.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
     np.testing.assert_array_equal(read.enlarge(frames, scale), expected)
+
+
+def test_the_animations_of_a_model_with_an_upscaler_are_enlarged_by_it_and_leave_it_memory(
+    spandrel: Any, tmp_path: Path
+) -> None:
+    save_file(network_of("compact", 4).state_dict(), tmp_path / "x.safetensors")
+    folder = make_pipeline_folder(tmp_path / "model", vae_factor=4)
+    defaults = {"num_inference_steps": 1, "num_frames": 2, "upscale": 2}
+    settings: dict[str, Any] = {"device": "cpu", "long_edge": 32, "size_step": 16, "memory_gib": 1}
+    model = ModelConfig(name="tiny", base=str(folder), defaults=defaults, **settings)
+    with_upscaler = model.model_copy(update={"upscaler": str(tmp_path / "x.safetensors")})
+    picture = Image.effect_noise((32, 32), 60).convert("RGB")
+    with Animator(with_upscaler, batch_size=1) as animator:
+        (animation,) = animator.animate([AnimationRequest(picture, AnimationParams(prompt="a"))])
+    assert isinstance(animation, Animation)
+    assert animation.frames.shape == (2, 32, 32, 3)
+    assert animation.upscale is not None
+    assert animation.upscale(animation.frames, 2).shape == (2, 64, 64, 3)
+    facts = probe(animation.encode().content)
+    assert (facts.width, facts.height) == (64, 64)
+    size = {"num_frames": 2, "height": 8, "width": 8}
+    parts = [assemble(resolve(each), each) for each in (model, with_upscaler)]
+    plain, less = (evaluations_that_fit(each, **size) or 0 for each in parts)
+    assert less < plain
 
 
 def test_a_file_that_is_not_an_upscaler_is_refused(spandrel: Any, tmp_path: Path) -> None:
