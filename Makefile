@@ -100,8 +100,11 @@ $(READY): pyproject.toml constraints.txt
 	elif ! command -v nvidia-smi >/dev/null && ! $(BIN)/python -c 'import torch' 2>/dev/null; then \
 	    say "There is no NVIDIA GPU here: \`make TORCH=cpu ...\` would download some 3 GB less."; \
 	fi; \
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r constraints.txt; \
+	grep -v '^spandrel==' constraints.txt >$(VENV)/constraints.txt; \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r $(VENV)/constraints.txt; \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps "$$(grep '^spandrel==' constraints.txt)"; \
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .; \
-	$(BIN)/python -m pip check >/dev/null || { $(BIN)/python -m pip check; exit 1; }; \
+	wrong=$$($(BIN)/python -m pip check | grep -v -e '^No broken' -e '^spandrel .* requires torchvision' || true); \
+	[ -z "$$wrong" ] || { say "$$wrong"; exit 1; }; \
 	touch $@; \
 	say "The environment is ready."

@@ -8,7 +8,7 @@ import os
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
@@ -18,7 +18,7 @@ from pia_ray.config.knob_types import MOTION_NAMES, VideoFormat
 from pia_ray.config.knobs import AnimationParams
 from pia_ray.config.workers import WorkerConfig
 from pia_ray.errors import BadParameter, UnsafeContent, VideoError
-from pia_ray.types import AnimationRequest, EncodedVideo, PreparedRequest
+from pia_ray.types import AnimationRequest, EncodedVideo, PreparedRequest, Upscale
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -55,6 +55,8 @@ class Animation:
     prompt_similarity: float | None = None
     nsfw: bool | None = None
     """Whether the model's safety checker found a frame that is not safe; None where it was not asked."""
+    upscale: Upscale | None = field(default=None, repr=False, compare=False)
+    """Enlarges frames by the model's upscaler; None where the model has none."""
     image: Image.Image | None = None
     """The animated picture, RGB, of the frames' size."""
 
@@ -86,7 +88,7 @@ class Animation:
         return encode_animation(self, format)
 
     def save(self, path: str | Path) -> None:
-        """Encodes to a file; the extension picks the format (mp4, gif, webp, webm).
+        """Encodes to a file; the extension picks the format (mp4, gif, webp, webm). A poster lies beside it.
 
         Raises:
             VideoError: unknown extension, no frames, or the encoder failed.
@@ -168,15 +170,25 @@ def encode_animation(animation: Animation, format: VideoFormat) -> EncodedVideo:
     Raises:
         VideoError: no frames, the format cannot hold the size or speed, or the encoder failed.
     """
-    from pia_ray.media.video import encode, verify  # here, so that an animator starts without a codec
+    return _encoded(animation, format)[0]
 
-    video = encode(animation.frames, fps=animation.params.fps, format=format, provenance=provenance_of(animation))
-    verify(video)
-    return video
+
+def _encoded(animation: Animation, video_format: VideoFormat) -> tuple[EncodedVideo, bytes | None]:
+    """The video file, and the poster where the params ask for one."""
+    from pia_ray.media.finish import encode_finished, finish, poster_of  # here: an animator starts without a codec
+    from pia_ray.media.video import verify
+
+    finished = finish(animation.frames, animation.params, upscale=animation.upscale)
+    poster = poster_of(finished, animation.params, judged=animation.frames, image=animation.image)
+    encoded = encode_finished(finished, video_format, provenance=provenance_of(animation))
+    verify(encoded)
+    return encoded, poster
 
 
 def save_animation(animation: Animation, path: str | Path) -> None:
     """Encodes to a file whose extension picks the format; the file appears whole or not at all.
+
+    A poster that the params ask for lies beside it: `cat-poster.jpg` for `cat.mp4`.
 
     Raises:
         VideoError: unknown extension, the encoder failed, or the file could not be written.
@@ -187,12 +199,23 @@ def save_animation(animation: Animation, path: str | Path) -> None:
     extension = target.suffix.lower().removeprefix(".")
     if extension not in MIME:
         raise VideoError(f'"{target.name}" has no extension of a video format, choose from .{", .".join(MIME)}')
-    video = encode_animation(animation, cast(VideoFormat, extension))
+    video, poster = _encoded(animation, cast(VideoFormat, extension))
+    if poster is not None:
+        _write_whole(target.with_name(f"{target.stem}-poster.{animation.params.poster}"), poster)
+    _write_whole(target, video.content)
+
+
+def _write_whole(target: Path, content: bytes) -> None:
+    """Writes a file that appears whole or not at all.
+
+    Raises:
+        VideoError: it could not be written.
+    """
     try:
         with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name[:64]}.", delete=False) as file:
             unfinished = Path(file.name)
             try:
-                file.write(video.content)
+                file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
                 umask = os.umask(0)
@@ -214,12 +237,11 @@ def as_html(animation: Animation, *, width: int | None = None) -> str:
     Raises:
         VideoError: there are no frames, or the encoder failed.
     """
-    from pia_ray.media.video import MIME, encode  # as above
+    from pia_ray.media.video import MIME  # as above
 
     if width is not None and width < 1:
         raise VideoError(f"width must be at least 1 px (got {width})")
-    params = animation.params
-    video = encode(animation.frames, fps=params.fps, format="mp4", provenance=provenance_of(animation))
+    video = encode_animation(animation, "mp4")
     shown = max(LEAST_WIDTH, video.width) if width is None else width
     content = base64.b64encode(video.content).decode("ascii")
     return (

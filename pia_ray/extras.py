@@ -12,6 +12,7 @@ EXTRAS: Final[Mapping[str, tuple[str, ...]]] = {
     "run": ("torch", "diffusers", "transformers", "accelerate", "ray"),
     "serve": ("torch", "diffusers", "transformers", "accelerate", "ray", "fastapi", "multipart", "prometheus_client"),
     "c2pa": ("c2pa", "cryptography"),
+    "upscale": ("spandrel",),
 }
 """What an installation with each extra imports; `pip install pia-ray` alone brings none of it."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, get_args
 
+from pia_ray.config.finish_checks import check_file_size
 from pia_ray.config.knobs import ARRAY_KNOBS, PICTURE_KNOBS, REFERENCE_KNOBS
 from pia_ray.config.model import ModelConfig
 from pia_ray.config.resolving import check_pictures, lora_strengths, resolve, seed_from_id
@@ -45,6 +46,8 @@ def prepare(request: AnimationRequest | PreparedRequest, model: ModelConfig) -> 
         size_step=model.size_step,
         width=params.width,
         height=params.height,
+        aspect_ratio=params.aspect_ratio,
+        fitting=params.fit,
     )
     seed = seed_from_id(request.id) if params.seed is None else params.seed
     for name in REFERENCE_KNOBS:
@@ -56,19 +59,22 @@ def prepare(request: AnimationRequest | PreparedRequest, model: ModelConfig) -> 
             )
     check_pictures(params, names=[name for name in PICTURE_KNOBS if getattr(request, name) is not None])
     params = params.model_copy(update={"width": width, "height": height, "seed": seed})
-    size = (width, height)
+    check_file_size(params)
+    size, focus = (width, height), params.focus
     end, mask, reference = request.end_image, request.mask_image, request.ip_adapter_image
     checked: dict[str, Any] = {
         name: None if (values := getattr(request, name)) is None else arrays.as_array(values, name)
         for name in ARRAY_KNOBS
     }
     return PreparedRequest(
-        image=sizes.fit(picture, size),
+        image=sizes.fit(picture, size, focus=focus),
         params=params,
         id=request.id,
         deadline_s=request.deadline_s,
-        end_image=None if end is None else sizes.fit(_picture(end, "end_image"), size),
-        mask_image=None if mask is None else sizes.fit_mask(_picture(mask, "mask_image"), picture.size, size),
+        end_image=None if end is None else sizes.fit(_picture(end, "end_image"), size, focus=focus),
+        mask_image=None
+        if mask is None
+        else sizes.fit_mask(_picture(mask, "mask_image"), picture.size, size, focus=focus),
         ip_adapter_image=None if reference is None else _picture(reference, "ip_adapter_image"),
         output_type=request.output_type,
         scheduler_config=request.scheduler_config,

@@ -10,6 +10,7 @@ from typing import Any, Final, Literal, Protocol
 from pia_ray.config.acceptance import NUMBERS
 from pia_ray.config.knobs import AnimationParams
 from pia_ray.config.resolving import canonical, canonical_params, seed_from_id
+from pia_ray.config.timeline import timeline_of
 
 Status = Literal["succeeded", "failed"]
 SUCCEEDED: Final = "succeeded"
@@ -108,6 +109,8 @@ class ResultRow:
     """The take that it is about. Where it is not `take`, the row has been taken again since."""
     nsfw: bool | None = None
     """Whether the safety checker found a frame that is not safe; None where `safety` is off."""
+    poster_uri: str | None = None
+    """The best frame, at the size of the video; None where `poster` asks for none."""
 
     @classmethod
     def succeeded(
@@ -125,10 +128,13 @@ class ResultRow:
         gpu_s: float,
         judgement: Mapping[str, float | None],
         finished_at: datetime,
+        width: int,
+        height: int,
         video_index: int = 0,
         video_uri: str | None = None,
         thumbnail_uri: str | None = None,
         input_thumbnail_uri: str | None = None,
+        poster_uri: str | None = None,
         size_bytes: int | None = None,
         sha256: str | None = None,
         input_sha256: str | None = None,
@@ -144,11 +150,13 @@ class ResultRow:
     ) -> ResultRow:
         """The row of a finished video.
 
-        `params` are those that were used, with size and seed; `judgement` is a `Judgement` as a dict.
+        `params` are those that were used, with size and seed; `width` and `height` are those of the file, and
+        `judgement` is a `Judgement` as a dict.
         """
         if params.seed is None:
             raise ValueError("the params of a finished video have a seed")
         numbers: dict[str, Any] = {name: judgement.get(name) for name in JUDGED}
+        timeline = timeline_of(params)
         return cls(
             id=id,
             video_index=video_index,
@@ -163,11 +171,11 @@ class ResultRow:
             image_uri=image_uri,
             prompt=params.prompt,
             seed=params.seed,
-            width=params.width,
-            height=params.height,
-            num_frames=params.video_frames,
-            fps=params.fps,
-            duration_s=params.video_frames / params.fps,
+            width=width,
+            height=height,
+            num_frames=timeline.num_frames,
+            fps=timeline.fps,
+            duration_s=timeline.duration_s,
             size_bytes=size_bytes,
             sha256=sha256,
             input_sha256=input_sha256,
@@ -190,6 +198,7 @@ class ResultRow:
             take=take,
             takes=takes,
             nsfw=nsfw,
+            poster_uri=poster_uri,
         )
 
     @classmethod
@@ -212,6 +221,7 @@ class ResultRow:
     ) -> ResultRow:
         """The row of a video that was not made; where cells are bad, `params` is None, and `prompt` may be known."""
         seed = seed_from_id(id) if params is None or params.seed is None else params.seed
+        timeline = None if params is None else timeline_of(params)
         return cls(
             id=id,
             video_index=video_index,
@@ -228,8 +238,8 @@ class ResultRow:
             seed=seed,
             width=None if params is None else params.width,
             height=None if params is None else params.height,
-            num_frames=None if params is None else params.video_frames,
-            fps=None if params is None else params.fps,
+            num_frames=None if timeline is None else timeline.num_frames,
+            fps=None if timeline is None else timeline.fps,
             duration_s=None,
             size_bytes=None,
             sha256=None,

@@ -68,6 +68,10 @@ class StepEnd:
     `negative_prompt_embeds` [L, C]. They are copies, so a change in them has no effect."""
 
 
+Upscale = Callable[[np.ndarray[Any, Any], int], np.ndarray[Any, Any]]
+"""Frames uint8 [T, H, W, 3], and a factor -> frames that are larger by it. May be called on any thread."""
+
+
 OnStepEnd = Callable[[StepEnd], Mapping[str, Any] | None]
 """May return tensors by the names of `StepEnd.tensors`, of the same shapes, that replace the row's own."""
 

@@ -8,6 +8,7 @@ import re
 import numpy as np
 import pytest
 from IPython.core.formatters import DisplayFormatter
+from PIL import Image
 
 from pia_ray.animation import Animation
 from pia_ray.config.knobs import AnimationParams
@@ -68,3 +69,13 @@ def test_the_file_in_memory_is_the_file_that_is_saved(extension, tmp_path):
     assert encoded.content == (tmp_path / f"saved.{extension}").read_bytes()
     assert (encoded.format, encoded.num_frames) == (extension, 4)
     assert video.probe(encoded.content).provenance["params"]["prompt"] == "waves"
+
+
+def test_a_saved_video_is_finished_and_its_poster_lies_beside_it(tmp_path):
+    made = animation(playback_fps=24, repeat=2, aspect="1:1", fit="blur", poster="jpg")
+    made.save(tmp_path / "a.mp4")
+    facts = video.probe(tmp_path / "a.mp4")
+    assert (facts.num_frames, facts.width, facts.height, facts.fps) == (24, 64, 64, pytest.approx(24, rel=0.01))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a-poster.jpg", "a.mp4"]
+    with Image.open(tmp_path / "a-poster.jpg") as poster:
+        assert poster.size == (64, 64)

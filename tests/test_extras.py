@@ -114,4 +114,5 @@ def test_the_extras_are_those_of_the_package() -> None:
     assert declared["run"] == set(EXTRAS["run"])
     assert declared["c2pa"] == set(EXTRAS["c2pa"])
     assert declared["serve"] - {"pia_ray"} | declared["run"] == set(EXTRAS["serve"])
+    assert declared["upscale"] == set(EXTRAS["upscale"])
     assert PROJECT["optional-dependencies"]["all"] == ["pia-ray[serve,xlsx,c2pa]"]

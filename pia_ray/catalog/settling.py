@@ -30,12 +30,13 @@ def on_gpus(config: CatalogConfig) -> CatalogConfig:
 
 
 def versions_of(config: CatalogConfig) -> tuple[str, dict[str, str]]:
-    """The version of the run's own model, and those of its styles' models by style.
+    """The work version of the run's own model, and those of its styles' models by style.
 
     Raises:
         WeightsError: a model cannot be found.
     """
-    return weights.version(config.model), {style: weights.version(model) for style, model in config.styles.items()}
+    styles = {style: weights.work_version(model) for style, model in config.styles.items()}
+    return weights.work_version(config.model), styles
 
 
 def with_absolute_paths(config: CatalogConfig) -> CatalogConfig:

@@ -19,6 +19,9 @@ from pia_ray.errors import StorageDamaged, StorageError, StorageNotFound, VideoE
 from pia_ray.manifest.inputs import read_image, read_references, require_planned
 from pia_ray.media import image as pictures
 from pia_ray.media import video
+from pia_ray.media.finish import encode_finished, finish, poster_of, require_finishable
+from pia_ray.media.finish.enlarging import LANCZOS
+from pia_ray.media.finish.posters import MIME as POSTER_MIME
 from pia_ray.media.marking import at_level, is_marked, signer_of
 from pia_ray.media.quality import flags_of
 from pia_ray.result_row import ResultRow
@@ -76,7 +79,7 @@ def fetch(row: ManifestRow, config: CatalogConfig, *, web: Web | None = None) ->
     """
     started = time.perf_counter()
     params = row.params
-    video.require_encodable(config.format, width=params.width or 8, height=params.height or 8, fps=params.fps)
+    require_finishable(config.format, params)
     watched = config.detect_changes
     web = web or web_of(config)
     limits: dict[str, Any] = {
@@ -122,6 +125,8 @@ class Outputs:
     video_thumbnail: bytes
     """webp, as `input_thumbnail`."""
     input_thumbnail: bytes
+    poster: bytes | None
+    """A JPEG or WebP; None where the row asks for none."""
     encode_s: float
 
 
@@ -145,9 +150,9 @@ def encode_outputs(
         VideoError: the frames could not be encoded or signed, or the file did not verify.
         FetchUnavailable: the server of time stamps gave none.
     """
-    started = time.perf_counter()
+    started, finished_at = time.perf_counter(), datetime.now(UTC)  # from here on the row uses no engine
     require_safe(animation, config)
-    fps = animation.params.fps
+    finished = finish(animation.frames, animation.params, upscale=animation.upscale)
     input_uri, thumbnail_uri = ledger.thumbnail_uris(config.output, row.id, work_key=row.work_key)
     result = ResultRow.succeeded(
         id=row.id,
@@ -158,8 +163,11 @@ def encode_outputs(
         video_uri=_video_uri(row, config),
         thumbnail_uri=thumbnail_uri,
         input_thumbnail_uri=input_uri,
+        poster_uri=ledger.poster_uri(config.output, row.id, work_key=row.work_key, kind=row.params.poster),
         image_uri=manifest.redacted(row.image),
         params=animation.params,
+        width=finished.width,
+        height=finished.height,
         input_sha256=fetched.sha256,
         original_width=fetched.original_width,
         original_height=fetched.original_height,
@@ -170,13 +178,13 @@ def encode_outputs(
         animate_s=animation.animate_s,
         gpu_s=animation.gpu_s,
         judgement=animation.judge().as_dict(),
-        finished_at=datetime.now(UTC),
+        finished_at=finished_at,
         flags=",".join(_flags(animation, fetched)) or None,
         nsfw=animation.nsfw,
     )
     result = judged(result)
     provenance = at_level(ledger.provenance(result), config.provenance)
-    encoded = video.encode(animation.frames, fps=fps, format=config.format, provenance=provenance)
+    encoded = encode_finished(finished, config.format, provenance=provenance)
     input_thumbnail = pictures.thumbnail(fetched.image)
     if (signer := signer_of(config)) is not None:
         encoded = signer.sign(encoded, picture=input_thumbnail, model=animation.model)
@@ -184,14 +192,17 @@ def encode_outputs(
     return Outputs(
         result=replace(result, size_bytes=encoded.size_bytes, sha256=encoded.sha256),
         video=encoded,
-        video_thumbnail=video.thumbnail(animation.frames, fps=fps),
+        video_thumbnail=video.thumbnail(finished.preview, fps=animation.params.fps),
         input_thumbnail=input_thumbnail,
+        poster=poster_of(finished, animation.params, judged=animation.frames, image=animation.image),
         encode_s=time.perf_counter() - started,
     )
 
 
 def _flags(animation: Animation, fetched: Fetched) -> tuple[str, ...]:
-    return *flags_of(animation.frames, fetched.image), *(("nsfw",) if animation.nsfw else ()), *fetched.notes
+    enlarged = animation.params.upscale > 1 and animation.upscale is None
+    found = (("nsfw", animation.nsfw), (LANCZOS, enlarged))
+    return *flags_of(animation.frames, fetched.image), *(name for name, is_so in found if is_so), *fetched.notes
 
 
 def commit(outputs: Outputs, *, attempts: int, replaces: bool = False) -> ResultRow:
@@ -211,12 +222,17 @@ def commit(outputs: Outputs, *, attempts: int, replaces: bool = False) -> Result
     assert result.input_thumbnail_uri is not None
     storage.write_bytes(result.input_thumbnail_uri, outputs.input_thumbnail, content_type="image/webp")
     storage.write_bytes(result.thumbnail_uri, outputs.video_thumbnail, content_type="image/webp")
+    if result.poster_uri is not None and outputs.poster is not None:
+        kind = result.poster_uri.rpartition(".")[2]
+        storage.write_bytes(result.poster_uri, outputs.poster, content_type=POSTER_MIME[kind])
     mime, metadata = video.MIME[encoded.format], {"work-key": result.work_key, "sha256": encoded.sha256}
     if replaces:
         storage.write_bytes(result.video_uri, encoded.content, content_type=mime, metadata=metadata)
     elif not storage.create_bytes(result.video_uri, encoded.content, content_type=mime, metadata=metadata):
         twin = _committed(
-            result.video_uri, (result.input_thumbnail_uri, result.thumbnail_uri), work_key=result.work_key
+            result.video_uri,
+            (result.input_thumbnail_uri, result.thumbnail_uri, result.poster_uri),
+            work_key=result.work_key,
         )
         if twin is None:
             # The file there does not open, or has not its hash: it is not a commit, and this is.
@@ -235,10 +251,12 @@ def committed(row: ManifestRow, config: CatalogConfig) -> ResultRow | None:
         StorageError: the store failed, or the object with the video's name belongs to another row.
     """
     thumbnails = ledger.thumbnail_uris(config.output, row.id, work_key=row.work_key)
-    return _committed(_video_uri(row, config), thumbnails, work_key=row.work_key)
+    poster_uri = ledger.poster_uri(config.output, row.id, work_key=row.work_key, kind=row.params.poster)
+    return _committed(_video_uri(row, config), (*thumbnails, poster_uri), work_key=row.work_key)
 
 
-def _committed(uri: str, thumbnail_uris: tuple[str, str], *, work_key: str) -> ResultRow | None:
+def _committed(uri: str, picture_uris: tuple[str, str, str | None], *, work_key: str) -> ResultRow | None:
+    """`picture_uris` are those of the input's thumbnail, the video's and the poster."""
     found = storage.head(uri)
     if found is None:
         return None
@@ -258,8 +276,9 @@ def _committed(uri: str, thumbnail_uris: tuple[str, str], *, work_key: str) -> R
     return ledger.row_from_provenance(
         facts.provenance,
         video_uri=uri,
-        thumbnail_uri=thumbnail_uris[1],
-        input_thumbnail_uri=thumbnail_uris[0],
+        thumbnail_uri=picture_uris[1],
+        input_thumbnail_uri=picture_uris[0],
+        poster_uri=picture_uris[2],
         size_bytes=len(content),
         sha256=sha256,
     )

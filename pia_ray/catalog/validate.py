@@ -20,7 +20,7 @@ from pia_ray.config.catalog import CatalogConfig
 from pia_ray.config.knobs import AnimationParams
 from pia_ray.config.prompt_syntax import literal_part, looks_weighted
 from pia_ray.errors import RowError
-from pia_ray.media import video
+from pia_ray.media.finish import require_finishable
 from pia_ray.media.marking import check_signing
 from pia_ray.types import ManifestRow
 
@@ -133,7 +133,7 @@ def _encodable(params: str, config: CatalogConfig) -> tuple[str | None, str | No
     """Error code and message of knobs that the run's format cannot hold, or None for both."""
     knobs = AnimationParams.model_construct(**json.loads(params))
     try:
-        video.require_encodable(config.format, width=knobs.width or 8, height=knobs.height or 8, fps=knobs.fps)
+        require_finishable(config.format, knobs)
     except RowError as error:
         return error.code, error.message
     return None, None

@@ -24,6 +24,7 @@ from pia_ray.catalog.review.verdict_file import read_review
 from pia_ray.catalog.settling import settled, versions_of
 from pia_ray.config.catalog import CatalogConfig
 from pia_ray.config.knobs import AnimationParams
+from pia_ray.config.timeline import timeline_of
 from pia_ray.errors import RowError
 from pia_ray.formatting import count_of
 from pia_ray.ledger.index import Index
@@ -221,6 +222,8 @@ def _area(row: ManifestRow, config: CatalogConfig, web: Web) -> int:
         size_step=model.size_step,
         width=row.params.width,
         height=row.params.height,
+        aspect_ratio=row.params.aspect_ratio,
+        fitting=row.params.fit,
     )
     return width * height
 
@@ -257,7 +260,7 @@ class _Loads:
                 self._known.clear()
             params = params_of(canonical)
             area = params.width * params.height if params.width is not None and params.height is not None else 0
-            seconds = params.video_frames / params.fps
+            seconds = timeline_of(params).duration_s
             found = _Load(*_count(params), plain_frames(params), params.num_frames, seconds, area)
             self._known[shared] = found
         return found

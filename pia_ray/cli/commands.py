@@ -22,6 +22,7 @@ from pia_ray import logs
 from pia_ray.cli.config_flags import catalog_config, knobs_of, styles_of
 from pia_ray.cli.file_viewer import open_file
 from pia_ray.cli.model_commands import print_unread_layers
+from pia_ray.config.canvas import file_size
 from pia_ray.config.catalog import RETRY_ALL, CatalogConfig, load
 from pia_ray.config.knobs import DEFAULT_STYLE, REFERENCE_KNOBS
 from pia_ray.config.model import (
@@ -30,6 +31,7 @@ from pia_ray.config.model import (
 )
 from pia_ray.config.resolving import parse_params
 from pia_ray.config.serve import load_serve
+from pia_ray.config.timeline import timeline_of
 from pia_ray.config.workers import WorkerConfig
 from pia_ray.errors import BadParameter, ConfigError
 from pia_ray.extras import require
@@ -169,9 +171,11 @@ def image_command(args: argparse.Namespace) -> int:
         future = animator.submit(request, on_step=lambda done, steps: bar.update(task, completed=done, total=steps))
         animation = future.result()
     animation.save(args.output)
-    made = animation.params
+    made, timeline = animation.params, timeline_of(animation.params)
+    height, width = animation.frames.shape[1:3]
+    width, height = file_size((width, height), made)
     console.print(
-        f"{args.output}: {made.width} x {made.height} px, {made.num_frames} frames, seed {made.seed}, "
+        f"{args.output}: {width} x {height} px, {timeline.num_frames} frames, seed {made.seed}, "
         f"motion {animation.motion:.3f}, {animation.animate_s:.1f} s",
         highlight=False,
         soft_wrap=True,

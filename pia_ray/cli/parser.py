@@ -7,6 +7,7 @@ from typing import Final, get_args
 from pia_ray import __version__
 from pia_ray.cli import commands, model_commands, output_commands
 from pia_ray.cli.arguments import Parser
+from pia_ray.cli.export_command import export_command
 from pia_ray.cli.setting_flags import FORMATS, add_catalog_flags, add_knob_flags, add_styles_flag
 from pia_ray.config.serve import ServeConfig
 from pia_ray.logs import LogFormat
@@ -72,6 +73,8 @@ def make_parser() -> Parser:
 
     gallery = add("gallery", output_commands.gallery_command, "write OUTPUT/index.html")
     gallery.add_argument("output", metavar="OUTPUT")
+
+    _export_flags(add("export", export_command, "copy an output's videos under names of yours, with a feed of them"))
 
     ledger = add("ledger", output_commands.ledger_command, "care of the ledger")
     ledger.add_argument("action", choices=("verify", "compact", "rebuild"))
@@ -165,6 +168,29 @@ def _estimate_flags(estimate: Parser) -> None:
     estimate.add_argument("--json", action="store_true", help="print JSON")
     add_catalog_flags(estimate)
     add_knob_flags(estimate)
+
+
+def _export_flags(export: Parser) -> None:
+    export.examples = (
+        'pia-ray export out --to shop --name "{sku}-{video_index}" --accepted',
+        "pia-ray export s3://shop/videos --to s3://cdn/videos --base-url https://cdn.example/videos/ --feed both",
+    )
+    export.first_flags = ("to", "name", "accepted", "feed", "base_url")
+    export.add_argument("output", metavar="OUTPUT")
+    export.add_argument("--to", metavar="URI", required=True, help="folder or s3:// prefix that the files go to")
+    name_help = "template of names from columns of the results and of the catalogue; a / makes folders"
+    export.add_argument(
+        "--name", metavar="TEXT", default="{id}-{video_index}", help=f"{name_help} (default: %(default)s)"
+    )
+    export.add_argument("--accepted", action="store_true", help="only videos that meet the bounds of their run")
+    told_help = "how much a video tells of its making: full, public or none (default: %(default)s)"
+    export.add_argument("--provenance", choices=("full", "public", "none"), default="public", help=told_help)
+    feed_help = "file with a line per video: its URLs, facts and the catalogue's columns (default: %(default)s)"
+    export.add_argument("--feed", choices=("csv", "jsonl", "both"), default="csv", help=feed_help)
+    export.add_argument("--base-url", metavar="URL", help="URL at which the target is public, for the feed")
+    export.add_argument("--link", action="store_true", help="give files a second name on their disk, do not copy them")
+    export.add_argument("--prune", action="store_true", help="remove what earlier exports copied and this one does not")
+    export.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _bench_flags(bench: Parser) -> None:

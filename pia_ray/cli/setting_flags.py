@@ -21,6 +21,10 @@ KNOB_GROUPS: Final = {
     ),
     "how it moves": ("motion_scale", "affinity", "condition_frame", "seam"),
     "size and length": ("width", "height", "num_frames", "fps", "num_videos"),
+    "the finished file": (
+        *("aspect", "fit", "focus", "pad_colour", "playback_fps", "interpolate", "repeat", "repeat_mode"),
+        *("min_duration", "upscale", "poster"),
+    ),
     "sampling": (
         *("preset", "num_inference_steps", "scheduler", "guidance_scale", "image_guidance_scale", "strength"),
         *("seed", "eta", "clip_skip", "latents"),
@@ -40,7 +44,10 @@ KNOB_GROUPS: Final = {
 
 _METAVARS: Final = {
     "affinity": "X,X,...",
+    "aspect": "W:H",
+    "focus": "X,Y",
     "free_u": "S1,S2,B1,B2",
+    "pad_colour": "#RRGGBB",
     "lora": "NAME[:X]+...",
     "motion_scale": "N|NAME",
     "style": "NAME",

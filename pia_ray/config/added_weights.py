@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
@@ -29,3 +31,12 @@ class LoraConfig(InversionConfig):
         False,
         description="Whether it is a part of the model for all rows: no row can leave it out, and it takes no memory.",
     )
+
+
+UPSCALED_BY: Final = " upscaler@"
+"""Before the identity of the upscaler in a work version."""
+
+
+def without_upscaler(work_version: str) -> str:
+    """The version of the model alone, which is that of rows that are not enlarged."""
+    return work_version.partition(UPSCALED_BY)[0]

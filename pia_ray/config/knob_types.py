@@ -83,7 +83,7 @@ def _motion_scale(value: object) -> object:
     return number
 
 
-def _without_array(value: object) -> object:
+def without_array(value: object) -> object:
     """The value, as lists and plain numbers where it is numpy's; without numpy, which is a third of `--help`'s time."""
     to_list = getattr(value, "tolist", None)
     return to_list() if callable(to_list) else value
@@ -94,7 +94,7 @@ def _affinity(value: object) -> object:
     wrong = f"must be 1 to {MAX_COEFFICIENTS} numbers from 0 to 1, such as 1,.9,.85"
     if isinstance(value, str):
         value = value.strip().removeprefix("[").removesuffix("]").split(",")
-    value = _without_array(value)
+    value = without_array(value)
     cells: list[Any] = list(value) if isinstance(value, list | tuple) else [value]
     if not 1 <= len(cells) <= MAX_COEFFICIENTS:
         raise ValueError(wrong)
@@ -152,7 +152,7 @@ def _free_u(value: object) -> object:
     """Four numbers, or text that holds them."""
     if isinstance(value, str):
         value = value.strip().strip("[]").split(",")
-    value = _without_array(value)
+    value = without_array(value)
     text = "must be four numbers s1,s2,b1,b2 above 0 and at most 4, such as 0.9,0.2,1.5,1.6"
     if not isinstance(value, list | tuple) or len(value) != 4:
         raise ValueError(text)

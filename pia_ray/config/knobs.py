@@ -10,8 +10,9 @@ import difflib
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Final
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from pia_ray.config.finish_knobs import FinishKnobs
 from pia_ray.config.knob_types import (
     AS_WORD,
     MAX_COEFFICIENTS,
@@ -86,14 +87,12 @@ REFERENCE_KNOBS: Final = (*PICTURE_KNOBS, *ARRAY_KNOBS)
 """Knobs whose value names a file; what is in it is the field of that name of `AnimationRequest`."""
 
 
-class AnimationParams(BaseModel):
+class AnimationParams(FinishKnobs):
     """All knobs of one animation. A knob that is not given is filled from the run's and then the model's defaults.
 
     Which knobs were given is what decides, not their values: `AnimationParams(prompt="...", motion_scale=0)` asks for
     motion scale 0 also where a run's default is 5. `resolve` does the filling, once, before anything is hashed.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     prompt: Text = Field(max_length=10_000, description="What the picture shows and how it moves.")
     negative_prompt: Text = Field(
@@ -340,7 +339,7 @@ class AnimationParams(BaseModel):
 
     @property
     def video_frames(self) -> int:
-        """Frames of the finished video."""
+        """Frames of the animation, of which `timeline_of` says how the finished video shows them."""
         return self.num_frames - (self.seam == "drop")
 
     @property
@@ -361,8 +360,13 @@ class AnimationParams(BaseModel):
         return tuple(max(1, int(steps / times * (iteration + 1))) for iteration in range(times))
 
 
-KNOBS: Final[Mapping[str, Knob]] = {name: knob_of(name, field) for name, field in AnimationParams.model_fields.items()}
-"""Every knob by name, in the order of declaration."""
+_FIELDS: Final = AnimationParams.model_fields
+
+KNOBS: Final[Mapping[str, Knob]] = {
+    name: knob_of(name, _FIELDS[name])
+    for name in (*(name for name in _FIELDS if name not in FinishKnobs.model_fields), *FinishKnobs.model_fields)
+}
+"""Every knob by name, in the order of declaration; those of finishing last."""
 
 
 def folded_name(column: str) -> str:

@@ -76,6 +76,10 @@ class ModelConfig(JudgeWeights):
         "OWNER/NAME/FOLDER on the hub, such as h94/IP-Adapter/models/image_encoder. Left out: rows bring embeddings.",
     )
     image_encoder_revision: str | None = Field(None, description="As revision, for the image encoder.")
+    upscaler: str | None = Field(
+        None, description="File of a network, such as ESRGAN, that enlarges rows with upscale. Left out: Lanczos."
+    )
+    upscaler_revision: str | None = Field(None, description="As revision, for the upscaler.")
     accept: ModelBounds = Field(
         (),
         description='Bounds such as "likeness_min>=0.7" that a video of this model should meet: those of runs that say '

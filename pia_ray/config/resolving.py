@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from pia_ray.config.finish_checks import check_finishing
 from pia_ray.config.knob_types import FIRST_VERSION, MOTION_NAMES
 from pia_ray.config.knobs import (
     DEFAULT_STYLE,
@@ -155,6 +156,7 @@ def _check_together(params: AnimationParams) -> None:
         )
     check_pictures(params, names=[name for name in PICTURE_KNOBS if getattr(params, name) is not None])
     _check_sampling(params)
+    check_finishing(params)
 
 
 def _check_sampling(params: AnimationParams) -> None:

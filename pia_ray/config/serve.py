@@ -49,7 +49,10 @@ class ServeConfig(WorkerConfig, MarkingConfig):
     max_body_bytes: int = Field(64_000_000, ge=1, description="Larger request bodies are refused, unread.")
     max_image_bytes: int = Field(20_000_000, ge=1, description="Larger image files are refused.")
     max_image_pixels: int = Field(40_000_000, ge=1, description="Larger images are refused, undecoded.")
-    max_frames: int = Field(64, ge=1, description="Most frames of a video.")
+    max_frames: int = Field(64, ge=1, description="Most frames of a video, as they are generated.")
+    max_file_frames: int = Field(
+        1800, ge=1, description="Most frames of a file that playback_fps, repeat or min_duration make longer."
+    )
     max_steps: int = Field(100, ge=1, description="Most inference steps of a video.")
     max_pixels: int = Field(2_097_152, ge=4096, description="Most pixels of a frame: width x height.")
     max_pixel_steps: int = Field(

@@ -35,9 +35,16 @@ def thumbnail_uris(output: str, row_id: str, *, work_key: str) -> tuple[str, str
     return storage.join(folder, f"{stem}-input.webp"), storage.join(folder, f"{stem}-video.webp")
 
 
+def poster_uri(output: str, row_id: str, *, work_key: str, kind: str) -> str | None:
+    """The URI of the row's poster, a file of that kind (jpg, webp); None for the kind none."""
+    if kind == "none":
+        return None
+    return storage.join(output, "thumbnails", work_key[:2], f"{_stem(row_id, work_key)}-poster.{kind}")
+
+
 def key_prefix(uri: str) -> int | None:
-    """The first 64 bits of the work key in the URI of a video or thumbnail, or None for a name that is not ours."""
-    match = re.search(r"-([0-9a-f]{16})(?:-input|-video)?\.[a-z0-9]+$", uri)
+    """The first 64 bits of the work key in the URI of a video or picture, or None for a name that is not ours."""
+    match = re.search(r"-([0-9a-f]{16})(?:-input|-video|-poster)?\.[a-z0-9]+$", uri)
     return int(match[1], 16) if match else None
 
 

@@ -43,7 +43,7 @@ RESULTS_SCHEMA: Final = pa.schema([_arrow_field(name, hint) for name, hint in ge
 
 NOT_IN_PROVENANCE: Final = frozenset(
     {
-        *("video_uri", "thumbnail_uri", "input_thumbnail_uri", "size_bytes", "sha256", "publish_s"),
+        *("video_uri", "thumbnail_uri", "input_thumbnail_uri", "poster_uri", "size_bytes", "sha256", "publish_s"),
         *("review", "review_note", "review_take"),
     }
 )
@@ -100,6 +100,7 @@ def row_from_provenance(
     input_thumbnail_uri: str | None,
     size_bytes: int,
     sha256: str,
+    poster_uri: str | None = None,
     publish_s: float | None = None,
 ) -> ResultRow:
     """The result row of a video that is already there, from what is written inside it.
@@ -113,6 +114,7 @@ def row_from_provenance(
         "video_uri": video_uri,
         "thumbnail_uri": thumbnail_uri,
         "input_thumbnail_uri": input_thumbnail_uri,
+        "poster_uri": poster_uri,
         "size_bytes": size_bytes,
         "sha256": sha256,
         "publish_s": publish_s,

@@ -259,13 +259,18 @@ def _restore(output: str, uri: str, pictures: set[str]) -> ResultRow | _Reduced:
     values = facts.provenance
     if not tells_row(values) and is_marked(content, facts.format):
         return _Reduced()
-    thumbnails = layout.thumbnail_uris(output, str(values.get("id", "")), work_key=str(values.get("work_key", "")))
-    input_uri, video_uri = (picture if picture in pictures else None for picture in thumbnails)
+    row_id, work_key = str(values.get("id", "")), str(values.get("work_key", ""))
+    made = (
+        *layout.thumbnail_uris(output, row_id, work_key=work_key),
+        *(layout.poster_uri(output, row_id, work_key=work_key, kind=kind) for kind in ("jpg", "webp")),
+    )
+    input_uri, video_uri, jpg_uri, webp_uri = (picture if picture in pictures else None for picture in made)
     row = row_from_provenance(
         values,
         video_uri=uri,
         thumbnail_uri=video_uri,
         input_thumbnail_uri=input_uri,
+        poster_uri=jpg_uri or webp_uri,
         size_bytes=len(content),
         sha256=hashlib.sha256(content).hexdigest(),
     )

@@ -140,12 +140,12 @@ class _Expected:
         self.thumbnails = np.zeros(len(self.chosen), np.int8)
         self.hashes = np.zeros((len(self.chosen), _HASH_BYTES), np.uint8)
         """All zero where the row has no hash."""
-        columns = ("size_bytes", "thumbnail_uri", "input_thumbnail_uri", "sha256")
+        columns = ("size_bytes", "thumbnail_uri", "input_thumbnail_uri", "poster_uri", "sha256")
         for uri, table, which in read_winners(index, self.chosen, columns=columns):
             if isinstance(table, pa.Table):
                 self.sizes[which] = table["size_bytes"].fill_null(-1).to_numpy()
-                thumbnails = [pc.is_valid(table[name]).cast(pa.int8()) for name in columns[1:3]]
-                self.thumbnails[which] = pc.add(*thumbnails).to_numpy()
+                thumbnails = [pc.is_valid(table[name]).cast(pa.int8()) for name in columns[1:4]]
+                self.thumbnails[which] = sum(each.to_numpy() for each in thumbnails)
                 digests = b"".join(bytes.fromhex(text or "00" * _HASH_BYTES) for text in table["sha256"].to_pylist())
                 self.hashes[which] = np.frombuffer(digests, np.uint8).reshape(-1, _HASH_BYTES)
             elif table is not None:

@@ -15,6 +15,7 @@ from typing import Any, Final, NamedTuple
 
 import pyarrow as pa
 
+from pia_ray.config.added_weights import without_upscaler
 from pia_ray.config.catalog import CatalogConfig
 from pia_ray.config.knobs import DEFAULT_STYLE, KNOBS, REFERENCE_KNOBS, AnimationParams
 from pia_ray.config.model import ModelConfig
@@ -165,7 +166,7 @@ def work_key(
         "video_index": video_index,
         "image": image_identity,
         "params": json.loads(canonical_params(params)),
-        **run_spec(config, config.model_for(params.style), model_version),
+        **run_spec(config, config.model_for(params.style), model_version, upscale=params.upscale),
     }
     return hashlib.sha256(canonical(spec).encode()).hexdigest()
 
@@ -308,10 +309,13 @@ def derived_id(picture: Picture, given: str) -> str:
     return f"{references.stem(picture.name)}-{hashlib.sha256(spec.encode()).hexdigest()[:12]}"
 
 
-def run_spec(config: CatalogConfig, model: ModelConfig, version: str) -> dict[str, Any]:
-    """The part of a work key that comes from the run and the row's model of that version."""
+def run_spec(config: CatalogConfig, model: ModelConfig, version: str, *, upscale: int = 1) -> dict[str, Any]:
+    """The part of a work key that comes from the run and the row's model of that work version.
+
+    The upscaler counts for rows alone that `upscale` enlarges.
+    """
     settings = {
-        "version": version,
+        "version": version if upscale > 1 else without_upscaler(version),
         "dtype": model.dtype,
         "vae_dtype": model.vae_dtype,
         "text_encoder_dtype": model.text_encoder_dtype,

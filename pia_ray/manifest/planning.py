@@ -201,6 +201,7 @@ class _Planner:
             return None
         resolved, uris = with_references(resolved, {}, self._run)
         version = self._model_version if style == DEFAULT_STYLE else self._style_versions[style]
+        spec = run_spec(self.config, model, version, upscale=resolved.upscale)
         holes = {"negative_prompt": "\0negative", "prompt": "\0prompt", "seed": "\0seed"}
         rest = canonical_params(resolved.model_copy(update=holes))
         parts = []
@@ -220,7 +221,7 @@ class _Planner:
             num_videos=resolved.num_videos,
             style=style,
             prompt=self.config.defaults.get("prompt", model.defaults.get("prompt")),
-            before_params=f',"model":{canonical(run_spec(self.config, model, version)["model"])},"params":',
+            before_params=f',"model":{canonical(spec["model"])},"params":',
             given={knob: canonical({"": getattr(params, knob)})[4:-1] for knob in given},
         )
         return self._templates[key]

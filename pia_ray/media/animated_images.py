@@ -36,10 +36,11 @@ def probe_animated_image(content: bytes, video_format: VideoFormat) -> VideoFact
         )
 
 
-def write_gif(frames: Frames, delays: Sequence[int]) -> bytes:
+def write_gif(frames: Frames, delays: Sequence[int], *, order: Sequence[int]) -> bytes:
     """An animated gif that loops for ever, one palette for all frames, so that still parts do not flicker.
 
-    `delays` are in 1/100 s. Source: GIF89a specification, CompuServe 1990.
+    It shows the frames by their index in `order`. `delays` are in 1/100 s.
+    Source: GIF89a specification, CompuServe 1990.
     """
     height, width = frames.shape[1:3]
     palette = _palette(frames)
@@ -47,10 +48,13 @@ def write_gif(frames: Frames, delays: Sequence[int]) -> bytes:
     size = width.to_bytes(2, "little") + height.to_bytes(2, "little")
     parts = [b"GIF89a", size, b"\xf7\0\0", colours]  # 256 colours
     parts += [b"\x21\xff\x0bNETSCAPE2.0\x03\x01\0\0\0"]  # loops for ever
-    for frame, delay in zip(frames, delays, strict=True):
-        indices = Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG)
+    packed: dict[int, bytes] = {}
+    for index, delay in zip(order, delays, strict=True):
+        if index not in packed:
+            picture = Image.fromarray(frames[index]).quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG)
+            packed[index] = _lzw(np.asarray(picture))
         parts += [b"\x21\xf9\x04\x04", delay.to_bytes(2, "little"), b"\0\0"]  # leave the frame in place
-        parts += [b"\x2c\0\0\0\0", size, b"\0", _lzw(np.asarray(indices))]
+        parts += [b"\x2c\0\0\0\0", size, b"\0", packed[index]]
     return b"".join([*parts, b"\x3b"])
 
 
@@ -82,10 +86,10 @@ def _lzw(indices: np.ndarray[Any, Any]) -> bytes:
     return content[at + 10 + ((3 << (flags & 7) + 1) if flags & 0x80 else 0) : -1]
 
 
-def write_webp(frames: Frames, delays: Sequence[int], *, quality: int, method: int) -> bytes:
+def write_webp(frames: Frames, delays: Sequence[int], *, order: Sequence[int], quality: int, method: int) -> bytes:
     """An animated webp that loops for ever; every frame is whole, so none depends on another or is merged.
 
-    `delays` are in ms. Source: WebP container specification, Google.
+    It shows the frames by their index in `order`. `delays` are in ms. Source: WebP container specification, Google.
     """
     height, width = frames.shape[1:3]
     sides = (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
@@ -93,11 +97,14 @@ def write_webp(frames: Frames, delays: Sequence[int], *, quality: int, method: i
         _chunk(b"VP8X", b"\x02\0\0\0" + sides),
         _chunk(b"ANIM", b"\xff\xff\xff\xff\0\0"),  # white below; loops for ever
     ]
-    for frame, delay in zip(frames, delays, strict=True):
-        file = io.BytesIO()
-        Image.fromarray(frame).save(file, "WEBP", quality=quality, method=method)
+    packed: dict[int, bytes] = {}
+    for index, delay in zip(order, delays, strict=True):
+        if index not in packed:
+            file = io.BytesIO()
+            Image.fromarray(frames[index]).save(file, "WEBP", quality=quality, method=method)
+            packed[index] = file.getvalue()[12:]
         head = b"\0\0\0\0\0\0" + sides + delay.to_bytes(3, "little") + b"\x02"  # at 0, 0; replaces what was there
-        chunks.append(_chunk(b"ANMF", head + file.getvalue()[12:]))
+        chunks.append(_chunk(b"ANMF", head + packed[index]))
     return _chunk(b"RIFF", b"WEBP" + b"".join(chunks))
 
 

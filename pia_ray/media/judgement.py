@@ -126,6 +126,22 @@ def judge_frames(
     )
 
 
+def best_frame(frames: np.ndarray[Any, Any], *, image: Image.Image) -> int:
+    """The index of the frame that is most like `image` and has its detail, of frames as for `judge_frames`.
+
+    It has the greatest product of structural similarity and share of the picture's detail, of at most 1.
+    """
+    height, width = frames.shape[1:3]
+    picture = np.asarray(fit(image.convert("RGB"), (width, height)))
+    few = np.unique(np.linspace(0, len(frames) - 1, min(len(frames), MOST_FRAMES)).round().astype(int))
+    small, small_picture = _small(frames[few]), _small(picture[None])[0]
+    placed = register(_grey(reduced(small, 2)), _grey(reduced(small_picture, 2)))
+    likeness = _likeness(_grey(small), placed.warp(_grey(small_picture)[None]))  # [T]
+    expected = _detail(picture, (1, 1)) + _DETAIL_FLOOR
+    detail = np.array([_detail(frame, (1, 1)) for frame in frames[few]])[:, 0, 0] + _DETAIL_FLOOR  # [T]
+    return int(few[np.argmax(likeness * np.minimum(1, detail / expected[0, 0]))])
+
+
 def _likeness(frames: Array, moved: Warped) -> Array:
     """The structural similarity of each of the frames [T, H, W] and the moved picture.
 

@@ -11,7 +11,7 @@ import hashlib
 import io
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
@@ -78,18 +78,30 @@ def require_encodable(format: VideoFormat, *, width: int, height: int, fps: int)
         raise VideoError(f"gif cannot play {fps} frames/s (browsers slow down above 50): use mp4, webm or webp")
 
 
+def require_frames(frames: Frames) -> None:
+    """Refuses what is not the frames of a video, uint8 [T, H, W, 3].
+
+    Raises:
+        VideoError: that is so.
+    """
+    if frames.ndim != 4 or frames.shape[3] != 3 or frames.dtype != np.uint8 or not len(frames):
+        raise VideoError(f"frames must be uint8 [T, H, W, 3] with T > 0, not {frames.dtype} {list(frames.shape)}")
+
+
 def encode(
     frames: Frames,
     *,
     fps: int,
     format: VideoFormat,  # noqa: A002 - the field's word
     provenance: Mapping[str, Any],
+    order: Sequence[int] | None = None,
 ) -> EncodedVideo:
     """One video file that says that it is generated.
 
     The same frames and provenance give the same bytes, on the same versions of the encoders.
 
-    `frames` is uint8 [T, H, W, 3], RGB; they are neither scaled nor padded. mp4 and webm hold 4:2:0 colour, so mp4
+    `frames` is uint8 [T, H, W, 3], RGB; they are neither scaled nor padded. The file shows them by their index in
+    `order`, where one may stand several times; left out: each once. mp4 and webm hold 4:2:0 colour, so mp4
     takes even sides only; vp9 takes odd ones. gif counts in 1/100 s and webp in ms: delays that do not divide are
     spread so that the whole lasts right. `provenance` is JSON; large integers such as seeds belong in it as strings.
     Where it is empty, the file tells nothing of how it was made.
@@ -97,19 +109,20 @@ def encode(
     Raises:
         VideoError: the format cannot hold the size or speed, or the encoder failed.
     """
-    if frames.ndim != 4 or frames.shape[3] != 3 or frames.dtype != np.uint8 or not len(frames):
-        raise VideoError(f"frames must be uint8 [T, H, W, 3] with T > 0, not {frames.dtype} {list(frames.shape)}")
+    require_frames(frames)
     if format not in MIME:
         raise VideoError(f'there is no video format "{format}": use one of {", ".join(MIME)}')
-    num_frames, height, width = frames.shape[:3]
+    order = range(len(frames)) if order is None else order
+    num_frames, (height, width) = len(order), frames.shape[1:3]
     require_encodable(format, width=width, height=height, fps=fps)
     try:
         if format == "gif":
-            content = write_gif(frames, frame_delays(num_frames, fps, ticks=100))
+            content = write_gif(frames, frame_delays(num_frames, fps, ticks=100), order=order)
         elif format == "webp":
-            content = write_webp(frames, frame_delays(num_frames, fps, ticks=1000), quality=85, method=4)
+            delays = frame_delays(num_frames, fps, ticks=1000)
+            content = write_webp(frames, delays, order=order, quality=85, method=4)
         else:
-            content = _libav(frames, fps, format)
+            content = _libav(frames, order, fps, format)
     except (av.FFmpegError, OSError) as error:
         raise VideoError(f"encoding {num_frames} frames of {width}x{height} as {format} failed: {error}") from error
     content = write_metadata(content, format, note=canonical_json(provenance) if provenance else "")
@@ -191,7 +204,7 @@ def thumbnail(frames: Frames, *, fps: int, max_edge: int = 256) -> bytes:
     content = b""
     try:
         for quality in (75, 55, 30):
-            content = write_webp(small, delays, quality=quality, method=2)
+            content = write_webp(small, delays, order=range(num_frames), quality=quality, method=2)
             if len(content) <= THUMBNAIL_BYTES:
                 break
     except OSError as error:
@@ -266,8 +279,8 @@ def _ebml(content: bytes, at: int) -> tuple[int, int]:
 # --- mp4 and webm, by libav -------------------------------------------------------------------------------------------
 
 
-def _libav(frames: Frames, fps: int, video_format: VideoFormat) -> bytes:
-    num_frames, height, width = frames.shape[:3]
+def _libav(frames: Frames, order: Sequence[int], fps: int, video_format: VideoFormat) -> bytes:
+    num_frames, (height, width) = len(order), frames.shape[1:3]
     if video_format == "mp4":
         codec, options = "libx264", {"crf": "18", "preset": "medium", **_x264_instructions()}
         # The index goes before the frames, so that players start before the whole file is there. libav writes it
@@ -290,8 +303,8 @@ def _libav(frames: Frames, fps: int, video_format: VideoFormat) -> bytes:
         context.width, context.height, context.pix_fmt = width, height, "yuv420p"
         context.thread_count = 1  # workers encode several videos side by side; threads would also change the bytes
         context.color_primaries, context.color_trc, context.colorspace, context.color_range = _BT709
-        for i, frame in enumerate(frames):
-            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24").reformat(
+        for i, index in enumerate(order):
+            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frames[index]), format="rgb24").reformat(
                 format="yuv420p",
                 src_color_range=ColorRange.JPEG,
                 dst_color_range=ColorRange.MPEG,

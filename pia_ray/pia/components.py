@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 from weakref import WeakKeyDictionary
 
 import torch
@@ -15,6 +15,9 @@ from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjec
 
 from pia_ray.pia.safety_checker import SafetyChecker
 from pia_ray.pia.scorer import Scorer
+
+if TYPE_CHECKING:
+    from pia_ray.pia.upscaler import Upscaler
 
 Part = Literal["unet", "text_encoder"]
 """A part of a model that LoRAs change."""
@@ -94,6 +97,8 @@ class Components:
     """Measures the similarity of a video to its picture and prompt; None: the model has no scorer."""
     safety_checker: SafetyChecker | None = None
     """Finds videos that are not safe; None: the model has no checker, or nobody asks for its verdict."""
+    upscaler: Upscaler | None = None
+    """Enlarges finished frames; None: the model has none, and Lanczos does."""
     loras: Mapping[str, Lora] = field(default_factory=dict)
     """The LoRAs that rows may choose from, by name; none of them is merged into these parts."""
     inversions: Mapping[str, tuple[int, ...]] = field(default_factory=dict)

@@ -222,6 +222,7 @@ class Engine:
             motion=made.motion,
             output=made.output,
             image=row.request.image,
+            upscale=None if (upscaler := row.model.components.upscaler) is None else upscaler.enlarge,
             subject_similarity=None if made.similarities is None else made.similarities.subject,
             prompt_similarity=None if made.similarities is None else made.similarities.prompt,
             nsfw=made.nsfw,

@@ -25,6 +25,9 @@ _TEMPORARY_PREFIX: Final = ".tmp-"
 _GONE: Final = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
 """Errors of a folder or file that was removed since it was listed; ESTALE on network mounts."""
 
+_NO_LINKS: Final = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV)
+"""Errors of a file system that gives a file no second name."""
+
 
 @patient
 def read_object(uri: str, *, max_bytes: int | None) -> tuple[bytes, str]:
@@ -127,6 +130,21 @@ def move(uri: str, target: str) -> None:
         local_path(uri).replace(local_path(target))
 
 
+def link(uri: str, target: str) -> bool:
+    """Whether the file now has that name too; a file system without links, or another disk, has not."""
+    with local_errors("link", uri):
+        try:
+            with temporary_beside(local_path(target), b"") as temporary:
+                temporary.unlink()  # a link is made under a new name only
+                os.link(local_path(uri), temporary)
+                temporary.replace(local_path(target))
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            return False
+    return True
+
+
 def copy_file(uri: str, path: Path) -> None:
     """Copies the object over the file at `path`, which may stay half written."""
     with local_errors("read", uri):
@@ -180,7 +198,7 @@ def _link(temporary: Path, target: Path) -> bool:
     except FileExistsError:
         return False
     except OSError as error:
-        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV):
+        if error.errno not in _NO_LINKS:
             raise
         with _folder_lock(target.parent):  # file systems without links: vfat, some network mounts
             if target.exists():

@@ -132,6 +132,24 @@ def move(uri: str, target: str) -> None:
         local.move(uri, target)
 
 
+def copy(uri: str, target: str, *, content_type: str = "application/octet-stream") -> None:
+    """Copies the object over what may be at `target`, inside the store where it holds both; it appears whole or not.
+
+    Inside S3 the object keeps its own content type.
+    """
+    if is_s3(uri) and is_s3(target):
+        s3.copy(uri, target)
+    elif is_s3(target):
+        upload_file(local_path(uri), target, content_type=content_type)
+    else:
+        copy_to_file(uri, local_path(target))
+
+
+def link(uri: str, target: str) -> bool:
+    """Gives a local file another name on its disk, over what may be there; False where the file system cannot."""
+    return local.link(uri, target)
+
+
 def presign(uri: str, *, expires_s: int) -> str:
     """An https:// link by which anyone can read the object for that time; for a local file its file:// URI."""
     return s3.presign(uri, expires_s=expires_s) if is_s3(uri) else local_path(uri).resolve().as_uri()

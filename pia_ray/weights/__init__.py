@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from pia_ray import storage
+from pia_ray.config.added_weights import UPSCALED_BY
 from pia_ray.config.model import ModelConfig, model_file
 from pia_ray.errors import WeightsError
 from pia_ray.weights import copies, hub, s3_prefixes
@@ -27,6 +28,9 @@ EMBEDDED: Final = "embedded"
 
 FULL_SIZE_BYTES: Final = 1_000_000_000
 """The UNet of Stable Diffusion 1.5 alone takes 1.7 GB in half precision."""
+
+_NOT_IN_VERSION: Final = (*JUDGES, "upscaler")
+"""Roles of parts that change none of the model's frames."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,8 @@ class LocalWeights:
     scorer: Path | None = None
     safety_checker: Path | None = None
     """A folder in transformers' layout; None where the model has none."""
+    upscaler: Path | None = None
+    """A file; None where the model has none."""
 
 
 def resolve(model: ModelConfig) -> LocalWeights:
@@ -161,13 +167,25 @@ def version(model: ModelConfig) -> str:
 
     The digits are a hub commit, or the digest of the files that count: of their contents where they are local, of
     their ETags in S3. All LoRAs and textual inversions count as one part, with their names and weights and what
-    the model's settings say of its predictions. Scorer and safety checker, which change no video, do not count. Fetches
-    no weights.
+    the model's settings say of its predictions. Scorer and safety checker, which change no video, do not count; an
+    upscaler does in `work_version`. Fetches no weights.
 
     Raises:
         WeightsError: a part cannot be found or used.
     """
-    return _version(model, [(part, _identity(part)) for part in _parts(model) if part.role not in JUDGES])
+    return _version(model, [(part, _identity(part)) for part in _parts(model) if part.role not in _NOT_IN_VERSION])
+
+
+def work_version(model: ModelConfig) -> str:
+    """The `version` for work keys, with the identity of the upscaler where the model has one.
+
+    `without_upscaler` is that of rows that are not enlarged.
+
+    Raises:
+        WeightsError: as `version`.
+    """
+    plain = version(model)
+    return plain if model.upscaler is None else f"{plain}{UPSCALED_BY}{_identity(_upscaler(model))[:12]}"
 
 
 def pin(model: ModelConfig) -> ModelConfig:
@@ -215,7 +233,21 @@ def _parts(model: ModelConfig) -> list[Part]:
         parts.append(Part("scorer", model.scorer, model.scorer_revision, allow_pickle=allow))
     if model.safety_checker is not None:
         parts.append(Part("safety_checker", model.safety_checker, model.safety_checker_revision, allow_pickle=allow))
+    if model.upscaler is not None:
+        parts.append(_upscaler(model))
     return [_as_file(part) for part in parts]
+
+
+def _upscaler(model: ModelConfig) -> Part:
+    """The upscaler of a model that has one.
+
+    Raises:
+        WeightsError: it is not a file.
+    """
+    part = Part("upscaler", str(model.upscaler), model.upscaler_revision, allow_pickle=model.allow_pickle)
+    if not part.is_file:
+        raise WeightsError(f"the upscaler {part.reference} is not a .safetensors or .pth file")
+    return part
 
 
 def _as_file(part: Part) -> Part:
@@ -242,6 +274,7 @@ def _collect(model: ModelConfig, *, refresh: bool) -> LocalWeights:
         image_encoder=locations.get(("image_encoder", "")),
         scorer=locations.get(("scorer", "")),
         safety_checker=locations.get(("safety_checker", "")),
+        upscaler=locations.get(("upscaler", "")),
     )
 
 
@@ -263,7 +296,7 @@ def _found(part: Part, *, refresh: bool) -> tuple[Path, str]:
 def _version(model: ModelConfig, identities: Iterable[tuple[Part, str]]) -> str:
     digits, lines = [], []
     for part, identity in identities:
-        if part.role in JUDGES:
+        if part.role in _NOT_IN_VERSION:
             continue
         if not part.name:
             digits.append(identity[:12])

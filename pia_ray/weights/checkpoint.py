@@ -25,6 +25,7 @@ Role = Literal[
     "image_encoder",
     "scorer",
     "safety_checker",
+    "upscaler",
 ]
 
 JUDGES: Final = ("scorer", "safety_checker")

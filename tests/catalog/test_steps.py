@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import io
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from pia_ray import ledger, manifest, read_results, storage
 from pia_ray.catalog import steps
@@ -24,17 +27,22 @@ DEMO = ModelConfig.named("demo").model_copy(update={"long_edge": 64})
 
 
 def configure(folder: Path, **settings: Any) -> CatalogConfig:
+    folder.mkdir(exist_ok=True)
     values = {"manifest": str(make_catalog(folder, rows=1)), "output": str(folder / "out"), "model": DEMO}
     return build(CatalogConfig, {**values, **settings})
+
+
+def plan(folder: Path, **settings: Any) -> tuple[ManifestRow, CatalogConfig]:
+    config = configure(folder, **settings)
+    opened = manifest.open_manifest(config)
+    (table,) = manifest.plan(opened, config, model_version="demo@1")
+    return manifest.row_from_item(table.to_pylist()[0]), config
 
 
 @pytest.fixture
 def planned(tmp_path: Path) -> tuple[ManifestRow, CatalogConfig]:
     """One row of a catalogue, and the config of its run."""
-    config = configure(tmp_path)
-    opened = manifest.open_manifest(config)
-    (table,) = manifest.plan(opened, config, model_version="demo@1")
-    return manifest.row_from_item(table.to_pylist()[0]), config
+    return plan(tmp_path)
 
 
 def encode(row: ManifestRow, config: CatalogConfig) -> steps.Outputs:
@@ -126,3 +134,56 @@ def test_a_video_that_is_not_safe_is_flagged_or_fails_for_good(
 def test_a_check_without_weights_for_it_is_refused_before_anything_begins(tmp_path: Path):
     with pytest.raises(ConfigError, match="safety: flag needs safety_checker in the settings of model demo"):
         configure(tmp_path, safety="flag")
+
+
+FINISHED = {"fps": 8, "num_frames": 4, "playback_fps": 24, "repeat": 2, "aspect": "9:16", "fit": "pad", "poster": "jpg"}
+
+
+@pytest.mark.parametrize("ext", ["mp4", "gif", "webp", "webm"])
+def test_the_result_of_a_finished_video_tells_of_its_file_and_the_params_of_what_was_asked(tmp_path: Path, ext: str):
+    row, config = plan(tmp_path, format=ext, defaults=FINISHED)
+    result = steps.commit(encode(row, config), attempts=1)
+    assert result.video_uri is not None
+    facts = probe(storage.read_bytes(result.video_uri))
+    assert (result.width, result.height, result.num_frames) == (facts.width, facts.height, facts.num_frames)
+    assert result.num_frames == 24
+    assert (result.fps, result.duration_s) == (24, 1.0)
+    assert result.height == 2 * round(result.width * 16 / 9 / 2)
+    asked = json.loads(result.params)
+    assert (asked["num_frames"], asked["fps"], asked["playback_fps"], asked["width"]) == (4, 8, 24, result.width)
+
+
+def test_a_poster_has_the_size_of_the_video_and_comes_back_with_an_adopted_one(tmp_path: Path):
+    row, config = plan(tmp_path, defaults=FINISHED)
+    result = steps.commit(encode(row, config), attempts=1)
+    assert result.poster_uri is not None
+    with Image.open(io.BytesIO(storage.read_bytes(result.poster_uri))) as poster:
+        assert (poster.format, poster.size) == ("JPEG", (result.width, result.height))
+    adopted = steps.committed(row, config)
+    assert adopted is not None
+    assert adopted.poster_uri == result.poster_uri
+
+
+def test_a_video_is_judged_on_its_generated_frames_whatever_its_finishing(tmp_path: Path):
+    plain, finished = (
+        encode(*plan(tmp_path / name, defaults={"fps": 8, "num_frames": 4, "seed": 5, **more})).result
+        for name, more in (("plain", {}), ("finished", {"playback_fps": 24, "repeat_mode": "there-and-back"}))
+    )
+    assert finished.num_frames == 18
+    assert (finished.flicker, finished.likeness, finished.stillness) == (
+        plain.flicker,
+        plain.likeness,
+        plain.stillness,
+    )
+
+
+def test_a_poster_that_was_deleted_is_a_missing_picture_and_a_rebuilt_row_names_the_one_that_is_there(tmp_path: Path):
+    row, config = plan(tmp_path, defaults=FINISHED)
+    result = steps.commit(encode(row, config), attempts=1)
+    assert result.poster_uri is not None
+    assert ledger.rebuild(config.output).num_restored == 1
+    (found,) = ledger.read_results(config.output).to_pylist()
+    assert found["poster_uri"] == result.poster_uri
+    assert ledger.verify(config.output).num_missing_thumbnails == 0
+    storage.delete(result.poster_uri)
+    assert ledger.verify(config.output).num_missing_thumbnails == 1

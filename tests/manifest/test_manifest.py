@@ -917,6 +917,22 @@ def test_the_key_depends_on_everything_that_changes_the_video_and_on_nothing_els
     assert len({first, *different}) == len(different) + 1
 
 
+def test_an_upscaler_counts_in_the_keys_of_rows_alone_that_it_enlarges(tmp_path):
+    rows = [{"id": "a", "image": "x.png", "prompt": "p"}, {"id": "b", "image": "x.png", "prompt": "p", "upscale": 2}]
+
+    def keys(version, rows=rows):
+        path = write_jsonl(tmp_path / "m.jsonl", rows)
+        keys = [item["work_key"] for item in items_of(path, model_version=version)]
+        assert keys == [plan_row(row, config_of(path), model_version=version).work_key for row in rows]
+        return keys
+
+    plain, other = keys("v1"), keys("v1 upscaler@0123")
+    assert plain[0] == other[0]
+    assert plain[1] != other[1]
+    assert keys("v1 upscaler@4567")[1] != other[1]
+    assert keys("v1", [{**row, "upscale": 1} for row in rows])[0] == plain[0]
+
+
 def test_an_item_turns_back_into_its_row(tmp_path):
     path = write(tmp_path / "m.csv", "id,image,prompt,num_videos,width\na,x.png,p,2,64\n")
     items = items_of(path)

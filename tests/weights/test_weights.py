@@ -17,10 +17,11 @@ from typing import Any
 
 import pytest
 
+from pia_ray.config.added_weights import without_upscaler
 from pia_ray.config.model import ModelConfig, build
 from pia_ray.errors import ConfigError, WeightsError
 from pia_ray.testing import make_ip_adapter, make_pipeline_folder, make_split_checkpoint
-from pia_ray.weights import is_pulled, pin, pull, resolve, version
+from pia_ray.weights import is_pulled, pin, pull, resolve, version, work_version
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 
@@ -260,6 +261,28 @@ def test_loras_and_textual_inversions_are_resolved_and_count_towards_the_version
     assert len(versions) == 5
     lora.write_bytes(lora.read_bytes()[:-1] + b"5")
     assert not versions & {*map(version, others)}
+
+
+def test_an_upscaler_counts_in_the_version_for_work_keys_alone(folder: Path, lora: Path):
+    plain, with_upscaler = model(folder), model(folder, upscaler=str(lora))
+    assert resolve(with_upscaler).upscaler == lora
+    assert version(with_upscaler) == version(plain) == work_version(plain) == resolve(with_upscaler).version
+    first = work_version(with_upscaler)
+    assert without_upscaler(first) == version(plain) != first
+    content = bytearray(lora.read_bytes())
+    content[-1] ^= 1
+    lora.write_bytes(content)
+    assert work_version(with_upscaler) != first
+    assert Path(pin(with_upscaler).upscaler or "").is_absolute()
+
+
+def test_an_upscaler_that_is_not_a_file_of_weights_is_refused(folder: Path, tmp_path: Path):
+    assert "is not a .safetensors or .pth file" in refusal(model(folder, upscaler=str(tmp_path)))
+    assert "upscaler" in refusal(model(folder, upscaler=str(tmp_path / "gone.safetensors")))
+    (tmp_path / "x.pth").write_bytes(b"pickled")
+    assert "allow_pickle" in refusal(model(folder, upscaler=str(tmp_path / "x.pth")))
+    (tmp_path / "cut.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{")
+    assert "truncated" in refusal(model(folder, upscaler=str(tmp_path / "cut.safetensors")))
 
 
 def test_a_folder_of_a_lora_means_the_file_that_diffusers_writes_there(folder: Path, lora: Path):

@@ -29,7 +29,9 @@ _SHOWN: Final = (
 )
 """Result columns that reach the page as they are."""
 
-_WORKED_ON: Final = ("video_uri", "thumbnail_uri", "input_thumbnail_uri", "image_uri", "params", "finished_at")
+_WORKED_ON: Final = (
+    *("video_uri", "thumbnail_uri", "input_thumbnail_uri", "poster_uri", "image_uri", "params", "finished_at"),
+)
 """Result columns that are worked on first."""
 
 _KNOWN: Final = frozenset(field.name for field in fields(ResultRow))
@@ -98,6 +100,7 @@ def rows_json(rows: Sequence[Row], *, output_id: str) -> str:
     columns["seed"] = [None if row.get("seed") is None else str(row["seed"]) for row in rows]
     columns["video"] = [_link(row.get("video_uri")) for row in rows]
     columns["poster"] = [_link(row.get("input_thumbnail_uri")) for row in rows]
+    columns["still"] = [_link(row.get("poster_uri")) for row in rows]
     columns["thumbnail"] = [_link(row.get("thumbnail_uri")) for row in rows]
     columns["image"] = [_reference(row.get("image_uri")) for row in rows]
     columns["finished_at"] = [round(at.timestamp()) if (at := time_of(row)) else None for row in rows]

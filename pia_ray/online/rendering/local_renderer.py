@@ -24,6 +24,7 @@ from pia_ray.formatting import count_of
 from pia_ray.manifest import inputs
 from pia_ray.media import image as pictures
 from pia_ray.media import video
+from pia_ray.media.finish import encode_finished, finish, poster_of, require_finishable
 from pia_ray.media.marking import at_level, require_signable, signer_of
 from pia_ray.online.rendering.renderer import (
     INTERACTIVE,
@@ -267,7 +268,7 @@ def decode(request: RenderRequest, config: ServeConfig, *, deadline_s: float | N
         RowError: a file cannot be used, or the format cannot hold the size or frame rate.
     """
     params = request.params
-    video.require_encodable(request.format, width=params.width or 8, height=params.height or 8, fps=params.fps)
+    require_finishable(request.format, params)
     if config.c2pa_certificate is not None:
         require_signable(request.format)
     limits = {"max_bytes": config.max_image_bytes, "max_pixels": config.max_image_pixels}
@@ -315,9 +316,9 @@ def _encode(
     animation: Animation, video_format: VideoFormat, judged: Mapping[str, Any], config: ServeConfig
 ) -> Rendered:
     """The video of the animation with its pictures; `judged` are the fields of an animation that has been judged."""
-    fps = animation.params.fps
+    finished = finish(animation.frames, animation.params, upscale=animation.upscale)
     provenance = at_level(provenance_of(animation), config.provenance)
-    encoded = video.encode(animation.frames, fps=fps, format=video_format, provenance=provenance)
+    encoded = encode_finished(finished, video_format, provenance=provenance)
     if (signer := signer_of(config)) is not None:
         assert animation.image is not None
         encoded = signer.sign(encoded, picture=pictures.thumbnail(animation.image), model=animation.model)
@@ -340,8 +341,9 @@ def _encode(
         video=made,
         content=encoded.content,
         format=encoded.format,
-        thumbnail=video.thumbnail(animation.frames, fps=fps),
-        spritesheet=video.spritesheet(animation.frames),
+        thumbnail=video.thumbnail(finished.preview, fps=animation.params.fps),
+        spritesheet=video.spritesheet(finished.preview),
+        poster=poster_of(finished, animation.params, judged=animation.frames, image=animation.image),
     )
 
 

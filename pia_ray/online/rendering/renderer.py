@@ -133,6 +133,8 @@ class Rendered:
     """Animated webp."""
     spritesheet: bytes
     """The frames side by side: one webp."""
+    poster: bytes | None = None
+    """The best frame, a JPEG or WebP as the params ask; None where they ask for none."""
 
 
 Event = Queued | StepDone | Rendered

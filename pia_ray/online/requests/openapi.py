@@ -68,7 +68,7 @@ def body_schema(*, files: bool) -> dict[str, Any]:
         "seconds": {
             "anyOf": [{"type": "number", "exclusiveMinimum": 0}, {"type": "string", "pattern": "^[0-9]+(\\.[0-9]+)?$"}],
             "example": "2",
-            "description": "Duration, in place of num_frames.",
+            "description": "Duration as generated, before it is repeated, in place of num_frames.",
         },
     }
     fields |= _POLICY
@@ -131,7 +131,7 @@ def _by_url() -> dict[str, Any]:
 
 def _field(name: str, declared: dict[str, Any]) -> dict[str, Any]:
     knob = KNOBS[name]
-    field = {key: value for key, value in declared.items() if key not in ("title", "unit", "bounds")}
+    field = {key: value for key, value in declared.items() if key not in ("title", "unit", "bounds", "since")}
     field["description"] = knob.meaning + (f" Unit: {knob.unit}." if knob.unit else "")
     if name == "motion_scale":
         return {

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Final
 
+from pia_ray.config.finish_checks import longest_knob
 from pia_ray.config.knobs import KNOBS, AnimationParams
 from pia_ray.config.serve import ServeConfig
+from pia_ray.config.timeline import timeline_of
 from pia_ray.errors import BadParameter
 
 MAX_FIELDS: Final = 100
@@ -40,6 +42,13 @@ def check_length(resolved: AnimationParams, config: ServeConfig, *, field: str) 
     for name, most in most_of(config).items():
         if (value := getattr(resolved, name)) > most:
             raise _above(name, most, value)
+    timeline = timeline_of(resolved)
+    if timeline.num_frames > max(config.max_file_frames, resolved.num_frames):
+        raise BadParameter(
+            f"{longest_knob(resolved)} gives a file of {timeline.num_frames:,} frames; this endpoint makes at most "
+            f"{config.max_file_frames:,}",
+            longest_knob(resolved),
+        )
     if resolved.num_videos > 1:
         raise BadParameter("num_videos must be 1: a request makes one video; send one for each seed", "num_videos")
 

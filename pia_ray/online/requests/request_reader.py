@@ -19,15 +19,19 @@ from anyio import CapacityLimiter
 from fastapi import Request
 from starlette.datastructures import UploadFile
 
+from pia_ray.config.canvas import file_size
+from pia_ray.config.finish_checks import check_file_size
 from pia_ray.config.knob_types import VideoFormat
 from pia_ray.config.knobs import ARRAY_KNOBS, DEFAULT_STYLE, KNOBS, PICTURE_KNOBS, AnimationParams, suggest
 from pia_ray.config.model import ModelConfig
 from pia_ray.config.resolving import lora_strengths, parse_params, resolve
 from pia_ray.config.serve import ServeConfig
+from pia_ray.config.timeline import timeline_of
 from pia_ray.errors import BadParameter, ImageTooLarge, RowError, UnsupportedBody, VideoError
 from pia_ray.manifest import decode_data_url
-from pia_ray.media import arrays, sizes, video
+from pia_ray.media import arrays, sizes
 from pia_ray.media import image as pictures
+from pia_ray.media.finish import require_finishable
 from pia_ray.online.public_errors import shortened
 from pia_ray.online.rendering.renderer import INTERACTIVE, RenderRequest
 from pia_ray.online.requests import acceptance, request_limits
@@ -86,12 +90,15 @@ class Form:
     @property
     def size(self) -> str:
         """Width and height of the video, such as "512x384"."""
-        return size_text(self.resolved.width, self.resolved.height)
+        assert self.resolved.width is not None
+        assert self.resolved.height is not None
+        return size_text(*file_size((self.resolved.width, self.resolved.height), self.resolved))
 
     @property
     def seconds(self) -> str:
         """Duration of the video, such as "2" or "1.6"."""
-        return seconds_text(self.resolved.video_frames, self.resolved.fps)
+        timeline = timeline_of(self.resolved)
+        return seconds_text(timeline.num_frames, timeline.fps)
 
     def request(
         self,
@@ -196,8 +203,11 @@ class FormReader:
             size_step=model.size_step,
             width=resolved.width,
             height=resolved.height,
+            aspect_ratio=resolved.aspect_ratio,
+            fitting=resolved.fit,
         )
         resolved = resolved.model_copy(update={"width": width, "height": height, **identities})
+        check_file_size(resolved)
         request_limits.check_cost(resolved, self._config)
         _check_encodable(video_format or "mp4", resolved)
         return Form(params, resolved, model_name, image, files, video_format, policy)
@@ -284,6 +294,6 @@ class FormReader:
 
 def _check_encodable(video_format: VideoFormat, resolved: AnimationParams) -> None:
     try:
-        video.require_encodable(video_format, width=resolved.width or 8, height=resolved.height or 8, fps=resolved.fps)
+        require_finishable(video_format, resolved)
     except VideoError as error:
         raise BadParameter(error.message, "format") from None

@@ -19,6 +19,7 @@ from starlette.types import Receive, Scope, Send
 from pia_ray.config.knob_types import VideoFormat
 from pia_ray.config.serve import ServeConfig
 from pia_ray.errors import Cancelled, NotAcceptable, PiaRayError, Timeout, UnexpectedError
+from pia_ray.media.finish.posters import MIME as POSTER_MIME
 from pia_ray.media.video import MIME
 from pia_ray.online.http import error_responses
 from pia_ray.online.http.metrics import Metrics
@@ -292,6 +293,8 @@ class _EventStream(Response):
                     "video": _data_url(MIME[event.format], event.content),
                     "thumbnail": _data_url("image/webp", event.thumbnail),
                 }
+                if event.poster is not None:
+                    files["poster"] = _data_url(POSTER_MIME[event.video.params.poster], event.poster)
                 described = animation_object(self._request_id, event).model_dump(mode="json")
                 await _send_text(send, _event("completed", {**described, **files}))
 

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, computed_field
 from pia_ray.config.knobs import REFERENCE_KNOBS
 from pia_ray.errors import Conflict
 from pia_ray.media import video
+from pia_ray.media.finish.posters import MIME as POSTER_MIME
 from pia_ray.online.http import error_responses
 from pia_ray.online.http.downloads import delivery
 from pia_ray.online.http.middleware import Owner
@@ -23,7 +24,7 @@ from pia_ray.online.video_jobs import JobStore, VideoJob
 from pia_ray.online.video_jobs.creation import JobCreator
 from pia_ray.online.video_jobs.dispatcher import Dispatcher, Outlook
 
-Variant = Literal["video", "thumbnail", "spritesheet"]
+Variant = Literal["video", "thumbnail", "spritesheet", "poster"]
 IdempotencyKey = Annotated[
     str | None,
     Header(
@@ -234,7 +235,10 @@ def video_routes(
         response_class=Response,
         responses={
             **error_responses.responses(404, 409, 422),
-            200: {"description": "The file.", "content": {mime: {} for mime in (*video.MIME.values(), "image/webp")}},
+            200: {
+                "description": "The file.",
+                "content": {mime: {} for mime in (*video.MIME.values(), *POSTER_MIME.values())},
+            },
             206: {"description": "The part of the Range header."},
             302: {"description": "A link to the file, which is valid for 15 minutes."},
             416: {"description": "The file has no such part."},
@@ -255,10 +259,13 @@ def video_routes(
             "video": job.result.video_uri,
             "thumbnail": job.result.thumbnail_uri,
             "spritesheet": job.result.spritesheet_uri,
+            "poster": job.result.poster_uri,
         }[variant]
-        kind = video.MIME[job.format] if variant == "video" else "image/webp"
-        ext = job.format if variant == "video" else "webp"
-        return await delivery(uri, method=request.method, media_type=kind, filename=f"{job.id}-{variant}.{ext}")
+        if uri is None:
+            raise Conflict(f"video {job.id} has no poster, because it was created without the field poster (jpg, webp)")
+        ext = uri.rpartition(".")[2]
+        kinds: dict[str, str] = {**POSTER_MIME, **video.MIME}
+        return await delivery(uri, method=request.method, media_type=kinds[ext], filename=f"{job.id}-{variant}.{ext}")
 
     return router
 

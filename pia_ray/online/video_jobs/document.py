@@ -24,6 +24,7 @@ class VideoResult(FinishedVideo):
     video_uri: str
     thumbnail_uri: str
     spritesheet_uri: str
+    poster_uri: str | None = None
 
 
 class VideoJob(Document):

@@ -7,6 +7,7 @@ import hashlib
 from pia_ray import storage
 from pia_ray.errors import JobConflict, JobNotFound, PiaRayError
 from pia_ray.media import video
+from pia_ray.media.finish.posters import MIME as POSTER_MIME
 from pia_ray.online.documents.document import IndexEntry, Revision
 from pia_ray.online.public_errors import public_error
 from pia_ray.online.rendering.renderer import Rendered
@@ -76,9 +77,15 @@ class JobQueue:
             video_uri=storage.join(folder, f"video.{rendered.format}"),
             thumbnail_uri=storage.join(folder, "thumbnail.webp"),
             spritesheet_uri=storage.join(folder, "spritesheet.webp"),
+            poster_uri=None
+            if rendered.poster is None
+            else storage.join(folder, f"poster.{rendered.video.params.poster}"),
         )
         storage.write_bytes(result.thumbnail_uri, rendered.thumbnail, content_type="image/webp")
         storage.write_bytes(result.spritesheet_uri, rendered.spritesheet, content_type="image/webp")
+        if result.poster_uri is not None and rendered.poster is not None:
+            kind = POSTER_MIME[rendered.video.params.poster]
+            storage.write_bytes(result.poster_uri, rendered.poster, content_type=kind)
         storage.write_bytes(result.video_uri, rendered.content, content_type=video.MIME[rendered.format])
         return result
 

@@ -110,7 +110,7 @@ def _free_bytes(components: Components, part: nn.Module) -> int | None:
     """The bytes that activations of a part may take: below the model's bound, and on a GPU what is free there."""
     device, bound = components.device, components.memory_bytes
     if device.type != "cuda":
-        taken = weight_bytes(vars(components).values()) + components.variants.num_bytes
+        taken = weight_bytes(vars(components).values()) + components.variants.num_bytes + _reserved(components)
         return None if bound is None else max(0, bound - taken)
     free, _ = torch.cuda.mem_get_info(device)
     # Memory that torch keeps for later use counts as free, too.
@@ -118,6 +118,12 @@ def _free_bytes(components: Components, part: nn.Module) -> int | None:
     free += torch.cuda.memory_reserved(device) - allocated
     if bound is not None:
         free = min(free, bound - allocated)
+    free -= _reserved(components)
     if next(part.parameters()).device.type == "cpu":  # it is offloaded, and moves to the device when it runs
         free -= weight_bytes([part])
     return max(0, free)
+
+
+def _reserved(components: Components) -> int:
+    """The bytes that the model's upscaler may take at any time, on the threads that encode."""
+    return 0 if components.upscaler is None else components.upscaler.reserved_bytes

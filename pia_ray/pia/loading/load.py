@@ -33,6 +33,7 @@ from pia_ray.pia.loading.lora import LoraFile, merge, read_lora
 from pia_ray.pia.loading.motion_adapter import load_motion_adapter
 from pia_ray.pia.loading.offload import offload
 from pia_ray.pia.loading.textual_inversion import with_inversions
+from pia_ray.pia.loading.upscaler_file import read_upscaler
 from pia_ray.pia.loading.weight_sharing import SourceOf, WeightPool
 from pia_ray.pia.safety_checker import read_safety_checker
 from pia_ray.pia.scorer import read_scorer
@@ -86,6 +87,7 @@ def assemble(weights: LocalWeights, model: ModelConfig, pool: WeightPool | None 
     safety_checker = None
     if weights.safety_checker is not None:
         safety_checker = read_safety_checker(weights.safety_checker, device, allow_pickle=model.allow_pickle)
+    upscaler = None if weights.upscaler is None else read_upscaler(weights.upscaler, device)  # as the scorer
     components = Components(
         unet=unet,
         vae=vae,
@@ -103,6 +105,7 @@ def assemble(weights: LocalWeights, model: ModelConfig, pool: WeightPool | None 
         ip_adapter=ip_adapter,
         scorer=scorer,
         safety_checker=safety_checker,
+        upscaler=upscaler,
         shared_tensors=shared,
     )
     components = with_inversions(components, weights.textual_inversions, loras=weights.loras.values())

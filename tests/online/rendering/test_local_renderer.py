@@ -151,6 +151,25 @@ def test_an_endpoint_flags_or_refuses_a_video_that_is_not_safe():
     assert run(work) is True
 
 
+def test_a_video_is_finished_as_its_request_asks():
+    async def work() -> list[Event]:
+        async with renderer() as made:
+            finishing = {"playback_fps": 24, "repeat": 2, "aspect": "1:2", "fit": "blur", "poster": "webp"}
+            knobs = {"num_frames": 4, "num_inference_steps": 3, "width": 64, "height": None, **finishing}
+            return await events_of(made, ask(knobs=knobs, image=png(64, 64)))
+
+    rendered = run(work)[-1]
+    assert isinstance(rendered, Rendered)
+    facts = video.probe(rendered.content)
+    assert (facts.num_frames, facts.width, facts.height, round(facts.fps)) == (24, 64, 128, 24)
+    made = rendered.video
+    assert (made.num_frames, made.width, made.height, made.fps) == (24, 64, 128, 24)
+    assert rendered.poster is not None
+    for picture in (rendered.poster, rendered.thumbnail):
+        with Image.open(io.BytesIO(picture)) as shown:
+            assert (shown.format, shown.size) == ("WEBP", (64, 128))
+
+
 @pytest.mark.parametrize("video_format", ["mp4", "gif", "webp", "webm"])
 def test_the_video_has_the_requested_format(video_format: Any):
     async def work() -> list[Event]:

@@ -95,6 +95,15 @@ VALUES = {
     "preset": "draft",
     "lora": "none",
     "lora_scale": 0.5,
+    "playback_fps": 24,
+    "interpolate": "blend",
+    "repeat": 2,
+    "min_duration": 4.5,
+    "repeat_mode": "there-and-back",
+    "aspect": "4:5",
+    "focus": [0.25, 0.75],
+    "pad_colour": "#ffffff",
+    "poster": "webp",
 }
 
 
@@ -143,6 +152,11 @@ def test_every_knob_without_a_value_of_its_own_here_is_known_as_a_field():
         ({"seconds": 1, "num_frames": 8}, "seconds"),
         ({"format": "avi"}, "format"),
         ({"format": "gif", "fps": 60}, "format"),
+        ({"format": "gif", "playback_fps": 60}, "format"),
+        ({"playback_fps": 4}, "playback_fps"),
+        ({"fps": 8, "min_duration": 240}, "min_duration"),  # 1,920 frames
+        ({"num_frames": 24, "repeat": 76}, "repeat"),
+        ({"fit": "pad"}, "fit"),
         ({"model": "nobody"}, "model"),
         ({"model": 3}, "model"),
         ({"style": "nobody"}, "style"),
@@ -408,3 +422,9 @@ def test_an_uploaded_web_page_is_answered_as_one():
         parse({"image": b"<!DOCTYPE html><html></html>"})
     assert "web page" in raised.value.message
     assert "give the picture itself" in raised.value.message
+
+
+def test_size_and_seconds_of_a_finished_video_are_those_of_its_file():
+    form = parse({"num_frames": 8, "playback_fps": 24, "repeat": 3, "aspect": "9:16", "fit": "pad", "width": 64})
+    assert (form.size, form.seconds) == ("64x114", "3")
+    assert (form.resolved.width, form.resolved.height) == (64, 48)

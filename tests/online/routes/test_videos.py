@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import time
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ import openai
 import pytest
 from openai import OpenAI
 from openai.types import Video
+from PIL import Image
 
 from pia_ray.media import video
 from tests.online.video_server import QUICK, VideoServer, data_url, hash_of, png, serve_videos
@@ -79,9 +81,27 @@ def test_a_video_is_made_polled_downloaded_and_deleted(client: OpenAI, tmp_path:
         answer = client.videos.download_content(made.id, variant=variant)
         assert answer.response.headers["content-type"] == "image/webp"
         assert answer.content[8:12] == b"WEBP"
+    assert refusal(lambda: client.videos.download_content(made.id, variant="poster")).status_code == 409
     gone = client.videos.delete(made.id)
     assert (gone.id, gone.object, gone.deleted) == (made.id, "video.deleted", True)
     assert refusal(lambda: client.videos.retrieve(made.id)).status_code == 404
+
+
+def test_a_finished_video_has_the_size_and_seconds_that_its_object_promised_and_a_poster(client: OpenAI):
+    finishing = {"playback_fps": 24, "repeat": 3, "aspect": "1:2", "fit": "pad", "poster": "jpg"}
+    asked = client.videos.create(
+        prompt="waves", input_reference=png(), extra_body={**QUICK, "height": None, **finishing}
+    )
+    made = client.videos.poll(asked.id)
+    assert made.status == "completed"
+    assert (made.size, made.seconds) == (asked.size, asked.seconds)
+    facts = video.probe(client.videos.download_content(made.id).content)
+    assert made.size == f"{facts.width}x{facts.height}"
+    assert float(made.seconds) == pytest.approx(facts.num_frames / facts.fps, abs=1e-3)
+    answer = client.videos.download_content(made.id, variant="poster")
+    assert answer.response.headers["content-type"] == "image/jpeg"
+    with Image.open(io.BytesIO(answer.content)) as poster:
+        assert f"{poster.width}x{poster.height}" == made.size
 
 
 def test_on_s3_the_client_does_the_same_and_downloads_by_a_link_that_shows_no_key(s3: str, tmp_path: Path):

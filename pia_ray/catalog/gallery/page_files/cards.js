@@ -5,7 +5,7 @@ let autoplay = !still.matches;
 const panes = new WeakMap();
 
 function videoPane(i) {
-  const source = cell("video", i), poster = cell("poster", i), thumbnail = cell("thumbnail", i);
+  const source = cell("video", i), poster = cell("still", i) || cell("poster", i), thumbnail = cell("thumbnail", i);
   const pane = el("div", { className: "pane video" });
   const note = () => pane.replaceChildren(el("p", {}, "This file cannot be shown here."));
   const fallback = () => {
