@@ -20,7 +20,7 @@ from typing import Any
 from card import line, machine
 from encoding import NUM_FRAMES, PICTURES, zoom
 
-from pia_ray import AnimationParams, CatalogConfig, ledger, run_local
+from pia_ray import AnimationParams, CatalogConfig, run_local
 from pia_ray.config.model import build
 from pia_ray.config.resolving import resolve
 from pia_ray.media.finish import finish
@@ -49,10 +49,8 @@ def main(*, side: int, rows: int) -> None:
     print("                     CPU s, median")
     for name, times in seconds.items():
         print(f"  {name:18}{statistics.median(times):14.2f}")
-    shares = {}
-    for name in ("none", "motion to 24/s", "none ", "motion to 24/s "):
-        shares[name] = busy(FINISHINGS.get(name.strip(), {}), rows=rows)
-    print(f"  busy share of the engine, {rows} rows of the demo model, by turns:")
+    shares = {name: busy(FINISHINGS.get(name, {}), rows=rows) for name in ("none", "motion to 24/s", "motion to 60/s")}
+    print(f"  busy share of the engine, {rows} rows of the demo model:")
     for name, share in shares.items():
         print(f"  {name:18}{share:14.3f}")
     facts = machine("av", "pillow", "torch")
@@ -77,8 +75,8 @@ def busy(knobs: dict[str, Any], *, rows: int) -> float:
         cells = [f"{index},{pictures / name},a picture" for index, name in enumerate(names)]
         manifest.write_text("id,image,prompt\n" + "\n".join(cells) + "\n")
         settings = {"manifest": str(manifest), "output": f"{folder}/out", "model": "demo", "defaults": knobs}
-        run_local(build(CatalogConfig, settings))
-        return round(ledger.report(f"{folder}/out").busy_share or 0.0, 3)
+        summary = run_local(build(CatalogConfig, settings))
+        return round(summary.progress.busy_share or 0.0, 3)
 
 
 if __name__ == "__main__":

@@ -83,8 +83,8 @@ class FinishKnobs(BaseModel):
     )
     interpolate: Annotated[Interpolation, AS_WORD] = Field(
         "motion",
-        description="How playback_fps makes frames: motion moves what moves, blend mixes the two neighbours at a tenth "
-        "of the cost, none shows each frame for longer.",
+        description="How playback_fps makes frames: motion moves what moves, blend mixes the two neighbours at a "
+        "twentieth of the cost, none shows each frame for longer.",
         json_schema_extra={"since": "0.2.0"},
     )
     repeat: IntCell = Field(
