@@ -28,7 +28,7 @@ from pia_ray.config.knob_types import (
     LoraChoice,
     MotionScale,
     OnOff,
-    Preset,
+    PresetName,
     PromptSyntax,
     Scheduler,
     Seam,
@@ -263,10 +263,10 @@ class AnimationParams(BaseModel):
         description="Videos per row, each its own work item with video_index 0.. and seed + index.",
         json_schema_extra={"unit": "videos"},
     )
-    preset: Annotated[Preset, AS_WORD] = Field(
-        "standard",
-        description="Values for knobs that neither row nor run names: standard keeps the model's own, "
-        "draft is 10 unipc steps.",
+    preset: PresetName = Field(
+        "exact",
+        description="How many steps are computed: exact all, balanced and fast fewer; the others are extrapolated from "
+        "them, where the sampler is smooth enough (see docs/speed.md).",
     )
     end_image: Text | None = Field(
         None,

@@ -1,0 +1,57 @@
+"""The denoising steps at which the UNet is evaluated, by the preset of a row; the rest are extrapolated. Numbers only.
+
+The estimate of a run counts with it, so it must load without torch. The distances are measured: docs/speed.md.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from pia_ray.config.knob_types import Preset
+from pia_ray.config.knobs import AnimationParams
+
+SMOOTH: Final = frozenset({"ddim", "euler", "heun", "kdpm2", "dpm++2m", "dpm++2s", "unipc", "deis"})
+"""Schedulers whose predictions lie on a smooth curve.
+
+Not those that draw noise at each step (29 to 34 dB at every third step), nor Karras's sigmas (31 dB at every second),
+nor pndm, which continues its own predictions (36 dB),
+nor the trailing ones, which are for few-step models.
+"""
+
+_GUIDED: Final[dict[Preset, tuple[tuple[int, int], ...]]] = {
+    "exact": (),
+    "balanced": ((20, 2), (50, 3)),
+    "fast": ((12, 2), (25, 3), (50, 5)),
+}
+"""From so many steps of a schedule on, the distance of evaluated steps. With fewer all are."""
+
+_UNGUIDED: Final[dict[Preset, tuple[tuple[int, int], ...]]] = {
+    "exact": (),
+    "balanced": ((8, 2), (16, 3), (25, 4), (50, 5)),
+    "fast": ((8, 3), (12, 4), (25, 5), (50, 8)),
+}
+"""The same without guidance, where predictions change more slowly."""
+
+
+def full_steps(params: AnimationParams, *, steps: int, count: int) -> tuple[int, ...]:
+    """The steps at which the UNet is evaluated, of the last `count` of a schedule of `steps`, numbered from 0.
+
+    The first two, every so many from the second on, and the last. With guidance, which is stiffer, the last two where
+    the distance would leave out the one before the last.
+    """
+    distance = _distance(params, steps)
+    full = {0, *range(1, count, distance), count - 1}
+    if _is_guided(params) and (count - 2) % distance == 0:
+        full.add(max(0, count - 2))
+    return tuple(sorted(full))
+
+
+def _distance(params: AnimationParams, steps: int) -> int:
+    if params.scheduler not in SMOOTH or params.eta:
+        return 1
+    table = _GUIDED if _is_guided(params) else _UNGUIDED
+    return max((distance for least, distance in table[params.preset] if steps >= least), default=1)
+
+
+def _is_guided(params: AnimationParams) -> bool:
+    return params.num_branches > 1
