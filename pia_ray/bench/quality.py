@@ -36,6 +36,9 @@ from pia_ray.weights import resolve as resolve_weights
 RIVALS: Final = ("dpm++2m", "unipc")
 """Schedulers whose fewer steps are compared, besides the same one's."""
 
+MOST_ROWS: Final = 14
+"""Pictures of the bundled catalogue."""
+
 
 @dataclass(frozen=True)
 class QualitySettings:
@@ -43,13 +46,12 @@ class QualitySettings:
 
     steps: tuple[int, ...] = (8, 25)
     rows: int = 4
-    """Pictures of the bundled catalogue."""
+    """The first pictures of the bundled catalogue, at most 14."""
     num_frames: int = 16
     side: int | None = None
     """Of the square frames, in px; None: the model's own sizes."""
     guidance_scale: float | None = None
     """None: the model's own."""
-    scheduler: str | None = None
 
 
 @dataclass(frozen=True)
@@ -95,8 +97,8 @@ def quality(
         WeightsError: the model cannot be loaded.
         RowError: a row cannot be animated with these settings.
     """
-    if min(settings.rows, settings.num_frames, *settings.steps) < 1:
-        raise ConfigError("rows, frames and steps must be at least 1")
+    if min(settings.rows, settings.num_frames, *settings.steps) < 1 or settings.rows > MOST_ROWS:
+        raise ConfigError(f"rows, frames and steps must be at least 1, and rows at most {MOST_ROWS}")
     parts = assemble(resolve_weights(model), model)
     engine = Engine(parts, batch_size=1)
     ways = {steps: _ways(model, engine, settings, steps, report) for steps in settings.steps}
@@ -122,12 +124,11 @@ def _ways(
     model: ModelConfig, engine: Engine, settings: QualitySettings, steps: int, report: Callable[[str], None]
 ) -> list[Way]:
     plain: dict[str, Any] = {"num_inference_steps": steps, "num_frames": settings.num_frames}
-    for name in ("guidance_scale", "scheduler"):
-        if (value := getattr(settings, name)) is not None:
-            plain[name] = value
+    if settings.guidance_scale is not None:
+        plain["guidance_scale"] = settings.guidance_scale
     if settings.side is not None:
         plain |= {"width": settings.side, "height": settings.side}
-    first = _requests(model, settings.rows, plain)[0].params
+    first = _requests(model, 1, plain)[0].params
     named = {f"preset {preset}": {**plain, "preset": preset} for preset in get_args(Preset)}
     for preset in get_args(Preset)[1:]:
         computed = evaluations(first.model_copy(update={"preset": preset})) / evaluations(first)
@@ -135,13 +136,14 @@ def _ways(
         for scheduler in dict.fromkeys((first.scheduler, *RIVALS)):
             if fewer < steps:
                 named[f"{scheduler}, {fewer} steps"] = {**plain, "num_inference_steps": fewer, "scheduler": scheduler}
+    requests = {name: _requests(model, settings.rows, knobs) for name, knobs in named.items()}
     made: dict[str, list[_Made]] = {name: [] for name in named}
     for row in range(settings.rows):
         report(f"{steps} steps: row {row + 1} of {settings.rows}")
         # By turns, and in the other direction each time, so that a slow moment falls on all ways.
         for name in list(named)[:: -1 if row % 2 else 1]:
-            made[name].append(_animate(engine, _requests(model, settings.rows, named[name])[row]))
-    counts = {name: evaluations(_requests(model, 1, knobs)[0].params) for name, knobs in named.items()}
+            made[name].append(_animate(engine, requests[name][row]))
+    counts = {name: evaluations(own[0].params) for name, own in requests.items()}
     return [_way(name, made[name], made["preset exact"], counts) for name in named]
 
 
