@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import Final
 
-from pia_ray.config.knob_types import Preset
 from pia_ray.config.knobs import AnimationParams
 
 SMOOTH: Final = frozenset({"ddim", "euler", "heun", "kdpm2", "dpm++2m", "dpm++2s", "unipc", "deis"})
@@ -18,15 +17,13 @@ nor pndm, which continues its own predictions (36 dB),
 nor the trailing ones, which are for few-step models.
 """
 
-_GUIDED: Final[dict[Preset, tuple[tuple[int, int], ...]]] = {
-    "exact": (),
+_GUIDED: Final[dict[str, tuple[tuple[int, int], ...]]] = {
     "balanced": ((20, 2), (50, 3)),
     "fast": ((12, 2), (25, 3), (50, 5)),
 }
-"""From so many steps of a schedule on, the distance of evaluated steps. With fewer all are."""
+"""From so many steps of a schedule on, the distance of evaluated steps. With fewer, and other presets, all are."""
 
-_UNGUIDED: Final[dict[Preset, tuple[tuple[int, int], ...]]] = {
-    "exact": (),
+_UNGUIDED: Final[dict[str, tuple[tuple[int, int], ...]]] = {
     "balanced": ((8, 2), (16, 3), (25, 4), (50, 5)),
     "fast": ((8, 3), (12, 4), (25, 5), (50, 8)),
 }
@@ -50,7 +47,7 @@ def _distance(params: AnimationParams, steps: int) -> int:
     if params.scheduler not in SMOOTH or params.eta:
         return 1
     table = _GUIDED if _is_guided(params) else _UNGUIDED
-    return max((distance for least, distance in table[params.preset] if steps >= least), default=1)
+    return max((distance for least, distance in table.get(params.preset, ()) if steps >= least), default=1)
 
 
 def _is_guided(params: AnimationParams) -> bool:
