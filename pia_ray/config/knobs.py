@@ -55,12 +55,6 @@ DISTILLED_STEPS: Final = 50
 NEGATIVE_PROMPT: Final = "wrong white balance, dark, sketches, worst quality, low quality, deformed, distorted"
 """The negative prompt of the documented PIA example; the default of Stable Diffusion 1.5 models."""
 
-PRESETS: Final[Mapping[str, Mapping[str, Any]]] = {
-    "standard": {},
-    "draft": {"scheduler": "unipc", "num_inference_steps": 10},
-}
-"""The values of each preset, for knobs that neither the row nor the run names."""
-
 DEFAULT_STYLE: Final = "default"
 """The style of rows that the run's own model animates."""
 

@@ -1,4 +1,4 @@
-"""From knobs as written to resolved `AnimationParams`: row, run, preset, model, declared default, in that order."""
+"""From knobs as written to resolved `AnimationParams`: row, run, model, declared default, in that order."""
 
 from __future__ import annotations
 
