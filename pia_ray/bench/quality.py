@@ -6,6 +6,8 @@ and the ratios are the same on another machine.
 
 from __future__ import annotations
 
+import csv
+import itertools
 import json
 import statistics
 import time
@@ -16,7 +18,6 @@ from pathlib import Path
 from typing import Any, Final, get_args
 
 import numpy as np
-import pyarrow.parquet as pq
 from PIL import Image
 
 from pia_ray.animation import Animation
@@ -186,7 +187,8 @@ def _decibels(way: Way) -> tuple[float | None, float | None]:
 def _requests(model: ModelConfig, num: int, knobs: Mapping[str, Any]) -> list[PreparedRequest]:
     """The first rows of the bundled catalogue with these knobs; their seeds are their numbers."""
     with as_file(files("pia_ray").joinpath("demo", "catalog")) as folder:
-        rows = pq.read_table(folder / "catalog.parquet").to_pylist()[:num]
+        with (folder / "catalog.csv").open(encoding="utf-8", newline="") as file:
+            rows = list(itertools.islice(csv.DictReader(file), num))
         return [
             prepare(
                 AnimationRequest(
