@@ -18,7 +18,7 @@ from pia_ray.errors import BadParameter
 from pia_ray.pia.denoising import free_init
 from pia_ray.pia.denoising.context_windows import windows
 from pia_ray.pia.denoising.extrapolation import Extrapolation
-from pia_ray.pia.denoising.full_steps import full_steps
+from pia_ray.pia.denoising.full_steps import full_steps, is_guided
 from pia_ray.pia.denoising.window_blending import blend
 from pia_ray.pia.evaluation import Branch, Evaluation, Program, Text, Window
 from pia_ray.types import OnStepEnd, StepEnd
@@ -156,7 +156,10 @@ def _begin(scheduler: Any, steps: int, strength: float) -> tuple[Any, torch.Tens
 def _extrapolation(params: AnimationParams, scheduler: Any, timesteps: torch.Tensor, *, steps: int) -> Extrapolation:
     """For a run of these timesteps, of a schedule of so many steps."""
     count = -(-len(timesteps) // scheduler.order)
-    return Extrapolation(full_steps(params, steps=steps, count=count), order=scheduler.order)
+    # Where guidance is strong a parabola is no better than a line (37.9 against 39.3 dB at guidance 7.5, every third of
+    # 25 steps); without guidance it gains 4 dB. A parabola also doubles the rounding noise of half precision.
+    points = 2 if is_guided(params) else 3
+    return Extrapolation(full_steps(params, steps=steps, count=count), points=points, order=scheduler.order)
 
 
 def _branches_of(branches: tuple[Branch, ...], step_windows: Sequence[Window]) -> tuple[Branch, ...]:

@@ -24,8 +24,8 @@ _GUIDED: Final[dict[str, tuple[tuple[int, int], ...]]] = {
 """From so many steps of a schedule on, the distance of evaluated steps. With fewer, and other presets, all are."""
 
 _UNGUIDED: Final[dict[str, tuple[tuple[int, int], ...]]] = {
-    "balanced": ((8, 2), (16, 3), (25, 4), (50, 5)),
-    "fast": ((8, 3), (12, 4), (25, 5), (50, 8)),
+    "balanced": ((8, 2), (25, 3), (50, 4)),
+    "fast": ((8, 3), (25, 4), (50, 6)),
 }
 """The same without guidance, where predictions change more slowly."""
 
@@ -33,22 +33,25 @@ _UNGUIDED: Final[dict[str, tuple[tuple[int, int], ...]]] = {
 def full_steps(params: AnimationParams, *, steps: int, count: int) -> tuple[int, ...]:
     """The steps at which the UNet is evaluated, of the last `count` of a schedule of `steps`, numbered from 0.
 
-    The first two, every so many from the second on, and the last. With guidance, which is stiffer, the last two where
-    the distance would leave out the one before the last.
+    The first, every so many from there on, and the last. With guidance, which is stiffer, the first two, every so many
+    from the second on, and the last two where the distance alone would not leave out the last.
     """
     distance = _distance(params, steps)
+    if not is_guided(params):
+        return tuple(sorted({*range(0, count, distance), count - 1}))
     full = {0, *range(1, count, distance), count - 1}
-    if _is_guided(params) and (count - 2) % distance == 0:
+    if (count - 2) % distance == 0:
         full.add(max(0, count - 2))
     return tuple(sorted(full))
+
+
+def is_guided(params: AnimationParams) -> bool:
+    """Whether a step has several branches, whose difference is multiplied."""
+    return params.num_branches > 1
 
 
 def _distance(params: AnimationParams, steps: int) -> int:
     if params.scheduler not in SMOOTH or params.eta:
         return 1
-    table = _GUIDED if _is_guided(params) else _UNGUIDED
+    table = _GUIDED if is_guided(params) else _UNGUIDED
     return max((distance for least, distance in table.get(params.preset, ()) if steps >= least), default=1)
-
-
-def _is_guided(params: AnimationParams) -> bool:
-    return params.num_branches > 1

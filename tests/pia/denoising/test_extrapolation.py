@@ -1,4 +1,4 @@
-"""A line through the predictions that were computed continues them, for each evaluation of a step on its own."""
+"""A polynomial through the predictions that were computed continues them, for each evaluation of a step on its own."""
 
 from __future__ import annotations
 
@@ -28,6 +28,18 @@ def test_two_predictions_are_continued_by_a_line(full: tuple[int, ...]) -> None:
         extrapolation.add(step, of(2.0 - 0.3 * step))
     for step in (8, 9, 12):
         torch.testing.assert_close(extrapolation.at(step), of(2.0 - 0.3 * step))
+
+
+@pytest.mark.parametrize("full", [(0, 1, 4), (0, 3, 4), (0, 5, 7)])
+def test_three_predictions_are_continued_by_a_parabola(full: tuple[int, ...]) -> None:
+    def curve(step: int) -> float:
+        return 2.0 - 0.3 * step + 0.05 * step**2
+
+    extrapolation = Extrapolation(full, points=3)
+    for step in full:
+        extrapolation.add(step, of(curve(step)))
+    for step in (8, 9, 12):
+        torch.testing.assert_close(extrapolation.at(step), of(curve(step)))
 
 
 def test_one_prediction_is_repeated() -> None:
