@@ -18,7 +18,7 @@ from pia_ray.errors import BadParameter
 from pia_ray.pia.denoising import free_init
 from pia_ray.pia.denoising.context_windows import windows
 from pia_ray.pia.denoising.extrapolation import Extrapolation
-from pia_ray.pia.denoising.full_steps import full_steps, is_guided
+from pia_ray.pia.denoising.full_steps import full_steps, is_stiff
 from pia_ray.pia.denoising.window_blending import blend
 from pia_ray.pia.evaluation import Branch, Evaluation, Program, Text, Window
 from pia_ray.types import OnStepEnd, StepEnd
@@ -158,7 +158,7 @@ def _extrapolation(params: AnimationParams, scheduler: Any, timesteps: torch.Ten
     count = -(-len(timesteps) // scheduler.order)
     # Where guidance is strong a parabola is no better than a line (37.9 against 39.3 dB at guidance 7.5, every third of
     # 25 steps); without guidance it gains 4 dB. A parabola also doubles the rounding noise of half precision.
-    points = 2 if is_guided(params) else 3
+    points = 2 if is_stiff(params) else 3
     return Extrapolation(full_steps(params, steps=steps, count=count), points=points, order=scheduler.order)
 
 
