@@ -32,6 +32,7 @@ from pia_ray.ledger.planning import sort_items
 from pia_ray.ledger.videos import lost_videos
 from pia_ray.media.sizes import choose_size
 from pia_ray.pia.denoising.context_windows import segments, windows
+from pia_ray.pia.denoising.full_steps import full_steps
 from pia_ray.storage.web import Web
 from pia_ray.types import ManifestRow
 
@@ -162,7 +163,7 @@ def _count(params: AnimationParams) -> tuple[int, int]:
 _COSTLY: Final = (
     *("num_frames", "num_inference_steps", "guidance_scale", "image_guidance_scale", "strength", "scheduler"),
     *("long_video", "context_frames", "context_overlap", "context_schedule", "context_stride"),
-    *("free_init", "free_init_iters", "free_init_fast_sampling"),
+    *("free_init", "free_init_iters", "free_init_fast_sampling", "preset", "eta"),
 )
 """Knobs that change how much is evaluated: rows that agree in them are counted once."""
 
@@ -182,15 +183,15 @@ def _count_once(values: tuple[Any, ...]) -> tuple[int, int]:
 
 
 def _steps(params: AnimationParams, steps: int) -> Iterator[int]:
-    """The step of each evaluation as the engine counts them."""
+    """The step of each evaluation as the engine counts them: of those that the row's preset has computed."""
     count = _kept(steps, params.strength)
+    num_second = 0
     if params.scheduler.startswith(("heun", "kdpm2")):
-        # Every step but the last has a second evaluation.
-        yield from (index // 2 for index in range(2 * count - 1))
+        num_second = count - 1  # every step but the last has a second evaluation
     elif params.scheduler == "pndm" and steps > 1:
-        yield from range(count + 1)  # its start-up takes one step twice
-    else:
-        yield from range(count)
+        count += 1  # its start-up takes one step twice
+    for step in full_steps(params, steps=steps, count=count):
+        yield from (step,) * (1 + (step < num_second))
 
 
 def _kept(steps: int, strength: float) -> int:

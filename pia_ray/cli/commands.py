@@ -272,6 +272,8 @@ def estimate_command(args: argparse.Namespace) -> int:
 
 def bench_command(args: argparse.Namespace) -> int:
     require("run", purpose="`pia-ray bench`")
+    if args.quality:
+        return _bench_quality(args)
 
     from pia_ray.bench.benchmark import bench, settings_here
     from pia_ray.bench.card import differences, text_of
@@ -306,6 +308,27 @@ def bench_command(args: argparse.Namespace) -> int:
             raise ConfigError(f"there is no card {location}")
         else:
             print(f"  there is no earlier card of this kind of machine ({location}): --json writes one")
+    if args.json:
+        Path(args.json).write_text(card.to_json() + "\n", "utf-8")
+    print(card.to_json())
+    return 0
+
+
+def _bench_quality(args: argparse.Namespace) -> int:
+    from pia_ray.bench.quality import QualitySettings, quality, text_of
+
+    settings = QualitySettings(
+        steps=QualitySettings.steps if args.steps is None else (args.steps,),
+        rows=args.rows,
+        num_frames=args.frames,
+        side=args.side,
+        guidance_scale=args.guidance,
+    )
+    model = load_model(args.model or "demo")
+    if args.dtype != "auto":
+        model = model.model_copy(update={"dtype": args.dtype})
+    card = quality(model, settings, report=lambda line: print(line, file=sys.stderr))
+    print(text_of(card))
     if args.json:
         Path(args.json).write_text(card.to_json() + "\n", "utf-8")
     print(card.to_json())

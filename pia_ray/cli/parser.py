@@ -195,7 +195,9 @@ def _export_flags(export: Parser) -> None:
 
 def _bench_flags(bench: Parser) -> None:
     bench.add_argument("--size", choices=("full", "reduced", "demo"), help="model (default: full with a GPU)")
-    bench.add_argument("--steps", metavar="N", type=int, help="denoising steps (default: 25 with a GPU, else 4)")
+    bench.add_argument(
+        "--steps", metavar="N", type=int, help="denoising steps (default: 25 with a GPU, else 4; quality: 8 and 25)"
+    )
     bench.add_argument("--frames", metavar="N", type=int, default=16, help="frames of a video (default: %(default)s)")
     bench.add_argument(
         "--side", metavar="PX", type=int, help="of the square frames (default: 512; reduced 128; demo 64)"
@@ -205,6 +207,12 @@ def _bench_flags(bench: Parser) -> None:
     bench.add_argument("--dtype", choices=("auto", "float32", "float16", "bfloat16"), default="auto", help="precision")
     bench.add_argument("--offload", metavar="MODE,MODE", help="also with weights in host memory: model, sequential")
     bench.add_argument("--no-verbatim", action="store_true", help="leave the documented example out")
+    bench.add_argument(
+        "--quality", action="store_true", help="presets against every step computed, and beside fewer steps"
+    )
+    bench.add_argument("--model", metavar="NAME|FILE", help="with --quality: a model of yours (default: demo)")
+    bench.add_argument("--rows", metavar="N", type=int, default=4, help="with --quality (default: %(default)s)")
+    bench.add_argument("--guidance", metavar="X", type=float, help="with --quality (default: the model's)")
     bench.add_argument("--against", metavar="PATH", help="a card's JSON, or a folder of them: show what has changed")
     bench.add_argument("--json", metavar="FILE", help="also write the JSON line to a file")
 

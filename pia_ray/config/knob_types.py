@@ -43,7 +43,7 @@ LongVideo = Literal["windows", "chain"]
 FrameNoise = Literal["shuffle", "repeat", "random"]
 Switch = Literal["off", "on"]
 VideoFormat = Literal["mp4", "gif", "webp", "webm"]
-Preset = Literal["standard", "draft"]
+Preset = Literal["exact", "balanced", "fast"]
 Seam = Literal["keep", "drop"]
 PromptSyntax = Literal["plain", "a1111"]
 
@@ -114,6 +114,12 @@ def _affinity(value: object) -> object:
 
 def _name(value: object) -> object:
     return value.strip().lower().replace("_", "-") if isinstance(value, str) else value
+
+
+def _preset(value: object) -> object:
+    """The name of a preset, also by its name in version 0.1.0."""
+    name = _name(value)
+    return {"standard": "exact", "draft": "fast"}.get(name, name) if isinstance(name, str) else name
 
 
 def _loras(value: object) -> object:
@@ -219,6 +225,7 @@ Affinity = Annotated[tuple[float, ...], BeforeValidator(_affinity)]
 FreeU = Annotated[tuple[float, float, float, float], BeforeValidator(_free_u)]
 FreeInitFilter = Annotated[FreeInit, BeforeValidator(_free_init)]
 OnOff = Annotated[Switch, BeforeValidator(_switch)]
+PresetName = Annotated[Preset, BeforeValidator(_preset)]
 
 AS_WORD: Final = BeforeValidator(_name)
 """Reads text in any case, with spaces around it, as one of the words of a `Literal`."""

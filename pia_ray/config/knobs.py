@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 
 from pydantic import Field
 
@@ -29,7 +29,7 @@ from pia_ray.config.knob_types import (
     LoraChoice,
     MotionScale,
     OnOff,
-    Preset,
+    PresetName,
     PromptSyntax,
     Scheduler,
     Seam,
@@ -55,12 +55,6 @@ DISTILLED_STEPS: Final = 50
 
 NEGATIVE_PROMPT: Final = "wrong white balance, dark, sketches, worst quality, low quality, deformed, distorted"
 """The negative prompt of the documented PIA example; the default of Stable Diffusion 1.5 models."""
-
-PRESETS: Final[Mapping[str, Mapping[str, Any]]] = {
-    "standard": {},
-    "draft": {"scheduler": "unipc", "num_inference_steps": 10},
-}
-"""The values of each preset, for knobs that neither the row nor the run names."""
 
 DEFAULT_STYLE: Final = "default"
 """The style of rows that the run's own model animates."""
@@ -262,10 +256,10 @@ class AnimationParams(FinishKnobs):
         description="Videos per row, each its own work item with video_index 0.. and seed + index.",
         json_schema_extra={"unit": "videos"},
     )
-    preset: Annotated[Preset, AS_WORD] = Field(
-        "standard",
-        description="Values for knobs that neither row nor run names: standard keeps the model's own, "
-        "draft is 10 unipc steps.",
+    preset: PresetName = Field(
+        "exact",
+        description="How many steps are computed: exact all, balanced and fast fewer; the others are extrapolated from "
+        "them, where the sampler is smooth enough (see docs/speed.md).",
     )
     end_image: Text | None = Field(
         None,

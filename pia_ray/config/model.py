@@ -224,7 +224,7 @@ class ModelConfig(JudgeWeights):
 
     @property
     def sampling(self) -> dict[str, Any]:
-        """The knobs of a few-step model, which count before a preset's; empty for other models."""
+        """The knobs of a few-step model, which count where its defaults do not state them; empty for other models."""
         stated = FEW_STEP[self.few_step] if self.few_step is not None else {}
         return {knob: self.defaults.get(knob, value) for knob, value in stated.items()}
 

@@ -1,4 +1,4 @@
-"""From knobs as written to resolved `AnimationParams`: row, run, preset, model, declared default, in that order."""
+"""From knobs as written to resolved `AnimationParams`: row, run, model, declared default, in that order."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from pia_ray.config.knobs import (
     LOOPS,
     MAX_SEED,
     PICTURE_KNOBS,
-    PRESETS,
     AnimationParams,
     suggest,
 )
@@ -81,9 +80,9 @@ def resolve(
     model_defaults: Mapping[str, Any],
     sampling: Mapping[str, Any] | None = None,
 ) -> AnimationParams:
-    """The same params with every knob set: row, then run, then preset, then model, then the declared default.
+    """The same params with every knob set: row, then run, then model, then the declared default.
 
-    `sampling` is that of a few-step model, which counts before the preset because the model can do nothing else.
+    `sampling` is that of a few-step model, which counts before the model's other defaults.
     Idempotent. The values of `run_defaults` and `model_defaults` have been through `parse_defaults`.
 
     Raises:
@@ -91,9 +90,8 @@ def resolve(
     """
     given = {name: getattr(params, name) for name in params.model_fields_set}
     named = {**run_defaults, **given}
-    preset = named.get("preset", model_defaults.get("preset", "standard"))
     values: dict[str, Any] = {}
-    for layer in (model_defaults, PRESETS[preset], sampling or {}, named):
+    for layer in (model_defaults, sampling or {}, named):
         values.update(layer)
     for name, knob in KNOBS.items():
         values.setdefault(name, knob.default)
@@ -231,13 +229,16 @@ def canonical_params(params: AnimationParams) -> str:
     """One item's resolved params as JSON that is equal for equal params: sorted, without spaces, the seed a string.
 
     `num_videos` is not in it: an item is one video of those that its row asks for. A knob that came after the
-    first version is in it only where it has another value than its default, so that earlier work keys stay valid.
+    first version is in it only where it has another value than its default, so that earlier work keys stay valid;
+    so does the preset exact, which the first version called standard.
     """
     values = {
         name: getattr(params, name)
         for name, knob in KNOBS.items()
         if name != "num_videos" and (knob.since == FIRST_VERSION or getattr(params, name) != knob.default)
     }
+    if values["preset"] == "exact":
+        values["preset"] = "standard"
     values["seed"] = None if params.seed is None else str(params.seed)
     return canonical(values)
 

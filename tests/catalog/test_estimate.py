@@ -55,6 +55,11 @@ def conditions() -> Conditions:
 
 
 COSTS: list[dict[str, Any]] = [{}, {"guidance_scale": 1.0}, {"strength": 0.45}, {"num_inference_steps": 1}]
+FEWER: list[dict[str, Any]] = [
+    {"preset": "fast", "num_inference_steps": 12},
+    {"preset": "balanced", "num_inference_steps": 20, "strength": 0.6},
+    {"preset": "balanced", "num_inference_steps": 9, "guidance_scale": 1.0, "free_init": "ideal"},
+]
 LONG: list[dict[str, Any]] = [
     {"free_init": "butterworth", "free_init_iters": 2},
     {"free_init": "ideal", "free_init_fast_sampling": "on", "strength": 0.7},
@@ -76,6 +81,7 @@ LONG: list[dict[str, Any]] = [
     ("scheduler", "changes"),
     [
         *((scheduler, changes) for scheduler in get_args(Scheduler) for changes in COSTS),
+        *((scheduler, changes) for scheduler in ("ddim", "heun", "dpm++2s", "pndm", "lcm") for changes in FEWER),
         *((scheduler, changes) for scheduler in ("ddim", "heun", "pndm") for changes in LONG),
     ],
     ids=str,

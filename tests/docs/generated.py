@@ -144,7 +144,8 @@ ASKED = (
     {"strength": 0.6},
     {"scheduler": "heun"},
     {"free_init": "butterworth"},
-    {"preset": "draft"},
+    {"preset": "balanced"},
+    {"preset": "fast"},
     {"num_videos": 3},
 )
 

@@ -803,18 +803,13 @@ def params_of(item):
     return json.loads(item["params"])
 
 
-def test_row_run_preset_and_model_decide_in_this_order(tmp_path):
-    path = write(
-        tmp_path / "m.csv",
-        "id,image,prompt,num_inference_steps,preset\nrow,x,p,3,draft\nrun,x,p,,\npreset,x,p,,draft\n",
-    )
-    row, run, preset = items_of(path, defaults={"guidance_scale": 9})
+def test_row_run_and_model_decide_in_this_order(tmp_path):
+    path = write(tmp_path / "m.csv", "id,image,prompt,num_inference_steps\nrow,x,p,3\nrun,x,p,\n")
+    row, run = items_of(path, defaults={"guidance_scale": 9})
     assert params_of(row)["num_inference_steps"] == 3
     assert params_of(run)["num_inference_steps"] == DEMO.defaults["num_inference_steps"]
-    assert params_of(preset)["num_inference_steps"] == 10
-    assert [params_of(item)["scheduler"] for item in (row, run, preset)] == ["unipc", "ddim", "unipc"]
-    assert {params_of(item)["guidance_scale"] for item in (row, run, preset)} == {9.0}
-    assert {params_of(item)["motion_scale"] for item in (row, run, preset)} == {1}
+    assert {params_of(item)["guidance_scale"] for item in (row, run)} == {9.0}
+    assert {params_of(item)["motion_scale"] for item in (row, run)} == {1}
     zero = items_of(write(tmp_path / "z.csv", "id,image,prompt,motion_scale\na,x,p,0\n"), defaults={"motion_scale": 5})
     assert params_of(zero[0])["motion_scale"] == 0
 
@@ -897,6 +892,7 @@ def test_the_key_depends_on_everything_that_changes_the_video_and_on_nothing_els
     assert key({**base, "num_videos": 2}) == first
     assert key(max_attempts=9, row_timeout_s=5) == first
     assert key({**base, "eta": -0.0}) == first
+    assert key({**base, "preset": "exact"}) == first
     model = config_of("m").model.model_dump()
     different = [
         key({**base, "id": "b"}),
@@ -905,7 +901,8 @@ def test_the_key_depends_on_everything_that_changes_the_video_and_on_nothing_els
         key({**base, "negative_prompt": "n"}),
         key({**base, "seed": 1}),
         key({**base, "fps": 9}),
-        key({**base, "preset": "draft"}),
+        key({**base, "preset": "balanced"}),
+        key({**base, "preset": "fast"}),
         key(defaults={"strength": 0.5}),
         key(format="gif"),
         key(background="#000000"),
@@ -974,7 +971,7 @@ CELLS = {
     "guidance_scale": [0, 0.0, -0.0, False, 7, 7.5, "7.5", 51, None, "nan"],
     "num_videos": [1, None, 0, "1"],
     "eta": [0, -0.0, 0.5, None],
-    "preset": ["draft", "Standard", None, "none"],
+    "preset": ["fast", "Standard", None, "none", "draft", "exact"],
     "width": [64, 64.0, 60, None, "128"],
 }
 

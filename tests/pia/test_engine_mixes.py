@@ -87,10 +87,16 @@ KINDS: Final[dict[str, Kind]] = {
         "noise": dice.choice(["shuffle", "repeat", "random"]),
     },
     "chain": lambda dice: {"num_frames": 6, "context_frames": 4, "long_video": "chain"},
+    "preset": lambda dice: {
+        "preset": dice.choice(["balanced", "fast"]),
+        "scheduler": dice.choice(["ddim", "heun", "unipc"]),
+        "guidance_scale": dice.choice([1.0, 4.0]),
+        "num_inference_steps": dice.choice([9, 12]),
+    },
     "lora scale": lambda dice: {"lora": "two", "lora_scale": dice.choice([0.0, 0.4])},
 }
 
-OUTSIDE: Final = frozenset({"prompt", "seed", "fps", "num_videos", "preset"})
+OUTSIDE: Final = frozenset({"prompt", "seed", "fps", "num_videos"})
 """Knobs that every row below has anyway, or that never reach the engine."""
 
 

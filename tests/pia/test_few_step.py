@@ -106,7 +106,7 @@ def test_every_kind_states_the_same_knobs_with_valid_values() -> None:
         parse_params({"prompt": "-", **knobs})
 
 
-def test_a_preset_leaves_a_few_step_model_its_sampling_and_a_row_has_the_last_word() -> None:
+def test_a_few_step_model_has_its_sampling_and_a_row_has_the_last_word() -> None:
     model = ModelConfig(base="x", few_step="lcm-8", defaults={"num_inference_steps": 6})
 
     def steps(**knobs: Any) -> tuple[str, int]:
@@ -115,8 +115,8 @@ def test_a_preset_leaves_a_few_step_model_its_sampling_and_a_row_has_the_last_wo
         return found.scheduler, found.num_inference_steps
 
     assert steps() == ("lcm", 6)
-    assert steps(preset="draft") == ("lcm", 6)
-    assert steps(preset="draft", num_inference_steps=2) == ("lcm", 2)
+    assert steps(preset="fast") == ("lcm", 6)
+    assert steps(num_inference_steps=2) == ("lcm", 2)
 
 
 def test_a_merged_lora_is_no_rows_choice_and_counts_in_the_version(plain: Path, file: Path) -> None:

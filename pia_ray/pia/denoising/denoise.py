@@ -17,6 +17,8 @@ from pia_ray.config.knobs import AnimationParams
 from pia_ray.errors import BadParameter
 from pia_ray.pia.denoising import free_init
 from pia_ray.pia.denoising.context_windows import windows
+from pia_ray.pia.denoising.extrapolation import Extrapolation
+from pia_ray.pia.denoising.full_steps import full_steps, is_stiff
 from pia_ray.pia.denoising.window_blending import blend
 from pia_ray.pia.evaluation import Branch, Evaluation, Program, Text, Window
 from pia_ray.types import OnStepEnd, StepEnd
@@ -55,20 +57,26 @@ def denoise(
         else:
             latents = _restart(latents, picture, noise, fresh_noise(), params, scheduler, timesteps)
         extras = _step_extras(scheduler, params, generator)
+        extrapolation = _extrapolation(params, scheduler, timesteps, steps=params.iterations[iteration])
         for index, timestep in enumerate(timesteps):
-            step_windows = windows(params, index // scheduler.order)
             scaled = scheduler.scale_model_input(latents[None], timestep)[0]
-            predictions = yield Evaluation(
-                latents=scaled,
-                timestep=float(timestep),
-                branches=_branches_of(branches, step_windows),
-                step=done + index * count // len(timesteps),
-                num_steps=num_segments * num_steps,
-            )
-            prediction = guide(blend(predictions, step_windows, noise.shape[1]), params)
+            if (prediction := extrapolation.at(index)) is None:
+                step_windows = windows(params, index // scheduler.order)
+                predictions = yield Evaluation(
+                    latents=scaled,
+                    timestep=float(timestep),
+                    branches=_branches_of(branches, step_windows),
+                    step=done + index * count // len(timesteps),
+                    num_steps=num_segments * num_steps,
+                )
+                prediction = guide(blend(predictions, step_windows, noise.shape[1]), params)
+                extrapolation.add(index, prediction)
             latents = scheduler.step(prediction[None], timestep, latents[None], **extras).prev_sample[0]
             if on_step_end is not None:
+                before = (latents, *branches)
                 latents, branches = call_back(on_step_end, evaluated, float(timestep), latents, branches)
+                if any(new is not old for new, old in zip((latents, *branches), before, strict=True)):
+                    extrapolation.clear()
                 if texts is not None:
                     texts.update({branch.text: branch.prompt for branch in branches})
             evaluated += 1
@@ -143,6 +151,15 @@ def _begin(scheduler: Any, steps: int, strength: float) -> tuple[Any, torch.Tens
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(first)
     return scheduler, scheduler.timesteps[first:], count
+
+
+def _extrapolation(params: AnimationParams, scheduler: Any, timesteps: torch.Tensor, *, steps: int) -> Extrapolation:
+    """For a run of these timesteps, of a schedule of so many steps."""
+    count = -(-len(timesteps) // scheduler.order)
+    # Where guidance is strong a parabola is no better than a line (37.9 against 39.3 dB at guidance 7.5, every third of
+    # 25 steps); without guidance it gains 4 dB. A parabola also doubles the rounding noise of half precision.
+    points = 2 if is_stiff(params) else 3
+    return Extrapolation(full_steps(params, steps=steps, count=count), points=points, order=scheduler.order)
 
 
 def _branches_of(branches: tuple[Branch, ...], step_windows: Sequence[Window]) -> tuple[Branch, ...]:

@@ -92,7 +92,7 @@ VALUES = {
     "clip_skip": 1,
     "width": 64,
     "height": 80,
-    "preset": "draft",
+    "preset": "fast",
     "lora": "none",
     "lora_scale": 0.5,
     "playback_fps": 24,
