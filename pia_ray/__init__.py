@@ -76,6 +76,7 @@ if TYPE_CHECKING:
         TooManyFailures,
         Unauthorized,
         UnexpectedError,
+        UnsafeContent,
         UnsupportedBody,
         UnsupportedImage,
         VideoError,
@@ -84,6 +85,7 @@ if TYPE_CHECKING:
     )
     from pia_ray.ledger import read_results
     from pia_ray.media.judgement import Judgement
+    from pia_ray.media.marking import strip_provenance
     from pia_ray.media.video import probe
     from pia_ray.media.video_facts import VideoFacts
     from pia_ray.online.serve import build_app
@@ -166,6 +168,7 @@ __all__ = [
     "TooManyFailures",
     "Unauthorized",
     "UnexpectedError",
+    "UnsafeContent",
     "UnsupportedBody",
     "UnsupportedImage",
     "VideoError",
@@ -183,6 +186,7 @@ __all__ = [
     "read_results",
     "run_catalog",
     "run_local",
+    "strip_provenance",
 ]
 
 _HOMES = {
@@ -213,6 +217,7 @@ _HOMES = {
     "read_results": "pia_ray.ledger",
     "run_catalog": "pia_ray.catalog.graph",
     "run_local": "pia_ray.catalog.local",
+    "strip_provenance": "pia_ray.media.marking",
 }
 """The module of each public name that is not an error."""
 

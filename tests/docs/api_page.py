@@ -24,7 +24,9 @@ GROUPS = {
         "Animator PIAPipeline AnimationRequest AnimationParams Animation StepEnd EncodedVideo probe VideoFacts "
         "affinity keyframe_affinity Judgement judge load_scorer"
     ),
-    "A catalogue": "run_catalog run_local CatalogConfig Progress RunSummary read_results build_processor",
+    "A catalogue": (
+        "run_catalog run_local CatalogConfig Progress RunSummary read_results build_processor strip_provenance"
+    ),
     "Models": "ModelConfig LoraConfig InversionConfig",
     "The endpoint": "build_app ServeConfig",
     "The command line": "main",

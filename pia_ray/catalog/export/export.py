@@ -40,7 +40,12 @@ _BATCH_ROWS: Final = 512
 _PICTURES: Final = {"poster": "poster_uri", "thumbnail": "thumbnail_uri"}
 """Columns of the pictures that are copied beside a video, by the end of their names."""
 
-_TYPES: Final[Mapping[str, str]] = {**MIME, "jpg": "image/jpeg", "jpeg": "image/jpeg", "png": "image/png"}
+_TYPES: Final[Mapping[str, str]] = {
+    "jpg": "image/jpeg",
+    "jpeg": "image/jpeg",
+    "png": "image/png",
+    **{str(kind): mime for kind, mime in MIME.items()},
+}
 _ROW_COLUMNS: Final = (*FACTS, "status", "accepted", "video_uri", "sha256", "size_bytes", "work_key")
 _TAKEN_FOLDERS: Final = ("videos", "thumbnails", "_ledger")
 

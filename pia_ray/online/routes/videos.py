@@ -264,7 +264,7 @@ def video_routes(
         if uri is None:
             raise Conflict(f"video {job.id} has no poster, because it was created without the field poster (jpg, webp)")
         ext = uri.rpartition(".")[2]
-        kinds: dict[str, str] = {**POSTER_MIME, **video.MIME}
+        kinds = {str(kind): mime for kind, mime in [*POSTER_MIME.items(), *video.MIME.items()]}
         return await delivery(uri, method=request.method, media_type=kinds[ext], filename=f"{job.id}-{variant}.{ext}")
 
     return router
