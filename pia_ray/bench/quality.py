@@ -109,7 +109,13 @@ def quality(
 def text_of(card: QualityCard) -> str:
     """The card for people."""
     settings = card.settings
-    lines = [f"quality: {card.model}, {settings['rows']} rows, {settings['num_frames']} frames, against preset exact"]
+    guidance = (
+        "the model's guidance" if settings["guidance_scale"] is None else f"guidance {settings['guidance_scale']:g}"
+    )
+    lines = [
+        f"quality: {card.model}, {settings['rows']} rows, {settings['num_frames']} frames, {guidance}, "
+        "against preset exact"
+    ]
     for steps, ways in card.ways.items():
         lines.append(f"  {f'{steps} steps':24}{'UNet':>7}{'faster':>8}{'in s':>7}{'PSNR':>7}{'least':>7}{'SSIM':>8}")
         for way in ways:

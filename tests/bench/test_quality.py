@@ -29,7 +29,7 @@ def test_ssim_is_1_for_equal_videos_and_falls_with_noise() -> None:
 
 
 def test_presets_of_the_bundled_model_are_within_their_bounds_and_better_than_fewer_steps() -> None:
-    settings = QualitySettings(steps=(8,), rows=1, num_frames=4, side=48)
+    settings = QualitySettings(steps=(8,), rows=1, num_frames=2, side=32)
     card = quality(ModelConfig.named("demo"), settings)
     ways = {way.name: way for way in card.ways[8]}
     exact, balanced, fast = (ways[f"preset {preset}"] for preset in ("exact", "balanced", "fast"))

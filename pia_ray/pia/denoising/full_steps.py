@@ -12,9 +12,8 @@ from pia_ray.config.knobs import AnimationParams
 SMOOTH: Final = frozenset({"ddim", "euler", "heun", "kdpm2", "dpm++2m", "dpm++2s", "unipc", "deis"})
 """Schedulers whose predictions lie on a smooth curve.
 
-Not those that draw noise at each step (29 to 34 dB at every third step), nor Karras's sigmas (31 dB at every second),
-nor pndm, which continues its own predictions (36 dB),
-nor the trailing ones, which are for few-step models.
+Not those that draw noise at each step (29 to 34 dB at every third step), nor Karras's sigmas (31 to 37 dB at every
+second), nor pndm, which continues its own predictions (36 dB), nor the trailing ones, which are for few-step models.
 """
 
 _STIFF: Final[dict[str, tuple[tuple[int, int], ...]]] = {
