@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pia_ray import ledger, manifest, storage
 from pia_ray.animation import Animation, require_safe
+from pia_ray.config.canvas import file_size
 from pia_ray.config.catalog import CatalogConfig
 from pia_ray.errors import StorageDamaged, StorageError, StorageNotFound, VideoError
 from pia_ray.manifest.inputs import read_image, read_references, require_planned
@@ -139,50 +140,25 @@ def encode_outputs(
     run_id: str,
     attempts: int,
     judged: Callable[[ResultRow], ResultRow] = lambda row: row,
-) -> Outputs:
+    publishes: Callable[[ResultRow], bool] = lambda row: True,
+) -> Outputs | ResultRow:
     """The row's video, with as much of its provenance inside as the run says, thumbnails and result row.
 
     Reads and writes no storage.
-    `judged` adds to the result row what its numbers lead to, before it is written into the video.
+    `judged` adds to the result row what its numbers lead to, before it is written into the video. Where `publishes`
+    says no to it, it is returned alone, and nothing is finished or encoded.
 
     Raises:
         UnsafeContent: as `require_safe`.
         VideoError: the frames could not be encoded or signed, or the file did not verify.
         FetchUnavailable: the server of time stamps gave none.
     """
-    started, finished_at = time.perf_counter(), datetime.now(UTC)  # from here on the row uses no engine
+    started = time.perf_counter()
     require_safe(animation, config)
+    result = judged(_result_of(animation, row, fetched=fetched, config=config, run_id=run_id, attempts=attempts))
+    if not publishes(result):
+        return result
     finished = finish(animation.frames, animation.params, upscale=animation.upscale)
-    input_uri, thumbnail_uri = ledger.thumbnail_uris(config.output, row.id, work_key=row.work_key)
-    result = ResultRow.succeeded(
-        id=row.id,
-        video_index=row.video_index,
-        picture_index=row.picture_index,
-        work_key=row.work_key,
-        attempts=attempts,
-        video_uri=_video_uri(row, config),
-        thumbnail_uri=thumbnail_uri,
-        input_thumbnail_uri=input_uri,
-        poster_uri=ledger.poster_uri(config.output, row.id, work_key=row.work_key, kind=row.params.poster),
-        image_uri=manifest.redacted(row.image),
-        params=animation.params,
-        width=finished.width,
-        height=finished.height,
-        input_sha256=fetched.sha256,
-        original_width=fetched.original_width,
-        original_height=fetched.original_height,
-        model=animation.model,
-        run_id=run_id,
-        worker=worker_name(),
-        fetch_s=fetched.fetch_s,
-        animate_s=animation.animate_s,
-        gpu_s=animation.gpu_s,
-        judgement=animation.judge().as_dict(),
-        finished_at=finished_at,
-        flags=",".join(_flags(animation, fetched)) or None,
-        nsfw=animation.nsfw,
-    )
-    result = judged(result)
     provenance = at_level(ledger.provenance(result), config.provenance)
     encoded = encode_finished(finished, config.format, provenance=provenance)
     input_thumbnail = pictures.thumbnail(fetched.image)
@@ -196,6 +172,44 @@ def encode_outputs(
         input_thumbnail=input_thumbnail,
         poster=poster_of(finished, animation.params, judged=animation.frames, image=animation.image),
         encode_s=time.perf_counter() - started,
+    )
+
+
+def _result_of(
+    animation: Animation, row: ManifestRow, *, fetched: Fetched, config: CatalogConfig, run_id: str, attempts: int
+) -> ResultRow:
+    """The result row but for length and hash of the file."""
+    finished_at = datetime.now(UTC)  # from here on the row uses no engine, unless a network enlarges it
+    input_uri, thumbnail_uri = ledger.thumbnail_uris(config.output, row.id, work_key=row.work_key)
+    height, width = animation.frames.shape[1:3]
+    width, height = file_size((width, height), animation.params)
+    return ResultRow.succeeded(
+        id=row.id,
+        video_index=row.video_index,
+        picture_index=row.picture_index,
+        work_key=row.work_key,
+        attempts=attempts,
+        video_uri=_video_uri(row, config),
+        thumbnail_uri=thumbnail_uri,
+        input_thumbnail_uri=input_uri,
+        poster_uri=ledger.poster_uri(config.output, row.id, work_key=row.work_key, kind=row.params.poster),
+        image_uri=manifest.redacted(row.image),
+        params=animation.params,
+        width=width,
+        height=height,
+        input_sha256=fetched.sha256,
+        original_width=fetched.original_width,
+        original_height=fetched.original_height,
+        model=animation.model,
+        run_id=run_id,
+        worker=worker_name(),
+        fetch_s=fetched.fetch_s,
+        animate_s=animation.animate_s,
+        gpu_s=animation.gpu_s,
+        judgement=animation.judge().as_dict(),
+        finished_at=finished_at,
+        flags=",".join(_flags(animation, fetched)) or None,
+        nsfw=animation.nsfw,
     )
 
 

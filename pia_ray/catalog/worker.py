@@ -273,9 +273,10 @@ class CatalogWorker:
             tries.used += 1
             try:
                 # A finished animation is not made again because the store is away.
-                outputs = outputs or self._make(takes, entry, alone=alone, attempts=tries.used)
-                if not takes.publishes(outputs.result):
-                    return outputs.result
+                made = outputs or self._make(takes, entry, alone=alone, attempts=tries.used)
+                if isinstance(made, ResultRow):
+                    return made
+                outputs = made
                 commit = partial(steps.commit, outputs, attempts=tries.used, replaces=takes.shown is not None)
                 return self._patient.use_output(
                     "writing the video", commit, limit_s=config.publish_timeout_s, num_animations=1, spared=True
@@ -295,7 +296,7 @@ class CatalogWorker:
             if (self._stopped if outputs else self._draining).wait(tries.pause_s):
                 raise CancelledError
 
-    def _make(self, takes: RowTakes, entry: InFlight, *, alone: bool, attempts: int) -> steps.Outputs:
+    def _make(self, takes: RowTakes, entry: InFlight, *, alone: bool, attempts: int) -> steps.Outputs | ResultRow:
         config, row = self._config, takes.next_row
         if self._draining.is_set():
             raise CancelledError
@@ -324,6 +325,7 @@ class CatalogWorker:
             run_id=self._run_id,
             attempts=attempts,
             judged=takes.judged,
+            publishes=takes.publishes,
         )
         return self._stages.call("encoding the video", encode, limit_s=config.publish_timeout_s, spared=True)
 

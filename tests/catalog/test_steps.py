@@ -49,7 +49,9 @@ def encode(row: ManifestRow, config: CatalogConfig) -> steps.Outputs:
     fetched = steps.fetch(row, config)
     with FakeAnimator(DEMO) as animator:
         animation = animator.submit(steps.request_of(row, fetched, deadline_s=None)).result()
-    return steps.encode_outputs(animation, row, fetched=fetched, config=config, run_id="r", attempts=1)
+    made = steps.encode_outputs(animation, row, fetched=fetched, config=config, run_id="r", attempts=1)
+    assert isinstance(made, steps.Outputs)
+    return made
 
 
 def test_outputs_are_complete_before_anything_is_written(planned: tuple[ManifestRow, CatalogConfig]):
@@ -187,3 +189,16 @@ def test_a_poster_that_was_deleted_is_a_missing_picture_and_a_rebuilt_row_names_
     assert ledger.verify(config.output).num_missing_thumbnails == 0
     storage.delete(result.poster_uri)
     assert ledger.verify(config.output).num_missing_thumbnails == 1
+
+
+def test_a_take_that_is_not_published_is_judged_and_not_encoded(tmp_path: Path):
+    row, config = plan(tmp_path, defaults=FINISHED)
+    fetched = steps.fetch(row, config)
+    with FakeAnimator(DEMO) as animator:
+        animation = animator.submit(steps.request_of(row, fetched, deadline_s=None)).result()
+    made = steps.encode_outputs(
+        animation, row, fetched=fetched, config=config, run_id="r", attempts=1, publishes=lambda result: False
+    )
+    assert not isinstance(made, steps.Outputs)
+    assert made.likeness is not None
+    assert (made.width, made.height, made.num_frames, made.size_bytes) == (64, 114, 24, None)
