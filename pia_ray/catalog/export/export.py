@@ -46,7 +46,8 @@ _TYPES: Final[Mapping[str, str]] = {
     "png": "image/png",
     **{str(kind): mime for kind, mime in MIME.items()},
 }
-_ROW_COLUMNS: Final = (*FACTS, "status", "accepted", "video_uri", "sha256", "size_bytes", "work_key")
+_ROW_COLUMNS: Final = (*FACTS, "status", "video_uri", "sha256", "size_bytes", "work_key")
+_VERDICTS: Final = ("accepted", "review")
 _TAKEN_FOLDERS: Final = ("videos", "thumbnails", "_ledger")
 
 _log = logging.getLogger(__name__)
