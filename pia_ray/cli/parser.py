@@ -182,7 +182,9 @@ def _export_flags(export: Parser) -> None:
     export.add_argument(
         "--name", metavar="TEXT", default="{id}-{video_index}", help=f"{name_help} (default: %(default)s)"
     )
-    export.add_argument("--accepted", action="store_true", help="only videos that meet the bounds of their run")
+    export.add_argument(
+        "--accepted", action="store_true", help="only videos that were approved, or meet the bounds of their run"
+    )
     told_help = "how much a video tells of its making: full, public or none (default: %(default)s)"
     export.add_argument("--provenance", choices=("full", "public", "none"), default="public", help=told_help)
     feed_help = "file with a line per video: its URLs, facts and the catalogue's columns (default: %(default)s)"

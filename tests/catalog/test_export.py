@@ -229,6 +229,12 @@ def test_only_accepted_videos_go_out_where_only_these_are_wanted(out: str, tmp_p
     assert names_in(tmp_path / "shop") == {"r2-0.mp4", "r2-0-thumbnail.webp"}
 
 
+def test_what_a_person_says_counts_before_the_bounds(out: str, tmp_path: Path) -> None:
+    replace_results(out, accepted=[False, True, None], review=["approved", "rejected", None])
+    export(out, tmp_path / "shop", accepted=True)
+    assert names_in(tmp_path / "shop") == {"r1-0.mp4", "r1-0-thumbnail.webp"}
+
+
 def test_what_is_no_longer_exported_stays_until_it_is_pruned(out: str, tmp_path: Path) -> None:
     export(out, tmp_path / "shop", feed="both")
     (tmp_path / "shop" / "mine.txt").write_text("not of an export")

@@ -28,7 +28,7 @@ from pia_ray.ledger import RESULTS_SCHEMA
 from pia_ray.manifest.templates import fields_of
 from pia_ray.media.marking import ProvenanceLevel, strip_provenance
 from pia_ray.media.video import MIME
-from pia_ray.result_row import SUCCEEDED
+from pia_ray.result_row import APPROVED, SUCCEEDED
 from pia_ray.temporary_folders import temporary_folder
 
 COPIES_AT_ONCE: Final = 16
@@ -46,7 +46,8 @@ _TYPES: Final[Mapping[str, str]] = {
     "png": "image/png",
     **{str(kind): mime for kind, mime in MIME.items()},
 }
-_ROW_COLUMNS: Final = (*FACTS, "status", "accepted", "video_uri", "sha256", "size_bytes", "work_key")
+_ROW_COLUMNS: Final = (*FACTS, "status", "video_uri", "sha256", "size_bytes", "work_key")
+_VERDICTS: Final = ("accepted", "review")
 _TAKEN_FOLDERS: Final = ("videos", "thumbnails", "_ledger")
 
 _log = logging.getLogger(__name__)
@@ -65,7 +66,7 @@ class ExportOptions:
 
     name: str = DEFAULT_NAME
     accepted: bool = False
-    """Only videos that meet the bounds of their run."""
+    """Only videos that a person has approved, or that meet the bounds of their run and nobody has rejected."""
     provenance: ProvenanceLevel = "public"
     """The most that an exported video tells of its making."""
     feed: FeedFormat = "csv"
@@ -162,15 +163,21 @@ class _Export:
 
     def _rows(self, file: pq.ParquetFile, columns: set[str]) -> Iterator[_Row]:
         """The rows to export with these columns and those that say whether a row is wanted."""
-        wanted = {"id", "status", "accepted", *columns}
+        wanted = {"id", "status", *_VERDICTS, *columns}
         columns_there = [name for name in file.schema_arrow.names if name in wanted]
         for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=columns_there):
             for row in batch.to_pylist():
-                if row["status"] != SUCCEEDED or (self._options.accepted and not row.get("accepted")):
+                if not self._is_wanted(row):
                     continue
                 if self._id_column:
                     row[self._id_column] = row["id"]
                 yield row
+
+    def _is_wanted(self, row: _Row) -> bool:
+        if row["status"] != SUCCEEDED or not self._options.accepted:
+            return bool(row["status"] == SUCCEEDED)
+        review = row.get("review")  # what a person says counts before the bounds
+        return review == APPROVED or (review is None and bool(row.get("accepted")))
 
     def _check_names(self, file: pq.ParquetFile) -> int:
         """The number of videos, after every name is known to be one video's alone.
@@ -209,18 +216,17 @@ class _Export:
             )
         if not taken and self._options.accepted and not self._is_judged(file):
             raise ConfigError(
-                "--accepted: no video of these results was held against bounds. Animate with --accept, or leave out "
-                "the flag"
+                "--accepted: no video of these results was held against bounds or reviewed. Animate with --accept or "
+                "--review, or leave out the flag"
             )
         self._exported.num_left_out = file.metadata.num_rows - len(taken)
         return len(taken)
 
     def _is_judged(self, file: pq.ParquetFile) -> bool:
-        """Whether the run of any row had bounds."""
-        if "accepted" not in file.schema_arrow.names:
-            return False
-        batches = file.iter_batches(columns=["accepted"])
-        return any(batch.column(0).null_count < len(batch) for batch in batches)
+        """Whether any row was held against bounds, or seen by a person."""
+        columns = [name for name in _VERDICTS if name in file.schema_arrow.names]
+        batches = file.iter_batches(columns=columns) if columns else ()
+        return any(column.null_count < len(column) for batch in batches for column in batch.columns)
 
     def _copy_all(self, file: pq.ParquetFile, total: int, observe: Observe | None) -> None:
         self._there = {found.uri: found.size_bytes for found in storage.list_objects(self._target)}
