@@ -310,7 +310,7 @@ def test_a_video_is_served_in_ranges_and_not_before_it_is_done(server: VideoServ
     assert part.headers["content-range"] == f"bytes 4-11/{len(whole)}"
     assert part.headers["content-type"] == "video/mp4"
     assert httpx2.get(url, headers={**key, "range": f"bytes={len(whole)}-"}).status_code == 416
-    assert httpx2.get(url, headers=key, params={"variant": "poster"}).status_code == 422
+    assert httpx2.get(url, headers=key, params={"variant": "cover"}).status_code == 422
     waits = make(client, "hang")
     assert refusal(lambda: client.videos.download_content(waits.id)).status_code == 409
     assert httpx2.head(url.replace(made.id, waits.id), headers=key).status_code == 409
