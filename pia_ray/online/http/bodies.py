@@ -33,32 +33,42 @@ AddBytes = Callable[[int], None]
 class BodyMemory:
     """Memory for the bodies of all requests together, and the part of it that one caller may fill. For one event loop.
 
-    Bytes count once they have arrived: a body that is announced and does not come holds nothing.
+    Bytes count once they have arrived: a body that is announced and does not come holds nothing from others. What one
+    caller announces at a time is bounded too, so that its bodies are refused unread.
     """
 
     def __init__(self, total_bytes: int, *, caller_bytes: int) -> None:
         self._total = total_bytes
         self._of_caller = caller_bytes
-        self._held: Counter[str] = Counter()
+        self._held_bytes = 0
+        self._announced: Counter[str] = Counter()
 
     @contextmanager
-    def hold(self, caller: str) -> Iterator[AddBytes]:
-        """Holds memory for what arrives of a body until its request is done."""
+    def hold(self, caller: str, announced: int) -> Iterator[AddBytes]:
+        """Holds memory for what arrives of a body until its request is done.
+
+        Raises:
+            Busy: the caller sends too much at a time.
+        """
+        if self._announced[caller] + announced > self._of_caller:
+            raise Busy("You send too many large requests at a time: try again in some seconds.", 2.0)
+        self._announced[caller] += announced
         arrived = 0
 
         def add(num_bytes: int) -> None:
             nonlocal arrived
-            if self._held.total() + num_bytes > self._total or self._held[caller] + num_bytes > self._of_caller:
+            if self._held_bytes + num_bytes > self._total:
                 raise Busy("Too many large requests are being received: try again in some seconds.", 2.0)
-            self._held[caller] += num_bytes
+            self._held_bytes += num_bytes
             arrived += num_bytes
 
         try:
             yield add
         finally:
-            self._held[caller] -= arrived
-            if not self._held[caller]:
-                del self._held[caller]
+            self._held_bytes -= arrived
+            self._announced[caller] -= announced
+            if not self._announced[caller]:
+                del self._announced[caller]
 
 
 @dataclass(frozen=True)
@@ -73,14 +83,19 @@ class BodyLimits:
     window_s: float = WINDOW_S
 
 
-def check_length(length: str | None, *, max_bytes: int) -> None:
-    """Refuses a body by the length that it announces.
+def announced_bytes(length: str | None, *, chunked: bool, max_bytes: int) -> int:
+    """Bytes of a body by its headers; one in chunks counts as the largest.
 
     Raises:
-        BodyTooLarge: it is over the limit.
+        BodyTooLarge: they are over the limit.
     """
-    if length is not None and length.isascii() and length.isdigit() and (len(length) > 20 or int(length) > max_bytes):
+    if chunked:
+        return max_bytes
+    if length is None or not (length.isascii() and length.isdigit()):
+        return 0  # without either header there is no body
+    if len(length) > 20 or int(length) > max_bytes:
         raise _too_large(max_bytes)
+    return int(length)
 
 
 def limited(receive: Receive, limits: BodyLimits, add: AddBytes) -> Receive:

@@ -115,10 +115,14 @@ class EndpointMiddleware:
                 try:
                     limits.check_headers(scope["headers"])
                     state["owner"] = self._admit(scope, headers, exchange)
-                    bodies.check_length(headers.get("content-length"), max_bytes=self._config.max_body_bytes)
+                    announced = bodies.announced_bytes(
+                        headers.get("content-length"),
+                        chunked="transfer-encoding" in headers,
+                        max_bytes=self._config.max_body_bytes,
+                    )
                     if exchange.caller:
                         held.enter_context(self._open.hold(exchange.caller))
-                    add_bytes = held.enter_context(self._memory.hold(exchange.caller))
+                    add_bytes = held.enter_context(self._memory.hold(exchange.caller, announced))
                 except PiaRayError as error:
                     await error_responses.answer(error)(scope, receive, exchange.send)
                     return

@@ -8,45 +8,48 @@ from typing import Any
 import pytest
 
 from pia_ray.errors import BodyTooLarge, Busy, SlowBody
-from pia_ray.online.http.bodies import BodyLimits, BodyMemory, check_length, limited
+from pia_ray.online.http.bodies import BodyLimits, BodyMemory, announced_bytes, limited
+
+
+@pytest.mark.parametrize(
+    ("length", "chunked", "room"), [("10", False, 10), (None, False, 0), ("x", False, 0), (None, True, 10)]
+)
+def test_the_length_of_a_body_follows_from_its_headers(length: str | None, chunked: bool, room: int):
+    assert announced_bytes(length, chunked=chunked, max_bytes=10) == room
 
 
 @pytest.mark.parametrize("length", ["11", "9" * 400])
 def test_a_body_is_refused_by_its_announced_length(length: str):
     with pytest.raises(BodyTooLarge):
-        check_length(length, max_bytes=10)
-
-
-@pytest.mark.parametrize("length", ["10", None, "x"])
-def test_a_body_that_announces_no_more_than_the_most_is_received(length: str | None):
-    check_length(length, max_bytes=10)
+        announced_bytes(length, chunked=False, max_bytes=10)
 
 
 def test_bodies_that_do_not_fit_into_memory_together_wait_outside():
     memory = BodyMemory(10, caller_bytes=5)
-    with memory.hold("a") as first, memory.hold("b") as second, memory.hold("c") as third:
+    with memory.hold("a", 5) as first, memory.hold("b", 5) as second, memory.hold("c", 5) as third:
         first(5)
         second(4)
         with pytest.raises(Busy):
             third(2)
         third(1)
-    with memory.hold("a") as again:
+    with memory.hold("a", 5) as again:
         again(5)
 
 
-def test_a_caller_fills_no_more_than_its_part_of_the_memory():
+def test_a_caller_sends_no_more_than_its_part_of_the_memory_at_a_time():
     memory = BodyMemory(10, caller_bytes=5)
-    with memory.hold("a") as first, memory.hold("a") as second, memory.hold("b") as other:
-        first(5)
-        with pytest.raises(Busy):
-            second(1)
+    with memory.hold("a", 5), memory.hold("b", 5) as other:
+        with pytest.raises(Busy), memory.hold("a", 1):
+            pass
         other(5)
+    with memory.hold("a", 5):
+        pass
 
 
 def test_announced_bodies_that_do_not_come_hold_no_memory_from_others():
-    memory = BodyMemory(10, caller_bytes=5)
-    with memory.hold("a"), memory.hold("b") as other:
-        other(5)
+    memory = BodyMemory(10, caller_bytes=10)
+    with memory.hold("a", 10), memory.hold("b", 10) as other:
+        other(10)
 
 
 def read(messages: list[Any], **limit: Any) -> bytes:

@@ -99,7 +99,8 @@ def test_a_job_goes_from_queued_through_progress_to_its_video(prefix: str) -> No
     assert abs(job.created_at - time.time()) < 30
     held = claim(jobs)
     asked = jobs.request(held.document, deadline_s=60)
-    assert asked == dataclasses.replace(request_for(seed=SEED, affinity=(1, 0.5)), id=job.id, deadline_s=60, priority=1)
+    given = {"id": job.id, "deadline_s": 60, "priority": 1, "owner": "ann"}
+    assert asked == dataclasses.replace(request_for(seed=SEED, affinity=(1, 0.5)), **given)
     assert asked.params.model_fields_set == {"prompt", "seed", "affinity"}
 
     held = jobs.queue.heartbeat(held)
