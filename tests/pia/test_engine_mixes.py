@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from pia_ray.animation import Animation
+from pia_ray.config.finish_knobs import FinishKnobs
 from pia_ray.config.knob_types import ContextSchedule, Scheduler
 from pia_ray.config.knobs import KNOBS, AnimationParams
 from pia_ray.config.model import ModelConfig
@@ -96,7 +97,7 @@ KINDS: Final[dict[str, Kind]] = {
     "lora scale": lambda dice: {"lora": "two", "lora_scale": dice.choice([0.0, 0.4])},
 }
 
-OUTSIDE: Final = frozenset({"prompt", "seed", "fps", "num_videos"})
+OUTSIDE: Final = frozenset({"prompt", "seed", "fps", "num_videos", *FinishKnobs.model_fields})
 """Knobs that every row below has anyway, or that never reach the engine."""
 
 
