@@ -69,7 +69,8 @@ def test_an_app_that_ends_lets_its_videos_end_for_a_time_and_then_gives_them_bac
     config = ServeConfig.model_validate({"storage": str(tmp_path), "graceful_shutdown_s": grace_s})
     picture = "data:image/png;base64," + base64.b64encode(draw_picture((64, 48), seed=1)).decode()
     jobs = JobStore(config.storage)
-    with FakeAnimator(config.models["demo"], styles=config.models, seconds_per_step=0.04) as animator:
+    step_s = 0.04 if grace_s == 60 else 0.5  # 1.2 s a video, or 15
+    with FakeAnimator(config.models["demo"], styles=config.models, seconds_per_step=step_s) as animator:
         app = create_endpoint(LocalRenderer(animator, config), jobs, config)
         with TestClient(app, base_url="http://127.0.0.1:8000") as client:
             asked = {"prompt": "waves", "input_reference": {"image_url": picture}, "num_inference_steps": 30}
