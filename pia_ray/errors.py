@@ -482,7 +482,8 @@ class HeadersTooLarge(RequestError):
 
 
 class JobNotFound(NotFound):
-    """The caller has no video job of that id. Check id and key; a finished job is removed after `job_ttl_s`."""
+    """The caller has no video job of that id. Check id and key; a completed job is removed after `job_ttl_s`, and a
+    failed one after `failed_job_ttl_s`."""
 
     code = "job_not_found"
     http_status = 404
