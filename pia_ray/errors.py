@@ -34,7 +34,8 @@ again can help (`retryable`), names the HTTP status that fits, and says whose fa
         │                         QuotaExceeded: a quota of the day is used up
         ├── NotReady              no engine of the endpoint runs, or a process of it has to be replaced
         ├── RequestError          Unauthorized, Forbidden, NotAcceptable, SlowBody, BodyTooLarge, UnsupportedBody,
-        │                         HeadersTooLarge: an HTTP request that the endpoint refuses before it reads knobs
+        │                         HeadersTooLarge, Unsupported: an HTTP request that the endpoint refuses before it
+        │                         reads knobs
         ├── NotFound              the endpoint has no such file or batch, or it is another key's; JobNotFound: video
         ├── Conflict              what is asked for contradicts what is there; JobConflict: a video job has moved on
         ├── WorkerDied            the process died each time this row was tried
@@ -472,6 +473,13 @@ class UnsupportedBody(RequestError):
 
     code = "unsupported_body"
     http_status = 415
+
+
+class Unsupported(RequestError):
+    """A call of OpenAI's videos API for which the endpoint has nothing. The message names the way that there is."""
+
+    code = "unsupported"
+    http_status = 400
 
 
 class HeadersTooLarge(RequestError):
