@@ -34,7 +34,8 @@ again can help (`retryable`), names the HTTP status that fits, and says whose fa
         │                         QuotaExceeded: a quota of the day is used up
         ├── NotReady              no engine of the endpoint runs, or a process of it has to be replaced
         ├── RequestError          Unauthorized, Forbidden, NotAcceptable, SlowBody, BodyTooLarge, UnsupportedBody,
-        │                         HeadersTooLarge: an HTTP request that the endpoint refuses before it reads knobs
+        │                         HeadersTooLarge, Unsupported: an HTTP request that the endpoint refuses before it
+        │                         reads knobs
         ├── NotFound              the endpoint has no such file or batch, or it is another key's; JobNotFound: video
         ├── Conflict              what is asked for contradicts what is there; JobConflict: a video job has moved on
         ├── WorkerDied            the process died each time this row was tried
@@ -474,6 +475,13 @@ class UnsupportedBody(RequestError):
     http_status = 415
 
 
+class Unsupported(RequestError):
+    """A call of OpenAI's videos API for which the endpoint has nothing. The message names the way that there is."""
+
+    code = "unsupported"
+    http_status = 400
+
+
 class HeadersTooLarge(RequestError):
     """The request's headers are more or longer than any client of ours needs. Send fewer."""
 
@@ -482,7 +490,8 @@ class HeadersTooLarge(RequestError):
 
 
 class JobNotFound(NotFound):
-    """The caller has no video job of that id. Check id and key; a finished job is removed after `job_ttl_s`."""
+    """The caller has no video job of that id. Check id and key; a completed job is removed after `job_ttl_s`, and a
+    failed one after `failed_job_ttl_s`."""
 
     code = "job_not_found"
     http_status = 404

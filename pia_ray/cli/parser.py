@@ -8,7 +8,8 @@ from pia_ray import __version__
 from pia_ray.cli import commands, model_commands, output_commands
 from pia_ray.cli.arguments import Parser
 from pia_ray.cli.export_command import export_command
-from pia_ray.cli.setting_flags import FORMATS, add_catalog_flags, add_knob_flags, add_styles_flag
+from pia_ray.cli.jobs_command import ACTIONS, STATUSES, jobs_command
+from pia_ray.cli.setting_flags import FORMATS, add_catalog_flags, add_knob_flags, add_styles_flag, seconds
 from pia_ray.config.serve import ServeConfig
 from pia_ray.logs import LogFormat
 
@@ -87,6 +88,8 @@ def make_parser() -> Parser:
     text = "the benchmark card: this animator against diffusers' own pipeline, in one run"
     _bench_flags(add("bench", commands.bench_command, text))
     _serve_flags(add("serve", commands.serve_command, "the endpoint and its page on this machine, until interrupted"))
+
+    _jobs_flags(add("jobs", jobs_command, "the video jobs of an endpoint, for its operator; needs its storage alone"))
 
     models_help = "list named models; `models pull NAME` fetches and verifies weights, `show` reads them"
     models = add("models", model_commands.models_command, models_help)
@@ -232,3 +235,26 @@ def _serve_flags(serve: Parser) -> None:
     anonymous_help = (ServeConfig.model_fields["allow_anonymous"].description or "").rstrip(".")
     anonymous = serve.add_argument("--allow-anonymous", action="store_true", default=None, help=anonymous_help)
     serve.take_variable(anonymous)
+
+
+def _jobs_flags(jobs: Parser) -> None:
+    jobs.examples = (
+        "pia-ray jobs list --storage s3://shop/serve --status failed",
+        "pia-ray jobs retry video_... --storage s3://shop/serve",
+        "pia-ray jobs purge --storage s3://shop/serve --status failed --older-than 72h --dry-run",
+    )
+    jobs.first_flags = ("storage", "status", "owner", "older_than", "json")
+    jobs.add_argument("action", choices=ACTIONS)
+    jobs.add_argument("ids", nargs="*", metavar="ID", help="of the jobs to show, retry or cancel")
+    default = ServeConfig.model_fields["storage"].default
+    storage_help = f"the endpoint's storage (default: {default})"
+    jobs.take_variable(jobs.add_argument("--storage", metavar="URI", help=storage_help))
+    jobs.add_argument("--status", choices=STATUSES, help="only jobs of this status")
+    owner_help = "only jobs of this owner, as logs name it, or of the key with this sha256"
+    jobs.add_argument("--owner", metavar="TEXT", help=owner_help)
+    older_help = "only jobs that ended, or began to wait, longer ago, such as 90s, 15m or 72h"
+    jobs.add_argument("--older-than", metavar="T", type=seconds, help=older_help)
+    jobs.add_argument("--newer-than", metavar="T", type=seconds, help="only jobs that did so since then")
+    jobs.add_argument("--limit", metavar="N", type=int, help="with list: at most so many, the newest (default: 100)")
+    jobs.add_argument("--json", action="store_true", help="with list and show: print a JSON line per job")
+    jobs.add_argument("--dry-run", action="store_true", help="with purge: print the jobs, delete none")

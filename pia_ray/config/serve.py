@@ -84,7 +84,10 @@ class ServeConfig(WorkerConfig, MarkingConfig):
     )
     sync_timeout_s: float = Field(300.0, gt=0, description="Seconds after which a synchronous call fails.")
     job_timeout_s: float = Field(3600.0, gt=0, description="Seconds in an engine after which a video job fails.")
-    job_ttl_s: float = Field(86_400.0, gt=0, description="Seconds that a finished video job is kept.")
+    job_ttl_s: float = Field(86_400.0, gt=0, description="Seconds that a completed or cancelled video job is kept.")
+    failed_job_ttl_s: float = Field(
+        604_800.0, gt=0, description="Seconds that a failed video job is kept, with its pictures, for another try."
+    )
     max_attempts: int = Field(3, ge=1, le=100, description="Tries of a video job whose replica dies.")
     body_timeout_s: float = Field(600.0, gt=0, description="Seconds that a request's body may take to arrive.")
     min_body_bytes_per_s: float = Field(

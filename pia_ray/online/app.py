@@ -80,7 +80,7 @@ def create_app(
     app.include_router(animations.router(renderer, forms or FormReader(config), config, metrics=counters, usage=usage))
     app.include_router(_models(renderer))
     app.include_router(_health(renderer, counters, check_alive))
-    app.include_router(page.router(config))
+    app.include_router(page.router(config, openapi=lambda: app.openapi()))
     for each in routers:
         app.include_router(each)
 

@@ -21,6 +21,8 @@ from pia_ray.online.rendering.renderer import Renderer
 from pia_ray.online.requests.request_reader import FormReader
 from pia_ray.online.routes.batches import batch_routes
 from pia_ray.online.routes.files import FILE_TTL_S, file_routes
+from pia_ray.online.routes.unsupported import unsupported_routes
+from pia_ray.online.routes.video_events import video_event_routes
 from pia_ray.online.routes.videos import video_object, video_routes
 from pia_ray.online.usage import Amounts, Usage
 from pia_ray.online.video_jobs import JobStore
@@ -116,6 +118,8 @@ class VideoService:
             video_object=lambda job: video_object(job).model_dump(mode="json"),
         )
         self.routers: tuple[APIRouter, ...] = (
+            unsupported_routes(),
+            video_event_routes(jobs, self._dispatcher),
             video_routes(creator=creator, jobs=jobs, reader=forms, dispatcher=self._dispatcher),
             file_routes(self._files, config=config, usage=usage),
             batch_routes(self._batches, files=self._files, config=config),

@@ -74,6 +74,10 @@ class Kind(Generic[D]):
         """A new id of that time, in microseconds since 1970."""
         return f"{self.name}_{time_us:014x}{secrets.token_hex(self.id_bytes)}"
 
+    def time_of(self, document_id: str) -> float:
+        """The time in an id of this kind, in seconds since 1970."""
+        return int(document_id.removeprefix(f"{self.name}_")[:14], 16) / 1e6
+
     @property
     def id_pattern(self) -> str:
         """Regular expression of an id."""

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import re
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, Generic
 
@@ -188,6 +189,38 @@ class DocumentStore(Generic[D]):
                 documents += [one for one in readers.map(read, some) if one is not None and where(one)]
         return Page(tuple(documents[:limit]), has_more=len(documents) > limit)
 
+    def find(self, document_id: str) -> Revision[D]:
+        """The document of that id, whoever its owner is. It is searched for among the names of all documents.
+
+        Raises:
+            NotFound: there is none.
+        """
+        wanted = self.checked_id(document_id)
+        for owner_folder, found_id in self._names(""):
+            if found_id == wanted:
+                return self._read(owner_folder, wanted)
+        raise self._missing(document_id)
+
+    def each(self, *, owner: str | None = None, created_before: float = math.inf) -> Iterator[Revision[D]]:
+        """The documents of one owner or of all, the newest first. Those that are damaged are logged and left out."""
+        names = self._names("" if owner is None else self.owner_folder(owner))
+        newest = sorted(names, key=lambda name: name[1], reverse=True)
+        wanted = [name for name in newest if self._kind.time_of(name[1]) < created_before]
+
+        def read(name: tuple[str, str]) -> Revision[D] | None:
+            try:
+                return self._read(*name)
+            except NotFound:  # deleted since the listing
+                return None
+            except StorageError as error:
+                _log.error("%s cannot be read: %s", name[1], error.message)
+                return None
+
+        with ThreadPoolExecutor(_READERS) as readers:
+            for start in range(0, len(wanted), 4 * _READERS):
+                found = readers.map(read, wanted[start : start + 4 * _READERS])
+                yield from (each for each in found if each is not None)
+
     def entries(self, index: Index[D], limit: int | None = None) -> tuple[IndexEntry, ...]:
         """The first `limit` entries of an index, or all, in its order."""
         return tuple(itertools.islice(self._indexes.entries(index), limit))
@@ -205,6 +238,11 @@ class DocumentStore(Generic[D]):
                 self._remove_content(entry.owner_folder, entry.id)
                 storage.delete(entry.uri)
             raise
+
+    def add_entry(self, index: Index[D], document: D) -> None:
+        """Writes a document's entry in an index, if it has to have one and has lost it."""
+        if (rank := index.rank(document)) is not None:
+            storage.create_bytes(self._indexes.uri(index, document, rank), b"")
 
     def mend_entry(self, entry: IndexEntry, index: Index[D], document: D) -> None:
         """Gives a document's entry in an index the name that it has to have, where `entry` has another."""
@@ -244,13 +282,11 @@ class DocumentStore(Generic[D]):
 
     def _add_expiry_entries(self) -> None:
         known = {entry.id for entry in self._indexes.entries(self._indexes.expiry)}
-        for found in storage.list_objects(self._folder(""), suffix=".json"):
-            owner_folder, _, name = found.uri.rpartition("/")
-            document_id = name.removesuffix(".json")
-            if document_id in known or re.fullmatch(self._kind.id_pattern, document_id) is None:
+        for owner_folder, document_id in self._names(""):
+            if document_id in known:
                 continue
             try:
-                document = self._read(owner_folder.rpartition("/")[2], document_id).document
+                document = self._read(owner_folder, document_id).document
             except NotFound:
                 continue
             except StorageError as error:
@@ -268,6 +304,14 @@ class DocumentStore(Generic[D]):
             raise self._missing(document_id) from None
         except ValidationError as error:
             raise StorageError(f"{uri} is damaged: {error.errors(include_url=False)[0]['msg']}") from None
+
+    def _names(self, owner_folder: str) -> Iterator[tuple[str, str]]:
+        """The owner's folder and the id of each document below a folder; of all owners below ""."""
+        for found in storage.list_objects(self._folder(owner_folder), suffix=".json"):
+            folder, _, name = found.uri.rpartition("/")
+            document_id = name.removesuffix(".json")
+            if re.fullmatch(self._kind.id_pattern, document_id) is not None:
+                yield folder.rpartition("/")[2], document_id
 
     def _missing(self, document_id: str) -> NotFound:
         return self._kind.not_found(f'there is no {self._kind.name} "{shortened(document_id)}"')

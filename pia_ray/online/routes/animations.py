@@ -21,7 +21,8 @@ from pia_ray.config.serve import ServeConfig
 from pia_ray.errors import Cancelled, NotAcceptable, PiaRayError, Timeout, UnexpectedError
 from pia_ray.media.finish.posters import MIME as POSTER_MIME
 from pia_ray.media.video import MIME
-from pia_ray.online.http import error_responses
+from pia_ray.online.http import error_responses, event_streams
+from pia_ray.online.http.event_streams import EVENT_STREAM, KEEP_ALIVE_S
 from pia_ray.online.http.metrics import Metrics
 from pia_ray.online.http.middleware import Owner, caller
 from pia_ray.online.http.wire_types import VideoDescription, wire_params
@@ -30,11 +31,6 @@ from pia_ray.online.requests import openapi
 from pia_ray.online.requests.aliases import size_text
 from pia_ray.online.requests.request_reader import FormReader
 from pia_ray.online.usage import Amounts, Usage
-
-EVENT_STREAM: Final = "text/event-stream"
-
-KEEP_ALIVE_S: Final = 15.0
-"""Seconds without an event after which a stream sends a comment, because proxies close silent connections."""
 
 _GRACE: Final = 1.1
 """The call times out after this multiple of the engine's deadline, so that the engine's own error arrives first."""
@@ -186,7 +182,7 @@ async def _while_connected(
     """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + timeout_s
-    gone = asyncio.ensure_future(_disconnected(receive))
+    gone = asyncio.ensure_future(event_streams.disconnected(receive))
     upcoming: asyncio.Future[Event | None] | None = None
     try:
         while True:
@@ -217,11 +213,6 @@ async def _while_connected(
 
 async def _next(events: AsyncGenerator[Event, None]) -> Event | None:
     return await anext(events, None)
-
-
-async def _disconnected(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
 
 
 async def _first(connected_events: AsyncGenerator[Event | None, None]) -> Event | None:
@@ -263,7 +254,7 @@ class _EventStream(Response):
     media_type = EVENT_STREAM
 
     def __init__(self, events: AsyncGenerator[Event | None, None], first: Event | None, request_id: str) -> None:
-        super().__init__(headers={"x-animation-id": request_id, "x-accel-buffering": "no"})
+        super().__init__(headers={"x-animation-id": request_id, **event_streams.HEADERS})
         del self.headers["content-length"]
         self._events = events
         self._first = first
@@ -277,17 +268,17 @@ class _EventStream(Response):
                 async for event in self._events:
                     await self._send(send, event)
             except PiaRayError as error:
-                await _send_text(send, _event("error", error_responses.body_of(error)))
+                await event_streams.send_text(send, event_streams.event_text("error", error_responses.body_of(error)))
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _send(self, send: Send, event: Event | None) -> None:
         match event:
             case None:
-                await _send_text(send, ": still rendering\n\n")
+                await event_streams.send_text(send, ": still rendering\n\n")
             case Queued(position):
-                await _send_text(send, _event("queued", {"position": position}))
+                await event_streams.send_text(send, event_streams.event_text("queued", {"position": position}))
             case StepDone(done, total):
-                await _send_text(send, _event("step", {"done": done, "total": total}))
+                await event_streams.send_text(send, event_streams.event_text("step", {"done": done, "total": total}))
             case Rendered():
                 files = {
                     "video": _data_url(MIME[event.format], event.content),
@@ -296,15 +287,7 @@ class _EventStream(Response):
                 if event.poster is not None:
                     files["poster"] = _data_url(POSTER_MIME[event.video.params.poster], event.poster)
                 described = animation_object(self._request_id, event).model_dump(mode="json")
-                await _send_text(send, _event("completed", {**described, **files}))
-
-
-async def _send_text(send: Send, text: str) -> None:
-    await send({"type": "http.response.body", "body": text.encode(), "more_body": True})
-
-
-def _event(name: str, value: dict[str, Any]) -> str:
-    return f"event: {name}\ndata: {json.dumps(value, separators=(',', ':'))}\n\n"
+                await event_streams.send_text(send, event_streams.event_text("completed", {**described, **files}))
 
 
 def _data_url(mime: str, content: bytes) -> str:

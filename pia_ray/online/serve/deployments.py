@@ -89,7 +89,7 @@ class Ingress:
         _check_host(config)
         self._config = _with_secrets(config)
         self._renderer = RayRenderer(engines, self._config)
-        self._jobs = JobStore(config.storage, job_ttl_s=config.job_ttl_s)
+        self._jobs = JobStore(config.storage, job_ttl_s=config.job_ttl_s, failed_job_ttl_s=config.failed_job_ttl_s)
         self._jobs.check()
 
     def __serve_build_asgi_app__(self) -> Any:  # the name is Serve's

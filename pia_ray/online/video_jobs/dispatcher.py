@@ -248,7 +248,8 @@ class Dispatcher:
         found = await self._in_thread(self._jobs.queue.read, entry)
         wait_s = found.document.claimable_at - await self._in_thread(self._jobs.now)
         if wait_s > 0:
-            self._claimable_at[entry.id] = time.monotonic() + wait_s
+            # A job that has ended may be queued again.
+            self._claimable_at[entry.id] = time.monotonic() + (wait_s if math.isfinite(wait_s) else self._poll_s)
             return
         held = await self._claimed(found)
         if held.document.attempt > self._settings.max_attempts:

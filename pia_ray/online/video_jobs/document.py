@@ -68,7 +68,9 @@ class VideoJob(Document):
     webhook_state: Literal["none", "pending", "delivered", "failed"] = "none"
     webhook_attempts: int = 0
     attempt: int = 0
-    """Attempts begun, without those given back."""
+    """Attempts begun since it was queued, without those given back."""
+    retries: int = 0
+    """Times that an operator queued it again after it had failed."""
     not_before: float = 0.0
     """Time before which no attempt begins."""
     lease_owner: str | None = None

@@ -22,7 +22,7 @@ QUEUED: Final[Mapping[str, Any]] = {
 }
 """The fields of a job that nobody has claimed."""
 
-_HOLDER: Final = ("lease_owner", "attempt", "webhook_attempts", "webhook_state", "ended")
+_HOLDER: Final = ("lease_owner", "attempt", "webhook_attempts", "webhook_state", "retries", "ended")
 """The fields by which a worker sees that a job is still its own."""
 
 _log = logging.getLogger(__name__)
@@ -31,13 +31,15 @@ _log = logging.getLogger(__name__)
 class JobDocuments:
     """The job documents of all owners; safe in threads and in any number of processes."""
 
-    def __init__(self, prefix: str, *, job_ttl_s: float, lease_s: float) -> None:
+    def __init__(self, prefix: str, *, job_ttl_s: float, lease_s: float, failed_job_ttl_s: float | None = None) -> None:
+        """`failed_job_ttl_s` is `job_ttl_s` if left out."""
         self.prefix = prefix
         self.lease_s = lease_s
         self.store = DocumentStore(
             prefix, VIDEO_JOBS, indexes=(QUEUE, WEBHOOKS), remove_content=lambda _, job_id: self._remove_files(job_id)
         )
         self._job_ttl_s = job_ttl_s
+        self._failed_job_ttl_s = job_ttl_s if failed_job_ttl_s is None else failed_job_ttl_s
 
     def lease(self, worker: str) -> dict[str, Any]:
         """The fields of a job that this worker claims now."""
@@ -45,13 +47,13 @@ class JobDocuments:
 
     def end(self, job: VideoJob, change: Mapping[str, Any]) -> dict[str, Any]:
         """The fields of the job when it ends now with that change: it leaves the queue and will expire."""
-        now = self.store.now()
+        now, has_failed = self.store.now(), change.get("status") == "failed" and not change.get("cancelled")
         return {
             **QUEUED,
             "progress": job.progress,
             "started_at": job.started_at,
             "completed_at": now,
-            "expires_at": now + self._job_ttl_s,
+            "expires_at": now + (self._failed_job_ttl_s if has_failed else self._job_ttl_s),
             "not_before": 0.0,
             "webhook_state": "none" if job.webhook_url is None else "pending",
             **change,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Final
 
 from pia_ray import storage
 from pia_ray.errors import JobConflict, JobNotFound, PiaRayError
@@ -14,6 +15,9 @@ from pia_ray.online.rendering.renderer import Rendered
 from pia_ray.online.requests.aliases import seconds_text, size_text
 from pia_ray.online.video_jobs.document import QUEUE, VideoJob, VideoResult
 from pia_ray.online.video_jobs.documents import QUEUED, JobDocuments
+
+EXPIRES_SOON_S: Final = 60.0
+"""A job that expires within this time is not queued again, because a sweep may be deleting it."""
 
 
 class JobQueue:
@@ -32,7 +36,7 @@ class JobQueue:
         return self._documents.store.entries(QUEUE, limit)
 
     def read(self, entry: IndexEntry) -> Revision[VideoJob]:
-        """The job of an entry. An entry whose job has ended is removed.
+        """The job of an entry. An entry whose job has ended is removed, unless the job is queued again meanwhile.
 
         Raises:
             JobNotFound: there is no such job, or not yet.
@@ -40,7 +44,46 @@ class JobQueue:
         now = self._documents.store.read_entry(entry)
         if now.document.ended:
             storage.delete(entry.uri)
+            now = self._documents.store.read_entry(entry)
+            if not now.document.ended:  # `retry` wrote its document between the two reads
+                storage.create_bytes(entry.uri, b"")
         return now
+
+    def retry(self, at: Revision[VideoJob]) -> VideoJob:
+        """The failed job, queued again under its id with all its attempts, for an operator.
+
+        Raises:
+            JobConflict: it has not failed, cannot be rendered again, or was changed since `at`.
+        """
+        job = at.document
+        self._check_retry(job)
+        change = {
+            **QUEUED,
+            "completed_at": None,
+            "expires_at": None,
+            "error": None,
+            "attempt": 0,
+            "retries": job.retries + 1,
+            "not_before": 0.0,
+            "webhook_state": "none",
+            "webhook_attempts": 0,
+        }
+        queued = self._documents.store.replace(at, change).document
+        # A worker that read the job before this change may have removed the entry as one of an ended job.
+        self._documents.store.add_entry(QUEUE, queued)
+        return queued
+
+    def _check_retry(self, job: VideoJob) -> None:
+        if job.status != "failed":
+            raise JobConflict(f"{job.id} is {job.status}: only a failed job can be tried again")
+        if job.cancelled:
+            raise JobConflict(f"{job.id} was cancelled: only a job that failed by itself can be tried again")
+        if job.batch_id is not None:
+            raise JobConflict(f"{job.id} is a line of {job.batch_id}, which has its result: send the line again")
+        if job.expires_at is not None and job.expires_at - self._documents.store.now() < EXPIRES_SOON_S:
+            raise JobConflict(f"{job.id} is about to be deleted, because it has expired")
+        if missing := sorted(name for name, uri in job.inputs.items() if not storage.exists(uri)):
+            raise JobConflict(f"{job.id} cannot be tried again: its {', '.join(missing)} is no longer stored")
 
     def claim(self, at: Revision[VideoJob], *, worker: str) -> Revision[VideoJob]:
         """The job, claimed for this worker until its lease runs out; one more attempt is counted.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import math
+from collections.abc import Iterator
 from typing import Any, Final
 
 from pia_ray import storage
@@ -27,8 +29,18 @@ _log = logging.getLogger(__name__)
 class JobStore:
     """The video jobs below a storage prefix; safe in threads and in any number of processes. Its calls block."""
 
-    def __init__(self, prefix: str, *, job_ttl_s: float = 86_400.0, lease_s: float = LEASE_S) -> None:
-        self._job_documents = JobDocuments(prefix, job_ttl_s=job_ttl_s, lease_s=lease_s)
+    def __init__(
+        self,
+        prefix: str,
+        *,
+        job_ttl_s: float = 86_400.0,
+        failed_job_ttl_s: float | None = None,
+        lease_s: float = LEASE_S,
+    ) -> None:
+        """`failed_job_ttl_s` is `job_ttl_s` if left out."""
+        self._job_documents = JobDocuments(
+            prefix, job_ttl_s=job_ttl_s, failed_job_ttl_s=failed_job_ttl_s, lease_s=lease_s
+        )
         self._documents = self._job_documents.store
         self._records = RequestRecords(prefix)
         self.queue = JobQueue(self._job_documents)
@@ -171,6 +183,47 @@ class JobStore:
         self._remove_record(job)  # first, because nothing else leads to it
         # Its dispatcher may write files until it sees that the job is gone.
         self._documents.delete(job, late_s=0.0 if job.lease_owner is None else ABANDONED_S)
+
+    def find(self, job_id: str) -> VideoJob:
+        """The job of that id, whoever its owner is, for an operator.
+
+        Raises:
+            JobNotFound: there is none.
+        """
+        return self._documents.find(job_id).document
+
+    def each(self, *, owner: str | None = None, created_before: float = math.inf) -> Iterator[VideoJob]:
+        """The jobs of one owner or of all, the newest first, for an operator."""
+        for found in self._documents.each(owner=owner, created_before=created_before):
+            yield found.document
+
+    def retry(self, job_id: str) -> VideoJob:
+        """The failed job, queued again under its id, for an operator.
+
+        Raises:
+            JobConflict: it has not failed, or cannot be rendered again.
+            JobNotFound: as `find`.
+        """
+        queued = self.queue.retry(self._documents.find(job_id))
+        _log.info("%s queued again", queued.id)
+        return queued
+
+    def purge(self, job: VideoJob) -> None:
+        """Removes an ended job before it expires. It expires first, so that nobody can queue it again meanwhile.
+
+        Raises:
+            JobConflict: it has not ended.
+            JobNotFound: as `get`.
+        """
+        now = self.now()
+
+        def expire(found: VideoJob) -> dict[str, Any]:
+            if not found.ended:
+                raise JobConflict(f"{found.id} is {found.status}: only a job that has ended can be purged")
+            return {"expires_at": min(now, found.expires_at or now)}
+
+        self._documents.change(job.owner, job.id, expire)
+        self.delete(job.owner, job.id)
 
     def request(self, job: VideoJob, *, deadline_s: float | None = None) -> RenderRequest:
         """The request for an engine, with the files of the job.

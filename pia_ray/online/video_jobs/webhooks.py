@@ -49,8 +49,12 @@ class Webhooks:
 
 
 def event_id(job: VideoJob) -> str:
-    """The id of the event of an ended job, by which receivers recognise a repeated delivery."""
-    return f"evt_{job.id.removeprefix('video_')}"
+    """The id of the event of an ended job, by which receivers recognise a repeated delivery.
+
+    A job that was queued again has a new id for each end.
+    """
+    retry = f"_{job.retries}" if job.retries else ""
+    return f"evt_{job.id.removeprefix('video_')}{retry}"
 
 
 def event(job: VideoJob) -> bytes:

@@ -182,6 +182,21 @@ def test_a_job_shows_its_true_progress_and_then_its_video(prefix: str) -> None:
     run(work)
 
 
+def test_a_failed_job_that_is_queued_again_is_rendered_by_the_same_dispatcher(local: str) -> None:
+    async def work() -> None:
+        jobs, renderer = JobStore(local), ScriptedRenderer("one", step_s=0.001)
+        renderer.failures["a boat"] = [NonFiniteFrames("NaN")]
+        job = create(jobs)
+        async with running(Dispatcher(renderer, jobs, **QUICK)):
+            assert (await ended(jobs, job)).status == "failed"
+            queued = await asyncio.to_thread(jobs.retry, job.id)
+            assert (queued.id, queued.status) == (job.id, "queued")
+            assert (await ended(jobs, job)).status == "completed"
+        assert renderer.begun == ["a boat", "a boat"]
+
+    run(work)
+
+
 def test_many_dispatchers_render_each_job_once(prefix: str) -> None:
     async def work() -> None:
         renderers = [ScriptedRenderer(str(at)) for at in range(3)]

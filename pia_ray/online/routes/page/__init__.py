@@ -6,6 +6,7 @@ key; the page's calls need an API key as those of every caller.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from importlib.resources import files
 from typing import Any, Final, get_args
 
@@ -18,6 +19,7 @@ from pia_ray.config.knobs import KNOBS
 from pia_ray.config.serve import ServeConfig
 from pia_ray.media.video import MIME
 from pia_ray.online.requests import request_limits
+from pia_ray.online.routes.page.reference import reference_page
 
 LABELS: Final = {
     "num_frames": "Frames",
@@ -49,11 +51,14 @@ POLICY: Final = "; ".join(
 )
 """The page's Content-Security-Policy."""
 
+_EXAMPLE: Final = ("demo", "catalog", "images", "sunset-mountains.jpg")
+"""The example picture, below the package."""
+
 _TYPES: Final = {"page.html": "text/html", "page.css": "text/css", "page.js": "text/javascript"}
 
 
-def router(config: ServeConfig) -> APIRouter:
-    """The routes of the page at / and of its files below /page/."""
+def router(config: ServeConfig, *, openapi: Callable[[], Mapping[str, Any]]) -> APIRouter:
+    """The routes of the page at / and of its files below /page/. `openapi` gives the document of the reference."""
     routes = APIRouter(include_in_schema=False)
     folder = files(__name__)
     answers = {
@@ -75,6 +80,15 @@ def router(config: ServeConfig) -> APIRouter:
     async def script() -> Response:
         content, headers = answers["page.js"]
         return Response(content, headers=headers)
+
+    @routes.get("/page/example.jpg")
+    async def example() -> Response:
+        return Response(files("pia_ray").joinpath(*_EXAMPLE).read_bytes(), media_type="image/jpeg")
+
+    @routes.get("/page/reference.html")
+    async def reference() -> Response:
+        headers = {"content-type": "text/html; charset=utf-8", "content-security-policy": POLICY}
+        return Response(reference_page(openapi()), headers=headers)
 
     @routes.get("/page/settings.json")
     async def settings() -> JSONResponse:

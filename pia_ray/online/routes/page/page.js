@@ -124,6 +124,36 @@ function fillForm(fields) {
   for (const { name } of settings.knobs) node(name).value = fields[name] ?? "";
 }
 
+async function useExample() {
+  const answer = await fetch("page/example.jpg");
+  if (!answer.ok) throw await faultOf(answer);
+  choosePicture(new File([await answer.blob()], "example.jpg", { type: "image/jpeg" }));
+  if (!node("prompt").value) node("prompt").value = "pan right, mountains at sunset";
+}
+
+/** The call of the form as a command. The key is not part of it: the shell reads it from a variable. */
+function curlOf(fields) {
+  const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
+  const name = picture?.name ?? "picture.jpg";
+  const words = [`curl --fail-with-body ${quoted(new URL("v1/animations", location.href).href)}`];
+  if (settings.needs_key) words.push('-H "Authorization: Bearer $PIA_RAY_API_KEY"');
+  words.push(`-F ${quoted(`image=@"${name.replace(/["\\]/g, "\\$&")}"`)}`);
+  for (const [field, value] of Object.entries(fields)) words.push(`--form-string ${quoted(`${field}=${value}`)}`);
+  return [...words, `-o ${quoted(`animation.${fields.format}`)}`].join(" \\\n  ");
+}
+
+async function copyCurl() {
+  const text = curlOf(fieldsOf());
+  node("curl-text").textContent = text;
+  node("curl-text").hidden = false;
+  try {
+    await navigator.clipboard.writeText(text);
+    say("The command is copied.");
+  } catch {
+    say("The command stands below the button."); // the clipboard needs https or localhost
+  }
+}
+
 // ------------------------------------------------------------------ one call
 
 async function animate() {
@@ -510,6 +540,8 @@ node("key").addEventListener("change", () => {
   rememberKey();
   guarded(listModels);
 });
+node("example").addEventListener("click", () => guarded(useExample));
+node("curl").addEventListener("click", () => guarded(copyCurl));
 node("stop").addEventListener("click", () => {
   running?.abort();
   node("go").disabled = false;
