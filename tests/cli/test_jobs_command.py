@@ -94,7 +94,7 @@ def test_a_failed_job_is_queued_again_under_its_id_with_all_its_attempts(prefix:
 
 
 def test_a_worker_that_lost_a_job_cannot_write_to_it_after_it_was_queued_again(prefix: str, jobs: JobStore) -> None:
-    lost = JobStore(prefix, lease_s=0.0)
+    lost = JobStore(prefix, lease_s=-60.0)  # a claim of it has run out at once, whatever the clocks differ by
     job = create(jobs)
     old = lost.queue.claim(lost.queue.read(lost.queue.entries()[0]), worker="w")
     fail(jobs, job)

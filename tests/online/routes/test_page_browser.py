@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import urllib.request
 from pathlib import Path
@@ -193,6 +194,8 @@ def test_the_keyboard_alone_sends_and_stops(browser, server, picture):
     visit(browser, server.url)
     browser.find_element("id", "picture").send_keys(str(picture))
     browser.execute_script("document.getElementById('picture').focus()")
+    press(browser, Keys.TAB)
+    assert focused(browser) == "example"
     press(browser, Keys.TAB, "hang")
     assert focused(browser) == "prompt"
     press(browser, Keys.TAB, Keys.ARROW_RIGHT)
@@ -215,6 +218,28 @@ def test_the_keyboard_alone_sends_and_stops(browser, server, picture):
     # Every field has a name for those who do not see it.
     unnamed = "return [...document.querySelectorAll('input, select, textarea')].filter((n) => !n.labels.length).length"
     assert browser.execute_script(unnamed) == 0
+
+
+def test_the_example_picture_fills_the_form_whose_call_is_copied_as_a_curl_command(browser, server):
+    visit(browser, server.url)
+    browser.find_element("id", "example").click()
+    until(browser, "return document.getElementById('preview').naturalWidth > 0")
+    browser.find_element("id", "curl").click()
+    command = until(browser, "return document.getElementById('curl-text').textContent")
+    assert shlex.split(command.replace("\\\n", "")) == [
+        "curl",
+        "--fail-with-body",
+        f"{server.url}/v1/animations",
+        "-F",
+        'image=@"example.jpg"',
+        *["--form-string", "prompt=pan right, mountains at sunset"],
+        *["--form-string", "motion_scale=small"],
+        *["--form-string", "format=mp4"],
+        *["-o", "animation.mp4"],
+    ]
+    browser.get(f"{server.url}/page/reference.html")
+    assert browser.find_element("id", "create_animation").is_displayed()
+    assert complaints_of(browser) == []
 
 
 def test_a_phone_shows_the_whole_page_in_one_column(browser, server):

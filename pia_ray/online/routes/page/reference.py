@@ -33,7 +33,7 @@ def reference_page(document: Schema) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<meta name="color-scheme" content="light dark">'
         f"<title>API reference · {escape(info['title'])} {escape(info['version'])}</title>"
-        '<link rel="stylesheet" href="page.css"></head><body class="reference">'
+        '<link rel="icon" href="data:,"><link rel="stylesheet" href="page.css"></head><body class="reference">'
         f"<header><h1>API reference</h1><p>{escape(info['title'])} {escape(info['version'])}. "
         f"{_text(info['description'])}</p><p>The OpenAPI document is <code>GET /openapi.json</code>.</p></header>"
         f'<main><section class="card"><h2>Calls</h2><ul>{links}</ul><h2>Objects</h2><ul>{names}</ul></section>'
