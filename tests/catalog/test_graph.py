@@ -332,7 +332,7 @@ def test_the_pool_is_one_actor_per_gpu_unless_said_otherwise(tmp_path: Path) -> 
     [
         (
             WeightsError("the weights in /models/x have gone;\nfetch them again"),
-            "the weights in /models/x have gone;\nf",
+            "the weights in /models/x have gone; f",
         ),
         (RuntimeError("the driver is too old"), "RuntimeError: the driver is too old"),
     ],

@@ -42,7 +42,8 @@ def run(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> nbformat.No
         startup_timeout=PATIENCE_S,
         resources={"metadata": {"path": str(where)}},
     ).execute()
-    assert errors_of(book) == []
+    errors = errors_of(book)
+    assert errors == [], "".join(errors)
     return book
 
 
@@ -53,11 +54,17 @@ def errors_of(book: nbformat.NotebookNode) -> list[str]:
 
 
 def join(address: str, folder: Path) -> None:
-    """Lets the notebook's kernel join a cluster before its first cell: its runs start none of their own."""
+    """Lets the notebook's kernel join a cluster before its first cell: its runs start none of their own.
+
+    What is logged of a cluster that was there before is not shown, because there is none where a user runs it.
+    """
     startup = folder / "ipython" / "profile_default" / "startup"
     startup.mkdir(parents=True)
     (startup / "join.py").write_text(
-        f"import ray\n\nray.init({address!r}, log_to_driver=False, logging_level='ERROR')\n"
+        "import logging\n\nimport ray.data\n\n"
+        f"ray.init({address!r}, log_to_driver=False, logging_level='ERROR')\n"
+        "for handler in logging.getLogger('ray.data').handlers:\n    handler.setLevel('ERROR')\n"
+        "logging.getLogger('pia_ray.catalog.actors').setLevel('ERROR')\n"
     )
 
 
