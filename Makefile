@@ -43,7 +43,7 @@ test-quick: $(READY)
 	$(PYTEST) --numprocesses 3 -m "not heavy" $(TESTS)
 
 test-heavy: $(READY)
-	$(PYTEST) --numprocesses 4 -m heavy
+	$(PYTEST) --numprocesses 3 -m heavy
 
 # `make test-pythons PYTHONS="3.12 /path/to/python3.13" TESTS="tests/config tests/manifest"` runs a part.
 test-pythons:
