@@ -552,7 +552,7 @@ def test_calls_of_owners_begin_in_turn_and_those_of_one_in_order() -> None:
                     if isinstance(event, StepDone) and name not in begun:
                         begun.append(name)
 
-        async with renderer(step_s=0.005, max_waiting=32) as made:
+        async with renderer(step_s=0.1, max_waiting=32) as made:  # all wait before the first has ended
             calls = []
             for name in ("a0", "a1", "a2", "a3", "a4", "a5", "b0", "b1", "c0"):
                 calls.append(asyncio.create_task(call(made, name)))
@@ -580,7 +580,7 @@ def test_of_two_owners_that_wait_one_with_a_greater_weight_begins_more_calls_fir
                     if isinstance(event, StepDone) and name not in begun:
                         begun.append(name)
 
-        async with renderer(step_s=0.01, max_waiting=32, key_weights={keys["b"].hexdigest(): 4.0}) as made:
+        async with renderer(step_s=0.1, max_waiting=32, key_weights={keys["b"].hexdigest(): 4.0}) as made:
             calls = []
             for name in ("a0", "a1", "a2", "a3", "b0", "b1", "b2"):
                 calls.append(asyncio.create_task(call(made, name)))
