@@ -51,6 +51,9 @@ def run_server(
     config = _with_threads(config.model_copy(update={"port": port}))
     # Serve's proxies are started by Ray and see this process's environment.
     os.environ[PROXY_CALLBACK] = f"{proxy_middlewares.__module__}:{proxy_middlewares.__name__}"
+    # Serve kills a proxy that is not ready after 5 s, and its start fails with it (ray 2.60): imports take longer on a
+    # busy machine.
+    os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")
     handlers = {number: signal.signal(number, lambda *_: stop.set()) for number in _signals()}
     try:
         with own_cluster(config.max_replicas * config.cpus_per_replica):
