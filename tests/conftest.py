@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import os
 import re
 import secrets
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,6 +49,19 @@ LONGEST: Final = ("serve", "graph", "ray", "nodes", "catalog.test_own_clusters")
 
 WHOLLY_HEAVY: Final = re.compile(r"^pytestmark = (\[\s*)?pytest\.mark\.heavy\b", re.MULTILINE)
 """The mark of files whose tests are all heavy."""
+
+
+_modules_frozen = 0
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Keeps the garbage collector out of imported modules: a third of some tests was its way through all of torch."""
+    global _modules_frozen
+    if len(sys.modules) > _modules_frozen + 200:
+        _modules_frozen = len(sys.modules)
+        gc.collect()
+        gc.freeze()
 
 
 @pytest.fixture(scope="session")
