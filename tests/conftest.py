@@ -16,6 +16,8 @@ from typing import Final
 
 import pytest
 
+gc.disable()  # a quarter of the imports was its time; `pytest_collection_finish` enables it
+
 # One thread for torch's operators. The models of the tests are so small that threads cost more than they bring, most of
 # all on a busy machine, where each operator waits for the slowest of them.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -52,6 +54,11 @@ WHOLLY_HEAVY: Final = re.compile(r"^pytestmark = (\[\s*)?pytest\.mark\.heavy\b",
 
 
 _modules_frozen = 0
+
+
+def pytest_collection_finish() -> None:
+    """Enables the garbage collector, which was off while test files were imported."""
+    gc.enable()
 
 
 @pytest.hookimpl(tryfirst=True)
