@@ -21,6 +21,8 @@ def address() -> Iterator[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
+    # As in `run_server`: a proxy that is not ready in 5 s on a busy machine would be killed.
+    os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")
     os.environ[PROXY_CALLBACK] = f"pia_ray.online.serve:{proxy_middlewares.__name__}"
     try:
         ray.init(

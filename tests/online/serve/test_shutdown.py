@@ -112,14 +112,16 @@ def test_an_ingress_has_time_for_its_calls_and_then_for_its_videos():
 
 @heavy
 @pytest.mark.parametrize("signals", [1, 2])
-def test_the_command_ends_its_videos_on_a_signal_and_at_once_on_a_second(tmp_path: Path, signals: int):
+def test_the_command_serves_and_ends_its_videos_on_a_signal_and_at_once_on_a_second(tmp_path: Path, signals: int):
     command = [Path(sys.executable).parent / "pia-ray", "serve", "--port", "0", "--storage", tmp_path / "jobs"]
     with (tmp_path / "errors").open("wb") as errors:
         server = subprocess.Popen([*map(str, command)], stdout=subprocess.PIPE, stderr=errors, text=True)
     try:
         url = re.search(r"Serving demo at (http://127\.0\.0\.1:\d+/)", server.stdout.readline())[1]
         with httpx2.Client(base_url=url, timeout=100) as client:
-            assert animate(client).status_code == 200  # the model is loaded
+            answer = animate(client)  # the model is loaded
+            assert (answer.status_code, answer.headers["x-animation-frames"]) == (200, "4")
+            assert answer.headers["x-animation-model"].startswith("demo@")
             asked = {**KNOBS, "num_frames": "16", "num_inference_steps": "50", "width": "64", "height": "64"}
             if signals == 2:  # what is thrown away may be large
                 asked |= {"width": "128", "height": "128"}
