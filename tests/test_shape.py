@@ -30,6 +30,7 @@ ORDER = (
     "errors",
     "logs",
     "extras",
+    "imports",
     "formatting",
     "config",
     "types",
@@ -161,6 +162,7 @@ OWNERS = {
     },
     "ray": {
         "pia_ray.ray_runtime": "starts and ends it",
+        "pia_ray.catalog.cluster_run": "knows whether this process is connected to Ray already",
         "pia_ray.catalog.graph": "Ray Data",
         "pia_ray.catalog.actors.actor_pool": "sizes the actors of a run",
         "pia_ray.catalog.actors.channel": "joins the driver of a run and its actors",

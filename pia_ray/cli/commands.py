@@ -71,7 +71,7 @@ def animate_command(args: argparse.Namespace) -> int:
 def _run(config: CatalogConfig, args: argparse.Namespace, *, again: Sequence[str]) -> int:
     """Runs the catalogue; `again` are the arguments that repeat the run, the command first."""
     require("run", purpose=f"`{args.parser.prog}`")
-    from pia_ray.catalog.graph import run_catalog
+    from pia_ray.catalog.cluster_run import run_catalog
     from pia_ray.cli.console import RunDisplay, absolute_path, make_run_console, open_page, show_summary
 
     _set_up_logs(config, args)
@@ -113,7 +113,7 @@ def _set_up_logs(config: WorkerConfig, args: argparse.Namespace) -> None:
     """Does what the config says of logs, after Ray, which sets up its own, has been imported."""
     if config.log == "json":
         logs.set_up("json", level=logging.INFO if args.verbose else logging.WARNING)
-        for name in ("ray", "ray.data", "ray.serve"):
+        for name in ("ray", "ray.serve"):
             logs.take_over(name)
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from pia_ray import weights
 from pia_ray.config.model import ModelConfig
 from pia_ray.config.workers import WorkerConfig
+from pia_ray.imports import collector_paused
 
 if TYPE_CHECKING:
     from pia_ray.pia.animator import Animator
@@ -29,7 +30,10 @@ def animator_class() -> type[Animator]:
     begin = time.perf_counter()
     _imports.set()
     try:
-        from pia_ray.pia.animator import Animator  # torch is for the workers: a driver starts seconds sooner without
+        with collector_paused():
+            from pia_ray.pia.animator import (
+                Animator,
+            )  # torch is for the workers: a driver starts seconds sooner without
     finally:
         _imports.clear()
     log.info("torch, diffusers and transformers imported in %.1f s", time.perf_counter() - begin)

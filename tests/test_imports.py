@@ -1,0 +1,33 @@
+"""Imports of large packages."""
+
+from __future__ import annotations
+
+import gc
+import sys
+
+from pia_ray.imports import begin_import, collector_paused
+
+
+def test_the_collector_is_paused_in_the_block_and_goes_on_after_it() -> None:
+    with collector_paused():
+        assert not gc.isenabled()
+        with collector_paused():
+            pass
+        assert not gc.isenabled()
+    assert gc.isenabled()
+
+
+def test_a_collector_that_was_off_stays_off() -> None:
+    gc.disable()
+    try:
+        with collector_paused():
+            pass
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
+
+
+def test_a_module_is_imported_on_a_thread_and_one_that_fails_leaves_its_error_to_the_caller() -> None:
+    begin_import("wave").join()
+    assert "wave" in sys.modules
+    begin_import("pia_ray.no_such_module").join()
