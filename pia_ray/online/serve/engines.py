@@ -180,6 +180,11 @@ class RayRenderer:
         finally:
             self._num_requests -= 1
 
+    @property
+    def num_requests(self) -> int:
+        """The requests of this renderer that have not ended."""
+        return self._num_requests
+
     async def load(self) -> Load:
         """As `Renderer.load`, for the requests of this renderer; starts no engine."""
         if self._models is None:
