@@ -27,6 +27,13 @@ def test_a_collector_that_was_off_stays_off() -> None:
         gc.enable()
 
 
+def test_objects_of_an_import_are_old_ones_after_it_so_that_no_young_collection_goes_through_them() -> None:
+    with collector_paused():
+        kept = [["an object of an import"]]
+    assert any(each is kept for each in gc.get_objects(generation=2))
+    assert gc.get_freeze_count() == 0
+
+
 def test_a_module_is_imported_on_a_thread_and_one_that_fails_leaves_its_error_to_the_caller() -> None:
     begin_import("wave").join()
     assert "wave" in sys.modules

@@ -35,6 +35,7 @@ from pia_ray.catalog.steps import worker_name
 from pia_ray.catalog.worker import CatalogWorker
 from pia_ray.config.catalog import CatalogConfig
 from pia_ray.errors import JobError, RowError
+from pia_ray.imports import own_process
 from pia_ray.manifest import plan_row, redacted, row_from_item
 from pia_ray.pia import make_animator
 from pia_ray.ray_runtime import end_process, first_cause, ray_errors, set_up_ray_data_logs
@@ -130,6 +131,7 @@ def _worker(
     num_workers: int,
     first_alone: bool = False,
 ) -> CatalogWorker:
+    own_process()
     logs.set_up_worker(config.log, run_id=run_id, worker=worker_name())
     metrics = WorkerMetrics(run_id)
     worker = CatalogWorker(
@@ -340,6 +342,16 @@ class Results:
     def start(self) -> str:
         """The start of the actors in words."""
         return self._start.text or "workers start"
+
+    @property
+    def opening(self) -> str:
+        """Ray, with the import of Ray Data beside its start."""
+        return "Ray"
+
+    @property
+    def start_s(self) -> dict[str, float]:
+        """Seconds of the first actor's imports and of the loading of its model."""
+        return self._start.seconds
 
     def keep(self, executor: Any) -> None:
         """Called when the execution of this thread's dataset is about to start."""

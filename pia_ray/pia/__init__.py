@@ -19,10 +19,17 @@ log = logging.getLogger(__name__)
 
 _imports = threading.Event()
 
+_spent_s: list[float] = []
+
 
 def imports_torch() -> bool:
     """Whether a thread of this process is in the import of torch and diffusers."""
     return _imports.is_set()
+
+
+def import_s() -> float:
+    """Seconds that the import of torch and diffusers has taken in this process; 0 before it has ended."""
+    return max(_spent_s, default=0.0)
 
 
 def animator_class() -> type[Animator]:
@@ -36,7 +43,8 @@ def animator_class() -> type[Animator]:
             )  # torch is for the workers: a driver starts seconds sooner without
     finally:
         _imports.clear()
-    log.info("torch, diffusers and transformers imported in %.1f s", time.perf_counter() - begin)
+    _spent_s.append(time.perf_counter() - begin)
+    log.info("torch, diffusers and transformers imported in %.1f s", _spent_s[-1])
     return Animator
 
 
