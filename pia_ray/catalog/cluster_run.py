@@ -10,14 +10,14 @@ import ray
 
 from pia_ray.catalog.actors.metrics import DriverMetrics
 from pia_ray.catalog.progress import RunSummary
-from pia_ray.catalog.run import Execute, Observer, RunPlan, run
+from pia_ray.catalog.run import Execute, MakeAnimator, Observer, RunPlan, run
 from pia_ray.config.catalog import CatalogConfig
 from pia_ray.imports import begin_import
 from pia_ray.pia import make_animator
 from pia_ray.ray_runtime import connected, require_cluster
 
 if TYPE_CHECKING:
-    from pia_ray.catalog.graph import MakeAnimator, Results
+    from pia_ray.catalog.graph import Results
 
 
 def run_catalog(

@@ -22,14 +22,13 @@ import ray.data
 from ray.data import Dataset
 
 from pia_ray import ledger, logs, storage
-from pia_ray.animation import RowAnimator
 from pia_ray.catalog.actors.actor_pool import ActorPool, no_progress_s, size_pool
 from pia_ray.catalog.actors.channel import RunChannel, follow_run, node_is_alive
 from pia_ray.catalog.actors.metrics import DriverMetrics, WorkerMetrics
 from pia_ray.catalog.actors.start_reports import ActorStart, RunStart
 from pia_ray.catalog.rows.outage import OutageState
 from pia_ray.catalog.rows.state_writer import StateWriter
-from pia_ray.catalog.run import RunPlan
+from pia_ray.catalog.run import MakeAnimator, RunPlan
 from pia_ray.catalog.settling import on_gpus, settled, versions_of
 from pia_ray.catalog.steps import worker_name
 from pia_ray.catalog.worker import CatalogWorker
@@ -42,9 +41,6 @@ from pia_ray.ray_runtime import end_process, first_cause, ray_errors, set_up_ray
 from pia_ray.result_row import ResultRow
 
 log = logging.getLogger(__name__)
-
-MakeAnimator = Callable[[CatalogConfig, int], RowAnimator]
-"""Makes one actor's animator from the config and the CPU threads it may use. Sent to the actors, so it must pickle."""
 
 Cells = Mapping[str, Any]
 """One row as Ray Data's `map` sees it: values by column."""

@@ -18,6 +18,7 @@ from datetime import datetime
 from typing import Final, Protocol
 
 from pia_ray import ledger, logs, manifest, storage
+from pia_ray.animation import RowAnimator
 from pia_ray.catalog import gallery
 from pia_ray.catalog.progress import Progress, RunSummary, counted
 from pia_ray.catalog.retaking import RetakePlan
@@ -84,6 +85,9 @@ class Rows(Protocol):
     def outage(self) -> OutageState:
         """The outage that workers wait out."""
 
+
+MakeAnimator = Callable[[CatalogConfig, int], RowAnimator]
+"""Makes one actor's animator from the config and the CPU threads it may use. Sent to the actors, so it must pickle."""
 
 Execute = Callable[[RunPlan], AbstractContextManager[Rows]]
 """Opens workers and gives them the rows; closing it stops the workers at once."""
