@@ -27,7 +27,7 @@ import torch
 
 from pia_ray import Animation, AnimationRequest, Animator, manifest, read_results
 from pia_ray.catalog import steps
-from pia_ray.catalog.graph import run_catalog
+from pia_ray.catalog.cluster_run import run_catalog
 from pia_ray.catalog.local import run_local
 from pia_ray.catalog.run import Progress, RunSummary
 from pia_ray.config.catalog import CatalogConfig

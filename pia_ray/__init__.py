@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pia_ray.animation import Animation
-    from pia_ray.catalog.graph import build_processor, run_catalog
+    from pia_ray.catalog.cluster_run import run_catalog
+    from pia_ray.catalog.graph import build_processor
     from pia_ray.catalog.local import run_local
     from pia_ray.catalog.progress import Progress, RunSummary
     from pia_ray.cli.main import main
@@ -217,7 +218,7 @@ _HOMES = {
     "judge": "pia_ray.pia.judging",
     "load_scorer": "pia_ray.pia.judging",
     "read_results": "pia_ray.ledger",
-    "run_catalog": "pia_ray.catalog.graph",
+    "run_catalog": "pia_ray.catalog.cluster_run",
     "run_local": "pia_ray.catalog.local",
     "strip_provenance": "pia_ray.media.marking",
 }
@@ -227,8 +228,11 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from pia_ray.imports import collector_paused
+
     try:
-        return getattr(import_module(_HOMES.get(name, "pia_ray.errors")), name)
+        with collector_paused():
+            return getattr(import_module(_HOMES.get(name, "pia_ray.errors")), name)
     except ModuleNotFoundError as error:
         from pia_ray.extras import advice
 

@@ -21,6 +21,7 @@ from typing import Any, Final, NoReturn
 import ray
 import ray.exceptions
 
+from pia_ray import logs
 from pia_ray.errors import ConfigError, JobError, PiaRayError
 from pia_ray.temporary_folders import PREFIX, temporary_folder
 
@@ -138,6 +139,9 @@ def _init_own(folder: Path, worker_cpus: float) -> None:
         "include_dashboard": False,
         "object_store_memory": OBJECT_STORE_BYTES,
         "_temp_dir": str(folder),
+        # Where the raylet is sooner than its object store it tries again after 1 s (ray 2.60). Here after 20 ms, in all
+        # for as long.
+        "_system_config": {"raylet_client_connect_timeout_milliseconds": 20, "raylet_client_num_connect_attempts": 500},
     }
     # Ray raises a bare Exception where its node is not there after 30 s, which no setting changes (ray 2.60). On a busy
     # machine a second try may succeed.
@@ -173,11 +177,20 @@ def _init(**options: Any) -> None:
     # Ray's listener prints what its nodes report to standard output, also on an orderly stop; no setting keeps it from
     # that (ray 2.60). Standard output is for the results of a command.
     ray._private.worker.print_to_stdstream = _log_ray_message
+
+
+def set_up_ray_data_logs() -> None:
+    """Gives Ray Data's console handler, which its import makes, the level of Ray's, and JSON where lines are JSON.
+
+    What ends a run is raised, and said once; the file in Ray's session folder keeps the tracebacks. A program's own
+    handlers are left alone.
+    """
+    level = logging.getLogger("ray").getEffectiveLevel()
     for handler in logging.getLogger("ray.data").handlers:
         if type(handler).__module__.startswith("ray.") and not isinstance(handler, logging.FileHandler):
-            # Its console handler is set apart from the others'; a program's own are left alone. What ends a run is
-            # raised, and said once; the file in Ray's session folder keeps the tracebacks.
             handler.setLevel(logging.CRITICAL if level >= logging.ERROR else level)
+    if logs.is_json():
+        logs.take_over("ray.data")
 
 
 def _log_ray_message(data: Any, ignore_prefix: bool = False) -> None:

@@ -30,6 +30,7 @@ ORDER = (
     "errors",
     "logs",
     "extras",
+    "imports",
     "formatting",
     "config",
     "types",
@@ -161,6 +162,7 @@ OWNERS = {
     },
     "ray": {
         "pia_ray.ray_runtime": "starts and ends it",
+        "pia_ray.catalog.cluster_run": "knows whether this process is connected to Ray already",
         "pia_ray.catalog.graph": "Ray Data",
         "pia_ray.catalog.actors.actor_pool": "sizes the actors of a run",
         "pia_ray.catalog.actors.channel": "joins the driver of a run and its actors",
@@ -366,6 +368,23 @@ def test_help_and_completion_load_nothing_heavy_and_no_numpy():
 
 def test_storage_without_s3_loads_no_boto3():
     assert "boto3" not in loaded_after("from pia_ray import storage; storage.read_bytes('pyproject.toml')")
+
+
+def test_the_driver_of_a_run_imports_no_torch_and_ray_data_only_beside_rays_start():
+    driver = loaded_after("import pia_ray.catalog.cluster_run", "ray.data", "pandas")
+    assert "ray" in driver
+    assert not driver & {"ray.data", "pandas", "torch", "diffusers", "transformers"}
+    assert not loaded_after("import pia_ray.catalog.graph") & {"torch", "diffusers", "transformers"}
+
+
+def test_an_image_whose_weights_are_missing_is_refused_without_torch_and_ray(tmp_path: Path):
+    picture = next((PACKAGE / "demo" / "catalog" / "images").glob("*.jpg"))
+    model = tmp_path / "model.yaml"
+    model.write_text(f"base: {tmp_path / 'nowhere'}\n")
+    arguments = ["image", str(picture), "-o", str(tmp_path / "a.mp4"), "--prompt", "sea", "--model", str(model)]
+    code = f"from pia_ray.cli.main import main\nassert main({arguments!r}) == 2"
+    assert not loaded_after(code) & {"torch", "diffusers", "transformers", "ray"}
+    assert not (tmp_path / "a.mp4").exists()
 
 
 def test_the_fake_animator_runs_without_torch():

@@ -22,53 +22,60 @@ import ray.data
 from ray.data import Dataset
 
 from pia_ray import ledger, logs, storage
-from pia_ray.animation import RowAnimator
 from pia_ray.catalog.actors.actor_pool import ActorPool, no_progress_s, size_pool
 from pia_ray.catalog.actors.channel import RunChannel, follow_run, node_is_alive
 from pia_ray.catalog.actors.metrics import DriverMetrics, WorkerMetrics
 from pia_ray.catalog.actors.start_reports import ActorStart, RunStart
-from pia_ray.catalog.progress import RunSummary
 from pia_ray.catalog.rows.outage import OutageState
 from pia_ray.catalog.rows.state_writer import StateWriter
-from pia_ray.catalog.run import Execute, Observer, RunPlan, run
+from pia_ray.catalog.run import MakeAnimator, RunPlan
 from pia_ray.catalog.settling import on_gpus, settled, versions_of
 from pia_ray.catalog.steps import worker_name
 from pia_ray.catalog.worker import CatalogWorker
 from pia_ray.config.catalog import CatalogConfig
 from pia_ray.errors import JobError, RowError
+from pia_ray.imports import own_process
 from pia_ray.manifest import plan_row, redacted, row_from_item
 from pia_ray.pia import make_animator
-from pia_ray.ray_runtime import connected, end_process, first_cause, ray_errors, require_cluster
+from pia_ray.ray_runtime import end_process, first_cause, ray_errors, set_up_ray_data_logs
 from pia_ray.result_row import ResultRow
 
 log = logging.getLogger(__name__)
-
-MakeAnimator = Callable[[CatalogConfig, int], RowAnimator]
-"""Makes one actor's animator from the config and the CPU threads it may use. Sent to the actors, so it must pickle."""
 
 Cells = Mapping[str, Any]
 """One row as Ray Data's `map` sees it: values by column."""
 
 
-def run_catalog(
-    config: CatalogConfig,
-    *,
-    observe: Observer = lambda progress: None,
-    make_animator: MakeAnimator = make_animator,
-) -> RunSummary:
-    """Animates a catalogue over a pool of Ray actors; resumes where an earlier run on this output stopped.
-
-    Uses the Ray this process is connected to; otherwise joins `config.address`, or starts a cluster of its own on
-    this machine for the time of the run. `observe` is called with each new `Progress`; `make_animator` makes an actor's
-    animator from the config and the number of CPU threads, as `pia_ray.testing.make_fake` does.
+@contextmanager
+def open_results(
+    plan: RunPlan, make_animator: MakeAnimator, metrics: DriverMetrics, *, own_cluster: bool
+) -> Iterator[Results]:
+    """The results of the pending rows, by actors on the connected Ray, which end with the block.
 
     Raises:
-        JobError: the run cannot start or go on. Rows that fail are in the results, not raised.
+        JobError: the actors cannot be set up.
     """
-    if config.address is not None and not ray.is_initialized():
-        require_cluster(config.address)
-    metrics = DriverMetrics()
-    return run(config, _execute(make_animator, metrics), observe=metrics.observing(observe))
+    config = plan.config
+    with ExitStack() as stack:
+        with ray_errors("the workers cannot be set up"):
+            set_up_ray_data_logs()
+            pool = size_pool(config, own_cluster=own_cluster)
+            stage = {
+                "config": on_gpus(config) if pool.num_gpus else config,
+                "run_id": plan.run_id,
+                "make_animator": make_animator,
+                # On a GPU a lone row is one more kind of forward to compile.
+                "first_alone": not pool.num_gpus and config.model.device in ("auto", "cpu"),
+            }
+            dataset = _animated(plan, pool, stage)
+            dataset.context.enable_progress_bars = False
+            dataset.context.print_on_execution_start = False
+            channel = stack.enter_context(RunChannel(plan.run_id))
+            start = stack.enter_context(RunStart(plan.run_id))
+            stack.enter_context(metrics.of_run(plan.run_id))
+            results = Results(dataset, channel, start)
+        stack.callback(results.stop)
+        yield results
 
 
 def build_processor(
@@ -113,8 +120,14 @@ def build_processor(
 
 
 def _worker(
-    config: CatalogConfig, run_id: str, make_animator: MakeAnimator, cpu_threads: int, num_workers: int
+    config: CatalogConfig,
+    run_id: str,
+    make_animator: MakeAnimator,
+    cpu_threads: int,
+    num_workers: int,
+    first_alone: bool = False,
 ) -> CatalogWorker:
+    own_process()
     logs.set_up_worker(config.log, run_id=run_id, worker=worker_name())
     metrics = WorkerMetrics(run_id)
     worker = CatalogWorker(
@@ -125,6 +138,7 @@ def _worker(
         node_lives=node_is_alive,
         on_stage=metrics.end_stage,
         num_workers=num_workers,
+        first_alone=first_alone,
     )
     metrics.follow(worker)
     return worker
@@ -134,10 +148,17 @@ class AnimateRow:
     """One actor of the pool: a warm model, called by several threads with one planned item each."""
 
     def __init__(
-        self, config: CatalogConfig, run_id: str, make_animator: MakeAnimator, *, cpu_threads: int, num_workers: int
+        self,
+        config: CatalogConfig,
+        run_id: str,
+        make_animator: MakeAnimator,
+        first_alone: bool,
+        *,
+        cpu_threads: int,
+        num_workers: int,
     ) -> None:
         self._start = ActorStart(run_id)
-        self._worker = _worker(config, run_id, make_animator, cpu_threads, num_workers)
+        self._worker = _worker(config, run_id, make_animator, cpu_threads, num_workers, first_alone)
         self._start.loaded(self._worker.rows)
         follow_run(self._worker, run_id=run_id)
         StateWriter(config.output, lambda: self._worker.state).start()  # until this process ends
@@ -221,29 +242,6 @@ class _Merge:
         return {**row, **self._preprocess(row)}
 
 
-def _execute(make_animator: MakeAnimator, metrics: DriverMetrics) -> Execute:
-    @contextmanager
-    def open_rows(plan: RunPlan) -> Iterator[_Results]:
-        config = plan.config
-        worker_cpus = (config.actors or (1, 1))[1] * config.cpus_per_actor
-        with connected(config.address, worker_cpus=worker_cpus) as own_cluster, ExitStack() as stack:
-            with ray_errors("the workers cannot be set up"):
-                pool = size_pool(plan.config, own_cluster=own_cluster)
-                config = on_gpus(config) if pool.num_gpus else config
-                stage = {"config": config, "run_id": plan.run_id, "make_animator": make_animator}
-                dataset = _animated(plan, pool, stage)
-                dataset.context.enable_progress_bars = False
-                dataset.context.print_on_execution_start = False
-                channel = stack.enter_context(RunChannel(plan.run_id))
-                start = stack.enter_context(RunStart(plan.run_id))
-                stack.enter_context(metrics.of_run(plan.run_id))
-                results = _Results(dataset, channel, start)
-            stack.callback(results.stop)
-            yield results
-
-    return open_rows
-
-
 def _animated(plan: RunPlan, pool: ActorPool, arguments: Mapping[str, Any]) -> Dataset:
     """The results of the run's pending items; these are read where they were planned to, without columns passed on."""
     files = ledger.item_files(plan.items_uri)
@@ -302,7 +300,7 @@ def _pooled(rows: Dataset, stage: type, pool: ActorPool, arguments: Mapping[str,
     return dataset
 
 
-class _Results:
+class Results:
     """Result rows as the actors return them. `stop` ends the actors at once, also while another thread waits here."""
 
     def __init__(self, dataset: Dataset, channel: RunChannel, start: RunStart) -> None:
@@ -341,6 +339,16 @@ class _Results:
         """The start of the actors in words."""
         return self._start.text or "workers start"
 
+    @property
+    def opening(self) -> str:
+        """Ray, with the import of Ray Data beside its start."""
+        return "Ray"
+
+    @property
+    def start_s(self) -> dict[str, float]:
+        """Seconds of the first actor's imports and of the loading of its model."""
+        return self._start.seconds
+
     def keep(self, executor: Any) -> None:
         """Called when the execution of this thread's dataset is about to start."""
         if self._stopped:
@@ -358,11 +366,11 @@ class _Results:
 
 
 _this_thread = threading.local()
-"""`results`: the `_Results` that this thread is reading."""
+"""`results`: the `Results` that this thread is reading."""
 
 
 class KeepExecutor:
-    """A callback of Ray Data that gives `_Results` its executor; Ray Data makes it and sends it to workers.
+    """A callback of Ray Data that gives `Results` its executor; Ray Data makes it and sends it to workers.
 
     Closing the iterator is the public way to stop, but only between two results, and a Dataset has no executor before
     its first one: on a cluster that outlives the run the actors would animate on. May go when Dataset can be cancelled.

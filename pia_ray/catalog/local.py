@@ -109,6 +109,16 @@ class _LocalRows:
         return ""
 
     @property
+    def opening(self) -> str:
+        """The model, which was loaded before the rows."""
+        return "model"
+
+    @property
+    def start_s(self) -> dict[str, float]:
+        """Empty, because the model was loaded before the rows."""
+        return {}
+
+    @property
     def is_drained(self) -> bool:
         """False, because the results end by themselves."""
         return False

@@ -33,6 +33,8 @@ class Progress:
     """Failed rows of this run by error code."""
     first_row_s: float = 0.0
     """Seconds from the start of the run to its first result."""
+    start_s: Mapping[str, float] = field(default_factory=dict)
+    """Seconds until the first result by phase: planning, Ray, workers, imports, model, first row. Empty before it."""
     animating_s: float = 0.0
     """Seconds from the first result to the latest."""
     start: str = ""

@@ -18,6 +18,7 @@ from datetime import datetime
 from typing import Final, Protocol
 
 from pia_ray import ledger, logs, manifest, storage
+from pia_ray.animation import RowAnimator
 from pia_ray.catalog import gallery
 from pia_ray.catalog.progress import Progress, RunSummary, counted
 from pia_ray.catalog.retaking import RetakePlan
@@ -26,6 +27,7 @@ from pia_ray.catalog.review.verdict_file import Verdict, read_review
 from pia_ray.catalog.rows.outage import OutageState, what_is_away
 from pia_ray.catalog.run_end import EndPost, Summary, summary_of_end, summary_of_trouble, write_summary
 from pia_ray.catalog.settling import recorded, settled, versions_of, with_absolute_paths
+from pia_ray.catalog.start_phases import phases_in_words, start_phases
 from pia_ray.catalog.stopping import Ending, RunStop, grace_of, stop_on_signals
 from pia_ray.catalog.verdicts import Verdicts, judged
 from pia_ray.config.catalog import CatalogConfig
@@ -64,6 +66,14 @@ class Rows(Protocol):
     def start(self) -> str:
         """The workers' state before the first result, in words: downloads, loading, steps of the first row."""
 
+    @property
+    def opening(self) -> str:
+        """A name for what it took to open them: "Ray", or "model"."""
+
+    @property
+    def start_s(self) -> Mapping[str, float]:
+        """Seconds of the start of the first worker by phase, as far as they are known."""
+
     def drain(self) -> None:
         """Begins no other rows; those in an engine go on to their results."""
 
@@ -75,6 +85,9 @@ class Rows(Protocol):
     def outage(self) -> OutageState:
         """The outage that workers wait out."""
 
+
+MakeAnimator = Callable[[CatalogConfig, int], RowAnimator]
+"""Makes one actor's animator from the config and the CPU threads it may use. Sent to the actors, so it must pickle."""
 
 Execute = Callable[[RunPlan], AbstractContextManager[Rows]]
 """Opens workers and gives them the rows; closing it stops the workers at once."""
@@ -277,7 +290,9 @@ def _follow(
     refresh_at = time.monotonic() + REFRESH_S
     share = ledger.BusyShare()
     verdicts = Verdicts(plan.config, num_pending=progress.num_pending)
+    opens_at = time.monotonic()
     with execute(plan) as results:
+        opened_at = time.monotonic()
         reader = _ResultReader(iter(results))
         while (rows := reader.take(timeout_s=0.5)) is not None:
             now = time.monotonic()
@@ -287,6 +302,8 @@ def _follow(
                 else:
                     run_ledger.flush_if_due()
             progress = counted(progress, judged(rows), run_id=plan.run_id, since_start_s=now - started, share=share)
+            if rows and not progress.start_s:
+                progress = _with_start(progress, rows[0], results, opens_at - started, opened_at - opens_at)
             if progress.num_left and stop.begins(now):
                 results.drain()
                 progress = replace(progress, phase="stopping")
@@ -307,6 +324,19 @@ def _follow(
                     log.warning("results.parquet is left as it was for now: %s", error)
                 refresh_at = time.monotonic() + max(REFRESH_S, 20 * (time.monotonic() - now))
         run_ledger.append(verdicts.held())
+
+
+def _with_start(progress: Progress, row: ResultRow, results: Rows, planning_s: float, opening_s: float) -> Progress:
+    phases = start_phases(
+        planning_s=planning_s,
+        opening=results.opening,
+        opening_s=opening_s,
+        engine_s=results.start_s,
+        row_s=sum(seconds or 0.0 for seconds in (row.fetch_s, row.animate_s, row.publish_s)),
+        all_s=progress.first_row_s,
+    )
+    log.info("start: %s", phases_in_words(phases))
+    return replace(progress, start_s=phases)
 
 
 def _write_gallery(output: str) -> str | None:

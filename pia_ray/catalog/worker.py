@@ -24,14 +24,7 @@ from pia_ray.catalog.rows.retakes import RowTakes
 from pia_ray.catalog.rows.row_lock import RowLock
 from pia_ray.catalog.rows.tries import STORE_AWAY, Tries, TurnWaits
 from pia_ray.config.catalog import CatalogConfig
-from pia_ray.errors import (
-    DeviceLost,
-    JobError,
-    OutOfMemory,
-    OutputError,
-    RowError,
-    row_errors,
-)
+from pia_ray.errors import DeviceLost, JobError, OutOfMemory, OutputError, RowError, row_errors
 from pia_ray.result_row import FAILED, ResultRow
 from pia_ray.types import AnimationRequest, ManifestRow
 
@@ -51,7 +44,8 @@ class CatalogWorker:
 
     `replace_animator` makes the animator to go on with where this one hangs. Left out: the process has to end, and
     `work` raises. `node` is the worker's node, and `node_lives` says whether one has not been lost. The run has
-    `num_workers` at most, which share its rate of requests to a picture host.
+    `num_workers` at most, which share its rate of requests to a picture host. With `first_alone` the first row has the
+    engine to itself, so that its video is there sooner.
     """
 
     def __init__(
@@ -65,6 +59,7 @@ class CatalogWorker:
         node_lives: Callable[[str], bool] = lambda node: True,
         on_stage: OnStage = lambda stage, seconds: None,
         num_workers: int = 1,
+        first_alone: bool = False,
     ) -> None:
         storage.declare_buckets(anonymous=config.s3_anonymous, requester_pays=config.s3_requester_pays)
         self._config = config
@@ -76,7 +71,7 @@ class CatalogWorker:
         self._lock = RowLock()
         self._outage = Outage()
         self._sources = Sources(self._outage, patience_s=config.patience_s)
-        self._rows = InFlightRows(hang_timeout_s=config.hang_timeout_s, on_stage=on_stage)
+        self._rows = InFlightRows(hang_timeout_s=config.hang_timeout_s, on_stage=on_stage, first_alone=first_alone)
         self._stages = self._rows.stages
         self._draining = threading.Event()
         self._stopped = threading.Event()

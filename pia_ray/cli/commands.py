@@ -51,9 +51,19 @@ _NO_OUTPUT: Final = "unused"
 def demo_command(args: argparse.Namespace) -> int:
     manifest = str(files("pia_ray").joinpath("demo", "catalog", "catalog.parquet"))
     given = {"manifest": manifest, "output": args.output, "model": "demo", "limit": args.limit, "log": args.log}
-    config = load(None, {name: value for name, value in given.items() if value is not None})
+    preset: dict[str, Any] = {} if args.preset == "exact" else {"defaults": {"preset": args.preset}}
+    config = load(None, {name: value for name, value in given.items() if value is not None} | preset)
     limit = [] if args.limit is None else ["--limit", str(args.limit)]
-    return _run(config, args, again=["animate", manifest, "--output", args.output, "--model", "demo", *limit])
+    again = ["animate", manifest, "--output", args.output, "--model", "demo", "--preset", args.preset, *limit]
+    return _run(config, args, again=again, note=f"preset    {args.preset}: {_DEMO_PRESETS[args.preset]}")
+
+
+_DEMO_PRESETS: Final = {
+    "exact": "all 8 steps are computed",
+    "balanced": "5 of 8 steps are computed, 48 dB or more against --preset exact",
+    "fast": "4 of 8 steps are computed, 38 dB or more against --preset exact",
+}
+"""The least PSNR of the bundled catalogue's videos (docs/speed.md)."""
 
 
 def animate_command(args: argparse.Namespace) -> int:
@@ -68,10 +78,10 @@ def animate_command(args: argparse.Namespace) -> int:
     return _run(config, args, again=again)
 
 
-def _run(config: CatalogConfig, args: argparse.Namespace, *, again: Sequence[str]) -> int:
-    """Runs the catalogue; `again` are the arguments that repeat the run, the command first."""
+def _run(config: CatalogConfig, args: argparse.Namespace, *, again: Sequence[str], note: str = "") -> int:
+    """Runs the catalogue; `again` are the arguments that repeat the run, the command first. `note` is a first line."""
     require("run", purpose=f"`{args.parser.prog}`")
-    from pia_ray.catalog.graph import run_catalog
+    from pia_ray.catalog.cluster_run import run_catalog
     from pia_ray.cli.console import RunDisplay, absolute_path, make_run_console, open_page, show_summary
 
     _set_up_logs(config, args)
@@ -89,6 +99,8 @@ def _run(config: CatalogConfig, args: argparse.Namespace, *, again: Sequence[str
     # animated the run has handlers of its own, which let those that denoise end.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, interrupt)
+    if note:
+        console.print(note, highlight=False, soft_wrap=True)
     with RunDisplay(console) as display:
 
         def observe(progress: Progress) -> None:
@@ -113,7 +125,7 @@ def _set_up_logs(config: WorkerConfig, args: argparse.Namespace) -> None:
     """Does what the config says of logs, after Ray, which sets up its own, has been imported."""
     if config.log == "json":
         logs.set_up("json", level=logging.INFO if args.verbose else logging.WARNING)
-        for name in ("ray", "ray.data", "ray.serve"):
+        for name in ("ray", "ray.serve"):
             logs.take_over(name)
 
 

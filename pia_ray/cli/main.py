@@ -19,12 +19,15 @@ from pia_ray.cli.commands import Command, image_command
 from pia_ray.cli.machine_errors import machine_error
 from pia_ray.cli.parser import make_parser
 from pia_ray.errors import ConfigError, JobError, PiaRayError, RowError
+from pia_ray.imports import own_process
 
 log = logging.getLogger(__name__)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; the exit code. Installed as `pia-ray`."""
+    if argv is None:
+        own_process()
     given = list(sys.argv[1:] if argv is None else argv)
     parser = make_parser()
     if "_ARGCOMPLETE" in os.environ:  # a shell asks for completions

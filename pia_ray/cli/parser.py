@@ -10,6 +10,7 @@ from pia_ray.cli.arguments import Parser
 from pia_ray.cli.export_command import export_command
 from pia_ray.cli.jobs_command import ACTIONS, STATUSES, jobs_command
 from pia_ray.cli.setting_flags import FORMATS, add_catalog_flags, add_knob_flags, add_styles_flag, seconds
+from pia_ray.config.knob_types import Preset
 from pia_ray.config.serve import ServeConfig
 from pia_ray.logs import LogFormat
 
@@ -44,6 +45,8 @@ def make_parser() -> Parser:
     demo = add("demo", commands.demo_command, "animate the bundled catalogue with the bundled model on this machine")
     demo.add_argument("--output", default="pia-ray-demo", metavar="DIR", help="where to (default: %(default)s)")
     demo.add_argument("--limit", metavar="N", type=int, help="only the first so many rows of the catalogue")
+    preset_help = "how many steps are computed (default: %(default)s, whose videos are at 48 dB or more against exact)"
+    demo.add_argument("--preset", choices=get_args(Preset), default="balanced", help=preset_help)
     demo.add_argument("--open", action="store_true", help=_OPEN_HELP)
 
     text = "animate a catalogue: videos, results table and gallery"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from pia_ray import weights
 from pia_ray.config.model import ModelConfig
 from pia_ray.config.workers import WorkerConfig
+from pia_ray.imports import collector_paused
 
 if TYPE_CHECKING:
     from pia_ray.pia.animator import Animator
@@ -18,10 +19,17 @@ log = logging.getLogger(__name__)
 
 _imports = threading.Event()
 
+_spent_s: list[float] = []
+
 
 def imports_torch() -> bool:
     """Whether a thread of this process is in the import of torch and diffusers."""
     return _imports.is_set()
+
+
+def import_s() -> float:
+    """Seconds that the import of torch and diffusers has taken in this process; 0 before it has ended."""
+    return max(_spent_s, default=0.0)
 
 
 def animator_class() -> type[Animator]:
@@ -29,10 +37,14 @@ def animator_class() -> type[Animator]:
     begin = time.perf_counter()
     _imports.set()
     try:
-        from pia_ray.pia.animator import Animator  # torch is for the workers: a driver starts seconds sooner without
+        with collector_paused():
+            from pia_ray.pia.animator import (
+                Animator,
+            )  # torch is for the workers: a driver starts seconds sooner without
     finally:
         _imports.clear()
-    log.info("torch, diffusers and transformers imported in %.1f s", time.perf_counter() - begin)
+    _spent_s.append(time.perf_counter() - begin)
+    log.info("torch, diffusers and transformers imported in %.1f s", _spent_s[-1])
     return Animator
 
 

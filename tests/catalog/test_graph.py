@@ -31,7 +31,7 @@ from pia_ray import Animator, build_processor, ledger, read_results, storage
 from pia_ray.animation import Animation
 from pia_ray.catalog.actors.actor_pool import no_progress_s, size_pool
 from pia_ray.catalog.actors.channel import RunChannel, follow_run
-from pia_ray.catalog.graph import run_catalog
+from pia_ray.catalog.cluster_run import run_catalog
 from pia_ray.catalog.local import run_local
 from pia_ray.catalog.progress import Progress
 from pia_ray.catalog.rows.outage import NO_OUTAGE, OutageState

@@ -15,7 +15,7 @@ import pytest
 import ray
 
 from pia_ray import read_results, storage
-from pia_ray.catalog.graph import run_catalog
+from pia_ray.catalog.cluster_run import run_catalog
 from pia_ray.catalog.local import run_local
 from pia_ray.config.catalog import CatalogConfig
 from pia_ray.config.model import ModelConfig, build
@@ -38,7 +38,7 @@ DRIVER = """
 import json, sys
 from functools import partial
 from pathlib import Path
-from pia_ray.catalog.graph import run_catalog
+from pia_ray.catalog.cluster_run import run_catalog
 from pia_ray.config.catalog import CatalogConfig, build
 from pia_ray.testing import make_fake
 

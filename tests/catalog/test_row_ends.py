@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from pia_ray import ledger, manifest, read_results, weights
 from pia_ray.animation import Animation
 from pia_ray.catalog.local import run_local
 from pia_ray.catalog.progress import Progress, RunSummary
+from pia_ray.catalog.rows.in_flight import InFlight, InFlightRows
 from pia_ray.catalog.rows.stages import Stages
 from pia_ray.catalog.stopping import CONTAINER_GRACE_S, GRACE_S, grace_of
 from pia_ray.catalog.worker import CatalogWorker
@@ -385,3 +386,36 @@ def test_only_the_last_try_of_a_row_is_logged_as_its_failure(tmp_path: Path, cap
     assert [level for level, _ in said] == ["INFO", "WARNING"]
     assert said[0][1].startswith("row a, try 1 of 2: ")
     assert said[1][1].startswith("row a failed: out_of_memory: ")
+
+
+# The first row
+
+
+def test_the_first_row_of_a_worker_has_the_engine_to_itself_where_that_is_asked_for(tmp_path: Path) -> None:
+    config = configure(tmp_path, {"a": "sea", "b": "sky", "c": "sun"})
+    asked: list[bool] = []
+
+    class Watching(FakeAnimator):
+        def submit(self, request: AnimationRequest, *, alone: bool = False, **how: Any) -> Future[Animation]:
+            asked.append(alone)
+            return super().submit(request, alone=alone, **how)
+
+    with Watching(DEMO, batch_size=3) as animator:
+        each = worker(config, animator, run_id="r", first_alone=True)
+        with ThreadPoolExecutor(3) as pool:
+            results = list(pool.map(each.work, planned(config).values()))
+    assert [result and result.status for result in results] == ["succeeded"] * 3
+    assert sorted(asked) == [False, False, True]
+    assert not ledger.count_attempts(config.output)
+
+
+def test_others_have_no_room_while_the_first_row_has_the_engine_and_have_it_afterwards() -> None:
+    rows = InFlightRows(hang_timeout_s=60, first_alone=True)
+    with FakeAnimator(DEMO, batch_size=3) as animator:
+        first, second = InFlight(rows, "a", "ka"), InFlight(rows, "b", "kb")
+        assert rows.first.claim()
+        assert not rows.first.claim()
+        first.has_room = True
+        assert (rows.take_room(first, animator), rows.take_room(second, animator)) == (True, False)
+        rows.first.end()
+        assert rows.take_room(second, animator)

@@ -20,7 +20,7 @@ from pia_ray.weights.transfers import TRANSFERS, CountedBar
             "weights are fetched, 1.2 GB of 3.1 GB, 40.0 MB/s",
         ),
         ([["fetches", 0, 3_100_000_000]], 0.0, "weights are fetched, 0 B of 3.1 GB"),
-        ([["denoises", 0, 0]], 0.0, "the first rows are fetched"),
+        ([["denoises", 0, 0, 2.9, 0.4]], 0.0, "the first rows are fetched"),
         ([["denoises", 1, 25], ["denoises", 3, 25]], 0.0, "the first row denoises, step 3 of 25"),
     ],
 )

@@ -12,7 +12,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from pia_ray.catalog.graph import run_catalog
+from pia_ray.catalog.cluster_run import run_catalog
 from pia_ray.config.catalog import CatalogConfig
 from pia_ray.config.model import build
 from pia_ray.errors import JobError

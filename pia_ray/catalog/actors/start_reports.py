@@ -17,7 +17,7 @@ import ray
 from ray.experimental import internal_kv
 
 from pia_ray.formatting import size
-from pia_ray.pia import imports_torch
+from pia_ray.pia import import_s, imports_torch
 from pia_ray.weights.transfers import TRANSFERS
 
 log = logging.getLogger(__name__)
@@ -40,20 +40,26 @@ class ActorStart:
     def __init__(self, run_id: str) -> None:
         self._key = _key(run_id, ray.get_runtime_context().get_actor_id() or "")
         self._worker: Denoising | None = None
-        self._ended = threading.Event()
+        self._begun_at = time.monotonic()
+        self._seconds: tuple[float, float] = (0.0, 0.0)
+        self._moved = threading.Event()
+        self._ended = False
         threading.Thread(target=self._follow, name="start-reports", daemon=True).start()
 
     def loaded(self, worker: Denoising) -> None:
         """Says that the model is loaded; from now on the worker's first row is reported."""
+        self._seconds = import_s(), time.monotonic() - self._begun_at - import_s()
         self._worker = worker
+        self._moved.set()  # a first row may take less time than there is between two reports
 
     def end(self) -> None:
         """Says that a row has ended: nothing more is reported."""
-        self._ended.set()
+        self._ended = True
+        self._moved.set()
 
     def _follow(self) -> None:
         written: list[Any] = []
-        while not self._ended.is_set():
+        while not self._ended:
             if (report := self._report()) != written:
                 try:
                     value = json.dumps(report).encode()
@@ -61,11 +67,12 @@ class ActorStart:
                     written = report
                 except Exception:
                     log.debug("the cluster's key-value store does not answer", exc_info=True)
-            self._ended.wait(EVERY_S)
+            self._moved.wait(EVERY_S)
+            self._moved.clear()
 
     def _report(self) -> list[Any]:
         if self._worker is not None:
-            return ["denoises", *self._worker.furthest_step]
+            return ["denoises", *self._worker.furthest_step, *self._seconds]
         done, total = TRANSFERS.bytes
         if done < total:
             return ["fetches", done, total]
@@ -78,6 +85,7 @@ class RunStart:
     def __init__(self, run_id: str) -> None:
         self._run_id = run_id
         self._read_at = 0.0
+        self._has_read = False
         self._text = ""
         self._before = (0, 0.0)
 
@@ -87,18 +95,31 @@ class RunStart:
         now = time.monotonic()
         if now - self._read_at >= EVERY_S:
             self._read_at = now
-            try:
-                keys = internal_kv._internal_kv_list(_key(self._run_id, ""), namespace=_NAMESPACE)
-                values = [internal_kv._internal_kv_get(key, namespace=_NAMESPACE) for key in keys]
-            except Exception:
-                log.debug("the cluster's key-value store does not answer", exc_info=True)
+            reports = self._read()
+            if reports is None:
                 return self._text
-            reports = [json.loads(value) for value in values if value is not None]
-            fetched = max((done for what, done, _ in reports if what == "fetches"), default=0)
+            fetched = max((done for what, done, *_ in reports if what == "fetches"), default=0)
             (before, before_at), self._before = self._before, (fetched, now)
             rate = (fetched - before) / (now - before_at) if 0 < before < fetched else 0.0
             self._text = start_in_words(reports, bytes_per_s=rate)
         return self._text
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Seconds of the imports and of the loading of the model, of the actor that had its model first."""
+        loaded = [report[3:] for report in self._read() or () if report[0] == "denoises"]
+        return dict(zip(("imports", "model"), min(loaded, key=sum), strict=True)) if loaded else {}
+
+    def _read(self) -> list[list[Any]] | None:
+        """The actors' reports; None where the cluster does not answer."""
+        self._has_read = True
+        try:
+            keys = internal_kv._internal_kv_list(_key(self._run_id, ""), namespace=_NAMESPACE)
+            values = [internal_kv._internal_kv_get(key, namespace=_NAMESPACE) for key in keys]
+        except Exception:
+            log.debug("the cluster's key-value store does not answer", exc_info=True)
+            return None
+        return [json.loads(value) for value in values if value is not None]
 
     def __enter__(self) -> Self:
         return self
@@ -106,18 +127,18 @@ class RunStart:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._read_at:
+        if self._has_read:
             internal_kv._internal_kv_del(_key(self._run_id, ""), del_by_prefix=True, namespace=_NAMESPACE)
 
 
 def start_in_words(reports: Sequence[Sequence[Any]], *, bytes_per_s: float) -> str:
     """The actors' reports in words: the download that is furthest, else the import, the loading, or the first row."""
-    fetching = [(done, total) for what, done, total in reports if what == "fetches"]
+    fetching = [(done, total) for what, done, total, *_ in reports if what == "fetches"]
     if fetching:
         done, total = max(fetching)
         rate = f", {size(bytes_per_s)}/s" if bytes_per_s else ""
         return f"weights are fetched, {size(done)} of {size(total)}{rate}"
-    steps = [(done, total) for what, done, total in reports if what == "denoises"]
+    steps = [(done, total) for what, done, total, *_ in reports if what == "denoises"]
     workers = "worker" if len(reports) == 1 else "workers"
     if importing := sum(what == "imports" for what, *_ in reports):
         return f"torch is imported on {importing} of {len(reports)} {workers}"

@@ -13,6 +13,7 @@ from typing import Final
 from pia_ray import ledger, logs, storage
 from pia_ray.animation import Animation, RowAnimator
 from pia_ray.catalog.rows.engine_clock import EngineClock
+from pia_ray.catalog.rows.first_row import FirstRow
 from pia_ray.catalog.rows.stages import Stages
 from pia_ray.errors import StorageError
 from pia_ray.types import AnimationRequest, ManifestRow
@@ -74,6 +75,8 @@ class InFlight:
 
     def submit(self, animator: RowAnimator, request: AnimationRequest, *, alone: bool) -> Future[Animation]:
         """The future animation. A row that starts at once is recorded as animating first: it may end the process."""
+        is_first = self._rows.first.claim()
+        self.has_room = self.has_room or is_first
         if self._rows.take_room(self, animator) and self.record is not None and self.record.state == "waiting":
             self.record = self._rows.set_state(self.record, "animating")
         self.animator, self.started = animator, False
@@ -88,9 +91,11 @@ class InFlight:
 
         def end(future: Future[Animation]) -> None:
             self._rows.engine.leave(visit)
+            if is_first:
+                self._rows.first.end()
             self._changed.set()
 
-        self.future = animator.submit(request, alone=alone, on_start=start, on_step=self._step)
+        self.future = animator.submit(request, alone=alone or is_first, on_start=start, on_step=self._step)
         self.future.add_done_callback(end)
         return self.future
 
@@ -120,13 +125,16 @@ class InFlight:
 
 
 class InFlightRows:
-    """The rows that one worker has begun."""
+    """The rows that one worker has begun. With `first_alone` the first one has the engine to itself."""
 
-    def __init__(self, *, hang_timeout_s: float, on_stage: OnStage = lambda stage, seconds: None) -> None:
+    def __init__(
+        self, *, hang_timeout_s: float, on_stage: OnStage = lambda stage, seconds: None, first_alone: bool = False
+    ) -> None:
         self.lock = threading.Lock()
         """Held while a hang is dealt with."""
         self.stages = Stages()
         self.engine = EngineClock()
+        self.first = FirstRow(alone=first_alone)
         self.num_tries = 0
         """The tries of all rows until now."""
         self._on_stage = on_stage
@@ -141,7 +149,7 @@ class InFlightRows:
         """Whether the engine has room for the row, which from now on takes it."""
         with self._changed:
             taken = sum(other.has_room and (other.future is None or not other.future.done()) for other in self._entries)
-            entry.has_room = entry.has_room or taken < animator.batch_size
+            entry.has_room = entry.has_room or (not self.first.is_running and taken < animator.batch_size)
             return entry.has_room
 
     @contextmanager

@@ -106,6 +106,10 @@ class Ingress:
         """Called by Serve, which replaces this process if it raises."""
         self._service.check_alive()
 
+    async def num_requests(self) -> int:
+        """The calls and video jobs of this ingress whose videos are being made, or wait for it."""
+        return self._renderer.num_requests
+
 
 class DropRequestId:
     """Removes our request id from answers. Serve's proxy adds the same one, and clients would join the two."""

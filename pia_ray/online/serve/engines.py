@@ -40,6 +40,7 @@ from pia_ray.errors import (
     UnexpectedError,
     WorkerDied,
 )
+from pia_ray.imports import own_process
 from pia_ray.online.rendering.local_renderer import LocalRenderer, model_facts
 from pia_ray.online.rendering.renderer import (
     INTERACTIVE,
@@ -87,6 +88,7 @@ class EngineReplica:
     """One replica: warm models, and the requests that denoise together in them."""
 
     def __init__(self, config: ServeConfig, make_animator: MakeAnimator, cpu_threads: int) -> None:
+        own_process()
         logs.set_up_worker(config.log, replica=serve.get_replica_context().replica_id.unique_id)
         self._config = config
         self._renderer = LocalRenderer(make_animator(config, cpu_threads), config)
@@ -179,6 +181,11 @@ class RayRenderer:
                 await deadline.within(asyncio.sleep(ROUTER_S))
         finally:
             self._num_requests -= 1
+
+    @property
+    def num_requests(self) -> int:
+        """The requests of this renderer that have not ended."""
+        return self._num_requests
 
     async def load(self) -> Load:
         """As `Renderer.load`, for the requests of this renderer; starts no engine."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import socket
 import threading
 import time
 from collections.abc import Callable
@@ -16,9 +15,9 @@ import ray.exceptions
 from ray import serve
 
 from pia_ray.config.serve import ServeConfig
-from pia_ray.errors import ConfigError
 from pia_ray.online.serve.deployments import build_endpoint, end_s
 from pia_ray.online.serve.engines import MakeAnimator
+from pia_ray.online.serve.ports import held_port
 from pia_ray.online.serve.proxy import PROXY_CALLBACK, proxy_middlewares
 from pia_ray.pia import make_animator
 from pia_ray.ray_runtime import own_cluster, ray_errors
@@ -26,6 +25,9 @@ from pia_ray.ray_runtime import own_cluster, ray_errors
 log = logging.getLogger(__name__)
 
 APPLICATION: Final = "pia-ray"
+
+ANSWER_S: Final = 2.0
+"""Seconds that the ingress has to say whether it has requests, when the server is to end."""
 
 
 def run_server(
@@ -47,8 +49,16 @@ def run_server(
         JobError: Ray or the endpoint could not be started.
     """
     stop = stop or threading.Event()
-    port = _free_port(config.host, config.port)
-    config = _with_threads(config.model_copy(update={"port": port}))
+    with held_port(config.host, config.port) as port:
+        _serve(
+            _with_threads(config.model_copy(update={"port": port})), ready=ready, make_animator=make_animator, stop=stop
+        )
+
+
+def _serve(
+    config: ServeConfig, *, ready: Callable[[str], None], make_animator: MakeAnimator, stop: threading.Event
+) -> None:
+    """Serves at the config's port until `stop` is set, or a signal comes."""
     # Serve's proxies are started by Ray and see this process's environment.
     os.environ[PROXY_CALLBACK] = f"{proxy_middlewares.__module__}:{proxy_middlewares.__name__}"
     # Serve kills a proxy that is not ready after 5 s, and its start fails with it (ray 2.60): imports take longer on a
@@ -62,10 +72,10 @@ def run_server(
                     resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
                     config = config.model_copy(update={"gpus_per_replica": 1.0 if resources.get("GPU") else 0.0})
                 endpoint = build_endpoint(config, make_animator=make_animator)
-                serve.start(http_options={"host": config.host, "port": port, "request_timeout_s": None})
+                serve.start(http_options={"host": config.host, "port": config.port, "request_timeout_s": None})
                 serve.run(endpoint, name=APPLICATION, route_prefix="/")
             host = f"[{config.host}]" if ":" in config.host else config.host
-            ready(f"http://{host}:{port}/")
+            ready(f"http://{host}:{config.port}/")
             stop.wait()
             stop.clear()
             with ray_errors("the endpoint could not be ended in order"):
@@ -73,19 +83,6 @@ def run_server(
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-
-
-def _free_port(host: str, port: int) -> int:
-    """The port, or a free one for 0; Serve would find out only in a process of its own."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host.strip("[]"), port))
-        except OSError as error:
-            raise ConfigError(f"cannot listen on {host} port {port}: {error.strerror or error}") from None
-        number: int = probe.getsockname()[1]
-    return number
 
 
 def _with_threads(config: ServeConfig) -> ServeConfig:
@@ -102,11 +99,22 @@ def _signals() -> tuple[signal.Signals, ...]:
 
 def _shut_down(again: threading.Event, *, timeout_s: float) -> None:
     """Lets calls and videos end that are being made; a second signal, or that time, cuts this short."""
+    unfinished = _num_requests()
     # The application alone: Serve itself goes with its cluster, and complains where it is shut down before.
     serve.delete(APPLICATION, _blocking=False)
     deadline = time.monotonic() + timeout_s
-    told = False
+    told = not unfinished
     while APPLICATION in serve.status().applications and time.monotonic() < deadline and not again.wait(0.2):
         if not told and time.monotonic() > deadline - timeout_s + 2:
             log.warning("ends when the videos that are being made have ended; a second signal ends it at once")
             told = True
+
+
+def _num_requests() -> int:
+    """The requests that have not ended, of one ingress; 1 where it does not answer."""
+    try:
+        number: int = serve.get_app_handle(APPLICATION).num_requests.remote().result(timeout_s=ANSWER_S)
+    except Exception:
+        log.debug("the ingress does not say what it does", exc_info=True)
+        return 1
+    return number

@@ -1,0 +1,33 @@
+"""`FirstRow`: the row that a worker's engine begins with."""
+
+from __future__ import annotations
+
+import threading
+
+
+class FirstRow:
+    """The first row that comes to a worker's engine; with `alone` it has the engine to itself.
+
+    A run's first video is there sooner then. On a CPU four rows at once take four times as long as one, to a tenth.
+    """
+
+    def __init__(self, *, alone: bool) -> None:
+        self._lock = threading.Lock()
+        self._is_free = alone
+        self._is_running = False
+
+    @property
+    def is_running(self) -> bool:
+        """Whether a row has the engine to itself now."""
+        return self._is_running
+
+    def claim(self) -> bool:
+        """Whether the calling row is the first one and is to be alone; true once."""
+        with self._lock:
+            is_first, self._is_free = self._is_free, False
+            self._is_running = self._is_running or is_first
+            return is_first
+
+    def end(self) -> None:
+        """Says that the first row has left the engine."""
+        self._is_running = False
