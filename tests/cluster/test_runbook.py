@@ -193,7 +193,8 @@ def test_each_command_of_the_runbook_names_what_is_there_by_then(tmp_path: Path)
         ("KEY=$(openssl rand -hex 24)\n", "variable/KEY"),
         ("docker push registry.example.com/pia-ray:0.1.0-cuda\n", "pushed/registry.example.com/pia-ray:0.1.0-cuda"),
         pytest.param(
-            'kubectl -n pia-ray create secret generic pia-ray-redis --from-literal=password="$(openssl rand -hex 24)"\n',
+            "kubectl -n pia-ray create secret generic pia-ray-redis "
+            '--from-literal=password="$(openssl rand -hex 24)"\n',
             "Secret/pia-ray-redis",
             marks=needs_kustomize,
         ),
