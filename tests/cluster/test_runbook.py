@@ -17,7 +17,7 @@ import yaml
 
 from tests.cluster.manifests import CLUSTER, ROOT, build, documents, faults, name_of, needs_kustomize, pod_templates
 
-REQUIRED = {"variable/HOME", "file/tls.crt", "file/tls.key", "Namespace/envoy-gateway-system"}
+REQUIRED = {"file/tls.crt", "file/tls.key", "Namespace/envoy-gateway-system"}
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
