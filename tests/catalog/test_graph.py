@@ -514,7 +514,8 @@ def test_each_metric_of_runs_that_the_dashboard_asks_for_is_exported_by_a_run(
     lines = [json.dumps({"id": name, "image": picture, "prompt": "sea"}) for name in ("a", "b")]
     storage.write_bytes(f"{chaos.bucket}/manifest.jsonl", "\n".join(lines).encode())
     chaos.faults.append(503)  # so that there is a retry
-    dashboard = json.loads((Path(__file__).parents[2] / "cluster" / "dashboard.json").read_text())
+    monitoring = Path(__file__).parents[2] / "cluster" / "k8s" / "components" / "monitoring"
+    dashboard = json.loads((monitoring / "dashboard.json").read_text())
     queries = [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", ())]
     wanted = set(re.findall(r"ray_pia_ray_run_\w+", " ".join(queries)))
     (node,) = ray.nodes()

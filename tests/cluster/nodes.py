@@ -82,8 +82,17 @@ class Node:
 class Nodes:
     """The cluster; `token` is its password. What `environment` says is in the environment of every node."""
 
-    def __init__(self, network: Network, *, environment: Mapping[str, str], log: Path) -> None:
+    def __init__(
+        self,
+        network: Network,
+        *,
+        environment: Mapping[str, str],
+        log: Path,
+        head_environment: Mapping[str, str] | None = None,
+        head_arguments: tuple[str, ...] = (),
+    ) -> None:
         self.network = network
+        self._head_environment, self._head_arguments = head_environment or {}, head_arguments
         self.token = secrets.token_hex(32)
         self.http_port = free_port()
         # Ray's sockets have paths of at most 107 characters: not under pytest's folders.
@@ -97,6 +106,7 @@ class Nodes:
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": self.token,
             "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",  # as the RayService has it
         }
         self._gcs_port, self._dashboard_port = free_port(), free_port()
         self._head: Node | None = None
@@ -141,8 +151,8 @@ class Nodes:
         answer = self.ask("/api/v0/nodes", detail="1")
         return [node for node in answer["data"]["result"]["result"] if node["state"] == "ALIVE"] if answer else []
 
-    def start(self) -> None:
-        """Starts the head."""
+    def start(self, place: Place | None = None) -> None:
+        """Starts the head, in that place or a new one."""
         arguments = [
             "--head",
             f"--port={self._gcs_port}",
@@ -150,10 +160,12 @@ class Nodes:
             f"--ray-client-server-port={free_port()}",
             "--num-cpus=0",
             "--num-gpus=0",
+            *self._head_arguments,
         ]
         for left in (2, 1, 0):
-            place = self.network.place()
-            self._head = self._node(place, *arguments, f"--dashboard-host={place.address}")
+            where = place or self.network.place()
+            arguments = [*arguments, f"--dashboard-host={where.address}"]
+            self._head = self._node(where, *arguments, environment=self._head_environment)
             until(lambda: self.head.ended or self.alive(), seconds=PATIENCE_S, what="the cluster has a head")
             if not self._head.ended:
                 return
@@ -215,7 +227,7 @@ class Nodes:
     def _jobs(self) -> JobSubmissionClient:
         return JobSubmissionClient(self.dashboard, headers=self.bearer)
 
-    def _node(self, place: Place, *arguments: str) -> Node:
+    def _node(self, place: Place, *arguments: str, environment: Mapping[str, str] | None = None) -> Node:
         ours = [
             # Of several nodes at one address each takes the ports that are free.
             "--min-worker-port=0",
@@ -226,7 +238,7 @@ class Nodes:
             # Its own, as on a machine of its own: nodes that start side by side would take each other's sockets.
             f"--temp-dir={tempfile.mkdtemp(dir=self._folder)}",
         ]
-        return Node(place, [*arguments, *ours], self._environment, self._log)
+        return Node(place, [*arguments, *ours], {**self._environment, **(environment or {})}, self._log)
 
 
 def _signal(processes: set[int], number: signal.Signals) -> None:

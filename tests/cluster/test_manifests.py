@@ -1,8 +1,4 @@
-"""The files of cluster/ are what their readers take: Kubernetes, KubeRay, Ray, Serve, Docker, Grafana, Prometheus.
-
-KubeRay's schemas are not in the repository: PIA_RAY_KUBERAY_CRDS names a folder of its CRDs, which its sources have in
-ray-operator/config/crd/bases, and PIA_RAY_REQUIRE_CRDS=1 forbids to skip what needs them.
-"""
+"""The files of cluster/ are what their readers take: Kubernetes, KubeRay, Ray, Serve, Docker, Grafana, Prometheus."""
 
 from __future__ import annotations
 
@@ -37,27 +33,22 @@ from packaging.utils import canonicalize_name
 
 from pia_ray.config.catalog import load
 from pia_ray.config.serve import load_serve
+from tests.cluster.manifests import (
+    CLUSTER,
+    COMPONENTS,
+    K8S,
+    KUBERNETES,
+    ROOT,
+    Mapping,
+    build,
+    documents,
+    faults,
+    needs_kustomize,
+    pod_templates,
+    resources,
+)
 
-ROOT = Path(__file__).parents[2]
-CLUSTER = ROOT / "cluster"
-K8S = CLUSTER / "k8s"
-KUBERNETES = "1.33"
-CRDS = os.environ.get("PIA_RAY_KUBERAY_CRDS", "")
-Mapping = dict[str, Any]
-
-
-def documents(path: Path) -> list[Mapping]:
-    return [document for document in yaml.safe_load_all(path.read_text("utf-8")) if document]
-
-
-def resources() -> Iterator[tuple[str, Mapping]]:
-    for path in sorted(K8S.glob("*.yaml")):
-        for document in documents(path):
-            if "kind" in document and document["kind"] != "Kustomization":
-                yield f"{document['kind']}/{document['metadata']['name']}", document
-
-
-RESOURCES = dict(resources())
+RESOURCES = dict(resources(K8S))
 NATIVE = {name: found for name, found in RESOURCES.items() if not found["apiVersion"].startswith("ray.io/")}
 OF_RAY = {name: found for name, found in RESOURCES.items() if found["apiVersion"].startswith("ray.io/")}
 
@@ -75,51 +66,6 @@ def test_kubernetes_objects_with_a_misspelt_key_are_refused():
     wrong["spec"]["concurencyPolicy"] = wrong["spec"].pop("concurrencyPolicy")
     with pytest.raises(kubernetes_validate.ValidationError):
         kubernetes_validate.validate(wrong, KUBERNETES, strict=True)
-
-
-def closed(schema: Any) -> Any:
-    """The schema with every object that lists its keys closed to others, and Kubernetes' either-or types spelt out."""
-    if isinstance(schema, list):
-        return [closed(each) for each in schema]
-    if not isinstance(schema, dict):
-        return schema
-    made = {key: closed(value) for key, value in schema.items()}
-    if schema.get("x-kubernetes-int-or-string") is True:
-        made = {key: value for key, value in made.items() if key not in ("type", "anyOf")} | {
-            "type": ["integer", "string"]
-        }
-    if isinstance(schema.get("properties"), dict) and "additionalProperties" not in schema:
-        made["additionalProperties"] = schema.get("x-kubernetes-preserve-unknown-fields", False)
-    return made
-
-
-@cache
-def schema_of(kind: str) -> Mapping:
-    """KubeRay's own schema of a kind, closed; skips the test where its CRDs are not at hand."""
-    path = Path(CRDS) / f"ray.io_{kind.lower()}s.yaml"
-    if not CRDS or not path.is_file():
-        reason = f"there is no {path.name} in PIA_RAY_KUBERAY_CRDS ({CRDS or 'not set'})"
-        if os.environ.get("PIA_RAY_REQUIRE_CRDS") == "1":
-            pytest.fail(reason)
-        pytest.skip(reason)
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    crd = yaml.load(path.read_text("utf-8"), loader)  # megabytes: a minute without libyaml
-    (version,) = [each for each in crd["spec"]["versions"] if each["name"] == "v1"]
-    schema: Mapping = closed(version["schema"]["openAPIV3Schema"])
-    fields = ("name", "namespace", "labels", "annotations")
-    schema["properties"]["metadata"] = {
-        "type": "object",
-        "properties": {field: {} for field in fields},
-        "additionalProperties": False,
-    }
-    return schema
-
-
-def faults(resource: Mapping) -> list[str]:
-    validator = jsonschema.Draft202012Validator(schema_of(resource["kind"]))
-    return [
-        f"{'.'.join(map(str, each.absolute_path))}: {each.message[:200]}" for each in validator.iter_errors(resource)
-    ]
 
 
 @pytest.mark.parametrize("name", OF_RAY)
@@ -146,18 +92,6 @@ def test_kuberay_objects_with_an_unknown_key_are_refused(place: tuple[Any, ...],
 
 
 # What the manifests mean together.
-
-
-def pod_templates(found: Any) -> Iterator[Mapping]:
-    if isinstance(found, list):
-        for each in found:
-            yield from pod_templates(each)
-    elif isinstance(found, dict):
-        if isinstance(found.get("spec"), dict) and "containers" in found["spec"]:
-            yield found
-        else:
-            for each in found.values():
-                yield from pod_templates(each)
 
 
 @pytest.mark.parametrize("name", [name for name in RESOURCES if list(pod_templates(RESOURCES[name]))])
@@ -257,44 +191,14 @@ def test_the_disruption_budgets_select_pods_that_there_are():
         assert set(spec) == {"selector", "minAvailable"}  # a RayCluster has no scale subresource for the other
 
 
-@pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed")
+@needs_kustomize
 def test_kustomize_builds_the_folder():
-    done = subprocess.run(["kubectl", "kustomize", str(K8S)], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    built = [each for each in yaml.safe_load_all(done.stdout) if each]
+    built = build(K8S)
     assert {each["metadata"].get("namespace") for each in built} <= {"pia-ray", None}
     images = {
         container["image"] for each in built for pod in pod_templates(each) for container in pod["spec"]["containers"]
     }
     assert images == {"registry.example.com/pia-ray:0.1.0-cuda"}
-
-
-@pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed")
-def test_the_overlay_of_the_runbook_builds(tmp_path: Path):
-    shutil.copytree(K8S, tmp_path / "k8s")
-    overlay = re.search(r"```yaml\n(# kustomization.yaml.*?)```", (CLUSTER / "README.md").read_text(), re.DOTALL)[1]
-    values = yaml.safe_load(overlay)
-    values["resources"] = ["k8s"]  # the runbook's is a place on GitHub
-    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(values))
-    (tmp_path / "catalog.yaml").write_text("manifest: s3://other/manifest.parquet\n")
-    kinds = {"role-arn.yaml": ("v1", "ServiceAccount"), "serve-config.yaml": ("ray.io/v1", "RayService")}
-    for name, (version, kind) in kinds.items():
-        patch = {
-            "apiVersion": version,
-            "kind": kind,
-            "metadata": {"name": "pia-ray", "annotations": {"patched": "yes"}},
-        }
-        (tmp_path / name).write_text(yaml.safe_dump(patch))
-    done = subprocess.run(["kubectl", "kustomize", str(tmp_path)], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    built = [each for each in yaml.safe_load_all(done.stdout) if each]
-    images = {
-        container["image"] for each in built for pod in pod_templates(each) for container in pod["spec"]["containers"]
-    }
-    assert images == {"REGISTRY/pia-ray:0.1.0-cuda"}
-    assert sum(each["metadata"].get("annotations", {}).get("patched") == "yes" for each in built) == 2
-    (config,) = [each for each in built if each["kind"] == "ConfigMap"]
-    assert "s3://other" in config["data"]["catalog.yaml"]
 
 
 def test_the_serve_config_is_one_that_serve_and_the_builder_take():
@@ -547,13 +451,13 @@ def named(expression: str) -> set[str]:
 
 
 def expressions() -> list[str]:
-    dashboard = json.loads((CLUSTER / "dashboard.json").read_text())
+    dashboard = json.loads((COMPONENTS / "monitoring" / "dashboard.json").read_text())
     drawn = [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", ())]
     return drawn + [rule["expr"] for rule in rules()]
 
 
 def rules() -> list[Mapping]:
-    (group,) = documents(CLUSTER / "alerts.yaml")[0]["groups"]
+    (group,) = documents(COMPONENTS / "monitoring" / "alerts.yaml")[0]["spec"]["groups"]
     return group["rules"]
 
 
@@ -580,7 +484,7 @@ def test_dashboard_and_alerts_ask_only_for_metrics_that_there_are():
 
 
 def test_panels_of_the_dashboard_do_not_overlap_and_their_ids_differ():
-    panels = json.loads((CLUSTER / "dashboard.json").read_text())["panels"]
+    panels = json.loads((COMPONENTS / "monitoring" / "dashboard.json").read_text())["panels"]
     assert max(Counter(panel["id"] for panel in panels).values()) == 1
     taken: Counter[tuple[int, int]] = Counter()
     for panel in panels:

@@ -36,7 +36,7 @@ class Endpoint:
     """The deployed endpoint."""
 
     def __init__(self, nodes: Nodes, folder: Path) -> None:
-        self._nodes = nodes
+        self.nodes = nodes
         self._folder = folder
         self.url = f"http://{nodes.head.place.address}:{nodes.http_port}"
         self.answers: list[tuple[int, str]] = []
@@ -50,8 +50,8 @@ class Endpoint:
         """Deploys the RayService's config with these settings over its own, by Serve's command line."""
         (service,) = yaml.safe_load_all((ROOT / "cluster" / "k8s" / "rayservice.yaml").read_text())
         config = yaml.safe_load(service["spec"]["serveConfigV2"])
-        config["http_options"]["port"] = self._nodes.http_port
-        if self._nodes.network.shared:
+        config["http_options"]["port"] = self.nodes.http_port
+        if self.nodes.network.shared:
             config["proxy_location"] = "HeadOnly"  # at one address one proxy can listen
         (application,) = config["applications"]
         keys = self._folder / "keys"
@@ -60,9 +60,9 @@ class Endpoint:
         application["args"]["ingress_deployment_config"] |= PROMPT
         path = self._folder / "serve.yaml"
         path.write_text(yaml.safe_dump(config))
-        command = [Path(sys.executable).parent / "serve", "deploy", path, "--address", self._nodes.dashboard]
+        command = [Path(sys.executable).parent / "serve", "deploy", path, "--address", self.nodes.dashboard]
         ended = subprocess.run(
-            command, env=self._nodes.environment, capture_output=True, text=True, timeout=PATIENCE_S, check=False
+            command, env=self.nodes.environment, capture_output=True, text=True, timeout=PATIENCE_S, check=False
         )
         assert ended.returncode == 0, ended.stderr
         state: dict[str, Any] = {}
@@ -76,7 +76,7 @@ class Endpoint:
 
     def application(self) -> dict[str, Any]:
         """What Serve says of it; nothing while nobody answers."""
-        answer = self._nodes.ask("/api/serve/applications/") or {}
+        answer = self.nodes.ask("/api/serve/applications/") or {}
         found: dict[str, Any] = answer.get("applications", {}).get("pia-ray", {})
         return found
 
