@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from pia_ray.config.knobs import AnimationParams
+from pia_ray.pia.device.transfers import to_device
 from pia_ray.pia.evaluation import Window
 
 
@@ -29,7 +30,7 @@ def frame_noise(
             for start in range(size, frames, hop):
                 order = torch.randperm(hop, generator=generator)[: frames - start] + start - size
                 noise[:, start : start + len(order)] = noise[:, order]
-    return noise.to(device)
+    return to_device(noise, device)
 
 
 def blend(predictions: torch.Tensor, windows: Sequence[Window], num_frames: int) -> torch.Tensor:
