@@ -141,10 +141,10 @@ class Engine:
 
     @property
     def room(self) -> int:
-        """The number of rows in flight that fills forwards of the size that is tried, or has been found."""
+        """The number of rows in flight that fills forwards of the sizes that are tried, or have been found."""
         if not self._tunes:
             return self._batch_size
-        largest = max((tuner.limit for tuner in self._tuners.values()), default=0)
+        largest = max((tuner.largest for tuner in self._tuners.values()), default=0)
         return max(DEFAULT_BATCH_SIZE, min(self._batch_size, largest // 2))
 
     def measure_memory(self) -> None:
@@ -272,10 +272,11 @@ class Engine:
     def _predict(self, entries: Sequence[tuple[Row, Branch]]) -> torch.Tensor:
         """Predictions [N, 4, T, h, w], float32, of N evaluations that may share a forward.
 
-        When memory runs out, the size of forwards is halved, for this call and later ones.
+        When memory runs out, the size of forwards is halved, for this call and for a while.
         """
         first = entries[0][0]
         device, tuner = first.model.components.device, self._tuner_for(first)
+        tuner.reconsider()
         while True:
             try:
                 predictions, start = [], 0
@@ -288,17 +289,18 @@ class Engine:
                     raise
                 if tuner.limit == 1 or len(entries) == 1:
                     raise MemoryError(str(error)) from error
-            tuner.shrink(min(tuner.limit, len(entries)) // 2)
+            pause_s = tuner.shrink(min(tuner.limit, len(entries)) // 2)
             log.warning(
-                "out of memory: from now on at most %d evaluations of %d x %d x %d a forward",
+                "out of memory: at most %d evaluations of %d x %d x %d a forward for %d minutes",
                 tuner.limit,
                 *first.evaluation.shape[:3],
+                round(pause_s / 60),
             )
             if device.type == "cuda":
                 torch.cuda.empty_cache()
 
     def _forward(self, entries: Sequence[tuple[Row, Branch]], tuner: ForwardTuner) -> torch.Tensor:
-        """Predictions of one forward. Only while the best size is not known is it timed, and so waited for on a GPU."""
+        """Predictions of one forward. Only while sizes are compared is it timed, and so waited for on a GPU."""
         model, device = entries[0][0].model, entries[0][0].model.components.device
         batch = [BatchEntry(row.evaluation, branch, row.request.params.free_u) for row, branch in entries]
         if tuner.settled or len(entries) != tuner.limit:
