@@ -137,7 +137,7 @@ class ModelConfig(JudgeWeights):
         None,
         gt=0,
         description="Most memory of the device that a worker may use, in GiB; of several models in a worker, the least "
-        "counts on a GPU. Left out: what is free there.",
+        "counts on a GPU. Left out: what is free there, within the worker's share of the GPU.",
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes the GPU if there is one.")
     long_edge: int = Field(512, ge=16, le=2048, description="Longer side of the model's size buckets, in px.")
