@@ -110,8 +110,10 @@ class ModelConfig(JudgeWeights):
     textual_inversions: dict[str, InversionConfig] = Field(
         default_factory=dict, description="Textual inversions by their token in prompts: each a path."
     )
-    dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
-        "auto", description="Precision of the UNet: auto is float16 on a GPU and float32 on a CPU."
+    dtype: Literal["auto", "float32", "tf32", "float16", "bfloat16"] = Field(
+        "auto",
+        description="Precision of the UNet: auto is float16 on a GPU and float32 on a CPU; tf32 is float32 whose "
+        "matrix products a GPU makes in TF32, and float32 on a CPU.",
     )
     vae_dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
         "auto",

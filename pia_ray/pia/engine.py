@@ -29,6 +29,7 @@ from pia_ray.pia.device.errors import device_is_lost, is_out_of_memory
 from pia_ray.pia.device.memory import evaluations_that_fit
 from pia_ray.pia.device.nan_check import FiniteCheck
 from pia_ray.pia.device.placement import forward_sizes, most_evaluations
+from pia_ray.pia.device.precision import products_of
 from pia_ray.pia.device.timing import RunAheadLimit, Stopwatch, record_event
 from pia_ray.pia.evaluation import Branch, Evaluation, Program
 from pia_ray.pia.model_cache import Model
@@ -111,8 +112,9 @@ class Engine:
             model = model.with_loras(request.params)
             if model.components.variants.num_bytes != held:
                 self.measure_memory()
-            program = row_program(request, model.components, model.conditions)
-            evaluation = next(program)
+            with products_of(model.components):
+                program = row_program(request, model.components, model.conditions)
+                evaluation = next(program)
         except RowError:
             raise
         except Exception as error:
@@ -130,7 +132,8 @@ class Engine:
         """
         try:
             conditions = self._model_or_own(model).with_loras(params).conditions
-            embedding = conditions.prompt(params.prompt, clip_skip=params.clip_skip, syntax=params.prompt_syntax)
+            with products_of(conditions.components):
+                embedding = conditions.prompt(params.prompt, clip_skip=params.clip_skip, syntax=params.prompt_syntax)
             return np.ascontiguousarray(embedding.float().cpu().numpy())
         except RowError:
             raise
@@ -232,7 +235,8 @@ class Engine:
         watch = Stopwatch(rows[0].model.components.device)
         entries = [(row, branch) for row in rows for branch in row.evaluation.branches]
         try:
-            predictions = self._predict(entries)
+            with products_of(rows[0].model.components):
+                predictions = self._predict(entries)
         except MemoryError:
             for row in rows:
                 row.error = OutOfMemory(_TOO_LARGE.format(**_size(row.request)))
@@ -336,7 +340,8 @@ class Engine:
         assert row.latents is not None
         watch = Stopwatch(row.model.components.device)
         try:
-            row.pending = begin_output(row.model.components, row.latents, row.request)
+            with products_of(row.model.components):
+                row.pending = begin_output(row.model.components, row.latents, row.request)
         except RowError as error:
             row.error = error
         except Exception as error:  # noqa: BLE001 - the row boundary
