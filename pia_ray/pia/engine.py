@@ -24,7 +24,7 @@ from pia_ray.errors import DeviceLost, NonFiniteFrames, OutOfMemory, RowError, U
 from pia_ray.pia.components import Components
 from pia_ray.pia.decoding.output import PendingOutput, begin_output, finish_output
 from pia_ray.pia.denoising.row_program import row_program
-from pia_ray.pia.device.batch_tuner import START, ForwardTuner
+from pia_ray.pia.device.batch_tuner import RETRY_S, START, ForwardTuner
 from pia_ray.pia.device.errors import device_is_lost, is_out_of_memory
 from pia_ray.pia.device.memory import evaluations_that_fit
 from pia_ray.pia.device.nan_check import FiniteCheck
@@ -93,8 +93,8 @@ class Engine:
         self._tunes = tunes
         self._tuners: dict[tuple[object, ...], ForwardTuner] = {}
         """Evaluations per forward by model version and shape."""
-        self._measured: set[tuple[object, ...]] = set()
-        """The keys of `_tuners` whose free memory has been measured since a model was last loaded or dropped."""
+        self._measured_at: dict[tuple[object, ...], float] = {}
+        """When the free memory for the keys of `_tuners` was measured since a model was last loaded or dropped."""
         self._run_ahead = RunAheadLimit()
         self.rows: list[Row] = []
 
@@ -152,7 +152,7 @@ class Engine:
 
     def measure_memory(self) -> None:
         """Measures free memory again at the next step; called after weights were loaded, merged or dropped."""
-        self._measured.clear()
+        self._measured_at.clear()
 
     def leave(self, row: Row) -> None:
         """Removes a row before its end; other rows are not affected."""
@@ -323,7 +323,9 @@ class Engine:
         # By version, because the id of a dropped model may be used again.
         components = row.model.components
         sized = (components.version, *row.evaluation.shape)
-        if (known := self._tuners.get(sized)) is not None and sized in self._measured:
+        now = time.monotonic()
+        # Again after a while, because other processes on the GPU take memory and give it back.
+        if (known := self._tuners.get(sized)) is not None and now - self._measured_at.get(sized, -RETRY_S) < RETRY_S:
             return known
         num_frames, height, width = row.evaluation.shape[:3]
         device = components.device
@@ -333,7 +335,7 @@ class Engine:
         start = START if self._tunes and device.type == "cuda" else most
         tuner = self._tuners.setdefault(sized, ForwardTuner(most=most, start=start))
         tuner.room = evaluations_that_fit(components, num_frames=num_frames, height=height, width=width)
-        self._measured.add(sized)
+        self._measured_at[sized] = now
         return tuner
 
     def _begin_output(self, row: Row) -> None:

@@ -97,8 +97,11 @@ class ForwardTuner:
     def shrink(self, most: int) -> float:
         """Bounds the size, because memory ran out with a larger one; returns for how many seconds."""
         now = self._clock()
-        too_soon = self._raised_at is not None and now - self._raised_at < self._retry_s
-        self._retry_s = min(2 * self._retry_s, MOST_RETRY_S) if too_soon else RETRY_S
+        if self._raised_at is not None and now - self._raised_at < self._retry_s:
+            self._retry_s = min(2 * self._retry_s, MOST_RETRY_S)
+        elif self._retry_at is None:
+            self._retry_s = RETRY_S
+        self._raised_at = None
         self._bound = max(1, most)
         self._retry_at, self._settled_at = now + self._retry_s, now
         self._comparison = None

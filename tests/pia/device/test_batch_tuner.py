@@ -192,6 +192,16 @@ def test_an_out_of_memory_long_after_the_last_starts_with_a_short_wait_again() -
     assert tuner.shrink(4) == RETRY_S
 
 
+def test_halving_twice_in_one_call_doubles_the_wait_once() -> None:
+    clock = Clock()
+    tuner = ForwardTuner(most=16, start=16, clock=clock)
+    tuner.shrink(8)
+    clock.now += RETRY_S
+    tuner.reconsider()
+    assert tuner.shrink(8) == 2 * RETRY_S
+    assert tuner.shrink(4) == 2 * RETRY_S
+
+
 def test_memory_that_runs_out_while_a_size_is_tried_ends_the_comparison() -> None:
     clock = Clock()
     tuner = ForwardTuner(most=8, clock=clock)
