@@ -11,7 +11,7 @@ from typing import Literal
 
 import torch
 
-from pia_ray.pia.device.transfers import to_device
+from pia_ray.pia.transfers import to_device
 
 Window = tuple[int, ...]
 """Frames that the motion modules see at their positions 0, 1, 2 ..."""

@@ -21,9 +21,9 @@ from pia_ray.pia.denoising.denoise import denoise
 from pia_ray.pia.denoising.row_program import row_program
 from pia_ray.pia.denoising.scheduler_steps import noised, step
 from pia_ray.pia.denoising.schedulers import SCHEDULERS, make_configured, make_scheduler
-from pia_ray.pia.device.transfers import to_device
 from pia_ray.pia.evaluation import Program
 from pia_ray.pia.loading.load import assemble
+from pia_ray.pia.transfers import to_device
 from pia_ray.prepare import prepare
 from pia_ray.testing import make_pipeline_folder
 from pia_ray.weights import resolve

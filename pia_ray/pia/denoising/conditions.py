@@ -18,10 +18,10 @@ from pia_ray.errors import BadParameter
 from pia_ray.pia.components import Components
 from pia_ray.pia.denoising.affinity import affinity, keyframe_affinity
 from pia_ray.pia.denoising.prompt_tokens import TokenChunk, chunk_length, chunks_of
-from pia_ray.pia.device.transfers import to_device
 from pia_ray.pia.device.vae_tiling import TILE_PIXELS, is_tiled, tiled
 from pia_ray.pia.evaluation import ImageTokens, Text
 from pia_ray.pia.loading.ip_adapter import encode_picture, image_tokens
+from pia_ray.pia.transfers import to_device
 from pia_ray.types import PreparedRequest
 
 CACHED_PROMPTS: Final = 256

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from pia_ray.config.knobs import AnimationParams
-from pia_ray.pia.device.transfers import to_device
+from pia_ray.pia.transfers import to_device
 
 
 def low_pass(params: AnimationParams, shape: tuple[int, ...], device: torch.device) -> torch.Tensor:

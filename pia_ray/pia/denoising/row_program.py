@@ -16,8 +16,8 @@ from pia_ray.pia.denoising.context_windows import segments
 from pia_ray.pia.denoising.denoise import chain, denoise
 from pia_ray.pia.denoising.schedulers import make_configured, make_scheduler
 from pia_ray.pia.denoising.window_blending import frame_noise
-from pia_ray.pia.device.transfers import to_device
 from pia_ray.pia.evaluation import Branch, Program, Text, select_frames
+from pia_ray.pia.transfers import to_device
 from pia_ray.pia.unet.motion_modules import most_positions
 from pia_ray.types import PreparedRequest
 

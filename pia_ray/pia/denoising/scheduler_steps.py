@@ -12,7 +12,7 @@ from typing import Any, Final
 import torch
 from torch.overrides import TorchFunctionMode
 
-from pia_ray.pia.device.transfers import to_device
+from pia_ray.pia.transfers import to_device
 
 
 def step(

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 
 from pia_ray.config.knobs import AnimationParams
-from pia_ray.pia.device.transfers import to_device
 from pia_ray.pia.evaluation import Window
+from pia_ray.pia.transfers import to_device
 
 
 def frame_noise(

@@ -16,9 +16,9 @@ from transformers import CLIPVisionModelWithProjection
 
 from pia_ray.errors import BadParameter, WeightsError
 from pia_ray.pia.components import IPAdapter
-from pia_ray.pia.device.transfers import to_device
 from pia_ray.pia.evaluation import ImageTokens, Text
 from pia_ray.pia.loading.checkpoint_tensors import read_tensors
+from pia_ray.pia.transfers import to_device
 from pia_ray.pia.unet.image_attention import ImageCrossAttention
 
 CLIP_MEAN: Final = (0.48145466, 0.4578275, 0.40821073)

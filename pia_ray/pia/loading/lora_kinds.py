@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from pia_ray.pia.components import Part
-from pia_ray.pia.device.transfers import to_device
+from pia_ray.pia.transfers import to_device
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from diffusers.models.attention_processor import AttnProcessor2_0
 
-from pia_ray.pia.device.transfers import to_device
 from pia_ray.pia.evaluation import Branch
+from pia_ray.pia.transfers import to_device
 
 
 def cross_attention_states(text: torch.Tensor, branches: Sequence[Branch]) -> Any:
