@@ -58,6 +58,7 @@ ORDER = (
 
 INSIDE = {
     "pia_ray.pia": (
+        "transfers",
         "evaluation",
         "scorer",
         "safety_checker",

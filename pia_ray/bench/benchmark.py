@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import os
 import platform
-import resource
 import statistics
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,6 +24,7 @@ from pia_ray.errors import ConfigError
 from pia_ray.pia.animator import Animator
 from pia_ray.pia.components import Components
 from pia_ray.pia.device.memory import weight_bytes
+from pia_ray.pia.device.precision import products_of
 from pia_ray.pia.loading.load import assemble
 from pia_ray.pia.unet.attention_kernels import chosen_kernels
 from pia_ray.temporary_folders import temporary_folder
@@ -77,7 +77,8 @@ def _measure(model: ModelConfig, settings: BenchSettings, report: Callable[[str]
     shape = {"num_frames": settings.num_frames, "height": side, "width": side}
     step = reference.step_flops(parts, **shape) / 1e12
     decoding = reference.decode_flops(parts, **shape) / 1e12
-    ceiling = reference.matmul_flops_per_s(parts.device, parts.dtype) / 1e12
+    with products_of(parts):
+        ceiling = reference.matmul_flops_per_s(parts.device, parts.dtype) / 1e12
     useful = (step * settings.steps + decoding) / best
     return Card(
         machine=machine(parts),
@@ -103,7 +104,8 @@ def _ways(base: Path, parts: Components, model: ModelConfig, settings: BenchSett
     ways: dict[str, Callable[[int], float]] = {}
 
     def theirs(pipeline: Any, turn: int, **options: Any) -> Any:
-        return reference.run_pipeline(pipeline, request_of(model, settings, turn), parts, **options)
+        with products_of(parts):
+            return reference.run_pipeline(pipeline, request_of(model, settings, turn), parts, **options)
 
     if settings.verbatim:
         documented, gif = reference.documented_pipeline(base, parts), folder / "example.gif"
@@ -125,7 +127,7 @@ def _ways(base: Path, parts: Components, model: ModelConfig, settings: BenchSett
 def _rounds(
     ways: Ways, parts: Components, settings: BenchSettings, report: Callable[[str], None]
 ) -> tuple[dict[str, list[float]], dict[str, int]]:
-    """The seconds of each round and the peak bytes, by way. The order alternates; the first turn warms up."""
+    """The seconds of each round, and on a GPU the peak bytes, by way. The order alternates; the first turn warms up."""
     # Weights that lie on the device all the time are in no way's own peak, but part of what it takes.
     own = weight_bytes(vars(parts).values())
     at_home = {DOCUMENTED, *map(_offloaded, settings.offload)}
@@ -136,10 +138,9 @@ def _rounds(
         for name in list(ways)[:: -1 if turn % 2 else 1]:
             before = _reset_peak(parts)
             seconds = ways[name](turn)
-            peak = _peak(parts)
-            if parts.device.type == "cuda":
-                peak += (0 if name in at_home else own) - before
-            peaks[name] = max(peaks.get(name, 0), peak)
+            if parts.device.type == "cuda":  # a process on a CPU has one maximum, which is no way's own
+                peak = int(torch.cuda.max_memory_allocated()) + (0 if name in at_home else own) - before
+                peaks[name] = max(peaks.get(name, 0), peak)
             if turn:
                 times[name].append(seconds)
     return times, peaks
@@ -155,7 +156,7 @@ def machine(parts: Components) -> dict[str, Any]:
         "gpu": gpu,
         "cpus": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
-        "dtype": str(parts.dtype).removeprefix("torch."),
+        "dtype": "tf32" if parts.tf32 else str(parts.dtype).removeprefix("torch."),
         "python": platform.python_version(),
         "pia-ray": version("pia-ray"),
         **{package: version(package) for package in PACKAGES},
@@ -192,13 +193,6 @@ def _reset_peak(parts: Components) -> int:
     return int(torch.cuda.memory_allocated())
 
 
-def _peak(parts: Components) -> int:
-    """Bytes: of the GPU since the last reset, or of this process since its start."""
-    if parts.device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated())
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
 @contextmanager
 def _model(settings: BenchSettings, report: Callable[[str], None]) -> Iterator[ModelConfig]:
     cuda = torch.cuda.is_available()
@@ -206,9 +200,10 @@ def _model(settings: BenchSettings, report: Callable[[str], None]) -> Iterator[M
         yield ModelConfig.named("demo").model_copy(update={"dtype": settings.dtype, "device": "auto"})
         return
     dtype = settings.dtype if settings.dtype != "auto" else ("float16" if cuda else "float32")
+    stored: Any = "float32" if dtype == "tf32" else dtype
     with tempfile.TemporaryDirectory() as folder:
         report(f"making a {settings.size} model with random weights")
         base = make_random_pipeline(
-            Path(folder) / "model", size=settings.size, dtype=dtype, device="cuda" if cuda else "cpu"
+            Path(folder) / "model", size=settings.size, dtype=stored, device="cuda" if cuda else "cpu"
         )
         yield ModelConfig(name=f"random-{settings.size}", base=str(base), dtype=dtype)

@@ -30,7 +30,7 @@ class BenchSettings:
     """Of the square frames, in px."""
     rounds: int = 5
     batches: tuple[int, ...] = (1, 2, 4, 8)
-    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    dtype: Literal["auto", "float32", "tf32", "float16", "bfloat16"] = "auto"
     verbatim: bool = True
     """Whether the documented example runs too."""
     offload: tuple[Offload, ...] = ()
@@ -73,6 +73,7 @@ class Card:
     matmul_tflop_per_s: float
     share_of_matmul: float
     peak_bytes: Mapping[str, int]
+    """Of the GPU, by way; empty on a CPU."""
     step_tflop: float
     decode_tflop: float
     extra: Mapping[str, Any] = field(default_factory=dict)
@@ -133,6 +134,7 @@ def text_of(card: Card) -> str:
         f"{card.matmul_tflop_per_s:.4g}"
     )
     lines += [f"  self-attention of {shape}: {name}" for shape, name in card.extra.get("attention", {}).items()]
-    lines.append("  peak memory: " + ", ".join(f"{k} {v / 2**30:.2f} GiB" for k, v in card.peak_bytes.items()))
+    if card.peak_bytes:
+        lines.append("  peak memory: " + ", ".join(f"{k} {v / 2**30:.2f} GiB" for k, v in card.peak_bytes.items()))
     lines.append("  " + ", ".join(f"{name} {value}" for name, value in card.machine.items()))
     return "\n".join(lines)

@@ -212,7 +212,8 @@ def _bench_flags(bench: Parser) -> None:
     )
     bench.add_argument("--rounds", metavar="N", type=int, default=5, help="rounds by turns (default: %(default)s)")
     bench.add_argument("--batches", metavar="N,N", default="1,2,4,8", help="rows in flight (default: %(default)s)")
-    bench.add_argument("--dtype", choices=("auto", "float32", "float16", "bfloat16"), default="auto", help="precision")
+    precisions = ("auto", "float32", "tf32", "float16", "bfloat16")
+    bench.add_argument("--dtype", choices=precisions, default="auto", help="precision")
     bench.add_argument("--offload", metavar="MODE,MODE", help="also with weights in host memory: model, sequential")
     bench.add_argument("--no-verbatim", action="store_true", help="leave the documented example out")
     bench.add_argument(

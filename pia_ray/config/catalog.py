@@ -116,7 +116,10 @@ class CatalogConfig(WorkerConfig, FetchConfig, MarkingConfig):
         None, description="Least and most workers. Left out: one per GPU, or one on a machine without."
     )
     gpus_per_actor: float | None = Field(
-        None, ge=0, le=8, description="GPUs (or a share of one) per worker. Left out: 1 where there are GPUs, else 0."
+        None,
+        ge=0,
+        le=8,
+        description="GPUs per worker, or a share of one and its memory. Left out: 1 where there are GPUs, else 0.",
     )
     cpus_per_actor: float = Field(1.0, ge=0, le=64, description="CPU cores reserved per worker.")
     prefetch: int = Field(2, ge=0, le=64, description="Rows fetched or encoded while others denoise, per worker.")
@@ -167,6 +170,11 @@ class CatalogConfig(WorkerConfig, FetchConfig, MarkingConfig):
     def manifests(self) -> tuple[str, ...]:
         """The manifests of the run, mostly one."""
         return (self.manifest,) if isinstance(self.manifest, str) else self.manifest
+
+    @property
+    def gpu_share(self) -> float:
+        """The share of one GPU that each has; 1 for one GPU or more, and where none is asked for."""
+        return min(self.gpus_per_actor or 1.0, 1.0)
 
     @property
     def default_model_config(self) -> ModelConfig:

@@ -110,8 +110,10 @@ class ModelConfig(JudgeWeights):
     textual_inversions: dict[str, InversionConfig] = Field(
         default_factory=dict, description="Textual inversions by their token in prompts: each a path."
     )
-    dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
-        "auto", description="Precision of the UNet: auto is float16 on a GPU and float32 on a CPU."
+    dtype: Literal["auto", "float32", "tf32", "float16", "bfloat16"] = Field(
+        "auto",
+        description="Precision of the UNet: auto is float16 on a GPU and float32 on a CPU; tf32 is float32 whose "
+        "matrix products a GPU makes in TF32, and float32 on a CPU.",
     )
     vae_dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
         "auto",
@@ -137,7 +139,7 @@ class ModelConfig(JudgeWeights):
         None,
         gt=0,
         description="Most memory of the device that a worker may use, in GiB; of several models in a worker, the least "
-        "counts on a GPU. Left out: what is free there.",
+        "counts on a GPU. Left out: what is free there, within the worker's share of the GPU.",
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes the GPU if there is one.")
     long_edge: int = Field(512, ge=16, le=2048, description="Longer side of the model's size buckets, in px.")

@@ -116,7 +116,10 @@ class ServeConfig(WorkerConfig, MarkingConfig):
         "job_timeout_s. The rest is given back to the queue.",
     )
     gpus_per_replica: float | None = Field(
-        None, ge=0, le=8, description="GPUs (or a share of one) per engine. Left out: 1 where there are GPUs, else 0."
+        None,
+        ge=0,
+        le=8,
+        description="GPUs per engine, or a share of one and its memory. Left out: 1 where there are GPUs, else 0.",
     )
     cpus_per_replica: float = Field(1.0, ge=0, le=64, description="CPU cores reserved per engine.")
     deployment_config: dict[str, Any] = Field(
@@ -125,6 +128,11 @@ class ServeConfig(WorkerConfig, MarkingConfig):
     ingress_deployment_config: dict[str, Any] = Field(
         default_factory=dict, description="The same for the HTTP ingress, such as num_replicas."
     )
+
+    @property
+    def gpu_share(self) -> float:
+        """The share of one GPU that each has; 1 for one GPU or more, and where none is asked for."""
+        return min(self.gpus_per_replica or 1.0, 1.0)
 
     @property
     def default_model_config(self) -> ModelConfig:

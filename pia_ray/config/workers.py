@@ -75,6 +75,11 @@ class WorkerConfig(BaseModel):
         """The models by style that rows may name."""
         raise NotImplementedError
 
+    @property
+    def gpu_share(self) -> float:
+        """The share of one GPU that a worker or engine has to itself; 1 for one GPU or more, and where it has none."""
+        raise NotImplementedError
+
     def require_safety_checkers(self) -> None:
         """Refuses a `safety` for which a model has no weights.
 

@@ -57,7 +57,11 @@ def make_animator(config: WorkerConfig, cpu_threads: int | None) -> Animator:
     model = _with_judges(config.default_model_config, config)
     # Before torch, whose import takes seconds: what is wrong with the weights is said at once.
     weights.fetch(model)
-    return animator_class()(
+    animator = animator_class()
+    from pia_ray.pia.device.gpu_memory import share_gpu  # after torch's import, which it counts
+
+    share_gpu(config.gpu_share)
+    return animator(
         model,
         styles={name: _with_judges(each, config) for name, each in config.style_models.items()},
         keep_models=config.keep_models,

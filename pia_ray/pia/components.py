@@ -91,6 +91,8 @@ class Components:
     """File in which compiled code is kept for the next process."""
     version: str
     """Name and revision or digest of the weights."""
+    tf32: bool = False
+    """Whether products of float32 matrices may be made in TF32; only on a GPU."""
     ip_adapter: IPAdapter | None = None
     """None: rows cannot have a picture for one."""
     scorer: Scorer | None = None

@@ -24,11 +24,12 @@ from pia_ray.errors import DeviceLost, NonFiniteFrames, OutOfMemory, RowError, U
 from pia_ray.pia.components import Components
 from pia_ray.pia.decoding.output import PendingOutput, begin_output, finish_output
 from pia_ray.pia.denoising.row_program import row_program
-from pia_ray.pia.device.batch_tuner import START, ForwardTuner
+from pia_ray.pia.device.batch_tuner import RETRY_S, START, ForwardTuner
 from pia_ray.pia.device.errors import device_is_lost, is_out_of_memory
 from pia_ray.pia.device.memory import evaluations_that_fit
 from pia_ray.pia.device.nan_check import FiniteCheck
 from pia_ray.pia.device.placement import forward_sizes, most_evaluations
+from pia_ray.pia.device.precision import products_of
 from pia_ray.pia.device.timing import RunAheadLimit, Stopwatch, record_event
 from pia_ray.pia.evaluation import Branch, Evaluation, Program
 from pia_ray.pia.model_cache import Model
@@ -92,8 +93,8 @@ class Engine:
         self._tunes = tunes
         self._tuners: dict[tuple[object, ...], ForwardTuner] = {}
         """Evaluations per forward by model version and shape."""
-        self._measured: set[tuple[object, ...]] = set()
-        """The keys of `_tuners` whose free memory has been measured since a model was last loaded or dropped."""
+        self._measured_at: dict[tuple[object, ...], float] = {}
+        """When the free memory for the keys of `_tuners` was measured since a model was last loaded or dropped."""
         self._run_ahead = RunAheadLimit()
         self.rows: list[Row] = []
 
@@ -111,8 +112,9 @@ class Engine:
             model = model.with_loras(request.params)
             if model.components.variants.num_bytes != held:
                 self.measure_memory()
-            program = row_program(request, model.components, model.conditions)
-            evaluation = next(program)
+            with products_of(model.components):
+                program = row_program(request, model.components, model.conditions)
+                evaluation = next(program)
         except RowError:
             raise
         except Exception as error:
@@ -130,7 +132,8 @@ class Engine:
         """
         try:
             conditions = self._model_or_own(model).with_loras(params).conditions
-            embedding = conditions.prompt(params.prompt, clip_skip=params.clip_skip, syntax=params.prompt_syntax)
+            with products_of(conditions.components):
+                embedding = conditions.prompt(params.prompt, clip_skip=params.clip_skip, syntax=params.prompt_syntax)
             return np.ascontiguousarray(embedding.float().cpu().numpy())
         except RowError:
             raise
@@ -141,15 +144,15 @@ class Engine:
 
     @property
     def room(self) -> int:
-        """The number of rows in flight that fills forwards of the size that is tried, or has been found."""
+        """The number of rows in flight that fills forwards of the sizes that are tried, or have been found."""
         if not self._tunes:
             return self._batch_size
-        largest = max((tuner.limit for tuner in self._tuners.values()), default=0)
+        largest = max((tuner.largest for tuner in self._tuners.values()), default=0)
         return max(DEFAULT_BATCH_SIZE, min(self._batch_size, largest // 2))
 
     def measure_memory(self) -> None:
         """Measures free memory again at the next step; called after weights were loaded, merged or dropped."""
-        self._measured.clear()
+        self._measured_at.clear()
 
     def leave(self, row: Row) -> None:
         """Removes a row before its end; other rows are not affected."""
@@ -232,7 +235,8 @@ class Engine:
         watch = Stopwatch(rows[0].model.components.device)
         entries = [(row, branch) for row in rows for branch in row.evaluation.branches]
         try:
-            predictions = self._predict(entries)
+            with products_of(rows[0].model.components):
+                predictions = self._predict(entries)
         except MemoryError:
             for row in rows:
                 row.error = OutOfMemory(_TOO_LARGE.format(**_size(row.request)))
@@ -272,10 +276,11 @@ class Engine:
     def _predict(self, entries: Sequence[tuple[Row, Branch]]) -> torch.Tensor:
         """Predictions [N, 4, T, h, w], float32, of N evaluations that may share a forward.
 
-        When memory runs out, the size of forwards is halved, for this call and later ones.
+        When memory runs out, the size of forwards is halved, for this call and for a while.
         """
         first = entries[0][0]
         device, tuner = first.model.components.device, self._tuner_for(first)
+        tuner.reconsider()
         while True:
             try:
                 predictions, start = [], 0
@@ -288,17 +293,18 @@ class Engine:
                     raise
                 if tuner.limit == 1 or len(entries) == 1:
                     raise MemoryError(str(error)) from error
-            tuner.shrink(min(tuner.limit, len(entries)) // 2)
+            pause_s = tuner.shrink(min(tuner.limit, len(entries)) // 2)
             log.warning(
-                "out of memory: from now on at most %d evaluations of %d x %d x %d a forward",
+                "out of memory: at most %d evaluations of %d x %d x %d a forward for %d minutes",
                 tuner.limit,
                 *first.evaluation.shape[:3],
+                round(pause_s / 60),
             )
             if device.type == "cuda":
                 torch.cuda.empty_cache()
 
     def _forward(self, entries: Sequence[tuple[Row, Branch]], tuner: ForwardTuner) -> torch.Tensor:
-        """Predictions of one forward. Only while the best size is not known is it timed, and so waited for on a GPU."""
+        """Predictions of one forward. Only while sizes are compared is it timed, and so waited for on a GPU."""
         model, device = entries[0][0].model, entries[0][0].model.components.device
         batch = [BatchEntry(row.evaluation, branch, row.request.params.free_u) for row, branch in entries]
         if tuner.settled or len(entries) != tuner.limit:
@@ -317,7 +323,9 @@ class Engine:
         # By version, because the id of a dropped model may be used again.
         components = row.model.components
         sized = (components.version, *row.evaluation.shape)
-        if (known := self._tuners.get(sized)) is not None and sized in self._measured:
+        now = time.monotonic()
+        # Again after a while, because other processes on the GPU take memory and give it back.
+        if (known := self._tuners.get(sized)) is not None and now - self._measured_at.get(sized, -RETRY_S) < RETRY_S:
             return known
         num_frames, height, width = row.evaluation.shape[:3]
         device = components.device
@@ -327,14 +335,15 @@ class Engine:
         start = START if self._tunes and device.type == "cuda" else most
         tuner = self._tuners.setdefault(sized, ForwardTuner(most=most, start=start))
         tuner.room = evaluations_that_fit(components, num_frames=num_frames, height=height, width=width)
-        self._measured.add(sized)
+        self._measured_at[sized] = now
         return tuner
 
     def _begin_output(self, row: Row) -> None:
         assert row.latents is not None
         watch = Stopwatch(row.model.components.device)
         try:
-            row.pending = begin_output(row.model.components, row.latents, row.request)
+            with products_of(row.model.components):
+                row.pending = begin_output(row.model.components, row.latents, row.request)
         except RowError as error:
             row.error = error
         except Exception as error:  # noqa: BLE001 - the row boundary

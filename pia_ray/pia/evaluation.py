@@ -11,6 +11,8 @@ from typing import Literal
 
 import torch
 
+from pia_ray.pia.transfers import to_device
+
 Window = tuple[int, ...]
 """Frames that the motion modules see at their positions 0, 1, 2 ..."""
 
@@ -87,4 +89,4 @@ def select_frames(frames: torch.Tensor, window: Window) -> torch.Tensor:
         return frames
     if window == tuple(range(window[0], window[0] + len(window))):
         return frames[:, window[0] : window[-1] + 1]
-    return frames[:, list(window)]
+    return frames.index_select(1, to_device(torch.tensor(window), frames.device))

@@ -76,7 +76,8 @@ def _scores(
     embeds: torch.Tensor, concepts: torch.Tensor, thresholds: torch.Tensor, adjustment: torch.Tensor | float = 0.0
 ) -> torch.Tensor:
     """Cosines less their thresholds, to three places as diffusers rounds them: float32 [N, concepts]."""
-    cosines = functional.normalize(embeds) @ functional.normalize(concepts.float()).T
+    # In float64, which TF32 never rounds: a model of dtype tf32 may run its forwards meanwhile.
+    cosines = (functional.normalize(embeds).double() @ functional.normalize(concepts.float()).double().T).float()
     return torch.round(cosines - thresholds.float() + adjustment, decimals=3)
 
 

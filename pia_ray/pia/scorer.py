@@ -66,10 +66,10 @@ class Scorer:
         picture = torch.frombuffer(bytearray(fit(image, (width, height)).tobytes()), dtype=torch.uint8)
         pictures = torch.cat([picture.view(1, height, width, 3).to(frames.device), frames])
         seen = torch.cat([self._of_pictures(part) for part in pictures.split(FRAMES_AT_ONCE)])  # [1 + T, D]
-        subject = round(float((seen[1:] @ seen[0]).min()), 5)
+        subject = round(float(_cosines(seen[1:], seen[0]).min()), 5)
         if not prompt or self.tokenizer is None:
             return Similarities(subject, None)
-        return Similarities(subject, round(float((seen[1:] @ self._of_text(prompt, self.tokenizer)).mean()), 5))
+        return Similarities(subject, round(float(_cosines(seen[1:], self._of_text(prompt, self.tokenizer)).mean()), 5))
 
     def _of_pictures(self, pictures: torch.Tensor) -> torch.Tensor:
         """Features of length 1 of uint8 [N, H, W, 3]: float32 [N, D]. The whole picture counts, made a square."""
@@ -92,6 +92,11 @@ class Scorer:
         tokens = tokenizer(text, truncation=True, max_length=longest, return_tensors="pt").to(self.mean.device)
         read = model.text_model(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask)
         return functional.normalize(model.text_projection(read.pooler_output)[0].float(), dim=-1)
+
+
+def _cosines(features: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """Of each of the features [N, D] with another one [D], all of length 1; in float64, which TF32 never rounds."""
+    return features.double() @ other.double()
 
 
 def read_scorer(folder: Path, device: torch.device, *, allow_pickle: bool = False) -> Scorer:

@@ -65,6 +65,11 @@ def test_the_card_names_every_way_and_every_ratio() -> None:
     assert f"{RATIO}: 1.50 x" in text
 
 
+def test_a_card_without_memory_of_ways_has_no_line_for_it() -> None:
+    assert "peak memory" in text_of(card())
+    assert "peak memory" not in text_of(replace(card(), peak_bytes={}))
+
+
 def test_the_full_size_needs_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     with pytest.raises(ConfigError, match="needs a GPU"):
@@ -109,3 +114,4 @@ def test_the_command_prints_a_card_and_one_json_line_last(tmp_path: Path) -> Non
     assert set(found["stages"]) == {"text", "encode", "denoise", "decode", "transfer", "video encode"}
     assert all(value > 0 for value in found["ratios"].values())
     assert found["step_tflop"] > 0
+    assert found["machine"]["gpu"] or not found["peak_bytes"]

@@ -74,8 +74,9 @@ def bind_engines(config: ServeConfig, *, make_animator: MakeAnimator) -> serve.A
     """
     options = engine_options(config)
     engines = serve.deployment(name="Engine")(EngineReplica).options(**options)
-    if options["ray_actor_options"]["num_gpus"]:
-        config = config.model_copy(update={"models": {name: each.on_gpu for name, each in config.models.items()}})
+    if gpus := options["ray_actor_options"]["num_gpus"]:
+        models = {name: each.on_gpu for name, each in config.models.items()}
+        config = config.model_copy(update={"models": models, "gpus_per_replica": gpus})
     app: serve.Application = engines.bind(config, make_animator, max(1, int(config.cpus_per_replica)))
     return app
 

@@ -21,6 +21,7 @@ from pia_ray.pia.denoising.prompt_tokens import TokenChunk, chunk_length, chunks
 from pia_ray.pia.device.vae_tiling import TILE_PIXELS, is_tiled, tiled
 from pia_ray.pia.evaluation import ImageTokens, Text
 from pia_ray.pia.loading.ip_adapter import encode_picture, image_tokens
+from pia_ray.pia.transfers import to_device
 from pia_ray.types import PreparedRequest
 
 CACHED_PROMPTS: Final = 256
@@ -46,9 +47,9 @@ def affinity_mask(
         coefficients = keyframe_affinity(
             params.motion_scale, params.num_frames, keyframes=keyframes, coefficients=params.affinity
         )
-    mask = torch.tensor(coefficients, dtype=torch.float32, device=device).view(1, -1, 1, 1)
+    mask = to_device(torch.tensor(coefficients, dtype=torch.float32), device).view(1, -1, 1, 1)
     # lerp is exact at both ends.
-    return mask if still is None else torch.lerp(mask, torch.ones_like(mask), still.to(device))
+    return mask if still is None else torch.lerp(mask, torch.ones_like(mask), to_device(still, device))
 
 
 def stillness(mask_image: Image.Image, factor: int) -> torch.Tensor:
@@ -106,7 +107,7 @@ class Conditions:
         tokenizer, length = parts.tokenizer, chunk_length(parts)
         ids = [tokenizer.bos_token_id, *chunk.tokens, tokenizer.eos_token_id]
         ids += [tokenizer.pad_token_id] * (length - len(ids))
-        tokens = torch.tensor([ids], device=parts.device)
+        tokens = to_device(torch.tensor([ids]), parts.device)
         if clip_skip is None:
             embedding = parts.text_encoder(tokens).last_hidden_state[0]
         else:
@@ -126,7 +127,7 @@ class Conditions:
         width = int(parts.text_encoder.config.hidden_size)
         if values.ndim != 2 or values.shape[1] != width or not len(values):
             raise BadParameter(f"{field} must be [L, {width}] for this model (got {list(values.shape)})", field)
-        return torch.tensor(values, dtype=torch.float32).to(parts.device, parts.dtype)
+        return to_device(torch.tensor(values, dtype=torch.float32), parts.device).to(parts.dtype)
 
     @torch.inference_mode()
     def picture(self, image: Image.Image, generator: torch.Generator) -> torch.Tensor:
@@ -139,7 +140,7 @@ class Conditions:
         if (moments := self._pictures.get(key)) is None:
             self._pictures[key] = moments = self._encode(pixels)
         mean, std = moments
-        noise = torch.randn(mean.shape, generator=generator, dtype=torch.float32).to(mean.device)
+        noise = to_device(torch.randn(mean.shape, generator=generator, dtype=torch.float32), mean.device)
         return (mean + std * noise) * self.components.latent_scale
 
     @torch.inference_mode()
@@ -177,7 +178,7 @@ class Conditions:
 
     def _encode(self, pixels: np.ndarray[Any, Any]) -> tuple[torch.Tensor, torch.Tensor]:
         parts = self.components
-        values = torch.from_numpy(pixels.copy()).to(parts.device, torch.float32) / 127.5 - 1
+        values = to_device(torch.from_numpy(pixels.copy()), parts.device).float() / 127.5 - 1
         values = values.permute(2, 0, 1)[None].to(parts.vae_dtype)  # [1, 3, H, W]
         posterior = encode(parts, values)
         return posterior.mean[0].float(), posterior.std[0].float()
@@ -200,10 +201,10 @@ def _weighted(embedding: torch.Tensor, weights: Sequence[float]) -> torch.Tensor
 
     Source: A1111's web UI, emphasis "Original".
     """
-    factors = torch.ones(len(embedding), dtype=torch.float32, device=embedding.device)
-    factors[: len(weights)] = torch.tensor(weights, device=embedding.device)
+    factors = torch.ones(len(embedding), 1)
+    factors[: len(weights), 0] = torch.tensor(weights)
     values = embedding.float()
-    scaled = values * factors[:, None]
+    scaled = values * to_device(factors, embedding.device)
     return (scaled * (values.mean() / scaled.mean())).to(embedding.dtype)
 
 

@@ -19,6 +19,7 @@ from pia_ray.pia.denoising import free_init
 from pia_ray.pia.denoising.context_windows import windows
 from pia_ray.pia.denoising.extrapolation import Extrapolation
 from pia_ray.pia.denoising.full_steps import full_steps, is_stiff
+from pia_ray.pia.denoising.scheduler_steps import noised, step
 from pia_ray.pia.denoising.window_blending import blend
 from pia_ray.pia.evaluation import Branch, Evaluation, Program, Text, Window
 from pia_ray.types import OnStepEnd, StepEnd
@@ -71,7 +72,7 @@ def denoise(
                 )
                 prediction = guide(blend(predictions, step_windows, noise.shape[1]), params)
                 extrapolation.add(index, prediction)
-            latents = scheduler.step(prediction[None], timestep, latents[None], **extras).prev_sample[0]
+            latents = step(scheduler, prediction, timestep, latents, extras)
             if on_step_end is not None:
                 before = (latents, *branches)
                 latents, branches = call_back(on_step_end, evaluated, float(timestep), latents, branches)
@@ -174,8 +175,7 @@ def _start(
 ) -> torch.Tensor:
     """The latents that a scheduler starts with: noise, or below strength 1 the noised `picture`."""
     if params.strength < 1:
-        noised: torch.Tensor = scheduler.add_noise(picture[None], noise[None], timesteps[:1])[0]
-        return noised
+        return noised(scheduler, picture, noise, timesteps[0])
     return noise * float(scheduler.init_noise_sigma)
 
 

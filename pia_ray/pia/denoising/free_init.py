@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from pia_ray.config.knobs import AnimationParams
+from pia_ray.pia.transfers import to_device
 
 
 def low_pass(params: AnimationParams, shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
@@ -24,7 +25,7 @@ def low_pass(params: AnimationParams, shape: tuple[int, ...], device: torch.devi
         kept = torch.exp(-distance / (2 * stop**2))
     else:
         kept = (distance <= 2 * stop).double()
-    return kept.float().to(device)
+    return to_device(kept.float(), device)
 
 
 def mix(slow: torch.Tensor, fast: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
@@ -41,5 +42,5 @@ def diffuse(latents: torch.Tensor, noise: torch.Tensor, scheduler: Any) -> torch
 
     All schedulers, also those that count in sigmas, start from it times their `init_noise_sigma`.
     """
-    kept = scheduler.alphas_cumprod[-1].to(latents.device, torch.float32)
+    kept = scheduler.alphas_cumprod[-1].float()  # in host memory
     return kept.sqrt() * latents + (1 - kept).sqrt() * noise

@@ -16,7 +16,8 @@ from pia_ray.pia.denoising.context_windows import segments
 from pia_ray.pia.denoising.denoise import chain, denoise
 from pia_ray.pia.denoising.schedulers import make_configured, make_scheduler
 from pia_ray.pia.denoising.window_blending import frame_noise
-from pia_ray.pia.evaluation import Branch, Program, Text
+from pia_ray.pia.evaluation import Branch, Program, Text, select_frames
+from pia_ray.pia.transfers import to_device
 from pia_ray.pia.unet.motion_modules import most_positions
 from pia_ray.types import PreparedRequest
 
@@ -89,7 +90,7 @@ def keyframe_conditions(
     if request.end_image is not None:
         keyframes.append(params.num_frames - 1)
         end = conditions.picture(request.end_image, generator)[:, None]
-        condition = torch.cat([condition, end], dim=1)[:, list(nearest_keyframe(params.num_frames, keyframes))]
+        condition = select_frames(torch.cat([condition, end], dim=1), nearest_keyframe(params.num_frames, keyframes))
     return keyframes, condition
 
 
@@ -127,7 +128,7 @@ def start_noise(request: PreparedRequest, shape: tuple[int, ...], device: torch.
             f"latents must be {list(shape)} for this row's frames and size (got {list(request.latents.shape)})",
             "latents",
         )
-    return torch.tensor(request.latents, dtype=torch.float32, device=device)
+    return to_device(torch.tensor(request.latents, dtype=torch.float32), device)
 
 
 def text_embeddings(request: PreparedRequest, conditions: Conditions) -> dict[Text, torch.Tensor]:

@@ -8,6 +8,7 @@ import torch
 
 from pia_ray.config.knobs import AnimationParams
 from pia_ray.pia.evaluation import Window
+from pia_ray.pia.transfers import to_device
 
 
 def frame_noise(
@@ -29,7 +30,7 @@ def frame_noise(
             for start in range(size, frames, hop):
                 order = torch.randperm(hop, generator=generator)[: frames - start] + start - size
                 noise[:, start : start + len(order)] = noise[:, order]
-    return noise.to(device)
+    return to_device(noise, device)
 
 
 def blend(predictions: torch.Tensor, windows: Sequence[Window], num_frames: int) -> torch.Tensor:

@@ -15,6 +15,7 @@ from torch import nn
 from pia_ray.config.model import ModelConfig
 from pia_ray.errors import ConfigError
 from pia_ray.pia.components import Components, Place
+from pia_ray.pia.device.gpu_memory import bound_process, free_gpu_bytes
 from pia_ray.pia.device.vae_tiling import TILE_PIXELS, is_tiled
 
 DECODE_WIDTHS: Final = 6
@@ -60,9 +61,7 @@ def limit_memory(model: ModelConfig, device: torch.device) -> int | None:
             raise ConfigError(
                 f"model {model.name}: memory_gib is {model.memory_gib:g}, but the GPU has {total / 2**30:.1f} GiB"
             )
-        # Of the current device. A later model's wider bound must not replace an earlier one's.
-        share = min(most / total, torch.cuda.get_per_process_memory_fraction())
-        torch.cuda.set_per_process_memory_fraction(share)
+        bound_process(most / total)
     return most
 
 
@@ -107,18 +106,12 @@ def weight_bytes(parts: Iterable[object]) -> int:
 
 
 def _free_bytes(components: Components, part: nn.Module) -> int | None:
-    """The bytes that activations of a part may take: below the model's bound, and on a GPU what is free there."""
+    """The bytes that activations of a part may take: below the model's bound, and on a GPU what it may take there."""
     device, bound = components.device, components.memory_bytes
     if device.type != "cuda":
         taken = weight_bytes(vars(components).values()) + components.variants.num_bytes + _reserved(components)
         return None if bound is None else max(0, bound - taken)
-    free, _ = torch.cuda.mem_get_info(device)
-    # Memory that torch keeps for later use counts as free, too.
-    allocated = torch.cuda.memory_allocated(device)
-    free += torch.cuda.memory_reserved(device) - allocated
-    if bound is not None:
-        free = min(free, bound - allocated)
-    free -= _reserved(components)
+    free = free_gpu_bytes(device) - _reserved(components)  # within the bound, which the process has
     if next(part.parameters()).device.type == "cpu":  # it is offloaded, and moves to the device when it runs
         free -= weight_bytes([part])
     return max(0, free)

@@ -55,10 +55,10 @@ def _why_no_gpu() -> str:
 
 
 def dtype_of(model: ModelConfig, device: torch.device) -> torch.dtype:
-    """The precision of the UNet: the model's `dtype`, where auto is float16 on a GPU and float32 on a CPU."""
+    """The precision of the UNet's weights: the model's `dtype`, where auto is float16 on a GPU and float32 on a CPU."""
     if model.dtype == "auto":
         return torch.float16 if device.type == "cuda" else torch.float32
-    return DTYPES[model.dtype]
+    return torch.float32 if model.dtype == "tf32" else DTYPES[model.dtype]
 
 
 def vae_dtype_of(model: ModelConfig, device: torch.device) -> torch.dtype:

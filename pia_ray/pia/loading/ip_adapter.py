@@ -18,6 +18,7 @@ from pia_ray.errors import BadParameter, WeightsError
 from pia_ray.pia.components import IPAdapter
 from pia_ray.pia.evaluation import ImageTokens, Text
 from pia_ray.pia.loading.checkpoint_tensors import read_tensors
+from pia_ray.pia.transfers import to_device
 from pia_ray.pia.unet.image_attention import ImageCrossAttention
 
 CLIP_MEAN: Final = (0.48145466, 0.4578275, 0.40821073)
@@ -145,7 +146,7 @@ def _encode(adapter: IPAdapter, pixels: torch.Tensor) -> torch.Tensor:
     assert encoder is not None
     # Not the encoder's own device, because an offloaded encoder runs on another.
     device = next(adapter.projection.parameters()).device
-    batch = pixels[None].to(device, encoder.dtype)  # [1, 3, size, size]
+    batch = to_device(pixels[None], device).to(encoder.dtype)  # [1, 3, size, size]
     if adapter.reads_patches:
         return encoder(batch, output_hidden_states=True).hidden_states[-2][0]
     return encoder(batch).image_embeds[0]
@@ -167,7 +168,7 @@ def _no_picture(adapter: IPAdapter, positive: torch.Tensor) -> torch.Tensor:
 def _project(adapter: IPAdapter, embeds: torch.Tensor) -> torch.Tensor:
     """Tokens [pictures x tokens, C] of embeddings [pictures, (S,) D]."""
     weight = next(adapter.projection.parameters())
-    return adapter.projection(embeds.to(weight.device, weight.dtype)).flatten(0, 1)
+    return adapter.projection(to_device(embeds, weight.device).to(weight.dtype)).flatten(0, 1)
 
 
 def _pixels(image: Image.Image, size: int) -> np.ndarray[Any, Any]:

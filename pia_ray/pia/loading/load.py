@@ -97,6 +97,7 @@ def assemble(weights: LocalWeights, model: ModelConfig, pool: WeightPool | None 
         device=device,
         dtype=dtypes.unet,
         vae_dtype=dtypes.vae,
+        tf32=model.dtype == "tf32" and device.type == "cuda",
         vae_tiling=model.vae_tiling,
         memory_bytes=memory_bytes,
         compile_mode=compile_mode_of(model, device),

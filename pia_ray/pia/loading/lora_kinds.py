@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from pia_ray.pia.components import Part
+from pia_ray.pia.transfers import to_device
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class WeightDelta:
 
         A difference for the first 4 of conv_in's 9 channels leaves the others.
         """
-        factors = {role: factor.to(weight.device, torch.float32) for role, factor in self.factors.items()}
+        factors = {role: to_device(factor, weight.device).float() for role, factor in self.factors.items()}
         change, whole = self._change(factors), weight.float()
         is_plain_input = self.module == "conv_in" and change.numel() == whole[:, :4].numel() < whole.numel()
         own = whole[:, :4] if is_plain_input else whole

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from diffusers.models.attention_processor import AttnProcessor2_0
 
 from pia_ray.pia.evaluation import Branch
+from pia_ray.pia.transfers import to_device
 
 
 def cross_attention_states(text: torch.Tensor, branches: Sequence[Branch]) -> Any:
@@ -32,7 +33,7 @@ def cross_attention_states(text: torch.Tensor, branches: Sequence[Branch]) -> An
             scales[index] = branch.image.scale
             unread[index, num:] = True
     # A mask costs the fastest kernels, so it is left out while all pictures have equally many tokens.
-    mask = (~unread).to(text.device) if len(counts) > 1 else None
+    mask = to_device(~unread, text.device) if len(counts) > 1 else None
     return text, tokens, scales, mask
 
 

@@ -1,0 +1,130 @@
+"""A GPU whose tensors have no values, for tests on a machine without one: it records where the host would wait for it.
+
+Work on host tensors is done as always. `allow_copies_to_host` is for the end of a row, whose result the host has to
+have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any, Final, Self
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+GPU: Final = torch.device("cuda:0")
+
+_READS_VALUES: Final = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select", "unique", "item")
+"""Operators whose result or whose shape of a result the host has to know. So has one that solves equations."""
+
+
+class FakeGPU:
+    """A context in which tensors may be made on `GPU`; `waits` has a text for each time the host would wait."""
+
+    def __init__(self) -> None:
+        self.waits: list[str] = []
+        self.num_operators = 0
+        """Operators that ran on the GPU."""
+        self._modes: tuple[Any, ...] = (FakeTensorMode(allow_non_fake_inputs=True), _Indexing(self), _Operators(self))
+
+    def __enter__(self) -> Self:
+        for mode in self._modes:
+            mode.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for mode in reversed(self._modes):
+            mode.__exit__(kind, error, trace)
+
+
+class _Indexing(TorchFunctionMode):
+    """Indexes fake tensors by operators, because `[]` asks for CUDA's runtime."""
+
+    def __init__(self, gpu: FakeGPU) -> None:
+        super().__init__()
+        self._gpu = gpu
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Sequence[type], args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if func is torch.Tensor.__getitem__ and isinstance(args[0], FakeTensor):
+            return self._indexed(args[0], args[1])
+        if func is functional.scaled_dot_product_attention and isinstance(args[0], FakeTensor):
+            return torch.empty_like(args[0])  # the choice of a kernel asks for the GPU's properties
+        if func is torch.Tensor.pin_memory:
+            return args[0].clone()
+        if kwargs and kwargs.get("pin_memory"):
+            kwargs = {**kwargs, "pin_memory": False}
+        return func(*args, **(kwargs or {}))
+
+    def _indexed(self, tensor: torch.Tensor, index: Any) -> torch.Tensor:
+        parts = list(index) if isinstance(index, tuple) else [index]
+        if Ellipsis in [part for part in parts if not isinstance(part, torch.Tensor)]:
+            where = next(at for at, part in enumerate(parts) if part is Ellipsis)
+            missing = tensor.dim() - sum(part is not None and part is not Ellipsis for part in parts)
+            parts[where : where + 1] = [slice(None)] * missing
+        axis = 0
+        for part in parts:
+            if part is None:
+                tensor = tensor.unsqueeze(axis)
+            elif isinstance(part, int):
+                tensor, axis = tensor.select(axis, part), axis - 1
+            elif isinstance(part, slice):
+                tensor = torch.ops.aten.slice.Tensor(tensor, axis, part.start, part.stop, part.step or 1)
+            elif isinstance(part, torch.Tensor) and part.is_cuda:
+                tensor = torch.ops.aten.index_select.default(tensor, axis, part)
+            else:
+                self._gpu.waits.append(f"index by {type(part).__name__} in host memory")
+                tensor = tensor.narrow(axis, 0, 1).repeat_interleave(len(part), axis)
+            axis += 1
+        return tensor
+
+
+class _Operators(TorchDispatchMode):
+    def __init__(self, gpu: FakeGPU) -> None:
+        super().__init__()
+        self._gpu = gpu
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        # In inference mode composed operators arrive whole.
+        if func.namespace == "aten" and func.has_kernel_for_dispatch_key(
+            torch._C.DispatchKey.CompositeImplicitAutograd
+        ):
+            with self:
+                return func.decompose(*args, **kwargs)
+        device = None if (given := kwargs.get("device")) is None else torch.device(given)
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+        if device != GPU and not any(isinstance(tensor, FakeTensor) for tensor in tensors):
+            with unset_fake_temporarily():
+                return func(*args, **kwargs)
+        self._gpu.num_operators += 1
+        name = func.overloadpacket._qualified_op_name.removeprefix("aten::")
+        if self._waits(name, device, tensors, args, kwargs):
+            self._gpu.waits.append(f"{name} of {[list(tensor.shape) for tensor in tensors]}")
+        if name == "_local_scalar_dense":
+            return 1
+        if name == "_to_copy" and device == torch.device("cpu"):
+            with unset_fake_temporarily():
+                return torch.ones(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype)
+        return func(*args, **kwargs)
+
+    def _waits(
+        self, name: str, device: torch.device | None, tensors: list[torch.Tensor], args: Any, kwargs: dict[str, Any]
+    ) -> bool:
+        if name == "_to_copy":
+            return device is not None and device != args[0].device and not kwargs.get("non_blocking", False)
+        if name == "copy_":
+            return bool(args[0].device != args[1].device and not (args[2:] and args[2]))
+        if name.startswith("index"):
+            return any(tensor.device.type == "cpu" and tensor.dim() for tensor in tensors)
+        return name in _READS_VALUES or "solve" in name
