@@ -21,12 +21,10 @@ from torch import nn
 from pia_ray.config.model import ModelConfig
 from pia_ray.errors import ConfigError
 from pia_ray.pia.components import CompileMode
+from pia_ray.pia.unet.background_compilation import MOST_GRAPHS
 
 log = logging.getLogger(__name__)
 
-
-MOST_GRAPHS: Final = 12
-"""Kinds of forward of one model that are compiled; further ones run uncompiled."""
 
 _SUFFIX: Final = ".compiled"
 _TORCH_LIMITS: Final[dict[str, Any]] = {
@@ -76,6 +74,8 @@ class CompiledForward:
         self, module: nn.Module, *, mode: CompileMode, cache: Path | None = None, backend: str = "inductor"
     ) -> None:
         self._module = module
+        self._mode: CompileMode = mode
+        self._backend = backend
         self._cache = None if cache is None else CompileCache(cache)
         self._kinds: set[tuple[object, ...]] = set()
         how: dict[str, Any] = {"mode": mode} if backend == "inductor" else {}
@@ -103,6 +103,21 @@ class CompiledForward:
             return self._module(*args, **kwargs)
         self._kinds.add(kind)
         if is_new and self._cache is not None:
+            self._cache.save()
+        return answer
+
+    def compile_beside(self, kind: tuple[object, ...], module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        """The result of another module of the same structure, which compiles the kind; any thread may call it.
+
+        Raises:
+            RuntimeError: torch cannot compile it here.
+        """
+        other = CompiledForward(module, mode=self._mode, backend=self._backend)
+        answer = other(kind, *args, **kwargs)
+        if other._compiled is None:
+            raise RuntimeError("torch cannot compile it here")
+        self._kinds.add(kind)
+        if self._cache is not None:
             self._cache.save()
         return answer
 
