@@ -110,5 +110,10 @@ def _look_up_file(part: Part) -> tuple[str, dict[str, str]]:
     return hashlib.sha256(line.encode()).hexdigest(), {name: part.reference}
 
 
+def compiled_folder(kind: str) -> Path:
+    """The folder of compiled code of this kind, beside the weights that this user has fetched."""
+    return Path(HF_HOME) / "pia-ray" / "compiled" / kind
+
+
 def _cache_folder(identity: str) -> Path:
     return Path(HF_HOME) / "pia-ray" / "weights" / identity[:32]

@@ -22,9 +22,13 @@ from pia_ray.config.model import ModelConfig
 from pia_ray.errors import ConfigError
 from pia_ray.pia.components import CompileMode
 from pia_ray.pia.unet.background_compilation import MOST_GRAPHS
+from pia_ray.weights.s3_prefixes import compiled_folder
 
 log = logging.getLogger(__name__)
 
+
+MOST_FILES: Final = 24
+"""Files of compiled code in a folder, the newest ones: each has what one process compiled."""
 
 _SUFFIX: Final = ".compiled"
 _TORCH_LIMITS: Final[dict[str, Any]] = {
@@ -58,6 +62,15 @@ def compile_mode_of(model: ModelConfig, device: torch.device) -> CompileMode | N
         log.warning("the model runs uncompiled, because this machine has no %s", needed.removeprefix("a "))
         return None
     return model.compile
+
+
+def compile_cache_of(model: ModelConfig) -> Path | None:
+    """The folder of compiled code: the model's `compile_cache`, else the user's for this version of torch."""
+    if model.compile_cache == "off":
+        return None
+    if model.compile_cache is None:
+        return compiled_folder(f"torch-{torch.__version__}")
+    return Path(model.compile_cache).expanduser()
 
 
 class CompiledForward:
@@ -164,6 +177,9 @@ class CompileCache:
             if self._written not in (None, path):  # all of it is in the new one
                 self._written.unlink(missing_ok=True)
             self._written = path
+            files = sorted(self._folder.glob(f"*{_SUFFIX}"), key=lambda file: file.stat().st_mtime, reverse=True)
+            for old in files[MOST_FILES:]:
+                old.unlink(missing_ok=True)
         except OSError as error:
             log.warning("compiled code is not kept for the next process: %s", error)
 

@@ -16,7 +16,7 @@ from diffusers import UNetMotionModel
 
 from pia_ray.pia.components import Components, sharing_copy
 from pia_ray.pia.evaluation import Branch, Evaluation
-from pia_ray.pia.unet.attention_kernels import choose_kernels
+from pia_ray.pia.unet.attention_kernels import Kernels, choose_kernels
 from pia_ray.pia.unet.background_compilation import BackgroundCompilation, compilation_of
 from pia_ray.pia.unet.choices import Choices, choices_on
 from pia_ray.pia.unet.compilation import CompiledForward
@@ -25,6 +25,7 @@ from pia_ray.pia.unet.cross_attention import CrossAttention
 from pia_ray.pia.unet.free_u import free_u
 from pia_ray.pia.unet.guidance_prefix import Prefix, prefix_of
 from pia_ray.pia.unet.image_attention import cross_attention_states
+from pia_ray.pia.unet.motion_modules import time_kernels
 from pia_ray.pia.unet.rewrites import restructure_unet, restructure_vae
 
 
@@ -65,7 +66,11 @@ class Forward:
             restructure_vae(components.vae, self._choices, copies)
             if CrossAttention.suits(unet):
                 self._cross = CrossAttention(unet)
-        self._kernels = choose_kernels(unet) if self._prefix is not None and components.device.type == "cuda" else None
+        self._kernels: Kernels | None = None
+        if self._prefix is not None:
+            kernels = choose_kernels(unet)
+            time_kernels(unet, kernels)
+            self._kernels = kernels if components.device.type == "cuda" else None  # a CPU has one kernel
         self._timed: set[tuple[object, ...]] = set()
         self._compiled: CompiledForward | None = None
         self._background: BackgroundCompilation | None = None

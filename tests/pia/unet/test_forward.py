@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from pia_ray.pia.components import Components
 from pia_ray.pia.evaluation import Branch, Evaluation, ImageTokens
 from pia_ray.pia.loading.load import assemble
 from pia_ray.pia.unet.background_compilation import MOST_GRAPHS, BackgroundCompilation
-from pia_ray.pia.unet.compilation import CompileCache, CompiledForward
+from pia_ray.pia.unet.compilation import MOST_FILES, CompileCache, CompiledForward, compile_cache_of
 from pia_ray.pia.unet.cross_attention import CACHED_PROJECTIONS
 from pia_ray.pia.unet.forward import BatchEntry, Forward
 from pia_ray.testing import make_ip_adapter, make_pipeline_folder
@@ -315,6 +316,28 @@ def test_processes_that_share_a_cache_keep_each_others_code_and_write_nothing_tw
     times = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
     assert process("small", "large") == both
     assert {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == times
+
+
+def test_a_folder_of_compiled_code_keeps_the_newest_files(tmp_path: Path) -> None:
+    for number in range(MOST_FILES + 3):
+        (tmp_path / f"{number}.compiled").write_bytes(b"old")
+        os.utime(tmp_path / f"{number}.compiled", (number, number))
+    with CacheArtifactManager.with_fresh_cache():
+        CacheArtifactManager.record_artifact("inductor", "kind", b"code")
+        CompileCache(tmp_path).save()
+    names = {path.name for path in tmp_path.iterdir()}
+    assert len(names) == MOST_FILES
+    assert f"{MOST_FILES + 2}.compiled" in names
+    assert "0.compiled" not in names
+
+
+def test_compiled_code_is_kept_beside_the_weights_unless_the_model_says_otherwise() -> None:
+    model = ModelConfig(name="any", base="some/base")
+    folder = compile_cache_of(model)
+    assert folder is not None
+    assert folder.parts[-3:] == ("pia-ray", "compiled", f"torch-{torch.__version__}")
+    assert compile_cache_of(model.model_copy(update={"compile_cache": "off"})) is None
+    assert compile_cache_of(model.model_copy(update={"compile_cache": "/some/folder"})) == Path("/some/folder")
 
 
 def test_a_cache_that_cannot_be_written_costs_nothing_else(tmp_path: Path) -> None:
