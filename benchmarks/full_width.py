@@ -18,11 +18,13 @@ import torch
 from diffusers import UNetMotionModel
 
 from pia_ray.pia.components import sharing_copy
+from pia_ray.pia.device.memory import available_bytes
 from pia_ray.pia.device.placement import MEMORY_FORMAT
 from pia_ray.pia.unet.choices import ON_CPU
 from pia_ray.pia.unet.convolutions import COPIES
 from pia_ray.pia.unet.rewrites import restructure_unet
 
+NEEDED_BYTES = 12 * 2**30
 FRAMES, SIDE = 8, 16
 """SIDE in latent pixels."""
 
@@ -32,6 +34,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5, help="rounds; their medians count (5)")
     rounds = parser.parse_args().rounds
+    if 0 < available_bytes() < NEEDED_BYTES:
+        print(f"left out: less than {NEEDED_BYTES / 2**30:.0f} GiB of memory are free")
+        return
     theirs = random_unet()
     ours = sharing_copy(theirs).to(memory_format=MEMORY_FORMAT)
     restructure_unet(ours, ON_CPU, COPIES)

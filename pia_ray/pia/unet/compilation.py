@@ -22,7 +22,7 @@ from pia_ray.config.model import ModelConfig
 from pia_ray.errors import ConfigError
 from pia_ray.pia.components import CompileMode
 from pia_ray.pia.unet.background_compilation import MOST_GRAPHS
-from pia_ray.weights.s3_prefixes import compiled_folder
+from pia_ray.weights.cache_folders import compiled_folder
 
 log = logging.getLogger(__name__)
 

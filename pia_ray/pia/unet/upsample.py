@@ -26,16 +26,15 @@ def subpixel_weight(weight: torch.Tensor) -> torch.Tensor:
 
     [O, I, 3, 3] -> [I, O, 4, 4] in the same precision; its taps are sums, made in float32.
     """
-    source = weight.float()
-    taps = source.new_zeros(source.shape[1], source.shape[0], 4, 4)
-    for row, column in ((row, column) for row in range(3) for column in range(3)):
-        # Doubled pixel 2i + parity + offset comes from input pixel i + (parity + offset) // 2, where offset is the
-        # tap's, -1 to 1. A transposed convolution writes input j, tap k, to output 2j - 1 + k.
-        for parity_y, parity_x in ((0, 0), (0, 1), (1, 0), (1, 1)):
-            tap_y = parity_y + 1 - 2 * ((parity_y + row - 1) // 2)
-            tap_x = parity_x + 1 - 2 * ((parity_x + column - 1) // 2)
-            taps[:, :, tap_y, tap_x] += source[:, :, row, column].t()
-    return taps.to(weight.dtype)
+    # Doubled pixel 2i + parity + offset comes from input pixel i + (parity + offset) // 2, where offset is the tap's,
+    # -1 to 1. A transposed convolution writes input j, tap k, to output 2j - 1 + k.
+    return _spread(_spread(weight.float(), 2), 3).transpose(0, 1).to(weight.dtype)
+
+
+def _spread(taps: torch.Tensor, dim: int) -> torch.Tensor:
+    """The four taps of one direction, of three. By sums, because a GPU may round a product's factors to TF32."""
+    before, middle, after = taps.unbind(dim)
+    return torch.stack((after, middle + after, before + middle, before), dim)
 
 
 class SubpixelUpsample(Upsample2D):
