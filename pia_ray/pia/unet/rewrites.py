@@ -55,7 +55,7 @@ def _rewrite(model: torch.nn.Module, choices: Choices | None, copies: Copies | N
 
 def _choose(model: torch.nn.Module, choices: Choices | None, copies: Copies | None) -> None:
     """On a GPU torch has one library for each of these, and cuDNN chooses its kernels itself."""
-    if choices is not None and next(model.parameters()).device.type == "cpu":
+    if choices is not None and {weight.device.type for weight in model.parameters()} == {"cpu"}:
         choose_libraries(model, choices)
         if copies is not None:
             choose_weights(model, choices, copies)
