@@ -115,13 +115,13 @@ class ChosenConv(nn.Conv2d):
     def _pack(self, weight: torch.Tensor, pictures: torch.Tensor) -> torch.Tensor:
         reorder: Any = torch._C._nn.mkldnn_reorder_conv2d_weight
         dense = weight.contiguous().to_mkldnn()
-        return reorder(dense, self.padding, self.stride, self.dilation, 1, pictures.shape)  # type: ignore[no-any-return]
+        return reorder(dense, self.padding, self.stride, self.dilation, 1, pictures.shape)
 
     def _run(self, pictures: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         operator: Any = torch.ops.mkldnn._convolution_pointwise
         near = pictures.contiguous(memory_format=torch.channels_last)
         sizes = self.padding, self.stride, self.dilation
-        return operator(near, weight, self.bias, *sizes, 1, "none", [], "")  # type: ignore[no-any-return]
+        return operator(near, weight, self.bias, *sizes, 1, "none", [], "")
 
 
 def choose_weights(model: nn.Module, choices: Choices, copies: Copies) -> None:

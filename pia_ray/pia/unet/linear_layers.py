@@ -57,4 +57,4 @@ def choose_libraries(model: nn.Module, choices: Choices) -> None:
 
 def _by_onednn(states: torch.Tensor, layer: nn.Linear) -> torch.Tensor:
     operator: Any = torch.ops.mkldnn._linear_pointwise
-    return operator(states, layer.weight, layer.bias, "none", [], "")  # type: ignore[no-any-return]
+    return operator(states, layer.weight, layer.bias, "none", [], "")

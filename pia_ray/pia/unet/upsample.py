@@ -113,9 +113,9 @@ class SubpixelUpsample(Upsample2D):
         operator: Any = torch.ops.mkldnn._convolution_transpose_pointwise
         near = pictures.contiguous(memory_format=torch.channels_last)
         sizes = [1, 1], [0, 0], [2, 2], [1, 1]
-        return operator(near, weight, self.conv.bias, *sizes, 1, "none", [], "")  # type: ignore[no-any-return]
+        return operator(near, weight, self.conv.bias, *sizes, 1, "none", [], "")
 
 
 def _pack(weight: torch.Tensor, pictures: torch.Tensor) -> torch.Tensor:
     reorder: Any = torch.ops.mkldnn._reorder_convolution_transpose_weight
-    return reorder(weight.contiguous(), [1, 1], [0, 0], [2, 2], [1, 1], 1, list(pictures.shape))  # type: ignore[no-any-return]
+    return reorder(weight.contiguous(), [1, 1], [0, 0], [2, 2], [1, 1], 1, list(pictures.shape))
