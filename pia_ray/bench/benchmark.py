@@ -23,10 +23,11 @@ from pia_ray.config.model import ModelConfig
 from pia_ray.errors import ConfigError
 from pia_ray.pia.animator import Animator
 from pia_ray.pia.components import Components
-from pia_ray.pia.device.memory import weight_bytes
+from pia_ray.pia.device.memory import available_bytes, weight_bytes
 from pia_ray.pia.device.precision import products_of
 from pia_ray.pia.loading.load import assemble
 from pia_ray.pia.unet.attention_kernels import chosen_kernels
+from pia_ray.pia.unet.choices import choices_on
 from pia_ray.temporary_folders import temporary_folder
 from pia_ray.testing import make_random_pipeline
 from pia_ray.weights import resolve as resolve_weights
@@ -35,18 +36,33 @@ PACKAGES: Final = ("torch", "diffusers", "transformers")
 DOCUMENTED: Final = "documented example, verbatim"
 RESIDENT: Final = "diffusers, resident"
 
+FULL_SIZE_BYTES: Final = 16 * 2**30
+"""Free memory for diffusers' and our full model side by side in float32, of which the files' pages are shared."""
+
 Ways = Mapping[str, Callable[[int], float]]
 """The seconds per video of a turn, by the way the videos are made."""
 
 
-def settings_here(*, size: Size | None, steps: int | None, side: int | None, **others: Any) -> BenchSettings:
-    """Settings with what is left open filled in for this machine: the full model at 25 steps where there is a GPU."""
+def settings_here(
+    *,
+    size: Size | None,
+    steps: int | None,
+    side: int | None,
+    batches: tuple[int, ...] | None = None,
+    **others: Any,
+) -> BenchSettings:
+    """Settings with what is left open filled in for this machine: the full model at 25 steps where there is a GPU.
+
+    On a CPU the full model makes small pictures in 2 steps, one row at a time.
+    """
     has_gpu = torch.cuda.is_available()
     size = size or ("full" if has_gpu else "reduced")
+    slow = size == "full" and not has_gpu
     return BenchSettings(
         size=size,
-        steps=steps or (25 if has_gpu else 4),
-        side=side or {"full": 512, "reduced": 128, "demo": 64}[size],
+        steps=steps or (25 if has_gpu else 2 if slow else 4),
+        side=side or {"full": 128 if slow else 512, "reduced": 128, "demo": 64}[size],
+        batches=batches or ((1,) if slow else (1, 2, 4, 8)),
         **others,
     )
 
@@ -57,8 +73,9 @@ def bench(settings: BenchSettings, *, report: Callable[[str], None] = lambda lin
     Raises:
         ConfigError: the settings ask for what this machine cannot do.
     """
-    if settings.size == "full" and not torch.cuda.is_available():
-        raise ConfigError("--size full needs a GPU: one step of it is 35 TFLOP. Without one, use reduced or demo.")
+    if settings.size == "full" and not torch.cuda.is_available() and 0 < available_bytes() < FULL_SIZE_BYTES:
+        needed = f"{FULL_SIZE_BYTES / 2**30:.0f} GiB of free memory"
+        raise ConfigError(f"--size full needs {needed} on a CPU: use reduced or demo")
     if settings.rounds < 1 or not settings.batches or min(settings.batches) < 1:
         raise ConfigError("rounds and batches must be at least 1")
     with _model(settings, report) as model:
@@ -79,6 +96,7 @@ def _measure(model: ModelConfig, settings: BenchSettings, report: Callable[[str]
     decoding = reference.decode_flops(parts, **shape) / 1e12
     with products_of(parts):
         ceiling = reference.matmul_flops_per_s(parts.device, parts.dtype) / 1e12
+    choices = choices_on(parts.device)
     useful = (step * settings.steps + decoding) / best
     return Card(
         machine=machine(parts),
@@ -92,7 +110,7 @@ def _measure(model: ModelConfig, settings: BenchSettings, report: Callable[[str]
         peak_bytes=peaks,
         step_tflop=step,
         decode_tflop=decoding,
-        extra={"attention": chosen_kernels(parts.unet)},
+        extra={"attention": chosen_kernels(parts.unet), "operators": ({} if choices is None else choices.known())},
     )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final, Literal
@@ -134,6 +135,8 @@ def text_of(card: Card) -> str:
         f"{card.matmul_tflop_per_s:.4g}"
     )
     lines += [f"  self-attention of {shape}: {name}" for shape, name in card.extra.get("attention", {}).items()]
+    for name, num in Counter(card.extra.get("operators", {}).values()).items():
+        lines.append(f"  operators by way {name}: {num} kinds of call")
     if card.peak_bytes:
         lines.append("  peak memory: " + ", ".join(f"{k} {v / 2**30:.2f} GiB" for k, v in card.peak_bytes.items()))
     lines.append("  " + ", ".join(f"{name} {value}" for name, value in card.machine.items()))

@@ -290,7 +290,7 @@ def bench_command(args: argparse.Namespace) -> int:
     from pia_ray.bench.benchmark import bench, settings_here
     from pia_ray.bench.card import differences, text_of
 
-    batches = args.batches.split(",")
+    batches = args.batches.split(",") if args.batches else []
     if not all(number.strip().isdecimal() for number in batches):
         raise ConfigError(f"--batches must be numbers such as 1,2,4 (got {args.batches})")
     offload = tuple(filter(None, (args.offload or "").split(",")))
@@ -302,7 +302,7 @@ def bench_command(args: argparse.Namespace) -> int:
         side=args.side,
         num_frames=args.frames,
         rounds=args.rounds,
-        batches=tuple(map(int, batches)),
+        batches=tuple(map(int, batches)) or None,
         dtype=args.dtype,
         verbatim=not args.no_verbatim,
         offload=offload,

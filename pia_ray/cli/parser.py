@@ -204,14 +204,17 @@ def _export_flags(export: Parser) -> None:
 def _bench_flags(bench: Parser) -> None:
     bench.add_argument("--size", choices=("full", "reduced", "demo"), help="model (default: full with a GPU)")
     bench.add_argument(
-        "--steps", metavar="N", type=int, help="denoising steps (default: 25 with a GPU, else 4; quality: 8 and 25)"
+        "--steps",
+        metavar="N",
+        type=int,
+        help="denoising steps (default: 25 with a GPU, else 4; full 2; quality: 8 and 25)",
     )
     bench.add_argument("--frames", metavar="N", type=int, default=16, help="frames of a video (default: %(default)s)")
     bench.add_argument(
-        "--side", metavar="PX", type=int, help="of the square frames (default: 512; reduced 128; demo 64)"
+        "--side", metavar="PX", type=int, help="of the square frames (default: 512, on a CPU 128; reduced 128; demo 64)"
     )
     bench.add_argument("--rounds", metavar="N", type=int, default=5, help="rounds by turns (default: %(default)s)")
-    bench.add_argument("--batches", metavar="N,N", default="1,2,4,8", help="rows in flight (default: %(default)s)")
+    bench.add_argument("--batches", metavar="N,N", help="rows in flight (default: 1,2,4,8; full on a CPU: 1)")
     precisions = ("auto", "float32", "tf32", "float16", "bfloat16")
     bench.add_argument("--dtype", choices=precisions, default="auto", help="precision")
     bench.add_argument("--offload", metavar="MODE,MODE", help="also with weights in host memory: model, sequential")

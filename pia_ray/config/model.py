@@ -147,12 +147,12 @@ class ModelConfig(JudgeWeights):
     compile: Literal["auto", "off", "default", "reduce-overhead", "max-autotune"] = Field(
         "auto",
         description="torch.compile's mode for the UNet: auto is default on a GPU with Triton and off on a CPU. The "
-        "first rows of each size wait for it.",
+        "first rows of each size run uncompiled meanwhile.",
     )
     compile_cache: str | None = Field(
         None,
         description="Local folder that keeps compiled code, for the next process to compile in seconds; workers may "
-        "share it. A user who may write to it runs code in them.",
+        "share it. A user who may write to it runs code in them. Left out: beside fetched weights; off: none.",
     )
     allow_pickle: bool = Field(
         False, description="Also load .bin checkpoints (weights only). safetensors alone is the safe default."

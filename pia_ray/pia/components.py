@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
@@ -18,6 +20,8 @@ from pia_ray.pia.scorer import Scorer
 
 if TYPE_CHECKING:
     from pia_ray.pia.upscaler import Upscaler
+
+_Module = TypeVar("_Module", bound=torch.nn.Module)
 
 Part = Literal["unet", "text_encoder"]
 """A part of a model that LoRAs change."""
@@ -148,3 +152,9 @@ class IPAdapter:
     def reads_patches(self) -> bool:
         """Whether it reads a vector for each patch of the picture (plus, full), and not one for the whole picture."""
         return not isinstance(self.projection, ImageProjection)
+
+
+def sharing_copy(module: _Module) -> _Module:
+    """A copy of a module with the original's tensors; replacing some of them does not affect the original."""
+    shared: dict[int, Any] = {id(tensor): tensor for tensor in chain(module.parameters(), module.buffers())}
+    return copy.deepcopy(module, shared)

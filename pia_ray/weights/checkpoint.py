@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from pia_ray.errors import WeightsError
+from pia_ray.weights.digests import FileDigests
 
 Role = Literal[
     "base",
@@ -64,8 +65,7 @@ _JUDGE_FILES: Final = (
 )
 """What a judge may have beside its weights; a tokenizer only where it reads text."""
 
-_digests: dict[tuple[str, int, int], str] = {}
-"""Digests of files by path, size and time of change: one process asks more than once."""
+_digests: Final = FileDigests()
 
 
 @dataclass(frozen=True)
@@ -176,14 +176,10 @@ def digest(location: Path, paths: Iterable[Path]) -> str:
     """The sha256, in hex, of the names and contents of these files of the folder; of a single file its content's."""
     whole = hashlib.sha256()
     for path in paths:
-        facts = path.stat()
-        key = (str(path.resolve()), facts.st_size, facts.st_mtime_ns)
-        if key not in _digests:
-            with path.open("rb") as stream:
-                _digests[key] = hashlib.file_digest(stream, "sha256").hexdigest()
+        found = _digests.of(path)
         if path == location:
-            return _digests[key]
-        whole.update(f"{path.relative_to(location).as_posix()}\0{_digests[key]}\n".encode())
+            return found
+        whole.update(f"{path.relative_to(location).as_posix()}\0{found}\n".encode())
     return whole.hexdigest()
 
 

@@ -11,10 +11,10 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from filelock import FileLock
-from huggingface_hub.constants import HF_HOME
 
 from pia_ray import storage
 from pia_ray.errors import StorageError, WeightsError
+from pia_ray.weights.cache_folders import weights_folder
 from pia_ray.weights.checkpoint import Part, refuse_format, verify
 
 log = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ def is_cached(part: Part) -> bool:
     Raises:
         WeightsError: as `look_up`.
     """
-    return _cache_folder(look_up(part)[0]).is_dir()
+    return weights_folder(look_up(part)[0][:32]).is_dir()
 
 
 def fetch(part: Part) -> tuple[Path, str]:
@@ -64,7 +64,7 @@ def fetch(part: Part) -> tuple[Path, str]:
         WeightsError: as `look_up`, or the files are damaged.
     """
     identity, uris = look_up(part)
-    folder = _cache_folder(identity)
+    folder = weights_folder(identity[:32])
     location = folder / next(iter(uris)) if part.is_file else folder
     if folder.is_dir():
         verify(part, location)
@@ -108,7 +108,3 @@ def _look_up_file(part: Part) -> tuple[str, dict[str, str]]:
         raise WeightsError(f"there is no {part.reference} for {part.label}")
     line = f"{name}\0{found.size_bytes}\0{found.etag}\n"
     return hashlib.sha256(line.encode()).hexdigest(), {name: part.reference}
-
-
-def _cache_folder(identity: str) -> Path:
-    return Path(HF_HOME) / "pia-ray" / "weights" / identity[:32]

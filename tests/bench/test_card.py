@@ -11,9 +11,8 @@ from typing import Any
 
 import pytest
 
-from pia_ray.bench.benchmark import bench, settings_here
+from pia_ray.bench.benchmark import settings_here
 from pia_ray.bench.card import BenchSettings, Card, Timing, differences, text_of
-from pia_ray.errors import ConfigError
 
 OURS = "pia-ray, 1 row in flight"
 RATIO = f"{OURS} against diffusers, resident"
@@ -70,10 +69,12 @@ def test_a_card_without_memory_of_ways_has_no_line_for_it() -> None:
     assert "peak memory" not in text_of(replace(card(), peak_bytes={}))
 
 
-def test_the_full_size_needs_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_full_size_on_a_cpu_makes_one_small_row_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    with pytest.raises(ConfigError, match="needs a GPU"):
-        bench(settings_here(size="full", steps=1, side=None))
+    settings = settings_here(size="full", steps=None, side=None)
+    assert (settings.side, settings.steps, settings.batches) == (128, 2, (1,))
+    assert settings_here(size="full", steps=4, side=256, batches=(2,)).side == 256
+    assert settings_here(size="demo", steps=None, side=None).batches == (1, 2, 4, 8)
 
 
 @pytest.mark.heavy

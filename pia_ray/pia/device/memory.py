@@ -7,6 +7,7 @@ tensors without content; they grow with pixels and frames in proportion, since n
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Final
 
 import torch
@@ -103,6 +104,23 @@ def weight_bytes(parts: Iterable[object]) -> int:
     """The bytes of the weights of those parts that are modules, on any device."""
     modules = [part for part in parts if isinstance(part, nn.Module)]
     return sum(weight.numel() * weight.element_size() for part in modules for weight in part.parameters())
+
+
+def available_bytes() -> int:
+    """The bytes of host memory that this process may still take, by the kernel's estimate; 0 where none is known."""
+    try:
+        lines = Path("/proc/meminfo").read_text("ascii").splitlines()
+    except OSError:
+        return 0
+    free = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+    try:  # of a container
+        most, taken = (Path("/sys/fs/cgroup", name).read_text("ascii").strip() for name in _CGROUP)
+    except OSError:
+        return min(free, default=0)
+    return min([*free, *([int(most) - int(taken)] if most != "max" else [])], default=0)
+
+
+_CGROUP: Final = ("memory.max", "memory.current")
 
 
 def _free_bytes(components: Components, part: nn.Module) -> int | None:

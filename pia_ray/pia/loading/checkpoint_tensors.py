@@ -1,12 +1,10 @@
-"""Checkpoint files -> tensors by name; copies of modules that share every tensor with the original."""
+"""Checkpoint files -> tensors by name."""
 
 from __future__ import annotations
 
-import copy
 import json
-from itertools import chain
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import safetensors
 import torch
@@ -14,8 +12,6 @@ from safetensors.torch import load_file
 
 from pia_ray.errors import WeightsError
 from pia_ray.pia.loading.pickled_tensors import read_pickle
-
-_Module = TypeVar("_Module", bound=torch.nn.Module)
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
@@ -53,9 +49,3 @@ def read_header(path: Path) -> dict[str, Any]:
         except ValueError:
             values[name] = text
     return values
-
-
-def sharing_copy(module: _Module) -> _Module:
-    """A copy of a module with the original's tensors; replacing some of them does not affect the original."""
-    shared: dict[int, Any] = {id(tensor): tensor for tensor in chain(module.parameters(), module.buffers())}
-    return copy.deepcopy(module, shared)

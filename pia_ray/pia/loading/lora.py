@@ -14,8 +14,8 @@ from typing import Any, Final
 import torch
 
 from pia_ray.errors import WeightsError
-from pia_ray.pia.components import Changeable, Components, Part, Place
-from pia_ray.pia.loading.checkpoint_tensors import read_header, read_tensors, sharing_copy
+from pia_ray.pia.components import Changeable, Components, Part, Place, sharing_copy
+from pia_ray.pia.loading.checkpoint_tensors import read_header, read_tensors
 from pia_ray.pia.loading.lora_kinds import WeightDelta, is_complete, rank_of
 from pia_ray.pia.loading.lora_names import Target, role_of, target_of, targets_in
 from pia_ray.pia.loading.textual_inversion import BUNDLED

@@ -12,8 +12,8 @@ from typing import Final
 import torch
 
 from pia_ray.errors import WeightsError
-from pia_ray.pia.components import Components
-from pia_ray.pia.loading.checkpoint_tensors import read_tensors, sharing_copy, tensor_names
+from pia_ray.pia.components import Components, sharing_copy
+from pia_ray.pia.loading.checkpoint_tensors import read_tensors, tensor_names
 
 BUNDLED: Final = "bundle_emb."
 """Start of the keys of textual inversions in a LoRA file: `bundle_emb.TOKEN.string_to_param.*`, as A1111 reads them."""

@@ -1,7 +1,8 @@
-"""The fastest of torch's attention kernels for the spatial self-attention of each shape, found by timing them.
+"""The fastest of torch's attention kernels for the self-attention of each shape, found by timing them.
 
-Stable Diffusion 1.5 has heads of 40 channels, for which no kernel is made, and torch's own order of preference ignores
-sizes. All kernels compute the same to float tolerance.
+Stable Diffusion 1.5 has heads of 40 channels, for which no kernel is made; attention over 16 frames fills a small part
+of a flash kernel's tile; and torch's own order of preference ignores sizes. All kernels compute the same to float
+tolerance.
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ LEAST_GAIN: Final = 0.05
 SAMPLES: Final = 5
 
 KERNELS: Final = (SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION)
+
+FEW_POSITIONS: Final = 32
+"""Sequences up to this length are tried as plain batched products too; longer ones would need much memory for that."""
 
 Shape = tuple[int, ...]
 """[N*T, heads, S, d] of the queries."""
@@ -80,7 +84,8 @@ class Kernels:
 
     def _fastest(self, query: torch.Tensor) -> SDPBackend | None:
         best, best_s = None, self._time(query, None) * (1 - LEAST_GAIN)
-        for kernel in KERNELS:
+        plain = (SDPBackend.MATH,) if query.shape[2] <= FEW_POSITIONS else ()
+        for kernel in (*KERNELS, *plain):
             try:
                 seconds = self._time(query, kernel)
             except RuntimeError as error:

@@ -21,12 +21,14 @@ from torch import nn
 from pia_ray.config.model import ModelConfig
 from pia_ray.errors import ConfigError
 from pia_ray.pia.components import CompileMode
+from pia_ray.pia.unet.background_compilation import MOST_GRAPHS
+from pia_ray.weights.cache_folders import compiled_folder
 
 log = logging.getLogger(__name__)
 
 
-MOST_GRAPHS: Final = 12
-"""Kinds of forward of one model that are compiled; further ones run uncompiled."""
+MOST_FILES: Final = 24
+"""Files of compiled code in a folder, the newest ones: each has what one process compiled."""
 
 _SUFFIX: Final = ".compiled"
 _TORCH_LIMITS: Final[dict[str, Any]] = {
@@ -62,6 +64,15 @@ def compile_mode_of(model: ModelConfig, device: torch.device) -> CompileMode | N
     return model.compile
 
 
+def compile_cache_of(model: ModelConfig) -> Path | None:
+    """The folder of compiled code: the model's `compile_cache`, else the user's for this version of torch."""
+    if model.compile_cache == "off":
+        return None
+    if model.compile_cache is None:
+        return compiled_folder(f"torch-{torch.__version__}")
+    return Path(model.compile_cache).expanduser()
+
+
 class CompiledForward:
     """A module's forward, compiled for the first kinds of call that occur.
 
@@ -76,6 +87,8 @@ class CompiledForward:
         self, module: nn.Module, *, mode: CompileMode, cache: Path | None = None, backend: str = "inductor"
     ) -> None:
         self._module = module
+        self._mode: CompileMode = mode
+        self._backend = backend
         self._cache = None if cache is None else CompileCache(cache)
         self._kinds: set[tuple[object, ...]] = set()
         how: dict[str, Any] = {"mode": mode} if backend == "inductor" else {}
@@ -103,6 +116,21 @@ class CompiledForward:
             return self._module(*args, **kwargs)
         self._kinds.add(kind)
         if is_new and self._cache is not None:
+            self._cache.save()
+        return answer
+
+    def compile_beside(self, kind: tuple[object, ...], module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        """The result of another module of the same structure, which compiles the kind; any thread may call it.
+
+        Raises:
+            RuntimeError: torch cannot compile it here.
+        """
+        other = CompiledForward(module, mode=self._mode, backend=self._backend)
+        answer = other(kind, *args, **kwargs)
+        if other._compiled is None:
+            raise RuntimeError("torch cannot compile it here")
+        self._kinds.add(kind)
+        if self._cache is not None:
             self._cache.save()
         return answer
 
@@ -149,6 +177,9 @@ class CompileCache:
             if self._written not in (None, path):  # all of it is in the new one
                 self._written.unlink(missing_ok=True)
             self._written = path
+            files = sorted(self._folder.glob(f"*{_SUFFIX}"), key=lambda file: file.stat().st_mtime, reverse=True)
+            for old in files[MOST_FILES:]:
+                old.unlink(missing_ok=True)
         except OSError as error:
             log.warning("compiled code is not kept for the next process: %s", error)
 

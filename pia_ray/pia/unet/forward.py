@@ -6,20 +6,26 @@ The engine decides which evaluations are packed together.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from diffusers import UNetMotionModel
 
-from pia_ray.pia.components import Components
+from pia_ray.pia.components import Components, sharing_copy
 from pia_ray.pia.evaluation import Branch, Evaluation
-from pia_ray.pia.unet.attention_kernels import choose_kernels
+from pia_ray.pia.unet.attention_kernels import Kernels, choose_kernels
+from pia_ray.pia.unet.background_compilation import BackgroundCompilation, compilation_of
+from pia_ray.pia.unet.choices import Choices, choices_on
 from pia_ray.pia.unet.compilation import CompiledForward
+from pia_ray.pia.unet.convolutions import COPIES
 from pia_ray.pia.unet.cross_attention import CrossAttention
 from pia_ray.pia.unet.free_u import free_u
+from pia_ray.pia.unet.guidance_prefix import Prefix, prefix_of
 from pia_ray.pia.unet.image_attention import cross_attention_states
+from pia_ray.pia.unet.motion_modules import time_kernels
 from pia_ray.pia.unet.rewrites import restructure_unet, restructure_vae
 
 
@@ -46,23 +52,34 @@ class Forward:
 
     def __init__(self, components: Components) -> None:
         self._components = components
-        self._prefix = None
+        self._prefix: Prefix | None = None
+        self._choices: Choices | None = None
         self._cross: CrossAttention | None = None
         unet = components.unet
         # A UNet with accelerate's hook is offloaded: its weights are moved at each forward, and stay as diffusers has
         # them.
         if isinstance(unet, UNetMotionModel) and not hasattr(unet, "_hf_hook"):
-            self._prefix = restructure_unet(unet)
-            restructure_vae(components.vae)
+            self._choices = choices_on(components.device)
+            may_copy = components.device.type == "cpu" and components.memory_bytes is None
+            copies = COPIES if may_copy else None
+            self._prefix = restructure_unet(unet, self._choices, copies)
+            restructure_vae(components.vae, self._choices, copies)
             if CrossAttention.suits(unet):
                 self._cross = CrossAttention(unet)
-        self._kernels = choose_kernels(unet) if self._prefix is not None and components.device.type == "cuda" else None
+        self._kernels: Kernels | None = None
+        if self._prefix is not None:
+            kernels = choose_kernels(unet)
+            time_kernels(unet, kernels)
+            self._kernels = kernels if components.device.type == "cuda" else None  # a CPU has one kernel
         self._timed: set[tuple[object, ...]] = set()
         self._compiled: CompiledForward | None = None
+        self._background: BackgroundCompilation | None = None
         if components.compile_mode is not None:
             with free_u(unet, (1.0, 1.0, 1.0, 1.0)):
                 pass  # leaves its attributes on the blocks: compiled code that saw none would be made anew after a row
             self._compiled = CompiledForward(unet, mode=components.compile_mode, cache=components.compile_cache)
+            if components.compile_mode == "default":
+                self._background = compilation_of(components.variants)
 
     @torch.inference_mode()
     def predict(self, entries: Sequence[BatchEntry]) -> torch.Tensor:
@@ -85,27 +102,81 @@ class Forward:
             states = cross_attention_states(prompts.repeat_interleave(num_frames, dim=0), branches)
         num = max(inverse) + 1
         prefix = self._prefix if num < len(inverse) else None
-        inputs = {"encoder_hidden_states": states, "return_dict": False}
         timesteps = timesteps.to(parts.device, non_blocking=True)
-        setting = packed[0].free_u
-        with contextlib.ExitStack() as stack:
-            if prefix is not None:
-                indices = torch.tensor(inverse).to(parts.device, non_blocking=True)
-                stack.enter_context(prefix.shared(num=num, num_frames=num_frames, inverse=indices))
-            kind = (tuple(sample.shape), num if prefix is not None else 0)
-            if self._kernels is not None and kind not in self._timed:
-                with self._kernels.choosing(), free_u(parts.unet, setting):
-                    parts.unet(sample, timesteps, **inputs)
-                self._timed.add(kind)
-            if self._compiled is not None and setting is None:
-                prediction = self._compiled((*kind, _shapes(states)), sample, timesteps, **inputs)[0].clone()
-            else:
-                stack.enter_context(free_u(parts.unet, setting))
-                prediction = parts.unet(sample, timesteps, **inputs)[0]
+        indices = None
+        if prefix is not None:
+            indices = torch.tensor(inverse).to(parts.device, non_blocking=True)
+        call = _Call(sample, timesteps, states, num=num, inverse=indices)
+        prediction = self._run(call, packed[0].free_u)
         if order != sorted(order):
             back = torch.tensor(sorted(range(len(order)), key=order.__getitem__))
             prediction = prediction[back.to(parts.device, non_blocking=True)]
         return prediction.float()
+
+    def _run(self, call: _Call, setting: tuple[float, float, float, float] | None) -> torch.Tensor:
+        unet = self._components.unet
+        with call.shared(self._prefix):
+            # While another thread compiles, torch would give a timing to none.
+            timable = call.size not in self._timed and not torch.compiler.is_compiling()
+            if self._kernels is not None and self._choices is not None and timable:
+                with self._kernels.choosing(), self._choices.choosing(), free_u(unet, setting):
+                    call.run(unet)
+                self._timed.add(call.size)
+            if self._compiled is not None and setting is None and self._is_compiled(call):
+                return call.run(partial(self._compiled, call.kind)).clone()
+            with free_u(unet, setting):
+                return call.run(unet)
+
+    def _is_compiled(self, call: _Call) -> bool:
+        """Whether the call may run compiled; what is not ready is compiled beside the stream, or where it has to be, at
+        its call."""
+        if self._background is None or self._compiled is None:
+            return True
+        compiled, unet = self._compiled, self._components.unet
+
+        def compile_kind() -> None:
+            # A module of its own, because the prefix is a module's state; weights and code are the same.
+            twin = sharing_copy(unet)
+            with torch.inference_mode(), call.shared(prefix_of(twin)):
+                call.run(partial(compiled.compile_beside, call.kind, twin))
+
+        return self._background.is_ready(call.kind, compile_kind)
+
+
+@dataclass(frozen=True)
+class _Call:
+    """The inputs of one forward of the UNet."""
+
+    sample: torch.Tensor
+    timesteps: torch.Tensor
+    states: Any
+    num: int
+    """The entries whose beginning is distinct."""
+    inverse: torch.Tensor | None
+    """As in `Prefix`; None: nothing is shared."""
+
+    @property
+    def size(self) -> tuple[object, ...]:
+        """Equal for calls whose operators have the same sizes."""
+        return (tuple(self.sample.shape), 0 if self.inverse is None else self.num)
+
+    @property
+    def kind(self) -> tuple[object, ...]:
+        """Equal for calls of one compiled graph."""
+        return (*self.size, _shapes(self.states))
+
+    def run(self, unet: Callable[..., Any]) -> Any:
+        """The first result of the UNet, or of what stands for it."""
+        return unet(self.sample, self.timesteps, encoder_hidden_states=self.states, return_dict=False)[0]
+
+    @contextlib.contextmanager
+    def shared(self, prefix: Prefix | None) -> Iterator[None]:
+        """A context in which the entries share their beginning."""
+        if prefix is None or self.inverse is None:
+            yield
+            return
+        with prefix.shared(num=self.num, num_frames=self.sample.shape[2], inverse=self.inverse):
+            yield
 
 
 def _shapes(states: Any) -> tuple[object, ...]:

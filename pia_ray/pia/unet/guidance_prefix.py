@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 from diffusers.models.attention_processor import Attention
-from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.unets.unet_motion_model import CrossAttnDownBlockMotion, UNetMotionModel
 from torch import nn
+
+from pia_ray.pia.unet.resnets import PlainResnet
 
 
 class Prefix:
@@ -60,15 +61,16 @@ class SharedConv(nn.Conv2d):
         return self.prefix.expand(super().forward(self.prefix.distinct(input)))
 
 
-class SharedResnet(ResnetBlock2D):
+class SharedResnet(PlainResnet):
     """The first ResNet block, over the same parameters."""
 
     prefix: Prefix
 
-    def forward(self, input_tensor: torch.Tensor, temb: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def forward(self, input_tensor: torch.Tensor, temb: torch.Tensor | None, *_: Any, **__: Any) -> torch.Tensor:
         """[N*T, C, h, w] -> the same shape; `temb` is [N*T, D]."""
+        assert temb is not None
         distinct = self.prefix.distinct
-        return self.prefix.expand(super().forward(distinct(input_tensor), distinct(temb), *args, **kwargs))
+        return self.prefix.expand(super().forward(distinct(input_tensor), distinct(temb)))
 
 
 class SharedAttention(Attention):
@@ -79,6 +81,11 @@ class SharedAttention(Attention):
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """[N*T, S, C] -> the same shape."""
         return self.prefix.expand(super().forward(self.prefix.distinct(hidden_states), *args, **kwargs))
+
+
+def prefix_of(unet: nn.Module) -> Prefix | None:
+    """The `Prefix` of a UNet that has been rewritten; None where none is shared."""
+    return getattr(unet.conv_in, "prefix", None)
 
 
 def share_prefix(unet: UNetMotionModel) -> Prefix | None:
@@ -95,7 +102,7 @@ def share_prefix(unet: UNetMotionModel) -> Prefix | None:
     block = first.attentions[0].transformer_blocks[0]
     layers = (
         (unet.conv_in, nn.Conv2d, SharedConv),
-        (first.resnets[0], ResnetBlock2D, SharedResnet),
+        (first.resnets[0], PlainResnet, SharedResnet),
         (block.attn1, Attention, SharedAttention),
     )
     if block.only_cross_attention or any(type(module) is not kind for module, kind, _ in layers):

@@ -15,10 +15,14 @@ from diffusers.models.unets.unet_motion_model import AnimateDiffTransformer3D
 from torch.nn import functional as F
 
 from pia_ray.pia.device.placement import SDPA_ROWS
+from pia_ray.pia.unet.attention_kernels import Kernels
 
 
 class TemporalTransformer(AnimateDiffTransformer3D):
     """diffusers' motion module over the same parameters, in the order [N, T, h*w, C]."""
+
+    kernels: Kernels | None = None
+    """The kernel of each shape; None: torch's choice."""
 
     @staticmethod
     def suits(module: Any) -> bool:
@@ -52,12 +56,21 @@ class TemporalTransformer(AnimateDiffTransformer3D):
             hidden = self.norm(videos).permute(0, 2, 3, 4, 1)  # [N, T, h, w, C]
         hidden = self.proj_in(hidden.reshape(num, num_frames, height * width, channels))
         for block in self.transformer_blocks:
-            hidden = _block(block, hidden)
+            hidden = _block(block, hidden, self.kernels)
         hidden = self.proj_out(hidden).reshape(rows, height, width, channels)
         return hidden.permute(0, 3, 1, 2) + hidden_states
 
 
-def attend_over_time(attention: Attention, hidden: torch.Tensor, *, most_heads: int | None = None) -> torch.Tensor:
+def time_kernels(unet: torch.nn.Module, kernels: Kernels) -> None:
+    """Lets a UNet's rewritten motion modules run by these kernels."""
+    for module in unet.modules():
+        if isinstance(module, TemporalTransformer):
+            module.kernels = kernels
+
+
+def attend_over_time(
+    attention: Attention, hidden: torch.Tensor, *, most_heads: int | None = None, kernels: Kernels | None = None
+) -> torch.Tensor:
     """Attention of each position over the frames. [N, T, S, C] -> [N, T, S, C].
 
     Positions and heads are merged into one dimension, which in this order is a view. `most_heads` splits that dimension
@@ -70,12 +83,13 @@ def attend_over_time(attention: Attention, hidden: torch.Tensor, *, most_heads: 
     def view(values: torch.Tensor) -> torch.Tensor:
         return values.view(num, num_frames, positions * heads, -1).transpose(1, 2)  # [N, S*H, T, d]
 
+    attend = F.scaled_dot_product_attention if kernels is None else kernels.attend
     query, key, value = (view(project(hidden)) for project in (attention.to_q, attention.to_k, attention.to_v))
     if positions * heads <= most:
-        mixed = F.scaled_dot_product_attention(query, key, value)
+        mixed = attend(query, key, value)
     else:
         parts = zip(query.split(most, 1), key.split(most, 1), value.split(most, 1), strict=True)
-        mixed = torch.cat([F.scaled_dot_product_attention(*part) for part in parts], dim=1)
+        mixed = torch.cat([attend(*part) for part in parts], dim=1)
     return attention.to_out[0](mixed.transpose(1, 2).reshape(num, num_frames, positions, -1))
 
 
@@ -91,7 +105,7 @@ def most_positions(unet: torch.nn.Module, device: torch.device) -> int | None:
     return SDPA_ROWS if own else None
 
 
-def _block(block: BasicTransformerBlock, hidden: torch.Tensor) -> torch.Tensor:
+def _block(block: BasicTransformerBlock, hidden: torch.Tensor, kernels: Kernels | None) -> torch.Tensor:
     num_frames = hidden.shape[1]
     for norm, attention in ((block.norm1, block.attn1), (block.norm2, block.attn2)):
         if attention is None:
@@ -99,7 +113,7 @@ def _block(block: BasicTransformerBlock, hidden: torch.Tensor) -> torch.Tensor:
         normed = norm(hidden)
         if block.pos_embed is not None:
             normed = normed + block.pos_embed.pe[:, :num_frames, None]  # [1, T, 1, C]
-        hidden = attend_over_time(attention, normed) + hidden
+        hidden = attend_over_time(attention, normed, kernels=kernels) + hidden
     return block.ff(block.norm3(hidden)) + hidden
 
 

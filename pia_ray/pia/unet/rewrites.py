@@ -11,28 +11,51 @@ from __future__ import annotations
 import torch
 from diffusers import AutoencoderKL, UNetMotionModel
 
+from pia_ray.pia.unet.choices import Choices
+from pia_ray.pia.unet.convolutions import Copies, choose_weights
 from pia_ray.pia.unet.guidance_prefix import Prefix, share_prefix
+from pia_ray.pia.unet.linear_layers import choose_libraries
 from pia_ray.pia.unet.motion_modules import TemporalTransformer
+from pia_ray.pia.unet.resnets import rewrite_resnets
 from pia_ray.pia.unet.upsample import SubpixelUpsample
 
 
-def restructure_unet(unet: UNetMotionModel) -> Prefix | None:
-    """Rewrites the UNet in place; returns its `Prefix`, or None where its first layers have another structure."""
-    _subpixel(unet)
+def restructure_unet(
+    unet: UNetMotionModel, choices: Choices | None = None, copies: Copies | None = None
+) -> Prefix | None:
+    """Rewrites the UNet in place; returns its `Prefix`, or None where its first layers have another structure.
+
+    With `choices` operators run by the way that is fastest on the device, else all by the way of fewest operations.
+    With `copies`, which is for a CPU, some weights are copied for that.
+    """
     for module in unet.modules():
         if TemporalTransformer.suits(module):
             module.__class__ = TemporalTransformer
-    return share_prefix(unet)
+    _rewrite(unet, choices, copies)
+    prefix = share_prefix(unet)
+    _choose(unet, choices, copies)
+    return prefix
 
 
-def restructure_vae(vae: AutoencoderKL) -> None:
-    """Rewrites the VAE in place."""
-    _subpixel(vae)
+def restructure_vae(vae: AutoencoderKL, choices: Choices | None = None, copies: Copies | None = None) -> None:
+    """Rewrites the VAE in place; `choices` and `copies` as for the UNet."""
+    _rewrite(vae, choices, copies)
+    _choose(vae, choices, copies)
 
 
-def _subpixel(model: torch.nn.Module) -> None:
+def _rewrite(model: torch.nn.Module, choices: Choices | None, copies: Copies | None) -> None:
+    rewrite_resnets(model)
     for module in model.modules():
         if SubpixelUpsample.suits(module):
             module.__class__ = SubpixelUpsample
         if isinstance(module, SubpixelUpsample):
             module.refresh()
+            module.choices, module.copies = choices, copies
+
+
+def _choose(model: torch.nn.Module, choices: Choices | None, copies: Copies | None) -> None:
+    """On a GPU torch has one library for each of these, and cuDNN chooses its kernels itself."""
+    if choices is not None and {weight.device.type for weight in model.parameters()} == {"cpu"}:
+        choose_libraries(model, choices)
+        if copies is not None:
+            choose_weights(model, choices, copies)

@@ -5,11 +5,20 @@ Each output pixel of the pair reads a 3x3 window of doubled pixels, of which onl
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Final
 
 import torch
 from diffusers.models.upsampling import Upsample2D
 from torch.nn import functional as F
+
+from pia_ray.pia.unet.choices import DEFAULT, Choices, Way, sample_of, size_class
+from pia_ray.pia.unet.convolutions import PACKED, Copies, PackedWeight
+
+LEAST_FLOP: Final = 100_000_000
+"""Up-samplings with fewer operations are transposed convolutions always."""
+
+PLAIN: Final = "doubling and convolution"
 
 
 def subpixel_weight(weight: torch.Tensor) -> torch.Tensor:
@@ -17,22 +26,26 @@ def subpixel_weight(weight: torch.Tensor) -> torch.Tensor:
 
     [O, I, 3, 3] -> [I, O, 4, 4] in the same precision; its taps are sums, made in float32.
     """
-    source = weight.float()
-    taps = source.new_zeros(source.shape[1], source.shape[0], 4, 4)
-    for row, column in ((row, column) for row in range(3) for column in range(3)):
-        # Doubled pixel 2i + parity + offset comes from input pixel i + (parity + offset) // 2, where offset is the
-        # tap's, -1 to 1. A transposed convolution writes input j, tap k, to output 2j - 1 + k.
-        for parity_y, parity_x in ((0, 0), (0, 1), (1, 0), (1, 1)):
-            tap_y = parity_y + 1 - 2 * ((parity_y + row - 1) // 2)
-            tap_x = parity_x + 1 - 2 * ((parity_x + column - 1) // 2)
-            taps[:, :, tap_y, tap_x] += source[:, :, row, column].t()
-    return taps.to(weight.dtype)
+    # Doubled pixel 2i + parity + offset comes from input pixel i + (parity + offset) // 2, where offset is the tap's,
+    # -1 to 1. A transposed convolution writes input j, tap k, to output 2j - 1 + k.
+    return _spread(_spread(weight.float(), 2), 3).transpose(0, 1).to(weight.dtype)
+
+
+def _spread(taps: torch.Tensor, dim: int) -> torch.Tensor:
+    """The four taps of one direction, of three. By sums, because a GPU may round a product's factors to TF32."""
+    before, middle, after = taps.unbind(dim)
+    return torch.stack((after, middle + after, before + middle, before), dim)
 
 
 class SubpixelUpsample(Upsample2D):
     """diffusers' Upsample2D over the same parameters, by one transposed convolution where it doubles exactly."""
 
     subpixel: torch.Tensor
+    choices: Choices | None = None
+    """None: always the transposed convolution; else the form that is faster on the device."""
+    copies: Copies | None = None
+    """None: its weight is not copied."""
+    packed: PackedWeight | None = None
 
     @staticmethod
     def suits(module: torch.nn.Module) -> bool:
@@ -63,4 +76,46 @@ class SubpixelUpsample(Upsample2D):
         height, width = hidden_states.shape[-2:]
         if output_size is not None and tuple(output_size) != (2 * height, 2 * width):
             return super().forward(hidden_states, output_size, *args, **kwargs)
-        return F.conv_transpose2d(hidden_states, self.subpixel, self.conv.bias, stride=2, padding=1)
+        way = DEFAULT
+        flop = 2 * hidden_states.numel() * self.subpixel.shape[1] * 16
+        if self.choices is not None and flop >= LEAST_FLOP:
+            sizes = size_class(len(hidden_states)), *hidden_states.shape[1:], self.subpixel.shape[1]
+            kind = ("up-sampling", *sizes, hidden_states.dtype)
+            way = self.choices.choose(kind, lambda: self._ways(hidden_states, flop))
+        if way == PLAIN:
+            return super().forward(hidden_states, output_size, *args, **kwargs)
+        if way == PACKED and self.copies is not None and not torch.compiler.is_compiling():
+            if self.packed is None or not self.packed.is_of(self.subpixel):
+                if not self.copies.has_room_for(self.subpixel):
+                    return self._transposed(hidden_states)
+                self.packed = self.copies.make(self.subpixel, lambda weight: _pack(weight, hidden_states))
+            return self._by_packed(hidden_states, self.packed.tensor)
+        return self._transposed(hidden_states)
+
+    def _ways(self, pictures: torch.Tensor, flop: int) -> Mapping[str, Way]:
+        few = sample_of(pictures, flop)
+        ways: dict[str, Way] = {DEFAULT: lambda: self._transposed(few), PLAIN: lambda: Upsample2D.forward(self, few)}
+        made: list[torch.Tensor] = []
+
+        def packed() -> object:
+            if not made:
+                made.append(_pack(self.subpixel, pictures))
+            return self._by_packed(few, made[0])
+
+        if self.copies is not None and self.copies.has_room_for(self.subpixel):
+            ways[PACKED] = packed
+        return ways
+
+    def _transposed(self, pictures: torch.Tensor) -> torch.Tensor:
+        return F.conv_transpose2d(pictures, self.subpixel, self.conv.bias, stride=2, padding=1)
+
+    def _by_packed(self, pictures: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        operator: Any = torch.ops.mkldnn._convolution_transpose_pointwise
+        near = pictures.contiguous(memory_format=torch.channels_last)
+        sizes = [1, 1], [0, 0], [2, 2], [1, 1]
+        return operator(near, weight, self.conv.bias, *sizes, 1, "none", [], "")
+
+
+def _pack(weight: torch.Tensor, pictures: torch.Tensor) -> torch.Tensor:
+    reorder: Any = torch.ops.mkldnn._reorder_convolution_transpose_weight
+    return reorder(weight.contiguous(), [1, 1], [0, 0], [2, 2], [1, 1], 1, list(pictures.shape))

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import copy
+import gc
 import logging
+import os
+import threading
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +21,8 @@ from pia_ray.errors import ConfigError
 from pia_ray.pia.components import Components
 from pia_ray.pia.evaluation import Branch, Evaluation, ImageTokens
 from pia_ray.pia.loading.load import assemble
-from pia_ray.pia.unet.compilation import MOST_GRAPHS, CompileCache, CompiledForward
+from pia_ray.pia.unet.background_compilation import MOST_GRAPHS, BackgroundCompilation
+from pia_ray.pia.unet.compilation import MOST_FILES, CompileCache, CompiledForward, compile_cache_of
 from pia_ray.pia.unet.cross_attention import CACHED_PROJECTIONS
 from pia_ray.pia.unet.forward import BatchEntry, Forward
 from pia_ray.testing import make_ip_adapter, make_pipeline_folder
@@ -149,6 +155,7 @@ def test_the_unet_compiles_in_one_graph_per_kind_of_forward_and_no_more(
         return graph.forward
 
     forward._compiled = CompiledForward(parts.unet, mode="default", backend=count)  # type: ignore[arg-type]
+    forward._background = None  # each kind is compiled at its first call
     for seed in range(1, 4):  # other timesteps, prompts and noise: the same graph
         entries = row(seed)
         assert distance(forward.predict(entries), ours[1].predict(entries)) < 5e-6
@@ -161,6 +168,7 @@ def test_the_unet_compiles_in_one_graph_per_kind_of_forward_and_no_more(
         weight.data = weight.data * 1.01
     theirs = Forward(replace(other, compile_mode="default"))
     theirs._compiled = CompiledForward(other.unet, mode="default", backend=count)  # type: ignore[arg-type]
+    theirs._background = None
     prediction = theirs.predict(row(1))
     assert distance(prediction, Forward(replace(other, compile_mode=None)).predict(row(1))) < 5e-6
     assert distance(prediction, forward.predict(row(1))) > 1e-3
@@ -170,6 +178,70 @@ def test_the_unet_compiles_in_one_graph_per_kind_of_forward_and_no_more(
     forward.predict(row(1))
     assert len(graphs) == 2
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+@pytest.mark.heavy  # torch traces the UNet
+def test_a_new_kind_runs_plain_while_another_thread_compiles_it_and_then_runs_that_code(
+    ours: tuple[Components, Forward], caplog: pytest.LogCaptureFixture
+) -> None:
+    forward = Forward(replace(copy.deepcopy(ours[0]), compile_mode="default"))
+    graphs: list[str] = []
+    may_compile = threading.Event()
+
+    def count(graph: torch.fx.GraphModule, inputs: object) -> object:
+        assert may_compile.wait(60)
+        graphs.append(threading.current_thread().name)
+        return graph.forward
+
+    forward._compiled = CompiledForward(forward._components.unet, mode="default", backend=count)  # type: ignore[arg-type]
+    forward._background = BackgroundCompilation(patience=1)
+    for seed in range(1, 6):  # rows go on, and give what they give
+        assert distance(forward.predict(row(seed)), ours[1].predict(row(seed))) < 5e-6
+    assert graphs == []
+    may_compile.set()
+    deadline = time.monotonic() + 120
+    while not forward._background._ready and time.monotonic() < deadline:
+        time.sleep(0.02)
+    gc.collect()  # the module that was compiled beside is gone
+    for seed in range(1, 4):
+        assert distance(forward.predict(row(seed)), ours[1].predict(row(seed))) < 5e-6
+    assert graphs == ["compilation"], "the stream runs the other thread's code, and compiles none"
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+def test_a_kind_is_compiled_beside_the_stream_once_it_is_seen_often() -> None:
+    started: list[Callable[[], None]] = []
+    compiled: list[str] = []
+    background = BackgroundCompilation(patience=2, start=started.append)
+
+    def ready(kind: str) -> bool:
+        return background.is_ready((kind,), lambda: compiled.append(kind))
+
+    assert [ready("often") for _ in range(5)] == [False] * 5
+    assert not any(ready("rare") for _ in range(2))
+    assert not any(ready("other") for _ in range(4)), "one compiles at a time"
+    (run,) = started
+    run()
+    assert compiled == ["often"]
+    assert ready("often")
+    assert not ready("other")
+    started[1]()
+    assert ready("other")
+    assert not background.is_ready(("bad",), lambda: None)
+
+
+def test_a_kind_that_cannot_be_compiled_stays_uncompiled_and_others_go_on(caplog: pytest.LogCaptureFixture) -> None:
+    background = BackgroundCompilation(patience=0, start=lambda run: run())
+
+    def fails() -> None:
+        raise RuntimeError("no compiler")
+
+    assert not background.is_ready(("bad",), fails)
+    assert "run uncompiled: RuntimeError: no compiler" in caplog.text
+    assert not background.is_ready(("bad",), lambda: None), "it is tried once"
+    assert background.is_ready(("good",), lambda: None)
+    ready = [background.is_ready((kind,), lambda: None) for kind in range(MOST_GRAPHS)]
+    assert ready.count(True) == MOST_GRAPHS - 2
 
 
 def test_further_kinds_run_uncompiled() -> None:
@@ -244,6 +316,28 @@ def test_processes_that_share_a_cache_keep_each_others_code_and_write_nothing_tw
     times = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
     assert process("small", "large") == both
     assert {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == times
+
+
+def test_a_folder_of_compiled_code_keeps_the_newest_files(tmp_path: Path) -> None:
+    for number in range(MOST_FILES + 3):
+        (tmp_path / f"{number}.compiled").write_bytes(b"old")
+        os.utime(tmp_path / f"{number}.compiled", (number, number))
+    with CacheArtifactManager.with_fresh_cache():
+        CacheArtifactManager.record_artifact("inductor", "kind", b"code")
+        CompileCache(tmp_path).save()
+    names = {path.name for path in tmp_path.iterdir()}
+    assert len(names) == MOST_FILES
+    assert f"{MOST_FILES + 2}.compiled" in names
+    assert "0.compiled" not in names
+
+
+def test_compiled_code_is_kept_beside_the_weights_unless_the_model_says_otherwise() -> None:
+    model = ModelConfig(name="any", base="some/base")
+    folder = compile_cache_of(model)
+    assert folder is not None
+    assert folder.parts[-3:] == ("pia-ray", "compiled", f"torch-{torch.__version__}")
+    assert compile_cache_of(model.model_copy(update={"compile_cache": "off"})) is None
+    assert compile_cache_of(model.model_copy(update={"compile_cache": "/some/folder"})) == Path("/some/folder")
 
 
 def test_a_cache_that_cannot_be_written_costs_nothing_else(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from pia_ray.pia.evaluation import Branch
 from pia_ray.pia.unet.attention_kernels import Kernels, choose_kernels, chosen_kernels
 from pia_ray.pia.unet.cross_attention import CrossAttention
 from pia_ray.pia.unet.guidance_prefix import Prefix
-from pia_ray.pia.unet.motion_modules import TemporalTransformer, attend_over_time, most_positions
+from pia_ray.pia.unet.motion_modules import TemporalTransformer, attend_over_time, most_positions, time_kernels
 from pia_ray.pia.unet.rewrites import restructure_unet, restructure_vae
 from pia_ray.pia.unet.upsample import SubpixelUpsample
 from pia_ray.testing import make_pipeline_folder
@@ -144,6 +144,30 @@ def test_each_shape_of_self_attention_gets_the_kernel_that_is_fastest_there(plai
     assert chosen_kernels(unet)["8 x 4 x 64 x 4 float32"] == "FLASH_ATTENTION"
     assert chosen_kernels(plain) == {}
     assert choose_kernels(copy.deepcopy(unet)) is kernels, "what is known of a device holds for copies of the model"
+
+
+def test_attention_over_time_runs_by_the_kernel_that_is_fastest_there_also_as_a_plain_product(
+    plain: UNetMotionModel, rewritten: tuple[UNetMotionModel, Prefix]
+) -> None:
+    unet = copy.deepcopy(rewritten[0])
+    asked: set[tuple[int, str]] = set()
+
+    def time_of(query: torch.Tensor, kernel: SDPBackend | None) -> float:
+        asked.add((query.shape[2], "" if kernel is None else kernel.name))
+        return 0.5 if kernel is SDPBackend.MATH else 1.0
+
+    kernels = Kernels(time_of)
+    time_kernels(unet, kernels)
+    sample, timesteps = inputs(2, 8, 8), torch.tensor([900.0, 41.0])
+    for _ in range(2):
+        with kernels.choosing():
+            assert distance(predict(unet, sample, timesteps), predict(plain, sample, timesteps)) < 5e-6
+    assert (FRAMES, "MATH") in asked
+    assert {name for (shape, _), name in kernels._chosen.items() if shape[2] == FRAMES} == {"MATH"}
+    with kernels.choosing():
+        values = torch.randn(1, 2, 64, 8)
+        kernels.attend(values, values, values)
+    assert (64, "MATH") not in asked, "long sequences would need memory for all pairs"
 
 
 def test_a_chosen_kernel_is_compiled_without_a_graph_break_and_other_shapes_change_nothing() -> None:
