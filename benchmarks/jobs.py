@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,17 +30,15 @@ import fake_clock
 import httpx2
 import queue_yardsticks
 from PIL import Image
+from seeded_jobs import create, seeded
 
 from pia_ray import storage
-from pia_ray.config.knobs import AnimationParams
 from pia_ray.config.serve import ServeConfig
-from pia_ray.errors import Cancelled
 from pia_ray.online.rendering.renderer import Event, FinishedVideo, Load, Rendered, RenderRequest, StepDone
 from pia_ray.online.service import create_endpoint
 from pia_ray.online.video_jobs import JobStore, VideoJob
 from pia_ray.online.video_jobs.dispatcher import Dispatcher
 
-OWNERS: Final = 100
 STEPS: Final = 25
 SIDE: Final = 64
 CALLS: Final = ("create", "claim", "status", "newest page", "cancel")
@@ -119,18 +117,12 @@ def requests_since(before: dict[str, int], num: float = 1) -> dict[str, float]:
     return {name: (now[name] - before.get(name, 0)) / num for name in sorted(now) if now[name] > before.get(name, 0)}
 
 
-def create(jobs: JobStore, owner: str = "owner-0", prompt: str = "waves") -> VideoJob:
-    """A new job of that owner."""
-    request = RenderRequest("", AnimationParams(prompt=prompt, num_inference_steps=STEPS), b"picture", priority=1)
-    return jobs.create(request, owner=owner, model="demo", seconds="2", size="64x64", max_open=10**9)
-
-
 def calls_of(prefix: str, *, repeats: int) -> dict[str, Cost]:
     """The cost of each call on the jobs below a prefix."""
     jobs, waiting = JobStore(prefix), []
 
     def make() -> None:
-        waiting.append(create(jobs, prompt=f"waves {len(waiting)}"))
+        waiting.append(create(jobs, "caller", prompt=f"waves {len(waiting)}"))
 
     costs = {"create": measured(make, repeats=repeats)}
     with asyncio.Runner() as loop:
@@ -142,7 +134,7 @@ def calls_of(prefix: str, *, repeats: int) -> dict[str, Cost]:
 
         costs["status"] = measured(lambda: loop.run(status(waiting[0])), repeats=repeats)
     costs["newest page"] = measured(lambda: jobs.list("archive", limit=20), repeats=repeats)
-    costs["cancel"] = measured(lambda: jobs.cancel("owner-0", waiting.pop().id), repeats=repeats)
+    costs["cancel"] = measured(lambda: jobs.cancel("caller", waiting.pop().id), repeats=repeats)
     return costs
 
 
@@ -153,60 +145,6 @@ async def claimed(jobs: JobStore) -> None:
     await renderer.begun.wait()
     working.cancel()
     await asyncio.wait((working,))
-
-
-def seed(write: Callable[[dict[str, str]], None], prefix: str, num_jobs: int, scratch: str) -> None:
-    """Gives that many waiting jobs and ended ones, copies of one job each, as objects by name to `write`."""
-    for owner, ended in (("owner-0", False), ("archive", True)):
-        jobs = JobStore(f"{scratch}/{owner}")
-        job = create(jobs, owner)
-        if ended:
-            jobs.queue.fail(
-                jobs.queue.claim(jobs.queue.read(jobs.queue.entries()[0]), worker="seed"), Cancelled("seeded")
-            )
-        found = {each.uri: storage.read_bytes(each.uri).decode() for each in storage.list_objects(f"{scratch}/{owner}")}
-        objects = {
-            uri.removeprefix(f"{scratch}/{owner}/"): content
-            for uri, content in found.items()
-            if "/inputs/" not in uri and "/requests/" not in uri
-        }
-        folder, objects_of_all = jobs.owner_folder(owner), {"inputs/all/image": "picture"}
-        began_us = int(time.time() * 1e6) - 10**6 * num_jobs
-        for number in range(num_jobs):
-            other = owner if ended else f"owner-{number % OWNERS}"
-            names = {
-                job.inputs["image"]: f"{prefix}/inputs/all/image",
-                **_names(job.id, _other_id(job.id, began_us + number * 10**6)),
-                folder: jobs.owner_folder(other),
-                f'"owner":"{owner}"': f'"owner":"{other}"',
-            }
-            for name, content in objects.items():
-                objects_of_all[_replaced(name, names)] = _replaced(content, names)
-        write(objects_of_all)
-
-
-def _other_id(job_id: str, time_us: int) -> str:
-    return f"video_{time_us:014x}{job_id[20:40]}{os.urandom(6).hex()}"
-
-
-def _names(job_id: str, other_id: str) -> dict[str, str]:
-    """What stands for a job's id in names and documents: the id itself, and its time backwards, in one part or two."""
-    before, after = _backwards(job_id), _backwards(other_id)
-    return {
-        job_id: other_id,
-        before: after,
-        f"{before[:7]}/{before[7:]}": f"{after[:7]}/{after[7:]}",
-    }
-
-
-def _backwards(job_id: str) -> str:
-    return f"{16**14 - 1 - int(job_id.removeprefix('video_')[:14], 16):014x}"
-
-
-def _replaced(text: str, names: dict[str, str]) -> str:
-    for name, other in names.items():
-        text = text.replace(name, other)
-    return text
 
 
 def write_to_disk(prefix: str) -> Callable[[dict[str, str]], None]:
@@ -251,6 +189,12 @@ def s3_server() -> Iterator[None]:
             process.kill()
 
 
+def quickly(work: Coroutine[object, object, dict[str, float]]) -> dict[str, float]:
+    """What comes of it, on a clock that skips its waits."""
+    with fake_clock.runner() as loop:
+        return loop.run(work)
+
+
 def idle_hour(prefix: str) -> dict[str, float]:
     """Requests of an ingress without calls in the second hour of its life, on a clock that skips its waits."""
     config = ServeConfig(storage=prefix, webhook_secret="whsec_" + "A" * 32)
@@ -270,17 +214,23 @@ def idle_hour(prefix: str) -> dict[str, float]:
 async def one_job(prefix: str, render_s: float) -> dict[str, float]:
     """Requests of an idle ingress for one video from its creation to its download, polled as the endpoint asks."""
     async with client_of(prefix, render_s) as client:
-        await asyncio.sleep(2)
+        await video(client, seed=1)  # what the first one reads in its time is not the second one's
+        await asyncio.sleep(60)
         before = storage.usage().requests
-        answer = await client.post("/v1/videos", json={"prompt": "waves", "image": picture()})
-        answer.raise_for_status()
-        video_id = answer.json()["id"]
-        while answer.json()["status"] not in ("completed", "failed"):
-            await asyncio.sleep(int(answer.headers.get("openai-poll-after-ms", "1000")) / 1000)
-            answer = await client.get(f"/v1/videos/{video_id}")
-        assert answer.json()["status"] == "completed", answer.text
-        await client.get(f"/v1/videos/{video_id}/content")  # a link to the file
+        await video(client, seed=2)
         return requests_since(before)
+
+
+async def video(client: httpx2.AsyncClient, *, seed: int) -> None:
+    """Makes one video and asks for its content."""
+    answer = await client.post("/v1/videos", json={"prompt": "waves", "image": picture(), "seed": seed})
+    answer.raise_for_status()
+    video_id = answer.json()["id"]
+    while answer.json()["status"] not in ("completed", "failed"):
+        await asyncio.sleep(int(answer.headers.get("openai-poll-after-ms", "1000")) / 1000)
+        answer = await client.get(f"/v1/videos/{video_id}")
+    assert answer.json()["status"] == "completed", answer.text
+    await client.get(f"/v1/videos/{video_id}/content")  # a link to the file
 
 
 async def one_line(prefix: str, render_s: float, num_lines: int) -> dict[str, float]:
@@ -292,7 +242,7 @@ async def one_line(prefix: str, render_s: float, num_lines: int) -> dict[str, fl
     ]
     content = "".join(json.dumps(line) + "\n" for line in lines).encode()
     async with client_of(prefix, render_s) as client:
-        await asyncio.sleep(2)
+        await asyncio.sleep(60)
         before = storage.usage().requests
         file = await client.post("/v1/files", data={"purpose": "batch"}, files={"file": ("lines.jsonl", content)})
         request = {"input_file_id": file.json()["id"], "endpoint": "/v1/videos", "completion_window": "24h"}
@@ -338,7 +288,7 @@ def main() -> None:
         for size in sizes:
             for store, prefix in (("disk", f"{folder}/{size}"), ("s3", f"s3://jobs-{size}/serve")):
                 write = write_to_disk(prefix) if store == "disk" else write_to_server(prefix)
-                seed(write, prefix, size, f"{folder}/scratch-{store}-{size}")
+                write(seeded(prefix, size, f"{folder}/scratch-{store}-{size}"))
                 costs = calls_of(prefix, repeats=given.repeats)
                 rows[f"{store} {size:,}"] = {name: asdict(cost) for name, cost in costs.items()}
                 print_costs(f"{store}, {size:,} jobs", costs)
@@ -348,8 +298,8 @@ def main() -> None:
                 print_costs(f"{name}, {size:,} jobs", costs)
         whole = {
             "idle hour": idle_hour("s3://idle/serve"),
-            "one job": asyncio.run(one_job("s3://one/serve", given.render_s)),
-            "one line": asyncio.run(one_line("s3://batch/serve", given.render_s / 5, 40)),
+            "one job": quickly(one_job("s3://one/serve", given.render_s)),
+            "one line": quickly(one_line("s3://batch/serve", given.render_s, 40)),
         }
     for name, requests in whole.items():
         each = ", ".join(f"{operation} {num:.1f}" for operation, num in requests.items())

@@ -34,7 +34,7 @@ class _Stored:
 
 
 @dataclass
-class _Bucket:
+class Bucket:
     """Objects by key, and their keys in order."""
 
     objects: dict[str, _Stored] = field(default_factory=dict)
@@ -50,6 +50,7 @@ class _Bucket:
             del self.keys[bisect.bisect_left(self.keys, key)]
 
     def load(self, objects: Mapping[str, str]) -> None:
+        """Puts all these objects there."""
         now = datetime.now(UTC)
         self.objects |= {key: _Stored(content.encode(), {}, now) for key, content in objects.items()}
         self.keys = sorted(self.objects)
@@ -86,8 +87,13 @@ class S3Memory(ThreadingHTTPServer):
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.buckets: dict[str, _Bucket] = {}
+        self.buckets: dict[str, Bucket] = {}
         self.lock = threading.Lock()
+
+    def bucket(self, name: str) -> Bucket:
+        """A bucket, which is there as soon as somebody asks for it."""
+        with self.lock:
+            return self.buckets.setdefault(name, Bucket())
 
     @property
     def environment(self) -> dict[str, str]:
@@ -150,7 +156,7 @@ class _Handler(BaseHTTPRequestHandler):
             bucket.delete(key)
         self._answer(204)
 
-    def _list(self, bucket: _Bucket, query: Mapping[str, list[str]]) -> None:
+    def _list(self, bucket: Bucket, query: Mapping[str, list[str]]) -> None:
         if "uploads" in query:
             return self._answer(200, b"<ListMultipartUploadsResult></ListMultipartUploadsResult>")
         prefix, delimiter = query.get("prefix", [""])[0], query.get("delimiter", [""])[0]
@@ -177,11 +183,10 @@ class _Handler(BaseHTTPRequestHandler):
             f"<IsTruncated>{truncated}</IsTruncated>{entries}{common}{more}</ListBucketResult>".encode(),
         )
 
-    def _address(self) -> tuple[_Bucket, str, dict[str, list[str]]]:
+    def _address(self) -> tuple[Bucket, str, dict[str, list[str]]]:
         parts = urlsplit(self.path)
         name, _, key = unquote(parts.path).lstrip("/").partition("/")
-        with self.server.lock:
-            return self.server.buckets.setdefault(name, _Bucket()), key, parse_qs(parts.query, keep_blank_values=True)
+        return self.server.bucket(name), key, parse_qs(parts.query, keep_blank_values=True)
 
     def _body(self) -> bytes:
         return self.rfile.read(int(self.headers.get("Content-Length", 0)))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -92,7 +92,7 @@ class Batch(Document):
         return (self.failed_at or self.completed_at or self.expired_at or self.cancelled_at) if self.ended else None
 
 
-OPEN: Final = Index[Batch]("open", lambda batch: None if batch.ended else 0)
+OPEN: Final = Index[Batch]("open", lambda batch: None if batch.ended else 0, idle_s=60.0)
 """Batches that have not ended, oldest first."""
 
 
@@ -184,15 +184,17 @@ class BatchStore:
 
         return self.change(owner, batch_id, stop)
 
-    def open_batches(self) -> Iterator[Batch]:
-        """Every batch that has not ended, oldest first."""
+    def open_batches(self, *, without: Collection[str] = ()) -> Iterator[Batch]:
+        """Every batch that has not ended, oldest first, without those of the ids in `without`, which are not read."""
         for entry in self._documents.entries(OPEN):
+            if entry.id in without:
+                continue
             try:
                 batch = self._documents.read_entry(entry).document
             except NotFound:
                 continue
             if batch.ended:
-                storage.delete(entry.uri)
+                self._documents.delete_entry(entry)
             else:
                 yield batch
 

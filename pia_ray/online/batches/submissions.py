@@ -71,6 +71,11 @@ class Submissions:
         self._pauses_s = pauses_s
         self._tasks: dict[int, asyncio.Task[VideoJob]] = {}
 
+    def is_needed(self, batch: Batch, *, window: int) -> bool:
+        """Whether there are lines on their way, to be tried again, or to be begun within the window."""
+        is_room = batch.next_line < batch.num_lines and len(batch.jobs) < window
+        return bool(self._tasks or batch.waiting) or is_room
+
     async def advance(
         self, batch: Batch, lines: Sequence[BatchLine], progress: Progress, *, now: float, window: int = WINDOW
     ) -> None:
