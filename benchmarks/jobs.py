@@ -250,7 +250,7 @@ async def one_line(prefix: str, render_s: float, num_lines: int) -> dict[str, fl
         answer.raise_for_status()
         batch_id = answer.json()["id"]
         while answer.json()["status"] != "completed":
-            await asyncio.sleep(5)
+            await asyncio.sleep(10)
             answer = await client.get(f"/v1/batches/{batch_id}")
             assert answer.json()["status"] in ("validating", "in_progress", "finalizing", "completed"), answer.text
         await client.get(f"/v1/files/{answer.json()['output_file_id']}/content")
@@ -299,7 +299,7 @@ def main() -> None:
         whole = {
             "idle hour": idle_hour("s3://idle/serve"),
             "one job": quickly(one_job("s3://one/serve", given.render_s)),
-            "one line": quickly(one_line("s3://batch/serve", given.render_s, 40)),
+            "one line": quickly(one_line("s3://batch/serve", given.render_s, 100)),
         }
     for name, requests in whole.items():
         each = ", ".join(f"{operation} {num:.1f}" for operation, num in requests.items())

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import math
 import time
 import uuid
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -46,10 +45,10 @@ _STEPS_PER_OWNER: Final = 2
 _CACHED_BYTES: Final = 128 * 2**20
 """Size of the input files whose lines are kept in memory."""
 
-_MOST_POLLS: Final = 4
-"""After so many times the interval of polls batches are advanced also where nothing has changed."""
+_MOST_POLLS: Final = 8
+"""Most intervals of polls between two rounds. They are fewer where lines are on their way, or end fast."""
 
-_CHECK_S: Final = 60.0
+_CHECK_S: Final = 600.0
 """Seconds after which also the jobs that the queue still names are read."""
 
 _CANCELLED: Final = PublicError(
@@ -105,6 +104,9 @@ class BatchRunner:
         self._leased_until: dict[str, float] = {}
         """By batch of another runner, the end of its lease. It is not read before."""
         self._has_changed = False
+        """Whether a batch has come to another status since the latest round."""
+        self._num_ended = 0
+        """Lines that have ended since the latest round."""
         self._owner_window = owner_window
         self._open_jobs: dict[str, tuple[str, int]] = {}
         """By batch, its owner and its lines that are video jobs."""
@@ -127,8 +129,14 @@ class BatchRunner:
                 except PiaRayError as error:
                     _log.warning("batches wait: %s", error.message)
                 else:
-                    polls = min(_MOST_POLLS, 2 * polls) if steps and not self._has_changed else 1
-                    self._has_changed = False
+                    is_busy = self._has_changed or any(each.is_busy for each in self._submissions.values())
+                    if is_busy or not steps:
+                        polls = 1
+                    elif 4 * self._num_ended > WINDOW:  # or the engines would wait for lines
+                        polls = max(1, polls // 2)
+                    else:
+                        polls = min(_MOST_POLLS, 2 * polls)
+                    self._has_changed, self._num_ended = False, 0
                 with suppress(TimeoutError):
                     await asyncio.wait_for(stopped.wait(), polls * poll_s)
             await asyncio.gather(*self._advancing.values())
@@ -253,6 +261,7 @@ class BatchRunner:
             await submissions.advance(batch, await self._lines_of(batch), progress, now=now, window=window)
         self._open_jobs[batch.id] = (batch.owner, len(progress.jobs))
         outcomes = progress.outcomes
+        self._num_ended += len(outcomes)
         change: dict[str, Any] = {
             "jobs": progress.jobs,
             "waiting": progress.waiting,
@@ -285,7 +294,8 @@ class BatchRunner:
     async def _collect(self, batch: Batch, progress: Progress, *, end: PublicError | None) -> None:
         """Moves the jobs that have ended to the outcomes. With an `end` no job goes on."""
         waiting: Collection[str] = ()
-        if batch.jobs and end is None and time.monotonic() - self._checked_at.get(batch.id, -math.inf) < _CHECK_S:
+        checked_at = self._checked_at.setdefault(batch.id, time.monotonic())
+        if batch.jobs and end is None and time.monotonic() - checked_at < _CHECK_S:
             waiting = await asyncio.to_thread(self._jobs.open_lines, batch.owner)
         else:
             self._checked_at[batch.id] = time.monotonic()
@@ -355,7 +365,7 @@ class BatchRunner:
         """Writes a change, unless another runner has taken the batch over. A cancel in between is kept."""
         if all(getattr(batch, name) == value for name, value in change.items()):
             return batch
-        self._has_changed = True
+        self._has_changed = self._has_changed or "status" in change
 
         def edit(now: Batch) -> dict[str, Any]:
             if now.lease_owner != self._worker:
@@ -369,7 +379,7 @@ class BatchRunner:
         return await self._change(batch, edit)
 
     async def _change(self, batch: Batch, edit: Callable[[Batch], Mapping[str, Any]]) -> Batch:
-        writing = asyncio.ensure_future(asyncio.to_thread(self._batches.change, batch.owner, batch.id, edit))
+        writing = asyncio.ensure_future(asyncio.to_thread(self._batches.change_read, batch, edit))
         self._writing.add(writing)
         writing.add_done_callback(self._writing.discard)
         return await asyncio.shield(writing)

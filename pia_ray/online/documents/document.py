@@ -77,9 +77,9 @@ class Kind(Generic[D]):
         """The owner in names: hex digits."""
         return hashlib.sha256(owner.encode("utf-8", "surrogatepass")).hexdigest()[: self.owner_digits]
 
-    def id_at(self, time_us: int) -> str:
-        """A new id of that time, in microseconds since 1970."""
-        return f"{self.name}_{time_us:014x}{secrets.token_hex(self.id_bytes)}"
+    def id_at(self, time_us: int, *, digits: str | None = None) -> str:
+        """An id of that time, in microseconds since 1970, with these hex digits, which are random if left out."""
+        return f"{self.name}_{time_us:014x}{(digits or secrets.token_hex(self.id_bytes))[: 2 * self.id_bytes]}"
 
     def time_of(self, document_id: str) -> float:
         """The time in an id of this kind, in seconds since 1970."""

@@ -187,7 +187,7 @@ class Attempt:
         """Seconds until the progress is reported: nobody waits for that of a batch's line."""
         heartbeat_s = self._settings.heartbeat_s
         if self._held.document.priority >= BATCH_LINE:
-            return min(self._jobs.queue.lease_s / 4, 2 * heartbeat_s)
+            return min(0.4 * self._jobs.queue.lease_s, 2 * heartbeat_s)
         return min(FIRST_REPORT_S, heartbeat_s) if is_first else heartbeat_s
 
     async def _stop(self, making: asyncio.Task[VideoResult]) -> None:

@@ -92,6 +92,7 @@ class JobStore:
         size: str,
         webhook_url: str | None = None,
         batch_id: str | None = None,
+        job_id: str | None = None,
         remixed_from_video_id: str | None = None,
         idempotency_key: str | None = None,
         retry_count: int = 0,
@@ -100,9 +101,10 @@ class JobStore:
     ) -> VideoJob:
         """A new queued job, or the one that the same request has made before. `request.id` is not used.
 
-        One `idempotency_key` makes one job per owner. Without a key, a client's own retry (`retry_count`, from its
-        header x-stainless-retry-count, is above 0) gets the latest job of an equal request within RETRY_WINDOW_S. A
-        client that also repeats the request on purpose needs a key.
+        With a `job_id` the job gets that id, or is the one that has it. One `idempotency_key` makes one job per owner.
+        Without a key, a client's own retry (`retry_count`, from its header x-stainless-retry-count, is above 0) gets
+        the latest job of an equal request within RETRY_WINDOW_S. A client that also repeats the request on purpose
+        needs a key.
 
         Raises:
             JobConflict: the key was used for another request.
@@ -112,17 +114,18 @@ class JobStore:
         """
         if unknown := request.inputs.keys() - set(REFERENCE_KNOBS):
             raise BadParameter(f"{min(unknown)} is not a knob that takes a file", min(unknown))
-        folder, new_id, now = self._documents.owner_folder(owner), self._documents.new_id(), self.now()
-        body_sha256 = body_digest(request, [model, seconds, size, webhook_url, batch_id, remixed_from_video_id])
-        record = record_name(body_sha256, idempotency_key)
-        if idempotency_key is not None:
-            job_id = self._records.id_of_key(folder, record, new_id=new_id, body_sha256=body_sha256)
-        else:
-            job_id = self._records.id_of_body(folder, record, new_id=new_id, now=now, is_retry=retry_count > 0)
-        # Every further step may have been made by an earlier call, or be made by another one at the same time.
-        if job_id != new_id:
-            with suppress(JobNotFound):
-                return self.get(owner, job_id)
+        now, record = self.now(), ""
+        if job_id is None:
+            job_id, record, is_new = self._recorded_id(
+                owner,
+                body_digest(request, [model, seconds, size, webhook_url, batch_id, remixed_from_video_id]),
+                idempotency_key=idempotency_key,
+                is_retry=retry_count > 0,
+            )
+            # Every further step may have been made by an earlier call, or be made by another one at the same time.
+            if not is_new:
+                with suppress(JobNotFound):
+                    return self.get(owner, job_id)
         if max_open is not None and self.queue.num_open(owner, most=max_open) >= max_open:
             raise Busy(f"{max_open} of your videos are queued or in progress, which is the most", open_s)
         files, inputs_uri = {"image": request.image, **request.inputs}, self._job_documents.inputs_uri(job_id)
@@ -277,7 +280,21 @@ class JobStore:
         """Removes expired jobs, and the files of requests that broke off; how many jobs."""
         return self._documents.sweep(before_delete=self._remove_record)
 
+    def _recorded_id(
+        self, owner: str, body_sha256: str, *, idempotency_key: str | None, is_retry: bool
+    ) -> tuple[str, str, bool]:
+        """The id of a request's job, the name of the record of that, and whether the id is new."""
+        folder, new_id = self._documents.owner_folder(owner), self._documents.new_id()
+        record = record_name(body_sha256, idempotency_key)
+        if idempotency_key is not None:
+            job_id = self._records.id_of_key(folder, record, new_id=new_id, body_sha256=body_sha256)
+        else:
+            job_id = self._records.id_of_body(folder, record, new_id=new_id, now=self.now(), is_retry=is_retry)
+        return job_id, record, job_id == new_id
+
     def _remove_record(self, job: VideoJob) -> None:
+        if not job.record:
+            return
         self._records.remove(self._documents.owner_folder(job.owner), job.record, job_id=job.id)
 
 
