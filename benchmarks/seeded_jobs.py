@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import os
 import time
-from typing import Final
 
 from pia_ray import storage
 from pia_ray.config.knobs import AnimationParams
 from pia_ray.errors import Cancelled
 from pia_ray.online.rendering.renderer import RenderRequest
 from pia_ray.online.video_jobs import JobStore, VideoJob
-
-OWNERS: Final = 100
 
 
 def create(jobs: JobStore, owner: str = "owner-0", prompt: str = "waves") -> VideoJob:
@@ -21,8 +18,8 @@ def create(jobs: JobStore, owner: str = "owner-0", prompt: str = "waves") -> Vid
     return jobs.create(request, owner=owner, model="demo", seconds="2", size="64x64", max_open=1000)
 
 
-def seeded(prefix: str, num_jobs: int, scratch: str) -> dict[str, str]:
-    """Objects by their names below the prefix: of that many waiting jobs of 100 owners and ended ones of "archive".
+def seeded(prefix: str, num_jobs: int, scratch: str, *, num_owners: int = 100) -> dict[str, str]:
+    """Objects by their names below the prefix: of that many waiting jobs of some owners and ended ones of "archive".
 
     They are copies of two jobs that are made below `scratch`, a folder of a disk.
     """
@@ -43,7 +40,7 @@ def seeded(prefix: str, num_jobs: int, scratch: str) -> dict[str, str]:
         folder = jobs.owner_folder(owner)
         began_us = int(time.time() * 1e6) - 10**6 * num_jobs
         for number in range(num_jobs):
-            other = owner if ended else f"owner-{number % OWNERS}"
+            other = owner if ended else f"owner-{number % num_owners}"
             names = {
                 job.inputs["image"]: f"{prefix}/inputs/all/image",
                 **_names(job.id, _other_id(job.id, began_us + number * 10**6)),

@@ -60,16 +60,18 @@ class Places(Generic[D]):
         folder = self._folder(owner_folder)
         place = self._name_of(after) or ""
         while True:
-            found = storage.list_objects(folder, suffix=".json", after=place, limit=page)
+            # The content of a file is beside its document.
+            found = storage.list_objects(folder, after=place, limit=2 * page)
             names = [each.uri.removeprefix(folder).lstrip("/") for each in found]
             for name in names:
-                match = self._id.fullmatch(name.partition("/")[2])
+                _, slash, last = name.partition("/")
+                match = self._id.fullmatch(last) if slash else None
                 if match is not None and (after is None or match[1] < after):
                     yield match[1]
             if names and "/" not in names[-1]:
                 yield from self._newest_earlier(owner_folder, after)
                 return
-            if len(names) < page:
+            if len(names) < 2 * page:
                 return
             place = names[-1]
 

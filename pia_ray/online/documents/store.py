@@ -80,6 +80,10 @@ class DocumentStore(Generic[D]):
         """The owner in names: hex digits."""
         return self._kind.owner_folder(owner)
 
+    def is_earlier(self, document_id: str) -> bool:
+        """Whether that is a document of 0.1.0 which was read."""
+        return self._places.is_earlier(document_id)
+
     def new_id(self) -> str:
         """A new id that cannot be guessed. The ids of one process sort in the order of their creation."""
         now_us = int(self.now() * 1e6)

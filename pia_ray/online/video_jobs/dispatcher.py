@@ -227,7 +227,7 @@ class Dispatcher:
             self._wake.clear()
             if (pause_s := self._paused_until - time.monotonic()) <= 0 and self._has_room():
                 try:
-                    num_claimed = await self._claim_some(most_age_s=_SNAPSHOT_S if is_woken else 0.0)
+                    num_claimed = await self._claim_some(most_age_s=_SNAPSHOT_S if is_woken and self._is_whole else 0.0)
                 except StorageError as error:
                     _log.warning("the queue of video jobs cannot be read: %s", error.message)
                 else:
@@ -277,6 +277,7 @@ class Dispatcher:
     async def _claim_some(self, *, most_age_s: float) -> int:
         """Claims jobs as long as there is room; how many."""
         entries, num_claimed = await self._read_queue(most_age_s=most_age_s), 0
+        served: set[str] = set()
         ids = {entry.id for entry in entries}
         self._claimable_at = {job_id: at for job_id, at in self._claimable_at.items() if job_id in ids}
         for entry in self._shares.ordered(entries):
@@ -286,8 +287,12 @@ class Dispatcher:
                 continue
             if self._claimable_at.get(entry.id, 0.0) > time.monotonic():
                 continue
+            if not self._is_whole and entry.owner_folder in served:
+                break  # it is the turn of owners that were not read
             try:
-                num_claimed += await self._claim(entry)
+                if await self._claim(entry):
+                    num_claimed += 1
+                    served.add(entry.owner_folder)
             except (JobConflict, JobNotFound):
                 self._claimable_at[entry.id] = time.monotonic() + self._poll_s
             except StorageError as error:
