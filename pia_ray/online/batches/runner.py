@@ -101,8 +101,6 @@ class BatchRunner:
         self._lines: LRUCache[str, _Input] = LRUCache(_CACHED_BYTES, getsizeof=lambda each: each.num_bytes)
         self._checked_at: dict[str, float] = {}
         """By batch, the time at which all its jobs were read."""
-        self._leased_until: dict[str, float] = {}
-        """By batch of another runner, the end of its lease. It is not read before."""
         self._has_changed = False
         """Whether a batch has come to another status since the latest round."""
         self._num_ended = 0
@@ -159,15 +157,9 @@ class BatchRunner:
                 del self._advancing[batch_id]
                 if not step.cancelled():
                     step.result()  # a bug ends the run
-        now = await self._now()
-        self._leased_until = {batch_id: until for batch_id, until in self._leased_until.items() if until > now}
-        without = self._leased_until.keys() | self._advancing.keys()
-        batches = await asyncio.to_thread(lambda: list(self._batches.open_batches(without=without)))
-        for batch in batches:
-            if batch.lease_owner != self._worker and batch.lease_until > now:
-                self._leased_until[batch.id] = batch.lease_until
-            else:
-                self._advancing[batch.id] = asyncio.create_task(self._step(batch))
+        advancing = self._advancing.keys()
+        for batch in await asyncio.to_thread(lambda: list(self._batches.open_batches(without=advancing))):
+            self._advancing[batch.id] = asyncio.create_task(self._step(batch))
         return list(self._advancing.values())
 
     async def _step(self, batch: Batch) -> None:
