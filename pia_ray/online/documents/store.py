@@ -15,7 +15,7 @@ import re
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, Generic
 
@@ -244,15 +244,15 @@ class DocumentStore(Generic[D]):
                 self._empty_until[index.folder] = time.monotonic() + index.idle_s
         return tuple(sorted(found, key=lambda entry: (entry.rank, entry.id))) if index.by_owner else found
 
-    def entries_of(self, index: Index[D], owner_folder: str, rank: int, *, limit: int) -> list[IndexEntry]:
+    def entries_of(self, index: Index[D], owner_folder: str, rank: int, *, limit: int) -> Sequence[IndexEntry]:
         """The first entries of an owner at that rank, oldest first, in an index by owner."""
         return self._indexes.entries_of(index, owner_folder, rank, limit=limit)
 
-    def ranks(self, index: Index[D]) -> tuple[list[int], list[IndexEntry]]:
+    def ranks(self, index: Index[D]) -> tuple[Sequence[int], Sequence[IndexEntry]]:
         """The ranks with entries in an index by owner, and its entries of 0.1.0, which are beside these."""
         return self._indexes.ranks(index)
 
-    def owner_folders(self, index: Index[D], rank: int) -> list[str]:
+    def owner_folders(self, index: Index[D], rank: int) -> Sequence[str]:
         """The owners with entries at that rank in an index by owner."""
         return self._indexes.owner_folders(index, rank)
 

@@ -302,7 +302,9 @@ class Dispatcher:
 
     async def _claim(self, entry: IndexEntry) -> bool:
         """Whether the job was claimed and begun."""
-        found = self._jobs.queue.made(entry) or await self._in_thread(self._jobs.queue.read, entry)
+        found = self._jobs.queue.made(entry)
+        if found is None:
+            found = await self._in_thread(self._jobs.queue.read, entry)
         wait_s = found.document.claimable_at - await self._in_thread(self._jobs.now)
         if wait_s > 0:
             # A job that has ended may be queued again.

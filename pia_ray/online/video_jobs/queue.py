@@ -52,7 +52,8 @@ class JobQueue:
 
         Jobs of a lower priority are among them only where no owner is left out of a higher one.
         """
-        ranks, found = self._documents.store.ranks(QUEUE)
+        ranks, earlier = self._documents.store.ranks(QUEUE)
+        found = list(earlier)
         for rank in ranks:
             owners = in_turn(self._documents.store.owner_folders(QUEUE, rank))
             for owner in owners[:num_owners]:
