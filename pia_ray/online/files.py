@@ -112,7 +112,9 @@ class FileStore:
         return self._documents.now() < file.expires_at
 
     def _content_uri(self, owner_folder: str, file_id: str) -> str:
-        return storage.join(self._prefix, owner_folder, f"{file_id}.bin")
+        if self._documents.is_earlier(file_id):
+            return storage.join(self._prefix, owner_folder, f"{file_id}.bin")
+        return storage.join(self._prefix, owner_folder, FILES.name_of(file_id).removesuffix(".json") + ".bin")
 
 
 def parse_purpose(text: str) -> Purpose:

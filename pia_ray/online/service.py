@@ -53,7 +53,7 @@ def create_endpoint(
         ConfigError: the file of API keys, or the secret of webhooks, is not valid.
     """
     forms = forms or FormReader(config)
-    usage = Usage(config)
+    usage = Usage(config, store_clock=jobs.now)
     service = VideoService(renderer, jobs, config, forms=forms, usage=usage, poll_s=poll_s)
 
     app = create_app(

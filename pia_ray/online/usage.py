@@ -14,6 +14,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Final
@@ -54,7 +55,14 @@ class Amounts:
 class Usage:
     """The use of all owners of an endpoint, as this process knows it. Safe in threads; without quotas it is empty."""
 
-    def __init__(self, config: ServeConfig, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        config: ServeConfig,
+        *,
+        clock: Callable[[], float] = time.time,
+        store_clock: Callable[[], float] | None = None,
+    ) -> None:
+        """`store_clock` is the time on which all processes agree, and may block: it is read with the sums."""
         self._prefix = storage.join(config.storage, "usage")
         quotas = {
             "gpu_s": (config.gpu_seconds_per_day, "GPU seconds"),
@@ -63,6 +71,9 @@ class Usage:
         }
         self._quotas = {name: (most, unit) for name, (most, unit) in quotas.items() if most is not None}
         self._clock = clock
+        self._store_clock = store_clock or clock
+        self._behind_s = 0.0
+        """Seconds by which the clock of this process is behind the store's."""
         self._lock = threading.Lock()
         self._sums: dict[str, tuple[int, Amounts]] = {}
         """By owner, the day of the sums that were read last, and the sums."""
@@ -85,7 +96,7 @@ class Usage:
         """
         if not self._quotas:
             return
-        now = self._clock()
+        now = self._now()
         with self._lock:
             self._seen.add(owner)
             day, sums = self._sums.get(owner, (0, Amounts()))
@@ -111,6 +122,8 @@ class Usage:
 
     def flush(self) -> None:
         """Writes what was counted, and reads the sums of owners that were seen. Blocks."""
+        with suppress(StorageError):
+            self._behind_s = self._store_clock() - self._clock()
         with self._lock:
             owners = self._counted.keys() | self._seen
             self._seen = set()
@@ -120,10 +133,13 @@ class Usage:
             except StorageError as error:
                 log.warning("the use of %s is written later: %s", owner, error.message)
 
+    def _now(self) -> float:
+        return self._clock() + self._behind_s
+
     def _settle(self, owner: str) -> None:
         with self._lock:
             counted = self._counted.get(owner, Amounts())
-        day = int(self._clock() // _DAY_S)
+        day = int(self._now() // _DAY_S)
         sums = self._merged(owner, counted, day)
         if sums is None:
             log.warning("the use of %s is written later: other processes write it", owner)

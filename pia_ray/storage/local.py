@@ -11,16 +11,17 @@ import shutil
 import stat
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 from pia_ray.storage.errors import local_errors, too_large
 from pia_ray.storage.patience import patient
 from pia_ray.storage.uris import ObjectStat, join, local_path
 
 _TEMPORARY_PREFIX: Final = ".tmp-"
+_TRIES: Final = 10
 
 _GONE: Final = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
 """Errors of a folder or file that was removed since it was listed; ESTALE on network mounts."""
@@ -52,9 +53,11 @@ def write_bytes(uri: str, content: bytes) -> None:
 
 
 @patient
-def create_bytes(uri: str, content: bytes) -> bool:
+def create_bytes(uri: str, content: bytes) -> str | None:
+    """The ETag of the new file; None if something was there."""
     with local_errors("write", uri), temporary_beside(local_path(uri), content) as temporary:
-        return _link(temporary, local_path(uri))
+        etag = _object_stat(uri, temporary.stat()).etag  # the file keeps its inode under its other name
+        return etag if _link(temporary, local_path(uri)) else None
 
 
 @patient
@@ -94,28 +97,55 @@ def clock(uri: str) -> datetime:
         return datetime.fromtimestamp(temporary.stat().st_mtime, UTC)
 
 
-def list_objects(uri: str, *, suffix: str) -> Iterator[ObjectStat]:
-    folder = local_path(uri)
-    with local_errors("list", uri):
-        try:
-            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-        except OSError as error:
-            if error.errno in _GONE:
-                return
-            raise
-    for entry in entries:
+def list_objects(uri: str, *, suffix: str, after: str, limit: int | None) -> Iterator[ObjectStat]:
+    """The files; a folder is read when the files before it have been taken."""
+    return _files(uri, suffix, after.split("/") if after else [])
+
+
+def _files(uri: str, suffix: str, after: Sequence[str]) -> Iterator[ObjectStat]:
+    """The files behind the one that `after` names, a folder in each item."""
+    first = after[0] if after else ""
+    for entry in _entries(uri, first):
         below = join(uri, entry.name)
         if entry.is_dir():
-            yield from list_objects(below, suffix=suffix)
-        elif below.endswith(suffix) and not entry.name.startswith(_TEMPORARY_PREFIX):
-            with local_errors("list", below):
-                try:
-                    facts = entry.stat()
-                except OSError as error:
-                    if error.errno in _GONE:  # deleted since the listing
-                        continue
-                    raise
-            yield _object_stat(below, facts)
+            yield from _files(below, suffix, after[1:] if entry.name == first else [])
+        elif below.endswith(suffix) and entry.name != first and (found := _entry_stat(below, entry)) is not None:
+            yield found
+
+
+def list_folder(uri: str) -> tuple[list[str], list[ObjectStat]]:
+    entries = _entries(uri, "")
+    found = (_entry_stat(join(uri, entry.name), entry) for entry in entries if not entry.is_dir())
+    return [entry.name for entry in entries if entry.is_dir()], [each for each in found if each is not None]
+
+
+def remove_empty_folder(uri: str) -> None:
+    with contextlib.suppress(OSError):
+        local_path(uri).rmdir()
+
+
+def _entries(uri: str, first: str) -> list[os.DirEntry[str]]:
+    """The entries of a folder in order, from that name on, without temporary files; none if it is not there."""
+    with local_errors("list", uri):
+        try:
+            with os.scandir(local_path(uri)) as found:
+                wanted = (each for each in found if each.name >= first and not each.name.startswith(_TEMPORARY_PREFIX))
+                return sorted(wanted, key=lambda entry: entry.name)
+        except OSError as error:
+            if error.errno in _GONE:
+                return []
+            raise
+
+
+def _entry_stat(uri: str, entry: os.DirEntry[str]) -> ObjectStat | None:
+    """The facts of an entry; None where it was deleted since the listing."""
+    with local_errors("list", uri):
+        try:
+            return _object_stat(uri, entry.stat())
+        except OSError as error:
+            if error.errno in _GONE:
+                return None
+            raise
 
 
 @patient
@@ -178,16 +208,16 @@ def sweep(uri: str, *, older_than_s: float) -> int:
 @contextlib.contextmanager
 def temporary_beside(target: Path, content: bytes) -> Iterator[Path]:
     """A synced temporary file in the folder of `target` for the body to link or rename; then the folder is synced."""
-    _make_folder(target.parent)
     # A fixed name would let two writers take each other's file.
     temporary = target.parent / f"{_TEMPORARY_PREFIX}{uuid.uuid4().hex}"
     try:
-        with temporary.open("xb") as file:
+        with _created(temporary) as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         yield temporary
-        _sync(target.parent)
+        with contextlib.suppress(FileNotFoundError):  # others removed what was written, and the empty folder
+            _sync(target.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -205,6 +235,15 @@ def _link(temporary: Path, target: Path) -> bool:
                 return False
             temporary.replace(target)
     return True
+
+
+def _created(path: Path) -> BinaryIO:
+    """The new file, open for writing, in a folder that others may remove while it is empty."""
+    for _ in range(_TRIES):
+        _make_folder(path.parent)
+        with contextlib.suppress(FileNotFoundError):
+            return path.open("xb")
+    return path.open("xb")
 
 
 def _make_folder(folder: Path) -> None:

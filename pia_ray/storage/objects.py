@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -74,11 +75,22 @@ def create_bytes(
     A put whose answer was lost is recognised as this call's own. On a store without conditional writes it is a plain
     put after a check.
     """
+    return create_object(uri, content, content_type=content_type, metadata=metadata) is not None
+
+
+def create_object(
+    uri: str,
+    content: bytes,
+    *,
+    content_type: str = "application/octet-stream",
+    metadata: Mapping[str, str] | None = None,
+) -> str | None:
+    """As `create_bytes`, with the ETag of the new object for `replace_bytes`; None if something was there."""
     if is_s3(uri):
         created = s3.create_bytes(uri, content, content_type=content_type, metadata=metadata or {})
     else:
         created = local.create_bytes(uri, content)
-    counts.count_written(len(content) if created else 0)
+    counts.count_written(len(content) if created is not None else 0)
     return created
 
 
@@ -107,12 +119,25 @@ def clock(uri: str) -> datetime:
     return s3.clock(uri) if is_s3(uri) else local.clock(uri)
 
 
-def list_objects(uri: str, *, suffix: str = "") -> Iterator[ObjectStat]:
+def list_objects(uri: str, *, suffix: str = "", after: str = "", limit: int | None = None) -> Iterator[ObjectStat]:
     """Every object below the folder or prefix `uri`, at any depth, in the order of their names.
 
-    A folder that is not there has no objects; temporary files of writers at work are left out.
+    With `after`, a name below `uri`, those behind it; with a `limit` at most so many, and no more are asked for. A
+    folder that is not there has no objects; temporary files of writers at work are left out.
     """
-    return s3.list_objects(uri, suffix=suffix) if is_s3(uri) else local.list_objects(uri, suffix=suffix)
+    found = s3.list_objects if is_s3(uri) else local.list_objects
+    return itertools.islice(found(uri, suffix=suffix, after=after, limit=limit), limit)
+
+
+def list_folder(uri: str) -> tuple[list[str], list[ObjectStat]]:
+    """The names of the folders in the folder or prefix `uri`, and the objects in it, each in order."""
+    return s3.list_folder(uri) if is_s3(uri) else local.list_folder(uri)
+
+
+def remove_empty_folder(uri: str) -> None:
+    """Removes a folder of a local disk if nothing is in it; elsewhere folders are not there without objects."""
+    if not is_s3(uri):
+        local.remove_empty_folder(uri)
 
 
 def delete(uri: str) -> None:

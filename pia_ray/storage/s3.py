@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 _WRITE_ID: Final = "write-id"
 """Metadata by which a writer knows its own object again after the answer to its put was lost."""
 
+_PAGE_KEYS: Final = 1000
+"""Keys of a page of a list at most."""
+
 _WITH_CHECKSUM: Final = {"ChecksumMode": "ENABLED"}
 ARROW_PAUSE_S: Final = 20.0
 """The longest pause of Arrow between two tries."""
@@ -83,26 +86,26 @@ def write_bytes(uri: str, content: bytes, *, content_type: str, metadata: Mappin
     retried(lambda: s3_client().put_object(**arguments), "write", uri)
 
 
-def create_bytes(uri: str, content: bytes, *, content_type: str, metadata: Mapping[str, str]) -> bool:
+def create_bytes(uri: str, content: bytes, *, content_type: str, metadata: Mapping[str, str]) -> str | None:
+    """The ETag of the new object; None if something was there."""
     write_id = uuid.uuid4().hex
     arguments = _put_arguments(uri, content, content_type, {**metadata, _WRITE_ID: write_id})
 
-    def create() -> bool:
+    def create() -> str | None:
         if not conditional_writes(uri):
             return _create_after_look(uri, arguments)
         try:
-            s3_client().put_object(**arguments, IfNoneMatch="*")
+            return str(s3_client().put_object(**arguments, IfNoneMatch="*").get("ETag", ""))
         except aws.ClientError as error:
             if status_of(error) == 412:
                 found = head(uri)
                 if found is None:  # deleted since: the next try creates it
                     raise StorageUnavailable(f"{uri} was there and went away") from None
-                return found.metadata.get(_WRITE_ID) == write_id
+                return found.etag if found.metadata.get(_WRITE_ID) == write_id else None
             if status_of(error) != 501:
                 raise
             remember_conditional_writes(uri, works=False)
             return _create_after_look(uri, arguments)
-        return True
 
     return retried(create, "write", uri)
 
@@ -161,23 +164,24 @@ def clock(uri: str) -> datetime:
     return retried(ask, "read", uri)
 
 
-def list_objects(uri: str, *, suffix: str) -> Iterator[ObjectStat]:
+def list_objects(uri: str, *, suffix: str, after: str, limit: int | None) -> Iterator[ObjectStat]:
+    """The objects in pages of at most `limit` keys, as far as they are asked for."""
     bucket, prefix = _bucket_and_folder(uri)
-    token: dict[str, str] = {}
-    while True:
-        arguments: dict[str, Any] = {"Bucket": bucket, "Prefix": prefix, **token}
-        page = retried(partial(s3_client().list_objects_v2, **arguments), "list", uri)
-        for entry in page.get("Contents", ()):
-            if entry["Key"].endswith(suffix) and not entry["Key"].endswith("/"):
-                yield ObjectStat(
-                    uri=f"s3://{bucket}/{entry['Key']}",
-                    size_bytes=entry["Size"],
-                    etag=entry.get("ETag", ""),
-                    last_modified=entry["LastModified"],
-                )
-        if not page.get("IsTruncated"):
-            return
-        token = {"ContinuationToken": page["NextContinuationToken"]}
+    asked: dict[str, Any] = {} if limit is None else {"MaxKeys": min(max(limit, 1), _PAGE_KEYS)}
+    for page in _pages(uri, asked, {"StartAfter": f"{prefix}{after}"} if after else {}):
+        for found in _stats(page, bucket):
+            if found.uri.endswith(suffix):
+                yield found
+
+
+def list_folder(uri: str) -> tuple[list[str], list[ObjectStat]]:
+    bucket, prefix = _bucket_and_folder(uri)
+    folders: list[str] = []
+    objects: list[ObjectStat] = []
+    for page in _pages(uri, {"Delimiter": "/"}, {}):
+        folders += [each["Prefix"].removeprefix(prefix).rstrip("/") for each in page.get("CommonPrefixes", ())]
+        objects += _stats(page, bucket)
+    return folders, objects
 
 
 def delete(uri: str) -> None:
@@ -291,6 +295,29 @@ def _bucket_and_folder(uri: str) -> tuple[str, str]:
     return bucket, f"{prefix.rstrip('/')}/" if prefix else ""
 
 
+def _pages(uri: str, asked: Mapping[str, Any], start: dict[str, str]) -> Iterator[dict[str, Any]]:
+    """The pages of a list, each asked for when the one before has been taken."""
+    bucket, prefix = _bucket_and_folder(uri)
+    while True:
+        arguments = {"Bucket": bucket, "Prefix": prefix, **asked, **start}
+        page = retried(partial(s3_client().list_objects_v2, **arguments), "list", uri)
+        yield page
+        if not page.get("IsTruncated"):
+            return
+        start = {"ContinuationToken": page["NextContinuationToken"]}
+
+
+def _stats(page: Mapping[str, Any], bucket: str) -> Iterator[ObjectStat]:
+    for entry in page.get("Contents", ()):
+        if not entry["Key"].endswith("/"):
+            yield ObjectStat(
+                uri=f"s3://{bucket}/{entry['Key']}",
+                size_bytes=entry["Size"],
+                etag=entry.get("ETag", ""),
+                last_modified=entry["LastModified"],
+            )
+
+
 def _put_arguments(uri: str, content: bytes, content_type: str, metadata: Mapping[str, str]) -> dict[str, Any]:
     # Content-MD5 is the one checksum that every S3-compatible store verifies; SHA-256 is the one that is kept.
     digest = hashlib.md5(content, usedforsecurity=False).digest()
@@ -306,12 +333,11 @@ def _put_arguments(uri: str, content: bytes, content_type: str, metadata: Mappin
     }
 
 
-def _create_after_look(uri: str, arguments: dict[str, Any]) -> bool:
+def _create_after_look(uri: str, arguments: dict[str, Any]) -> str | None:
     found = head(uri)
     if found is not None:
-        return bool(found.metadata.get(_WRITE_ID) == arguments["Metadata"][_WRITE_ID])
-    s3_client().put_object(**arguments)
-    return True
+        return found.etag if found.metadata.get(_WRITE_ID) == arguments["Metadata"][_WRITE_ID] else None
+    return str(s3_client().put_object(**arguments).get("ETag", ""))
 
 
 def _region(bucket: str) -> str:

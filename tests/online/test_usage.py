@@ -50,6 +50,22 @@ def test_what_one_replica_counted_another_refuses_once_both_have_flushed(tmp_pat
         one.check("ann")
 
 
+def test_replicas_whose_clocks_differ_agree_on_the_day_by_the_stores_clock(tmp_path: Path) -> None:
+    late, store = Clock(), Clock()
+    late.now -= 2 * 3600  # yesterday
+    config = ServeConfig.model_validate({"storage": str(tmp_path), "gpu_seconds_per_day": 10})
+    right = usage(tmp_path, store, gpu_seconds_per_day=10)
+    wrong = Usage(config, clock=late, store_clock=store)
+    wrong.add("ann", Amounts(gpu_s=12))
+    wrong.flush()
+    with pytest.raises(QuotaExceeded):
+        wrong.check("ann")
+    right.check("ann")
+    right.flush()
+    with pytest.raises(QuotaExceeded):
+        right.check("ann")
+
+
 def test_a_process_holds_its_own_counts_at_once(tmp_path: Path) -> None:
     book = usage(tmp_path, requests_per_day=2, bytes_per_day=100)
     for _ in range(2):

@@ -17,6 +17,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pyarrow as pa
@@ -203,6 +204,47 @@ def test_listing_finds_everything_below_in_order(root: str) -> None:
     assert [each.uri for each in storage.list_objects(root, suffix=".json")] == [found[1].uri, found[3].uri]
     assert {each.size_bytes for each in found} == {1}
     assert list(storage.list_objects(storage.join(root, "nothing"))) == []
+
+
+def test_a_list_begins_behind_a_name_and_ends_after_so_many(root: str) -> None:
+    names = ("a", "b/1", "b/2", "c/d/e", "f")
+    for name in names:
+        storage.write_bytes(storage.join(root, *name.split("/")), b"x")
+
+    def listed(**asked: Any) -> list[str]:
+        found = (each.uri.removeprefix(root).lstrip("/") for each in storage.list_objects(root, **asked))
+        return list(found)
+
+    for place, name in enumerate(names):
+        assert listed(after=name) == list(names[place + 1 :])
+        assert listed(limit=place) == list(names[:place])
+    assert listed(after="b/1", limit=2) == ["b/2", "c/d/e"]
+    assert listed(after="b/10") == ["b/2", "c/d/e", "f"]
+    folders, objects = storage.list_folder(root)
+    assert folders == ["b", "c"]
+    assert [each.uri for each in objects] == [storage.join(root, "a"), storage.join(root, "f")]
+    assert storage.list_folder(storage.join(root, "nothing")) == ([], [])
+
+
+def test_an_object_that_was_created_is_replaced_by_its_etag(root: str) -> None:
+    uri = storage.join(root, "a")
+    etag = storage.create_object(uri, b"1")
+    assert etag is not None
+    assert storage.create_object(uri, b"2") is None
+    assert storage.replace_bytes(uri, b"3", etag=etag) is not None
+    assert storage.replace_bytes(uri, b"4", etag=etag) is None
+    assert storage.read_bytes(uri) == b"3"
+
+
+def test_a_folder_is_removed_while_nothing_is_in_it_and_made_again_by_the_next_file(root: str) -> None:
+    folder, uri = storage.join(root, "b"), storage.join(root, "b", "1")
+    storage.write_bytes(uri, b"x")
+    storage.remove_empty_folder(folder)
+    assert storage.exists(uri)
+    storage.delete(uri)
+    storage.remove_empty_folder(folder)
+    assert storage.list_folder(root) == ([], [])
+    assert storage.create_bytes(uri, b"x")
 
 
 def test_an_id_with_odd_characters_is_only_a_name(root: str) -> None:

@@ -10,9 +10,11 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Final
@@ -40,7 +42,15 @@ LEASE_S: Final = 60.0
 _STEPS_PER_OWNER: Final = 2
 """Batches of one owner that advance at the same time; the others of this owner wait for their turn."""
 
-_CACHED_FILES: Final = 2
+_CACHED_BYTES: Final = 128 * 2**20
+"""Size of the input files whose lines are kept in memory."""
+
+_MOST_POLLS: Final = 8
+"""Most intervals of polls between two rounds. They are fewer where lines are on their way, or end fast."""
+
+_CHECK_S: Final = 600.0
+"""Seconds after which also the jobs that the queue still names are read."""
+
 _CANCELLED: Final = PublicError(
     code="batch_cancelled", message="The batch was cancelled before this line was made.", retryable=True
 )
@@ -49,6 +59,19 @@ _EXPIRED: Final = PublicError(
 )
 _DELETED: Final = PublicError(code="video_deleted", message="The video was deleted before the batch ended.")
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Input:
+    """The lines of an input file, and its size."""
+
+    lines: list[BatchLine]
+    num_bytes: int
+
+    @classmethod
+    def of(cls, lines: list[BatchLine], content: bytes) -> _Input:
+        """The lines, which count as the file's bytes."""
+        return cls(lines, min(len(content), _CACHED_BYTES))
 
 
 class BatchRunner:
@@ -75,7 +98,13 @@ class BatchRunner:
         self._submit = submit
         self._video_object = video_object
         self._worker = uuid.uuid4().hex
-        self._lines: LRUCache[str, list[BatchLine]] = LRUCache(_CACHED_FILES)
+        self._lines: LRUCache[str, _Input] = LRUCache(_CACHED_BYTES, getsizeof=lambda each: each.num_bytes)
+        self._checked_at: dict[str, float] = {}
+        """By batch, the time at which all its jobs were read."""
+        self._has_changed = False
+        """Whether a batch has come to another status since the latest round."""
+        self._num_ended = 0
+        """Lines that have ended since the latest round."""
         self._owner_window = owner_window
         self._open_jobs: dict[str, tuple[str, int]] = {}
         """By batch, its owner and its lines that are video jobs."""
@@ -90,14 +119,24 @@ class BatchRunner:
     async def run(self, poll_s: float) -> None:
         """Works until it is stopped or cancelled; then other runners may go on at once. One call at a time."""
         stopped = self._stopped = asyncio.Event()  # of this event loop
+        polls = 1
         try:
             while not stopped.is_set():
                 try:
-                    await self._begin()
+                    steps = await self._begin()
                 except PiaRayError as error:
                     _log.warning("batches wait: %s", error.message)
+                else:
+                    is_busy = self._has_changed or any(each.is_busy for each in self._submissions.values())
+                    if is_busy or not steps:
+                        polls = 1
+                    elif 4 * self._num_ended > WINDOW:  # or the engines would wait for lines
+                        polls = max(1, polls // 2)
+                    else:
+                        polls = min(_MOST_POLLS, 2 * polls)
+                    self._has_changed, self._num_ended = False, 0
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(stopped.wait(), poll_s)
+                    await asyncio.wait_for(stopped.wait(), polls * poll_s)
             await asyncio.gather(*self._advancing.values())
         finally:
             await self._close()
@@ -118,10 +157,9 @@ class BatchRunner:
                 del self._advancing[batch_id]
                 if not step.cancelled():
                     step.result()  # a bug ends the run
-        batches = await asyncio.to_thread(lambda: list(self._batches.open_batches()))
-        for batch in batches:
-            if batch.id not in self._advancing:
-                self._advancing[batch.id] = asyncio.create_task(self._step(batch))
+        advancing = self._advancing.keys()
+        for batch in await asyncio.to_thread(lambda: list(self._batches.open_batches(without=advancing))):
+            self._advancing[batch.id] = asyncio.create_task(self._step(batch))
         return list(self._advancing.values())
 
     async def _step(self, batch: Batch) -> None:
@@ -136,6 +174,7 @@ class BatchRunner:
 
     async def _forget(self, batch_id: str) -> None:
         self._lines.pop(batch_id, None)
+        self._checked_at.pop(batch_id, None)
         self._open_jobs.pop(batch_id, None)
         if (submissions := self._submissions.pop(batch_id, None)) is not None:
             await submissions.close()
@@ -151,7 +190,8 @@ class BatchRunner:
         await asyncio.gather(*self._writing, return_exceptions=True)
 
     async def _advance(self, batch: Batch) -> None:
-        batch = await self._change(batch, self._lease)
+        if batch.lease_owner != self._worker or batch.lease_until - await self._now() < LEASE_S / 2:
+            batch = await self._change(batch, self._lease)
         if batch.status == "validating":
             batch = await self._validate(batch)
         elif not batch.ended:
@@ -192,7 +232,7 @@ class BatchRunner:
             _log.info("%s failed: %s", batch.id, errors[0].message)
             change = {"status": "failed", "failed_at": now, "errors": tuple(errors[:MAX_ERRORS])}
         else:
-            self._lines[batch.id] = lines
+            self._lines[batch.id] = _Input.of(lines, content)
             change = {"status": "in_progress", "in_progress_at": now, "num_lines": len(lines)}
         return await self._record(batch, change)
 
@@ -201,17 +241,19 @@ class BatchRunner:
         end = _CANCELLED if batch.status == "cancelling" else None
         if end is None and await self._now() >= batch.expires_at:
             end = _EXPIRED
-        lines, now, progress = await self._lines_of(batch), await self._now(), Progress.of(batch)
-        await self._collect(batch, lines, progress, end=end)
+        now, progress = await self._now(), Progress.of(batch)
         submissions = self._submissions.get(batch.id)
         if submissions is None:
             submissions = self._submissions[batch.id] = Submissions(self._submit, pauses_s=self._pauses_s)
-        if end is None:
-            await submissions.advance(batch, lines, progress, now=now, window=self._window(batch))
-        else:
-            await submissions.give_up(batch, lines, progress, now=now, end=end)
+        await self._collect(batch, progress, end=end)
+        window = self._window(batch)
+        if end is not None:
+            await submissions.give_up(batch, await self._lines_of(batch), progress, now=now, end=end)
+        elif submissions.is_needed(batch.model_copy(update={"jobs": progress.jobs}), window=window):
+            await submissions.advance(batch, await self._lines_of(batch), progress, now=now, window=window)
         self._open_jobs[batch.id] = (batch.owner, len(progress.jobs))
         outcomes = progress.outcomes
+        self._num_ended += len(outcomes)
         change: dict[str, Any] = {
             "jobs": progress.jobs,
             "waiting": progress.waiting,
@@ -241,12 +283,19 @@ class BatchRunner:
         self._open_jobs[batch.id] = (batch.owner, max(window, len(batch.jobs)))  # until the step has ended
         return window
 
-    async def _collect(
-        self, batch: Batch, lines: list[BatchLine], progress: Progress, *, end: PublicError | None
-    ) -> None:
+    async def _collect(self, batch: Batch, progress: Progress, *, end: PublicError | None) -> None:
         """Moves the jobs that have ended to the outcomes. With an `end` no job goes on."""
+        waiting: Collection[str] = ()
+        checked_at = self._checked_at.setdefault(batch.id, time.monotonic())
+        if batch.jobs and end is None and time.monotonic() - checked_at < _CHECK_S:
+            waiting = await asyncio.to_thread(self._jobs.open_lines, batch.owner)
+        else:
+            self._checked_at[batch.id] = time.monotonic()
         for index, job_id in batch.jobs.items():
-            outcome = await self._outcome_of(batch, lines[index], job_id, end=end)
+            if job_id in waiting:
+                continue
+            line = (await self._lines_of(batch))[index]
+            outcome = await self._outcome_of(batch, line, job_id, end=end)
             if outcome is not None:
                 progress.outcomes.append(outcome)
                 del progress.jobs[index]
@@ -298,13 +347,17 @@ class BatchRunner:
         return await asyncio.to_thread(create)
 
     async def _lines_of(self, batch: Batch) -> list[BatchLine]:
-        if (lines := self._lines.get(batch.id)) is None:
+        if (found := self._lines.get(batch.id)) is None:
             content = await asyncio.to_thread(self._batches.read_input, batch)
-            lines = self._lines[batch.id] = (await asyncio.to_thread(read_lines, content))[0]
-        return lines
+            lines = (await asyncio.to_thread(read_lines, content))[0]
+            found = self._lines[batch.id] = _Input.of(lines, content)
+        return found.lines
 
     async def _record(self, batch: Batch, change: Mapping[str, Any]) -> Batch:
         """Writes a change, unless another runner has taken the batch over. A cancel in between is kept."""
+        if all(getattr(batch, name) == value for name, value in change.items()):
+            return batch
+        self._has_changed = self._has_changed or "status" in change
 
         def edit(now: Batch) -> dict[str, Any]:
             if now.lease_owner != self._worker:
@@ -318,7 +371,7 @@ class BatchRunner:
         return await self._change(batch, edit)
 
     async def _change(self, batch: Batch, edit: Callable[[Batch], Mapping[str, Any]]) -> Batch:
-        writing = asyncio.ensure_future(asyncio.to_thread(self._batches.change, batch.owner, batch.id, edit))
+        writing = asyncio.ensure_future(asyncio.to_thread(self._batches.change_read, batch, edit))
         self._writing.add(writing)
         writing.add_done_callback(self._writing.discard)
         return await asyncio.shield(writing)

@@ -6,22 +6,26 @@ Blocking calls; knows no HTTP. `runner` does the work.
 from __future__ import annotations
 
 import json
+import threading
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
+from cachetools import LRUCache
 from pydantic import BaseModel, ConfigDict, Field
 
 from pia_ray import storage
 from pia_ray.errors import Conflict, NotFound
-from pia_ray.online.documents.document import Document, Index, Kind, Page
+from pia_ray.online.documents.document import Document, Index, Kind, Page, Revision
 from pia_ray.online.documents.store import DocumentStore
 
 BatchStatus = Literal[
     "validating", "failed", "in_progress", "finalizing", "completed", "expired", "cancelling", "cancelled"
 ]
 
+_MOST_READ: Final = 100
 _ENDED: Final = frozenset({"failed", "completed", "expired", "cancelled"})
 
 
@@ -78,6 +82,8 @@ class Batch(Document):
     """Whether lines were given up at `expires_at`."""
     output_file_id: str | None = None
     error_file_id: str | None = None
+    has_line_ids: bool = False
+    """Whether the ids of its jobs come of its own id. Version 0.1.0 kept a record of each."""
     lease_owner: str = ""
     lease_until: float = 0.0
 
@@ -92,7 +98,7 @@ class Batch(Document):
         return (self.failed_at or self.completed_at or self.expired_at or self.cancelled_at) if self.ended else None
 
 
-OPEN: Final = Index[Batch]("open", lambda batch: None if batch.ended else 0)
+OPEN: Final = Index[Batch]("open", lambda batch: None if batch.ended else 0, idle_s=60.0)
 """Batches that have not ended, oldest first."""
 
 
@@ -129,6 +135,10 @@ class BatchStore:
             self._prefix, kind, indexes=(OPEN,), remove_content=lambda _, batch_id: self._remove_output(batch_id)
         )
 
+        self._lock = threading.Lock()
+        self._read: LRUCache[str, Revision[Batch]] = LRUCache(_MOST_READ)
+        """Batches as they were read or changed last."""
+
     def now(self) -> float:
         """Seconds since 1970 by the store's clock."""
         return self._documents.now()
@@ -143,6 +153,7 @@ class BatchStore:
             metadata=None if metadata is None else dict(metadata),
             created_at=now,
             expires_at=now + window_s,
+            has_line_ids=True,
         )
         self._documents.create(batch)
         return batch
@@ -167,6 +178,17 @@ class BatchStore:
         """
         return self._documents.change(owner, batch_id, edit)
 
+    def change_read(self, batch: Batch, edit: Callable[[Batch], Mapping[str, Any]]) -> Batch:
+        """As `change`, for a batch of `open_batches`, which is read again only where it has changed since."""
+        with self._lock:
+            at = self._read.get(batch.id)
+        if at is not None and at.document.revision == batch.revision and (change := edit(at.document)):
+            with suppress(Conflict):
+                now = self._documents.replace(at, change)
+                self._remember(now)
+                return now.document
+        return self.change(batch.owner, batch.id, edit)
+
     def cancel(self, owner: str, batch_id: str) -> Batch:
         """Cancels a batch: the remaining lines are given up, and finished videos are kept.
 
@@ -184,15 +206,18 @@ class BatchStore:
 
         return self.change(owner, batch_id, stop)
 
-    def open_batches(self) -> Iterator[Batch]:
-        """Every batch that has not ended, oldest first."""
+    def open_batches(self, *, without: Collection[str] = ()) -> Iterator[Batch]:
+        """Every batch that has not ended, oldest first, without those of the ids in `without`, which are not read."""
         for entry in self._documents.entries(OPEN):
+            if entry.id in without:
+                continue
             try:
-                batch = self._documents.read_entry(entry).document
+                found = self._documents.read_entry(entry)
             except NotFound:
                 continue
-            if batch.ended:
-                storage.delete(entry.uri)
+            self._remember(found)
+            if (batch := found.document).ended:
+                self._documents.delete_entry(entry)
             else:
                 yield batch
 
@@ -233,6 +258,10 @@ class BatchStore:
                 line, record, row = json.loads(text)
                 found.setdefault(line, Outcome(line=line, record=record, row=row))
         return [found[line] for line in sorted(found)]
+
+    def _remember(self, found: Revision[Batch]) -> None:
+        with self._lock:
+            self._read[found.document.id] = found
 
     def _remove_output(self, batch_id: str) -> None:
         for found in storage.list_objects(storage.join(self._prefix, "outputs", batch_id)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -16,6 +17,7 @@ from pia_ray.online.batches.store import Batch, LineTries, Outcome
 from pia_ray.online.public_errors import PublicError
 from pia_ray.online.video_jobs import VideoJob
 from pia_ray.online.video_jobs.creation import LineRequest
+from pia_ray.online.video_jobs.document import VIDEO_JOBS
 
 WINDOW: Final = 32
 """Lines of one batch that are video jobs at the same time."""
@@ -71,6 +73,16 @@ class Submissions:
         self._pauses_s = pauses_s
         self._tasks: dict[int, asyncio.Task[VideoJob]] = {}
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether lines are on their way."""
+        return bool(self._tasks)
+
+    def is_needed(self, batch: Batch, *, window: int) -> bool:
+        """Whether there are lines on their way, to be tried again, or to be begun within the window."""
+        is_room = batch.next_line < batch.num_lines and len(batch.jobs) < window
+        return bool(self._tasks or batch.waiting) or is_room
+
     async def advance(
         self, batch: Batch, lines: Sequence[BatchLine], progress: Progress, *, now: float, window: int = WINDOW
     ) -> None:
@@ -111,7 +123,9 @@ class Submissions:
                 return
             progress.waiting.setdefault(index, LineTries())
             progress.next_line = max(progress.next_line, index + 1)
-            request = LineRequest(batch.owner, batch.id, lines[index].body, f"{batch.id}:{index}")
+            request = LineRequest(
+                batch.owner, batch.id, lines[index].body, f"{batch.id}:{index}", _job_id(batch, index)
+            )
             self._tasks[index] = asyncio.ensure_future(self._submit(request))
 
     def _due(self, lines: Sequence[BatchLine], progress: Progress, now: float) -> Iterable[int]:
@@ -148,3 +162,11 @@ class Submissions:
         if tries.num_failed >= len(self._pauses_s):
             return None
         return LineTries(num_failed=tries.num_failed + 1, not_before=now + self._pauses_s[tries.num_failed])
+
+
+def _job_id(batch: Batch, index: int) -> str | None:
+    """The id of a line's job, to be guessed only by who knows the batch's; None where a record of 0.1.0 has it."""
+    if not batch.has_line_ids:
+        return None
+    random_digits = hashlib.sha256(f"{batch.id}:{index}".encode()).hexdigest()
+    return VIDEO_JOBS.id_at(int(batch.created_at * 1e6) + index, digits=random_digits)

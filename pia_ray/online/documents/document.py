@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Generic, Literal, TypeVar
+from typing import Final, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -31,6 +31,9 @@ class Document(BaseModel):
     """Counts the changes of this document."""
 
 
+_MOST_US: Final = 2**52 - 1
+"""A time after all others, in microseconds: the year 2112."""
+
 D = TypeVar("D", bound=Document)
 
 
@@ -44,6 +47,10 @@ class Index(Generic[D]):
     """The rank of a document; None for one that is not in the index."""
     digits: int = 0
     """Of the rank in the name of an entry; with 0 the name has none."""
+    by_owner: bool = False
+    """Whether each rank has a folder, and in it each owner; entries of 0.1.0 lie in the index's folder itself."""
+    idle_s: float = 0.0
+    """Seconds for which an index that was empty is not read again, unless this process writes an entry."""
 
 
 @dataclass(frozen=True)
@@ -70,13 +77,18 @@ class Kind(Generic[D]):
         """The owner in names: hex digits."""
         return hashlib.sha256(owner.encode("utf-8", "surrogatepass")).hexdigest()[: self.owner_digits]
 
-    def id_at(self, time_us: int) -> str:
-        """A new id of that time, in microseconds since 1970."""
-        return f"{self.name}_{time_us:014x}{secrets.token_hex(self.id_bytes)}"
+    def id_at(self, time_us: int, *, digits: str | None = None) -> str:
+        """An id of that time, in microseconds since 1970, with these hex digits, which are random if left out."""
+        return f"{self.name}_{time_us:014x}{(digits or secrets.token_hex(self.id_bytes))[: 2 * self.id_bytes]}"
 
     def time_of(self, document_id: str) -> float:
         """The time in an id of this kind, in seconds since 1970."""
         return int(document_id.removeprefix(f"{self.name}_")[:14], 16) / 1e6
+
+    def name_of(self, document_id: str) -> str:
+        """The document in its owner's folder: the newest has the first name. A folder holds those of 268 s."""
+        backwards = f"{_MOST_US - int(document_id.removeprefix(f'{self.name}_')[:14], 16):013x}"
+        return f"{backwards[:6]}/{backwards[6:]}-{document_id}.json"
 
     @property
     def id_pattern(self) -> str:

@@ -14,7 +14,8 @@ import math
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, Generic
 
@@ -24,6 +25,7 @@ from pia_ray import storage
 from pia_ray.errors import Conflict, NotFound, StorageError, StorageNotFound
 from pia_ray.online.documents.document import D, Document, Index, IndexEntry, Kind, Order, Page, Revision
 from pia_ray.online.documents.indexes import Indexes
+from pia_ray.online.documents.places import Places
 from pia_ray.online.public_errors import shortened
 
 MAX_DOCUMENT_BYTES: Final = 16_000_000
@@ -54,12 +56,17 @@ class DocumentStore(Generic[D]):
         self._prefix = prefix
         self._kind = kind
         self._indexes = Indexes(prefix, kind, indexes)
+        self._places = Places(prefix, kind)
         self._backfill_expiry = kind.backfill_expiry
         self._remove_content = remove_content
         self._lock = threading.Lock()
         self._clock_offset_s = 0.0
         self._clock_read_at = -CLOCK_S
         self._last_us = 0
+        self._num_written: Counter[str] = Counter()
+        """By index, its entries that this process has written."""
+        self._empty_until: dict[str, float] = {}
+        """By index, how long it is taken to be empty."""
 
     def now(self) -> float:
         """Seconds since 1970 by the store's clock, on which all replicas agree to a second or so."""
@@ -72,6 +79,10 @@ class DocumentStore(Generic[D]):
     def owner_folder(self, owner: str) -> str:
         """The owner in names: hex digits."""
         return self._kind.owner_folder(owner)
+
+    def is_earlier(self, document_id: str) -> bool:
+        """Whether that is a document of 0.1.0 which was read."""
+        return self._places.is_earlier(document_id)
 
     def new_id(self) -> str:
         """A new id that cannot be guessed. The ids of one process sort in the order of their creation."""
@@ -98,13 +109,14 @@ class DocumentStore(Generic[D]):
         """
         return self._read(self.owner_folder(owner), self.checked_id(document_id))
 
-    def create(self, document: D, *, contents: Mapping[str, bytes] | None = None) -> bool:
-        """Writes a new document after its contents, by URI; False if it is there already, which is left alone."""
+    def create(self, document: D, *, contents: Mapping[str, bytes] | None = None) -> Revision[D] | None:
+        """The new document, written after its contents by URI; None if it is there already, which is left alone."""
         for uri in sorted(self._indexes.uris(document)):
-            storage.create_bytes(uri, b"")
+            self._add(uri)
         for uri, content in (contents or {}).items():
             storage.write_bytes(uri, content)
-        return storage.create_bytes(self._uri(document), _json(document), content_type="application/json")
+        etag = storage.create_object(self._uri(document), _json(document), content_type="application/json")
+        return None if etag is None else Revision(document, etag)
 
     def replace(self, at: Revision[D], change: Mapping[str, Any]) -> Revision[D]:
         """The document with these fields changed.
@@ -115,12 +127,11 @@ class DocumentStore(Generic[D]):
         document = at.document.model_copy(update={**change, "revision": at.document.revision + 1})
         before, after = self._indexes.uris(at.document), self._indexes.uris(document)
         for uri in sorted(after - before):
-            storage.create_bytes(uri, b"")
+            self._add(uri)
         etag = storage.replace_bytes(self._uri(document), _json(document), etag=at.etag)
         if etag is None:
             raise self._kind.conflict(f"{document.id} was changed by another process")
-        for uri in sorted(before - after):
-            storage.delete(uri)
+        self._remove(document, before - after)
         return Revision(document, etag)
 
     def change(self, owner: str, document_id: str, edit: Callable[[D], Mapping[str, Any]]) -> D:
@@ -149,12 +160,11 @@ class DocumentStore(Generic[D]):
         entries = self._indexes.uris(document)
         if late_s:
             late = self._indexes.uri(self._indexes.expiry, document, int(self.now() + late_s))
-            storage.create_bytes(late, b"")
+            self._add(late)
             entries.discard(late)
-        storage.delete(self._uri(document))
+        self._places.delete(self.owner_folder(document.owner), document.id)
         self._remove_content(self.owner_folder(document.owner), document.id)
-        for uri in sorted(entries):
-            storage.delete(uri)
+        self._remove(document, entries)
 
     def list(
         self,
@@ -169,12 +179,11 @@ class DocumentStore(Generic[D]):
 
         Ids sort by time, so that a page begins at its place also where the document `after` has been deleted.
         """
-        found = storage.list_objects(self._folder(self.owner_folder(owner)), suffix=".json")
-        ids = [stat.uri.rpartition("/")[2].removesuffix(".json") for stat in found]
+        folder = self.owner_folder(owner)
         if order == "desc":
-            ids.reverse()
-        if after is not None:
-            ids = [one for one in ids if (one > after if order == "asc" else one < after)]
+            ids = self._places.newest(folder, after=after, page=limit + 1)
+        else:
+            ids = self._places.oldest(folder, after=after)
 
         def read(document_id: str) -> D | None:
             try:
@@ -184,8 +193,7 @@ class DocumentStore(Generic[D]):
 
         documents: list[D] = []
         with ThreadPoolExecutor(_READERS) as readers:
-            while ids and (num_missing := limit + 1 - len(documents)) > 0:
-                some, ids = ids[:num_missing], ids[num_missing:]
+            while some := list(itertools.islice(ids, limit + 1 - len(documents))):
                 documents += [one for one in readers.map(read, some) if one is not None and where(one)]
         return Page(tuple(documents[:limit]), has_more=len(documents) > limit)
 
@@ -196,14 +204,14 @@ class DocumentStore(Generic[D]):
             NotFound: there is none.
         """
         wanted = self.checked_id(document_id)
-        for owner_folder, found_id in self._names(""):
+        for owner_folder, found_id in self._places.each():
             if found_id == wanted:
                 return self._read(owner_folder, wanted)
         raise self._missing(document_id)
 
     def each(self, *, owner: str | None = None, created_before: float = math.inf) -> Iterator[Revision[D]]:
         """The documents of one owner or of all, the newest first. Those that are damaged are logged and left out."""
-        names = self._names("" if owner is None else self.owner_folder(owner))
+        names = self._places.each("" if owner is None else self.owner_folder(owner))
         newest = sorted(names, key=lambda name: name[1], reverse=True)
         wanted = [name for name in newest if self._kind.time_of(name[1]) < created_before]
 
@@ -222,8 +230,31 @@ class DocumentStore(Generic[D]):
                 yield from (each for each in found if each is not None)
 
     def entries(self, index: Index[D], limit: int | None = None) -> tuple[IndexEntry, ...]:
-        """The first `limit` entries of an index, or all, in its order."""
-        return tuple(itertools.islice(self._indexes.entries(index), limit))
+        """The first `limit` entries of an index, or all, by rank and then by age.
+
+        Of an index by owner the first are by rank and owner. One with `idle_s` that was empty may be up to so old.
+        """
+        with self._lock:
+            if time.monotonic() < self._empty_until.get(index.folder, 0.0):
+                return ()
+            num_written = self._num_written[index.folder]
+        found = tuple(self._indexes.entries(index, limit))
+        with self._lock:
+            if index.idle_s and not found and num_written == self._num_written[index.folder]:
+                self._empty_until[index.folder] = time.monotonic() + index.idle_s
+        return tuple(sorted(found, key=lambda entry: (entry.rank, entry.id))) if index.by_owner else found
+
+    def entries_of(self, index: Index[D], owner_folder: str, rank: int, *, limit: int) -> Sequence[IndexEntry]:
+        """The first entries of an owner at that rank, oldest first, in an index by owner."""
+        return self._indexes.entries_of(index, owner_folder, rank, limit=limit)
+
+    def ranks(self, index: Index[D]) -> tuple[Sequence[int], Sequence[IndexEntry]]:
+        """The ranks with entries in an index by owner, and its entries of 0.1.0, which are beside these."""
+        return self._indexes.ranks(index)
+
+    def owner_folders(self, index: Index[D], rank: int) -> Sequence[str]:
+        """The owners with entries at that rank in an index by owner."""
+        return self._indexes.owner_folders(index, rank)
 
     def read_entry(self, entry: IndexEntry) -> Revision[D]:
         """The document of an entry. Where a request broke off long ago, its content and the entry are removed.
@@ -236,21 +267,25 @@ class DocumentStore(Generic[D]):
         except NotFound:
             if self.now() - entry.written_at.timestamp() > ABANDONED_S:
                 self._remove_content(entry.owner_folder, entry.id)
-                storage.delete(entry.uri)
+                self.delete_entry(entry)
             raise
 
     def add_entry(self, index: Index[D], document: D) -> None:
         """Writes a document's entry in an index, if it has to have one and has lost it."""
         if (rank := index.rank(document)) is not None:
-            storage.create_bytes(self._indexes.uri(index, document, rank), b"")
+            self._add(self._indexes.uri(index, document, rank))
+
+    def delete_entry(self, entry: IndexEntry) -> None:
+        """Removes an entry of an index."""
+        self._indexes.delete(entry.uri)
 
     def mend_entry(self, entry: IndexEntry, index: Index[D], document: D) -> None:
         """Gives a document's entry in an index the name that it has to have, where `entry` has another."""
         rank = index.rank(document)
         if rank is None or self._indexes.uri(index, document, rank) != entry.uri:
             if rank is not None:
-                storage.create_bytes(self._indexes.uri(index, document, rank), b"")
-            storage.delete(entry.uri)
+                self._add(self._indexes.uri(index, document, rank))
+            self.delete_entry(entry)
 
     def sweep(self, before_delete: Callable[[D], None] = lambda _: None) -> int:
         """Deletes the documents that have expired; how many. Entries that are out of date are mended."""
@@ -282,7 +317,7 @@ class DocumentStore(Generic[D]):
 
     def _add_expiry_entries(self) -> None:
         known = {entry.id for entry in self._indexes.entries(self._indexes.expiry)}
-        for owner_folder, document_id in self._names(""):
+        for owner_folder, document_id in self._places.each():
             if document_id in known:
                 continue
             try:
@@ -296,31 +331,35 @@ class DocumentStore(Generic[D]):
                 storage.create_bytes(self._indexes.uri(self._indexes.expiry, document, second), b"")
 
     def _read(self, owner_folder: str, document_id: str) -> Revision[D]:
-        uri = storage.join(self._folder(owner_folder), f"{document_id}.json")
         try:
-            content, etag = storage.read_object(uri, max_bytes=MAX_DOCUMENT_BYTES)
+            content, etag = self._places.read(owner_folder, document_id, max_bytes=MAX_DOCUMENT_BYTES)
             return Revision(self._kind.model.model_validate_json(content), etag)
         except StorageNotFound:
             raise self._missing(document_id) from None
         except ValidationError as error:
+            uri = self._places.uri(owner_folder, document_id)
             raise StorageError(f"{uri} is damaged: {error.errors(include_url=False)[0]['msg']}") from None
 
-    def _names(self, owner_folder: str) -> Iterator[tuple[str, str]]:
-        """The owner's folder and the id of each document below a folder; of all owners below ""."""
-        for found in storage.list_objects(self._folder(owner_folder), suffix=".json"):
-            folder, _, name = found.uri.rpartition("/")
-            document_id = name.removesuffix(".json")
-            if re.fullmatch(self._kind.id_pattern, document_id) is not None:
-                yield folder.rpartition("/")[2], document_id
+    def _add(self, uri: str) -> None:
+        """Writes an entry of an index."""
+        storage.create_bytes(uri, b"")
+        with self._lock:
+            folder = self._indexes.folder_of(uri)
+            self._num_written[folder] += 1
+            self._empty_until.pop(folder, None)
+
+    def _remove(self, document: D, uris: set[str]) -> None:
+        """Removes entries of a document."""
+        for uri in sorted(uris):
+            self._indexes.delete(uri)
+            if self._places.is_earlier(document.id):
+                self._indexes.delete_earlier(uri)
 
     def _missing(self, document_id: str) -> NotFound:
         return self._kind.not_found(f'there is no {self._kind.name} "{shortened(document_id)}"')
 
-    def _folder(self, owner_folder: str) -> str:
-        return storage.join(self._prefix, self._kind.folder, owner_folder)
-
     def _uri(self, document: D) -> str:
-        return storage.join(self._folder(self.owner_folder(document.owner)), f"{document.id}.json")
+        return self._places.uri(self.owner_folder(document.owner), document.id)
 
 
 def _json(document: Document) -> bytes:

@@ -25,11 +25,13 @@ from pia_ray.errors import (
     WorkerDied,
 )
 from pia_ray.online.documents.document import Revision
-from pia_ray.online.rendering.renderer import Event, Rendered, Renderer, RenderRequest, StepDone
+from pia_ray.online.rendering.renderer import BATCH_LINE, Event, Rendered, Renderer, RenderRequest, StepDone
 from pia_ray.online.video_jobs import JobStore, VideoJob, VideoResult
 
 RETRY_DELAY_S: Final = 2.0
 """Before the second attempt of a job; doubles for each further one."""
+FIRST_REPORT_S: Final = 1.0
+"""Seconds after which a job that has begun is said to be in progress."""
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -50,7 +52,8 @@ class AttemptSettings:
 
     max_attempts: int = 3
     job_timeout_s: float | None = None
-    heartbeat_s: float = 1.0
+    heartbeat_s: float = 3.0
+    """Between two reports of its progress; the first one is made within FIRST_REPORT_S."""
     retry_delay_s: float = RETRY_DELAY_S
 
 
@@ -162,9 +165,9 @@ class Attempt:
         reported, reported_at = self._progress, time.monotonic()
         while not making.done():
             changed = asyncio.create_task(self._changed.wait())
+            wait_s = self._report_s(is_first=reported is None)
             try:
-                waits = (making, changed)
-                await asyncio.wait(waits, timeout=self._settings.heartbeat_s, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait((making, changed), timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
             finally:
                 changed.cancel()
             is_late = time.monotonic() - reported_at > self._jobs.queue.lease_s / 4
@@ -179,6 +182,13 @@ class Attempt:
                 )
             except StorageError as error:
                 _log.warning("the heartbeat of %s is late: %s", self._held.document.id, error.message)
+
+    def _report_s(self, *, is_first: bool) -> float:
+        """Seconds until the progress is reported: nobody waits for that of a batch's line."""
+        heartbeat_s = self._settings.heartbeat_s
+        if self._held.document.priority >= BATCH_LINE:
+            return min(0.4 * self._jobs.queue.lease_s, 2 * heartbeat_s)
+        return min(FIRST_REPORT_S, heartbeat_s) if is_first else heartbeat_s
 
     async def _stop(self, making: asyncio.Task[VideoResult]) -> None:
         """Takes the request back from the engine, and removes the files that have been stored."""

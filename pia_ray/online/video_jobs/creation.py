@@ -31,6 +31,8 @@ class LineRequest:
     batch_id: str
     body: Mapping[str, Any]
     idempotency_key: str
+    job_id: str | None = None
+    """The id of its job; None where a record under the key has it."""
 
 
 class JobCreator:
@@ -133,7 +135,8 @@ class JobCreator:
             BATCH_LINE,
             owner=line.owner,
             batch_id=line.batch_id,
-            idempotency_key=line.idempotency_key,
+            idempotency_key=line.idempotency_key if line.job_id is None else None,
+            job_id=line.job_id,
         )
 
     async def _create(
@@ -146,6 +149,7 @@ class JobCreator:
         retry_count: int = 0,
         max_open: int | None = None,
         batch_id: str | None = None,
+        job_id: str | None = None,
         remixed_from_video_id: str | None = None,
     ) -> VideoJob:
         form, webhook_url = read
@@ -160,6 +164,7 @@ class JobCreator:
                 webhook_url=webhook_url,
                 remixed_from_video_id=remixed_from_video_id,
                 batch_id=batch_id,
+                job_id=job_id,
                 idempotency_key=idempotency_key,
                 retry_count=retry_count,
                 max_open=max_open,

@@ -33,9 +33,15 @@ from pia_ray.online.video_jobs.fair_shares import FairShares
 from pia_ray.online.video_jobs.webhook_sender import WebhookSender
 from pia_ray.online.video_jobs.webhooks import Webhooks
 
-MAX_ENTRIES: Final = 1000
-"""Entries at the head of the queue that a dispatcher reads: one page of S3's lists, however long the queue is."""
+MAX_ENTRIES: Final = 250
+"""Entries of the queue that a dispatcher reads; of a longer queue it reads the oldest jobs of some owners."""
+MOST_OWNERS: Final = 8
+"""Owners whose jobs are read in a longer queue, as it becomes their turn."""
+IDLE_POLLS: Final = 20
+"""After so many times the interval of polls the queue is read also where there was nothing to claim."""
 _SNAPSHOT_S: Final = 2.0
+_PACE_S: Final = 30.0
+"""Age up to which a reading of the queue says how many jobs of an owner are polled."""
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -55,8 +61,8 @@ class Outlook:
 
     @property
     def poll_after_ms(self) -> int:
-        """Milliseconds until a client should poll again: a tenth of the remaining time, within bounds."""
-        by_eta_ms = 1000.0 if self.eta_s is None else max(250.0, min(10_000.0, self.eta_s * 1000 / 10))
+        """Milliseconds until a client should poll again: half of the remaining time, within bounds."""
+        by_eta_ms = 1000.0 if self.eta_s is None else max(1000.0, min(10_000.0, self.eta_s * 1000 / 2))
         return int(max(by_eta_ms, min(60_000.0, self.least_poll_s * 1000)))
 
 
@@ -82,7 +88,7 @@ class Dispatcher:
         job_timeout_s: float | None = None,
         webhooks: Webhooks | None = None,
         poll_s: float = 1.0,
-        heartbeat_s: float = 1.0,
+        heartbeat_s: float = 3.0,
         sweep_s: float = 300.0,
         retry_delay_s: float = RETRY_DELAY_S,
         count: Callable[[str, float, int], None] = lambda *_: None,
@@ -125,12 +131,18 @@ class Dispatcher:
         self._job_s: float | None = None
         self._snapshot: tuple[IndexEntry, ...] = ()
         self._snapshot_at = float("-inf")
+        self._is_whole = True
+        """Whether the snapshot holds the whole queue."""
+        self._ended: set[str] = set()
+        """Jobs that have ended since the reading of the queue began."""
+        self._reading: asyncio.Task[None] | None = None
+        """A reading of the queue that is under way."""
 
     async def run(self) -> None:
         """Works until it is cancelled; then its jobs are given back. One call at a time."""
         threads = self._threads = ThreadPoolExecutor(2 * self._max_in_flight + 4, thread_name_prefix="jobs")
         self._wake = asyncio.Event()  # of this event loop; an app may be started again in another
-        self._snapshot_at = float("-inf")
+        self._snapshot_at, self._reading = float("-inf"), None
         self._draining = False
         loops = [self._dispatch(), self._sweep()]
         if self._sender is not None:
@@ -159,7 +171,7 @@ class Dispatcher:
 
     def wake(self) -> None:
         """Has the queue read at once, because there is a new job; else it is found within `poll_s`."""
-        self._snapshot_at = float("-inf")
+        self._snapshot_at, self._reading = float("-inf"), None
         self._wake.set()
 
     def recheck(self, job_id: str) -> None:
@@ -176,10 +188,12 @@ class Dispatcher:
         """
         if job.ended:
             return Outlook(position=0, eta_s=0.0)
-        if time.monotonic() - self._snapshot_at > _SNAPSHOT_S:
-            await self._read_queue()
-        folder = self._jobs.owner_folder(job.owner)
-        num_open = sum(entry.owner_folder == folder and entry.rank < BATCH_LINE for entry in self._snapshot)
+        await self._read_queue(most_age_s=_SNAPSHOT_S if job.eta_at is None else _PACE_S)
+        if self._is_whole:
+            folder = self._jobs.owner_folder(job.owner)
+            num_open = sum(entry.owner_folder == folder and entry.rank < BATCH_LINE for entry in self._snapshot)
+        else:
+            num_open = await self._in_thread(self._jobs.num_open, job.owner)
         least_poll_s = 60 * num_open / self._polls_per_minute
         if job.eta_at is not None:
             left_s = max(0.0, job.eta_at - await self._in_thread(self._jobs.now))
@@ -195,7 +209,8 @@ class Dispatcher:
     def _position(self, job: VideoJob) -> int:
         """Open jobs that go before a job which waits: those that are claimed, and those before it in turn."""
         entries = list(self._shares.ordered(entry for entry in self._snapshot if entry.id not in self._running))
-        place = next((place for place, entry in enumerate(entries) if entry.id == job.id), len(entries))
+        last = len(entries) if self._is_whole else MAX_ENTRIES
+        place = next((place for place, entry in enumerate(entries) if entry.id == job.id), last)
         return place + sum(entry.id in self._running and entry.id != job.id for entry in self._snapshot)
 
     def seconds_until_one_ends(self) -> float:
@@ -206,57 +221,102 @@ class Dispatcher:
         return max(1.0, min(60.0, self._job_s * num_owners / self._max_in_flight))
 
     async def _dispatch(self) -> None:
+        polls = 1.0
         while True:
+            is_woken = self._wake.is_set()
             self._wake.clear()
-            pause_s = self._paused_until - time.monotonic()
-            if pause_s <= 0 and self._has_room():
+            if (pause_s := self._paused_until - time.monotonic()) <= 0 and self._has_room():
                 try:
-                    await self._claim_some()
+                    num_claimed = await self._claim_some(most_age_s=_SNAPSHOT_S if is_woken and self._is_whole else 0.0)
                 except StorageError as error:
                     _log.warning("the queue of video jobs cannot be read: %s", error.message)
-            # Jitter, so that replicas do not read the queue, and claim the same job, at the same time.
-            wait_s = max(pause_s, self._poll_s * random.uniform(0.75, 1.25))  # noqa: S311
+                else:
+                    if num_claimed and not self._is_whole:
+                        continue  # others of the same priority may wait
+                    if num_claimed and not is_woken:  # other processes make jobs
+                        polls = 1.0
+                    elif not num_claimed:
+                        polls = min(IDLE_POLLS, 2 * polls)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), wait_s)
+                await asyncio.wait_for(self._wake.wait(), max(pause_s, self._wait_s(polls)))
+
+    def _wait_s(self, polls: float) -> float:
+        """Seconds until the queue is read again: that many polls, but no longer than until a known job is claimable.
+
+        They vary, so that replicas do not read the queue, and claim the same job, at the same time.
+        """
+        poll_s = self._poll_s * random.uniform(0.75, 1.25)  # noqa: S311
+        next_s = min(self._claimable_at.values(), default=math.inf) - time.monotonic()
+        return min(polls * poll_s, max(next_s, 0.0) + poll_s / 4) if self._has_room() else polls * poll_s
 
     def _has_room(self) -> bool:
         return not self._draining and len(self._running) < self._max_in_flight
 
-    async def _read_queue(self) -> tuple[IndexEntry, ...]:
-        self._snapshot = await self._in_thread(self._jobs.queue.entries, MAX_ENTRIES)
-        self._snapshot_at = time.monotonic()
+    async def _read_queue(self, *, most_age_s: float) -> tuple[IndexEntry, ...]:
+        """The queue as it was read at most so long ago; who needs it at the same time gets the same."""
+        while time.monotonic() - self._snapshot_at > most_age_s:
+            reading = self._reading
+            if reading is None or reading.done():
+                reading = self._reading = asyncio.create_task(self._read())
+            await asyncio.shield(reading)
+            if reading is self._reading:
+                break
         return self._snapshot
 
-    async def _claim_some(self) -> None:
-        entries = await self._read_queue()
+    async def _read(self) -> None:
+        queue, num_owners = self._jobs.queue, max(2, self._max_in_flight - len(self._running))
+        self._ended = set()
+        entries = await self._in_thread(queue.entries, MAX_ENTRIES)
+        is_whole = len(entries) < MAX_ENTRIES
+        if not is_whole:
+            entries = await self._in_thread(queue.heads, self._shares.in_turn, num_owners=min(MOST_OWNERS, num_owners))
+        self._snapshot, self._is_whole = entries, is_whole
+        if self._reading is asyncio.current_task():  # no job was made meanwhile
+            self._snapshot_at = time.monotonic()
+
+    async def _claim_some(self, *, most_age_s: float) -> int:
+        """Claims jobs as long as there is room; how many."""
+        entries, num_claimed = await self._read_queue(most_age_s=most_age_s), 0
+        served: set[str] = set()
         ids = {entry.id for entry in entries}
         self._claimable_at = {job_id: at for job_id, at in self._claimable_at.items() if job_id in ids}
         for entry in self._shares.ordered(entries):
             if not self._has_room():
-                return
-            if entry.id in self._running or self._claimable_at.get(entry.id, 0.0) > time.monotonic():
+                break
+            if entry.id in self._running or entry.id in self._ended:
                 continue
+            if self._claimable_at.get(entry.id, 0.0) > time.monotonic():
+                continue
+            if not self._is_whole and entry.owner_folder in served:
+                break  # it is the turn of owners that were not read
             try:
-                await self._claim(entry)
+                if await self._claim(entry):
+                    num_claimed += 1
+                    served.add(entry.owner_folder)
             except (JobConflict, JobNotFound):
                 self._claimable_at[entry.id] = time.monotonic() + self._poll_s
             except StorageError as error:
                 _log.error("%s cannot be claimed: %s", entry.id, error.message)
                 self._claimable_at[entry.id] = time.monotonic() + 60
+        return num_claimed
 
-    async def _claim(self, entry: IndexEntry) -> None:
-        found = await self._in_thread(self._jobs.queue.read, entry)
+    async def _claim(self, entry: IndexEntry) -> bool:
+        """Whether the job was claimed and begun."""
+        found = self._jobs.queue.made(entry)
+        if found is None:
+            found = await self._in_thread(self._jobs.queue.read, entry)
         wait_s = found.document.claimable_at - await self._in_thread(self._jobs.now)
         if wait_s > 0:
             # A job that has ended may be queued again.
             self._claimable_at[entry.id] = time.monotonic() + (wait_s if math.isfinite(wait_s) else self._poll_s)
-            return
+            return False
         held = await self._claimed(found)
         if held.document.attempt > self._settings.max_attempts:
             died = WorkerDied(f"The engine died at each of {self._settings.max_attempts} attempts at this video.")
             await self._in_thread(self._jobs.queue.fail, held, died)
             self._wake_sender()
-            return
+            return False
+        self._claimable_at.pop(entry.id, None)
         self._shares.count(entry.owner_folder)
         _log.info("%s claimed, attempt %d", entry.id, held.document.attempt)
         attempt = Attempt(
@@ -264,6 +324,7 @@ class Dispatcher:
         )
         task = asyncio.create_task(self._work(held.document, attempt))
         self._running[entry.id] = _Running(attempt, task)
+        return True
 
     async def _claimed(self, found: Revision[VideoJob]) -> Revision[VideoJob]:
         """The claimed job. A claim that is under way when this is cancelled is given back."""
@@ -280,7 +341,7 @@ class Dispatcher:
 
     async def _work(self, job: VideoJob, attempt: Attempt) -> None:
         """Runs one attempt. Never raises but when it is cancelled."""
-        begun = time.monotonic()
+        begun, ended = time.monotonic(), None
         try:
             ended = await attempt.run()
             if ended is not None:
@@ -296,8 +357,11 @@ class Dispatcher:
         except StorageError as error:
             _log.error("%s stays claimed until its lease runs out: %s", job.id, error.message)
         finally:
+            if ended is not None:
+                self._ended.add(job.id)
+            if ended is None or not self._has_room():
+                self._wake.set()
             del self._running[job.id]
-            self._wake.set()
             self._wake_sender()
 
     def _wake_sender(self) -> None:

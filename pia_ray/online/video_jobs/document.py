@@ -103,10 +103,10 @@ VIDEO_JOBS: Final = Kind(
     conflict=JobConflict,
 )
 
-QUEUE: Final = Index[VideoJob]("queue", lambda job: None if job.ended else job.priority, digits=1)
-"""Jobs that have not ended, in the order in which they are claimed."""
+QUEUE: Final = Index[VideoJob]("queue", lambda job: None if job.ended else job.priority, digits=1, by_owner=True)
+"""Jobs that have not ended, by priority, owner and age."""
 
 WEBHOOKS: Final = Index[VideoJob](
-    "webhooks", lambda job: int(job.not_before) if job.webhook_state == "pending" else None, digits=12
+    "webhooks", lambda job: int(job.not_before) if job.webhook_state == "pending" else None, digits=12, idle_s=30.0
 )
 """Ended jobs whose webhook is not settled, by the second in which it is due. Entries of 0.1.0 have no rank."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import groupby
@@ -36,6 +37,10 @@ class FairShares:
                 tags[owner] += self._cost(owner)
                 if not queues[owner]:
                     del queues[owner]
+
+    def in_turn(self, owners: Iterable[str]) -> list[str]:
+        """Owners with waiting jobs in the order of their turns; those whose turn is at the same time by chance."""
+        return sorted(owners, key=lambda owner: (self._start(owner), random.random()))  # noqa: S311
 
     def count(self, owner: str) -> None:
         """Counts a claim for this owner."""

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import threading
+from collections.abc import Callable, Sequence
 from typing import Final
+
+from cachetools import LRUCache
 
 from pia_ray import storage
 from pia_ray.errors import JobConflict, JobNotFound, PiaRayError
@@ -11,7 +15,7 @@ from pia_ray.media import video
 from pia_ray.media.finish.posters import MIME as POSTER_MIME
 from pia_ray.online.documents.document import IndexEntry, Revision
 from pia_ray.online.public_errors import public_error
-from pia_ray.online.rendering.renderer import Rendered
+from pia_ray.online.rendering.renderer import BATCH_LINE, VIDEO_JOB, Rendered
 from pia_ray.online.requests.aliases import seconds_text, size_text
 from pia_ray.online.video_jobs.document import QUEUE, VideoJob, VideoResult
 from pia_ray.online.video_jobs.documents import QUEUED, JobDocuments
@@ -19,12 +23,20 @@ from pia_ray.online.video_jobs.documents import QUEUED, JobDocuments
 EXPIRES_SOON_S: Final = 60.0
 """A job that expires within this time is not queued again, because a sweep may be deleting it."""
 
+MOST_OF_OWNER: Final = 128
+"""Open jobs of one owner that are read in a long queue: all lines of its batches that may be open."""
+_MOST_MADE: Final = 1000
+
 
 class JobQueue:
     """The open jobs of all owners. Of several workers one claims a job, and one ends it."""
 
     def __init__(self, documents: JobDocuments) -> None:
         self._documents = documents
+        self._lock = threading.Lock()
+        self._made: LRUCache[str, Revision[VideoJob]] = LRUCache(_MOST_MADE)
+        self._has_earlier = True
+        """Whether there may be entries of 0.1.0, which lie in no folder of an owner."""
 
     @property
     def lease_s(self) -> float:
@@ -32,8 +44,43 @@ class JobQueue:
         return self._documents.lease_s
 
     def entries(self, limit: int | None = None) -> tuple[IndexEntry, ...]:
-        """The first `limit` jobs that have not ended, or all, by priority and then by age."""
+        """The jobs that have not ended, by priority and then by age; with a `limit` so many of some owners."""
         return self._documents.store.entries(QUEUE, limit)
+
+    def heads(self, in_turn: Callable[[Sequence[str]], Sequence[str]], *, num_owners: int) -> tuple[IndexEntry, ...]:
+        """The oldest open jobs of the owners that come first in turn, of a queue that is too long to be read.
+
+        Jobs of a lower priority are among them only where no owner is left out of a higher one.
+        """
+        ranks, earlier = self._documents.store.ranks(QUEUE)
+        found = list(earlier)
+        for rank in ranks:
+            owners = in_turn(self._documents.store.owner_folders(QUEUE, rank))
+            for owner in owners[:num_owners]:
+                found += self._documents.store.entries_of(QUEUE, owner, rank, limit=MOST_OF_OWNER)
+            if len(owners) > num_owners:
+                break
+        return tuple(sorted(found, key=lambda entry: (entry.rank, entry.id)))
+
+    def num_open(self, owner: str, *, most: int) -> int:
+        """Number of the owner's jobs that have not ended, without those of batches; at most `most`."""
+        folder, store = self._documents.store.owner_folder(owner), self._documents.store
+        num = sum(len(store.entries_of(QUEUE, folder, rank, limit=most)) for rank in range(VIDEO_JOB, BATCH_LINE))
+        if self._has_earlier:
+            earlier = store.ranks(QUEUE)[1]
+            self._has_earlier = bool(earlier)
+            num += sum(entry.owner_folder == folder and entry.rank < BATCH_LINE for entry in earlier)
+        return min(num, most)
+
+    def remember(self, made: Revision[VideoJob]) -> None:
+        """Keeps a job that this process has made, for `made`."""
+        with self._lock:
+            self._made[made.document.id] = made
+
+    def made(self, entry: IndexEntry) -> Revision[VideoJob] | None:
+        """The job of an entry as this process made it, once; a claim is refused where it has changed since."""
+        with self._lock:
+            return self._made.pop(entry.id, None)
 
     def read(self, entry: IndexEntry) -> Revision[VideoJob]:
         """The job of an entry. An entry whose job has ended is removed, unless the job is queued again meanwhile.
@@ -43,10 +90,10 @@ class JobQueue:
         """
         now = self._documents.store.read_entry(entry)
         if now.document.ended:
-            storage.delete(entry.uri)
+            self._documents.store.delete_entry(entry)
             now = self._documents.store.read_entry(entry)
             if not now.document.ended:  # `retry` wrote its document between the two reads
-                storage.create_bytes(entry.uri, b"")
+                self._documents.store.add_entry(QUEUE, now.document)
         return now
 
     def retry(self, at: Revision[VideoJob]) -> VideoJob:

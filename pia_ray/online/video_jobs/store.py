@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
+import threading
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
 from typing import Any, Final
+
+from cachetools import LRUCache
 
 from pia_ray import storage
 from pia_ray.config.knobs import REFERENCE_KNOBS
@@ -14,7 +18,7 @@ from pia_ray.online.documents.document import Order, Page
 from pia_ray.online.documents.store import ABANDONED_S
 from pia_ray.online.public_errors import public_error
 from pia_ray.online.rendering.renderer import BATCH_LINE, VIDEO_JOB, RenderRequest
-from pia_ray.online.video_jobs.document import VideoJob
+from pia_ray.online.video_jobs.document import QUEUE, VideoJob
 from pia_ray.online.video_jobs.documents import JobDocuments
 from pia_ray.online.video_jobs.queue import JobQueue
 from pia_ray.online.video_jobs.request_records import RequestRecords, body_digest, record_name
@@ -22,6 +26,12 @@ from pia_ray.online.video_jobs.webhook_outbox import WebhookOutbox
 
 LEASE_S: Final = 20.0
 """Seconds without a renewal after which a claim is void, because its dispatcher is dead."""
+
+MOST_OPEN: Final = 1000
+"""Open jobs of an owner that are counted."""
+
+KEPT_BYTES: Final = 64 * 2**20
+"""Memory for the files of new jobs, which a dispatcher of this process then does not read from storage."""
 
 _log = logging.getLogger(__name__)
 
@@ -48,6 +58,9 @@ class JobStore:
         self.outbox = WebhookOutbox(self._job_documents)
         """The webhooks that are not delivered."""
         self._prefix = prefix
+        self._lock = threading.Lock()
+        self._inputs: LRUCache[str, Mapping[str, bytes]] = LRUCache(KEPT_BYTES, getsizeof=_size_of)
+        """Files of jobs that this process has made and nobody here has rendered yet."""
 
     def check(self) -> None:
         """Checks the storage, once, at the start, and removes temporary files of dead writers.
@@ -79,6 +92,7 @@ class JobStore:
         size: str,
         webhook_url: str | None = None,
         batch_id: str | None = None,
+        job_id: str | None = None,
         remixed_from_video_id: str | None = None,
         idempotency_key: str | None = None,
         retry_count: int = 0,
@@ -87,9 +101,10 @@ class JobStore:
     ) -> VideoJob:
         """A new queued job, or the one that the same request has made before. `request.id` is not used.
 
-        One `idempotency_key` makes one job per owner. Without a key, a client's own retry (`retry_count`, from its
-        header x-stainless-retry-count, is above 0) gets the latest job of an equal request within RETRY_WINDOW_S. A
-        client that also repeats the request on purpose needs a key.
+        With a `job_id` the job gets that id, or is the one that has it. One `idempotency_key` makes one job per owner.
+        Without a key, a client's own retry (`retry_count`, from its header x-stainless-retry-count, is above 0) gets
+        the latest job of an equal request within RETRY_WINDOW_S. A client that also repeats the request on purpose
+        needs a key.
 
         Raises:
             JobConflict: the key was used for another request.
@@ -99,19 +114,19 @@ class JobStore:
         """
         if unknown := request.inputs.keys() - set(REFERENCE_KNOBS):
             raise BadParameter(f"{min(unknown)} is not a knob that takes a file", min(unknown))
-        folder, new_id, now = self._documents.owner_folder(owner), self._documents.new_id(), self.now()
-        body_sha256 = body_digest(request, [model, seconds, size, webhook_url, batch_id, remixed_from_video_id])
-        record = record_name(body_sha256, idempotency_key)
-        if idempotency_key is not None:
-            job_id = self._records.id_of_key(folder, record, new_id=new_id, body_sha256=body_sha256)
-        else:
-            job_id = self._records.id_of_body(folder, record, new_id=new_id, now=now, is_retry=retry_count > 0)
-        # Every further step may have been made by an earlier call, or be made by another one at the same time.
-        try:
-            return self.get(owner, job_id)
-        except JobNotFound:
-            pass
-        if max_open is not None and self.num_open(owner) >= max_open:
+        now, record = self.now(), ""
+        if job_id is None:
+            job_id, record, is_new = self._recorded_id(
+                owner,
+                body_digest(request, [model, seconds, size, webhook_url, batch_id, remixed_from_video_id]),
+                idempotency_key=idempotency_key,
+                is_retry=retry_count > 0,
+            )
+            # Every further step may have been made by an earlier call, or be made by another one at the same time.
+            if not is_new:
+                with suppress(JobNotFound):
+                    return self.get(owner, job_id)
+        if max_open is not None and self.queue.num_open(owner, most=max_open) >= max_open:
             raise Busy(f"{max_open} of your videos are queued or in progress, which is the most", open_s)
         files, inputs_uri = {"image": request.image, **request.inputs}, self._job_documents.inputs_uri(job_id)
         job = VideoJob(
@@ -132,8 +147,12 @@ class JobStore:
             record=record,
             webhook_url=webhook_url,
         )
-        if not self._documents.create(job, contents={uri: files[name] for name, uri in job.inputs.items()}):
+        made = self._documents.create(job, contents={uri: files[name] for name, uri in job.inputs.items()})
+        if made is None:
             return self.get(owner, job_id)
+        self.queue.remember(made)
+        with self._lock:
+            self._inputs[job.id] = files
         _log.info("%s queued for %s", job.id, job.owner)
         return job
 
@@ -231,7 +250,11 @@ class JobStore:
         Raises:
             StorageError: they cannot be read.
         """
-        files = {name: storage.read_bytes(uri) for name, uri in job.inputs.items()}
+        with self._lock:
+            kept = self._inputs.pop(job.id, None)
+        if kept is None or kept.keys() != job.inputs.keys():
+            kept = {name: storage.read_bytes(uri) for name, uri in job.inputs.items()}
+        files = dict(kept)
         return RenderRequest(
             id=job.id,
             params=job.params,
@@ -245,13 +268,36 @@ class JobStore:
         )
 
     def num_open(self, owner: str) -> int:
-        """Number of the owner's jobs that have not ended, without those of batches, which are last in the queue."""
+        """Number of the owner's jobs that have not ended, without those of batches; MOST_OPEN for every greater one."""
+        return self.queue.num_open(owner, most=MOST_OPEN)
+
+    def open_lines(self, owner: str) -> Collection[str]:
+        """Ids of the jobs of an owner's batches that have not ended. One more may be among them for a while."""
         folder = self._documents.owner_folder(owner)
-        return sum(entry.owner_folder == folder and entry.rank < BATCH_LINE for entry in self.queue.entries())
+        return {entry.id for entry in self._documents.entries_of(QUEUE, folder, BATCH_LINE, limit=MOST_OPEN)}
 
     def sweep(self) -> int:
         """Removes expired jobs, and the files of requests that broke off; how many jobs."""
         return self._documents.sweep(before_delete=self._remove_record)
 
+    def _recorded_id(
+        self, owner: str, body_sha256: str, *, idempotency_key: str | None, is_retry: bool
+    ) -> tuple[str, str, bool]:
+        """The id of a request's job, the name of the record of that, and whether the id is new."""
+        folder, new_id = self._documents.owner_folder(owner), self._documents.new_id()
+        record = record_name(body_sha256, idempotency_key)
+        if idempotency_key is not None:
+            job_id = self._records.id_of_key(folder, record, new_id=new_id, body_sha256=body_sha256)
+        else:
+            job_id = self._records.id_of_body(folder, record, new_id=new_id, now=self.now(), is_retry=is_retry)
+        return job_id, record, job_id == new_id
+
     def _remove_record(self, job: VideoJob) -> None:
+        if not job.record:
+            return
         self._records.remove(self._documents.owner_folder(job.owner), job.record, job_id=job.id)
+
+
+def _size_of(files: Mapping[str, bytes]) -> int:
+    """What the files of a job count for, at most all that is kept."""
+    return min(KEPT_BYTES, 1 + sum(map(len, files.values())))

@@ -182,9 +182,8 @@ def test_what_a_crash_leaves_in_the_queue_is_cleared_by_the_next_reader(local: s
     jobs.cancel("ann", ended.id)
     storage.write_bytes(entries[0].uri, b"")  # its writer died before it removed this
     assert jobs.queue.read(entries[0]).document.ended
-    storage.delete(
-        f"{local}/jobs/{entries[1].owner_folder}/{broken_off.id}.json"
-    )  # its writer died before it wrote this
+    documents = storage.list_objects(f"{local}/jobs/{entries[1].owner_folder}")
+    storage.delete(next(found.uri for found in documents))  # its writer died before it wrote this
     with pytest.raises(JobNotFound):
         jobs.queue.read(entries[1])
     assert jobs.queue.entries() == entries[1:]
