@@ -286,10 +286,19 @@ def _randomise(model: Any, seed: int, part: str) -> Any:
 def make_random_pipeline(
     folder: Path, *, size: Literal["full", "reduced"], dtype: str = "float32", device: str = "cpu", seed: int = 0
 ) -> Path:
-    """Writes a PIA pipeline of Stable Diffusion 1.5's architecture with random weights, for measuring speed.
+    """Writes `random_pipeline`'s pipeline and returns the folder. "full" has 3 GB in float16."""
+    import torch
 
-    "full" has its true widths: 1.28 billion parameters in the UNet, 3 GB in float16, best made on a GPU. "reduced" has
-    a fifth of the widths and a quarter of the layers. What such a model draws means nothing.
+    pipeline = random_pipeline(size, device=device, seed=seed)
+    pipeline.to(getattr(torch, dtype)).save_pretrained(folder)
+    return Path(folder)
+
+
+def random_pipeline(size: Literal["full", "reduced"], *, device: str = "cpu", seed: int = 0) -> Any:
+    """A PIA pipeline of Stable Diffusion 1.5's architecture with random weights in float32, for measuring speed.
+
+    "full" has its true widths: 1.28 billion parameters in the UNet, best made on a GPU. "reduced" has a fifth of the
+    widths and a quarter of the layers. What such a model draws means nothing.
     """
     import torch
     from diffusers import AutoencoderKL, PIAPipeline, UNetMotionModel
@@ -328,7 +337,7 @@ def make_random_pipeline(
                 pad_token_id=tokenizer.pad_token_id,
             )
         )
-    pipeline = PIAPipeline(
+    return PIAPipeline(
         vae=vae,
         text_encoder=text_encoder,
         tokenizer=tokenizer,
@@ -336,5 +345,3 @@ def make_random_pipeline(
         motion_adapter=None,
         scheduler=_scheduler("epsilon", zero_snr=False),
     )
-    pipeline.to(getattr(torch, dtype)).save_pretrained(folder)
-    return Path(folder)
