@@ -159,9 +159,10 @@ class RandomModel:
 
     def expected_s(self, cost: Cost) -> float:
         """About the seconds that a part takes here."""
-        step_s = self.size.step_tflop * 1e12 / (USUAL_SHARE * self.flops_per_s)
+        flop = cost.steps * self.size.step_tflop * 1e12
+        steps_s = flop / (USUAL_SHARE * self.flops_per_s) if flop else 0.0
         compile_s = cost.compiles * self.size.compile_s if self.compiles else 0.0
-        return cost.fixed_s + cost.steps * step_s + cost.loads * self.size.load_s + compile_s
+        return cost.fixed_s + steps_s + cost.loads * self.size.load_s + compile_s
 
     def seconds(self, work: Callable[[], object]) -> float:
         """The seconds of the device for the work, with its waits for the host."""

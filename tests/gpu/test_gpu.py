@@ -154,7 +154,7 @@ def test_a_part_under_way_when_the_time_ends_keeps_what_it_has_found(model: Rand
         card.numbers["first"] = 1
         time.sleep(60)
 
-    outcomes = run_parts((part("endless", measure=measure), part("next", cost_s=1)), model, Budget(0.2))
+    outcomes = run_parts((part("endless", measure=measure), part("next", cost_s=1)), model, Budget(0.5))
     assert [outcome.status for outcome in outcomes] == ["stopped", "skipped"]
     assert outcomes[0].card.numbers == {"first": 1}
     assert outcomes[0].has_card
