@@ -11,17 +11,19 @@ ends; a table of all comes last. Exit codes: 0; 1 where a part failed or found s
 from __future__ import annotations
 
 import argparse
+import os
+import shutil
 import sys
-import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Final
 
+import torch
 from diffusers.utils import logging as diffusers_logging
 
 from benchmarks.gpu.budget import Budget
-from benchmarks.gpu.part import BAD, Part, run_parts
+from benchmarks.gpu.part import BAD, Outcome, Part, run_parts
 from benchmarks.gpu.parts import PARTS
 from benchmarks.gpu.random_model import RandomModel
 from benchmarks.gpu.report import CardFolder, machine_of, table
@@ -33,6 +35,9 @@ from pia_ray.pia.unet.compilation import can_compile
 
 CARDS: Final = Path(__file__).parents[1] / "cards"
 
+GRACE_S: Final = 30
+"""Seconds that the part under way has to end when the time is over, before the process ends without it."""
+
 
 def main(arguments: Sequence[str] | None = None, *, parts: Sequence[Part] = PARTS) -> int:
     """Runs those of the parts that the arguments name and prints the table; the exit code."""
@@ -42,23 +47,37 @@ def main(arguments: Sequence[str] | None = None, *, parts: Sequence[Part] = PART
     except ConfigError as error:
         say(f"{error}\nWithout a GPU, `--device cpu` tries the parts at a tiny size.")
         return 2
-    size = SIZES[options.size or ("full" if device.type == "cuda" else "tiny")]
+    return run(options, device)
+
+
+def run(options: argparse.Namespace, device: torch.device) -> int:
+    """Runs the parts of the options on the device, within their minutes; the exit code."""
     budget = Budget(60 * options.minutes)
-    machine = machine_of(device)
-    folder = options.output or (CARDS if device.type == "cuda" and size.name == "full" else Path("out/gpu"))
-    cards = CardFolder(folder, size, machine)
+    size = SIZES[options.size or ("full" if device.type == "cuda" else "tiny")]
+    usual = CARDS if device.type == "cuda" and size.name == "full" else Path("out/gpu")
+    cards = CardFolder(options.output or usual, size, machine_of(device))
     compiles = options.compile == "on" or (options.compile == "auto" and device.type == "cuda")
-    started = time.monotonic()
-    with RandomModel(size, device, compiles=compiles and can_compile(device)) as model:
-        outcomes = run_parts(
-            options.parts,
-            model,
-            budget,
-            write=cards.write,
-            report=lambda line: say(f"[{time.monotonic() - started:5.0f} s] {line}"),
-        )
-    print(table(outcomes, machine, size))
-    print(f"cards in {folder}")
+    outcomes: list[Outcome] = []
+
+    def done(outcome: Outcome) -> None:
+        outcomes.append(outcome)
+        cards.write(outcome)
+
+    def show() -> None:
+        print(f"{table(outcomes, cards.machine, size)}\ncards in {cards.folder}", flush=True)
+
+    def give_up() -> None:
+        say(f"the part under way does not end, {GRACE_S} s after the time: it has no card")
+        show()
+        shutil.rmtree(model.work_folder, ignore_errors=True)
+        os._exit(1)
+
+    with (
+        RandomModel(size, device, compiles=compiles and can_compile(device)) as model,
+        budget.ended_by(give_up, after_s=GRACE_S),
+    ):
+        run_parts(options.parts, model, budget, done=done, report=lambda line: say(f"[{budget.spent_s:5.0f} s] {line}"))
+    show()
     return int(any(outcome.status in BAD for outcome in outcomes))
 
 

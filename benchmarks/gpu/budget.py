@@ -19,12 +19,13 @@ class Budget:
 
     def __init__(self, seconds: float, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._end = clock() + seconds
+        self._start = clock()
+        self._end = self._start + seconds
 
     @property
-    def now(self) -> float:
-        """The clock's time in seconds."""
-        return self._clock()
+    def spent_s(self) -> float:
+        """Seconds since the start."""
+        return self._clock() - self._start
 
     @property
     def left_s(self) -> float:
@@ -51,3 +52,17 @@ class Budget:
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, before)
+
+    @contextmanager
+    def ended_by(self, end: Callable[[], object], *, after_s: float) -> Iterator[None]:
+        """A context that calls `end` on another thread if it is still open so long after the end of the time.
+
+        Native code that does not return, and compiling on another thread, cannot be interrupted.
+        """
+        timer = threading.Timer(self.left_s + after_s, end)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()

@@ -68,10 +68,10 @@ def run_parts(
     model: RandomModel,
     budget: Budget,
     *,
-    write: Callable[[Outcome], None] = lambda outcome: None,
+    done: Callable[[Outcome], None] = lambda outcome: None,
     report: Callable[[str], None] = lambda line: None,
 ) -> list[Outcome]:
-    """The outcomes of the parts, in order. `write` gets each that has a card at once, `report` a line on each."""
+    """The outcomes of the parts, in order. `done` gets each at once, `report` lines on each."""
     outcomes = []
     for part in parts:
         needed = model.expected_s(part.cost)
@@ -84,13 +84,12 @@ def run_parts(
             model.free()
         outcomes.append(outcome)
         report(f"{part.name}: {outcome.status}, {outcome.seconds:.1f} s{_because(outcome)}")
-        if outcome.has_card:
-            write(outcome)
+        done(outcome)
     return outcomes
 
 
 def _run(part: Part, model: RandomModel, budget: Budget) -> Outcome:
-    card, started = PartCard(), budget.now
+    card, started = PartCard(), budget.spent_s
     status: Status
     reason = ""
     try:
@@ -103,7 +102,7 @@ def _run(part: Part, model: RandomModel, budget: Budget) -> Outcome:
         status, reason = "stopped", "the time ended"
     except Exception:  # noqa: BLE001 - the other parts go on, and the error stands in the part's card
         status, reason = "failed", traceback.format_exc().strip()
-    return Outcome(part, status, card, budget.now - started, reason)
+    return Outcome(part, status, card, budget.spent_s - started, reason)
 
 
 def _because(outcome: Outcome) -> str:

@@ -37,7 +37,9 @@ class CardFolder:
         return self.folder / f"{'-'.join(('gpu', self.machine['kind'], *size, part))}.json"
 
     def write(self, outcome: Outcome) -> None:
-        """Writes the card of a part."""
+        """Writes the card of a part, if it has one."""
+        if not outcome.has_card:
+            return
         card = {
             "benchmark": "gpu",
             "part": outcome.part.name,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 import warnings
 from collections.abc import Iterator
@@ -41,7 +42,7 @@ def model() -> Iterator[RandomModel]:
 def cards(model: RandomModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder that the whole measurement has written."""
     folder = tmp_path_factory.mktemp("cards")
-    run_parts(PARTS, model, Budget(1e6), write=CardFolder(folder, TINY, machine_of(CPU)).write)
+    run_parts(PARTS, model, Budget(1e6), done=CardFolder(folder, TINY, machine_of(CPU)).write)
     return folder
 
 
@@ -129,7 +130,7 @@ class Clock:
 
 
 def test_a_part_that_takes_longer_than_the_time_left_is_skipped_with_the_reason(model: RandomModel) -> None:
-    clock, written, said = Clock(), list[str](), list[str]()
+    clock, ended, said = Clock(), list[str](), list[str]()
     parts = (
         part("first", cost_s=300, measure=clock.passes(400)),
         part("long", cost_s=330, measure=clock.passes(1)),
@@ -139,12 +140,12 @@ def test_a_part_that_takes_longer_than_the_time_left_is_skipped_with_the_reason(
         parts,
         model,
         Budget(720, clock=clock),
-        write=lambda outcome: written.append(outcome.part.name),
+        done=lambda outcome: ended.append(outcome.part.name),
         report=said.append,
     )
     assert [outcome.status for outcome in outcomes] == ["measured", "skipped", "measured"]
     assert outcomes[1].reason == "it takes about 330 s, and 320 s are left"
-    assert written == ["first", "short"]
+    assert ended == ["first", "long", "short"]
     assert "long: skipped, 0.0 s: it takes about 330 s, and 320 s are left" in said
     assert "it takes about 330 s" in table(outcomes, machine_of(CPU), TINY)
 
@@ -256,6 +257,19 @@ def test_operations_of_a_step_are_those_that_are_counted(model: RandomModel) -> 
     assert FULL.step_tflop == FULL_STEP_TFLOP
 
 
-def test_an_outcome_that_found_nothing_leaves_an_earlier_card_as_it_is() -> None:
+def test_an_outcome_that_found_nothing_leaves_an_earlier_card_as_it_is(tmp_path: Path) -> None:
+    cards = CardFolder(tmp_path, TINY, machine_of(CPU))
+    cards.write(Outcome(part("any"), "measured", PartCard({"found": 1})))
     for status in ("skipped", "stopped"):
-        assert not Outcome(part("any"), status, PartCard()).has_card
+        cards.write(Outcome(part("any"), status, PartCard()))
+    assert json.loads(cards.path_of("any").read_text("utf-8"))["numbers"] == {"found": 1}
+
+
+def test_a_part_that_cannot_be_interrupted_is_given_up_some_time_after_the_end() -> None:
+    ended = threading.Event()
+    with Budget(0.01).ended_by(ended.set, after_s=0.01):
+        assert ended.wait(60)
+    kept = threading.Event()
+    with Budget(0.01).ended_by(kept.set, after_s=30):
+        pass
+    assert not kept.is_set()
