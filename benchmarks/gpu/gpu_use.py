@@ -92,6 +92,6 @@ def by_nvidia_smi(uuid: str) -> tuple[Read, str] | None:
 
 def _nvml_share(nvml: Any, handle: Any) -> float:
     try:
-        return nvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100
+        return float(nvml.nvmlDeviceGetUtilizationRates(handle).gpu) / 100
     except Exception as error:
         raise RuntimeError(str(error)) from error

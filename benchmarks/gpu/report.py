@@ -70,7 +70,7 @@ def machine_of(device: torch.device) -> dict[str, Any]:
             "gpu_gib": round(properties.total_memory / 2**30, 1),
             "capability": f"{properties.major}.{properties.minor}",
             "cuda": torch.version.cuda,
-            "cudnn": torch.backends.cudnn.version(),
+            "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
         }
     facts["kind"] = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
     facts |= {package: _version(package) for package in PACKAGES}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from functools import partial
 from typing import Final, get_args
 
 from benchmarks.gpu.budget import Budget
@@ -22,7 +23,7 @@ def measure(model: RandomModel, card: PartCard, budget: Budget) -> None:
     for turn in range(model.size.rounds):
         for name in names[:: -1 if turn % 2 else 1]:
             request = model.request(turn, preset=name)
-            times[name].append(model.seconds(lambda request=request: animate(engine, request)))
+            times[name].append(model.seconds(partial(animate, engine, request)))
     for name in names:
         params = model.request(preset=name).params
         steps = params.num_inference_steps

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Final
 
 from benchmarks.gpu.budget import Budget
@@ -57,7 +58,7 @@ def by_turns(model: RandomModel, ways: Ways) -> dict[str, dict[str, list[float]]
         for name in list(ways)[:: -1 if turn % 2 else 1]:
             for kind, num in (("video", steps), ("shorter", max(1, steps // SHORTER))):
                 request = model.request(turn, num_inference_steps=num)
-                times[name][kind].append(model.seconds(lambda name=name, request=request: ways[name](request)))
+                times[name][kind].append(model.seconds(partial(ways[name], request)))
     return times
 
 
