@@ -286,7 +286,11 @@ def _randomise(model: Any, seed: int, part: str) -> Any:
 def make_random_pipeline(
     folder: Path, *, size: Literal["full", "reduced"], dtype: str = "float32", device: str = "cpu", seed: int = 0
 ) -> Path:
-    """Writes `random_pipeline`'s pipeline and returns the folder. "full" has 3 GB in float16."""
+    """Writes a PIA pipeline of Stable Diffusion 1.5's architecture with random weights, for measuring speed.
+
+    "full" has its true widths: 1.28 billion parameters in the UNet, 3 GB in float16, best made on a GPU. "reduced" has
+    a fifth of the widths and a quarter of the layers. What such a model draws means nothing.
+    """
     import torch
 
     pipeline = random_pipeline(size, device=device, seed=seed)
@@ -295,11 +299,7 @@ def make_random_pipeline(
 
 
 def random_pipeline(size: Literal["full", "reduced"], *, device: str = "cpu", seed: int = 0) -> Any:
-    """A PIA pipeline of Stable Diffusion 1.5's architecture with random weights in float32, for measuring speed.
-
-    "full" has its true widths: 1.28 billion parameters in the UNet, best made on a GPU. "reduced" has a fifth of the
-    widths and a quarter of the layers. What such a model draws means nothing.
-    """
+    """The pipeline that `make_random_pipeline` writes, in float32 and in memory."""
     import torch
     from diffusers import AutoencoderKL, PIAPipeline, UNetMotionModel
     from transformers import CLIPTextConfig, CLIPTextModel
