@@ -7,6 +7,7 @@
 #   make test-pythons      the quick tests and the wheel's on each Python of 3.11 to 3.14 that is here or that `uv` finds
 #   make soak              random faults from a printed seed, and leaks: PIA_RAY_SOAK_S seconds, 600 if left out
 #   make bench             the benchmarks
+#   make gpu               for a machine with an NVIDIA GPU: its cards in 12 minutes; ARGS="--parts kernels,waits" for some
 #   make env               only the environment, .venv
 #   make TORCH=cpu ...     on first use: the torch build without CUDA, some 3 GB less to download
 #   make PYTHON=... ...    on first use: the Python to build on
@@ -24,7 +25,8 @@ TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 .DEFAULT_GOAL := help
 PYTHONS ?= 3.11 3.12 3.13 3.14
 TESTS ?=
-.PHONY: help env demo test check test-quick test-heavy test-pythons soak lint docs bench
+ARGS ?=
+.PHONY: help env demo test check test-quick test-heavy test-pythons soak lint docs bench gpu
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -73,6 +75,9 @@ docs: $(READY)
 bench: $(READY)
 	@set -e; for program in benchmarks/*.py; do echo "== $$program"; $(BIN)/python "$$program"; done
 	@echo "== pia-ray bench"; $(BIN)/pia-ray bench --size demo --steps 8 --batches 1,2,4 --against benchmarks/cards
+
+gpu: $(READY)
+	@$(BIN)/python -m benchmarks.gpu $(ARGS)
 
 $(READY): pyproject.toml constraints.txt
 	@set -e; \

@@ -292,6 +292,15 @@ def make_random_pipeline(
     a fifth of the widths and a quarter of the layers. What such a model draws means nothing.
     """
     import torch
+
+    pipeline = random_pipeline(size, device=device, seed=seed)
+    pipeline.to(getattr(torch, dtype)).save_pretrained(folder)
+    return Path(folder)
+
+
+def random_pipeline(size: Literal["full", "reduced"], *, device: str = "cpu", seed: int = 0) -> Any:
+    """The pipeline that `make_random_pipeline` writes, in float32 and in memory."""
+    import torch
     from diffusers import AutoencoderKL, PIAPipeline, UNetMotionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -328,7 +337,7 @@ def make_random_pipeline(
                 pad_token_id=tokenizer.pad_token_id,
             )
         )
-    pipeline = PIAPipeline(
+    return PIAPipeline(
         vae=vae,
         text_encoder=text_encoder,
         tokenizer=tokenizer,
@@ -336,5 +345,3 @@ def make_random_pipeline(
         motion_adapter=None,
         scheduler=_scheduler("epsilon", zero_snr=False),
     )
-    pipeline.to(getattr(torch, dtype)).save_pretrained(folder)
-    return Path(folder)
