@@ -45,6 +45,9 @@ SERVE_HEADERS: Final = ("x-request-timeout-seconds", "x-request-disconnect-disab
 _STATUS: Final = re.compile("/v1/(videos|batches)/[^/]+")
 """Paths of jobs and batches, which clients poll."""
 
+_MAKES_NOTHING: Final = ("/cancel", "/webhook/redeliver")
+"""Ends of the paths of POST calls that quotas do not count."""
+
 _HUNG_UP: Final = 499
 
 _RESPONSE_HEADERS: Final = {
@@ -175,7 +178,7 @@ class EndpointMiddleware:
             self._rate.take(exchange.caller, cost=limits.STATUS_COST if is_status else 1.0)
         finally:
             exchange.headers = self._rate.allowance(exchange.caller).headers
-        if scope["method"] == "POST" and not path.endswith("/cancel"):
+        if scope["method"] == "POST" and not path.endswith(_MAKES_NOTHING):
             self._usage.check(owner)
             self._usage.add(owner, Amounts(num_requests=1))
         return owner

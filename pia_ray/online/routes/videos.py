@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from typing import Annotated, Any, Final, Literal
+from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Header, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, computed_field
@@ -48,6 +49,19 @@ class VideoError(BaseModel):
     message: str
 
 
+class WebhookObject(BaseModel):
+    """The delivery of a video's webhook."""
+
+    host: str = Field(description="Host of the URL, whose path and query are not shown.")
+    state: Literal["waiting", "delivered", "failed"] = Field(
+        description="waiting for the end of the job or for another try; delivered; failed once it is given up."
+    )
+    attempts: int = Field(description="Tries until now.")
+    last_status: int | None = Field(None, description="HTTP status of the answer to the latest try, if it had one.")
+    last_error: str | None = Field(None, description="Code of the error of the latest try.")
+    next_attempt_at: UnixTime | None = Field(None, description="When the next try is due, once the job has ended.")
+
+
 class VideoObject(VideoDescription, Listed):
     """A video job in the format of the openai clients, with the description of the finished video and more."""
 
@@ -89,6 +103,7 @@ class VideoObject(VideoDescription, Listed):
     batch_id: str | None = None
     queue_position: int | None = Field(None, description="Jobs before it, while it is queued.")
     estimated_completion_at: UnixTime | None = Field(None, description="Estimated time of its completion.")
+    webhook: WebhookObject | None = Field(None, description="Null without a webhook_url.")
 
     @computed_field(description="The same as `gpu_s`.")
     def gpu_seconds(self) -> float | None:
@@ -131,7 +146,21 @@ def video_object(job: VideoJob, outlook: Outlook | None = None, *, now: float = 
             else wire_params(made.params, only_given=False),
             "queue_position": None if outlook is None or job.status != "queued" else outlook.position,
             "estimated_completion_at": None if left_s is None else now + left_s + 0.5,
+            "webhook": _webhook_object(job),
         }
+    )
+
+
+def _webhook_object(job: VideoJob) -> WebhookObject | None:
+    if job.webhook_url is None:
+        return None
+    return WebhookObject(
+        host=urlsplit(job.webhook_url).hostname or "",
+        state="waiting" if job.webhook_state in ("none", "pending") else job.webhook_state,
+        attempts=job.webhook_attempts,
+        last_status=job.webhook_status if job.webhook_attempts else None,
+        last_error=job.webhook_error if job.webhook_attempts else None,
+        next_attempt_at=int(max(job.not_before, job.completed_at or 0.0)) if job.webhook_state == "pending" else None,
     )
 
 
@@ -199,6 +228,18 @@ def video_routes(
     )
     async def cancel(owner: Owner, response: Response, video_id: str) -> VideoObject:
         job = await asyncio.to_thread(jobs.cancel, owner, video_id)
+        dispatcher.recheck(video_id)
+        return await answer(job, response)
+
+    @router.post(
+        "/{video_id}/webhook/redeliver",
+        operation_id="redeliver_webhook",
+        summary="Send the webhook of an ended video again",
+        responses=error_responses.responses(404, 409, 422),
+    )
+    async def redeliver(owner: Owner, response: Response, video_id: str) -> VideoObject:
+        """Sends the event again under its id, with all its tries, also where it was delivered or is given up."""
+        job = await asyncio.to_thread(jobs.outbox.redeliver, owner, video_id)
         dispatcher.recheck(video_id)
         return await answer(job, response)
 

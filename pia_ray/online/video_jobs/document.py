@@ -67,6 +67,10 @@ class VideoJob(Document):
     webhook_url: str | None = None
     webhook_state: Literal["none", "pending", "delivered", "failed"] = "none"
     webhook_attempts: int = 0
+    webhook_error: str | None = None
+    """Code of the error of the latest try; None where that was delivered."""
+    webhook_status: int | None = None
+    """HTTP status that the receiver answered to the latest try, if it answered one."""
     attempt: int = 0
     """Attempts begun since it was queued, without those given back."""
     retries: int = 0
