@@ -26,6 +26,9 @@ from pia_ray.online.video_jobs.creation import JobCreator
 from pia_ray.online.video_jobs.dispatcher import Dispatcher, Outlook
 
 Variant = Literal["video", "thumbnail", "spritesheet", "poster"]
+Redirect = Annotated[
+    bool, Query(description="false: the bytes come from the endpoint itself, also where the file is on S3.")
+]
 IdempotencyKey = Annotated[
     str | None,
     Header(
@@ -292,7 +295,9 @@ def video_routes(
         response_class=Response,
         responses=error_responses.responses(404, 409, 422),
     )
-    async def content(request: Request, owner: Owner, video_id: str, variant: Variant = "video") -> Response:
+    async def content(
+        request: Request, owner: Owner, video_id: str, variant: Variant = "video", redirect: Redirect = True
+    ) -> Response:
         job = await asyncio.to_thread(jobs.get, owner, video_id)
         if job.result is None:
             raise Conflict(f"video {job.id} has no content, because it is {job.status}")
@@ -306,7 +311,8 @@ def video_routes(
             raise Conflict(f"video {job.id} has no poster, because it was created without the field poster (jpg, webp)")
         ext = uri.rpartition(".")[2]
         kinds = {str(kind): mime for kind, mime in [*POSTER_MIME.items(), *video.MIME.items()]}
-        return await delivery(uri, method=request.method, media_type=kinds[ext], filename=f"{job.id}-{variant}.{ext}")
+        filename = f"{job.id}-{variant}.{ext}"
+        return await delivery(uri, method=request.method, media_type=kinds[ext], filename=filename, by_link=redirect)
 
     return router
 

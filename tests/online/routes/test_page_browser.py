@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from pia_ray.config.knob_types import MOTION_NAMES
+from pia_ray.config.model import ModelConfig
 from pia_ray.media import video
 from tests.online.video_server import hash_of, png, serve_videos
 
@@ -57,7 +58,9 @@ def browser(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    with serve_videos(str(tmp_path_factory.mktemp("jobs")), step_s=0.05) as up:
+    loras = {"pixar": {"path": "pixar.safetensors", "weight": 0.8}, "detail": {"path": "detail.safetensors"}}
+    demo = {**ModelConfig.named("demo").model_dump(), "loras": loras}
+    with serve_videos(str(tmp_path_factory.mktemp("jobs")), step_s=0.05, models={"demo": demo}) as up:
         yield up
 
 
@@ -164,6 +167,38 @@ def test_an_uploaded_picture_becomes_a_video_that_plays_and_is_downloaded(browse
     assert complaints_of(browser) == []
     away = [url for url in requests_of(browser) if not url.startswith((server.url, "blob:", "data:", "about:"))]
     assert away == []
+
+
+def test_jobs_with_all_inputs_of_the_model_go_on_while_the_page_is_closed(browser, server, picture):
+    visit(browser, server.url)
+    assert not browser.find_element("id", "ip_adapter_image-row").is_displayed()  # the model has no IP-Adapter
+    fill(browser, picture, "the first", num_inference_steps="30", preset="fast")
+    for name in ("end_image", "mask_image"):
+        browser.find_element("id", name).send_keys(str(picture))
+    browser.find_element("css selector", "[data-lora=pixar]").send_keys("0.5")
+    browser.find_element("id", "go").click()
+    until(browser, "return document.querySelector('#history .open') && !document.getElementById('go').disabled")
+    browser.execute_script("document.getElementById('prompt').value = 'the second'")
+    browser.find_element("id", "go").click()
+    until(browser, "return document.querySelectorAll('#history .open').length === 2")
+    assert not browser.find_elements("css selector", "#history .open[data-id='undefined']")
+    browser.get("about:blank")
+    browser.get(server.url + "/")
+    until(browser, "return [...document.querySelectorAll('#history img')].filter((n) => n.naturalWidth).length === 2")
+    done = "return [...document.querySelectorAll('#history .state')].every((n) => !n.textContent)"
+    until(browser, f"{done} && localStorage.length === 0")
+    assert finished(browser)["Length"].startswith("8 frames")
+    browser.find_elements("css selector", "#history .open")[1].click()
+    assert browser.find_element("id", "shown-prompt").text == "the first"
+    with urllib.request.urlopen(f"{server.url}/v1/videos") as answer:
+        made = json.load(answer)["data"][1]["params"]
+    assert made["end_image"].startswith("sha256:") and made["mask_image"] == made["end_image"]
+    assert (made["lora"], made["preset"]) == ("detail:1+pixar:0.5", "fast")
+    browser.find_element("id", "reuse").click()
+    assert browser.find_element("id", "end_image-remove").is_displayed()
+    assert browser.find_element("css selector", "[data-lora=pixar]").get_property("value") == "0.5"
+    browser.find_element("id", "forget").click()
+    assert complaints_of(browser) == []
 
 
 def test_an_error_is_shown_as_the_server_says_it_at_its_field(browser, server, picture):
