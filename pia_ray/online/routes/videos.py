@@ -149,12 +149,13 @@ def video_object(job: VideoJob, outlook: Outlook | None = None, *, now: float = 
             else wire_params(made.params, only_given=False),
             "queue_position": None if outlook is None or job.status != "queued" else outlook.position,
             "estimated_completion_at": None if left_s is None else now + left_s + 0.5,
-            "webhook": _webhook_object(job),
+            "webhook": webhook_object(job),
         }
     )
 
 
-def _webhook_object(job: VideoJob) -> WebhookObject | None:
+def webhook_object(job: VideoJob) -> WebhookObject | None:
+    """The delivery of a job's webhook; None without one."""
     if job.webhook_url is None:
         return None
     return WebhookObject(

@@ -69,7 +69,7 @@ _EXAMPLE: Final = ("demo", "catalog", "images", "sunset-mountains.jpg")
 _TYPES: Final = {
     "page.html": "text/html",
     "page.css": "text/css",
-    **dict.fromkeys(("page.js", "form.js", "jobs.js", "parts.js", "store.js"), "text/javascript"),
+    **dict.fromkeys(("page.js", "form.js", "jobs.js", "parts.js", "store.js", "operator.js"), "text/javascript"),
 }
 
 
