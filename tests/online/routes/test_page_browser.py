@@ -293,7 +293,8 @@ def test_a_phone_shows_the_whole_page_in_one_column(browser, server):
 
 
 def test_a_server_with_keys_asks_for_one_and_the_tab_remembers_it(browser, picture, tmp_path):
-    with serve_videos(str(tmp_path / "jobs"), api_keys=[hash_of("sk-mine")]) as locked:
+    operator = "an-operator-s-key"
+    with serve_videos(str(tmp_path / "jobs"), api_keys=[hash_of("sk-mine")], operator_key=operator) as locked:
         with urllib.request.urlopen(f"{locked.url}/") as answer:
             policy = answer.headers["content-security-policy"]
         assert "default-src 'none'" in policy
@@ -313,6 +314,21 @@ def test_a_server_with_keys_asks_for_one_and_the_tab_remembers_it(browser, pictu
         until(browser, "return document.getElementById('version').textContent")
         assert browser.find_element("id", "key").get_property("value") == "sk-mine"
         assert browser.execute_script("return localStorage.length") == 0
+        # A job that fails is on the operator's page with its reason, and is tried again from there.
+        fill(browser, picture, f"nan {HOSTILE}")
+        browser.find_element("id", "go").click()
+        until(browser, "const box = document.getElementById('fault'); return !box.hidden && box.innerText")
+        browser.get(f"{locked.url}/operator")
+        browser.find_element("id", "key").send_keys("sk-mine-is-none\t")
+        assert "operator's key" in until(browser, "return document.getElementById('fault').innerText")
+        browser.find_element("id", "key").clear()
+        browser.find_element("id", "key").send_keys(f"{operator}\t")
+        reason = until(browser, "return document.querySelector('#failed td:nth-child(2)')?.textContent")
+        assert reason.startswith("nan_frames: ")
+        browser.find_element("css selector", "#failed button").click()
+        until(browser, "return /retries 1/.test(document.body.textContent)")
+        assert browser.execute_script("return window.hurt === undefined")
+        assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth")
 
 
 def test_a_dropped_picture_is_taken_and_a_broken_one_is_refused_by_the_server(browser, server):
