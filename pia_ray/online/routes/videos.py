@@ -27,7 +27,7 @@ from pia_ray.online.video_jobs.dispatcher import Dispatcher, Outlook
 
 Variant = Literal["video", "thumbnail", "spritesheet", "poster"]
 Redirect = Annotated[
-    bool, Query(description="false: the bytes come from the endpoint itself, also where the file is on S3.")
+    Literal["0", "1"], Query(description="0: the bytes come from the endpoint itself, also where the file is on S3.")
 ]
 IdempotencyKey = Annotated[
     str | None,
@@ -297,7 +297,7 @@ def video_routes(
         responses=error_responses.responses(404, 409, 422),
     )
     async def content(
-        request: Request, owner: Owner, video_id: str, variant: Variant = "video", redirect: Redirect = True
+        request: Request, owner: Owner, video_id: str, variant: Variant = "video", redirect: Redirect = "1"
     ) -> Response:
         job = await asyncio.to_thread(jobs.get, owner, video_id)
         if job.result is None:
@@ -313,7 +313,9 @@ def video_routes(
         ext = uri.rpartition(".")[2]
         kinds = {str(kind): mime for kind, mime in [*POSTER_MIME.items(), *video.MIME.items()]}
         filename = f"{job.id}-{variant}.{ext}"
-        return await delivery(uri, method=request.method, media_type=kinds[ext], filename=filename, by_link=redirect)
+        return await delivery(
+            uri, method=request.method, media_type=kinds[ext], filename=filename, by_link=redirect == "1"
+        )
 
     return router
 
