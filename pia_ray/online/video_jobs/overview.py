@@ -65,7 +65,7 @@ class JobOverview:
         return Overview(
             owners=self._owners(counted, found),
             open=tuple(sorted((job for job in found if not job.ended), key=lambda job: (job.priority, job.id))),
-            failed=tuple(self._documents(self._store.entries(FAILED, MOST_JOBS))),
+            failed=tuple(self._failed()),
             has_more=len(entries) > MOST_ENTRIES,
         )
 
@@ -77,6 +77,17 @@ class JobOverview:
             JobNotFound: the owner has no such job.
         """
         return self._queue.retry(self._store.read(owner, job_id))
+
+    def _failed(self) -> list[VideoJob]:
+        """The latest failed jobs. Entries of jobs that were queued again are removed, where their writer has died."""
+        found = []
+        entries = {entry.id: entry for entry in self._store.entries(FAILED, MOST_JOBS)}
+        for job in self._documents(list(entries.values())):
+            if job.status == "failed":
+                found.append(job)
+            elif not job.ended:
+                self._store.mend_entry(entries[job.id], FAILED, job)
+        return found
 
     def _owners(self, entries: Sequence[IndexEntry], jobs: Sequence[VideoJob]) -> tuple[OwnerQueue, ...]:
         names = {self._store.owner_folder(job.owner): job.owner for job in jobs}

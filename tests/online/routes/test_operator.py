@@ -12,6 +12,7 @@ from typing import Any
 import httpx2
 import pytest
 
+from pia_ray import storage
 from pia_ray.config.knobs import AnimationParams
 from pia_ray.config.serve import ServeConfig, load_serve
 from pia_ray.errors import ConfigError, OutOfMemory
@@ -82,6 +83,16 @@ def test_a_deleted_job_leaves_the_list_of_failed_ones(tmp_path: Path) -> None:
     one, other = (fail(jobs, create(jobs, "key_ann")) for _ in range(2))
     jobs.delete("key_ann", one.id)
     assert [job.id for job in jobs.overview.read().failed] == [other.id]
+
+
+def test_an_entry_that_a_dead_writer_left_of_a_job_that_is_queued_again_is_removed(tmp_path: Path) -> None:
+    jobs = JobStore(str(tmp_path))
+    failed = fail(jobs, create(jobs, "key_ann"))
+    (entry,) = storage.list_objects(f"{tmp_path}/failed")
+    jobs.overview.retry("key_ann", failed.id)
+    storage.create_bytes(entry.uri, b"")
+    assert jobs.overview.read().failed == ()
+    assert list(storage.list_objects(f"{tmp_path}/failed")) == []
 
 
 def test_the_jobs_are_for_the_operator_s_key_alone(tmp_path: Path) -> None:
