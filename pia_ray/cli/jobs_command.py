@@ -147,7 +147,7 @@ def _webhook(job: VideoJob) -> str:
     if job.webhook_attempts:
         words.append(count_of(job.webhook_attempts, "attempt"))
         words += [f"answer {job.webhook_status}"] * (job.webhook_status is not None)
-        words += [job.webhook_error] * (job.webhook_error is not None)
+        words += [job.webhook_error] if job.webhook_error else []
     if job.webhook_state == "pending":
         words.append(f"next at {_time(max(job.not_before, job.completed_at or 0.0))}")
     return ", ".join(words)
