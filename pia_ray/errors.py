@@ -229,6 +229,11 @@ class FetchError(RowError):
     code = "fetch_failed"
     http_status = 400
 
+    @property
+    def answered(self) -> int | None:
+        """The status that the server answered, where that is known."""
+        return int(self.args[2]) if len(self.args) > 2 else None
+
 
 class AddressRefused(FetchError):
     """The URL leads to a private address, or has a refused scheme, port or password. Give a public https:// URL."""
@@ -260,7 +265,7 @@ class FetchUnavailable(FetchError):
     @property
     def retry_after_s(self) -> float | None:
         """The pause that the server asks for, 0 where it names no time; None where it is not asked too often."""
-        return float(self.args[1]) if len(self.args) > 1 else None
+        return float(self.args[1]) if len(self.args) > 1 and self.args[1] is not None else None
 
 
 class StorageError(RowError):

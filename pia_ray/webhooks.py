@@ -64,8 +64,9 @@ class Poster:
         elif parsed.username is not None:
             raise AddressRefused("The URL carries credentials, which go over http:// for everyone to read.")
 
-    def post(self, url: str, body: bytes, *, message_id: str) -> None:
-        """Posts the body; every try of one message has the same id. Blocks for about 5 s at most.
+    def post(self, url: str, body: bytes, *, message_id: str) -> int:
+        """The status 2xx of the answer to the body. Every try of one message has the same id. Blocks for about 5 s at
+        most.
 
         Raises:
             FetchUnavailable: it did not answer 2xx; another try can succeed.
@@ -85,9 +86,10 @@ class Poster:
                 ssl_context=self._ssl_context,
             )
         if status == _GONE:
-            raise FetchError("The webhook's server answered 410, which means no more events.")
+            raise FetchError("The webhook's server answered 410, which means no more events.", None, status)
         if not 200 <= status < 300:
-            raise FetchUnavailable(f"The webhook's server answered {status}.")
+            raise FetchUnavailable(f"The webhook's server answered {status}.", None, status)
+        return status
 
     def headers(self, message_id: str, body: bytes) -> dict[str, str]:
         """The headers that sign the body and its time, by which the receiver refuses forged and old events."""

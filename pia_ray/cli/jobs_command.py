@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from itertools import islice
 from typing import TYPE_CHECKING, Final
+from urllib.parse import urlsplit
 
 from pia_ray.config.serve import ServeConfig, owner_of_hash
 from pia_ray.errors import ConfigError, JobConflict, JobNotFound
@@ -135,9 +136,21 @@ def _lines(job: VideoJob) -> list[str]:
         "expires": job.expires_at and _time(job.expires_at),
         "engine time": job.result and duration(job.result.total_gpu_s),
         "video": job.result and job.result.video_uri,
-        "webhook": job.webhook_url and f"{job.webhook_state}, {count_of(job.webhook_attempts, 'attempt')}",
+        "webhook": job.webhook_url and _webhook(job),
     }
     return [job.id, *(f"  {name:<12}{value}" for name, value in facts.items() if value)]
+
+
+def _webhook(job: VideoJob) -> str:
+    """The delivery of a job's webhook. Of its URL the host alone, as the rest may be a secret."""
+    words = [job.webhook_state, f"to {urlsplit(job.webhook_url or '').hostname}"]
+    if job.webhook_attempts:
+        words.append(count_of(job.webhook_attempts, "attempt"))
+        words += [f"answer {job.webhook_status}"] * (job.webhook_status is not None)
+        words += [job.webhook_error] if job.webhook_error else []
+    if job.webhook_state == "pending":
+        words.append(f"next at {_time(max(job.not_before, job.completed_at or 0.0))}")
+    return ", ".join(words)
 
 
 def _status(job: VideoJob) -> str:

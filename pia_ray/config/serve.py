@@ -44,6 +44,10 @@ class ServeConfig(WorkerConfig, MarkingConfig):
     )
     allow_anonymous: bool = Field(False, description="Let callers without a key in, also from other hosts.")
     webhook_secret: SecretStr | None = Field(None, description="whsec_... with which webhooks are signed.")
+    operator_key: SecretStr | None = Field(
+        None,
+        description="Key of the operator's page at /operator, 16 characters or more; without it there is no such page.",
+    )
     metrics_token: SecretStr | None = Field(None, description="Bearer token for /metrics; without it, loopback only.")
 
     max_body_bytes: int = Field(64_000_000, ge=1, description="Larger request bodies are refused, unread.")
@@ -208,6 +212,13 @@ class ServeConfig(WorkerConfig, MarkingConfig):
                 ipaddress.ip_network(network)
             except ValueError:
                 raise ValueError(f'"{network}" is not a valid network: write it as 10.0.0.0/8') from None
+        return value
+
+    @field_validator("operator_key")
+    @classmethod
+    def _long_enough(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and len(value.get_secret_value()) < 16:
+            raise ValueError("a key of the operator has 16 characters or more")  # not quoted
         return value
 
     @field_validator("api_keys")

@@ -17,6 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 import pia_ray
+from pia_ray.config.knobs import PICTURE_KNOBS, REFERENCE_KNOBS
 from pia_ray.config.serve import ServeConfig
 from pia_ray.errors import NotFound, PiaRayError
 from pia_ray.online.http import error_responses, metrics
@@ -78,7 +79,7 @@ def create_app(
     app.add_exception_handler(ClientDisconnect, _of_hangup)
     app.add_exception_handler(Exception, _of_bug)
     app.include_router(animations.router(renderer, forms or FormReader(config), config, metrics=counters, usage=usage))
-    app.include_router(_models(renderer))
+    app.include_router(_models(renderer, config))
     app.include_router(_health(renderer, counters, check_alive))
     app.include_router(page.router(config, openapi=lambda: app.openapi()))
     for each in routers:
@@ -92,7 +93,7 @@ def create_app(
     return app
 
 
-def _models(renderer: Renderer) -> APIRouter:
+def _models(renderer: Renderer, config: ServeConfig) -> APIRouter:
     routes = APIRouter(tags=["models"])
 
     @routes.get(
@@ -103,7 +104,7 @@ def _models(renderer: Renderer) -> APIRouter:
     )
     async def list_models(_: Owner) -> JSONResponse:
         load = await renderer.load()
-        return JSONResponse({"object": "list", "data": [_model(facts) for facts in load.models]})
+        return JSONResponse({"object": "list", "data": [_model(facts, config) for facts in load.models]})
 
     @routes.get(
         "/v1/models/{model}",
@@ -114,13 +115,16 @@ def _models(renderer: Renderer) -> APIRouter:
     async def retrieve_model(model: str, _: Owner) -> JSONResponse:
         for facts in (await renderer.load()).models:
             if facts.name == model:
-                return JSONResponse(_model(facts))
+                return JSONResponse(_model(facts, config))
         raise NotFound("There is no model of that name; GET /v1/models lists them.")
 
     return routes
 
 
-def _model(facts: ModelFacts) -> dict[str, Any]:
+def _model(facts: ModelFacts, config: ServeConfig) -> dict[str, Any]:
+    model = config.models[facts.name]
+    stated = {**model.sampling, **model.defaults}
+    has_look = model.ip_adapter is not None and model.image_encoder is not None
     return {
         "id": facts.name,
         "object": "model",
@@ -129,6 +133,9 @@ def _model(facts: ModelFacts) -> dict[str, Any]:
         "version": facts.version,
         "description": facts.description,
         "default": facts.default,
+        "loras": model.lora_weights,
+        "pictures": [name for name in PICTURE_KNOBS if has_look or name != "ip_adapter_image"],
+        "defaults": {name: value for name, value in stated.items() if name not in _PRIVATE},
     }
 
 
@@ -188,10 +195,24 @@ def _document(schema: dict[str, Any]) -> dict[int | str, dict[str, Any]]:
     return {200: {"description": "Success.", "content": {"application/json": {"schema": schema}}}}
 
 
+_PRIVATE: Final = frozenset({*REFERENCE_KNOBS, "seed"})
+"""Defaults of a model that callers do not see: paths of the server, and a number that JSON's readers round."""
+
 _HEALTH: Final = {"type": "object", "required": ["status"], "properties": {"status": {"const": "ok"}}}
 _MODEL: Final = {
     "type": "object",
-    "required": ["id", "object", "created", "owned_by", "version", "description", "default"],
+    "required": [
+        "id",
+        "object",
+        "created",
+        "owned_by",
+        "version",
+        "description",
+        "default",
+        "loras",
+        "pictures",
+        "defaults",
+    ],
     "properties": {
         "id": {"type": "string", "description": "Its name in requests."},
         "object": {"const": "model"},
@@ -200,6 +221,17 @@ _MODEL: Final = {
         "version": {"type": "string"},
         "description": {"type": "string"},
         "default": {"type": "boolean", "description": "Whether it makes the requests that name no model."},
+        "loras": {
+            "type": "object",
+            "additionalProperties": {"type": "number"},
+            "description": "The weight of each LoRA that `lora` may choose, where a request names none.",
+        },
+        "pictures": {
+            "type": "array",
+            "items": {"type": "string"},
+            "description": "The fields of further pictures that the model takes.",
+        },
+        "defaults": {"type": "object", "description": "The model's own values of knobs."},
     },
 }
 _MODEL_LIST: Final = {

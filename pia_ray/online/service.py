@@ -21,6 +21,7 @@ from pia_ray.online.rendering.renderer import Renderer
 from pia_ray.online.requests.request_reader import FormReader
 from pia_ray.online.routes.batches import batch_routes
 from pia_ray.online.routes.files import FILE_TTL_S, file_routes
+from pia_ray.online.routes.operator import operator_routes
 from pia_ray.online.routes.unsupported import unsupported_routes
 from pia_ray.online.routes.video_events import video_event_routes
 from pia_ray.online.routes.videos import video_object, video_routes
@@ -41,20 +42,23 @@ def create_endpoint(
     config: ServeConfig,
     *,
     forms: FormReader | None = None,
+    webhooks: Webhooks | None = None,
     poll_s: float = 1.0,
     replica: str = "",
 ) -> FastAPI:
     """The whole endpoint as an ASGI application, which works on video jobs and batches while it runs.
 
-    `forms` replaces the endpoint's own reader of requests. Storage is polled for new work every `poll_s`. `replica` is
-    the name of this process in metrics. `app.state.service` is its `VideoService`.
+    `forms` and `webhooks` replace the endpoint's own reader of requests and sender of events. Storage is polled for new
+    work every `poll_s`. `replica` is the name of this process in metrics. `app.state.service` is its `VideoService`.
 
     Raises:
         ConfigError: the file of API keys, or the secret of webhooks, is not valid.
     """
     forms = forms or FormReader(config)
     usage = Usage(config, store_clock=jobs.now)
-    service = VideoService(renderer, jobs, config, forms=forms, usage=usage, poll_s=poll_s)
+    if webhooks is None and (secret := config.webhook_secret) is not None:
+        webhooks = Webhooks(secret.get_secret_value())
+    service = VideoService(renderer, jobs, config, forms=forms, webhooks=webhooks, usage=usage, poll_s=poll_s)
 
     app = create_app(
         renderer,
@@ -80,20 +84,20 @@ class VideoService:
         config: ServeConfig,
         *,
         forms: FormReader,
+        webhooks: Webhooks | None,
         usage: Usage,
         poll_s: float = 1.0,
     ) -> None:
         self._files = FileStore(config.storage, ttl_s=FILE_TTL_S)
         self._batches = BatchStore(config.storage, ttl_s=FILE_TTL_S)
         self._usage = usage
-        secret = config.webhook_secret
         self._dispatcher = Dispatcher(
             renderer,
             jobs,
             max_in_flight=config.max_batch_size * config.max_replicas + 1,
             max_attempts=config.max_attempts,
             job_timeout_s=config.job_timeout_s,
-            webhooks=None if secret is None else Webhooks(secret.get_secret_value()),
+            webhooks=webhooks,
             poll_s=poll_s,
             count=lambda owner, gpu_s, num_bytes: usage.add(owner, Amounts(gpu_s=gpu_s, num_bytes=num_bytes)),
             weights=config.owner_weights,
@@ -123,6 +127,7 @@ class VideoService:
             video_routes(creator=creator, jobs=jobs, reader=forms, dispatcher=self._dispatcher),
             file_routes(self._files, config=config, usage=usage),
             batch_routes(self._batches, files=self._files, config=config),
+            *([] if config.operator_key is None else [operator_routes(jobs, self._dispatcher)]),
         )
 
     @asynccontextmanager

@@ -41,6 +41,18 @@ def read_object(uri: str, *, max_bytes: int | None) -> tuple[bytes, str]:
         return content, _object_stat(uri, facts).etag
 
 
+def pieces_of(uri: str) -> tuple[int, Iterator[bytes]]:
+    with local_errors("read", uri):
+        file = local_path(uri).open("rb")
+
+    def pieces() -> Iterator[bytes]:
+        with file:
+            while piece := file.read(2**20):
+                yield piece
+
+    return os.fstat(file.fileno()).st_size, pieces()
+
+
 def sha256_of(uri: str) -> str:
     with local_errors("read", uri), local_path(uri).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -43,6 +43,11 @@ def read_object(uri: str, *, max_bytes: int | None = None) -> tuple[bytes, str]:
     return found
 
 
+def pieces_of(uri: str) -> tuple[int, Iterator[bytes]]:
+    """The length of the content, and the content in pieces of at most 1 MiB. The last one, or closing, frees it."""
+    return s3.pieces_of(uri) if is_s3(uri) else local.pieces_of(uri)
+
+
 def sha256_of(uri: str) -> str:
     """The hash of the content as it is now, in hex; the object is streamed, whatever its length."""
     return s3.sha256_of(uri) if is_s3(uri) else local.sha256_of(uri)

@@ -64,6 +64,17 @@ def read_object(uri: str, *, max_bytes: int | None) -> tuple[bytes, str]:
     return retried(read_twice, "read", uri)
 
 
+def pieces_of(uri: str) -> tuple[int, Iterator[bytes]]:
+    """The length and the pieces. A content that breaks off on the way is not read again."""
+    answer = retried(lambda: s3_client().get_object(**object_address(uri)), "read", uri)
+
+    def pieces() -> Iterator[bytes]:
+        with contextlib.closing(answer["Body"]) as body:
+            yield from body.iter_chunks(2**20)
+
+    return answer["ContentLength"], pieces()
+
+
 def sha256_of(uri: str) -> str:
     """The hash of the bytes, which are streamed; the store's own checksum is not asked for."""
 

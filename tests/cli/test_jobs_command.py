@@ -15,6 +15,7 @@ from pia_ray.config.serve import owner_of_hash
 from pia_ray.errors import JobConflict, OutOfMemory
 from pia_ray.online.rendering.renderer import BATCH_LINE, RenderRequest
 from pia_ray.online.video_jobs import JobStore, VideoJob
+from pia_ray.online.video_jobs.webhook_outbox import TryResult
 from pia_ray.online.video_jobs.webhooks import event_id
 
 KEY_SHA256 = hashlib.sha256(b"a key").hexdigest()
@@ -76,6 +77,18 @@ def test_a_job_is_shown_with_its_error_its_attempts_and_its_times(
     assert "the GPU is full" in out and "attempts    1" in out and "expires" in out
     assert main(["jobs", "show", job.id.replace("video_0", "video_f"), "--storage", prefix]) == 2
     assert main(["jobs", "show", "../x", "--storage", prefix]) == 2
+
+
+def test_a_job_is_shown_with_the_delivery_of_its_webhook_and_without_the_webhook_s_url(
+    prefix: str, jobs: JobStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = fail(jobs, create(jobs, webhook_url="https://hooks.example.com/secret?token=secret"))
+    held = jobs.outbox.claim(jobs.outbox.read(jobs.outbox.due()[0]), worker="sender")
+    jobs.outbox.postpone(held, TryResult(503, "fetch_unavailable"), delay_s=60)
+    assert main(["jobs", "show", job.id, "--storage", prefix]) == 0
+    out = capsys.readouterr().out
+    assert "pending, to hooks.example.com, 1 attempt, answer 503, fetch_unavailable, next at" in out
+    assert "secret" not in out
 
 
 def test_a_failed_job_is_queued_again_under_its_id_with_all_its_attempts(prefix: str, jobs: JobStore) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import socket
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -19,28 +20,33 @@ from pia_ray.online.rendering.local_renderer import LocalRenderer
 from pia_ray.online.requests.request_reader import FormReader
 from pia_ray.online.service import create_endpoint
 from pia_ray.online.video_jobs import JobStore
+from pia_ray.online.video_jobs.webhooks import Webhooks
 from pia_ray.testing import FakeAnimator, draw_picture
 
 PICTURE = draw_picture((64, 48), seed=1)
+SECRET = "whsec_" + "A" * 44
 FIELDS = {"prompt": "a cat", "num_frames": "4", "num_inference_steps": "4", "width": "64", "height": "64"}
 CALLS = 3
 
 
 @asynccontextmanager
 async def endpoint(
-    folder: Path, log: Path, client_hangs: threading.Event
+    folder: Path, log: Path, client_hangs: threading.Event, *, step_s: float = 0.1
 ) -> AsyncIterator[Callable[[str], httpx2.AsyncClient]]:
     keys = [hashlib.sha256(key.encode()).hexdigest() for key in ("good", "bad")]
-    config = ServeConfig.model_validate({"storage": str(folder), "batch_size": 2, "api_keys": keys})
+    values = {"storage": str(folder), "batch_size": 2, "api_keys": keys, "webhook_secret": SECRET}
+    config = ServeConfig.model_validate(values)
+    webhooks = Webhooks(SECRET, allowed_networks=("127.0.0.1/32",), resolve=lambda *_: ["127.0.0.1"])
 
     def never(url: str, _: int) -> bytes:
         client_hangs.wait(30)
         raise FetchUnavailable(f"{url} does not answer")
 
-    given: dict[str, Any] = {"batch_size": 2, "seconds_per_step": 0.1, "log": log}
+    given: dict[str, Any] = {"batch_size": 2, "seconds_per_step": step_s, "log": log}
     with FakeAnimator(config.models["demo"], styles=config.models, **given) as animator:
         forms = FormReader(config, fetch_url=never)
-        app = create_endpoint(LocalRenderer(animator, config), JobStore(config.storage), config, forms=forms)
+        renderer, jobs = LocalRenderer(animator, config), JobStore(config.storage)
+        app = create_endpoint(renderer, jobs, config, forms=forms, webhooks=webhooks, poll_s=0.1)
 
         def client(key: str) -> httpx2.AsyncClient:
             headers = {"authorization": f"Bearer {key}"}
@@ -86,6 +92,26 @@ def begun(log: Path) -> list[str]:
     return [json.loads(line)["id"] for line in log.read_text().splitlines()] if log.exists() else []
 
 
+async def fill_the_queue(bad: httpx2.AsyncClient, dead_port: int) -> None:
+    """As many jobs as are taken, each with a webhook to a receiver that never answers, and a batch of dead hosts."""
+    hook = f"https://dead.test:{dead_port}/"
+
+    async def create() -> httpx2.Response:
+        return await bad.post("/v1/videos", data={**FIELDS, "webhook_url": hook}, files={"image": PICTURE})
+
+    ended = await asyncio.gather(*(create() for _ in range(12)))
+    await asyncio.gather(*(bad.post(f"/v1/videos/{each.json()['id']}/cancel") for each in ended))
+    while (await create()).status_code != 429:
+        pass
+    body = {**FIELDS, "image": "https://example.com/a.png"}
+    line = {"custom_id": "1", "method": "POST", "url": "/v1/videos", "body": body}
+    lines = "".join(json.dumps({**line, "custom_id": str(number)}) + "\n" for number in range(20))
+    uploaded = await bad.post("/v1/files", data={"purpose": "batch"}, files={"file": ("lines.jsonl", lines.encode())})
+    batch = {"input_file_id": uploaded.json()["id"], "endpoint": "/v1/videos", "completion_window": "24h"}
+    for _ in range(4):
+        assert (await bad.post("/v1/batches", json=batch)).status_code == 200
+
+
 async def numbers_ahead(good: httpx2.AsyncClient, log: Path) -> list[int]:
     """For each call the number of others that the engine begins between its start and its own begin."""
     found = []
@@ -115,3 +141,32 @@ def test_a_call_waits_for_few_of_those_of_a_hostile_key(tmp_path: Path) -> None:
 
     # None or one, as a rule; the other key's first 12 calls, 4 jobs and 12 bodies wait already.
     assert max(asyncio.run(work())) <= 2
+
+
+def test_a_job_waits_for_few_of_a_full_queue_with_dead_receivers_and_batches_of_dead_hosts(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+
+    async def ended_job(good: httpx2.AsyncClient) -> int:
+        """Makes a job to its end; gives the number of others that begin between its creation and its own begin."""
+        before = len(begun(log))
+        answer = await good.post("/v1/videos", data=FIELDS, files={"image": PICTURE})
+        path = f"/v1/videos/{answer.json()['id']}"
+        while (await good.get(path)).json()["status"] != "completed":
+            await asyncio.sleep(0.05)
+        return begun(log).index(answer.json()["id"]) - before
+
+    async def work() -> list[int]:
+        released = threading.Event()
+        with socket.create_server(("127.0.0.1", 0), backlog=64) as dead:
+            async with (
+                endpoint(tmp_path, log, released, step_s=0.05) as client,
+                client("good") as good,
+                client("bad") as bad,
+            ):
+                await fill_the_queue(bad, dead.getsockname()[1])
+                found = [await ended_job(good) for _ in range(2)]
+                released.set()
+        return found
+
+    # Those that the dispatcher has claimed already, three, and those that begin while it reads the queue.
+    assert max(asyncio.run(work())) <= 8

@@ -425,6 +425,17 @@ def test_the_store_keeps_a_sha256_and_reads_compare_it(s3: str, s3_server: S3Ser
     assert storage.sha256_of(f"{s3}/b") == hashlib.sha256(b"while").hexdigest()
 
 
+def test_the_pieces_of_an_object_are_its_content_and_a_missing_one_is_named_before_the_first(root: str) -> None:
+    content = bytes(range(256)) * 5000
+    storage.write_bytes(f"{root}/a", content)
+    size_bytes, pieces = storage.pieces_of(f"{root}/a")
+    found = list(pieces)
+    assert (size_bytes, b"".join(found)) == (len(content), content)
+    assert max(map(len, found)) <= 2**20
+    with pytest.raises(StorageNotFound):
+        storage.pieces_of(f"{root}/b")
+
+
 def test_a_file_that_is_moved_lies_at_its_new_place_alone(root: str) -> None:
     storage.write_bytes(f"{root}/a", b"1")
     storage.move(f"{root}/a", f"{root}/below/b")

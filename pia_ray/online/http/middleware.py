@@ -17,6 +17,7 @@ from urllib.parse import quote, urlsplit
 
 from fastapi import Depends, Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from pydantic import SecretStr
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -36,7 +37,8 @@ HEALTH: Final = ("/healthz", "/readyz")
 
 METRICS: Final = "/metrics"
 
-_PUBLIC: Final = ("/", "/favicon.ico")
+_OPERATOR: Final = "/operator"
+_PUBLIC: Final = ("/", "/favicon.ico", _OPERATOR)
 _PUBLIC_FOLDER: Final = "/page/"
 
 SERVE_HEADERS: Final = ("x-request-timeout-seconds", "x-request-disconnect-disabled")
@@ -44,6 +46,9 @@ SERVE_HEADERS: Final = ("x-request-timeout-seconds", "x-request-disconnect-disab
 
 _STATUS: Final = re.compile("/v1/(videos|batches)/[^/]+")
 """Paths of jobs and batches, which clients poll."""
+
+_MAKES_NOTHING: Final = ("/cancel", "/webhook/redeliver")
+"""Ends of the paths of POST calls that quotas do not count."""
 
 _HUNG_UP: Final = 499
 
@@ -162,6 +167,10 @@ class EndpointMiddleware:
         if path in _PUBLIC or path.startswith(_PUBLIC_FOLDER):
             return ANONYMOUS
         address = f"address {self._addresses.of(scope, headers)}"
+        if path.startswith(f"{_OPERATOR}/") and self._config.operator_key is not None:
+            self._check_operator(self._config.operator_key, headers, address)
+            exchange.caller = "operator"
+            return ANONYMOUS
         try:
             owner = self._keys.owner_of(_key(headers))
         except Unauthorized:
@@ -175,10 +184,16 @@ class EndpointMiddleware:
             self._rate.take(exchange.caller, cost=limits.STATUS_COST if is_status else 1.0)
         finally:
             exchange.headers = self._rate.allowance(exchange.caller).headers
-        if scope["method"] == "POST" and not path.endswith("/cancel"):
+        if scope["method"] == "POST" and not path.endswith(_MAKES_NOTHING):
             self._usage.check(owner)
             self._usage.add(owner, Amounts(num_requests=1))
         return owner
+
+    def _check_operator(self, key: SecretStr, headers: Headers, address: str) -> None:
+        given = _key(headers)
+        if given is None or not secrets.compare_digest(given.encode(), key.get_secret_value().encode()):
+            self._wrong_keys.take(address)
+            raise Unauthorized("The operator's key is needed: send it as `Authorization: Bearer <operator_key>`.")
 
     def _check_metrics(self, scope: Scope, headers: Headers) -> None:
         token = self._config.metrics_token

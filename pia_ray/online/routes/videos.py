@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from typing import Annotated, Any, Final, Literal
+from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Header, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, computed_field
@@ -25,6 +26,9 @@ from pia_ray.online.video_jobs.creation import JobCreator
 from pia_ray.online.video_jobs.dispatcher import Dispatcher, Outlook
 
 Variant = Literal["video", "thumbnail", "spritesheet", "poster"]
+Redirect = Annotated[
+    Literal["0", "1"], Query(description="0: the bytes come from the endpoint itself, also where the file is on S3.")
+]
 IdempotencyKey = Annotated[
     str | None,
     Header(
@@ -46,6 +50,19 @@ class VideoError(BaseModel):
 
     code: str
     message: str
+
+
+class WebhookObject(BaseModel):
+    """The delivery of a video's webhook."""
+
+    host: str = Field(description="Host of the URL, whose path and query are not shown.")
+    state: Literal["waiting", "delivered", "failed"] = Field(
+        description="waiting for the end of the job or for another try; delivered; failed once it is given up."
+    )
+    attempts: int = Field(description="Tries until now.")
+    last_status: int | None = Field(None, description="HTTP status of the answer to the latest try, if it had one.")
+    last_error: str | None = Field(None, description="Code of the error of the latest try.")
+    next_attempt_at: UnixTime | None = Field(None, description="When the next try is due, once the job has ended.")
 
 
 class VideoObject(VideoDescription, Listed):
@@ -89,6 +106,7 @@ class VideoObject(VideoDescription, Listed):
     batch_id: str | None = None
     queue_position: int | None = Field(None, description="Jobs before it, while it is queued.")
     estimated_completion_at: UnixTime | None = Field(None, description="Estimated time of its completion.")
+    webhook: WebhookObject | None = Field(None, description="Null without a webhook_url.")
 
     @computed_field(description="The same as `gpu_s`.")
     def gpu_seconds(self) -> float | None:
@@ -131,7 +149,22 @@ def video_object(job: VideoJob, outlook: Outlook | None = None, *, now: float = 
             else wire_params(made.params, only_given=False),
             "queue_position": None if outlook is None or job.status != "queued" else outlook.position,
             "estimated_completion_at": None if left_s is None else now + left_s + 0.5,
+            "webhook": webhook_object(job),
         }
+    )
+
+
+def webhook_object(job: VideoJob) -> WebhookObject | None:
+    """The delivery of a job's webhook; None without one."""
+    if job.webhook_url is None:
+        return None
+    return WebhookObject(
+        host=urlsplit(job.webhook_url).hostname or "",
+        state="waiting" if job.webhook_state in ("none", "pending") else job.webhook_state,
+        attempts=job.webhook_attempts,
+        last_status=job.webhook_status if job.webhook_attempts else None,
+        last_error=job.webhook_error if job.webhook_attempts else None,
+        next_attempt_at=int(max(job.not_before, job.completed_at or 0.0)) if job.webhook_state == "pending" else None,
     )
 
 
@@ -203,6 +236,18 @@ def video_routes(
         return await answer(job, response)
 
     @router.post(
+        "/{video_id}/webhook/redeliver",
+        operation_id="redeliver_webhook",
+        summary="Send the webhook of an ended video again",
+        responses=error_responses.responses(404, 409, 422),
+    )
+    async def redeliver(owner: Owner, response: Response, video_id: str) -> VideoObject:
+        """Sends the event again under its id, with all its tries, also where it was delivered or is given up."""
+        job = await asyncio.to_thread(jobs.outbox.redeliver, owner, video_id)
+        dispatcher.recheck(video_id)
+        return await answer(job, response)
+
+    @router.post(
         "/{video_id}/remix",
         operation_id="remix_video",
         summary="Make another video of the same picture",
@@ -251,7 +296,9 @@ def video_routes(
         response_class=Response,
         responses=error_responses.responses(404, 409, 422),
     )
-    async def content(request: Request, owner: Owner, video_id: str, variant: Variant = "video") -> Response:
+    async def content(
+        request: Request, owner: Owner, video_id: str, variant: Variant = "video", redirect: Redirect = "1"
+    ) -> Response:
         job = await asyncio.to_thread(jobs.get, owner, video_id)
         if job.result is None:
             raise Conflict(f"video {job.id} has no content, because it is {job.status}")
@@ -265,7 +312,10 @@ def video_routes(
             raise Conflict(f"video {job.id} has no poster, because it was created without the field poster (jpg, webp)")
         ext = uri.rpartition(".")[2]
         kinds = {str(kind): mime for kind, mime in [*POSTER_MIME.items(), *video.MIME.items()]}
-        return await delivery(uri, method=request.method, media_type=kinds[ext], filename=f"{job.id}-{variant}.{ext}")
+        filename = f"{job.id}-{variant}.{ext}"
+        return await delivery(
+            uri, method=request.method, media_type=kinds[ext], filename=filename, by_link=redirect == "1"
+        )
 
     return router
 

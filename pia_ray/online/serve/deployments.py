@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pia_ray import logs, weights
 from pia_ray.config.knobs import suggest
+from pia_ray.config.model import build
 from pia_ray.config.serve import ServeConfig, is_loopback, load_serve
 from pia_ray.errors import ConfigError
 from pia_ray.media.marking import check_signing
@@ -31,6 +32,7 @@ log = logging.getLogger(__name__)
 SECRETS: Final[Mapping[str, str]] = {
     "webhook_secret": "PIA_RAY_WEBHOOK_SECRET",
     "metrics_token": "PIA_RAY_METRICS_TOKEN",
+    "operator_key": "PIA_RAY_OPERATOR_KEY",
 }
 """Settings that the environment of the ingress may give instead, because Ray's dashboard shows the config."""
 
@@ -244,4 +246,5 @@ def _with_secrets(config: ServeConfig) -> ServeConfig:
         for setting, name in SECRETS.items()
         if getattr(config, setting) is None and os.environ.get(name)
     }
-    return ServeConfig.model_validate({**dict(config), **given}) if given else config
+    # `build` names the setting that is wrong, and does not quote it.
+    return build(ServeConfig, {**dict(config), **given}) if given else config

@@ -67,6 +67,10 @@ class VideoJob(Document):
     webhook_url: str | None = None
     webhook_state: Literal["none", "pending", "delivered", "failed"] = "none"
     webhook_attempts: int = 0
+    webhook_error: str | None = None
+    """Code of the error of the latest try; None where that was delivered."""
+    webhook_status: int | None = None
+    """HTTP status that the receiver answered to the latest try, if it answered one."""
     attempt: int = 0
     """Attempts begun since it was queued, without those given back."""
     retries: int = 0
@@ -105,6 +109,15 @@ VIDEO_JOBS: Final = Kind(
 
 QUEUE: Final = Index[VideoJob]("queue", lambda job: None if job.ended else job.priority, digits=1, by_owner=True)
 """Jobs that have not ended, by priority, owner and age."""
+
+_LAST_SECOND: Final = 10**12 - 1
+
+FAILED: Final = Index[VideoJob](
+    "failed",
+    lambda job: _LAST_SECOND - int(job.completed_at or 0.0) if job.status == "failed" and not job.cancelled else None,
+    digits=12,
+)
+"""Jobs that failed by themselves, the latest first, for operators."""
 
 WEBHOOKS: Final = Index[VideoJob](
     "webhooks", lambda job: int(job.not_before) if job.webhook_state == "pending" else None, digits=12, idle_s=30.0

@@ -10,7 +10,7 @@ from pia_ray import storage
 from pia_ray.errors import JobConflict
 from pia_ray.online.documents.document import Revision
 from pia_ray.online.documents.store import DocumentStore
-from pia_ray.online.video_jobs.document import QUEUE, VIDEO_JOBS, WEBHOOKS, VideoJob
+from pia_ray.online.video_jobs.document import FAILED, QUEUE, VIDEO_JOBS, WEBHOOKS, VideoJob
 
 QUEUED: Final[Mapping[str, Any]] = {
     "status": "queued",
@@ -36,7 +36,10 @@ class JobDocuments:
         self.prefix = prefix
         self.lease_s = lease_s
         self.store = DocumentStore(
-            prefix, VIDEO_JOBS, indexes=(QUEUE, WEBHOOKS), remove_content=lambda _, job_id: self._remove_files(job_id)
+            prefix,
+            VIDEO_JOBS,
+            indexes=(QUEUE, WEBHOOKS, FAILED),
+            remove_content=lambda _, job_id: self._remove_files(job_id),
         )
         self._job_ttl_s = job_ttl_s
         self._failed_job_ttl_s = job_ttl_s if failed_job_ttl_s is None else failed_job_ttl_s

@@ -20,6 +20,7 @@ from pia_ray.online.public_errors import public_error
 from pia_ray.online.rendering.renderer import BATCH_LINE, VIDEO_JOB, RenderRequest
 from pia_ray.online.video_jobs.document import QUEUE, VideoJob
 from pia_ray.online.video_jobs.documents import JobDocuments
+from pia_ray.online.video_jobs.overview import JobOverview
 from pia_ray.online.video_jobs.queue import JobQueue
 from pia_ray.online.video_jobs.request_records import RequestRecords, body_digest, record_name
 from pia_ray.online.video_jobs.webhook_outbox import WebhookOutbox
@@ -57,6 +58,8 @@ class JobStore:
         """The jobs that have not ended, for dispatchers."""
         self.outbox = WebhookOutbox(self._job_documents)
         """The webhooks that are not delivered."""
+        self.overview = JobOverview(self._job_documents, self.queue)
+        """The jobs of all owners, for an operator."""
         self._prefix = prefix
         self._lock = threading.Lock()
         self._inputs: LRUCache[str, Mapping[str, bytes]] = LRUCache(KEPT_BYTES, getsizeof=_size_of)

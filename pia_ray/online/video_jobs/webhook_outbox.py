@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from pia_ray.errors import JobConflict, JobNotFound
 from pia_ray.online.documents.document import IndexEntry, Revision
 from pia_ray.online.video_jobs.document import WEBHOOKS, VideoJob
 from pia_ray.online.video_jobs.documents import JobDocuments
+
+
+@dataclass(frozen=True)
+class TryResult:
+    """The result of a try of a webhook."""
+
+    status: int | None = None
+    """HTTP status that the receiver answered, if it answered one."""
+    error: str | None = None
+    """Code of the error; None where the webhook was delivered."""
 
 
 class WebhookOutbox:
@@ -51,19 +62,50 @@ class WebhookOutbox:
         change = {**self._documents.lease(worker), "webhook_attempts": job.webhook_attempts + 1}
         return self._documents.store.replace(at, change)
 
-    def settle(self, at: Revision[VideoJob], state: Literal["delivered", "failed"]) -> None:
+    def settle(self, at: Revision[VideoJob], state: Literal["delivered", "failed"], result: TryResult) -> None:
         """Notes that the webhook was delivered, or that it is given up.
 
         Raises:
             JobConflict, JobNotFound: another worker has claimed it, or the job was deleted.
         """
-        self._documents.replace_held(at, {"webhook_state": state, "lease_owner": None, "lease_until": 0.0})
+        self._documents.replace_held(at, {**_tried(result), "webhook_state": state})
 
-    def postpone(self, at: Revision[VideoJob], *, delay_s: float) -> None:
+    def postpone(self, at: Revision[VideoJob], result: TryResult, *, delay_s: float) -> None:
         """Frees the webhook for another try after that time.
 
         Raises:
             JobConflict, JobNotFound: as `settle`.
         """
-        change = {"lease_owner": None, "lease_until": 0.0, "not_before": self._documents.store.now() + delay_s}
+        change = {**_tried(result), "not_before": self._documents.store.now() + delay_s}
         self._documents.replace_held(at, change)
+
+    def redeliver(self, owner: str, job_id: str) -> VideoJob:
+        """The ended job, whose webhook is due again now, with all its tries and the same id of its event.
+
+        One that is being sent at this moment is left to its sender.
+
+        Raises:
+            JobConflict: the job has no webhook, or has not ended.
+            JobNotFound: the owner has no such job.
+        """
+
+        def due_now(job: VideoJob) -> dict[str, Any]:
+            if job.webhook_url is None:
+                raise JobConflict(f"{job.id} has no webhook: give webhook_url where the video is created")
+            if not job.ended:
+                raise JobConflict(f"{job.id} is {job.status}: its webhook is sent when it has ended")
+            if job.webhook_state == "pending" and job.lease_until > self._documents.store.now():
+                return {}
+            return {"webhook_state": "pending", "webhook_attempts": 0, "not_before": 0.0}
+
+        return self._documents.store.change(owner, job_id, due_now)
+
+
+def _tried(result: TryResult) -> dict[str, Any]:
+    """The fields of a job after a try of its webhook."""
+    return {
+        "lease_owner": None,
+        "lease_until": 0.0,
+        "webhook_error": result.error,
+        "webhook_status": result.status,
+    }

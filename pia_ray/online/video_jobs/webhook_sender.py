@@ -19,6 +19,7 @@ from cachetools import LRUCache
 from pia_ray.errors import FetchError, JobConflict, JobNotFound, StorageError
 from pia_ray.online.documents.document import IndexEntry, Revision
 from pia_ray.online.video_jobs import JobStore, VideoJob
+from pia_ray.online.video_jobs.webhook_outbox import TryResult
 from pia_ray.online.video_jobs.webhooks import Webhooks
 
 SENDERS: Final = 64
@@ -125,16 +126,16 @@ class WebhookSender:
         outbox = self._jobs.outbox
         held = outbox.claim(at, worker=self._worker)
         try:
-            self._webhooks.send(held.document)
+            status = self._webhooks.send(held.document)
         except FetchError as error:
-            tries = held.document.webhook_attempts
+            tries, result = held.document.webhook_attempts, TryResult(error.answered, error.code)
             _log.info("the webhook of %s, try %d: %s", at.document.id, tries, error.message)
             if error.retryable and tries <= len(self._webhooks.retry_delays_s):
-                outbox.postpone(held, delay_s=self._webhooks.retry_delays_s[tries - 1])
+                outbox.postpone(held, result, delay_s=self._webhooks.retry_delays_s[tries - 1])
             else:
-                outbox.settle(held, "failed")
+                outbox.settle(held, "failed", result)
         else:
-            outbox.settle(held, "delivered")
+            outbox.settle(held, "delivered", TryResult(status))
 
 
 def _host(entry: IndexEntry, job: VideoJob) -> str:

@@ -36,8 +36,8 @@ class Webhooks:
         self._poster = Poster(secret, allowed_networks=allowed_networks, resolve=resolve, ssl_context=ssl_context)
         self.retry_delays_s = tuple(retry_delays_s)
 
-    def send(self, job: VideoJob) -> None:
-        """Sends the event of the job's end to its webhook; every try has the same id. Blocks for 5 s at most.
+    def send(self, job: VideoJob) -> int:
+        """The status of the answer to the event of the job's end; every try has the same id. Blocks for 5 s at most.
 
         Raises:
             FetchUnavailable: it did not answer 2xx; another try can succeed.
@@ -45,7 +45,7 @@ class Webhooks:
         """
         if job.webhook_url is None or job.completed_at is None:
             raise ValueError(f"{job.id} has no webhook, or has not ended")
-        self._poster.post(job.webhook_url, event(job), message_id=event_id(job))
+        return self._poster.post(job.webhook_url, event(job), message_id=event_id(job))
 
 
 def event_id(job: VideoJob) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from pia_ray.config.knob_types import MOTION_NAMES
+from pia_ray.config.model import ModelConfig
 from pia_ray.media import video
 from tests.online.video_server import hash_of, png, serve_videos
 
@@ -57,7 +58,9 @@ def browser(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    with serve_videos(str(tmp_path_factory.mktemp("jobs")), step_s=0.05) as up:
+    loras = {"pixar": {"path": "pixar.safetensors", "weight": 0.8}, "detail": {"path": "detail.safetensors"}}
+    demo = {**ModelConfig.named("demo").model_dump(), "loras": loras}
+    with serve_videos(str(tmp_path_factory.mktemp("jobs")), step_s=0.05, models={"demo": demo}) as up:
         yield up
 
 
@@ -166,6 +169,38 @@ def test_an_uploaded_picture_becomes_a_video_that_plays_and_is_downloaded(browse
     assert away == []
 
 
+def test_jobs_with_all_inputs_of_the_model_go_on_while_the_page_is_closed(browser, server, picture):
+    visit(browser, server.url)
+    assert not browser.find_element("id", "ip_adapter_image-row").is_displayed()  # the model has no IP-Adapter
+    fill(browser, picture, "the first", num_inference_steps="30", preset="fast")
+    for name in ("end_image", "mask_image"):
+        browser.find_element("id", name).send_keys(str(picture))
+    browser.find_element("css selector", "[data-lora=pixar]").send_keys("0.5")
+    browser.find_element("id", "go").click()
+    until(browser, "return document.querySelector('#history .open') && !document.getElementById('go').disabled")
+    browser.execute_script("document.getElementById('prompt').value = 'the second'")
+    browser.find_element("id", "go").click()
+    until(browser, "return document.querySelectorAll('#history .open').length === 2")
+    assert not browser.find_elements("css selector", "#history .open[data-id='undefined']")
+    browser.get("about:blank")
+    browser.get(server.url + "/")
+    until(browser, "return [...document.querySelectorAll('#history img')].filter((n) => n.naturalWidth).length === 2")
+    done = "return [...document.querySelectorAll('#history .state')].every((n) => !n.textContent)"
+    until(browser, f"{done} && localStorage.length === 0")
+    assert finished(browser)["Length"].startswith("8 frames")
+    browser.find_elements("css selector", "#history .open")[1].click()
+    assert browser.find_element("id", "shown-prompt").text == "the first"
+    with urllib.request.urlopen(f"{server.url}/v1/videos") as answer:
+        made = json.load(answer)["data"][1]["params"]
+    assert made["end_image"].startswith("sha256:") and made["mask_image"] == made["end_image"]
+    assert (made["lora"], made["preset"]) == ("detail:1+pixar:0.5", "fast")
+    browser.find_element("id", "reuse").click()
+    assert browser.find_element("id", "end_image-remove").is_displayed()
+    assert browser.find_element("css selector", "[data-lora=pixar]").get_property("value") == "0.5"
+    browser.find_element("id", "forget").click()
+    assert complaints_of(browser) == []
+
+
 def test_an_error_is_shown_as_the_server_says_it_at_its_field(browser, server, picture):
     visit(browser, server.url)
     fill(browser, picture, num_frames="9000")
@@ -258,7 +293,8 @@ def test_a_phone_shows_the_whole_page_in_one_column(browser, server):
 
 
 def test_a_server_with_keys_asks_for_one_and_the_tab_remembers_it(browser, picture, tmp_path):
-    with serve_videos(str(tmp_path / "jobs"), api_keys=[hash_of("sk-mine")]) as locked:
+    operator = "an-operator-s-key"
+    with serve_videos(str(tmp_path / "jobs"), api_keys=[hash_of("sk-mine")], operator_key=operator) as locked:
         with urllib.request.urlopen(f"{locked.url}/") as answer:
             policy = answer.headers["content-security-policy"]
         assert "default-src 'none'" in policy
@@ -278,6 +314,21 @@ def test_a_server_with_keys_asks_for_one_and_the_tab_remembers_it(browser, pictu
         until(browser, "return document.getElementById('version').textContent")
         assert browser.find_element("id", "key").get_property("value") == "sk-mine"
         assert browser.execute_script("return localStorage.length") == 0
+        # A job that fails is on the operator's page with its reason, and is tried again from there.
+        fill(browser, picture, f"nan {HOSTILE}")
+        browser.find_element("id", "go").click()
+        until(browser, "const box = document.getElementById('fault'); return !box.hidden && box.innerText")
+        browser.get(f"{locked.url}/operator")
+        browser.find_element("id", "key").send_keys("sk-mine-is-none\t")
+        assert "operator's key" in until(browser, "return document.getElementById('fault').innerText")
+        browser.find_element("id", "key").clear()
+        browser.find_element("id", "key").send_keys(f"{operator}\t")
+        reason = until(browser, "return document.querySelector('#failed td:nth-child(2)')?.textContent")
+        assert reason.startswith("nan_frames: ")
+        browser.find_element("css selector", "#failed button").click()
+        until(browser, "return /retries 1/.test(document.body.textContent)")
+        assert browser.execute_script("return window.hurt === undefined")
+        assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth")
 
 
 def test_a_dropped_picture_is_taken_and_a_broken_one_is_refused_by_the_server(browser, server):

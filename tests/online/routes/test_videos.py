@@ -114,6 +114,9 @@ def test_on_s3_the_client_does_the_same_and_downloads_by_a_link_that_shows_no_ke
         asked = answer.response.request
         assert asked.url.host == "127.0.0.1" and f":{asked.url.port}" not in up.url
         assert "secret-key" not in str(asked.url) + str(asked.headers)
+        passed_on = httpx2.get(f"{up.url}/v1/videos/{made.id}/content?redirect=0")
+        assert (passed_on.status_code, passed_on.content) == (200, answer.content)
+        assert passed_on.headers["content-type"] == "video/mp4"
         head = httpx2.head(f"{up.url}/v1/videos/{made.id}/content")
         assert (head.status_code, head.headers["content-length"]) == (200, str(len(answer.content)))
         failed = make_and_wait(client, "nan")

@@ -25,6 +25,7 @@ from pia_ray.errors import AddressRefused, ConfigError, FetchError, FetchUnavail
 from pia_ray.online.rendering.renderer import RenderRequest
 from pia_ray.online.video_jobs import JobStore, VideoJob
 from pia_ray.online.video_jobs.dispatcher import Dispatcher
+from pia_ray.online.video_jobs.webhook_outbox import TryResult
 from pia_ray.online.video_jobs.webhook_sender import PER_HOST
 from pia_ray.online.video_jobs.webhooks import Webhooks
 from tests.online.video_jobs.test_dispatcher import QUICK, ScriptedRenderer, ended, run, running
@@ -192,8 +193,13 @@ def test_a_refused_webhook_is_given_up_and_the_job_stays(
         async with running(Dispatcher(ScriptedRenderer(), jobs, webhooks=webhooks, **QUICK)):
             assert (await ended(jobs, job)).status == "completed"
             now = await settled(jobs, job)
-        assert (now.webhook_state, len(receiver.got), now.status) == ("failed", tries, "completed")
-        assert jobs.outbox.entries() == ()
+            assert (now.webhook_state, len(receiver.got), now.status) == ("failed", tries, "completed")
+            assert now.webhook_status == script[0]
+            assert jobs.outbox.entries() == ()
+            receiver.script = []
+            jobs.outbox.redeliver("ann", job.id)
+            assert (await settled(jobs, job)).webhook_state == "delivered"
+        assert len({headers["webhook-id"] for headers, _ in receiver.got}) == 1
 
     run(work)
 
@@ -230,7 +236,7 @@ def test_a_receiver_that_does_not_answer_delays_no_other(
 def test_the_entry_of_a_webhook_says_when_it_is_due(jobs: JobStore) -> None:
     cancelled(jobs, "https://example.com/")
     outbox = jobs.outbox
-    outbox.postpone(outbox.claim(outbox.read(outbox.due()[0]), worker="me"), delay_s=100)
+    outbox.postpone(outbox.claim(outbox.read(outbox.due()[0]), worker="me"), TryResult(503), delay_s=100)
     assert outbox.due() == ()
     (entry,) = outbox.entries()
     assert entry.rank == pytest.approx(jobs.now() + 100, abs=5)
@@ -239,7 +245,7 @@ def test_the_entry_of_a_webhook_says_when_it_is_due(jobs: JobStore) -> None:
 def test_an_entry_of_an_earlier_version_is_due_and_gets_its_time(jobs: JobStore, tmp_path: Path) -> None:
     job = cancelled(jobs, "https://example.com/")
     outbox, folder = jobs.outbox, str(tmp_path / "serve" / "webhooks")
-    outbox.postpone(outbox.claim(outbox.read(outbox.due()[0]), worker="me"), delay_s=100)
+    outbox.postpone(outbox.claim(outbox.read(outbox.due()[0]), worker="me"), TryResult(503), delay_s=100)
     (named,) = outbox.entries()
     earlier = storage.join(folder, named.uri.rpartition("/")[2].partition("-")[2])
     storage.create_bytes(earlier, b"")

@@ -1,4 +1,4 @@
-"""The web page at /, static, which animates a picture through POST /v1/animations and shows the result.
+"""The web page at /, static, which makes video jobs of pictures, follows them and shows the results.
 
 Its markup, style and script are in this folder and load nothing from other sites. They hold no secret, so they need no
 key; the page's calls need an API key as those of every caller.
@@ -17,6 +17,7 @@ import pia_ray
 from pia_ray.config.knob_types import VideoFormat
 from pia_ray.config.knobs import KNOBS
 from pia_ray.config.serve import ServeConfig
+from pia_ray.errors import NotFound
 from pia_ray.media.video import MIME
 from pia_ray.online.requests import request_limits
 from pia_ray.online.routes.page.reference import reference_page
@@ -29,7 +30,10 @@ LABELS: Final = {
     "seed": "Seed",
     "width": "Width",
     "height": "Height",
+    "preset": "Preset",
     "scheduler": "Scheduler",
+    "lora_scale": "LoRA scale",
+    "ip_adapter_scale": "Look scale",
     "seam": "Seam of loops",
     "negative_prompt": "Negative prompt",
 }
@@ -49,12 +53,24 @@ POLICY: Final = "; ".join(
         "require-trusted-types-for 'script'",
     )
 )
-"""The page's Content-Security-Policy."""
+"""The page's Content-Security-Policy. The page fetches videos from this endpoint alone (`redirect=0`), so that no other
+origin, as that of a store with links of everybody, is one of its sources."""
+
+PICTURES: Final = {
+    "end_image": ("Last frame", "A second picture, with which the video ends."),
+    "mask_image": ("Where it may move", "White parts of this picture move; black and transparent ones stay."),
+    "ip_adapter_image": ("Look", "A picture whose style and content the video takes on."),
+}
+"""Label and help of further pictures; GET /v1/models says which a model takes."""
 
 _EXAMPLE: Final = ("demo", "catalog", "images", "sunset-mountains.jpg")
 """The example picture, below the package."""
 
-_TYPES: Final = {"page.html": "text/html", "page.css": "text/css", "page.js": "text/javascript"}
+_TYPES: Final = {
+    "page.html": "text/html",
+    "page.css": "text/css",
+    **dict.fromkeys(("page.js", "form.js", "jobs.js", "parts.js", "store.js", "operator.js"), "text/javascript"),
+}
 
 
 def router(config: ServeConfig, *, openapi: Callable[[], Mapping[str, Any]]) -> APIRouter:
@@ -71,16 +87,6 @@ def router(config: ServeConfig, *, openapi: Callable[[], Mapping[str, Any]]) -> 
         content, headers = answers["page.html"]
         return Response(content, headers={**headers, "content-security-policy": POLICY})
 
-    @routes.get("/page/page.css")
-    async def style() -> Response:
-        content, headers = answers["page.css"]
-        return Response(content, headers=headers)
-
-    @routes.get("/page/page.js")
-    async def script() -> Response:
-        content, headers = answers["page.js"]
-        return Response(content, headers=headers)
-
     @routes.get("/page/example.jpg")
     async def example() -> Response:
         return Response(files("pia_ray").joinpath(*_EXAMPLE).read_bytes(), media_type="image/jpeg")
@@ -94,6 +100,13 @@ def router(config: ServeConfig, *, openapi: Callable[[], Mapping[str, Any]]) -> 
     async def settings() -> JSONResponse:
         return JSONResponse(_settings(config))
 
+    @routes.get("/page/{name:path}")
+    async def part(name: str) -> Response:
+        if name not in answers:
+            raise NotFound("the page has no such part")
+        content, headers = answers[name]
+        return Response(content, headers=headers)
+
     return routes
 
 
@@ -106,6 +119,7 @@ def _settings(config: ServeConfig) -> dict[str, Any]:
         "max_image_bytes": config.max_image_bytes,
         "formats": {name: MIME[name] for name in get_args(VideoFormat)},
         "knobs": [_field(name, label, most.get(name)) for name, label in LABELS.items()],
+        "pictures": [{"name": name, "label": label, "meaning": meaning} for name, (label, meaning) in PICTURES.items()],
     }
 
 
@@ -118,6 +132,7 @@ def _field(name: str, label: str, most: int | None) -> dict[str, Any]:
         "bounds": knob.bounds if most is None else f"1 to {most}",
         "unit": knob.unit,
         "choices": knob.choices,
+        "default": knob.default,
         "is_number": knob.type is not str,
         "is_integer": knob.type is int,
     }

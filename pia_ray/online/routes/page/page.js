@@ -1,160 +1,28 @@
-// The playground's script: fills the form, reads the events of POST /v1/animations, keeps what this browser made.
+// The page's script: sends the form as a video job, shows what becomes of the jobs and what this browser made.
+// A job goes on at the server when the page is closed; the page finds it again by its id.
 // No text of the server or of people becomes markup: everything goes through textContent.
+
+import { choosePicture, curlOf, explainMotion, fieldsOf, fillForm, listModels, picture, picturesOf } from "./form.js";
+import { prepare, useExample } from "./form.js";
+import { cancel, contentOf, create, followed, hasEnded, read } from "./jobs.js";
+import { bytes, duration, element, node, readKey, rememberKey, slug } from "./parts.js";
+import { change, forgetId, openIds, rememberId } from "./store.js";
 
 const MOST_KEPT = 24;
 const MOST_KEPT_BYTES = 200_000_000;
+const MOST_PAUSE_MS = 30_000;
 const KEY = "pia-ray-key";
 
-const KINDS = {
-  "": "The video leaves the picture and ends elsewhere.",
-  "loop-": "Goes out and comes back: the last frame is the picture again, so it can play round and round.",
-  "style-": "Moves and changes its look on the way: the prompt and the model's style win over the picture.",
-};
-const STRENGTHS = {
-  small: "Small: all frames stay close to the picture, as when hair, water or light moves.",
-  moderate: "Moderate: things move visibly; fine details may change.",
-  large: "Large: the most freedom, for big movements; details drift from the picture the most.",
-};
-
-const node = (id) => document.getElementById(id);
 const form = node("form");
 
-let settings = { knobs: [], formats: {}, max_image_bytes: Infinity, needs_key: false };
-let picture = null; // a Blob
-let running = null; // the AbortController of the call
+let past = []; // entries of videos, the newest first: {id, at, fields, picture, pictures, job, facts, thumbnail, video}
 let shown = null; // the entry on display
-let urls = { preview: null, original: null, video: null };
+let sending = null; // the AbortController of a form that is being sent
+let urls = { original: null, video: null };
+const following = new Map(); // by id, the AbortController of the present wait
+const previews = new Map(); // by id, the URL of a picture
 
-// ------------------------------------------------------------------ the form
-
-async function start() {
-  explainMotion();
-  node("key").value = readKey();
-  const answer = await fetch("page/settings.json");
-  if (!answer.ok) throw await faultOf(answer);
-  settings = await answer.json();
-  node("version").textContent = settings.version;
-  node("key-row").hidden = !settings.needs_key;
-  node("picture-hint").textContent = `JPEG, PNG, WebP, GIF and more, up to ${bytes(settings.max_image_bytes)}.`;
-  for (const name of Object.keys(settings.formats)) node("format").append(new Option(name, name));
-  for (const knob of settings.knobs) node("knobs").append(fieldOf(knob));
-  await listModels();
-}
-
-function fieldOf(knob) {
-  const row = element("div", { className: "knob" });
-  if (!knob.is_number && !knob.choices.length) row.classList.add("long");
-  const field = element(knob.choices.length ? "select" : "input", { id: knob.name, name: knob.name });
-  if (knob.choices.length) {
-    field.append(new Option("the model's", ""), ...knob.choices.map((each) => new Option(each, each)));
-  } else {
-    field.autocomplete = "off";
-    field.placeholder = knob.name === "seed" ? "random" : "";
-    if (knob.is_number) field.inputMode = knob.is_integer ? "numeric" : "decimal";
-  }
-  field.setAttribute("aria-describedby", `${knob.name}-hint`);
-  const range = knob.choices.length || !knob.bounds ? "" : ` ${knob.bounds}${knob.unit ? ` ${knob.unit}` : ""}.`;
-  const meaning = knob.name === "seed" ? "The same seed gives the same video again." : knob.meaning;
-  row.append(
-    element("label", { htmlFor: knob.name, textContent: knob.label }),
-    field,
-    element("p", { id: `${knob.name}-hint`, className: "hint", textContent: meaning + range }),
-  );
-  return row;
-}
-
-async function listModels() {
-  if (!node("key-row").hidden && !node("key").value) return;
-  const answer = await fetch("v1/models", { headers: authorization() });
-  if (!answer.ok) throw await faultOf(answer);
-  const models = (await answer.json()).data;
-  node("model").replaceChildren(...models.map((each) => new Option(each.id, each.id, each.default, each.default)));
-  node("model-row").hidden = models.length < 2;
-  const describe = () => {
-    node("model-hint").textContent = models.find((each) => each.id === node("model").value)?.description ?? "";
-  };
-  node("model").onchange = describe;
-  describe();
-}
-
-function explainMotion() {
-  const { kind, strength } = motion();
-  node("stage").dataset.kind = kind;
-  node("stage").dataset.strength = strength;
-  node("motion-text").textContent = `${KINDS[kind]} ${STRENGTHS[strength]}`;
-}
-
-function motion() {
-  const chosen = (name) => form.querySelector(`input[name=${name}]:checked`).value;
-  return { kind: chosen("kind"), strength: chosen("strength") };
-}
-
-function choosePicture(blob) {
-  picture = blob;
-  clearFault();
-  node("preview").src = newUrl("preview", blob);
-  node("preview").hidden = false;
-  const name = blob.name ?? "the picture of before";
-  node("drop-text").textContent = `${name}, ${bytes(blob.size)}. Choose another.`;
-}
-
-/** What is sent beside the picture. Empty fields are not. */
-function fieldsOf() {
-  const { kind, strength } = motion();
-  const fields = { prompt: node("prompt").value, motion_scale: kind + strength, format: node("format").value };
-  if (!node("model-row").hidden) fields.model = node("model").value;
-  for (const { name } of settings.knobs) {
-    const value = node(name).value.trim();
-    if (value) fields[name] = value;
-  }
-  return fields;
-}
-
-function fillForm(fields) {
-  node("prompt").value = fields.prompt;
-  const [, kind, strength] = /^(.*-)?(\w+)$/.exec(fields.motion_scale);
-  form.querySelector(`input[name=kind][value="${kind ?? ""}"]`).checked = true;
-  form.querySelector(`input[name=strength][value="${strength}"]`).checked = true;
-  explainMotion();
-  node("format").value = fields.format;
-  if (fields.model && [...node("model").options].some((each) => each.value === fields.model)) {
-    node("model").value = fields.model;
-    node("model").dispatchEvent(new Event("change"));
-  }
-  for (const { name } of settings.knobs) node(name).value = fields[name] ?? "";
-}
-
-async function useExample() {
-  const answer = await fetch("page/example.jpg");
-  if (!answer.ok) throw await faultOf(answer);
-  choosePicture(new File([await answer.blob()], "example.jpg", { type: "image/jpeg" }));
-  if (!node("prompt").value) node("prompt").value = "pan right, mountains at sunset";
-}
-
-/** The call of the form as a command. The key is not part of it: the shell reads it from a variable. */
-function curlOf(fields) {
-  const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
-  const name = picture?.name ?? "picture.jpg";
-  const words = [`curl --fail-with-body ${quoted(new URL("v1/animations", location.href).href)}`];
-  if (settings.needs_key) words.push('-H "Authorization: Bearer $PIA_RAY_API_KEY"');
-  words.push(`-F ${quoted(`image=@"${name.replace(/["\\]/g, "\\$&")}"`)}`);
-  for (const [field, value] of Object.entries(fields)) words.push(`--form-string ${quoted(`${field}=${value}`)}`);
-  return [...words, `-o ${quoted(`animation.${fields.format}`)}`].join(" \\\n  ");
-}
-
-async function copyCurl() {
-  const text = curlOf(fieldsOf());
-  node("curl-text").textContent = text;
-  node("curl-text").hidden = false;
-  try {
-    await navigator.clipboard.writeText(text);
-    say("The command is copied.");
-  } catch {
-    say("The command stands below the button."); // the clipboard needs https or localhost
-  }
-}
-
-// ------------------------------------------------------------------ one call
+// ------------------------------------------------------------------ a new job
 
 async function animate() {
   clearFault();
@@ -162,112 +30,221 @@ async function animate() {
     showFault({ message: "Choose a picture first.", param: "image" });
     return;
   }
-  const fields = fieldsOf();
-  const entry = { picture, fields, at: Date.now() };
+  const entry = { picture, pictures: picturesOf(), fields: fieldsOf(), at: Date.now() };
   const body = new FormData();
-  body.append("image", picture, picture.name ?? "picture");
-  for (const [name, value] of Object.entries(fields)) body.append(name, value);
-  running = new AbortController();
-  working(true);
-  report("Sending the picture", null);
+  for (const [name, blob] of Object.entries({ image: picture, ...entry.pictures })) {
+    body.append(name, blob, blob.name ?? "picture");
+  }
+  for (const [name, value] of Object.entries(entry.fields)) body.append(name, value);
+  sending = new AbortController();
+  node("go").disabled = true;
+  renderWork();
+  toResult();
+  node("stop").focus({ preventScroll: true }); // the button that was pressed is disabled now
   say("Sending the picture.");
   try {
-    const headers = { accept: "text/event-stream", ...authorization() };
-    const answer = await fetch("v1/animations", { method: "POST", body, headers, signal: running.signal });
-    if (!answer.ok) throw await faultOf(answer);
-    const made = await followed(answer);
-    const video = blobOf(made.video);
-    const { video: _, thumbnail, ...facts } = made;
-    Object.assign(entry, { id: made.id, facts, thumbnail, video });
+    entry.job = await create(body, { key: randomText(), signal: sending.signal });
+    entry.id = entry.job.id;
+    rememberId(entry.id);
+    past.unshift(entry);
     show(entry);
-    say("The video is finished.");
+    listPast();
+    follow(entry);
     await keep(entry);
   } catch (error) {
-    if (running.signal.aborted) {
-      say("Stopped.");
-      node("nothing").hidden = shown !== null;
-    } else {
-      showFault(error.fault ?? { message: `The server cannot be reached or broke off: ${error.message}` });
-    }
+    if (sending.signal.aborted) say("Stopped.");
+    else showFault(error.fault ?? { message: `The server cannot be reached or broke off: ${error.message}` });
   } finally {
-    running = null;
-    if (document.activeElement === node("stop")) node("result").focus({ preventScroll: true }); // it goes away
-    working(false);
+    sending = null;
+    node("go").disabled = false;
+    renderWork();
   }
 }
 
-/** Reads the events to the end; gives what came with the last, `completed`. */
-async function followed(answer) {
-  let told = -1;
-  let first = null;
-  for await (const { name, value } of eventsOf(answer.body)) {
-    if (name === "error") throw refused(value.error);
-    if (name === "completed") return value;
-    if (name === "queued") {
-      const place = value.position > 0 ? `Waiting, place ${value.position} in the queue` : "About to begin";
-      report(place, null);
-      say(place);
-    } else if (name === "step") {
-      const { done, total } = value;
-      first ??= { done, at: performance.now() };
-      const pace = (performance.now() - first.at) / Math.max(1, done - first.done);
-      const left = done > first.done && done < total ? `, about ${duration((pace * (total - done)) / 1000)} left` : "";
-      report(done < total ? `Step ${done} of ${total}${left}` : "Finishing the video", done / total);
-      const quarter = Math.floor((4 * done) / total);
-      if (quarter > told && quarter < 4) {
-        told = quarter;
-        say(`${Math.round((100 * done) / total)} percent.`); // not every step: that would never be quiet
+const randomText = () => [...crypto.getRandomValues(new Uint8Array(16))].map((each) => each.toString(16)).join("-");
+
+// ------------------------------------------------------------------ jobs that go on
+
+/** Follows a job to its end, and fetches its video. A server that cannot be reached is tried again. */
+async function follow(entry) {
+  if (following.has(entry.id)) return;
+  let failures = 0;
+  try {
+    while (past.includes(entry)) {
+      const turn = new AbortController();
+      following.set(entry.id, turn);
+      try {
+        if (!hasEnded(entry.job)) await observe(entry, turn.signal);
+        if (hasEnded(entry.job)) {
+          await finish(entry, turn.signal);
+          return;
+        }
+        failures = 0;
+      } catch (error) {
+        if (turn.signal.aborted) continue;
+        const status = error.fault?.status;
+        if (status === 401 || status === 403) return; // another key goes on
+        if (status === 404 || status === 409) {
+          lose(entry);
+          return;
+        }
+        failures += 1;
+        if (entry === shown) report("The server cannot be reached now; the page tries again", null);
+        await pause(Math.min(MOST_PAUSE_MS, 1000 * 2 ** failures), turn.signal);
       }
     }
-  }
-  throw refused({ message: "The server broke off before the video was finished." });
-}
-
-async function* eventsOf(stream) {
-  const reader = stream.pipeThrough(new TextDecoderStream()).getReader();
-  let buffer = "";
-  for (;;) {
-    const { done, value } = await reader.read();
-    if (done) return;
-    const from = Math.max(0, buffer.length - 1); // a long event comes in many pieces: look at the new ones only
-    buffer += value;
-    let end = buffer.indexOf("\n\n", from);
-    while (end >= 0) {
-      const event = eventOf(buffer.slice(0, end));
-      if (event) yield event;
-      buffer = buffer.slice(end + 2);
-      end = buffer.indexOf("\n\n");
-    }
+  } finally {
+    following.delete(entry.id);
   }
 }
 
-function eventOf(block) {
-  const found = /^event: (.*)\ndata: (.*)$/s.exec(block);
-  return found && { name: found[1], value: JSON.parse(found[2]) };
+/** Reads a job until it has changed: the one on display by its events, others now and then. A browser has six
+ * connections to a server, and each stream takes one. */
+async function observe(entry, signal) {
+  if (entry === shown && !document.hidden) {
+    for await (const job of followed(entry.id, signal)) update(entry, job);
+  } else {
+    const found = await read(entry.id, signal);
+    update(entry, found.job);
+    if (!hasEnded(found.job)) await pause(found.pause, signal);
+  }
+}
+
+function update(entry, job) {
+  entry.job = job;
+  entry.fields ??= fieldsIn(job);
+  const line = node("history").querySelector(`[data-id="${entry.id}"]`);
+  if (line) describe(line, entry);
+  if (entry === shown) renderWork();
+}
+
+async function finish(entry, signal) {
+  if (entry.job.status === "completed") {
+    report("Fetching the video", 1, entry);
+    const video = await contentOf(entry.id, "video", signal);
+    const thumbnail = await dataUrl(await contentOf(entry.id, "thumbnail", signal));
+    Object.assign(entry, { video, thumbnail, facts: factsIn(entry.job) });
+  }
+  forgetId(entry.id);
+  if (entry.job.error?.code === "cancelled") {
+    drop(entry);
+    if (entry === shown) clearShown();
+    say("Stopped.");
+    return;
+  }
+  listPast();
+  if (entry === shown) show(entry);
+  say(entry.video ? `The video is finished: ${entry.fields.prompt}` : `The video has failed: ${entry.fields.prompt}`);
+  await keep(entry);
+}
+
+/** The server has the video no longer. */
+function lose(entry) {
+  forgetId(entry.id);
+  drop(entry);
+  if (entry !== shown) return;
+  clearShown();
+  showFault({ message: "The server has this video no longer: it was deleted, or was kept for its time." });
+}
+
+async function stop(entry) {
+  try {
+    update(entry, await cancel(entry.id));
+  } catch (error) {
+    if (error.fault?.status !== 409) throw error; // it has just ended
+  }
+  following.get(entry.id)?.abort();
+}
+
+function resume() {
+  const known = new Set(past.map((entry) => entry.id));
+  const unknown = openIds().filter((each) => !known.has(each));
+  past.push(...unknown.map((id) => ({ id, at: Date.now(), fields: null, picture: null, pictures: {}, job: null })));
+  if (unknown.length) listPast();
+  const open = past.filter((entry) => !entry.video && entry.job?.status !== "failed");
+  if (!shown && !sending && open.length) show(open[0]);
+  for (const entry of open) follow(entry);
+}
+
+/** The form's fields of a job that this browser has no record of. */
+function fieldsIn({ params, format, model }) {
+  const number = typeof params.motion_scale === "number" ? params.motion_scale : 0;
+  const motion = ["", "loop-", "style-"][Math.floor(number / 3)] + ["small", "moderate", "large"][number % 3];
+  const texts = Object.entries(params).filter(([, value]) => ["string", "number"].includes(typeof value));
+  const fields = Object.fromEntries(texts.map(([name, value]) => [name, String(value)]));
+  return { ...fields, motion_scale: motion, format, model };
+}
+
+function factsIn(job) {
+  const { width, height, num_frames, fps, format, size_bytes, animate_s } = job;
+  return { seed: job.params.seed, width, height, num_frames, fps, format, size_bytes, animate_s, model: job.model_version };
+}
+
+function pause(milliseconds, signal) {
+  return new Promise((resolve) => {
+    const timer = setTimeout(resolve, milliseconds);
+    signal.addEventListener("abort", () => {
+      clearTimeout(timer);
+      resolve();
+    });
+  });
+}
+
+function dataUrl(blob) {
+  return new Promise((resolve, reject) => {
+    const reader = new FileReader();
+    reader.onload = () => resolve(reader.result);
+    reader.onerror = () => reject(reader.error);
+    reader.readAsDataURL(blob);
+  });
 }
 
 // ------------------------------------------------------------------ what is said
 
-function working(at_work) {
-  node("work").hidden = !at_work;
-  node("shown").classList.toggle("of-before", at_work);
-  node("go").disabled = at_work;
-  if (!at_work) return;
-  node("nothing").hidden = true;
-  toResult();
-  node("stop").focus({ preventScroll: true }); // the button that was pressed is disabled now
+/** Shows what goes on: the form that is being sent, or the open job on display. */
+function renderWork() {
+  const job = shown?.job;
+  const is_open = Boolean(sending || (shown && !shown.video && job?.status !== "failed"));
+  if (!is_open && document.activeElement === node("stop")) node("result").focus({ preventScroll: true }); // it goes away
+  node("work").hidden = !is_open;
+  node("shown").classList.toggle("of-before", Boolean(sending));
+  node("nothing").hidden = is_open || shown !== null || !node("fault").hidden;
+  if (!is_open) return;
+  if (sending) report("Sending the picture", null);
+  else if (!job) report("Asking the server for the video", null);
+  else if (job.status === "queued") {
+    const place = job.queue_position > 0 ? `Waiting, place ${job.queue_position} in the queue` : "About to begin";
+    report(place, null);
+  } else if (job.status === "in_progress") {
+    report(`${job.progress} percent${timeLeft(shown)}`, job.progress / 100);
+  }
 }
 
-/** Brings the result into sight: where it stands below the form, from its start. */
+/** The time that is left by the pace since this page has seen the job's progress. */
+function timeLeft(entry) {
+  const { progress } = entry.job;
+  entry.seen ??= { progress, at: performance.now() };
+  const done = progress - entry.seen.progress;
+  if (done <= 0) return "";
+  const left_ms = ((performance.now() - entry.seen.at) / done) * (100 - progress);
+  return `, about ${duration(left_ms / 1000)} left`;
+}
+
+/** Brings the result into sight: where it is below the form, from its start. */
 function toResult() {
   const below = matchMedia("(max-width: 800px)").matches;
   node("result").scrollIntoView({ block: below || node("result").getBoundingClientRect().top < 0 ? "start" : "nearest" });
 }
 
-function report(text, share) {
+let told = "";
+function report(text, share, entry = shown) {
+  if (entry !== shown && !sending) return;
   node("work-text").textContent = text;
   if (share === null) node("bar").removeAttribute("value");
   else node("bar").value = share;
+  const spoken = share === null ? text : `${25 * Math.floor(4 * share)} percent.`; // not every step: never quiet
+  if (spoken !== told) say(spoken);
+  told = spoken;
 }
 
 function say(text) {
@@ -314,33 +291,33 @@ function clearFault() {
   for (const field of form.querySelectorAll("[aria-errormessage]")) field.removeAttribute("aria-errormessage");
 }
 
-function refused(fault) {
-  return Object.assign(new Error(fault.message), { fault });
-}
-
-async function faultOf(answer) {
-  const request_id = answer.headers.get("x-request-id");
-  if (answer.status === 401) node("key-row").hidden = false;
-  let said = null;
-  try {
-    said = (await answer.json()).error;
-  } catch {
-    // a proxy's own page
-  }
-  const message = said?.message ?? `The server answered ${answer.status} ${answer.statusText}.`;
-  return refused({ ...said, message, retry_after: answer.headers.get("retry-after"), request_id });
-}
-
 // ------------------------------------------------------------------ the result
 
+/** Puts a video on display: finished, open, or failed. */
 function show(entry) {
+  const before = shown;
   shown = entry;
-  const { facts, fields } = entry;
-  node("nothing").hidden = true;
-  node("shown").hidden = false;
-  node("original").src = newUrl("original", entry.picture);
-  const source = newUrl("video", entry.video);
-  const moving = entry.video.type.startsWith("video/");
+  for (const each of new Set([before, entry])) {
+    if (each && !hasEnded(each.job)) following.get(each.id)?.abort(); // events for the one on display alone
+  }
+  node("shown").hidden = !entry.video;
+  renderWork();
+  markShown();
+  if (entry.video) showVideo(entry);
+  if (entry.job?.status === "failed") showFault(entry.job.error ?? { message: "The video has failed." });
+}
+
+function clearShown() {
+  shown = null;
+  node("shown").hidden = true;
+  renderWork();
+}
+
+function showVideo({ facts, fields, picture: original, video }) {
+  node("original").hidden = !original;
+  if (original) node("original").src = newUrl("original", original);
+  const source = newUrl("video", video);
+  const moving = video.type.startsWith("video/");
   const player = element(moving ? "video" : "img", { src: source });
   if (moving) {
     Object.assign(player, { controls: true, loop: true, muted: true, playsInline: true });
@@ -369,7 +346,6 @@ function show(entry) {
   );
   node("download").href = source;
   node("download").download = `${slug(fields.prompt)}-${facts.seed}.${facts.format}`;
-  markShown();
 }
 
 function newUrl(place, blob) {
@@ -378,60 +354,98 @@ function newUrl(place, blob) {
   return urls[place];
 }
 
-function blobOf(url) {
-  const [, type, text] = /^data:([^;]+);base64,(.*)$/s.exec(url);
-  return new Blob([Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0))], { type });
-}
-
 // ------------------------------------------------------------------ what this browser made
 
-let past = []; // the newest first
+const inStore = (work) =>
+  change(work, () => {
+    node("past-hint").textContent = "This browser keeps no videos: they are gone when the page is closed.";
+  });
 
 async function keep(entry) {
   await recall(); // other tabs add to the same store
-  past.unshift(entry);
+  if (!past.includes(entry)) return;
   const dropped = [];
-  const size = () => past.reduce((sum, each) => sum + each.video.size + each.picture.size, 0);
-  while (past.length > MOST_KEPT || (past.length > 1 && size() > MOST_KEPT_BYTES)) dropped.push(past.pop().id);
+  const sizeOf = (each) => (each.video?.size ?? 0) + (each.picture?.size ?? 0);
+  const size = () => past.reduce((sum, each) => sum + sizeOf(each), 0);
+  while (past.length > MOST_KEPT || (past.length > 1 && size() > MOST_KEPT_BYTES)) {
+    const oldest = past.findLast((each) => each !== entry && (each.video || each.job?.status === "failed"));
+    if (!oldest) break; // the others are open
+    dropped.push(oldest.id);
+    past = past.filter((each) => each !== oldest);
+  }
   listPast();
-  await change((store) => {
-    store.put(entry);
+  const { seen: _, ...kept } = entry;
+  await inStore((store) => {
+    store.put(kept);
     for (const id of dropped) store.delete(id);
   });
 }
 
 function listPast() {
+  const focused = document.activeElement?.dataset?.id;
   node("forget").hidden = past.length === 0;
   node("history").replaceChildren(
     ...past.map((entry) => {
       const line = element("li");
-      const when = new Date(entry.at).toLocaleString();
-      const open = element("button", { type: "button", className: "open", title: `${entry.fields.prompt}\n${when}` });
+      const open = element("button", { type: "button", className: "open" });
       open.dataset.id = entry.id;
-      open.append(
-        element("img", { src: entry.thumbnail, alt: "" }),
-        element("span", { textContent: entry.fields.prompt }),
-      );
+      const state = element("small", { className: "state" });
+      open.append(element("img", { alt: "" }), element("span"), state);
+      describe(open, entry);
       open.onclick = () => {
+        clearFault();
         show(entry);
-        node("result").focus({ preventScroll: true });
+        if (entry.job?.status !== "failed") node("result").focus({ preventScroll: true });
         toResult();
-        say(`Shown: ${entry.fields.prompt}`);
+        say(`Shown: ${entry.fields?.prompt ?? entry.id}`);
       };
       const remove = element("button", { type: "button", className: "drop-one", textContent: "×" });
-      remove.setAttribute("aria-label", `Forget: ${entry.fields.prompt}`);
-      remove.onclick = async () => {
-        past = past.filter((each) => each !== entry);
-        listPast();
-        (node("history").querySelector(".open") ?? node("go")).focus();
-        say("Forgotten.");
-        await change((store) => store.delete(entry.id));
-      };
+      remove.setAttribute("aria-label", `Forget: ${entry.fields?.prompt ?? entry.id}`);
+      remove.onclick = () => guarded(() => forget(entry));
       line.append(open, remove);
       return line;
     }),
   );
+  if (focused) node("history").querySelector(`[data-id="${focused}"]`)?.focus();
   markShown();
+}
+
+/** Writes an entry's picture, prompt and state into its line. */
+function describe(line, entry) {
+  const [image, prompt, state] = line.children;
+  const source = entry.thumbnail ?? previewOf(entry);
+  image.hidden = !source;
+  if (source && image.src !== source) image.src = source;
+  prompt.textContent = entry.fields?.prompt ?? "…";
+  line.title = `${prompt.textContent}\n${new Date(entry.at).toLocaleString()}`;
+  const { status, progress } = entry.job ?? {};
+  const states = { queued: "waiting", in_progress: `${progress} %`, completed: "fetching", failed: "failed" };
+  state.textContent = entry.video ? "" : states[status] ?? "asking";
+  state.hidden = !state.textContent;
+}
+
+function previewOf(entry) {
+  if (entry.picture && !previews.has(entry.id)) previews.set(entry.id, URL.createObjectURL(entry.picture));
+  return previews.get(entry.id) ?? null;
+}
+
+function drop(entry) {
+  past = past.filter((each) => each !== entry);
+  URL.revokeObjectURL(previews.get(entry.id));
+  previews.delete(entry.id);
+  following.get(entry.id)?.abort();
+  listPast();
+  inStore((store) => store.delete(entry.id));
+}
+
+/** Removes an entry from this browser; an open job of it is cancelled, because nobody would fetch its video. */
+async function forget(entry) {
+  forgetId(entry.id);
+  drop(entry);
+  if (entry === shown && !entry.video) clearShown();
+  (node("history").querySelector(".open") ?? node("go")).focus();
+  say("Forgotten.");
+  if (entry.job && !hasEnded(entry.job)) await cancel(entry.id).catch(() => null);
 }
 
 function markShown() {
@@ -441,89 +455,38 @@ function markShown() {
 }
 
 async function recall() {
-  const stored = await change((store) => store.getAll());
-  if (stored) past = stored.sort((one, other) => other.at - one.at);
+  const known = new Set(past.map((entry) => entry.id));
+  const stored = (await inStore((store) => store.getAll())) ?? [];
+  past.push(...stored.filter((entry) => !known.has(entry.id)));
+  past.sort((one, other) => other.at - one.at);
   listPast();
 }
 
-/** Works on the store; gives the result of the request that `work` returns. A browser without one keeps nothing. */
-function change(work) {
-  return new Promise((resolve) => {
-    const without = () => {
-      node("past-hint").textContent = "This browser keeps nothing: the list is gone when the page is closed.";
-      resolve(null);
-    };
-    let opening;
-    try {
-      opening = indexedDB.open("pia-ray", 1);
-    } catch {
-      without();
-      return;
-    }
-    opening.onupgradeneeded = () => opening.result.createObjectStore("animations", { keyPath: "id" });
-    opening.onerror = without;
-    opening.onsuccess = () => {
-      const transaction = opening.result.transaction("animations", "readwrite");
-      const request = work(transaction.objectStore("animations"));
-      transaction.oncomplete = () => {
-        opening.result.close();
-        resolve(request?.result ?? null);
-      };
-      transaction.onabort = () => {
-        opening.result.close();
-        without(); // no room, as a rule
-      };
-    };
-  });
-}
-
-// ------------------------------------------------------------------ small parts
-
-function element(tag, properties = {}) {
-  return Object.assign(document.createElement(tag), properties);
-}
-
-function authorization() {
-  const key = node("key").value.trim();
-  return key ? { authorization: `Bearer ${key}` } : {};
-}
-
-function readKey() {
-  try {
-    return sessionStorage.getItem(KEY) ?? "";
-  } catch {
-    return ""; // storage is switched off
-  }
-}
-
-function rememberKey() {
-  try {
-    sessionStorage.setItem(KEY, node("key").value.trim());
-  } catch {
-    // asked for again in the next tab
-  }
-}
-
-function bytes(number) {
-  return number < 1e6 ? `${Math.max(1, Math.round(number / 1e3))} kB` : `${+(number / 1e6).toFixed(1)} MB`;
-}
-
-function duration(seconds) {
-  return seconds < 90 ? `${+seconds.toFixed(seconds < 10 ? 1 : 0)} s` : `${Math.round(seconds / 60)} min`;
-}
-
-function slug(text) {
-  return text.toLowerCase().replace(/[^a-z0-9]+/g, "-").slice(0, 40).replace(/^-+|-+$/g, "") || "animation";
-}
+// ------------------------------------------------------------------ what people do
 
 const guarded = (work) =>
   work().catch((error) => showFault(error.fault ?? { message: `The server cannot be reached: ${error.message}` }));
 
-// ------------------------------------------------------------------ what people do
+async function copyCurl() {
+  const text = curlOf();
+  node("curl-text").textContent = text;
+  node("curl-text").hidden = false;
+  try {
+    await navigator.clipboard.writeText(text);
+    say("The command is copied.");
+  } catch {
+    say("The command is below the button."); // the clipboard needs https or localhost
+  }
+}
+
+function pick(file) {
+  clearFault();
+  choosePicture(file);
+}
 
 form.addEventListener("submit", (event) => {
   event.preventDefault();
-  if (!running) animate();
+  if (!sending) animate();
 });
 form.addEventListener("change", (event) => {
   if (["kind", "strength"].includes(event.target.name)) explainMotion();
@@ -532,33 +495,42 @@ node("prompt").addEventListener("keydown", (event) => {
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) form.requestSubmit();
 });
 node("picture").addEventListener("change", () => {
-  if (node("picture").files.length) choosePicture(node("picture").files[0]);
+  if (node("picture").files.length) pick(node("picture").files[0]);
 });
 node("preview").addEventListener("error", () => (node("preview").hidden = true)); // the server may know the format
 node("key").addEventListener("change", () => {
   clearFault();
-  rememberKey();
+  rememberKey(KEY);
   guarded(listModels);
+  resume();
 });
-node("example").addEventListener("click", () => guarded(useExample));
+node("example").addEventListener("click", () => {
+  clearFault();
+  guarded(useExample);
+});
 node("curl").addEventListener("click", () => guarded(copyCurl));
 node("stop").addEventListener("click", () => {
-  running?.abort();
   node("go").disabled = false;
   node("go").focus();
+  if (sending) sending.abort();
+  else guarded(() => stop(shown));
 });
 node("reuse").addEventListener("click", () => {
-  fillForm({ ...shown.fields, seed: shown.facts.seed });
-  choosePicture(shown.picture);
+  clearFault();
+  fillForm({ ...shown, fields: { ...shown.fields, seed: shown.facts.seed } });
   node("prompt").focus();
   say("The form has these settings.");
 });
-node("forget").addEventListener("click", async () => {
-  past = [];
-  listPast();
-  node("go").focus();
-  say("All forgotten.");
-  await change((store) => store.clear());
+node("forget").addEventListener("click", () =>
+  guarded(async () => {
+    const all = past;
+    for (const entry of all) forget(entry);
+    node("go").focus();
+    say("All forgotten.");
+  }),
+);
+document.addEventListener("visibilitychange", () => {
+  if (shown && !hasEnded(shown.job)) following.get(shown.id)?.abort();
 });
 for (const kind of ["dragenter", "dragover"]) {
   document.addEventListener(kind, (event) => {
@@ -571,7 +543,7 @@ document.addEventListener("dragleave", (event) => {
 });
 const takeFrom = (transfer) => {
   const file = [...(transfer?.files ?? [])][0];
-  if (file) choosePicture(file);
+  if (file) pick(file);
   return Boolean(file);
 };
 document.addEventListener("drop", (event) => {
@@ -583,5 +555,9 @@ document.addEventListener("paste", (event) => {
   if (takeFrom(event.clipboardData)) event.preventDefault();
 });
 
-recall();
-guarded(start);
+node("key").value = readKey(KEY);
+guarded(async () => {
+  await recall();
+  await prepare();
+  resume();
+});
