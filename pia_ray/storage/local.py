@@ -231,7 +231,8 @@ def temporary_beside(target: Path, content: bytes) -> Iterator[Path]:
         with contextlib.suppress(FileNotFoundError):  # others removed what was written, and the empty folder
             _sync(target.parent)
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # where its folder could not be made
+            temporary.unlink()
 
 
 def _link(temporary: Path, target: Path) -> bool:
