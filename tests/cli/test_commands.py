@@ -807,8 +807,8 @@ def test_without_a_terminal_a_run_is_told_in_plain_lines() -> None:
     lines = text.splitlines()
     assert lines[0] == "reading the manifest"
     assert lines[1] == "8 of 12 work items to do: Ray starts"
-    assert re.fullmatch(r"the model loads on 1 of 1 worker \(\d+ m?s\)", lines[2])
-    assert re.fullmatch(r"the first row denoises, step 1 of 9 \(\d+ m?s\)", lines[3])
+    assert re.fullmatch(r"the model loads on 1 of 1 worker \([\d.]+ m?s\)", lines[2])
+    assert re.fullmatch(r"the first row denoises, step 1 of 9 \([\d.]+ m?s\)", lines[3])
     assert lines[4] == "1 of 8 done, 0 failed, 7 left"
     assert lines[-1] == "writing results and gallery"
     assert len(lines) == 6, "steps that follow at once, and rows that end at once, share a line"
