@@ -117,6 +117,7 @@ class Ledger:
                     part = stamped(self.output, rejected, after=self.index)
                     self.index.add(write_part(self.output, part), part)
                 self._end_stale_attempts()
+                attempts.name_first_attempts(self.output)
                 run = dataclasses.replace(run, planned_at=storage.clock(self.output), counts=planner.counts)
                 runs.write_run(self.output, run)
                 runs.prune_items(self.output, current=run.run_id)
