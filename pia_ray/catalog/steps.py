@@ -235,16 +235,7 @@ def commit(outputs: Outputs, *, attempts: int, replaces: bool = False) -> Result
     assert result.video_uri is not None
     assert result.thumbnail_uri is not None
     assert result.input_thumbnail_uri is not None
-    pictures_of_it = [
-        (result.input_thumbnail_uri, outputs.input_thumbnail, "image/webp"),
-        (result.thumbnail_uri, outputs.video_thumbnail, "image/webp"),
-    ]
-    if result.poster_uri is not None and outputs.poster is not None:
-        kind = result.poster_uri.rpartition(".")[2]
-        pictures_of_it.append((result.poster_uri, outputs.poster, POSTER_MIME[kind]))
-    storage.side_by_side(
-        *(partial(storage.write_bytes, uri, content, content_type=mime) for uri, content, mime in pictures_of_it)
-    )
+    _write_sidecars(outputs)
     mime, metadata = video.MIME[encoded.format], {"work-key": result.work_key, "sha256": encoded.sha256}
     if replaces:
         storage.write_bytes(result.video_uri, encoded.content, content_type=mime, metadata=metadata)
@@ -260,6 +251,23 @@ def commit(outputs: Outputs, *, attempts: int, replaces: bool = False) -> Result
         else:
             result = twin
     return replace(result, publish_s=outputs.encode_s + time.perf_counter() - started)
+
+
+def _write_sidecars(outputs: Outputs) -> None:
+    """Writes the thumbnails and the poster side by side."""
+    result = outputs.result
+    assert result.thumbnail_uri is not None
+    assert result.input_thumbnail_uri is not None
+    files = [
+        (result.input_thumbnail_uri, outputs.input_thumbnail, "image/webp"),
+        (result.thumbnail_uri, outputs.video_thumbnail, "image/webp"),
+    ]
+    if result.poster_uri is not None and outputs.poster is not None:
+        kind = result.poster_uri.rpartition(".")[2]
+        files.append((result.poster_uri, outputs.poster, POSTER_MIME[kind]))
+    storage.side_by_side(
+        *(partial(storage.write_bytes, uri, content, content_type=mime) for uri, content, mime in files)
+    )
 
 
 def committed(row: ManifestRow, config: CatalogConfig) -> ResultRow | None:

@@ -78,7 +78,9 @@ class AttemptRecords:
             except Exception:
                 self.remove_later(tuple(made))
                 raise
-            return value, *((made[0], ()) if made else (None, ledger.earlier_attempts(self._output, row.work_key)))
+            if made:
+                return value, made[0], ()
+            return value, None, ledger.earlier_attempts(self._output, row.work_key)
 
         return self._patient.use_output("reading what is there of the row", both, limit_s=self._limit_s)
 
