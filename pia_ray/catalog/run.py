@@ -133,14 +133,19 @@ def _run(config: CatalogConfig, execute: Execute, state: _State, *, started: flo
     state.run_id = record.run_id
     with (
         logs.process_fields(run_id=record.run_id),
-        ledger.Lease(config.output, run_id=record.run_id),
+        ledger.Lease(config.output, run_id=record.run_id, partition=config.partition_of),
         ledger.Ledger.open(config.output, patience_s=config.patience_s) as run_ledger,
     ):
         try:
             _review(verdicts, run_ledger, state)
             items = manifest.plan(opened, config, model_version=model_version, style_versions=style_versions)
             planned = run_ledger.plan(
-                items, run=record, retry=config.retry, remake=config.remake, retaking=RetakePlan(config)
+                items,
+                run=record,
+                retry=config.retry,
+                remake=config.remake,
+                retaking=RetakePlan(config),
+                partition=config.partition_of,
             )
             plan = RunPlan(config, record.run_id, planned.items_uri, planned.num_pending, style_versions)
             summary = _run_planned(plan, planned, execute, run_ledger, state, started=started)

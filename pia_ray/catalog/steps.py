@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pia_ray import ledger, manifest, storage
@@ -220,7 +221,7 @@ def _flags(animation: Animation, fetched: Fetched) -> tuple[str, ...]:
 
 
 def commit(outputs: Outputs, *, attempts: int, replaces: bool = False) -> ResultRow:
-    """Writes the thumbnails, then the video, whose put is the commit; the result row of what is there then.
+    """Writes the pictures side by side, then the video, whose put is the commit; the result row of what is there then.
 
     With `replaces` it takes the place of the row's earlier video. Else, if an object with this row's work key is there
     already (a lost answer, or another run's twin), it is adopted.
@@ -234,11 +235,7 @@ def commit(outputs: Outputs, *, attempts: int, replaces: bool = False) -> Result
     assert result.video_uri is not None
     assert result.thumbnail_uri is not None
     assert result.input_thumbnail_uri is not None
-    storage.write_bytes(result.input_thumbnail_uri, outputs.input_thumbnail, content_type="image/webp")
-    storage.write_bytes(result.thumbnail_uri, outputs.video_thumbnail, content_type="image/webp")
-    if result.poster_uri is not None and outputs.poster is not None:
-        kind = result.poster_uri.rpartition(".")[2]
-        storage.write_bytes(result.poster_uri, outputs.poster, content_type=POSTER_MIME[kind])
+    _write_sidecars(outputs)
     mime, metadata = video.MIME[encoded.format], {"work-key": result.work_key, "sha256": encoded.sha256}
     if replaces:
         storage.write_bytes(result.video_uri, encoded.content, content_type=mime, metadata=metadata)
@@ -254,6 +251,23 @@ def commit(outputs: Outputs, *, attempts: int, replaces: bool = False) -> Result
         else:
             result = twin
     return replace(result, publish_s=outputs.encode_s + time.perf_counter() - started)
+
+
+def _write_sidecars(outputs: Outputs) -> None:
+    """Writes the thumbnails and the poster side by side."""
+    result = outputs.result
+    assert result.thumbnail_uri is not None
+    assert result.input_thumbnail_uri is not None
+    files = [
+        (result.input_thumbnail_uri, outputs.input_thumbnail, "image/webp"),
+        (result.thumbnail_uri, outputs.video_thumbnail, "image/webp"),
+    ]
+    if result.poster_uri is not None and outputs.poster is not None:
+        kind = result.poster_uri.rpartition(".")[2]
+        files.append((result.poster_uri, outputs.poster, POSTER_MIME[kind]))
+    storage.side_by_side(
+        *(partial(storage.write_bytes, uri, content, content_type=mime) for uri, content, mime in files)
+    )
 
 
 def committed(row: ManifestRow, config: CatalogConfig) -> ResultRow | None:

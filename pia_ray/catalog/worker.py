@@ -16,6 +16,7 @@ from typing import Final, TypeVar
 from pia_ray import ledger, storage
 from pia_ray.animation import Animation, RowAnimator
 from pia_ray.catalog import steps
+from pia_ray.catalog.rows.attempt_records import AttemptRecords
 from pia_ray.catalog.rows.failures import given_up, row_error, without_video
 from pia_ray.catalog.rows.in_flight import InFlight, InFlightRows, OnStage
 from pia_ray.catalog.rows.outage import Outage, OutageState, Sources
@@ -67,7 +68,6 @@ class CatalogWorker:
         self.animator = animator
         self._replace_animator = replace_animator
         self._node = node
-        self._node_lives = node_lives
         self._lock = RowLock()
         self._outage = Outage()
         self._sources = Sources(self._outage, patience_s=config.patience_s)
@@ -76,6 +76,9 @@ class CatalogWorker:
         self._draining = threading.Event()
         self._stopped = threading.Event()
         self._patient = PatientStages(self._stages, self._outage, config, stopped=self._stopped)
+        self._records = AttemptRecords(
+            config, run_id=run_id, node=node, node_lives=node_lives, rows=self._rows, patient=self._patient
+        )
         self._web = steps.web_of(config, num_workers=num_workers, stopped=self._draining)
 
     def work(self, row: ManifestRow) -> ResultRow | None:
@@ -106,6 +109,7 @@ class CatalogWorker:
         self._rows.cancel()
         if not self._rows.wait_until_empty(timeout_s=STOP_S):
             self._stages.cancel(spared=True)
+        self._records.close(timeout_s=STOP_S)
 
     @property
     def num_in_flight(self) -> int:
@@ -137,63 +141,54 @@ class CatalogWorker:
         )
 
     def _work(self, row: ManifestRow, entry: InFlight) -> ResultRow:
-        config = self._config
+        with self._lock.hold(alone=False, given_up=self._draining.is_set) as held:
+            if not held:
+                raise CancelledError
+            begun = self._begin(row, entry)
+            if isinstance(begun, ResultRow):
+                return begun
+            takes, deaths, alone = begun
+            if not alone:
+                try:
+                    return self._attempt(takes, entry, num_deaths=len(deaths), alone=False)
+                except CancelledError:
+                    if not entry.suspected or self._draining.is_set():
+                        raise
+        with self._lock.hold(alone=True, given_up=self._draining.is_set) as held:
+            if not held:
+                raise CancelledError
+            return self._attempt_alone(takes, entry, deaths)
+
+    def _begin(
+        self, row: ManifestRow, entry: InFlight
+    ) -> tuple[RowTakes, list[ledger.AttemptRecord], bool] | ResultRow:
+        """The row's takes until now, the deaths that count against it, and whether it has to run alone.
+
+        The row's result where it has ended before, or does now. The record is written once the row is let in, so a row
+        that only waits is not charged with a death.
+        """
         try:
-            takes, found = self._patient.use_output(
-                "reading what is there of the row", lambda: self._found(row), limit_s=config.fetch_timeout_s
-            )
+            starts = self._rows.take_room(entry, self.animator)
+            takes, entry.record, entry.earlier = self._records.begin(row, lambda: self._takes(row), starts=starts)
             if (ended := takes.result) is not None:
+                self._records.remove_later(() if entry.record is None else (entry.record,))
                 return ended
-            deaths, alone = self._deaths(found)
+            deaths, alone = self._records.deaths(entry.earlier)
+            if entry.record is None and not alone:
+                entry.record = self._records.begin_again(row, alone=False)
         except OutputError as error:
             return self._failed(row, error, attempts=1)
         except (CancelledError, JobError):
             raise
         except Exception as error:  # noqa: BLE001 - the row boundary
             return self._failed(row, row_error(error), attempts=1)
-        entry.earlier = found
-        while True:
-            # The record is written once the row is let in, so a row that only waits is not charged with a death.
-            with self._lock.hold(alone=alone, given_up=self._draining.is_set) as held:
-                if not held:
-                    raise CancelledError
-                try:
-                    return self._attempt(takes, entry, deaths, alone=alone)
-                except CancelledError:
-                    if alone or not entry.suspected or self._draining.is_set():
-                        raise
-            alone = True
+        return takes, deaths, alone
 
-    def _found(self, row: ManifestRow) -> tuple[RowTakes, tuple[ledger.AttemptRecord, ...]]:
+    def _takes(self, row: ManifestRow) -> RowTakes:
         published, model = steps.committed(row, self._config), self.animator.version_of(row.params.style)
-        takes = RowTakes(row, self._config, run_id=self._run_id, model=model, published=published)
-        if takes.result is not None:
-            return takes, ()
-        return takes, ledger.earlier_attempts(self._config.output, row.work_key)
+        return RowTakes(row, self._config, run_id=self._run_id, model=model, published=published)
 
-    def _deaths(self, found: tuple[ledger.AttemptRecord, ...]) -> tuple[list[ledger.AttemptRecord], bool]:
-        """The records that count against the row, and whether it has to run alone.
-
-        A record of this run means that its driver lives and has seen the worker's process end, because it sends the
-        row again. Records of other runs that nobody has counted were left by the end of their driver. A row that
-        waited when its worker died may have entered the engine that moment: it counts once the row alone died, too.
-        """
-        deaths, suspicions = [], []
-        for record in found:
-            if record.counts:
-                deaths.append(record)
-            elif record.run_id == self._run_id and self._node_lives(record.node):
-                if record.state == "animating":
-                    deaths.append(self._rows.set_state(record, "died"))
-                else:
-                    suspicions.append(record)
-        if any(record.alone for record in deaths):
-            return [*suspicions, *deaths], True
-        return deaths, bool(suspicions or deaths)
-
-    def _attempt(
-        self, takes: RowTakes, entry: InFlight, deaths: list[ledger.AttemptRecord], *, alone: bool
-    ) -> ResultRow:
+    def _attempt_alone(self, takes: RowTakes, entry: InFlight, deaths: list[ledger.AttemptRecord]) -> ResultRow:
         config, row = self._config, takes.row
         # The first death may have been a neighbour's doing; since then the row was alone, and each one was its own.
         certain = any(record.alone or record.state == "timeout" for record in deaths)
@@ -203,22 +198,23 @@ class CatalogWorker:
             takes.add(failed := self._failed(row, given_up(deaths), attempts=len(deaths)))
             return takes.shown or failed
         try:
-            entry.record = self._begin_record(row, alone=alone)
+            entry.record = self._records.begin_again(row, alone=True)
         except OutputError as error:
             return self._failed(row, error, attempts=len(deaths) + 1)
         except CancelledError:
             raise
         except Exception as error:  # noqa: BLE001 - the row boundary
             return self._failed(row, row_error(error), attempts=1)
+        return self._attempt(takes, entry, num_deaths=len(deaths), alone=True)
+
+    def _attempt(self, takes: RowTakes, entry: InFlight, *, num_deaths: int, alone: bool) -> ResultRow:
         try:
-            result = self._take_all(takes, entry, num_deaths=len(deaths), alone=alone)
+            result = self._take_all(takes, entry, num_deaths=num_deaths, alone=alone)
         except OutputError as error:
-            if entry.record is not None:
-                self._rows.remove((entry.record,))  # the workers that the row has killed still count
-            return self._failed(row, error, attempts=len(deaths) + 1)
+            self._records.remove_own(entry)
+            return self._failed(takes.row, error, attempts=num_deaths + 1)
         except CancelledError:
-            if entry.record is not None:
-                self._rows.remove((entry.record,))  # the workers that the row has killed still count
+            self._records.remove_own(entry)
             raise
         except JobError:
             uncounted = entry.record is not None and entry.record.state in ("waiting", "animating")
@@ -226,22 +222,8 @@ class CatalogWorker:
                 assert entry.record is not None
                 self._rows.set_state(entry.record, "died")  # without Ray nobody else sees the device's end
             raise
-        self._rows.remove(entry.records)
+        self._records.remove_later(entry.records)
         return result
-
-    def _begin_record(self, row: ManifestRow, *, alone: bool) -> ledger.AttemptRecord:
-        begin = partial(
-            ledger.begin_attempt,
-            self._config.output,
-            row.work_key,
-            worker=steps.worker_name(),
-            run_id=self._run_id,
-            node=self._node,
-            alone=alone,
-            # Alone the row is charged from its beginning, because no other row can end the process.
-            state="animating" if alone else "waiting",
-        )
-        return self._patient.use_output("writing the row's attempt record", begin, limit_s=self._config.fetch_timeout_s)
 
     def _take_all(self, takes: RowTakes, entry: InFlight, *, num_deaths: int, alone: bool) -> ResultRow:
         """The result after as many takes as the row needs and may have."""

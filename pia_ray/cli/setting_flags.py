@@ -78,6 +78,7 @@ def add_catalog_flags(parser: Parser) -> None:
     add("pictures", "", choices=("all", "first"))
     add("limit", "N", type=int)
     add("sample", "N", type=int)
+    add("partition", "K/N")
     add("accept", "BOUND", action="append")
     add("retakes", "N", type=int)
     add("unaccepted", "", choices=("keep", "fail"))

@@ -42,6 +42,8 @@ from pia_ray.errors import BadParameter, ConfigError, row_errors
 
 _MAX_FAILURES: Final = re.compile(r"\d{1,9}|(\d{1,2}(\.\d+)?|100)%")
 
+MOST_PARTITIONS: Final = 1024
+
 RETRY_ALL: Final = "failed"
 """Stands for every error code in `CatalogConfig.retry`."""
 
@@ -90,6 +92,9 @@ class CatalogConfig(WorkerConfig, FetchConfig, MarkingConfig):
         None,
         ge=1,
         description="Only so many work items, drawn from all rows by their keys; the run without it keeps them.",
+    )
+    partition: str | None = Field(
+        None, description="K/N, such as 3/16: only that share of the work items; N runs with the same output make all."
     )
     accept: Bounds = Field(
         (),
@@ -194,6 +199,12 @@ class CatalogConfig(WorkerConfig, FetchConfig, MarkingConfig):
             return num_pending * float(self.max_failures.removesuffix("%")) / 100
         return int(self.max_failures)
 
+    @property
+    def partition_of(self) -> tuple[int, int]:
+        """Number of the partition, from 1, and of how many; the whole is 1 of 1."""
+        number, _, of = (self.partition or "1/1").partition("/")
+        return int(number), int(of)
+
     def concurrent_rows(self, gpus: float = 0.0) -> int:
         """Rows that a worker with so many GPUs works on at once: denoising, and fetched or published meanwhile."""
         most = MAX_AUTO_BATCH_SIZE if gpus and self.batch_size == "auto" else self.max_batch_size
@@ -294,6 +305,16 @@ class CatalogConfig(WorkerConfig, FetchConfig, MarkingConfig):
             except ValueError:
                 raise ValueError(f"must be networks such as 10.0.0.0/8 (got {network})") from None
         return value
+
+    @field_validator("partition")
+    @classmethod
+    def _share(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        number, _, of = value.partition("/")
+        if not (number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of) <= MOST_PARTITIONS):
+            raise ValueError(f"{value!r} is not K/N with 1 <= K <= N <= {MOST_PARTITIONS}, such as 3/16")
+        return f"{int(number)}/{int(of)}"
 
     @field_validator("max_failures", mode="before")
     @classmethod

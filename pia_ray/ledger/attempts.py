@@ -2,21 +2,30 @@
 
 A record outlives its worker's process. Of those that are left behind only the ones that a living driver has seen count
 against the row: it sends the row again within the same run. An end of the driver or of a node counts against no row.
+
+A row's first record has a name of its own and stays while others do. So who can create it knows in that one request
+that the row has no earlier ones.
 """
 
 from __future__ import annotations
 
+import contextvars
 import json
 import logging
 import uuid
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from typing import Literal, get_args
+from typing import Final, Literal, get_args
 
 from pia_ray import storage
 from pia_ray.errors import StorageError, StorageNotFound
 from pia_ray.ledger import layout
+
+_FIRST: Final = "first"
+"""In the name of a row's first record where others have a number of their own."""
+_READERS: Final = 16
 
 _log = logging.getLogger(__name__)
 
@@ -55,6 +64,25 @@ def earlier_attempts(output: str, work_key: str) -> tuple[AttemptRecord, ...]:
     return tuple(record for uri in found if (record := _read(uri)) is not None)
 
 
+def begin_first_attempt(
+    output: str,
+    work_key: str,
+    *,
+    worker: str,
+    run_id: str = "",
+    node: str = "",
+    state: AttemptState = "waiting",
+) -> AttemptRecord | None:
+    """Writes the record of a row that a worker is about to begin; None, and nothing written, where it has one already.
+
+    Raises:
+        StorageError: the store refused or did not answer.
+    """
+    record = AttemptRecord(_first_uri(output, work_key), work_key, worker=worker, run_id=run_id, node=node, state=state)
+    created = storage.create_bytes(record.uri, _content(record), content_type="application/json")
+    return record if created else None
+
+
 def begin_attempt(
     output: str,
     work_key: str,
@@ -65,13 +93,17 @@ def begin_attempt(
     alone: bool = False,
     state: AttemptState = "waiting",
 ) -> AttemptRecord:
-    """Writes the record of a row that a worker is about to begin.
+    """Writes the record of a row that a worker is about to begin, beside those that it has.
 
     Raises:
         StorageError: the store refused or did not answer.
     """
-    uri = storage.join(_folder(output, work_key), f"{work_key}.{uuid.uuid4().hex}.json")
-    return _write(AttemptRecord(uri, work_key, worker=worker, run_id=run_id, node=node, alone=alone, state=state))
+    record = AttemptRecord(
+        _first_uri(output, work_key), work_key, worker=worker, run_id=run_id, node=node, alone=alone, state=state
+    )
+    if storage.create_bytes(record.uri, _content(record), content_type="application/json"):
+        return record
+    return _write(replace(record, uri=storage.join(_folder(output, work_key), f"{work_key}.{uuid.uuid4().hex}.json")))
 
 
 def set_attempt_state(record: AttemptRecord, state: AttemptState) -> AttemptRecord:
@@ -84,19 +116,22 @@ def set_attempt_state(record: AttemptRecord, state: AttemptState) -> AttemptReco
 
 
 def remove_attempts(records: Iterable[AttemptRecord]) -> None:
-    """Removes the records, because the row has its result or was stopped.
+    """Removes the records, because their rows have their results or were stopped.
 
     A record that cannot be removed now counts against no row unless it does so already.
     """
-    _remove(record.uri for record in records)
+    _remove([record.uri for record in records])
 
 
 def remove_attempts_of_run(output: str, run_id: str) -> None:
     """Removes the records of a run that has ended, but for those that count."""
-    for found in _records(output):
-        record = _read(found.uri)
-        if record is not None and record.run_id == run_id and not record.counts:
-            _remove((record.uri,))
+    with ThreadPoolExecutor(_READERS, thread_name_prefix="attempts") as pool:
+        uris = [found.uri for found in _records(output)]
+        read = [pool.submit(contextvars.copy_context().run, _read, uri) for uri in uris]
+        records = [record for each in read if (record := each.result()) is not None]
+    ended = [record for record in records if record.run_id == run_id and not record.counts]
+    left = {record.work_key for record in records if record not in ended}
+    _remove([record.uri for record in ended if not (_is_first(record.uri) and record.work_key in left)])
 
 
 def count_attempts(output: str) -> Counter[str]:
@@ -107,7 +142,16 @@ def count_attempts(output: str) -> Counter[str]:
 def end_stale_attempts(output: str, work_keys: Iterable[str]) -> None:
     """Removes the records of rows that have their result, where a worker died between result and removal."""
     ended = set(work_keys)
-    _remove(record.uri for record in _records(output) if _key(record.uri) in ended)
+    _remove([record.uri for record in _records(output) if _key(record.uri) in ended])
+
+
+def name_first_attempts(output: str) -> None:
+    """Gives rows a first record that have others alone, as versions before 0.2 left them; it counts for nothing."""
+    keys, first = set[str](), set[str]()
+    for found in _records(output):
+        (first if _is_first(found.uri) else keys).add(_key(found.uri))
+    for key in keys - first:
+        begin_first_attempt(output, key, worker="")
 
 
 def _read(uri: str) -> AttemptRecord | None:
@@ -131,9 +175,12 @@ def _read(uri: str) -> AttemptRecord | None:
 
 
 def _write(record: AttemptRecord) -> AttemptRecord:
-    content = json.dumps({name: value for name, value in asdict(record).items() if name != "uri"})
-    storage.write_bytes(record.uri, content.encode(), content_type="application/json")
+    storage.write_bytes(record.uri, _content(record), content_type="application/json")
     return record
+
+
+def _content(record: AttemptRecord) -> bytes:
+    return json.dumps({name: value for name, value in asdict(record).items() if name != "uri"}).encode()
 
 
 def _records(output: str) -> Iterator[storage.ObjectStat]:
@@ -148,9 +195,19 @@ def _key(uri: str) -> str:
     return uri.rpartition("/")[2].partition(".")[0]
 
 
-def _remove(uris: Iterable[str]) -> None:
-    for uri in uris:
+def _first_uri(output: str, work_key: str) -> str:
+    return storage.join(_folder(output, work_key), f"{work_key}.{_FIRST}.json")
+
+
+def _is_first(uri: str) -> bool:
+    return uri.endswith(f".{_FIRST}.json")
+
+
+def _remove(uris: Sequence[str]) -> None:
+    """Removes these objects, first records last: while there are others, a reader finds that one."""
+    for some in ([uri for uri in uris if not _is_first(uri)], [uri for uri in uris if _is_first(uri)]):
         try:
-            storage.delete(uri)
+            storage.delete_all(some)
         except StorageError as error:
-            _log.warning("an attempt record stays for now: %s", error.message)
+            _log.warning("attempt records stay for now: %s", error.message)
+            return

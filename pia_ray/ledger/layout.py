@@ -98,9 +98,10 @@ def items_uri(output: str, run_id: str) -> str:
     return storage.join(runs_uri(output), run_id, "items")
 
 
-def lease_uri(output: str) -> str:
-    """The lease of the run at work."""
-    return storage.join(output, "_ledger", "lease.json")
+def lease_uri(output: str, *, partition: tuple[int, int] = (1, 1)) -> str:
+    """The lease of the run at work, or of the one at that partition."""
+    number, of = partition
+    return storage.join(output, "_ledger", "lease.json" if of == 1 else f"lease-{number}-of-{of}.json")
 
 
 def _stem(row_id: str, work_key: str) -> str:

@@ -50,13 +50,15 @@ class Lease:
     A holder that is seen to live is left alone at once; one that may have died is watched until it renews its lease
     or the lease expires, which is then taken over. On a store without conditional writes there is no lease.
 
+    Each partition of an output has a lease of its own, beside that of whole runs.
+
     Raises:
         LeaseHeld: another run is at work; names it.
     """
 
-    def __init__(self, output: str, *, run_id: str, ttl_s: float = TTL_S) -> None:
+    def __init__(self, output: str, *, run_id: str, ttl_s: float = TTL_S, partition: tuple[int, int] = (1, 1)) -> None:
         self._output = output
-        self._uri = layout.lease_uri(output)
+        self._uri = layout.lease_uri(output, partition=partition)
         self._ttl_s = ttl_s
         self._holder = Holder(
             run_id=run_id,

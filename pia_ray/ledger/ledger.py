@@ -45,6 +45,7 @@ MANY_PARTS: Final = 1000
 
 _STALE: Final = 0.8
 _TRIES: Final = 5
+_REWRITES: Final = 2
 
 _log = logging.getLogger(__name__)
 
@@ -62,6 +63,7 @@ class Ledger:
         self.output = output
         self.index = index
         self._writer = PartWriter(output, index, patience_s=patience_s)
+        self._is_shared = False
 
     @classmethod
     def open(cls, output: str, *, patience_s: float = PATIENCE_S) -> Self:
@@ -90,6 +92,7 @@ class Ledger:
         retry: Iterable[str] = (),
         remake: Collection[str] = (),
         retaking: Retaking | None = None,
+        partition: tuple[int, int] = (1, 1),
     ) -> Planned:
         """Writes down the work items of a manifest and which of them are pending.
 
@@ -97,12 +100,13 @@ class Ledger:
         `retry` holds "failed" or their error code, and those that were the world's fault always. Succeeded ones are if
         their video is missing or damaged and `remake` holds that word; a damaged video is moved aside. So are
         those that `retaking` names, whose video stays. Rejected items become failed rows at once. If `tables` raises,
-        nothing is kept.
+        nothing is kept. Of several `partition`s all items are written down, and its own alone are pending and counted.
         """
+        self._is_shared = partition[1] > 1
         with _temporary_folder() as folder:
             with output_errors(self.output):
                 lost = lost_videos(self.output, self.index, remake)
-            planner = Planner(self.index, frozenset(retry), folder, lost=lost, retaking=retaking)
+            planner = Planner(self.index, frozenset(retry), folder, lost=lost, retaking=retaking, partition=partition)
             for table in tables:
                 planner.add(table)
             paths = planner.close()
@@ -117,9 +121,10 @@ class Ledger:
                     part = stamped(self.output, rejected, after=self.index)
                     self.index.add(write_part(self.output, part), part)
                 self._end_stale_attempts()
+                attempts.name_first_attempts(self.output)
                 run = dataclasses.replace(run, planned_at=storage.clock(self.output), counts=planner.counts)
                 runs.write_run(self.output, run)
-                runs.prune_items(self.output, current=run.run_id)
+                runs.prune_items(self.output, current=run.run_id, num_partitions=partition[1])
         if len(self.index.part_uris) > MANY_PARTS:
             self.compact()
         return Planned(run=run, items_uri=items_uri, **planner.counts)
@@ -156,6 +161,11 @@ class Ledger:
         self.flush()
         self._end_stale_attempts()
         self.write_results()
+        # The last partition to write leaves the rows of all: each one writes after its own rows, and again where others
+        # have recorded some meanwhile.
+        for _ in range(_REWRITES):
+            if self._is_shared and self._has_new_parts():
+                self.write_results()
         with output_errors(self.output):
             run = dataclasses.replace(run, finished_at=storage.clock(self.output))
             runs.write_run(self.output, run)
@@ -167,8 +177,13 @@ class Ledger:
         One row per work item of that run's manifest (the latest run's if none is named), in its order, with the
         pass-through columns. Items that have not ended yet are left out until they have. Where no run's items are
         kept, every row of the ledger, by time. Memory is bounded: rows are sorted through files on this machine.
+
+        In a run of a partition it has the rows of the others too, as far as they are recorded.
         """
         self.flush()
+        if self._is_shared:
+            with output_errors(self.output):
+                self.index.replace_by(read_index(self.output))
         with output_errors(self.output), _temporary_folder() as folder:
             if run_id is None:
                 latest = runs.latest_run(self.output)
@@ -182,6 +197,12 @@ class Ledger:
                 self.index.replace_by(read_index(self.output))  # another process has compacted the ledger
             storage.upload_file(path, layout.results_uri(self.output), content_type="application/vnd.apache.parquet")
         return num_rows
+
+    def _has_new_parts(self) -> bool:
+        """Whether another process has recorded rows that the index lacks."""
+        with output_errors(self.output):
+            known = {*self.index.part_uris, *self.index.damaged}
+            return any(part.uri not in known for part in storage.list_objects(layout.parts_uri(self.output)))
 
     def compact(self) -> tuple[int, int]:
         """The number of parts before and after small ones, and those with many rows that lost, are put together.

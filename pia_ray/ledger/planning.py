@@ -46,7 +46,7 @@ ROW_COLUMNS: Final = (*ITEMS_SCHEMA.names, *RETAKE_COLUMNS)
 
 @dataclass(frozen=True)
 class Planned:
-    """The work items of a run by what is to be done; the counts add up to `num_items`."""
+    """The work items of a run, or of its partition, by what is to be done; the counts add up to `num_items`."""
 
     run: RunRecord
     items_uri: str
@@ -99,8 +99,10 @@ class Planner:
         *,
         lost: np.ndarray[Any, Any],
         retaking: Retaking | None = None,
+        partition: tuple[int, int] = (1, 1),
     ) -> None:
         self._index = index
+        self._partition = partition
         self._lost = lost
         self._remade: list[np.ndarray[Any, Any]] = []
         self._retry = retry
@@ -118,22 +120,24 @@ class Planner:
     def add(self, table: pa.Table) -> None:
         known, succeeded, rejected, pending = sort_items(self._index, table, retry=self._retry, lost=self._lost)
         retakes = self._stored.of(table, lost=self._lost)
-        pending, succeeded = pending | retakes.again, succeeded & ~retakes.again
+        own = self._own(table)
+        pending, succeeded = (pending | retakes.again) & own, succeeded & ~retakes.again
         if self._lost.any():
             positions = self._index.find(*split_keys(table["work_key"]))
             self._remade.append(positions[pending & ~known & (positions >= 0)])
-        self.num_newly_rejected += int((rejected & ~known).sum())
+        newly_rejected = rejected & ~known & own
+        self.num_newly_rejected += int(newly_rejected.sum())
         counts = self.counts
-        counts["num_items"] += len(table)
+        counts["num_items"] += int(own.sum())
         counts["num_pending"] += int(pending.sum())
-        counts["num_succeeded_before"] += int(succeeded.sum())
-        counts["num_rejected"] += int(rejected.sum())
-        counts["num_failed_before"] += int((~succeeded & ~rejected & ~pending).sum())
+        counts["num_succeeded_before"] += int((succeeded & own).sum())
+        counts["num_rejected"] += int((rejected & own).sum())
+        counts["num_failed_before"] += int((~succeeded & ~rejected & ~pending & own).sum())
         # Columns by position: a pass-through column may have any name that no results column has.
-        own = len(ITEMS_SCHEMA)
-        flags = (pa.array(pending), pa.array(rejected & ~known))
-        columns = [*table.columns[:own], *flags, *retakes.columns, *table.columns[own:]]
-        passed = [field.with_name(f"{COLUMN_PREFIX}{field.name}") for field in list(table.schema)[own:]]
+        num_own = len(ITEMS_SCHEMA)
+        flags = (pa.array(pending), pa.array(newly_rejected))
+        columns = [*table.columns[:num_own], *flags, *retakes.columns, *table.columns[num_own:]]
+        passed = [field.with_name(f"{COLUMN_PREFIX}{field.name}") for field in list(table.schema)[num_own:]]
         schema = pa.schema([*PLANNED_SCHEMA, *passed])
         if self._schema is None:
             self._schema = schema
@@ -143,6 +147,14 @@ class Planner:
             self._write(ITEMS_ROWS)
         if sum(waiting.nbytes for waiting in self._waiting) > ITEMS_BYTES:
             self._write(self._num_waiting)
+
+    def _own(self, table: pa.Table) -> np.ndarray[Any, Any]:
+        """A mask of the items in this partition: by their keys, so that they are of all styles and pictures alike."""
+        number, of = self._partition
+        if of == 1:
+            return np.ones(len(table), np.bool_)
+        own: np.ndarray[Any, Any] = split_keys(table["work_key"])[1] % of == number - 1
+        return own
 
     def remade(self) -> np.ndarray[Any, Any]:
         """Positions in `index.winners` of the lost rows that are pending again."""

@@ -125,13 +125,13 @@ def read_passed(output: str, run_id: str) -> Iterator[pa.Table]:
         yield table.rename_columns([name.removeprefix(COLUMN_PREFIX) for name in passed])
 
 
-def prune_items(output: str, *, current: str) -> None:
-    """Drops the items of all but the latest runs, by the store's clock, and of the run `current`."""
+def prune_items(output: str, *, current: str, num_partitions: int = 1) -> None:
+    """Drops the items of all but the latest runs of each partition, by the store's clock, and of the run `current`."""
     items = sorted(
         storage.list_objects(layout.runs_uri(output), suffix=".parquet"), key=lambda found: found.last_modified
     )
     latest = list(dict.fromkeys(_run_id(found.uri) for found in reversed(items)))
-    kept = {current, *latest[:KEPT_ITEMS]}
+    kept = {current, *latest[: KEPT_ITEMS * num_partitions]}
     for found in items:
         if _run_id(found.uri) not in kept:
             storage.delete(found.uri)

@@ -109,12 +109,14 @@ def judge_frames(
     late = few[_late_third(len(few), loop=loop)]
     taken, coarse = small[few], reduced(small, 4)
     placed = register(_grey(reduced(taken, 2)), _grey(reduced(small_picture, 2)))
-    likeness = _likeness(_grey(taken), placed.warp(_grey(small_picture)[None]))  # [T]
-    placed_late = placed.of(np.searchsorted(few, late))
+    moved = placed.warp(_grey(small_picture)[None])
+    likeness = _likeness(_grey(taken), moved)  # [T]
+    places = np.searchsorted(few, late)
+    placed_late = placed.of(places)
     return Judgement(
         likeness=_share(likeness.mean()),
         likeness_min=_share(likeness.min()),
-        likeness_part=_share(_worst_part(_grey(small[late]), placed_late.warp(_grey(small_picture)[None]))),
+        likeness_part=_share(_worst_part(_grey(small[late]), moved.of(places))),
         flicker=_share(_flicker(coarse)),
         sharpness=_rounded(_sharpness(frames[late], picture, placed_late, (coarse.shape[2], coarse.shape[3]))),
         colour_shift=_rounded(_colour(coarse[late], placed_late.warp(reduced(small_picture, 4)))),

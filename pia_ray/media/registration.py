@@ -7,6 +7,7 @@ edge, so that a registration holds at every size.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Final
 
 import numpy as np
@@ -46,6 +47,10 @@ class Warped:
     seen: Array
     """bool [T, H, W]: whether the place lies in the image. Beyond it `values` repeat its edge."""
 
+    def of(self, frames: Array) -> Warped:
+        """Those of some of the frames, by their indices."""
+        return Warped(self.values[frames], self.seen[frames])
+
 
 @dataclass(frozen=True)
 class Registration:
@@ -64,8 +69,8 @@ class Registration:
         """Images float32 [channels, H, W] of the picture as the frames would show them, by bilinear interpolation."""
         height, width = images.shape[1:]
         x, y = _mapped(self.maps, height, width)
-        hats = _hats(height, width)
-        values, seen = _sample(images[None], x + self.shifts[0] @ hats.T, y + self.shifts[1] @ hats.T)
+        along_x, along_y = (_spread(shifts, height, width) for shifts in self.shifts)
+        values, seen = _sample(images[None], x + along_x, y + along_y)
         return Warped(values.reshape(-1, *images.shape), seen.reshape(-1, height, width))
 
 
@@ -129,15 +134,15 @@ def _search(maps: Array, images: Array, frames: Array, rounds: int) -> Array:
 def _shifts(maps: Array, picture: Array, frames: Array) -> Array:
     """Shifts at the nodes that bring the mapped picture nearer to each frame: float32 [2, T, nodes]."""
     height, width = frames.shape[1:]
-    hats, slopes = _hats(height, width), _slopes(picture)
+    slopes = _slopes(picture)
     x, y = _mapped(maps, height, width)
-    shifts = np.zeros((2, len(frames), hats.shape[1]), np.float32)
+    shifts = np.zeros((2, len(frames), _NODES**2), np.float32)
     for _ in range(_FIELD_ROUNDS):
-        values, seen = _sample(slopes, x + shifts[0] @ hats.T, y + shifts[1] @ hats.T)
+        values, seen = _sample(slopes, x + _spread(shifts[0], height, width), y + _spread(shifts[1], height, width))
         difference = _compared(values[:, 0], frames, seen)[0]
         along_x, along_y = values[:, 1] * seen, values[:, 2] * seen
         products = (along_x * along_x, along_x * along_y, along_y * along_y, along_x * difference, along_y * difference)
-        xx, xy, yy, at_x, at_y = (product @ hats for product in products)  # each [T, nodes]
+        xx, xy, yy, at_x, at_y = _gathered(np.stack(products), height, width)  # each [T, nodes]
         ridge = 0.15 * (xx + yy).mean(1, keepdims=True) + 1e-6
         area = (xx + ridge) * (yy + ridge) - xy * xy
         shifts[0] -= ((yy + ridge) * at_x - xy * at_y) / area
@@ -170,8 +175,9 @@ def _cost(maps: Array, picture: Array, frames: Array) -> Array:
 
 
 def _plausible(maps: Array, seen: Array) -> Array:
-    scales = np.linalg.svd(maps[:, [0, 1, 3, 4]].reshape(-1, 2, 2), compute_uv=False)  # [T, 2], larger first
-    within = (scales[:, 0] < _LARGEST_ZOOM) & (scales[:, 1] > 1 / _LARGEST_ZOOM)
+    a, b, d, e = maps[:, [0, 1, 3, 4]].T
+    one, other = np.hypot(a + e, b - d) / 2, np.hypot(a - e, b + d) / 2  # of them the singular values are made
+    within = (one + other < _LARGEST_ZOOM) & (np.abs(one - other) > 1 / _LARGEST_ZOOM)
     accepted: Array = within & (seen.mean(1) > _LEAST_OVERLAP)
     return accepted
 
@@ -188,11 +194,17 @@ def _chained(steps: Array) -> Array:
 
 def _mapped(maps: Array, height: int, width: int) -> tuple[Array, Array]:
     """x and y in the picture of each pixel of the frames, float32 [T, H * W]."""
-    rows, columns = np.mgrid[:height, :width].astype(np.float32).reshape(2, -1)
-    long = max(height, width)
-    x, y = (2 * columns + 1 - width) / long, (2 * rows + 1 - height) / long
+    x, y = _places(height, width)
     a, b, c, d, e, f = (maps[:, [index]] for index in range(6))
     return a * x + b * y + c, d * x + e * y + f
+
+
+@cache
+def _places(height: int, width: int) -> tuple[Array, Array]:
+    """x and y of each pixel: float32 [H * W]."""
+    rows, columns = np.mgrid[:height, :width].astype(np.float32).reshape(2, -1)
+    long = max(height, width)
+    return (2 * columns + 1 - width) / long, (2 * rows + 1 - height) / long
 
 
 def _sample(images: Array, x: Array, y: Array) -> tuple[Array, Array]:
@@ -214,10 +226,8 @@ def _sample(images: Array, x: Array, y: Array) -> tuple[Array, Array]:
         (width + 1, right_share * low_share),
     )
     planes = images.transpose(1, 0, 2, 3).reshape(images.shape[1], -1)
-    values = np.empty((len(x), len(planes), x.shape[1]), np.float32)
-    for channel, plane in enumerate(planes):
-        values[:, channel] = sum(plane.take(index + offset) * weight for offset, weight in corners)
-    return values, seen
+    values = sum(planes.take(index + offset, axis=1) * weight for offset, weight in corners)  # [channels, T, H * W]
+    return np.asarray(values, np.float32).transpose(1, 0, 2), seen
 
 
 def _slopes(images: Array) -> Array:
@@ -227,13 +237,22 @@ def _slopes(images: Array) -> Array:
     return np.stack([images, along_x * half, along_y * half], 1).astype(np.float32)
 
 
-def _hats(height: int, width: int) -> Array:
-    """The weight of each node at each pixel, for bilinear interpolation: float32 [H * W, nodes]."""
+def _spread(shifts: Array, height: int, width: int) -> Array:
+    """Shifts at the nodes [T, nodes] as those of all pixels: [T, H * W]."""
+    fields = _hats(height) @ shifts.reshape(-1, _NODES, _NODES) @ _hats(width).T
+    return fields.reshape(len(shifts), -1)
 
-    def line(length: int) -> Array:
-        place = (np.arange(length, dtype=np.float32) + 0.5) / length * (_NODES - 1)
-        weights: Array = np.maximum(0, 1 - np.abs(place[:, None] - np.arange(_NODES, dtype=np.float32)))
-        return weights
 
-    weights: Array = np.einsum("yi,xj->yxij", line(height), line(width)).reshape(height * width, -1)
+def _gathered(values: Array, height: int, width: int) -> Array:
+    """The sums of values at all pixels [..., H * W] by their nodes' weights: [..., nodes]."""
+    fields = values.reshape(*values.shape[:-1], height, width)
+    sums: Array = _hats(height).T @ (fields @ _hats(width))
+    return sums.reshape(*values.shape[:-1], -1)
+
+
+@cache
+def _hats(length: int) -> Array:
+    """The weight of each node along a side at each of its pixels, for linear interpolation: float32 [length, nodes]."""
+    place = (np.arange(length, dtype=np.float32) + 0.5) / length * (_NODES - 1)
+    weights: Array = np.maximum(0, 1 - np.abs(place[:, None] - np.arange(_NODES, dtype=np.float32)))
     return weights

@@ -18,6 +18,7 @@ from pia_ray.storage.objects import (
     create_bytes,
     create_object,
     delete,
+    delete_all,
     exists,
     head,
     link,
@@ -37,6 +38,7 @@ from pia_ray.storage.objects import (
     write_bytes,
 )
 from pia_ray.storage.patience import Notice, hurry, patience, waited_out
+from pia_ray.storage.side_by_side import side_by_side
 from pia_ray.storage.uris import ObjectStat, is_s3, join, local_path
 
 __all__ = [
@@ -54,6 +56,7 @@ __all__ = [
     "create_object",
     "declare_buckets",
     "delete",
+    "delete_all",
     "exists",
     "forget_clients",
     "head",
@@ -74,6 +77,7 @@ __all__ = [
     "remove_empty_folder",
     "replace_bytes",
     "sha256_of",
+    "side_by_side",
     "sweep",
     "upload_file",
     "usage",

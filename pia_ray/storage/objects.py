@@ -153,6 +153,14 @@ def delete(uri: str) -> None:
         local.delete(uri)
 
 
+def delete_all(uris: Sequence[str]) -> None:
+    """Removes these objects of one store; on S3 in one request for each thousand of a bucket."""
+    s3.delete_all([uri for uri in uris if is_s3(uri)])
+    for uri in uris:
+        if not is_s3(uri):
+            local.delete(uri)
+
+
 def move(uri: str, target: str) -> None:
     """Gives the object another name in the same store, over what may be there; a crash may leave it under both."""
     if is_s3(uri):

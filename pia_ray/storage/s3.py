@@ -7,7 +7,7 @@ import contextlib
 import hashlib
 import logging
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -33,6 +33,10 @@ _PAGE_KEYS: Final = 1000
 """Keys of a page of a list at most."""
 
 _WITH_CHECKSUM: Final = {"ChecksumMode": "ENABLED"}
+_MOST_DELETED: Final = 1000
+"""Objects that one request may delete."""
+_deletes_one_by_one: Final[set[str]] = set()
+"""Buckets whose stores have refused to delete several objects in one request."""
 ARROW_PAUSE_S: Final = 20.0
 """The longest pause of Arrow between two tries."""
 
@@ -197,6 +201,35 @@ def list_folder(uri: str) -> tuple[list[str], list[ObjectStat]]:
 
 def delete(uri: str) -> None:
     retried(lambda: s3_client().delete_object(**object_address(uri)), "delete", uri)
+
+
+def delete_all(uris: Sequence[str]) -> None:
+    """Removes the objects in one request for each thousand of a bucket, or one by one where the store has no such."""
+    by_bucket: dict[str, list[str]] = {}
+    for uri in uris:
+        by_bucket.setdefault(bucket_and_key(uri)[0], []).append(uri)
+    for bucket, found in by_bucket.items():
+        for begin in range(0, len(found), _MOST_DELETED):
+            _delete_some(bucket, found[begin : begin + _MOST_DELETED])
+
+
+def _delete_some(bucket: str, uris: Sequence[str]) -> None:
+    keys = [{"Key": bucket_and_key(uri)[1]} for uri in uris]
+
+    def ask() -> list[str]:
+        """The objects that are left."""
+        try:
+            answer = s3_client().delete_objects(Bucket=bucket, Delete={"Objects": keys, "Quiet": True})
+        except aws.ClientError as error:
+            if status_of(error) not in (400, 405, 411, 501):
+                raise
+            _deletes_one_by_one.add(bucket)  # such as for want of a checksum that the store knows
+            return list(uris)
+        return [f"s3://{bucket}/{failed['Key']}" for failed in answer.get("Errors", ())]
+
+    several = len(uris) > 1 and bucket not in _deletes_one_by_one
+    for uri in retried(ask, "delete", uris[0]) if several else uris:
+        delete(uri)
 
 
 def copy(uri: str, target: str) -> None:

@@ -705,6 +705,31 @@ def test_the_end_of_a_run_leaves_the_deaths_that_somebody_saw(output: str) -> No
     assert [record.counts for record in ledger.earlier_attempts(output, key_of(1))] == [True]
 
 
+def test_only_a_row_without_records_gets_a_first_one(output: str) -> None:
+    first = ledger.begin_first_attempt(output, key_of(1), worker="a")
+    assert first is not None
+    assert ledger.begin_first_attempt(output, key_of(1), worker="b") is None
+    assert ledger.earlier_attempts(output, key_of(1)) == (first,)
+    ledger.remove_attempts((first,))
+    assert ledger.begin_first_attempt(output, key_of(1), worker="b") is not None
+
+
+def test_a_row_that_is_charged_with_a_later_death_keeps_its_first_record_at_the_end_of_the_run(output: str) -> None:
+    assert ledger.begin_first_attempt(output, key_of(1), worker="a", run_id="r") is not None
+    ledger.begin_attempt(output, key_of(1), worker="b", run_id="r", state="died")
+    ledger.remove_attempts_of_run(output, "r")
+    assert ledger.begin_first_attempt(output, key_of(1), worker="c") is None
+    assert [record.counts for record in ledger.earlier_attempts(output, key_of(1))].count(True) == 1
+
+
+def test_planning_lets_a_death_of_an_earlier_version_be_found(output: str) -> None:
+    left = ledger.begin_attempt(output, key_of(1), worker="a", state="died")
+    storage.move(left.uri, left.uri.replace(".first.", ".0123456789abcdef0123456789abcdef."))
+    plan(output, range(3))
+    assert ledger.begin_first_attempt(output, key_of(1), worker="b") is None
+    assert [record.counts for record in ledger.earlier_attempts(output, key_of(1))].count(True) == 1
+
+
 def test_a_record_of_an_earlier_version_counts_against_no_row(output: str) -> None:
     uri = ledger.begin_attempt(output, key_of(1), worker="a").uri
     for content in (b'{"work_key": "k", "worker": "a"}', b"[]", b"torn"):

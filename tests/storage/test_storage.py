@@ -15,7 +15,9 @@ import sys
 import threading
 import time
 import urllib.request
+from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -544,6 +546,61 @@ assert all(storage.read_bytes(sys.argv[1]) == b"x" for _ in range(20))
 assert [os.waitpid(pid, 0)[1] for pid in pids] == [0] * 4
 """
     subprocess.run([sys.executable, "-c", script, f"{s3}/a"], check=True)
+
+
+# Several at once
+
+
+def test_calls_side_by_side_wait_together_and_give_their_values_in_order() -> None:
+    together = threading.Barrier(3, timeout=10)
+
+    def call(number: int) -> int:
+        together.wait()
+        return number
+
+    assert storage.side_by_side(*(partial(call, number) for number in range(3))) == [0, 1, 2]
+
+
+def test_of_calls_side_by_side_all_end_before_the_first_error_is_raised() -> None:
+    ended: list[int] = []
+
+    def fail(number: int) -> None:
+        time.sleep(0.01 * number)
+        ended.append(number)
+        raise ValueError(number)
+
+    with pytest.raises(ValueError, match="1"):
+        storage.side_by_side(partial(fail, 1), partial(fail, 2), partial(fail, 0))
+    assert sorted(ended) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("number", [1, 3])
+def test_several_objects_are_deleted_and_those_that_are_not_there_are_no_error(
+    tmp_path: Path, s3: str, number: int
+) -> None:
+    for folder in (str(tmp_path), s3):
+        uris = [storage.join(folder, f"deep/{name} ü.json") for name in range(number)]
+        for uri in uris:
+            storage.write_bytes(uri, b"x")
+        storage.write_bytes(storage.join(folder, "kept"), b"x")
+        before = Counter(storage.usage().requests)
+        storage.delete_all([*uris, storage.join(folder, "gone")][-number:])
+        storage.delete_all(uris)
+        assert [found.uri for found in storage.list_objects(folder)] == [storage.join(folder, "kept")]
+        made = Counter(storage.usage().requests) - before
+        assert made["DeleteObject"] + made["DeleteObjects"] == (2 if folder == s3 else 0)
+
+
+def test_a_store_that_does_not_delete_several_at_once_is_asked_one_by_one(chaos: ChaosProxy) -> None:
+    uris = [f"{chaos.bucket}/{name}" for name in "abc"]
+    for uri in uris:
+        storage.write_bytes(uri, b"x")
+    chaos.matches = lambda method, path: method == "POST"
+    chaos.faults.append(501)
+    storage.delete_all(uris)
+    assert not list(storage.list_objects(chaos.bucket))
+    storage.delete_all(uris)
+    assert [method for method, _, _ in chaos.requests].count("POST") == 1
 
 
 # S3 under faults

@@ -16,10 +16,12 @@ class FirstRow:
         self._is_free = alone
         self._is_running = False
 
-    @property
-    def is_running(self) -> bool:
-        """Whether a row has the engine to itself now."""
-        return self._is_running
+    def room(self, places: int) -> int:
+        """The number of rows that an engine of so many places may have: one before the first row, none beside it."""
+        with self._lock:
+            if self._is_running:
+                return 0
+            return 1 if self._is_free else places
 
     def claim(self) -> bool:
         """Whether the calling row is the first one and is to be alone; true once."""

@@ -60,6 +60,11 @@ class InFlight:
         """The records that were there before, then its own."""
         return (*self.earlier, self.record) if self.record is not None else self.earlier
 
+    @property
+    def takes_room(self) -> bool:
+        """Whether it is in the engine, or in its queue, or has been promised room there."""
+        return self.has_room if self.future is None else not self.future.done()
+
     def enter_stage(self, stage: ledger.Stage) -> None:
         """Says that the row has got to that stage."""
         self._rows.end_stage(self)
@@ -70,7 +75,7 @@ class InFlight:
         logs.add_fields(attempt=attempt)
         self._rows.num_tries += 1
         self.enter_stage("fetch")
-        self.started = self.has_room = False
+        self.started = False
         self.future = None
 
     def submit(self, animator: RowAnimator, request: AnimationRequest, *, alone: bool) -> Future[Animation]:
@@ -148,8 +153,8 @@ class InFlightRows:
     def take_room(self, entry: InFlight, animator: RowAnimator) -> bool:
         """Whether the engine has room for the row, which from now on takes it."""
         with self._changed:
-            taken = sum(other.has_room and (other.future is None or not other.future.done()) for other in self._entries)
-            entry.has_room = entry.has_room or (not self.first.is_running and taken < animator.batch_size)
+            taken = sum(other.takes_room for other in self._entries if other is not entry)
+            entry.has_room = entry.has_room or taken < self.first.room(animator.batch_size)
             return entry.has_room
 
     @contextmanager

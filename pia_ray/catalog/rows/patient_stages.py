@@ -90,16 +90,21 @@ class PatientStages:
         spared: bool = False,
         may_wait: Callable[[], bool] = lambda: False,
     ) -> T:
-        waits, notice = threading.Event(), self._outage.notice(num_animations=num_animations)
+        # The threads of this stage that wait for a store: calls side by side end their waits one by one.
+        waiting, lock = set[int](), threading.Lock()
+        notice = self._outage.notice(num_animations=num_animations)
 
         def note(error: PiaRayError | None) -> None:
-            waits.clear() if error is None else waits.set()
-            notice(error)
+            with lock:
+                waiting.discard(threading.get_ident()) if error is None else waiting.add(threading.get_ident())
+                over = not waiting
+            if error is not None or over:
+                notice(error)
 
         def patiently() -> T:
             with storage.patience(self._config.patience_s, stopped=stopped, notice=note, from_start=from_start):
                 return function()
 
         return self._stages.call(
-            name, patiently, limit_s=limit_s, spared=spared, may_wait=lambda: may_wait() or waits.is_set()
+            name, patiently, limit_s=limit_s, spared=spared, may_wait=lambda: may_wait() or bool(waiting)
         )
