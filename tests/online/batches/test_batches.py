@@ -314,7 +314,7 @@ def test_a_batch_whose_time_is_over_gives_up_what_is_not_made(stores: BatchStore
     batch_id = stores.begin(3)
     stores.tick(2)
     assert len(stores.jobs.list("ann").documents) == 3
-    stores.batches.change("ann", batch_id, lambda _: {"expires_at": time.time()})
+    stores.batches.change("ann", batch_id, lambda _: {"expires_at": time.time() - 1})
     stores.tick(2)
     batch = stores.batches.get("ann", batch_id)
     assert (batch.status, batch.num_failed, batch.output_file_id) == ("expired", 3, None)
