@@ -23,7 +23,8 @@ Field = str | int
 TEXT_FORMAT: Final = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 _of_block: ContextVar[Mapping[str, Field]] = ContextVar("log_fields", default=MappingProxyType({}))
-_of_process: dict[str, Field] = {}
+_of_process: list[Mapping[str, Field]] = []
+"""The fields of each block that has them for the process, and of a worker; the last one that gives a field counts."""
 
 
 class JsonFormatter(logging.Formatter):
@@ -36,7 +37,7 @@ class JsonFormatter(logging.Formatter):
             "level": record.levelname,
             "logger": record.name,
             "message": record.getMessage(),
-            **_of_process,
+            **{name: value for fields in tuple(_of_process) for name, value in fields.items()},
             **_of_block.get(),
         }
         if record.exc_info:
@@ -75,7 +76,7 @@ def take_over(logger: str) -> None:
 
 def set_up_worker(log_format: LogFormat, **fields: Field) -> None:
     """Has a worker's process write JSON where the run does, from INFO on, with these fields; else nothing changes."""
-    _of_process.update(fields)
+    _of_process.append(fields)
     if log_format == "json":
         set_up("json", level=logging.WARNING)
         logging.getLogger("pia_ray").setLevel(logging.INFO)
@@ -83,14 +84,16 @@ def set_up_worker(log_format: LogFormat, **fields: Field) -> None:
 
 @contextmanager
 def process_fields(**fields: Field) -> Iterator[None]:
-    """Adds the fields to all lines of this process for the block, also to those of other threads."""
-    before = dict(_of_process)
-    _of_process.update(fields)
+    """Adds the fields to all lines of this process for the block, also to those of other threads.
+
+    Blocks of several threads may overlap.
+    """
+    _of_process.append(fields)
     try:
         yield
     finally:
-        _of_process.clear()
-        _of_process.update(before)
+        own = next(number for number, each in enumerate(_of_process) if each is fields)
+        del _of_process[own]
 
 
 @contextmanager

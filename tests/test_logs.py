@@ -6,6 +6,7 @@ import json
 import logging
 import sys
 import threading
+from contextlib import ExitStack
 from typing import Any
 
 from pia_ray import logs
@@ -25,6 +26,16 @@ def test_a_line_says_when_how_bad_where_and_what() -> None:
     values = line("two\nlines")
     assert values.pop("time").endswith("+00:00")
     assert values == {"level": "WARNING", "logger": "pia_ray.test", "message": "two\nlines"}
+
+
+def test_fields_of_overlapping_blocks_end_with_their_own() -> None:
+    first, second = logs.process_fields(run_id="a"), logs.process_fields(run_id="b")
+    with ExitStack() as later:
+        with first:
+            later.enter_context(second)
+            assert line()["run_id"] == "b"
+        assert line()["run_id"] == "b"
+    assert "run_id" not in line()
 
 
 def test_fields_of_the_block_and_of_the_process_are_in_its_lines_only() -> None:

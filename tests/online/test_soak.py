@@ -78,6 +78,8 @@ async def client_of(url: str, key: str, hook: int, until: float, counts: Counter
     """Acts as one client until that time."""
     actions: list[Action] = [made, made, made, made, abandoned, without_picture]
     settings: dict[str, Any] = {"base_url": url, "headers": {"authorization": f"Bearer {key}"}, "timeout": 120}
+    # Idle connections end before the server ends them after 5 s, else a request may come as it does so.
+    settings["limits"] = httpx2.Limits(keepalive_expiry=1)
     async with httpx2.AsyncClient(**settings) as client:
         while time.monotonic() < until:
             counts[await random.choice(actions)(client, hook)] += 1
