@@ -77,6 +77,11 @@ class JobQueue:
         with self._lock:
             self._made[made.document.id] = made
 
+    def forget(self, job_id: str) -> None:
+        """Drops a job that `remember` has kept, because nobody will claim it."""
+        with self._lock:
+            self._made.pop(job_id, None)
+
     def made(self, entry: IndexEntry) -> Revision[VideoJob] | None:
         """The job of an entry as this process made it, once; a claim is refused where it has changed since."""
         with self._lock:

@@ -193,7 +193,9 @@ class JobStore:
                 raise JobConflict(f"the video has {job.status} already")
             return self._job_documents.end(job, {"status": "failed", "cancelled": True, "error": error})
 
-        return self._documents.change(owner, job_id, stop)
+        cancelled = self._documents.change(owner, job_id, stop)
+        self._forget(job_id)
+        return cancelled
 
     def delete(self, owner: str, job_id: str) -> None:
         """Removes the job with its files, in any status; its dispatcher stops the work at the next heartbeat.
@@ -205,6 +207,7 @@ class JobStore:
         self._remove_record(job)  # first, because nothing else leads to it
         # Its dispatcher may write files until it sees that the job is gone.
         self._documents.delete(job, late_s=0.0 if job.lease_owner is None else ABANDONED_S)
+        self._forget(job_id)
 
     def find(self, job_id: str) -> VideoJob:
         """The job of that id, whoever its owner is, for an operator.
@@ -294,6 +297,12 @@ class JobStore:
         else:
             job_id = self._records.id_of_body(folder, record, new_id=new_id, now=self.now(), is_retry=is_retry)
         return job_id, record, job_id == new_id
+
+    def _forget(self, job_id: str) -> None:
+        """Drops what is kept in memory for the claim of a job that nobody will claim."""
+        self.queue.forget(job_id)
+        with self._lock:
+            self._inputs.pop(job_id, None)
 
     def _remove_record(self, job: VideoJob) -> None:
         if not job.record:
