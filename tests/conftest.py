@@ -42,8 +42,8 @@ SHARED_CLUSTERS: Final = {
 }
 """Heavy tests by the beginning of their id, and the cluster that they share. They run in one process, one by one."""
 
-ALONE: Final = ("tests/docs/test_notebooks.py",)
-"""Files whose heavy tests share nothing, so that any process may take any of them."""
+ALONE: Final = ("tests/docs/test_notebooks.py::test_the_endpoint",)
+"""Heavy tests that share nothing, so that any process may take any of them."""
 
 LONGEST: Final = ("serve", "graph", "ray", "nodes", "catalog.test_own_clusters")
 """Groups that take minutes, in the order in which they start: one that starts late would end last, alone."""

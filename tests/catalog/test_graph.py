@@ -9,6 +9,7 @@ import json
 import os
 import re
 import signal
+import sys
 import time
 import urllib.request
 from collections import Counter
@@ -25,6 +26,7 @@ import pytest
 import ray
 import ray.data
 import torch
+from ray import cloudpickle
 from ray.data.block import BlockStats
 
 from pia_ray import Animator, build_processor, ledger, read_results, storage
@@ -54,6 +56,8 @@ pytestmark = [
     # Ray leaves pipes and log files of the processes it started to the garbage collector.
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
 ]
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # actors import what they use of this module, not all of it
 
 DEMO = ModelConfig.named("demo")
 # The record inside a video holds the timings, so its bytes differ as they do.
@@ -134,7 +138,7 @@ def gone(pids: set[int]) -> bool:
 
 def test_actors_tell_the_driver_what_is_away_and_which_animations_wait() -> None:
     class Waiting:
-        """An actor whose worker waits out an outage; in here, so that actors need not import this module."""
+        """An actor whose worker waits out an outage."""
 
         num_in_flight = 2
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import nbformat
 import pytest
+from jupyter_client.manager import KernelManager
 from nbclient import NotebookClient
 
 import pia_ray
@@ -27,24 +30,51 @@ def code_of(path: Path) -> list[ast.Module]:
     return [ast.parse(cell.source) for cell in cells if cell.cell_type == "code"]
 
 
-def run(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> nbformat.NotebookNode:
-    """The notebook as it is after all its cells; they run in an empty folder. A cell that raises fails the test."""
+def run(
+    name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, *, kernel: KernelManager | None = None
+) -> nbformat.NotebookNode:
+    """The notebook as it is after all its cells, run in an empty folder. A cell that raises fails the test.
+
+    `kernel` is one that runs already, and forgets the names of the notebook before; left out: one of its own.
+    """
     monkeypatch.setenv("IPYTHONDIR", str(folder / "ipython"))
     monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(folder / "jupyter"))
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     book = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
     where = folder / "work"
     where.mkdir()
-    NotebookClient(
+    if kernel is not None:
+        anew = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(f"%cd -q {where}\n%reset -f")])
+        execute(NotebookClient(anew, km=kernel, timeout=PATIENCE_S))
+    client = NotebookClient(
         book,
+        km=kernel,
         kernel_name="python3",
         timeout=PATIENCE_S,
         startup_timeout=PATIENCE_S,
         resources={"metadata": {"path": str(where)}},
-    ).execute()
+    )
+    execute(client)
     errors = errors_of(book)
     assert errors == [], "".join(errors)
     return book
+
+
+def execute(client: NotebookClient) -> None:
+    """Runs the client's notebook, and closes its connection to a kernel that goes on."""
+    client.execute()
+    if client.kc is not None:
+        client.kc.stop_channels()
+
+
+@pytest.fixture(scope="module")
+def kernel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KernelManager]:
+    """A kernel for notebooks that make videos in it: each would import torch for seconds otherwise."""
+    folder = tmp_path_factory.mktemp("kernel")
+    manager = KernelManager(kernel_name="python3", connection_file=str(folder / "kernel.json"))
+    manager.start_kernel(env={**os.environ, "IPYTHONDIR": str(folder)})
+    yield manager
+    manager.shutdown_kernel()
 
 
 def errors_of(book: nbformat.NotebookNode) -> list[str]:
@@ -116,8 +146,8 @@ def test_links_of_a_notebook_lead_somewhere(path: Path):
 
 
 @pytest.mark.heavy
-def test_one_picture_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    book = run("01-one-picture", tmp_path, monkeypatch)
+def test_one_picture_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kernel: KernelManager):
+    book = run("01-one-picture", tmp_path, monkeypatch, kernel=kernel)
     assert num_videos(book) == 3
     assert {path.name for path in (tmp_path / "work" / "out").iterdir()} == {"sailboat.mp4", "sailboat.webp"}
 
@@ -137,8 +167,8 @@ def test_a_catalogue_runs_fails_is_corrected_and_is_done(
 
 
 @pytest.mark.heavy
-def test_choosing_motion_runs_and_plots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    book = run("03-choosing-motion", tmp_path, monkeypatch)
+def test_choosing_motion_runs_and_plots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kernel: KernelManager):
+    book = run("03-choosing-motion", tmp_path, monkeypatch, kernel=kernel)
     assert num_videos(book) == 18
     assert len(shown(book, "image/png")) == 2
 
@@ -154,5 +184,5 @@ def test_the_endpoint_answers_the_notebook(tmp_path: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.heavy
-def test_inside_pia_runs_and_plots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    assert len(shown(run("05-inside-pia", tmp_path, monkeypatch), "image/png")) == 7
+def test_inside_pia_runs_and_plots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kernel: KernelManager):
+    assert len(shown(run("05-inside-pia", tmp_path, monkeypatch, kernel=kernel), "image/png")) == 7

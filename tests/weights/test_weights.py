@@ -10,8 +10,9 @@ import shutil
 import subprocess
 import sys
 import threading
+import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -316,20 +317,26 @@ def test_a_lora_cannot_have_a_name_that_a_row_could_not_choose(folder: Path, nam
 
 
 # S3 and the hub are read by processes of their own, as the actors of a node do: caches and clients are per process.
+# One server forks them all, so that only it imports what they use. huggingface_hub reads its settings when it is
+# imported, so they import it themselves.
 
-PROGRAM = """
-import json, sys
-from pia_ray import weights
+SERVER = """
+import json, os, signal, sys, traceback
+import boto3, httpx2
+from pia_ray import storage
 from pia_ray.config.catalog import ModelConfig
 from pia_ray.errors import WeightsError
 
-action, settings = sys.argv[1], json.loads(sys.argv[2])
-model = ModelConfig(name="test", **settings)
-try:
-    answer = getattr(weights, action)(model)
-except WeightsError as error:
-    print(json.dumps({"error": error.message}))
-else:
+assert "huggingface_hub" not in sys.modules
+
+def answer_of(action, settings):
+    from pia_ray import weights
+
+    model = ModelConfig(name="test", **settings)
+    try:
+        answer = getattr(weights, action)(model)
+    except WeightsError as error:
+        return {"error": error.message}
     if action in ("resolve", "pull"):
         files = {name: str(path) for name, path in {**answer.loras, **answer.textual_inversions}.items()}
         looks = {"ip_adapter": answer.ip_adapter, "image_encoder": answer.image_encoder}
@@ -341,18 +348,42 @@ else:
         if answer.ip_adapter:
             revisions |= {"ip_adapter": answer.ip_adapter_revision, "image_encoder": answer.image_encoder_revision}
         answer = {"revision": answer.revision, **revisions}
-    print(json.dumps({"answer": answer}))
+    return {"answer": answer}
+
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+for line in sys.stdin:
+    action, settings, environment, pipe = json.loads(line)
+    if os.fork():
+        continue
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    os.environ.clear()
+    os.environ.update(environment)
+    try:
+        answer = answer_of(action, settings)
+    except BaseException:
+        answer = {"error": traceback.format_exc()}
+    with open(pipe, "w") as stream:
+        json.dump(answer, stream)
+    os._exit(0)
 """
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[subprocess.Popen[str]]:
+    with subprocess.Popen([sys.executable, "-c", SERVER], stdin=subprocess.PIPE, text=True) as process:
+        yield process  # ends with its input
 
 
 @dataclass
 class Node:
     """A machine with a cache of its own."""
 
+    server: subprocess.Popen[str]
     home: Path
     environment: dict[str, str] = field(default_factory=dict)
 
-    def start(self, action: str, base: str, **settings: Any) -> subprocess.Popen[str]:
+    def start(self, action: str, base: str, **settings: Any) -> Path:
+        """Starts a process that does this; where it writes its answer, when that is read."""
         environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith(("HF_", "AWS_"))},
             "HF_HOME": str(self.home),
@@ -361,12 +392,14 @@ class Node:
             "HF_HUB_DISABLE_XET": "1",
             **self.environment,
         }
-        arguments = [sys.executable, "-c", PROGRAM, action, json.dumps({"base": base, **settings})]
-        return subprocess.Popen(arguments, env=environment, stdout=subprocess.PIPE, text=True)
+        pipe = self.home.parent / f"answer-{uuid.uuid4().hex}"
+        os.mkfifo(pipe)
+        self.server.stdin.write(json.dumps([action, {"base": base, **settings}, environment, str(pipe)]) + "\n")
+        self.server.stdin.flush()
+        return pipe
 
     def ask(self, action: str, base: str, **settings: Any) -> Any:
-        process = self.start(action, base, **settings)
-        answer = json.loads(process.communicate()[0])
+        answer = json.loads(self.start(action, base, **settings).read_text())
         return answer.get("error", answer.get("answer"))
 
 
@@ -415,8 +448,8 @@ def bucket(original: Path) -> Iterator[Bucket]:
 
 
 @pytest.fixture
-def s3_node(bucket: Bucket, tmp_path: Path) -> Node:
-    return Node(tmp_path / "home", bucket.environment)
+def s3_node(bucket: Bucket, server: subprocess.Popen[str], tmp_path: Path) -> Node:
+    return Node(server, tmp_path / "home", bucket.environment)
 
 
 @pytest.mark.heavy
@@ -437,7 +470,7 @@ def test_an_s3_prefix_is_fetched_once_and_only_what_counts(s3_node: Node, origin
 @pytest.mark.heavy
 def test_actors_that_start_together_fetch_an_s3_prefix_once(s3_node: Node):
     together = [s3_node.start("resolve", "s3://weights/models/tiny") for _ in range(3)]
-    answers = [process.communicate()[0] for process in together]
+    answers = [pipe.read_text() for pipe in together]
     assert len(set(answers)) == 1
     base = Path(json.loads(answers[0])["answer"]["base"])
     assert sorted(path.name for path in base.parent.iterdir()) == [base.name, f"{base.name}.lock"]
@@ -587,12 +620,12 @@ def hub(folder: Path) -> Iterator[Hub]:
 
 
 @pytest.fixture
-def hub_node(hub: Hub, tmp_path: Path) -> Node:
-    return Node(tmp_path / "home", {"HF_ENDPOINT": hub.url})
+def hub_node(hub: Hub, server: subprocess.Popen[str], tmp_path: Path) -> Node:
+    return Node(server, tmp_path / "home", {"HF_ENDPOINT": hub.url})
 
 
 def _offline(node: Node) -> Node:
-    return Node(node.home, {**node.environment, "HF_HUB_OFFLINE": "1"})
+    return replace(node, environment={**node.environment, "HF_HUB_OFFLINE": "1"})
 
 
 @pytest.mark.heavy
@@ -670,7 +703,7 @@ def test_faults_of_the_hub_say_what_to_do(hub: Hub, hub_node: Node, folder: Path
     offline = _offline(hub_node)
     for action in ("resolve", "pull", "version", "pin"):
         assert "HF_HUB_OFFLINE" in offline.ask(action, "someone/tiny-pia")
-    unreachable = Node(tmp_path / "elsewhere", {"HF_ENDPOINT": "http://127.0.0.1:9"})
+    unreachable = Node(hub_node.server, tmp_path / "elsewhere", {"HF_ENDPOINT": "http://127.0.0.1:9"})
     for action in ("resolve", "version"):
         assert "cannot be reached" in unreachable.ask(action, "someone/tiny-pia")
 
