@@ -30,7 +30,7 @@ from pia_ray.manifest import plan_row, redacted, row_from_item
 from pia_ray.ray_runtime import end_process
 from pia_ray.result_row import ResultRow
 
-HOLD_S: Final = 0.5
+HOLD_S: Final = 0.9
 """Seconds that an actor holds a result back at most, so that others of its block travel with it."""
 
 Cells = Mapping[str, Any]
