@@ -47,6 +47,10 @@ class PrefetchTuner:
         self._now = now
         self._lock = threading.Lock()
         self._begun_at: float | None = None
+        self._rows_s = 0.0
+        self._ended = 0
+        self._queued = most
+        self._starved = True
 
     def __call__(self, limit: int, waiting: int) -> int:
         """The new number, after a row has ended while so many others wait to begin."""
