@@ -30,7 +30,7 @@ from pia_ray.config.model import ModelConfig, build
 from pia_ray.storage.client import s3_client
 from pia_ray.testing import FakeAnimator, make_catalog
 
-CASES: Final = ((2.0, 0.0), (2.0, 0.05), (2.0, 0.15), (0.2, 0.0), (0.2, 0.05))
+CASES: Final = ((2.0, 0.0), (2.0, 0.05), (2.0, 0.15), (0.2, 0.0), (0.2, 0.05), (0.2, 0.15))
 """Seconds of a row in the engine, and of an answer of the store."""
 STEPS: Final = 4
 
@@ -74,7 +74,7 @@ class SlowStore:
         found = "".join(
             f"<Contents><Key>{escape(key)}</Key><Size>{len(content)}</Size><ETag>0</ETag>"
             "<LastModified>2026-01-01T00:00:00.000Z</LastModified></Contents>"
-            for key, (content, _) in sorted(self._objects.items())
+            for key, (content, _) in sorted(self._objects.copy().items())  # other threads write meanwhile
             if key.startswith(prefix)
         )
         return f"<ListBucketResult><IsTruncated>false</IsTruncated>{found}</ListBucketResult>".encode()

@@ -168,6 +168,8 @@ OWNERS = {
         "pia_ray.catalog.actors.actor_pool": "sizes the actors of a run",
         "pia_ray.catalog.actors.channel": "joins the driver of a run and its actors",
         "pia_ray.catalog.actors.metrics": "exports the metrics of runs through Ray's own",
+        "pia_ray.catalog.actors.results": "reads what Ray Data gives, and ends its execution",
+        "pia_ray.catalog.actors.stages": "runs in the actors",
         "pia_ray.catalog.actors.start_reports": "carries the actors' reports to the driver",
         "pia_ray.online.serve": "Ray Serve",
     },

@@ -95,7 +95,7 @@ def calibrate_here(
         with Animator(
             config.model, styles=config.styles, keep_models=config.keep_models, batch_size=config.batch_size
         ) as own:
-            return calibrate_here(sample, config, animator=own, calls=own.batch_size + config.prefetch)
+            return calibrate_here(sample, config, animator=own, calls=own.batch_size + config.prefetch_range[0])
     with temporary_folder() as folder:
         # The first forward of a process is slow, so the first row goes twice, and once without counting.
         warm = config.model_copy(update={"output": str(folder / "warm")})

@@ -17,7 +17,7 @@ from pia_ray.pia import make_animator
 from pia_ray.ray_runtime import connected, require_cluster
 
 if TYPE_CHECKING:
-    from pia_ray.catalog.graph import Results
+    from pia_ray.catalog.actors.results import Results
 
 
 def run_catalog(

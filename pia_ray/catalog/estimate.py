@@ -64,7 +64,7 @@ def estimate(
     rows = workload.num_pending
     gpu_s = calibration.gpu_s.total(rows, workload.work) * _takes(config, calibration)
     # Rows are fetched and published by as many threads as a worker has rows that do not denoise.
-    beside_s = calibration.beside_s * rows / max(1, config.prefetch)
+    beside_s = calibration.beside_s * rows / max(1, config.prefetch_range[0])
     wall_s = max(gpu_s, beside_s) / actors
     video_bytes = calibration.video_bytes
     return Estimate(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any, Final
 
 import pyarrow.compute as pc
@@ -14,6 +15,7 @@ from pia_ray import ledger
 from pia_ray.animation import RowAnimator
 from pia_ray.catalog.progress import RunSummary
 from pia_ray.catalog.rows.outage import OutageState
+from pia_ray.catalog.rows.row_threads import RowThreads
 from pia_ray.catalog.rows.stages import Stages
 from pia_ray.catalog.rows.state_writer import StateWriter
 from pia_ray.catalog.run import Execute, Observer, RunPlan, run
@@ -60,15 +62,15 @@ def _execute(animator: RowAnimator | None, make_animator: MakeAnimator) -> Execu
             return animator or make_animator(config, None)
 
         first = make()
-        calls = config.concurrent_rows() if animator is not None else first.batch_size + config.prefetch
+        calls = config.concurrent_rows() if animator is not None else first.batch_size + config.prefetch_range[0]
         worker = CatalogWorker(config, run_id=plan.run_id, animator=first, replace_animator=make)
-        pool = ThreadPoolExecutor(calls, thread_name_prefix="row")
+        threads = worker.threads(calls)
         try:
             with StateWriter(config.output, lambda: worker.state):
-                yield _LocalRows(worker, plan, pool, calls)
+                yield _LocalRows(worker, plan, threads)
         finally:
             worker.stop()
-            pool.shutdown(wait=True, cancel_futures=True)
+            threads.close()
             if animator is None:
                 with suppress(TimeoutError):
                     Stages().call("closing the animator", worker.animator.close, limit_s=CLOSE_S)
@@ -79,11 +81,10 @@ def _execute(animator: RowAnimator | None, make_animator: MakeAnimator) -> Execu
 class _LocalRows:
     """The rows of a run in the threads of this process."""
 
-    def __init__(self, worker: CatalogWorker, plan: RunPlan, pool: ThreadPoolExecutor, calls: int) -> None:
+    def __init__(self, worker: CatalogWorker, plan: RunPlan, threads: RowThreads) -> None:
         self._worker = worker
         self._plan = plan
-        self._pool = pool
-        self._calls = calls
+        self._threads = threads
         self._draining = False
 
     def __iter__(self) -> Iterator[Sequence[ResultRow]]:
@@ -91,9 +92,9 @@ class _LocalRows:
         for item in _items(self._plan):
             if self._draining:
                 break
-            running.append(self._pool.submit(self._worker.work, row_from_item(item)))
+            running.append(self._threads.submit(partial(self._worker.work, row_from_item(item))))
             # As many waiting as running, so that no thread is ever idle for want of a row.
-            while len(running) >= 2 * self._calls:
+            while len(running) >= 2 * self._threads.limit:
                 yield _ended(running)
         while running:
             yield _ended(running)

@@ -5,10 +5,8 @@ The process that runs this is the only writer of ledger parts. It keeps hashes a
 
 from __future__ import annotations
 
-import contextvars
 import logging
 import math
-import queue
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -21,6 +19,7 @@ from pia_ray import ledger, logs, manifest, storage
 from pia_ray.animation import RowAnimator
 from pia_ray.catalog import gallery
 from pia_ray.catalog.progress import Progress, RunSummary, counted
+from pia_ray.catalog.result_reader import ResultReader
 from pia_ray.catalog.retaking import RetakePlan
 from pia_ray.catalog.review.apply import decide
 from pia_ray.catalog.review.verdict_file import Verdict, read_review
@@ -31,7 +30,7 @@ from pia_ray.catalog.start_phases import phases_in_words, start_phases
 from pia_ray.catalog.stopping import Ending, RunStop, grace_of, stop_on_signals
 from pia_ray.catalog.verdicts import Verdicts, judged
 from pia_ray.config.catalog import CatalogConfig
-from pia_ray.errors import JobError, OutputError, PiaRayError, StorageError
+from pia_ray.errors import OutputError, PiaRayError, StorageError
 from pia_ray.media.marking import check_signing
 from pia_ray.result_row import ResultRow
 
@@ -298,7 +297,7 @@ def _follow(
     opens_at = time.monotonic()
     with execute(plan) as results:
         opened_at = time.monotonic()
-        reader = _ResultReader(iter(results))
+        reader = ResultReader(iter(results))
         while (rows := reader.take(timeout_s=0.5)) is not None:
             now = time.monotonic()
             with storage.hurry():
@@ -351,34 +350,3 @@ def _write_gallery(output: str) -> str | None:
     except (OutputError, StorageError) as error:
         log.warning("the gallery could not be written (`pia-ray gallery %s` tries again): %s", output, error)
         return None
-
-
-class _ResultReader:
-    """Reads a blocking iterator on a thread, so that the run can check its deadline and be interrupted meanwhile."""
-
-    def __init__(self, results: Iterator[Sequence[ResultRow]]) -> None:
-        self._results = results
-        self._queue: queue.SimpleQueue[Sequence[ResultRow] | BaseException | None] = queue.SimpleQueue()
-        # A daemon: it may be blocked inside the executor, which is closed while this thread still reads.
-        context = contextvars.copy_context()
-        threading.Thread(target=context.run, args=(self._read,), name="results", daemon=True).start()
-
-    def take(self, *, timeout_s: float) -> Sequence[ResultRow] | None:
-        """The next results; nothing within the time gives an empty list, the end gives None."""
-        try:
-            item = self._queue.get(timeout=timeout_s)
-        except queue.Empty:
-            return []
-        if isinstance(item, PiaRayError):
-            raise item
-        if isinstance(item, BaseException):
-            raise JobError(f"the workers stopped: {type(item).__name__}: {item}") from item
-        return item
-
-    def _read(self) -> None:
-        try:
-            for rows in self._results:
-                self._queue.put(rows)
-            self._queue.put(None)
-        except BaseException as error:  # noqa: BLE001 - carried to the thread that asks
-            self._queue.put(error)

@@ -21,8 +21,10 @@ from pia_ray.catalog.rows.failures import given_up, row_error, without_video
 from pia_ray.catalog.rows.in_flight import InFlight, InFlightRows, OnStage
 from pia_ray.catalog.rows.outage import Outage, OutageState, Sources
 from pia_ray.catalog.rows.patient_stages import PatientStages
+from pia_ray.catalog.rows.prefetch import PrefetchTuner
 from pia_ray.catalog.rows.retakes import RowTakes
 from pia_ray.catalog.rows.row_lock import RowLock
+from pia_ray.catalog.rows.row_threads import RowThreads
 from pia_ray.catalog.rows.tries import STORE_AWAY, Tries, TurnWaits
 from pia_ray.config.catalog import CatalogConfig
 from pia_ray.errors import DeviceLost, JobError, OutOfMemory, OutputError, RowError, row_errors
@@ -110,6 +112,14 @@ class CatalogWorker:
         if not self._rows.wait_until_empty(timeout_s=STOP_S):
             self._stages.cancel(spared=True)
         self._records.close(timeout_s=STOP_S)
+
+    def threads(self, num_rows: int) -> RowThreads:
+        """Threads for calls of `work`: for so many rows at once, or more where `prefetch` is "auto" and it pays."""
+        least, most = self._config.prefetch_range
+        tuner = PrefetchTuner(
+            self._rows, batch_size=lambda: self.animator.batch_size, least=num_rows, most=num_rows + most - least
+        )
+        return RowThreads(num_rows, tune=tuner)
 
     @property
     def num_in_flight(self) -> int:
@@ -290,6 +300,7 @@ class CatalogWorker:
             )
             self._sources.answered(row)
         takes.fetched = fetched
+        entry.picture_bytes = 3 * fetched.image.width * fetched.image.height
         request = steps.request_of(row, fetched, deadline_s=config.row_timeout_s)
         animation = self._animate(request, entry, alone=alone)
         entry.enter_stage("publish")

@@ -36,7 +36,13 @@ from pia_ray.config.model import (
     model_for,
 )
 from pia_ray.config.resolving import lora_strengths
-from pia_ray.config.workers import MAX_AUTO_BATCH_SIZE, WorkerConfig
+from pia_ray.config.workers import (
+    DEFAULT_PREFETCH,
+    MAX_AUTO_BATCH_SIZE,
+    MAX_AUTO_PREFETCH,
+    Prefetch,
+    WorkerConfig,
+)
 from pia_ray.config.yaml_files import read_yaml
 from pia_ray.errors import BadParameter, ConfigError, row_errors
 
@@ -127,7 +133,11 @@ class CatalogConfig(WorkerConfig, FetchConfig, MarkingConfig):
         description="GPUs per worker, or a share of one and its memory. Left out: 1 where there are GPUs, else 0.",
     )
     cpus_per_actor: float = Field(1.0, ge=0, le=64, description="CPU cores reserved per worker.")
-    prefetch: int = Field(2, ge=0, le=64, description="Rows fetched or encoded while others denoise, per worker.")
+    prefetch: Prefetch = Field(
+        "auto",
+        description="Rows fetched or encoded while others denoise, per worker; auto is 2, and up to 16 while an engine "
+        "waits for rows.",
+    )
     max_attempts: int = Field(3, ge=1, le=100, description="Tries of a row whose worker dies, or that may be retried.")
     patience_s: float = Field(
         900.0, ge=0, description="Seconds to wait for a store, hub or picture host that is away, then stop, resumable."
@@ -206,9 +216,14 @@ class CatalogConfig(WorkerConfig, FetchConfig, MarkingConfig):
         return int(number), int(of)
 
     def concurrent_rows(self, gpus: float = 0.0) -> int:
-        """Rows that a worker with so many GPUs works on at once: denoising, and fetched or published meanwhile."""
+        """Rows that a worker with so many GPUs works on at once, at first: denoising, and fetched or published."""
         most = MAX_AUTO_BATCH_SIZE if gpus and self.batch_size == "auto" else self.max_batch_size
-        return most + self.prefetch
+        return most + self.prefetch_range[0]
+
+    @property
+    def prefetch_range(self) -> tuple[int, int]:
+        """Least and most rows that are fetched or published while others denoise."""
+        return (DEFAULT_PREFETCH, MAX_AUTO_PREFETCH) if self.prefetch == "auto" else (self.prefetch, self.prefetch)
 
     @model_validator(mode="after")
     def _known_style_and_loras(self) -> CatalogConfig:

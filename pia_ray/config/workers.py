@@ -17,6 +17,12 @@ DEFAULT_BATCH_SIZE: Final = 4
 MAX_AUTO_BATCH_SIZE: Final = 8
 """Most rows that denoise together where `batch_size` is "auto" and a GPU finds that more pay."""
 
+DEFAULT_PREFETCH: Final = 2
+"""Rows that are fetched or encoded while others denoise where `prefetch` is "auto", at first."""
+
+MAX_AUTO_PREFETCH: Final = 16
+"""Most of them where `prefetch` is "auto" and the engine waits for rows."""
+
 DEFAULT_KEEP_MODELS: Final = 2
 """Models that one animator keeps in memory: one at work, and the next one that loads meanwhile."""
 
@@ -29,6 +35,14 @@ def _batch_size(value: object) -> object:
     return value
 
 
+def _prefetch(value: object) -> object:
+    if isinstance(value, str) and value.isdecimal():
+        value = int(value)
+    if value != "auto" and (not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= 64):
+        raise ValueError('must be "auto" or 0 to 64')
+    return value
+
+
 def _hex_colour(value: str) -> str:
     if re.fullmatch("#[0-9a-fA-F]{6}", value) is None:
         raise ValueError("must be a colour such as #ffffff")
@@ -37,6 +51,9 @@ def _hex_colour(value: str) -> str:
 
 BatchSize = Annotated[int | Literal["auto"], BeforeValidator(_batch_size)]
 """1 to 64, or "auto"."""
+
+Prefetch = Annotated[int | Literal["auto"], BeforeValidator(_prefetch)]
+"""0 to 64, or "auto"."""
 
 HexColour = Annotated[str, AfterValidator(_hex_colour)]
 """A colour such as #ffffff."""

@@ -303,9 +303,50 @@ def test_a_pool_grows_from_its_least_to_its_most_while_rows_wait(tmp_path: Path)
     assert len({row["worker"] for row in by_id(config).values()}) == 2
 
 
-def make_on_gpu(config: CatalogConfig, cpu_threads: int) -> FakeAnimator:
+def test_an_actor_that_has_no_rows_left_is_released_while_another_goes_on(tmp_path: Path) -> None:
+    manifest = write(tmp_path, {"long": "hang", **{f"n{number}": "sea" for number in range(11)}})
+    limits = {"row_timeout_s": 20, "max_attempts": 1}
+    config = configure(manifest, tmp_path / "out", actors=2, batch_size=1, prefetch=0, **limits)
+    log, released = tmp_path / "log", list[bool]()
+
+    def observe(progress: Progress) -> None:
+        if progress.num_left == 1:
+            released.append(not all(alive(line["pid"]) for line in begun(log)))
+
+    make = partial(make_fake, log=log, seconds_per_step=0.02)
+    assert run_catalog(config, make_animator=make, observe=observe).progress.errors == {"timeout": 1}
+    assert len({line["pid"] for line in begun(log)}) == 2
+    assert any(released)
+
+
+def test_a_gpu_that_comes_during_a_run_is_used(tmp_path: Path) -> None:
+    other = ray.remote(num_gpus=1)(Holder).remote()
+    ray.get(other.hold.remote())
+    config = configure(
+        make_catalog(tmp_path, rows=60), tmp_path / "out", actors="1:2", gpus_per_actor=1, batch_size=1, prefetch=0
+    )
+    freed: list[int] = []
+
+    def observe(progress: Progress) -> None:
+        if progress.num_succeeded >= 3 and not freed:
+            freed.append(progress.num_succeeded)
+            ray.kill(other)
+
+    make = partial(make_on_gpu, seconds_per_step=0.05)
+    assert run_catalog(config, make_animator=make, observe=observe).exit_code == 0
+    assert len({row["worker"] for row in by_id(config).values()}) == 2
+
+
+class Holder:
+    """Another user's actor, which has a GPU."""
+
+    def hold(self) -> None:
+        """Returns once it has it."""
+
+
+def make_on_gpu(config: CatalogConfig, cpu_threads: int, *, seconds_per_step: float = 0.02) -> FakeAnimator:
     assert config.model.device == "cuda", "a worker with a GPU must not fall back to its CPU"
-    return make_fake(config, cpu_threads, seconds_per_step=0.02)
+    return make_fake(config, cpu_threads, seconds_per_step=seconds_per_step)
 
 
 def test_more_actors_than_there_are_gpus_wait_and_the_run_completes(tmp_path: Path) -> None:
@@ -373,10 +414,12 @@ def test_a_deadline_stops_the_actors_of_a_cluster_that_lives_on(tmp_path: Path) 
 def test_a_run_says_what_its_actors_do_and_a_stop_lets_what_denoises_end_and_begins_nothing_new(tmp_path: Path) -> None:
     config = configure(make_catalog(tmp_path, rows=24), tmp_path / "out", batch_size=2, prefetch=1, grace_s=60)
     log, ended_at, starts = tmp_path / "log", time.monotonic() + 300, set()
+    stopped: list[int] = []
 
     def stop_once(progress: Progress) -> None:
         starts.add(progress.start)
-        if progress.phase == "animating" and progress.num_succeeded == 1:
+        if progress.num_succeeded and not stopped:
+            stopped.append(progress.num_succeeded)
             raise KeyboardInterrupt
 
     summary = run_catalog(config, make_animator=partial(make_fake, log=log, seconds_per_step=0.3), observe=stop_once)
@@ -401,19 +444,19 @@ def test_an_actor_whose_engine_hangs_is_replaced_and_only_the_row_that_hung_is_c
     assert len({line["pid"] for line in begun(tmp_path / "log") if line["id"] == "h"}) == 2
 
 
-def test_results_come_one_by_one_and_rows_stay_thin_however_many(tmp_path: Path) -> None:
+def test_the_driver_stays_thin_and_results_come_a_few_at_a_time_however_many(tmp_path: Path) -> None:
     config = configure(make_catalog(tmp_path, rows=120, sizes=((32, 32),)), tmp_path / "out", actors=2)
     seen, kept = [0], [0]
 
     def observe(progress: Progress) -> None:
         seen.append(progress.num_succeeded)
-        if progress.num_succeeded == 110:
+        if progress.num_succeeded > 100 and progress.num_left:
             kept.append(sum(type(each) is BlockStats for each in gc.get_objects()))
 
     summary = run_catalog(config, make_animator=make_fake, observe=observe)
     assert summary.progress.num_succeeded == 120
-    assert max(kept) < 50, "the driver keeps nothing of blocks that are done"
-    assert max(np.diff(seen)) == 1, "one row per block, and none held back for a batch"
+    assert 0 < max(kept) < 50, "the driver keeps nothing of blocks that are done"
+    assert len(set(seen)) > 20, "none is held back for long"
 
 
 def rows_for(folder: Path, names: list[str]) -> list[dict[str, Any]]:

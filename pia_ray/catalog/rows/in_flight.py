@@ -52,6 +52,8 @@ class InFlight:
         """Times at which the row and its stage have begun."""
         self.steps = (0, 0)
         """Denoising steps done, and to do."""
+        self.picture_bytes = 0
+        """Memory of its decoded picture."""
         self._rows = rows
         self._changed = threading.Event()
 
@@ -190,6 +192,16 @@ class InFlightRows:
     def furthest_step(self) -> tuple[int, int]:
         """Denoising steps done, and to do, of the row that is furthest; twice 0 where none denoises."""
         return max((entry.steps for entry in self._now()), default=(0, 0))
+
+    @property
+    def num_queued(self) -> int:
+        """The rows that wait for the engine."""
+        return sum(entry.stage == "queue" for entry in self._now())
+
+    @property
+    def largest_picture_bytes(self) -> int:
+        """Memory of the largest decoded picture; 0 where there is none."""
+        return max((entry.picture_bytes for entry in self._now()), default=0)
 
     def wait_until_empty(self, *, timeout_s: float) -> bool:
         """Whether all rows have ended within the time."""

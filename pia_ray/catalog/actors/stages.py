@@ -1,0 +1,164 @@
+"""The stages that actors run: a warm worker in each, called with blocks of planned items, or with rows of one's own."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any, Final
+
+import pyarrow as pa
+import ray
+
+from pia_ray import ledger, logs
+from pia_ray.catalog.actors.blocks import items_in, result_tables
+from pia_ray.catalog.actors.channel import follow_run, node_is_alive
+from pia_ray.catalog.actors.metrics import WorkerMetrics
+from pia_ray.catalog.actors.start_reports import ActorStart
+from pia_ray.catalog.rows.row_threads import in_groups
+from pia_ray.catalog.rows.state_writer import StateWriter
+from pia_ray.catalog.run import MakeAnimator
+from pia_ray.catalog.steps import worker_name
+from pia_ray.catalog.worker import CatalogWorker
+from pia_ray.config.catalog import CatalogConfig
+from pia_ray.errors import JobError, RowError
+from pia_ray.imports import own_process
+from pia_ray.manifest import plan_row, redacted, row_from_item
+from pia_ray.ray_runtime import end_process
+from pia_ray.result_row import ResultRow
+
+HOLD_S: Final = 0.9
+"""Seconds that an actor holds a result back at most, so that others of its block travel with it."""
+
+Cells = Mapping[str, Any]
+"""One row as Ray Data's `map` sees it: values by column."""
+
+
+class AnimateRows:
+    """One actor of the pool: a warm model, called with blocks of planned items by several threads at once."""
+
+    def __init__(
+        self,
+        config: CatalogConfig,
+        run_id: str,
+        make_animator: MakeAnimator,
+        first_alone: bool,
+        *,
+        cpu_threads: int,
+        num_workers: int,
+        num_threads: int,
+    ) -> None:
+        self._start = ActorStart(run_id)
+        self._again = ray.get_runtime_context().was_current_actor_reconstructed
+        self._worker = _worker(config, run_id, make_animator, cpu_threads, num_workers, first_alone)
+        self._threads = self._worker.threads(num_threads)
+        self._start.loaded(self._worker.rows)
+        follow_run(self._worker, run_id=run_id)
+        StateWriter(config.output, lambda: self._worker.state).start()  # until this process ends
+
+    def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
+        """The results of the block's items as they come."""
+        items = items_in(block).to_pylist()
+        yield from result_tables(
+            self._results(items), block_id=items[0]["work_key"], num_items=len(items), again=self._again
+        )
+
+    def _results(self, items: Sequence[Mapping[str, Any]]) -> Iterator[list[ResultRow]]:
+        """The results in groups; never ends where the run's stop has taken an item back."""
+        futures = [self._threads.submit(partial(self._result, item)) for item in items]
+        num_ended = 0
+        for group in in_groups(futures, hold_s=HOLD_S):
+            if ended := [result for result in group if result is not None]:
+                num_ended += len(ended)
+                yield ended
+        if num_ended < len(items):
+            threading.Event().wait()  # returning would have Ray Data send the next block, and so on to the last
+
+    def _result(self, item: Mapping[str, Any]) -> ResultRow | None:
+        try:
+            result = self._worker.work(row_from_item(item))
+        except JobError as error:
+            end_process(error)
+        self._start.end()
+        return result
+
+
+class ProcessRow:
+    """As `AnimateRows`, for rows of a user's own dataset: plans each row, and keeps its own columns."""
+
+    def __init__(
+        self,
+        config: CatalogConfig,
+        run_id: str,
+        make_animator: MakeAnimator,
+        model_version: str,
+        style_versions: Mapping[str, str],
+        *,
+        cpu_threads: int,
+        num_workers: int,
+    ) -> None:
+        self._config = config
+        self._run_id = run_id
+        self._model_version = model_version
+        self._style_versions = style_versions
+        self._worker = _worker(config, run_id, make_animator, cpu_threads, num_workers)
+
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        """The same rows with the results columns added or replaced."""
+        try:
+            results = ledger.to_table([self._result(cells) for cells in rows.to_pylist()])
+        except JobError as error:
+            end_process(error)
+        kept = rows.drop_columns([name for name in rows.column_names if name in results.column_names])
+        for field in results.schema:
+            kept = kept.append_column(field, results[field.name])
+        return kept
+
+    def _result(self, cells: Cells) -> ResultRow:
+        try:
+            row = plan_row(cells, self._config, model_version=self._model_version, style_versions=self._style_versions)
+        except RowError as error:
+            raw = json.dumps(dict(cells), sort_keys=True, default=repr)
+            return ResultRow.failed(
+                error,
+                id=str(cells.get(self._config.id_col or "id") or ""),
+                work_key=hashlib.sha256(raw.encode()).hexdigest(),
+                image_uri=redacted(str(cells.get(self._config.image_col or "image") or "")[:256]),
+                params=None,
+                model=self._model_version,
+                run_id=self._run_id,
+                worker=worker_name(),
+                attempts=1,
+                finished_at=datetime.now(UTC),
+            )
+        result = self._worker.work(row)
+        assert result is not None  # nothing drains the workers of a processor
+        return result
+
+
+def _worker(
+    config: CatalogConfig,
+    run_id: str,
+    make_animator: MakeAnimator,
+    cpu_threads: int,
+    num_workers: int,
+    first_alone: bool = False,
+) -> CatalogWorker:
+    own_process()
+    logs.set_up_worker(config.log, run_id=run_id, worker=worker_name())
+    metrics = WorkerMetrics(run_id)
+    worker = CatalogWorker(
+        config,
+        run_id=run_id,
+        animator=make_animator(config, cpu_threads),
+        node=ray.get_runtime_context().get_node_id(),
+        node_lives=node_is_alive,
+        on_stage=metrics.end_stage,
+        num_workers=num_workers,
+        first_alone=first_alone,
+    )
+    metrics.follow(worker)
+    return worker
