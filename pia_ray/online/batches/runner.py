@@ -163,7 +163,8 @@ class BatchRunner:
         return list(self._advancing.values())
 
     async def _step(self, batch: Batch) -> None:
-        async with self._steps.setdefault(batch.owner, anyio.CapacityLimiter(_STEPS_PER_OWNER)):
+        steps = self._steps.setdefault(batch.owner, anyio.CapacityLimiter(_STEPS_PER_OWNER))
+        async with steps:
             try:
                 await self._advance(batch)
             except (NotFound, Conflict):  # it was deleted, or another runner has it
@@ -171,6 +172,8 @@ class BatchRunner:
             except PiaRayError as error:
                 _log.warning("%s waits: %s", batch.id, error.message)
                 await self._forget(batch.id)  # its document does not know which lines are on their way
+        if not steps.borrowed_tokens and not steps.statistics().tasks_waiting:
+            self._steps.pop(batch.owner, None)
 
     async def _forget(self, batch_id: str) -> None:
         self._lines.pop(batch_id, None)

@@ -49,6 +49,13 @@ class Indexes(Generic[D]):
             if (entry := self._parsed(found, folder)) is not None:
                 yield entry
 
+    def unranked(self, index: Index[D]) -> Iterator[IndexEntry]:
+        """The entries of 0.1.0, whose names have no rank: they come behind all names that begin with digits."""
+        folder = storage.join(self._prefix, index.folder)
+        for found in storage.list_objects(folder, after=":"):
+            if (entry := self._parsed(found, folder)) is not None:
+                yield entry
+
     def entries_of(self, index: Index[D], owner_folder: str, rank: int, *, limit: int) -> list[IndexEntry]:
         """The first entries of an owner at that rank, oldest first, in an index with a folder for each."""
         found = storage.list_objects(self._of_owner(index, owner_folder, rank), limit=limit)

@@ -31,6 +31,7 @@ from pia_ray.online.video_jobs import JobStore, VideoJob
 from pia_ray.online.video_jobs.creation import LineRequest
 from tests.online.video_server import QUICK, VideoServer, batch_lines, data_url, hash_of, png, serve_videos
 from tests.s3_server import s3, s3_server
+from tests.tables import num_entries
 
 __all__ = ["s3", "s3_server"]  # fixtures
 
@@ -335,6 +336,19 @@ def test_a_batch_makes_so_many_jobs_at_once_and_more_as_they_end(stores: BatchSt
         stores.jobs.cancel("ann", entry.id)
     stores.tick(5)
     assert len(stores.jobs.queue.entries()) == 32
+
+
+def test_keys_whose_batches_have_ended_take_no_memory(stores: BatchStores):
+    def end_batches(first: int) -> int:
+        """Entries that the runner holds after batches of so many more keys were refused."""
+        for number in range(first, first + 5):
+            stores.batches.create(f"key {number}", "file-" + "0" * 48, metadata=None, window_s=60)
+        stores.tick(2)
+        assert list(stores.batches.open_batches()) == []
+        return num_entries(stores.runner)
+
+    before = end_batches(0)
+    assert end_batches(5) == before
 
 
 def test_the_batches_of_one_key_are_so_many_jobs_together_and_hold_no_other_key(stores: BatchStores):

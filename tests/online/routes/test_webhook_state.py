@@ -64,7 +64,7 @@ def test_a_video_says_how_its_webhook_fares_without_its_url_and_is_sent_again_on
             assert (too_early.status_code, too_early.json()["error"]["code"]) == (409, "job_conflict")
             ended = (await ann.post(f"{path}/cancel")).json()
             assert ended["webhook"]["next_attempt_at"] == ended["completed_at"]
-            held = jobs.outbox.claim(jobs.outbox.read(jobs.outbox.due()[0]), worker="sender")
+            held = jobs.outbox.claim(jobs.outbox.read(next(jobs.outbox.due())), worker="sender")
             jobs.outbox.settle(held, "failed", TryResult(503, "fetch_unavailable"))
             assert jobs.outbox.entries() == ()
             webhook = (await ann.get(path)).json()["webhook"]
@@ -84,7 +84,7 @@ def test_a_webhook_that_is_being_sent_is_left_to_its_sender(tmp_path: Path) -> N
         async with endpoint(tmp_path) as (ann, _, jobs):
             path = f"/v1/videos/{await create(ann, webhook_url=URL)}"
             await ann.post(f"{path}/cancel")
-            held = jobs.outbox.claim(jobs.outbox.read(jobs.outbox.due()[0]), worker="sender")
+            held = jobs.outbox.claim(jobs.outbox.read(next(jobs.outbox.due())), worker="sender")
             assert (await ann.post(f"{path}/webhook/redeliver")).json()["webhook"]["attempts"] == 1
             jobs.outbox.settle(held, "delivered", TryResult(204))
             webhook = (await ann.get(path)).json()["webhook"]

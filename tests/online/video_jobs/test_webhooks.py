@@ -13,6 +13,7 @@ import ssl
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -26,10 +27,11 @@ from pia_ray.online.rendering.renderer import RenderRequest
 from pia_ray.online.video_jobs import JobStore, VideoJob
 from pia_ray.online.video_jobs.dispatcher import Dispatcher
 from pia_ray.online.video_jobs.webhook_outbox import TryResult
-from pia_ray.online.video_jobs.webhook_sender import PER_HOST
+from pia_ray.online.video_jobs.webhook_sender import KEPT_PER_HOST, PER_HOST, PER_OWNER, WebhookSender
 from pia_ray.online.video_jobs.webhooks import Webhooks
 from tests.online.video_jobs.test_dispatcher import QUICK, ScriptedRenderer, ended, run, running
 from tests.storage.test_https import certificate
+from tests.tables import num_entries
 
 KEY = bytes(range(32))
 SECRET = "whsec_" + base64.b64encode(KEY).decode()
@@ -104,17 +106,17 @@ def jobs(tmp_path: Path) -> JobStore:
     return JobStore(str(tmp_path / "serve"))
 
 
-def create(jobs: JobStore, url: str | None, prompt: str = "a boat") -> VideoJob:
+def create(jobs: JobStore, url: str | None, prompt: str = "a boat", *, owner: str = "ann") -> VideoJob:
     request = RenderRequest("", AnimationParams(prompt=prompt), b"picture")
-    return jobs.create(request, owner="ann", model="demo", seconds="2", size="64x64", webhook_url=url)
+    return jobs.create(request, owner=owner, model="demo", seconds="2", size="64x64", webhook_url=url)
 
 
-def cancelled(jobs: JobStore, url: str) -> VideoJob:
-    return jobs.cancel("ann", create(jobs, url).id)
+def cancelled(jobs: JobStore, url: str, *, owner: str = "ann") -> VideoJob:
+    return jobs.cancel(owner, create(jobs, url, owner=owner).id)
 
 
 async def settled(jobs: JobStore, job: VideoJob) -> VideoJob:
-    while (now := await asyncio.to_thread(jobs.get, "ann", job.id)).webhook_state not in ("delivered", "failed"):
+    while (now := await asyncio.to_thread(jobs.get, job.owner, job.id)).webhook_state not in ("delivered", "failed"):
         await asyncio.sleep(0.02)
     while any(entry.id == job.id for entry in jobs.outbox.entries()):  # removed after the document says so
         await asyncio.sleep(0.02)
@@ -233,11 +235,66 @@ def test_a_receiver_that_does_not_answer_delays_no_other(
     run(work)
 
 
+def test_many_webhooks_of_one_receiver_that_does_not_answer_delay_no_other_owner(
+    jobs: JobStore, receiver: Receiver, webhooks: Webhooks
+) -> None:
+    async def work() -> None:
+        with socket.create_server(("127.0.0.1", 0), backlog=64) as silent:
+            url = f"https://pictures.test:{silent.getsockname()[1]}/"
+            with ThreadPoolExecutor(16) as threads:
+                list(threads.map(lambda _: cancelled(jobs, url), range(KEPT_PER_HOST + PER_OWNER)))
+            other = cancelled(jobs, receiver.url, owner="bob")
+            async with running(Dispatcher(ScriptedRenderer(), jobs, webhooks=webhooks, **QUICK)):
+                assert (await settled(jobs, other)).webhook_state == "delivered"
+
+    run(work)
+
+
+def test_a_receiver_gets_all_of_more_webhooks_than_are_kept(
+    jobs: JobStore, receiver: Receiver, webhooks: Webhooks
+) -> None:
+    async def work() -> None:
+        num = KEPT_PER_HOST + PER_OWNER
+        with ThreadPoolExecutor(16) as threads:
+            list(threads.map(lambda _: cancelled(jobs, receiver.url), range(num)))
+        slow = WebhookSender(jobs, webhooks, worker="sender", poll_s=60)
+        sending = asyncio.create_task(slow.run())
+        async with asyncio.timeout(30):
+            while len(receiver.got) < num:
+                await asyncio.sleep(0.01)
+        sending.cancel()
+        await asyncio.wait([sending])
+
+    run(work)
+
+
+def test_receivers_that_were_given_up_take_no_memory(jobs: JobStore) -> None:
+    unknown = Webhooks(SECRET, retry_delays_s=(), resolve=resolve)  # no name has an address
+
+    sender = WebhookSender(jobs, unknown, worker="sender", poll_s=0.05)
+
+    async def given_up(first: int) -> int:
+        """Entries that the sender holds after so many more receivers were given up."""
+        for number in range(first, first + 5):
+            made = cancelled(jobs, f"https://receiver-{number}.test/")
+            assert (await settled(jobs, made)).webhook_state == "failed"
+        return num_entries(sender)
+
+    async def work() -> None:
+        sending = asyncio.create_task(sender.run())
+        before = await given_up(0)
+        assert await given_up(5) == before
+        sending.cancel()
+        await asyncio.wait([sending])
+
+    run(work)
+
+
 def test_the_entry_of_a_webhook_says_when_it_is_due(jobs: JobStore) -> None:
     cancelled(jobs, "https://example.com/")
     outbox = jobs.outbox
-    outbox.postpone(outbox.claim(outbox.read(outbox.due()[0]), worker="me"), TryResult(503), delay_s=100)
-    assert outbox.due() == ()
+    outbox.postpone(outbox.claim(outbox.read(next(outbox.due())), worker="me"), TryResult(503), delay_s=100)
+    assert list(outbox.due()) == []
     (entry,) = outbox.entries()
     assert entry.rank == pytest.approx(jobs.now() + 100, abs=5)
 
@@ -245,7 +302,7 @@ def test_the_entry_of_a_webhook_says_when_it_is_due(jobs: JobStore) -> None:
 def test_an_entry_of_an_earlier_version_is_due_and_gets_its_time(jobs: JobStore, tmp_path: Path) -> None:
     job = cancelled(jobs, "https://example.com/")
     outbox, folder = jobs.outbox, str(tmp_path / "serve" / "webhooks")
-    outbox.postpone(outbox.claim(outbox.read(outbox.due()[0]), worker="me"), TryResult(503), delay_s=100)
+    outbox.postpone(outbox.claim(outbox.read(next(outbox.due())), worker="me"), TryResult(503), delay_s=100)
     (named,) = outbox.entries()
     earlier = storage.join(folder, named.uri.rpartition("/")[2].partition("-")[2])
     storage.create_bytes(earlier, b"")
