@@ -102,7 +102,7 @@ class WebhookOutbox:
         One that is being sent at this moment is left to its sender.
 
         Raises:
-            JobConflict: the job has no webhook, or has not ended.
+            JobConflict: the job has no webhook, has not ended, or its webhook does not get the event of this end.
             JobNotFound: the owner has no such job.
         """
 
@@ -111,6 +111,8 @@ class WebhookOutbox:
                 raise JobConflict(f"{job.id} has no webhook: give webhook_url where the video is created")
             if not job.ended:
                 raise JobConflict(f"{job.id} is {job.status}: its webhook is sent when it has ended")
+            if not job.wants(job.status):
+                raise JobConflict(f"{job.id} has {job.status}, and its webhook_events leave that event out")
             if job.webhook_state == "pending" and job.lease_until > self._documents.store.now():
                 return {}
             return {"webhook_state": "pending", "webhook_attempts": 0, "not_before": 0.0}

@@ -23,6 +23,7 @@ from pia_ray.errors import FetchError, JobConflict, JobNotFound, StorageError
 from pia_ray.online.documents.document import IndexEntry, Revision
 from pia_ray.online.video_jobs import JobStore, VideoJob
 from pia_ray.online.video_jobs.webhook_outbox import TryResult
+from pia_ray.online.video_jobs.webhook_progress import ProgressSender
 from pia_ray.online.video_jobs.webhooks import Webhooks
 
 SENDERS: Final = 64
@@ -63,6 +64,8 @@ class WebhookSender:
         self._webhooks = webhooks
         self._worker = worker
         self._poll_s = poll_s
+        self.progress: Final = ProgressSender(jobs, webhooks)
+        """Sends the progress of jobs while `run` runs."""
         self._woken = asyncio.Event()
         self._due: dict[str, IndexEntry] = {}
         """Entries that wait for a place, by id."""
@@ -85,6 +88,7 @@ class WebhookSender:
         threads = ThreadPoolExecutor(SENDERS + 1, thread_name_prefix="webhooks")
         try:
             async with asyncio.TaskGroup() as group:
+                group.create_task(self.progress.run())
                 while True:
                     self._woken.clear()
                     begun = time.monotonic()
