@@ -304,9 +304,7 @@ class DocumentStore(Generic[D]):
             self._add_expiry_entries()
             self._backfill_expiry = False
         now, num_deleted = self.now(), 0
-        for entry in self._indexes.entries(self._indexes.expiry):
-            if entry.rank > now:
-                break
+        for entry in self._indexes.entries(self._indexes.expiry, before_rank=int(now) + 1):
             try:
                 document = self._read(entry.owner_folder, entry.id).document
             except NotFound:
