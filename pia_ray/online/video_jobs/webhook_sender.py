@@ -126,8 +126,8 @@ class WebhookSender:
             self._due = {entry.id: entry for entry in kept.values() if entry.id not in self._sending}
 
     def _begin(self, group: asyncio.TaskGroup, threads: ThreadPoolExecutor) -> None:
-        """Begins the entries for which there is a place."""
-        for entry in list(self._due.values()):
+        """Begins the entries for which there is a place, those of the owners with the fewest places first."""
+        for entry in sorted(self._due.values(), key=lambda each: self._places[each.owner_folder]):
             if len(self._sending) >= SENDERS:
                 return
             if self._places[entry.owner_folder] < PER_OWNER and not self._is_host_full(entry):

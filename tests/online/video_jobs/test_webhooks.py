@@ -13,7 +13,6 @@ import ssl
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -27,11 +26,10 @@ from pia_ray.online.rendering.renderer import RenderRequest
 from pia_ray.online.video_jobs import JobStore, VideoJob
 from pia_ray.online.video_jobs.dispatcher import Dispatcher
 from pia_ray.online.video_jobs.webhook_outbox import TryResult
-from pia_ray.online.video_jobs.webhook_sender import KEPT_PER_HOST, PER_HOST, PER_OWNER, WebhookSender
+from pia_ray.online.video_jobs.webhook_sender import PER_HOST
 from pia_ray.online.video_jobs.webhooks import Webhooks
 from tests.online.video_jobs.test_dispatcher import QUICK, ScriptedRenderer, ended, run, running
 from tests.storage.test_https import certificate
-from tests.tables import num_entries
 
 KEY = bytes(range(32))
 SECRET = "whsec_" + base64.b64encode(KEY).decode()
@@ -231,61 +229,6 @@ def test_a_receiver_that_does_not_answer_delays_no_other(
                 assert (await settled(jobs, other)).webhook_state == "delivered"
                 begun = [jobs.get("ann", job.id).webhook_attempts for job in dead]
         assert sum(begun) <= PER_HOST  # none of their tries has ended
-
-    run(work)
-
-
-def test_many_webhooks_of_one_receiver_that_does_not_answer_delay_no_other_owner(
-    jobs: JobStore, receiver: Receiver, webhooks: Webhooks
-) -> None:
-    async def work() -> None:
-        with socket.create_server(("127.0.0.1", 0), backlog=64) as silent:
-            url = f"https://pictures.test:{silent.getsockname()[1]}/"
-            with ThreadPoolExecutor(16) as threads:
-                list(threads.map(lambda _: cancelled(jobs, url), range(KEPT_PER_HOST + PER_OWNER)))
-            other = cancelled(jobs, receiver.url, owner="bob")
-            async with running(Dispatcher(ScriptedRenderer(), jobs, webhooks=webhooks, **QUICK)):
-                assert (await settled(jobs, other)).webhook_state == "delivered"
-
-    run(work)
-
-
-def test_a_receiver_gets_all_of_more_webhooks_than_are_kept(
-    jobs: JobStore, receiver: Receiver, webhooks: Webhooks
-) -> None:
-    async def work() -> None:
-        num = KEPT_PER_HOST + PER_OWNER
-        with ThreadPoolExecutor(16) as threads:
-            list(threads.map(lambda _: cancelled(jobs, receiver.url), range(num)))
-        slow = WebhookSender(jobs, webhooks, worker="sender", poll_s=60)
-        sending = asyncio.create_task(slow.run())
-        async with asyncio.timeout(30):
-            while len(receiver.got) < num:
-                await asyncio.sleep(0.01)
-        sending.cancel()
-        await asyncio.wait([sending])
-
-    run(work)
-
-
-def test_receivers_that_were_given_up_take_no_memory(jobs: JobStore) -> None:
-    unknown = Webhooks(SECRET, retry_delays_s=(), resolve=resolve)  # no name has an address
-
-    sender = WebhookSender(jobs, unknown, worker="sender", poll_s=0.05)
-
-    async def given_up(first: int) -> int:
-        """Entries that the sender holds after so many more receivers were given up."""
-        for number in range(first, first + 5):
-            made = cancelled(jobs, f"https://receiver-{number}.test/")
-            assert (await settled(jobs, made)).webhook_state == "failed"
-        return num_entries(sender)
-
-    async def work() -> None:
-        sending = asyncio.create_task(sender.run())
-        before = await given_up(0)
-        assert await given_up(5) == before
-        sending.cancel()
-        await asyncio.wait([sending])
 
     run(work)
 
