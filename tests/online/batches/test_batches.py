@@ -473,11 +473,11 @@ class SlowStore(BatchStore):
         super().__init__(str(folder), ttl_s=0)
         self.held, self.let_on = threading.Event(), threading.Event()
 
-    def change(self, owner: str, batch_id: str, edit: Callable[[StoredBatch], Mapping[str, Any]]) -> StoredBatch:
+    def change_read(self, batch: StoredBatch, edit: Callable[[StoredBatch], Mapping[str, Any]]) -> StoredBatch:
         if not self.let_on.is_set():
             self.held.set()
             assert self.let_on.wait(60)
-        return super().change(owner, batch_id, edit)
+        return super().change_read(batch, edit)
 
 
 def test_a_runner_that_is_ended_in_the_midst_of_a_change_leaves_its_batches_to_others_at_once(
@@ -489,7 +489,7 @@ def test_a_runner_that_is_ended_in_the_midst_of_a_change_leaves_its_batches_to_o
 
     async def work() -> None:
         running = asyncio.create_task(runner.run(0.01))
-        await asyncio.to_thread(slow.held.wait, 60)
+        assert await asyncio.to_thread(slow.held.wait, 60)
         running.cancel()
         await asyncio.sleep(0)
         slow.let_on.set()
