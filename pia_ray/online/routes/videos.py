@@ -340,7 +340,10 @@ def _create_body() -> dict[str, Any]:
             shape["patternProperties"][rf"^({'|'.join((*IMAGE_FIELDS, *REFERENCE_KNOBS))})\[file_id\]$"] = {
                 "type": "string"
             }
-            shape["patternProperties"][r"^webhook_events\[\]$"] = {"type": "string"}
+            shape["patternProperties"][r"^webhook_events\[\]$"] = {
+                "type": "string",
+                "enum": list(webhook_fields.EVENTS),
+            }
             shape["anyOf"] += [{"required": [f"{name}[file_id]"]} for name in IMAGE_FIELDS]
     return body
 

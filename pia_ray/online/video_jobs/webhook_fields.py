@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Final, get_args
 
 from pia_ray.config.knobs import suggest
@@ -11,6 +12,8 @@ from pia_ray.online.video_jobs.document import END_EVENTS, WebhookEvent
 from pia_ray.storage.https import check_url
 
 EVENTS: Final[tuple[WebhookEvent, ...]] = get_args(WebhookEvent)
+
+_EVENT: Final = f"({'|'.join(map(re.escape, EVENTS))})"
 
 SHAPES: Final[dict[str, Any]] = {
     "webhook_url": {
@@ -23,7 +26,11 @@ SHAPES: Final[dict[str, Any]] = {
     "webhook_events": {
         "anyOf": [
             {"type": "array", "items": {"type": "string", "enum": list(EVENTS)}, "minItems": 1},
-            {"type": "string", "description": "The same, separated by commas."},
+            {
+                "type": "string",
+                "pattern": f"^{_EVENT}( *, *{_EVENT})*$",
+                "description": "The same, separated by commas.",
+            },
         ],
         "default": list(END_EVENTS),
         "example": list(EVENTS),
