@@ -1,9 +1,9 @@
 """The allocator of a process of the endpoint: few arenas, so that its memory stays as small as what its threads use.
 
-glibc gives threads arenas of their own, up to eight for each CPU, and what was freed in one serves no other. An endpoint
-has some 80 threads. Python's table of interned names, which pathlib fills with the names of objects, is replaced by a new
-one of 3.8 MB every few minutes, in the arena of the thread that happens to need it. Each arena in turn kept a hole of that
-size: an endpoint grew from 118 MB to 134 MB in 30 minutes on 2 CPUs.
+glibc gives threads arenas of their own, up to eight for each CPU, and what was freed in one serves no other. An
+endpoint has some 80 threads. Python's table of interned names, which pathlib fills with the names of objects, is
+replaced by a new one of 3.8 MB every few minutes, in the arena of the thread that happens to need it. Each arena in
+turn kept a hole of that size: an endpoint grew from 118 MB to 134 MB in 30 minutes on 2 CPUs.
 """
 
 from __future__ import annotations

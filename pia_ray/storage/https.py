@@ -328,7 +328,7 @@ def _exchange(
     ssl_context: ssl.SSLContext | None,
     *,
     headers: Iterable[tuple[bytes, bytes]],
-    body: Iterable[bytes] | None = None,
+    body: Iterator[bytes] | None = None,
 ) -> Iterator[httpcore2.Response]:
     """One request and its answer, unread. What goes wrong with it, also while the body reads it, is a `FetchError`."""
     port = url.port or (443 if url.scheme == "https" else 80)
