@@ -41,7 +41,7 @@ from pia_ray.errors import (
     WorkerDied,
 )
 from pia_ray.imports import own_process
-from pia_ray.online.arenas import share_arenas
+from pia_ray.online.allocator import share_arenas
 from pia_ray.online.rendering.local_renderer import LocalRenderer, model_facts
 from pia_ray.online.rendering.renderer import (
     INTERACTIVE,
