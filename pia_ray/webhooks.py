@@ -13,7 +13,7 @@ import http.client
 import ipaddress
 import ssl
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 from urllib.parse import SplitResult, urlsplit
 
@@ -64,9 +64,12 @@ class Poster:
         elif parsed.username is not None:
             raise AddressRefused("The URL carries credentials, which go over http:// for everyone to read.")
 
-    def post(self, url: str, body: bytes, *, message_id: str) -> int:
+    def post(self, url: str, body: bytes, *, message_id: str, before_body: Callable[[], None] = lambda: None) -> int:
         """The status 2xx of the answer to the body. Every try of one message has the same id. Blocks for about 5 s at
         most.
+
+        `before_body` is called once an https:// server is connected, and keeps the body from being sent by what it
+        raises.
 
         Raises:
             FetchUnavailable: it did not answer 2xx; another try can succeed.
@@ -80,6 +83,7 @@ class Poster:
                 url,
                 body,
                 headers=headers,
+                before_body=before_body,
                 timeout_s=TIMEOUT_S,
                 allowed_networks=self._allowed_networks,
                 resolve=self._resolve,

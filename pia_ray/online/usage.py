@@ -124,9 +124,11 @@ class Usage:
         """Writes what was counted, and reads the sums of owners that were seen. Blocks."""
         with suppress(StorageError):
             self._behind_s = self._store_clock() - self._clock()
+        day = self._now() // _DAY_S
         with self._lock:
             owners = self._counted.keys() | self._seen
             self._seen = set()
+            self._sums = {owner: found for owner, found in self._sums.items() if found[0] == day}
         for owner in owners:
             try:
                 self._settle(owner)

@@ -15,6 +15,8 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Final
 
+from cachetools import LRUCache
+
 from pia_ray.errors import FetchUnavailable
 
 FIRST_HOLD_S: Final = 1.0
@@ -26,6 +28,9 @@ RECOVERY_S: Final = 60.0
 
 SLOWEST_RATE: Final = 1 / 60
 """Requests per second to which refusals bring a host at most."""
+
+KNOWN_HOSTS: Final = 10_000
+"""Hosts whose pace is kept; a host that is asked again after so many others starts anew."""
 
 _OBSERVED: Final = 64
 
@@ -54,7 +59,7 @@ class HostRates:
     def __init__(self, rate: float | None = None) -> None:
         self._ceiling = math.inf if rate is None else rate
         self._lock = threading.Lock()
-        self._hosts: dict[str, _Host] = {}
+        self._hosts: LRUCache[str, _Host] = LRUCache(KNOWN_HOSTS)
 
     def wait(
         self, host: str, *, limit_s: float = math.inf, stopped: threading.Event, note: Callable[[bool], None]
@@ -102,7 +107,10 @@ class HostRates:
                 found.rate = min(self._ceiling, found.rate + found.cut_rate / (RECOVERY_S * found.rate))
 
     def _host(self, host: str) -> _Host:
-        return self._hosts.setdefault(host, _Host(self._ceiling))
+        found = self._hosts.get(host)
+        if found is None:
+            found = self._hosts[host] = _Host(self._ceiling)
+        return found
 
     def _reserve(self, host: str, now: float, *, before: float) -> float:
         with self._lock:

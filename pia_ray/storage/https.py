@@ -90,12 +90,15 @@ def post(
     content: bytes,
     *,
     headers: Mapping[str, str],
+    before_body: Callable[[], None] = lambda: None,
     timeout_s: float = 5.0,
     allowed_networks: Sequence[str] = (),
     resolve: Resolver = resolve_by_system,
     ssl_context: ssl.SSLContext | None = None,
 ) -> int:
     """The status with which an https:// URL answers these bytes; guarded as `fetch`. Follows no redirect.
+
+    `before_body` is called once the server is connected, and keeps the bytes from being sent by what it raises.
 
     Raises:
         AddressRefused, FetchUnavailable: as `fetch`.
@@ -105,7 +108,13 @@ def post(
     backend = _GuardedBackend(resolve, [ipaddress.ip_network(network) for network in allowed_networks], deadline)
     target = _checked(url)
     fields = [(name.encode("ascii"), value.encode("ascii")) for name, value in headers.items()]
-    with _exchange("POST", target, backend, ssl_context, headers=fields, body=content) as answer:
+    fields.append((b"Content-Length", str(len(content)).encode("ascii")))
+
+    def body() -> Iterator[bytes]:
+        before_body()
+        yield content
+
+    with _exchange("POST", target, backend, ssl_context, headers=fields, body=body()) as answer:
         return answer.status
 
 
@@ -319,7 +328,7 @@ def _exchange(
     ssl_context: ssl.SSLContext | None,
     *,
     headers: Iterable[tuple[bytes, bytes]],
-    body: bytes | None = None,
+    body: Iterator[bytes] | None = None,
 ) -> Iterator[httpcore2.Response]:
     """One request and its answer, unread. What goes wrong with it, also while the body reads it, is a `FetchError`."""
     port = url.port or (443 if url.scheme == "https" else 80)

@@ -109,15 +109,15 @@ def clock(uri: str) -> datetime:
         return datetime.fromtimestamp(temporary.stat().st_mtime, UTC)
 
 
-def list_objects(uri: str, *, suffix: str, after: str, limit: int | None) -> Iterator[ObjectStat]:
+def list_objects(uri: str, *, suffix: str, after: str, before: str, limit: int | None) -> Iterator[ObjectStat]:
     """The files; a folder is read when the files before it have been taken."""
-    return _files(uri, suffix, after.split("/") if after else [])
+    return _files(uri, suffix, after.split("/") if after else [], before)
 
 
-def _files(uri: str, suffix: str, after: Sequence[str]) -> Iterator[ObjectStat]:
-    """The files behind the one that `after` names, a folder in each item."""
+def _files(uri: str, suffix: str, after: Sequence[str], before: str = "") -> Iterator[ObjectStat]:
+    """The files behind the one that `after` names, a folder in each item, and before that entry of the folder."""
     first = after[0] if after else ""
-    for entry in _entries(uri, first):
+    for entry in _entries(uri, first, before):
         below = join(uri, entry.name)
         if entry.is_dir():
             yield from _files(below, suffix, after[1:] if entry.name == first else [])
@@ -136,13 +136,17 @@ def remove_empty_folder(uri: str) -> None:
         local_path(uri).rmdir()
 
 
-def _entries(uri: str, first: str) -> list[os.DirEntry[str]]:
-    """The entries of a folder in order, from that name on, without temporary files; none if it is not there."""
+def _entries(uri: str, first: str, before: str = "") -> list[os.DirEntry[str]]:
+    """The entries of a folder in order, from that name on and before the other, without temporary files.
+
+    None if it is not there. Names outside of these bounds are read and dropped one by one.
+    """
     with local_errors("list", uri):
         try:
             with os.scandir(local_path(uri)) as found:
-                wanted = (each for each in found if each.name >= first and not each.name.startswith(_TEMPORARY_PREFIX))
-                return sorted(wanted, key=lambda entry: entry.name)
+                wanted = (each for each in found if (not before or each.name < before) and each.name >= first)
+                named = (each for each in wanted if not each.name.startswith(_TEMPORARY_PREFIX))
+                return sorted(named, key=lambda entry: entry.name)
         except OSError as error:
             if error.errno in _GONE:
                 return []

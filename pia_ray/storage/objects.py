@@ -124,14 +124,17 @@ def clock(uri: str) -> datetime:
     return s3.clock(uri) if is_s3(uri) else local.clock(uri)
 
 
-def list_objects(uri: str, *, suffix: str = "", after: str = "", limit: int | None = None) -> Iterator[ObjectStat]:
+def list_objects(
+    uri: str, *, suffix: str = "", after: str = "", before: str = "", limit: int | None = None
+) -> Iterator[ObjectStat]:
     """Every object below the folder or prefix `uri`, at any depth, in the order of their names.
 
-    With `after`, a name below `uri`, those behind it; with a `limit` at most so many, and no more are asked for. A
-    folder that is not there has no objects; temporary files of writers at work are left out.
+    With `after`, a name below `uri`, those behind it; with `before`, a name in the folder itself, those that come
+    before it; with a `limit` at most so many, and no more are asked for. A folder that is not there has no objects;
+    temporary files of writers at work are left out.
     """
     found = s3.list_objects if is_s3(uri) else local.list_objects
-    return itertools.islice(found(uri, suffix=suffix, after=after, limit=limit), limit)
+    return itertools.islice(found(uri, suffix=suffix, after=after, before=before, limit=limit), limit)
 
 
 def list_folder(uri: str) -> tuple[list[str], list[ObjectStat]]:

@@ -179,12 +179,14 @@ def clock(uri: str) -> datetime:
     return retried(ask, "read", uri)
 
 
-def list_objects(uri: str, *, suffix: str, after: str, limit: int | None) -> Iterator[ObjectStat]:
+def list_objects(uri: str, *, suffix: str, after: str, before: str, limit: int | None) -> Iterator[ObjectStat]:
     """The objects in pages of at most `limit` keys, as far as they are asked for."""
     bucket, prefix = _bucket_and_folder(uri)
     asked: dict[str, Any] = {} if limit is None else {"MaxKeys": min(max(limit, 1), _PAGE_KEYS)}
     for page in _pages(uri, asked, {"StartAfter": f"{prefix}{after}"} if after else {}):
         for found in _stats(page, bucket):
+            if before and found.uri.removeprefix(f"s3://{bucket}/{prefix}") >= before:
+                return
             if found.uri.endswith(suffix):
                 yield found
 

@@ -83,7 +83,7 @@ def test_a_job_is_shown_with_the_delivery_of_its_webhook_and_without_the_webhook
     prefix: str, jobs: JobStore, capsys: pytest.CaptureFixture[str]
 ) -> None:
     job = fail(jobs, create(jobs, webhook_url="https://hooks.example.com/secret?token=secret"))
-    held = jobs.outbox.claim(jobs.outbox.read(jobs.outbox.due()[0]), worker="sender")
+    held = jobs.outbox.claim(jobs.outbox.read(next(jobs.outbox.due())), worker="sender")
     jobs.outbox.postpone(held, TryResult(503, "fetch_unavailable"), delay_s=60)
     assert main(["jobs", "show", job.id, "--storage", prefix]) == 0
     out = capsys.readouterr().out

@@ -15,6 +15,7 @@ import uvicorn
 
 from pia_ray.config.serve import ServeConfig
 from pia_ray.errors import FetchUnavailable
+from pia_ray.online.allocator import return_large_blocks, share_arenas
 from pia_ray.online.rendering.local_renderer import LocalRenderer
 from pia_ray.online.requests.request_reader import FormReader
 from pia_ray.online.service import create_endpoint
@@ -54,6 +55,8 @@ async def serve(folder: str, keys: list[str], bound: socket.socket) -> None:
 
 
 if __name__ == "__main__":
+    share_arenas()
+    return_large_blocks()
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen(256)

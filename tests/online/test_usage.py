@@ -17,6 +17,7 @@ from pia_ray.online.service import create_endpoint
 from pia_ray.online.usage import Amounts, Usage
 from pia_ray.online.video_jobs import JobStore
 from pia_ray.testing import FakeAnimator, draw_picture
+from tests.tables import num_entries
 
 DAY_S = 86_400
 
@@ -92,6 +93,19 @@ def test_a_new_day_begins_with_nothing_used(tmp_path: Path) -> None:
     later.flush()
     with pytest.raises(QuotaExceeded, match="4 of its 4"):
         later.check("ann")
+
+
+def test_callers_of_earlier_days_take_no_memory(tmp_path: Path) -> None:
+    clock = Clock()
+    today = usage(tmp_path, clock, requests_per_day=10)
+    before = num_entries(today)
+    for number in range(20):
+        today.check(f"caller {number}")
+    today.flush()
+    clock.now += DAY_S
+    today.check("ann")
+    today.flush()
+    assert num_entries(today) == before + 1
 
 
 def test_replicas_that_write_at_the_same_time_lose_no_count(tmp_path: Path) -> None:

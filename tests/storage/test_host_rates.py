@@ -11,7 +11,8 @@ from email.utils import format_datetime
 import pytest
 
 from pia_ray.errors import FetchUnavailable
-from pia_ray.storage.host_rates import HostRates, pause_of
+from pia_ray.storage.host_rates import KNOWN_HOSTS, HostRates, pause_of
+from tests.tables import num_entries
 
 
 def wait(rates: HostRates, host: str = "shop.test", *, limit_s: float = 60.0) -> float:
@@ -61,6 +62,13 @@ def test_refusals_halve_the_rate_once_for_all_that_were_under_way_and_answers_br
         rates.answered("shop.test")
     wait(rates)
     assert sum(wait(rates) for _ in range(5)) == pytest.approx(5 / 100, abs=0.03)
+
+
+def test_a_run_over_any_number_of_hosts_keeps_the_pace_of_so_many() -> None:
+    rates = HostRates()
+    for number in range(KNOWN_HOSTS + 100):
+        rates.answered(f"shop-{number}.test")
+    assert num_entries(rates) == KNOWN_HOSTS
 
 
 def test_hosts_that_name_no_time_get_longer_pauses_each_time() -> None:

@@ -208,7 +208,7 @@ def test_listing_finds_everything_below_in_order(root: str) -> None:
     assert list(storage.list_objects(storage.join(root, "nothing"))) == []
 
 
-def test_a_list_begins_behind_a_name_and_ends_after_so_many(root: str) -> None:
+def test_a_list_begins_behind_a_name_and_ends_before_another_or_after_so_many(root: str) -> None:
     names = ("a", "b/1", "b/2", "c/d/e", "f")
     for name in names:
         storage.write_bytes(storage.join(root, *name.split("/")), b"x")
@@ -222,6 +222,8 @@ def test_a_list_begins_behind_a_name_and_ends_after_so_many(root: str) -> None:
         assert listed(limit=place) == list(names[:place])
     assert listed(after="b/1", limit=2) == ["b/2", "c/d/e"]
     assert listed(after="b/10") == ["b/2", "c/d/e", "f"]
+    assert listed(before="c") == ["a", "b/1", "b/2"]
+    assert listed(after="a", before="f", limit=2) == ["b/1", "b/2"]
     folders, objects = storage.list_folder(root)
     assert folders == ["b", "c"]
     assert [each.uri for each in objects] == [storage.join(root, "a"), storage.join(root, "f")]

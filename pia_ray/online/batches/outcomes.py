@@ -17,9 +17,11 @@ from pia_ray.online.video_jobs import VideoJob
 
 @dataclass(frozen=True)
 class Outcomes:
-    """Makes the outcomes of one batch."""
+    """Makes the outcomes of one batch at one time."""
 
     batch_id: str
+    now: float
+    """Seconds since 1970 by the store's clock."""
 
     def of_job(self, line: BatchLine, job: VideoJob, *, video: Mapping[str, Any]) -> Outcome:
         """The outcome of a line whose job has ended; `video` is the video object of the job."""
@@ -55,7 +57,9 @@ class Outcomes:
         }
 
     def _row(self, line: BatchLine, error: PublicError) -> Mapping[str, Any]:
-        return row_without_job(error, batch_id=self.batch_id, line=line.index, custom_id=line.custom_id, body=line.body)
+        return row_without_job(
+            error, batch_id=self.batch_id, line=line.index, custom_id=line.custom_id, body=line.body, now=self.now
+        )
 
     def _request_id(self, line: BatchLine) -> str:
         return f"batch_req_{self.batch_id.removeprefix('batch_')}_{line.index}"

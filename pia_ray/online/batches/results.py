@@ -67,9 +67,9 @@ def row_of_job(job: VideoJob, *, batch_id: str, line: int, custom_id: str) -> di
 
 
 def row_without_job(
-    error: PublicError, *, batch_id: str, line: int, custom_id: str, body: Mapping[str, Any]
+    error: PublicError, *, batch_id: str, line: int, custom_id: str, body: Mapping[str, Any], now: float
 ) -> dict[str, Any]:
-    """The results row of a line that never became a job, or whose job was deleted."""
+    """The results row of a line that never became a job, or whose job was deleted; `now` is the store's time."""
     prompt = body.get("prompt")
     row = ResultRow.failed(
         error,
@@ -82,7 +82,7 @@ def row_without_job(
         run_id=batch_id,
         worker="",
         attempts=0,
-        finished_at=datetime.now(UTC),
+        finished_at=datetime.fromtimestamp(now, UTC),
     )
     return _as_json(row)
 

@@ -163,7 +163,8 @@ class BatchRunner:
         return list(self._advancing.values())
 
     async def _step(self, batch: Batch) -> None:
-        async with self._steps.setdefault(batch.owner, anyio.CapacityLimiter(_STEPS_PER_OWNER)):
+        steps = self._steps.setdefault(batch.owner, anyio.CapacityLimiter(_STEPS_PER_OWNER))
+        async with steps:
             try:
                 await self._advance(batch)
             except (NotFound, Conflict):  # it was deleted, or another runner has it
@@ -171,6 +172,8 @@ class BatchRunner:
             except PiaRayError as error:
                 _log.warning("%s waits: %s", batch.id, error.message)
                 await self._forget(batch.id)  # its document does not know which lines are on their way
+        if not steps.borrowed_tokens and not steps.statistics().tasks_waiting:
+            self._steps.pop(batch.owner, None)
 
     async def _forget(self, batch_id: str) -> None:
         self._lines.pop(batch_id, None)
@@ -304,16 +307,17 @@ class BatchRunner:
         self, batch: Batch, line: BatchLine, job_id: str, *, end: PublicError | None
     ) -> Outcome | None:
         """The outcome of a line's job; None while the job goes on. With an `end` the job is cancelled."""
+        made = Outcomes(batch.id, await self._now())
         try:
             job = await asyncio.to_thread(self._jobs.get, batch.owner, job_id)
             if end is not None and not job.ended:
                 await asyncio.to_thread(self._jobs.cancel, batch.owner, job_id)
-                return Outcomes(batch.id).given_up(line, end)
+                return made.given_up(line, end)
         except JobConflict:  # it has ended just now
             return None
         except JobNotFound:
-            return Outcomes(batch.id).of_deleted(line, _DELETED)
-        return Outcomes(batch.id).of_job(line, job, video=self._video_object(job)) if job.ended else None
+            return made.of_deleted(line, _DELETED)
+        return made.of_job(line, job, video=self._video_object(job)) if job.ended else None
 
     async def _finish(self, batch: Batch) -> Batch:
         """Writes the output and error files and the ledger, then the end of the batch."""

@@ -106,7 +106,7 @@ class Submissions:
             await self._settle(batch, lines, progress, now, timeout_s=STEP_S)
         waiting = [index for index in sorted(progress.waiting) if index not in self._tasks]
         for line in (*(lines[index] for index in waiting), *lines[progress.next_line :]):
-            progress.outcomes.append(Outcomes(batch.id).given_up(line, end))
+            progress.outcomes.append(Outcomes(batch.id, now).given_up(line, end))
             progress.waiting.pop(line.index, None)
         progress.next_line = len(lines)
 
@@ -151,7 +151,7 @@ class Submissions:
                     _log.info("%s: line %d waits: %s", batch.id, index + 1, error.message)
                     progress.waiting[index] = again
                 else:
-                    progress.outcomes.append(Outcomes(batch.id).of_refusal(lines[index], error))
+                    progress.outcomes.append(Outcomes(batch.id, now).of_refusal(lines[index], error))
 
     def _again(self, tries: LineTries, error: RowError, now: float) -> LineTries | None:
         """The next try of a line; None if the error is final."""

@@ -42,10 +42,20 @@ class Indexes(Generic[D]):
         """The folder of the index that an entry belongs to."""
         return uri.removeprefix(self._prefix).lstrip("/").partition("/")[0]
 
-    def entries(self, index: Index[D], limit: int | None = None) -> Iterator[IndexEntry]:
+    def entries(
+        self, index: Index[D], limit: int | None = None, *, before_rank: int | None = None
+    ) -> Iterator[IndexEntry]:
         """The entries of an index by rank; within a rank by owner where it has folders of these, else by age."""
         folder = storage.join(self._prefix, index.folder)
-        for found in storage.list_objects(folder, limit=limit):
+        before = "" if before_rank is None else f"{before_rank:0{index.digits}d}"
+        for found in storage.list_objects(folder, before=before, limit=limit):
+            if (entry := self._parsed(found, folder)) is not None:
+                yield entry
+
+    def unranked(self, index: Index[D]) -> Iterator[IndexEntry]:
+        """The entries of 0.1.0, whose names have no rank: they come behind all names that begin with digits."""
+        folder = storage.join(self._prefix, index.folder)
+        for found in storage.list_objects(folder, after=":"):
             if (entry := self._parsed(found, folder)) is not None:
                 yield entry
 

@@ -93,6 +93,10 @@ class Places(Generic[D]):
             if (match := self._id.fullmatch(found.uri.rpartition("/")[2])) is not None:
                 yield found.uri.removeprefix(root).lstrip("/").partition("/")[0], match[1]
 
+    def forget(self, document_id: str) -> None:
+        """Drops what is kept in memory of a document that was deleted."""
+        self._earlier.discard(document_id)
+
     def delete(self, owner_folder: str, document_id: str) -> None:
         """Removes a document."""
         storage.delete(self.uri(owner_folder, document_id))

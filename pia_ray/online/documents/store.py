@@ -165,6 +165,7 @@ class DocumentStore(Generic[D]):
         self._places.delete(self.owner_folder(document.owner), document.id)
         self._remove_content(self.owner_folder(document.owner), document.id)
         self._remove(document, entries)
+        self._places.forget(document.id)
 
     def list(
         self,
@@ -234,15 +235,25 @@ class DocumentStore(Generic[D]):
 
         Of an index by owner the first are by rank and owner. One with `idle_s` that was empty may be up to so old.
         """
+        found = tuple(self.each_entry(index, limit))
+        return tuple(sorted(found, key=lambda entry: (entry.rank, entry.id))) if index.by_owner else found
+
+    def each_entry(self, index: Index[D], limit: int | None = None) -> Iterator[IndexEntry]:
+        """As `entries`, in the order of their names, and read as they are taken."""
         with self._lock:
             if time.monotonic() < self._empty_until.get(index.folder, 0.0):
-                return ()
-            num_written = self._num_written[index.folder]
-        found = tuple(self._indexes.entries(index, limit))
+                return
+            num_written, is_empty = self._num_written[index.folder], True
+        for entry in self._indexes.entries(index, limit):
+            is_empty = False
+            yield entry
         with self._lock:
-            if index.idle_s and not found and num_written == self._num_written[index.folder]:
+            if index.idle_s and is_empty and num_written == self._num_written[index.folder]:
                 self._empty_until[index.folder] = time.monotonic() + index.idle_s
-        return tuple(sorted(found, key=lambda entry: (entry.rank, entry.id))) if index.by_owner else found
+
+    def unranked_entries(self, index: Index[D]) -> Iterator[IndexEntry]:
+        """The entries that 0.1.0 wrote in an index whose names have ranks since; theirs have none, and come last."""
+        return self._indexes.unranked(index)
 
     def entries_of(self, index: Index[D], owner_folder: str, rank: int, *, limit: int) -> Sequence[IndexEntry]:
         """The first entries of an owner at that rank, oldest first, in an index by owner."""
@@ -293,9 +304,7 @@ class DocumentStore(Generic[D]):
             self._add_expiry_entries()
             self._backfill_expiry = False
         now, num_deleted = self.now(), 0
-        for entry in self._indexes.entries(self._indexes.expiry):
-            if entry.rank > now:
-                break
+        for entry in self._indexes.entries(self._indexes.expiry, before_rank=int(now) + 1):
             try:
                 document = self._read(entry.owner_folder, entry.id).document
             except NotFound:

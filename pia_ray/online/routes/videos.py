@@ -21,7 +21,7 @@ from pia_ray.online.http.wire_types import UnixTime, VideoDescription, wire_para
 from pia_ray.online.requests import openapi
 from pia_ray.online.requests.aliases import IMAGE_FIELDS
 from pia_ray.online.requests.request_reader import FormReader
-from pia_ray.online.video_jobs import JobStore, VideoJob
+from pia_ray.online.video_jobs import JobStore, VideoJob, webhook_fields
 from pia_ray.online.video_jobs.creation import JobCreator
 from pia_ray.online.video_jobs.dispatcher import Dispatcher, Outlook
 
@@ -56,8 +56,10 @@ class WebhookObject(BaseModel):
     """The delivery of a video's webhook."""
 
     host: str = Field(description="Host of the URL, whose path and query are not shown.")
-    state: Literal["waiting", "delivered", "failed"] = Field(
-        description="waiting for the end of the job or for another try; delivered; failed once it is given up."
+    events: list[str] = Field(description="The events that it gets.")
+    state: Literal["waiting", "delivered", "failed", "none"] = Field(
+        description="waiting for the end of the job or for another try; delivered; failed once it is given up; none "
+        "where the job has ended in a way whose event is not among `events`."
     )
     attempts: int = Field(description="Tries until now.")
     last_status: int | None = Field(None, description="HTTP status of the answer to the latest try, if it had one.")
@@ -160,12 +162,19 @@ def webhook_object(job: VideoJob) -> WebhookObject | None:
         return None
     return WebhookObject(
         host=urlsplit(job.webhook_url).hostname or "",
-        state="waiting" if job.webhook_state in ("none", "pending") else job.webhook_state,
+        events=list(job.webhook_events),
+        state=_webhook_state(job),
         attempts=job.webhook_attempts,
         last_status=job.webhook_status if job.webhook_attempts else None,
         last_error=job.webhook_error if job.webhook_attempts else None,
         next_attempt_at=int(max(job.not_before, job.completed_at or 0.0)) if job.webhook_state == "pending" else None,
     )
+
+
+def _webhook_state(job: VideoJob) -> Literal["waiting", "delivered", "failed", "none"]:
+    if job.webhook_state == "pending" or (job.webhook_state == "none" and not job.ended):
+        return "waiting"
+    return job.webhook_state
 
 
 def video_routes(
@@ -324,12 +333,16 @@ def _create_body() -> dict[str, Any]:
     body = openapi.request_body()
     for content in body["content"].values():
         shape = content["schema"]
-        shape["properties"] |= _JOB_FIELDS
+        shape["properties"] |= webhook_fields.SHAPES
         for name in IMAGE_FIELDS:
             shape["properties"][name]["anyOf"].append(_BY_FILE_ID)
         if "patternProperties" in shape:
             shape["patternProperties"][rf"^({'|'.join((*IMAGE_FIELDS, *REFERENCE_KNOBS))})\[file_id\]$"] = {
                 "type": "string"
+            }
+            shape["patternProperties"][r"^webhook_events\[\]$"] = {
+                "type": "string",
+                "enum": list(webhook_fields.EVENTS),
             }
             shape["anyOf"] += [{"required": [f"{name}[file_id]"]} for name in IMAGE_FIELDS]
     return body
@@ -343,22 +356,13 @@ def _remix_body() -> dict[str, Any]:
     shape = {
         "type": "object",
         "required": ["prompt"],
-        "properties": properties | _JOB_FIELDS,
+        "properties": properties | webhook_fields.SHAPES,
         "additionalProperties": False,
     }
     example = {"prompt": "the same lake under a storm"}
     return {"required": True, "content": {"application/json": {"schema": shape, "example": example}}}
 
 
-_JOB_FIELDS: Final[dict[str, Any]] = {
-    "webhook_url": {
-        "type": "string",
-        "format": "uri",
-        "maxLength": 2000,
-        "description": "An https:// URL that receives an event when the video has completed or failed, signed by the "
-        "Standard Webhooks scheme.",
-    }
-}
 _BY_FILE_ID: Final[dict[str, Any]] = {
     "type": "object",
     "required": ["file_id"],

@@ -20,6 +20,7 @@ from pia_ray.config.model import build
 from pia_ray.config.serve import ServeConfig, is_loopback, load_serve
 from pia_ray.errors import ConfigError
 from pia_ray.media.marking import check_signing
+from pia_ray.online.allocator import return_large_blocks, share_arenas
 from pia_ray.online.serve.engines import EngineReplica, MakeAnimator, RayRenderer
 from pia_ray.online.video_jobs import JobStore
 from pia_ray.pia import make_animator
@@ -88,6 +89,8 @@ class Ingress:
     """The HTTP interface. It may have any number of replicas, because all state is in storage."""
 
     def __init__(self, config: ServeConfig, engines: DeploymentHandle[Any]) -> None:
+        share_arenas()
+        return_large_blocks()
         logs.set_up_worker(config.log, replica=serve.get_replica_context().replica_id.unique_id)
         _check_host(config)
         self._config = _with_secrets(config)

@@ -41,6 +41,7 @@ from pia_ray.errors import (
     WorkerDied,
 )
 from pia_ray.imports import own_process
+from pia_ray.online.allocator import share_arenas
 from pia_ray.online.rendering.local_renderer import LocalRenderer, model_facts
 from pia_ray.online.rendering.renderer import (
     INTERACTIVE,
@@ -89,6 +90,7 @@ class EngineReplica:
 
     def __init__(self, config: ServeConfig, make_animator: MakeAnimator, cpu_threads: int) -> None:
         own_process()
+        share_arenas()
         logs.set_up_worker(config.log, replica=serve.get_replica_context().replica_id.unique_id)
         self._config = config
         self._renderer = LocalRenderer(make_animator(config, cpu_threads), config)

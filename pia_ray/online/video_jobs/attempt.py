@@ -68,12 +68,15 @@ class Attempt:
         jobs: JobStore,
         settings: AttemptSettings,
         in_thread: InThread,
+        report: Callable[[VideoJob], None] = lambda job: None,
     ) -> None:
+        """`report` is called with the job after each report of its progress to storage."""
         self._held = held
         self._renderer = renderer
         self._jobs = jobs
         self._settings = settings
         self._in_thread = in_thread
+        self._report = report
         self._changed = asyncio.Event()
         self._progress: int | None = None
         self._eta_s: float | None = None
@@ -182,6 +185,8 @@ class Attempt:
                 )
             except StorageError as error:
                 _log.warning("the heartbeat of %s is late: %s", self._held.document.id, error.message)
+            else:
+                self._report(self._held.document)
 
     def _report_s(self, *, is_first: bool) -> float:
         """Seconds until the progress is reported: nobody waits for that of a batch's line."""

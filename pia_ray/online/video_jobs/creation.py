@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from pia_ray.config.knobs import REFERENCE_KNOBS
 from pia_ray.config.serve import ServeConfig
-from pia_ray.errors import BadParameter, Conflict, FetchError
+from pia_ray.errors import BadParameter, Conflict
 from pia_ray.online.files import FileStore
 from pia_ray.online.rendering.renderer import BATCH_LINE, VIDEO_JOB
 from pia_ray.online.requests.acceptance import fields_of
@@ -18,7 +18,8 @@ from pia_ray.online.requests.aliases import IMAGE_FIELDS
 from pia_ray.online.requests.request_reader import Form, FormReader
 from pia_ray.online.usage import Amounts, Usage
 from pia_ray.online.video_jobs import JobStore, VideoJob
-from pia_ray.storage.https import check_url
+from pia_ray.online.video_jobs.document import WebhookEvent
+from pia_ray.online.video_jobs.webhook_fields import webhook_of
 
 _REMIXED: Final = frozenset({*IMAGE_FIELDS, *REFERENCE_KNOBS})
 
@@ -141,7 +142,7 @@ class JobCreator:
 
     async def _create(
         self,
-        read: tuple[Form, str | None],
+        read: tuple[Form, str | None, tuple[WebhookEvent, ...]],
         priority: int,
         *,
         owner: str,
@@ -152,7 +153,7 @@ class JobCreator:
         job_id: str | None = None,
         remixed_from_video_id: str | None = None,
     ) -> VideoJob:
-        form, webhook_url = read
+        form, webhook_url, webhook_events = read
         job = await asyncio.to_thread(
             partial(
                 self._jobs.create,
@@ -162,6 +163,7 @@ class JobCreator:
                 seconds=form.seconds,
                 size=form.size,
                 webhook_url=webhook_url,
+                webhook_events=webhook_events,
                 remixed_from_video_id=remixed_from_video_id,
                 batch_id=batch_id,
                 job_id=job_id,
@@ -176,26 +178,13 @@ class JobCreator:
 
     async def _read(
         self, owner: str, fields: Mapping[str, object], *, is_line: bool = False
-    ) -> tuple[Form, str | None]:
+    ) -> tuple[Form, str | None, tuple[WebhookEvent, ...]]:
         given = {name: value for name, value in fields.items() if value is not None}
-        webhook_url = self._webhook_url(given.pop("webhook_url", None))
+        webhook_url, events = webhook_of(given, is_signed=self._config.webhook_secret is not None)
         for name in (*IMAGE_FIELDS, *REFERENCE_KNOBS):
             value = given.get(name)
             if isinstance(value, dict) and set(value) == {"file_id"}:
                 if not isinstance(value["file_id"], str):
                     raise BadParameter(f"{name}: file_id must be text", name)
                 given[name] = await asyncio.to_thread(self._files.read, owner, value["file_id"])
-        return await self._reader.parse(given, owner=owner, is_line=is_line), webhook_url
-
-    def _webhook_url(self, value: object) -> str | None:
-        if value is None:
-            return None
-        if self._config.webhook_secret is None:
-            raise BadParameter("webhook_url: this endpoint has no secret to sign webhooks with", "webhook_url")
-        if not isinstance(value, str) or len(value) > 2000:
-            raise BadParameter("webhook_url must be an https:// URL of at most 2000 characters", "webhook_url")
-        try:
-            check_url(value)
-        except FetchError as error:
-            raise BadParameter(f"webhook_url: {error.message}", "webhook_url") from None
-        return value
+        return await self._reader.parse(given, owner=owner, is_line=is_line), webhook_url, events

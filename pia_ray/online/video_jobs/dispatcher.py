@@ -320,7 +320,12 @@ class Dispatcher:
         self._shares.count(entry.owner_folder)
         _log.info("%s claimed, attempt %d", entry.id, held.document.attempt)
         attempt = Attempt(
-            held, renderer=self._renderer, jobs=self._jobs, settings=self._settings, in_thread=self._in_thread
+            held,
+            renderer=self._renderer,
+            jobs=self._jobs,
+            settings=self._settings,
+            in_thread=self._in_thread,
+            report=lambda job: None if self._sender is None else self._sender.progress.report(job),
         )
         task = asyncio.create_task(self._work(held.document, attempt))
         self._running[entry.id] = _Running(attempt, task)
@@ -362,7 +367,10 @@ class Dispatcher:
             if ended is None or not self._has_room():
                 self._wake.set()
             del self._running[job.id]
-            self._wake_sender()
+            if self._sender is not None:
+                self._sender.progress.forget(job.id)
+            if ended is not None and ended.webhook_state == "pending":
+                self._wake_sender()
 
     def _wake_sender(self) -> None:
         if self._sender is not None:

@@ -17,6 +17,12 @@ from pia_ray.takes import NO_POLICY, Policy
 
 Status = Literal["queued", "in_progress", "completed", "failed"]
 
+WebhookEvent = Literal["video.completed", "video.failed", "video.in_progress"]
+"""Types of the events that a webhook may get, each named after a status."""
+
+END_EVENTS: Final[tuple[WebhookEvent, ...]] = ("video.completed", "video.failed")
+"""The events of a webhook whose request names none."""
+
 
 class VideoResult(FinishedVideo):
     """The finished video of a job, and where its files are."""
@@ -65,6 +71,7 @@ class VideoJob(Document):
     record: str
     """Name of the record by which the same request finds it again."""
     webhook_url: str | None = None
+    webhook_events: tuple[WebhookEvent, ...] = END_EVENTS
     webhook_state: Literal["none", "pending", "delivered", "failed"] = "none"
     webhook_attempts: int = 0
     webhook_error: str | None = None
@@ -89,6 +96,10 @@ class VideoJob(Document):
     def ended(self) -> bool:
         """Whether it has completed or failed."""
         return self.status in ("completed", "failed")
+
+    def wants(self, status: str) -> bool:
+        """Whether its webhook gets the event of that status."""
+        return self.webhook_url is not None and f"video.{status}" in self.webhook_events
 
     @property
     def claimable_at(self) -> float:

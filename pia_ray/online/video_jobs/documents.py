@@ -58,7 +58,7 @@ class JobDocuments:
             "completed_at": now,
             "expires_at": now + (self._failed_job_ttl_s if has_failed else self._job_ttl_s),
             "not_before": 0.0,
-            "webhook_state": "none" if job.webhook_url is None else "pending",
+            "webhook_state": "pending" if job.wants(str(change["status"])) else "none",
             **change,
         }
 

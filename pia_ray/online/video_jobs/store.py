@@ -18,7 +18,7 @@ from pia_ray.online.documents.document import Order, Page
 from pia_ray.online.documents.store import ABANDONED_S
 from pia_ray.online.public_errors import public_error
 from pia_ray.online.rendering.renderer import BATCH_LINE, VIDEO_JOB, RenderRequest
-from pia_ray.online.video_jobs.document import QUEUE, VideoJob
+from pia_ray.online.video_jobs.document import END_EVENTS, QUEUE, VideoJob, WebhookEvent
 from pia_ray.online.video_jobs.documents import JobDocuments
 from pia_ray.online.video_jobs.overview import JobOverview
 from pia_ray.online.video_jobs.queue import JobQueue
@@ -94,6 +94,7 @@ class JobStore:
         seconds: str,
         size: str,
         webhook_url: str | None = None,
+        webhook_events: tuple[WebhookEvent, ...] = END_EVENTS,
         batch_id: str | None = None,
         job_id: str | None = None,
         remixed_from_video_id: str | None = None,
@@ -121,7 +122,11 @@ class JobStore:
         if job_id is None:
             job_id, record, is_new = self._recorded_id(
                 owner,
-                body_digest(request, [model, seconds, size, webhook_url, batch_id, remixed_from_video_id]),
+                body_digest(
+                    request,
+                    [model, seconds, size, webhook_url, batch_id, remixed_from_video_id]
+                    + ([] if webhook_events == END_EVENTS else [*webhook_events]),
+                ),
                 idempotency_key=idempotency_key,
                 is_retry=retry_count > 0,
             )
@@ -149,6 +154,7 @@ class JobStore:
             policy=request.policy,
             record=record,
             webhook_url=webhook_url,
+            webhook_events=webhook_events,
         )
         made = self._documents.create(job, contents={uri: files[name] for name, uri in job.inputs.items()})
         if made is None:

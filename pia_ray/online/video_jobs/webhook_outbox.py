@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from pia_ray.errors import JobConflict, JobNotFound
 from pia_ray.online.documents.document import IndexEntry, Revision
 from pia_ray.online.video_jobs.document import WEBHOOKS, VideoJob
 from pia_ray.online.video_jobs.documents import JobDocuments
+
+EARLIER_S: Final = 60.0
+"""Seconds between two searches for entries that 0.1.0 has written behind others that are not due."""
 
 
 @dataclass(frozen=True)
@@ -26,15 +31,27 @@ class WebhookOutbox:
 
     def __init__(self, documents: JobDocuments) -> None:
         self._documents = documents
+        self._earlier_read_at = -EARLIER_S
 
     def entries(self) -> tuple[IndexEntry, ...]:
         """Ended jobs whose webhook is not settled, those that are due first, and within a second by age."""
         return self._documents.store.entries(WEBHOOKS)
 
-    def due(self) -> tuple[IndexEntry, ...]:
-        """The entries whose names say that they are due. No document is read."""
+    def due(self) -> Iterator[IndexEntry]:
+        """The entries whose names say that they are due, the earliest first.
+
+        They are read as they are taken, up to the first one that is not due. No document is read.
+        """
         now = self._documents.store.now()
-        return tuple(entry for entry in self.entries() if entry.rank <= now)
+        for entry in self._documents.store.each_entry(WEBHOOKS):
+            if entry.rank > now:
+                break
+            yield entry
+        else:
+            return
+        if time.monotonic() - self._earlier_read_at >= EARLIER_S:
+            self._earlier_read_at = time.monotonic()
+            yield from self._documents.store.unranked_entries(WEBHOOKS)
 
     def read(self, entry: IndexEntry) -> Revision[VideoJob]:
         """The job of an entry. The entry of a settled webhook is removed, and a wrong due time in a name is mended.
@@ -85,7 +102,7 @@ class WebhookOutbox:
         One that is being sent at this moment is left to its sender.
 
         Raises:
-            JobConflict: the job has no webhook, or has not ended.
+            JobConflict: the job has no webhook, has not ended, or its webhook does not get the event of this end.
             JobNotFound: the owner has no such job.
         """
 
@@ -94,6 +111,8 @@ class WebhookOutbox:
                 raise JobConflict(f"{job.id} has no webhook: give webhook_url where the video is created")
             if not job.ended:
                 raise JobConflict(f"{job.id} is {job.status}: its webhook is sent when it has ended")
+            if not job.wants(job.status):
+                raise JobConflict(f"{job.id} has {job.status}, and its webhook_events leave that event out")
             if job.webhook_state == "pending" and job.lease_until > self._documents.store.now():
                 return {}
             return {"webhook_state": "pending", "webhook_attempts": 0, "not_before": 0.0}

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
+import time
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 from urllib.parse import urlsplit
@@ -20,6 +23,7 @@ from pia_ray.errors import FetchError, JobConflict, JobNotFound, StorageError
 from pia_ray.online.documents.document import IndexEntry, Revision
 from pia_ray.online.video_jobs import JobStore, VideoJob
 from pia_ray.online.video_jobs.webhook_outbox import TryResult
+from pia_ray.online.video_jobs.webhook_progress import ProgressSender
 from pia_ray.online.video_jobs.webhooks import Webhooks
 
 SENDERS: Final = 64
@@ -31,7 +35,20 @@ PER_OWNER: Final = 8
 PER_HOST: Final = 4
 """Of these, at most so many to one host."""
 
-_KNOWN_HOSTS: Final = 100_000
+KEPT: Final = 2048
+"""Due webhooks that are kept in memory for a place; the others are read again when these have been sent."""
+
+KEPT_PER_OWNER: Final = 128
+"""Of these, at most so many of one owner."""
+
+KEPT_PER_HOST: Final = 64
+"""Of these, at most so many to one host, and so many whose host is not known yet."""
+
+_KNOWN_HOSTS: Final = 10_000
+_PART: Final = 256
+"""Entries that are read of the outbox in one step."""
+_PACE: Final = 10.0
+"""The outbox is read again at the earliest after so many times the time of the last reading."""
 
 _log = logging.getLogger(__name__)
 
@@ -47,14 +64,18 @@ class WebhookSender:
         self._webhooks = webhooks
         self._worker = worker
         self._poll_s = poll_s
+        self.progress: Final = ProgressSender(jobs, webhooks)
+        """Sends the progress of jobs while `run` runs."""
         self._woken = asyncio.Event()
         self._due: dict[str, IndexEntry] = {}
         """Entries that wait for a place, by id."""
+        self._is_whole = True
+        """Whether all entries that were due at the last reading are in `_due` or were begun."""
         self._sending: dict[str, IndexEntry] = {}
         self._places: Counter[str] = Counter()
         """Webhooks that are being sent, by owner and by owner and host."""
         self._hosts: LRUCache[str, str] = LRUCache(_KNOWN_HOSTS)
-        """Owner and host of entries that were read once, by id."""
+        """Owner and host of entries that were read once and are not settled, by id."""
 
     def wake(self) -> None:
         """Says that a job has ended."""
@@ -67,26 +88,46 @@ class WebhookSender:
         threads = ThreadPoolExecutor(SENDERS + 1, thread_name_prefix="webhooks")
         try:
             async with asyncio.TaskGroup() as group:
+                group.create_task(self.progress.run())
                 while True:
                     self._woken.clear()
+                    begun = time.monotonic()
                     await self._read_outbox(threads)
                     self._begin(group, threads)
+                    # Each job that ends wakes this: a long outbox is not read for each of them.
+                    await asyncio.sleep(min(self._poll_s, _PACE * (time.monotonic() - begun)))
                     with contextlib.suppress(TimeoutError):
                         await asyncio.wait_for(self._woken.wait(), self._poll_s)
         finally:
             threads.shutdown(wait=False, cancel_futures=True)
 
     async def _read_outbox(self, threads: ThreadPoolExecutor) -> None:
+        """Keeps of the due entries as many as there is room for: an owner's or host's many leave room for others'."""
+        due, kept = self._jobs.outbox.due(), dict[str, IndexEntry]()
+        groups, is_whole = Counter[str](), True
         try:
-            due = await asyncio.get_running_loop().run_in_executor(threads, self._jobs.outbox.due)
+            while part := await asyncio.get_running_loop().run_in_executor(threads, _next_part, due):
+                for entry in part:
+                    host = self._hosts.get(entry.id, f"{entry.owner_folder} ")
+                    if entry.id in self._sending or entry.id in kept:
+                        continue
+                    if groups[host] >= KEPT_PER_HOST or groups[entry.owner_folder] >= KEPT_PER_OWNER:
+                        is_whole = False
+                        continue
+                    kept[entry.id] = entry
+                    groups.update((host, entry.owner_folder))
+                if len(kept) >= KEPT:
+                    is_whole = False
+                    break
         except StorageError as error:
             _log.warning("the outbox cannot be read: %s", error.message)
         else:
-            self._due = {entry.id: entry for entry in due if entry.id not in self._sending}
+            self._is_whole = is_whole
+            self._due = {entry.id: entry for entry in kept.values() if entry.id not in self._sending}
 
     def _begin(self, group: asyncio.TaskGroup, threads: ThreadPoolExecutor) -> None:
-        """Begins the entries for which there is a place."""
-        for entry in list(self._due.values()):
+        """Begins the entries for which there is a place, those of the owners with the fewest places first."""
+        for entry in sorted(self._due.values(), key=lambda each: self._places[each.owner_folder]):
             if len(self._sending) >= SENDERS:
                 return
             if self._places[entry.owner_folder] < PER_OWNER and not self._is_host_full(entry):
@@ -109,20 +150,33 @@ class WebhookSender:
             else:
                 self._places[host] += 1
                 try:
-                    await loop.run_in_executor(threads, self._try, at)
+                    if await loop.run_in_executor(threads, self._try, at):
+                        del self._hosts[entry.id]
                 finally:
-                    self._places[host] -= 1
+                    self._leave(host)
         except (JobConflict, JobNotFound):
-            pass  # another sender has claimed it, or the job was deleted
+            self._hosts.pop(entry.id, None)  # another sender has claimed it, or the job was deleted
         except StorageError as error:
             _log.warning("the webhook of %s waits: %s", entry.id, error.message)
         finally:
             del self._sending[entry.id]
-            self._places[entry.owner_folder] -= 1
+            self._leave(entry.owner_folder)
         self._begin(group, threads)
+        if not self._is_whole and not self._has_waiting(entry.owner_folder):
+            self.wake()
 
-    def _try(self, at: Revision[VideoJob]) -> None:
-        """One try of one webhook; on a thread."""
+    def _leave(self, place: str) -> None:
+        """Gives back a place of an owner, or of an owner and host."""
+        self._places[place] -= 1
+        if not self._places[place]:
+            del self._places[place]
+
+    def _has_waiting(self, owner_folder: str) -> bool:
+        """Whether an entry of the owner is kept that could begin at the next free place."""
+        return any(each.owner_folder == owner_folder and not self._is_host_full(each) for each in self._due.values())
+
+    def _try(self, at: Revision[VideoJob]) -> bool:
+        """Whether the webhook is settled after one more try; on a thread."""
         outbox = self._jobs.outbox
         held = outbox.claim(at, worker=self._worker)
         try:
@@ -132,10 +186,15 @@ class WebhookSender:
             _log.info("the webhook of %s, try %d: %s", at.document.id, tries, error.message)
             if error.retryable and tries <= len(self._webhooks.retry_delays_s):
                 outbox.postpone(held, result, delay_s=self._webhooks.retry_delays_s[tries - 1])
-            else:
-                outbox.settle(held, "failed", result)
+                return False
+            outbox.settle(held, "failed", result)
         else:
             outbox.settle(held, "delivered", TryResult(status))
+        return True
+
+
+def _next_part(due: Iterator[IndexEntry]) -> list[IndexEntry]:
+    return list(itertools.islice(due, _PART))
 
 
 def _host(entry: IndexEntry, job: VideoJob) -> str:

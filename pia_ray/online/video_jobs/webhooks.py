@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import ssl
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from pia_ray.online.video_jobs import VideoJob
@@ -16,7 +17,7 @@ RETRY_DELAYS_S: Final = (5.0, 60.0, 600.0, 3600.0)
 
 
 class Webhooks:
-    """Sends the events `video.completed` and `video.failed`, signed with `secret` (whsec_ and base64).
+    """Sends the events of video jobs, signed with `secret` (whsec_ and base64).
 
     `retry_delays_s` are the waits between tries. `allowed_networks`, `resolve` and `ssl_context` are as for `fetch`.
 
@@ -46,6 +47,24 @@ class Webhooks:
         if job.webhook_url is None or job.completed_at is None:
             raise ValueError(f"{job.id} has no webhook, or has not ended")
         return self._poster.post(job.webhook_url, event(job), message_id=event_id(job))
+
+    def send_progress(self, job: VideoJob, *, before_body: Callable[[], None]) -> None:
+        """Sends the event of a job in progress, once. Blocks for 5 s at most. `before_body` is as for `https.post`.
+
+        Raises:
+            FetchError: it was not delivered.
+        """
+        if job.webhook_url is None:
+            raise ValueError(f"{job.id} has no webhook")
+        message_id = f"{event_id(job)}_{job.revision}"
+        content = {
+            "id": message_id,
+            "object": "event",
+            "created_at": int(time.time()),
+            "type": "video.in_progress",
+            "data": {"id": job.id, "progress": job.progress},
+        }
+        self._poster.post(job.webhook_url, json.dumps(content).encode(), message_id=message_id, before_body=before_body)
 
 
 def event_id(job: VideoJob) -> str:

@@ -31,6 +31,7 @@ from pia_ray.online.video_jobs import JobStore, VideoJob
 from pia_ray.online.video_jobs.creation import LineRequest
 from tests.online.video_server import QUICK, VideoServer, batch_lines, data_url, hash_of, png, serve_videos
 from tests.s3_server import s3, s3_server
+from tests.tables import num_entries
 
 __all__ = ["s3", "s3_server"]  # fixtures
 
@@ -337,6 +338,19 @@ def test_a_batch_makes_so_many_jobs_at_once_and_more_as_they_end(stores: BatchSt
     assert len(stores.jobs.queue.entries()) == 32
 
 
+def test_keys_whose_batches_have_ended_take_no_memory(stores: BatchStores):
+    def end_batches(first: int) -> int:
+        """Entries that the runner holds after batches of so many more keys were refused."""
+        for number in range(first, first + 5):
+            stores.batches.create(f"key {number}", "file-" + "0" * 48, metadata=None, window_s=60)
+        stores.tick(2)
+        assert list(stores.batches.open_batches()) == []
+        return num_entries(stores.runner)
+
+    before = end_batches(0)
+    assert end_batches(5) == before
+
+
 def test_the_batches_of_one_key_are_so_many_jobs_together_and_hold_no_other_key(stores: BatchStores):
     stores.runner = stores.new_runner(owner_window=10)
     for _ in range(3):
@@ -459,11 +473,11 @@ class SlowStore(BatchStore):
         super().__init__(str(folder), ttl_s=0)
         self.held, self.let_on = threading.Event(), threading.Event()
 
-    def change(self, owner: str, batch_id: str, edit: Callable[[StoredBatch], Mapping[str, Any]]) -> StoredBatch:
+    def change_read(self, batch: StoredBatch, edit: Callable[[StoredBatch], Mapping[str, Any]]) -> StoredBatch:
         if not self.let_on.is_set():
             self.held.set()
             assert self.let_on.wait(60)
-        return super().change(owner, batch_id, edit)
+        return super().change_read(batch, edit)
 
 
 def test_a_runner_that_is_ended_in_the_midst_of_a_change_leaves_its_batches_to_others_at_once(
@@ -475,7 +489,7 @@ def test_a_runner_that_is_ended_in_the_midst_of_a_change_leaves_its_batches_to_o
 
     async def work() -> None:
         running = asyncio.create_task(runner.run(0.01))
-        await asyncio.to_thread(slow.held.wait, 60)
+        assert await asyncio.to_thread(slow.held.wait, 60)
         running.cancel()
         await asyncio.sleep(0)
         slow.let_on.set()

@@ -34,5 +34,7 @@ def test_a_failed_line_may_be_tried_again_where_its_error_may(kind: type[PiaRayE
     assert (row["status"], row["error_code"]) == ("failed", kind.code)
     assert row["retryable"] == kind.retryable
     assert row["retryable"] or kind not in TRIED_AGAIN
-    never = row_without_job(public_error(kind("what happened")), batch_id="batch_1", line=0, custom_id="a", body={})
+    error = public_error(kind("what happened"))
+    never = row_without_job(error, batch_id="batch_1", line=0, custom_id="a", body={}, now=86_400.0)
     assert never["retryable"] == kind.retryable
+    assert str(never["finished_at"]).startswith("1970-01-02")

@@ -25,6 +25,7 @@ from pia_ray.online.rendering.renderer import RenderRequest
 from pia_ray.online.routes.videos import video_object
 from pia_ray.online.video_jobs import JobStore
 from pia_ray.online.video_jobs.creation import LineRequest
+from pia_ray.online.video_jobs.documents import JobDocuments
 from tests.online.video_jobs.test_store import rendered
 from tests.s3_server import s3, s3_server
 
@@ -250,6 +251,14 @@ def test_files_of_an_earlier_version_are_found_listed_and_expire(ids: dict[str, 
     assert not [uri for uri in left_below("serve/files") if ids["expired file"] in uri]
     files.delete("ann", ids["file"])
     assert not [uri for uri in left_below("serve/files") if ids["file"] in uri]
+
+
+def test_a_deleted_document_of_an_earlier_version_takes_no_memory(ids: dict[str, str]) -> None:
+    documents = JobDocuments("serve", job_ttl_s=60.0, lease_s=20.0).store
+    done = documents.read("ann", ids["completed"]).document
+    assert documents.is_earlier(done.id)
+    documents.delete(done)
+    assert not documents.is_earlier(done.id)
 
 
 def test_batches_of_an_earlier_version_are_listed_go_on_and_expire(ids: dict[str, str]) -> None:

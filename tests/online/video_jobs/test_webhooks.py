@@ -104,17 +104,17 @@ def jobs(tmp_path: Path) -> JobStore:
     return JobStore(str(tmp_path / "serve"))
 
 
-def create(jobs: JobStore, url: str | None, prompt: str = "a boat") -> VideoJob:
+def create(jobs: JobStore, url: str | None, prompt: str = "a boat", *, owner: str = "ann") -> VideoJob:
     request = RenderRequest("", AnimationParams(prompt=prompt), b"picture")
-    return jobs.create(request, owner="ann", model="demo", seconds="2", size="64x64", webhook_url=url)
+    return jobs.create(request, owner=owner, model="demo", seconds="2", size="64x64", webhook_url=url)
 
 
-def cancelled(jobs: JobStore, url: str) -> VideoJob:
-    return jobs.cancel("ann", create(jobs, url).id)
+def cancelled(jobs: JobStore, url: str, *, owner: str = "ann") -> VideoJob:
+    return jobs.cancel(owner, create(jobs, url, owner=owner).id)
 
 
 async def settled(jobs: JobStore, job: VideoJob) -> VideoJob:
-    while (now := await asyncio.to_thread(jobs.get, "ann", job.id)).webhook_state not in ("delivered", "failed"):
+    while (now := await asyncio.to_thread(jobs.get, job.owner, job.id)).webhook_state not in ("delivered", "failed"):
         await asyncio.sleep(0.02)
     while any(entry.id == job.id for entry in jobs.outbox.entries()):  # removed after the document says so
         await asyncio.sleep(0.02)
@@ -236,8 +236,8 @@ def test_a_receiver_that_does_not_answer_delays_no_other(
 def test_the_entry_of_a_webhook_says_when_it_is_due(jobs: JobStore) -> None:
     cancelled(jobs, "https://example.com/")
     outbox = jobs.outbox
-    outbox.postpone(outbox.claim(outbox.read(outbox.due()[0]), worker="me"), TryResult(503), delay_s=100)
-    assert outbox.due() == ()
+    outbox.postpone(outbox.claim(outbox.read(next(outbox.due())), worker="me"), TryResult(503), delay_s=100)
+    assert list(outbox.due()) == []
     (entry,) = outbox.entries()
     assert entry.rank == pytest.approx(jobs.now() + 100, abs=5)
 
@@ -245,7 +245,7 @@ def test_the_entry_of_a_webhook_says_when_it_is_due(jobs: JobStore) -> None:
 def test_an_entry_of_an_earlier_version_is_due_and_gets_its_time(jobs: JobStore, tmp_path: Path) -> None:
     job = cancelled(jobs, "https://example.com/")
     outbox, folder = jobs.outbox, str(tmp_path / "serve" / "webhooks")
-    outbox.postpone(outbox.claim(outbox.read(outbox.due()[0]), worker="me"), TryResult(503), delay_s=100)
+    outbox.postpone(outbox.claim(outbox.read(next(outbox.due())), worker="me"), TryResult(503), delay_s=100)
     (named,) = outbox.entries()
     earlier = storage.join(folder, named.uri.rpartition("/")[2].partition("-")[2])
     storage.create_bytes(earlier, b"")

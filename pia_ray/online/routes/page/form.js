@@ -206,7 +206,10 @@ export async function useExample() {
   if (!node("prompt").value) node("prompt").value = "pan right, mountains at sunset";
 }
 
-/** The call of the form as a command. The key is not part of it: the shell reads it from a variable. */
+/**
+ * The form as a command. It asks for the animation in one call, while the page makes a job: a command that creates a
+ * job would not have the file when it ends. The key is not part of it: the shell reads it from a variable.
+ */
 export function curlOf() {
   const fields = fieldsOf();
   const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
