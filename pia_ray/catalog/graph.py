@@ -64,6 +64,7 @@ def open_results(
                 "config": on_gpus(config) if pool.num_gpus else config,
                 "run_id": plan.run_id,
                 "make_animator": make_animator,
+                "expected_rows": -(-plan.num_pending // pool.most),
                 # On a GPU a lone row is one more kind of forward to compile.
                 "first_alone": not pool.num_gpus and config.model.device in ("auto", "cpu"),
             }
@@ -153,12 +154,14 @@ class AnimateRow:
         run_id: str,
         make_animator: MakeAnimator,
         first_alone: bool,
+        expected_rows: int,
         *,
         cpu_threads: int,
         num_workers: int,
     ) -> None:
         self._start = ActorStart(run_id)
         self._worker = _worker(config, run_id, make_animator, cpu_threads, num_workers, first_alone)
+        self._worker.animator.expect_rows(expected_rows)
         self._start.loaded(self._worker.rows)
         follow_run(self._worker, run_id=run_id)
         StateWriter(config.output, lambda: self._worker.state).start()  # until this process ends

@@ -149,6 +149,14 @@ class Engine:
         """As `ForwardSizes.measure_memory`."""
         self._sizes.measure_memory()
 
+    def forget_ended(self) -> None:
+        """Counts the rows that end anew; called after a warm-up."""
+        self._num_ended = 0
+
+    def tuner_of(self, model: Model, shape: tuple[int, ...]) -> ForwardTuner:
+        """The size of a model's forwards of evaluations of that shape (T, h, w, L)."""
+        return self._sizes.of(model.components, shape)
+
     def leave(self, row: Row) -> None:
         """Removes a row before its end; other rows are not affected."""
         if row in self.rows:
@@ -278,7 +286,7 @@ class Engine:
 
         When memory runs out, the size of forwards is halved, for this call and for a while.
         """
-        device, tuner = first.model.components.device, self._sizes.of(first.model.components, first.evaluation.shape)
+        device, tuner = first.model.components.device, self.tuner_of(first.model, first.evaluation.shape)
         few_kinds = first.model.forward.packs_for(first.request.params.free_u)
         tuner.reconsider()
         while True:

@@ -33,7 +33,7 @@ from pia_ray.pia.unet.compile_costs import ASSUMED, CompileCosts, Cost
 log = logging.getLogger(__name__)
 
 MOST_GRAPHS: Final = 24
-"""Kinds of forward of one model that are compiled at a time. A mix of three sizes has 9 to 21: see `packing`."""
+"""Kinds of forward of one model that are compiled at a time. A mix of three sizes has 9 to 17: see `packing`."""
 
 PATIENCE: Final = 8
 """Forwards of a kind before it is compiled: what occurs less often, as the last rows of a run, does not pay."""
@@ -136,12 +136,16 @@ class BackgroundCompilation:
 
     @contextmanager
     def warming(self) -> Iterator[None]:
-        """A context in which each kind is compiled when it first occurs, on the thread that asks, whatever it costs."""
-        self._warming = True
+        """A context in which each kind is compiled when it first occurs, on the thread that asks, whatever it costs.
+
+        Not where kinds need an end of the run in sight, which a warm-up does not have. Its forwards are not counted.
+        """
+        self._warming = not self._needs_end
         try:
             yield
         finally:
             self._warming = False
+            self._seen.clear()
 
     def _count(self, kind: Kind) -> None:
         self._seen[kind] += 1

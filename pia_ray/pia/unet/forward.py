@@ -76,7 +76,7 @@ class Forward:
             time_kernels(unet, kernels)
             self._kernels = kernels if components.device.type == "cuda" else None  # a CPU has one kernel
         self._timed: set[tuple[object, ...]] = set()
-        self._compilation = compilation_of(components)
+        self._compilation = compilation_of(components) if isinstance(unet, UNetMotionModel) else None
         if self._compilation is not None:
             with free_u(unet, (1.0, 1.0, 1.0, 1.0)):
                 pass  # leaves its attributes on the blocks: compiled code that saw none would be made anew after a row
