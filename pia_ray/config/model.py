@@ -147,7 +147,7 @@ class ModelConfig(JudgeWeights):
     compile: Literal["auto", "off", "default", "reduce-overhead", "max-autotune"] = Field(
         "auto",
         description="torch.compile's mode for the UNet; rows run uncompiled meanwhile. auto: torch's default mode, for "
-        "sizes where that pays in the rows that are left; on a CPU only in runs of a catalogue.",
+        "sizes where that pays in the rows that are left; on a CPU only if another mode has measured a gain there.",
     )
     compile_cache: str | None = Field(
         None,

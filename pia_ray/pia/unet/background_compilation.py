@@ -70,8 +70,9 @@ class _Times:
 class BackgroundCompilation:
     """The kinds of forward of one model, and of its variants with LoRAs, that are compiled; one compiles at a time.
 
-    With `costs`, a kind is compiled where that saves more seconds of the forwards to come than it takes, and one that
-    turns out to be no faster is dropped. Without, every kind is compiled that has occurred more than `patience` times.
+    `costs` keeps what is measured. With `only_what_pays` a kind is compiled where that saves more seconds of the
+    forwards to come than it takes, and one that turns out to be no faster is dropped; else every kind is that has
+    occurred more than `patience` times.
     Where `most` are compiled, the one that occurs least gives way. `start` runs its argument, by default on a thread of
     its own; with `in_place` a kind compiles at its next call instead. `needs_end` leaves all uncompiled while nobody
     knows how many forwards are to come.
@@ -82,6 +83,7 @@ class BackgroundCompilation:
         code: CompiledCode,
         *,
         costs: CompileCosts | None = None,
+        only_what_pays: bool = True,
         patience: int = PATIENCE,
         most: int = MOST_GRAPHS,
         in_place: bool = False,
@@ -90,6 +92,7 @@ class BackgroundCompilation:
     ) -> None:
         self.code = code
         self._costs = costs
+        self._only_what_pays = only_what_pays and costs is not None
         self._patience = patience
         self._most = most
         self._in_place = in_place
@@ -175,7 +178,7 @@ class BackgroundCompilation:
             return
         self._costs.record_gain(kind, gain)
         log.info("forwards of %s take %.2f times as long uncompiled", kind[0], gain)
-        if gain <= 1:
+        if gain <= 1 and self._only_what_pays:
             self._drop(kind)
             self._refused.add(kind)
 
@@ -188,7 +191,7 @@ class BackgroundCompilation:
 
     def _pays(self, kind: Kind, ahead: float) -> bool:
         """Whether compiling the kind saves more seconds of the forwards to come than it takes."""
-        if self._costs is None:
+        if self._costs is None or not self._only_what_pays:
             return True
         times = self._times.get(kind)
         if times is None or math.isinf(times.plain_s) or (self._needs_end and math.isinf(ahead)):
@@ -249,7 +252,8 @@ def compilation_of(components: Components) -> BackgroundCompilation | None:
         code = CompiledCode(mode=parts.compile_mode, cache=parts.compile_cache)
         found = _models[parts.variants] = BackgroundCompilation(
             code,
-            costs=_costs_of(parts) if parts.compiles_what_pays else None,
+            costs=_costs_of(parts),
+            only_what_pays=parts.compiles_what_pays,
             patience=PATIENCE if parts.compile_mode == "default" else 0,
             in_place=parts.compile_mode != "default",
             needs_end=parts.compiles_what_pays and parts.device.type == "cpu",
@@ -264,20 +268,17 @@ def _costs_of(components: Components) -> CompileCosts:
     device = components.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     structure = hashlib.sha256(repr(sorted(components.unet.config.items())).encode()).hexdigest()[:12]
-    about = f"{name}, {torch.get_num_threads()} threads, {components.dtype}, torch {torch.__version__}, {structure}"
-    return CompileCosts(ASSUMED.get(device.type, Cost(math.inf, 1.0)), folder=components.compile_cache, about=about)
+    about = (name, f"{torch.get_num_threads()} threads", components.dtype, components.compile_mode, structure)
+    return CompileCosts(
+        ASSUMED.get(device.type, Cost(math.inf, 1.0)), folder=components.compile_cache, about=", ".join(map(str, about))
+    )
 
 
 def _at_once(run: Callable[[], None]) -> None:
-    run()
+    # The workers that compile keep to this process's share of cores, as its operators do.
+    with torch._inductor.config.patch(compile_threads=max(1, torch.get_num_threads())):
+        run()
 
 
 def _on_a_thread(run: Callable[[], None]) -> None:
-    threads = torch.get_num_threads()
-
-    def compile_by_share() -> None:
-        # The workers that compile keep to this process's share of cores, as its operators do.
-        with torch._inductor.config.patch(compile_threads=max(1, threads)):
-            run()
-
-    threading.Thread(target=compile_by_share, name="compilation", daemon=True).start()
+    threading.Thread(target=_at_once, args=(run,), name="compilation", daemon=True).start()

@@ -97,6 +97,15 @@ def test_a_kind_that_is_no_faster_compiled_runs_as_it_is_and_is_not_tried_again(
     assert not any(stream.run("other", 50)), "the other kinds of the model are no faster by what is known"
 
 
+def test_a_mode_that_is_asked_for_compiles_whatever_it_costs_and_measures_for_those_who_do_not_ask() -> None:
+    costs = CompileCosts(Cost(95.0, 1.0))
+    assert not any(Stream(costs=costs).run("kind", 50)), "no gain is known"
+    asked = Stream(costs=costs, only_what_pays=False, ahead=0.0, plain_s=1.2, compiled_s=1.0)
+    assert asked.run("kind", PATIENCE + 1 + CHECKED + 1)[-1]
+    assert costs.of(("kind",)).gain == pytest.approx(1.2)
+    assert Stream(costs=costs).run("kind", 50)[-1]
+
+
 def test_timings_that_the_device_has_not_ended_are_not_waited_for() -> None:
     class Waits(Timed):
         def __init__(self) -> None:
