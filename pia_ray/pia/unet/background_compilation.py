@@ -267,18 +267,23 @@ _models: WeakKeyDictionary[VariantMemory, BackgroundCompilation] = WeakKeyDictio
 def _costs_of(components: Components) -> CompileCosts:
     device = components.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    share = f"{torch.get_num_threads()} threads"
     structure = hashlib.sha256(repr(sorted(components.unet.config.items())).encode()).hexdigest()[:12]
-    about = (name, f"{torch.get_num_threads()} threads", components.dtype, components.compile_mode, structure)
-    return CompileCosts(
-        ASSUMED.get(device.type, Cost(math.inf, 1.0)), folder=components.compile_cache, about=", ".join(map(str, about))
-    )
+    about = (name, share, components.dtype, f"torch {torch.__version__}", components.compile_mode, structure)
+    assumed = ASSUMED.get(device.type, Cost(math.inf, 1.0))
+    return CompileCosts(assumed, folder=components.compile_cache, about=", ".join(map(str, about)))
 
 
 def _at_once(run: Callable[[], None]) -> None:
-    # The workers that compile keep to this process's share of cores, as its operators do.
-    with torch._inductor.config.patch(compile_threads=max(1, torch.get_num_threads())):
-        run()
+    _with_threads(run, torch.get_num_threads())
 
 
 def _on_a_thread(run: Callable[[], None]) -> None:
-    threading.Thread(target=_at_once, args=(run,), name="compilation", daemon=True).start()
+    arguments = (run, torch.get_num_threads())  # of this thread: a new one may have another number
+    threading.Thread(target=_with_threads, args=arguments, name="compilation", daemon=True).start()
+
+
+def _with_threads(run: Callable[[], None], threads: int) -> None:
+    # The workers that compile keep to this process's share of cores, as its operators do.
+    with torch._inductor.config.patch(compile_threads=max(1, threads)):
+        run()
