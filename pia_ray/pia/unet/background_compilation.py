@@ -25,7 +25,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from pia_ray.pia.components import Components, VariantMemory
+from pia_ray.pia.components import CompileMode, Components, VariantMemory
 from pia_ray.pia.device.timing import Stopwatch
 from pia_ray.pia.unet.compilation import CompiledCode, Kind
 from pia_ray.pia.unet.compile_costs import ASSUMED, CompileCosts, Cost
@@ -245,23 +245,23 @@ def compilation_of(components: Components) -> BackgroundCompilation | None:
     Raises:
         ConfigError: the cache of compiled code cannot be read.
     """
-    parts = components
-    if parts.compile_mode is None:
+    mode = components.compile_mode
+    if mode is None:
         return None
-    if (found := _models.get(parts.variants)) is None:
-        code = CompiledCode(mode=parts.compile_mode, cache=parts.compile_cache)
-        found = _models[parts.variants] = BackgroundCompilation(
-            code,
-            costs=_costs_of(parts),
-            only_what_pays=parts.compiles_what_pays,
-            patience=PATIENCE if parts.compile_mode == "default" else 0,
-            in_place=parts.compile_mode != "default",
-            needs_end=parts.compiles_what_pays and parts.device.type == "cpu",
+    of_model = _models.setdefault(components.variants, {})
+    if (found := of_model.get(mode)) is None:
+        found = of_model[mode] = BackgroundCompilation(
+            CompiledCode(mode=mode, cache=components.compile_cache),
+            costs=_costs_of(components),
+            only_what_pays=components.compiles_what_pays,
+            patience=PATIENCE if mode == "default" else 0,
+            in_place=mode != "default",
+            needs_end=components.compiles_what_pays and components.device.type == "cpu",
         )
     return found
 
 
-_models: WeakKeyDictionary[VariantMemory, BackgroundCompilation] = WeakKeyDictionary()
+_models: WeakKeyDictionary[VariantMemory, dict[CompileMode, BackgroundCompilation]] = WeakKeyDictionary()
 
 
 def _costs_of(components: Components) -> CompileCosts:
