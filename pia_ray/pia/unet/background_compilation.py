@@ -20,7 +20,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 from weakref import WeakKeyDictionary
 
 import torch
@@ -34,6 +34,9 @@ log = logging.getLogger(__name__)
 
 MOST_GRAPHS: Final = 24
 """Kinds of forward of one model that are compiled at a time. A mix of three sizes has 9 to 17: see `packing`."""
+
+CompiledPart = Literal["unet", "decoder"]
+"""A part of a model that is compiled."""
 
 PATIENCE: Final = 8
 """Forwards of a kind before it is compiled: what occurs less often, as the last rows of a run, does not pay."""
@@ -236,8 +239,10 @@ class BackgroundCompilation:
             self._busy.release()
 
 
-def compilation_of(components: Components) -> BackgroundCompilation | None:
-    """The compilation of a model, the same for its variants with LoRAs, which run the same code; None without one.
+def compilation_of(components: Components, part: CompiledPart = "unet") -> BackgroundCompilation | None:
+    """The compilation of a part of a model, the same for variants with LoRAs, which run the same code; None without one.
+
+    The decoder has no CUDA graphs, which would hold a decode's memory for ever, and gain little for so few kernels.
 
     Where the model leaves it open, kinds are compiled that pay, and on a CPU only with the end of the run in sight:
     compilation takes the cores that the rows need.
@@ -245,12 +250,12 @@ def compilation_of(components: Components) -> BackgroundCompilation | None:
     Raises:
         ConfigError: the cache of compiled code cannot be read.
     """
-    mode = components.compile_mode
-    if mode is None:
+    if components.compile_mode is None:
         return None
+    mode: CompileMode = components.compile_mode if part == "unet" else "default"
     of_model = _models.setdefault(components.variants, {})
-    if (found := of_model.get(mode)) is None:
-        found = of_model[mode] = BackgroundCompilation(
+    if (found := of_model.get((part, mode))) is None:
+        found = of_model[part, mode] = BackgroundCompilation(
             CompiledCode(mode=mode, cache=components.compile_cache),
             costs=_costs_of(components),
             only_what_pays=components.compiles_what_pays,
@@ -261,7 +266,9 @@ def compilation_of(components: Components) -> BackgroundCompilation | None:
     return found
 
 
-_models: WeakKeyDictionary[VariantMemory, dict[CompileMode, BackgroundCompilation]] = WeakKeyDictionary()
+_models: WeakKeyDictionary[VariantMemory, dict[tuple[CompiledPart, CompileMode], BackgroundCompilation]] = (
+    WeakKeyDictionary()
+)
 
 
 def _costs_of(components: Components) -> CompileCosts:
