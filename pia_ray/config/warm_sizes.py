@@ -66,7 +66,7 @@ def _warm_size(value: object) -> WarmSize:
     try:
         size.params({})
     except BadParameter as error:
-        raise ValueError(f"{value}: {error.field} {error.message}") from None
+        raise ValueError(f"{value}: {error.message}") from None
     return size
 
 

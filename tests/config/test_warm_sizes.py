@@ -33,7 +33,7 @@ def test_sizes_are_a_list_or_a_text_with_commas(warm: object, tmp_path: Path) ->
         (["512x512"], '"512x512" is not a valid size: write WIDTHxHEIGHTxFRAMES, such as 512x512x16'),
         (["512x512x16@fast"], "is not a valid size"),
         (["500x512x16"], "500x512x16: width must be a multiple of 8"),
-        (["4096x512x16"], "4096x512x16: width must be 8 to 2048"),
+        (["4096x512x16"], "4096x512x16: width must be a whole number from 8 to 2048"),
         (["512x512x0"], "512x512x0: num_frames must be"),
         (7, "must be a list of sizes"),
         ([f"512x512x{frames}" for frames in range(1, 18)], "at most 16 sizes"),

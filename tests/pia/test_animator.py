@@ -252,7 +252,7 @@ def test_a_model_that_is_not_there_is_a_weights_error_that_says_where_it_looked(
         Animator(ModelConfig(name="none", base=str(tmp_path / "nowhere"), device="cpu"))
 
 
-def test_a_warm_up_leaves_nothing_behind_but_a_size_that_no_row_may_have_is_refused_by_name(
+def test_a_warm_up_leaves_nothing_behind_and_a_row_that_cannot_be_animated_is_refused_by_its_size(
     model: ModelConfig, animator: Animator
 ) -> None:
     warm = [AnimationParams(prompt="warm-up", width=32, height=16, num_frames=2)]
@@ -263,9 +263,8 @@ def test_a_warm_up_leaves_nothing_behind_but_a_size_that_no_row_may_have_is_refu
     assert isinstance(ours, Animation)
     assert isinstance(theirs, Animation)
     assert np.array_equal(ours.frames, theirs.frames)
-    warm = [AnimationParams(prompt="warm-up", width=32, height=16, num_frames=200, context_frames=40)]
-    with pytest.raises(ConfigError, match="warm: 32x16x200: context_frames must be 2 to 32 for this model"):
-        Animator(model, warm=warm)
+    with pytest.raises(ConfigError, match=r"warm: 32x16x2: .*absent"):
+        Animator(model, warm=[warm[0].model_copy(update={"lora": "absent"})])
 
 
 def test_a_gpu_lost_while_a_row_joins_fails_that_row_and_all_later_ones_and_no_caller_waits(model: ModelConfig) -> None:

@@ -240,7 +240,7 @@ class BackgroundCompilation:
 
 
 def compilation_of(components: Components, part: CompiledPart = "unet") -> BackgroundCompilation | None:
-    """The compilation of a part of a model, the same for variants with LoRAs, which run the same code; None without one.
+    """The compilation of a part of a model and of its variants, which run the same code; None where it has none.
 
     The decoder has no CUDA graphs, which would hold a decode's memory for ever, and gain little for so few kernels.
 

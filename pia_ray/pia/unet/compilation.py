@@ -6,6 +6,7 @@ animate.
 
 from __future__ import annotations
 
+import builtins
 import logging
 import shutil
 import threading
@@ -154,7 +155,7 @@ def _call_of_its_own() -> FunctionType:
     def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         return module(*args, **kwargs)
 
-    names: dict[str, Any] = {"__name__": __name__, "__builtins__": __builtins__}
+    names: dict[str, Any] = {"__name__": __name__, "__builtins__": builtins}
 
     def clear() -> None:  # torch deletes its names itself, later
         names.update(dict.fromkeys(names))
