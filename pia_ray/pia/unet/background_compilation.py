@@ -130,7 +130,7 @@ class BackgroundCompilation:
             return False
         if self._in_place:
             self._add(kind)
-        elif self._busy.acquire(blocking=False):
+        elif self._busy.acquire(blocking=self._warming):
             run = _at_once if self._warming else self._start
             run(lambda: self._compile(kind, compile_kind))
         return kind in self._ready

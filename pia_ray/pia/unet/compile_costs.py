@@ -29,7 +29,7 @@ class Cost:
     """The cost of compiling a kind of forward, and what it is worth."""
 
     compile_s: float
-    """Seconds that compilation takes; few where the code is in the cache."""
+    """Seconds that compilation takes; fewer where an earlier process has left its code."""
     gain: float
     """Seconds of an uncompiled forward, divided by those of a compiled one."""
 
@@ -37,6 +37,10 @@ class Cost:
 ASSUMED: Final[Mapping[str, Cost]] = {"cuda": Cost(80.0, 1.2), "cpu": Cost(95.0, 1.0)}
 """By type of device, until one kind has been measured. On a CPU compiled code does without the convolutions and
 products that were chosen by timing, so a gain has to be measured first."""
+
+
+CACHED_SHARE: Final = 1 / 3
+"""Share of the seconds of compilation that is assumed where the code is there, until it has been measured."""
 
 
 class CompileCosts:
@@ -51,7 +55,11 @@ class CompileCosts:
         self._about = about
         self._lock = threading.Lock()
         self._compile_s: dict[str, float] = {}
+        self._cached_s: dict[str, float] = {}
+        """Seconds of compilation with the code of an earlier process."""
         self._gains: dict[str, float] = {}
+        self._earlier: frozenset[str] = frozenset()
+        """Kinds that an earlier process has compiled."""
         self._is_read = False
 
     def of(self, kind: tuple[object, ...]) -> Cost:
@@ -59,36 +67,45 @@ class CompileCosts:
         with self._lock:
             self._read()
             key = _key(kind)
-            return Cost(
-                _known(self._compile_s, key, self._assumed.compile_s), _known(self._gains, key, self._assumed.gain)
-            )
+            if key in self._earlier:
+                seconds = _known(self._cached_s, key, self._compile_s[key] * CACHED_SHARE)
+            else:
+                seconds = _known(self._compile_s, key, self._assumed.compile_s)
+            return Cost(seconds, _known(self._gains, key, self._assumed.gain))
 
     def record_seconds(self, kind: tuple[object, ...], seconds: float) -> None:
-        """Keeps the seconds that the latest compilation of the kind took."""
-        self._record(self._compile_s, kind, seconds)
-
-    def record_gain(self, kind: tuple[object, ...], gain: float) -> None:
-        """Keeps how much faster the kind is compiled."""
-        self._record(self._gains, kind, gain)
-
-    def _record(self, values: dict[str, float], kind: tuple[object, ...], value: float) -> None:
+        """Keeps the seconds that compiling the kind took in this process."""
         with self._lock:
             self._read()
             key = _key(kind)
-            values.pop(key, None)
-            values[key] = round(value, 3)
-            self._write()
+            self._keep(self._cached_s if key in self._earlier else self._compile_s, key, seconds)
+
+    def record_gain(self, kind: tuple[object, ...], gain: float) -> None:
+        """Keeps how much faster the kind is compiled."""
+        with self._lock:
+            self._read()
+            self._keep(self._gains, _key(kind), gain)
+
+    def _keep(self, values: dict[str, float], key: str, value: float) -> None:
+        values.pop(key, None)
+        values[key] = round(value, 3)
+        self._write()
 
     def _read(self) -> None:
         if self._is_read:
             return
         self._is_read = True
         own = self._file().get(self._about, {})
-        for values, name in ((self._compile_s, "compile_s"), (self._gains, "gain")):
+        for name, values in self._parts().items():
             found = own.get(name) if isinstance(own, dict) else None
             for key, value in found.items() if isinstance(found, dict) else ():
                 if isinstance(value, int | float) and value > 0:
                     values[str(key)] = float(value)
+        self._earlier = frozenset(self._compile_s)
+
+    def _parts(self) -> dict[str, dict[str, float]]:
+        """What the file holds of a model, by name."""
+        return {"compile_s": self._compile_s, "cached_s": self._cached_s, "gain": self._gains}
 
     def _file(self) -> dict[str, Any]:
         """The file's content, of all models; empty where there is none, or it is damaged."""
@@ -101,7 +118,7 @@ class CompileCosts:
     def _write(self) -> None:
         if self._path is None:
             return
-        own = {"compile_s": _latest(self._compile_s), "gain": _latest(self._gains)}
+        own = {name: _latest(values) for name, values in self._parts().items()}
         text = json.dumps({**self._file(), self._about: own}, indent=1)
         temporary = self._path.with_name(f".{FILE}.{os.getpid()}")
         try:

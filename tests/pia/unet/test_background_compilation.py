@@ -11,7 +11,7 @@ import pytest
 
 from pia_ray.pia.unet.background_compilation import CHECKED, MOST_GRAPHS, PATIENCE, BackgroundCompilation
 from pia_ray.pia.unet.compilation import CompiledCode
-from pia_ray.pia.unet.compile_costs import CompileCosts, Cost
+from pia_ray.pia.unet.compile_costs import CACHED_SHARE, CompileCosts, Cost
 
 
 class Timed:
@@ -153,8 +153,11 @@ def test_measured_costs_are_kept_for_the_next_process(tmp_path: Path) -> None:
     first.record_gain(("small",), 1.25)
     CompileCosts(assumed, folder=tmp_path, about="another model").record_seconds(("small",), 7.0)
     again = CompileCosts(assumed, folder=tmp_path, about="model on one CPU")
-    assert again.of(("small",)) == Cost(40.0, 1.25)
     assert again.of(("large",)) == Cost(40.0, 1.25), "an unknown kind is taken to be as the known ones"
+    assert again.of(("small",)) == Cost(40.0 * CACHED_SHARE, 1.25), "its code is there"
+    again.record_seconds(("small",), 6.0)
+    third = CompileCosts(assumed, folder=tmp_path, about="model on one CPU")
+    assert (third.of(("small",)).compile_s, third.of(("large",)).compile_s) == (6.0, 40.0)
     assert set(json.loads((tmp_path / "costs.json").read_text())) == {"model on one CPU", "another model"}
 
 
