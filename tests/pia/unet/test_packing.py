@@ -32,7 +32,7 @@ def entries_of(*rows: list[BatchEntry]) -> list[BatchEntry]:
     return [entry for each in rows for entry in each]
 
 
-def kind(entries: list[BatchEntry]) -> tuple[object, ...]:
+def kind(entries: list[BatchEntry]) -> tuple[tuple[int, ...], int, int]:
     """The kind of a forward of these entries: its shape and the number of distinct beginnings."""
     return (entries[0].evaluation.shape, len(entries), len({entry.prefix_key for entry in entries}))
 
@@ -71,7 +71,8 @@ def kinds_of_a_mix(*, limit: int, few_kinds: bool | None) -> tuple[int, int, int
     8 of 200 rows run at a time: three sizes, half of them with guidance, a third of either with a preset that skips
     every other step. With `few_kinds` None evaluations are cut as they come, as they were before `packed`.
     """
-    dice, kinds, num, beginnings = random.Random(0), set(), 0, 0
+    dice, num, beginnings = random.Random(0), 0, 0
+    kinds: set[tuple[object, ...]] = set()
     kinds_of_row = [(size, sides, skips) for size in SIZES for sides in (1, 2) for skips in (1, 1, 2)]
     waiting = [dice.choice(kinds_of_row) for _ in range(200)]
     rows: list[tuple[list[BatchEntry], int, list[int]]] = []
@@ -93,7 +94,7 @@ def kinds_of_a_mix(*, limit: int, few_kinds: bool | None) -> tuple[int, int, int
             for forward in forwards:
                 found = kind([entries[index] for index in forward])
                 kinds.add(found)
-                beginnings += int(found[2])
+                beginnings += found[2]
         for _, skips, left in rows:
             left[0] -= skips  # a step that is skipped is extrapolated at once: it has no forward
         rows = [each for each in rows if each[2][0] > 0]
