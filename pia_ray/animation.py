@@ -149,6 +149,9 @@ class RowAnimator(Protocol):
     def version_of(self, style: str) -> str:
         """As `Animator.version_of`."""
 
+    def expect_rows(self, num: int | None) -> None:
+        """As `Animator.expect_rows`."""
+
     def submit(
         self,
         request: AnimationRequest | PreparedRequest,

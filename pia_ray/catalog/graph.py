@@ -48,6 +48,7 @@ def open_results(
                 "config": on_gpus(config) if pool.num_gpus else config,
                 "run_id": plan.run_id,
                 "make_animator": make_animator,
+                "expected_rows": -(-plan.num_pending // pool.most),
                 # On a GPU a lone row is one more kind of forward to compile.
                 "first_alone": not pool.num_gpus and config.model.device in ("auto", "cpu"),
             }

@@ -59,7 +59,9 @@ def _execute(animator: RowAnimator | None, make_animator: MakeAnimator) -> Execu
         config = plan.config
 
         def make() -> RowAnimator:
-            return animator or make_animator(config, None)
+            made = animator or make_animator(config, None)
+            made.expect_rows(plan.num_pending)
+            return made
 
         first = make()
         calls = config.concurrent_rows() if animator is not None else first.batch_size + config.prefetch_range[0]

@@ -348,7 +348,7 @@ def _bench_quality(args: argparse.Namespace) -> int:
 
 
 def serve_command(args: argparse.Namespace) -> int:
-    names = ("host", "port", "storage", "model", "allow_anonymous", "log")
+    names = ("host", "port", "storage", "model", "warm", "allow_anonymous", "log")
     given = {name: value for name in names if (value := getattr(args, name)) is not None}
     config = load_serve(args.config, given)
     require("serve", purpose="`pia-ray serve`")

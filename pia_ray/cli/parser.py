@@ -239,6 +239,8 @@ def _serve_flags(serve: Parser) -> None:
         if name != "port":  # Kubernetes sets PIA_RAY_PORT to an address where a service is called pia-ray
             serve.take_variable(flag)
     serve.take_variable(serve.add_argument("--model", metavar="NAME|FILE", help="the only model (default: demo)"))
+    warm_help = (ServeConfig.model_fields["warm"].description or "").rstrip(".")
+    serve.take_variable(serve.add_argument("--warm", metavar="WxHxFRAMES,...", help=warm_help))
     anonymous_help = (ServeConfig.model_fields["allow_anonymous"].description or "").rstrip(".")
     anonymous = serve.add_argument("--allow-anonymous", action="store_true", default=None, help=anonymous_help)
     serve.take_variable(anonymous)

@@ -89,6 +89,7 @@ def add_catalog_flags(parser: Parser) -> None:
     add("gpus_per_actor", "X", type=float)
     add("cpus_per_actor", "X", type=float)
     add("batch_size", "N|auto")
+    add("warm", "WxHxFRAMES,...")
     add("prefetch", "N|auto")
     add("format", "", choices=FORMATS)
     add("safety", "", choices=("off", "flag", "fail"))

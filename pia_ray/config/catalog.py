@@ -192,6 +192,11 @@ class CatalogConfig(WorkerConfig, FetchConfig, MarkingConfig):
         return min(self.gpus_per_actor or 1.0, 1.0)
 
     @property
+    def row_defaults(self) -> Mapping[str, Any]:
+        """The run's defaults."""
+        return self.defaults
+
+    @property
     def default_model_config(self) -> ModelConfig:
         """The run's own model."""
         return self.model

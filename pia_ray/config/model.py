@@ -146,8 +146,8 @@ class ModelConfig(JudgeWeights):
     size_step: int = Field(64, ge=8, le=256, description="Bucket sides are multiples of this, in px.")
     compile: Literal["auto", "off", "default", "reduce-overhead", "max-autotune"] = Field(
         "auto",
-        description="torch.compile's mode for the UNet: auto is default on a GPU with Triton and off on a CPU. The "
-        "first rows of each size run uncompiled meanwhile.",
+        description="torch.compile's mode for the UNet; rows run uncompiled meanwhile. auto: torch's default mode, for "
+        "sizes where that pays in the rows that are left; on a CPU only if another mode has measured a gain there.",
     )
     compile_cache: str | None = Field(
         None,

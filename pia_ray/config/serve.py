@@ -178,6 +178,12 @@ class ServeConfig(WorkerConfig, MarkingConfig):
                 else "models must name at least one"
             )
         self.require_safety_checkers()
+        for size in self.warm:
+            if size.width * size.height > self.max_pixels or size.num_frames > self.max_frames:
+                raise ValueError(
+                    f"warm: {size} is more than a request may ask for (max_pixels {self.max_pixels}, "
+                    f"max_frames {self.max_frames})"
+                )
         if self.max_replicas < self.min_replicas:
             raise ValueError("max_replicas must not be below min_replicas")
         if not self.needs_key and not self.allow_anonymous and not is_loopback(self.host):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
+from pia_ray.config.knobs import AnimationParams
 from pia_ray.config.model import ModelConfig
+from pia_ray.config.warm_sizes import WarmSizes
 from pia_ray.logs import LogFormat
 
 DEFAULT_BATCH_SIZE: Final = 4
@@ -75,6 +77,11 @@ class WorkerConfig(BaseModel):
         description="Rows that denoise together in one worker or engine; auto is 4 on a CPU, and on a GPU what pays, "
         "up to 8. Limits and autoscaling of an endpoint count with 4.",
     )
+    warm: WarmSizes = Field(
+        (),
+        description="Sizes as WIDTHxHEIGHTxFRAMES that a worker or engine prepares for before its first row: kernels "
+        "are chosen; on a GPU the batch size is found and the UNet compiled, for minutes. For the default model.",
+    )
     background: HexColour = Field("#ffffff", description="Colour under transparent pictures.")
     safety: Literal["off", "flag", "fail"] = Field(
         "off",
@@ -96,6 +103,20 @@ class WorkerConfig(BaseModel):
     def gpu_share(self) -> float:
         """The share of one GPU that a worker or engine has to itself; 1 for one GPU or more, and where it has none."""
         raise NotImplementedError
+
+    @property
+    def row_defaults(self) -> Mapping[str, Any]:
+        """The knobs of rows that leave them out, before the model's."""
+        return {}
+
+    @property
+    def warm_params(self) -> tuple[AnimationParams, ...]:
+        """The params of a row of each size of `warm`.
+
+        Raises:
+            BadParameter: the defaults and a size cannot go together.
+        """
+        return tuple(size.params(self.row_defaults) for size in self.warm)
 
     def require_safety_checkers(self) -> None:
         """Refuses a `safety` for which a model has no weights.

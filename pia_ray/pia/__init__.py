@@ -49,10 +49,10 @@ def animator_class() -> type[Animator]:
 
 
 def make_animator(config: WorkerConfig, cpu_threads: int | None) -> Animator:
-    """The animator of a catalogue's worker or an endpoint's engine, its default model loaded.
+    """The animator of a catalogue's worker or an endpoint's engine, its default model loaded and warmed up.
 
     Raises:
-        JobError: the model cannot be loaded.
+        JobError: the model cannot be loaded, or no row of a size of `warm` can be animated.
     """
     model = _with_judges(config.default_model_config, config)
     # Before torch, whose import takes seconds: what is wrong with the weights is said at once.
@@ -67,6 +67,7 @@ def make_animator(config: WorkerConfig, cpu_threads: int | None) -> Animator:
         keep_models=config.keep_models,
         batch_size=config.batch_size,
         cpu_threads=cpu_threads,
+        warm=config.warm_params,
     )
 
 

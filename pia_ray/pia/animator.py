@@ -9,34 +9,30 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
-from functools import partial
 from types import TracebackType
 from typing import Any, Literal
 
 import numpy as np
 
 from pia_ray.animation import Animation, OnStart, OnStep
-from pia_ray.config.knobs import DEFAULT_STYLE
-from pia_ray.config.model import ModelConfig, check_style_name, model_for
+from pia_ray.config.knobs import DEFAULT_STYLE, AnimationParams
+from pia_ray.config.model import ModelConfig, model_for
 from pia_ray.config.resolving import parse_params
 from pia_ray.config.workers import DEFAULT_BATCH_SIZE, DEFAULT_KEEP_MODELS, MAX_AUTO_BATCH_SIZE
 from pia_ray.errors import Cancelled, ConfigError, DeviceLost, ModelUnavailable, PiaRayError, RowError, WeightsError
 from pia_ray.pia.admission import AdmissionQueue
-from pia_ray.pia.components import Components
 from pia_ray.pia.device.placement import set_cpu_threads
 from pia_ray.pia.engine import Engine, Row
 from pia_ray.pia.finisher import Finisher
-from pia_ray.pia.loading.load import assemble
-from pia_ray.pia.loading.weight_sharing import WeightPool
-from pia_ray.pia.model_cache import ModelCache, cache_key
+from pia_ray.pia.model_cache import cache_key
+from pia_ray.pia.style_models import StyleModels
 from pia_ray.pia.submissions import PromptToEncode, Submission
+from pia_ray.pia.warm_up import warm_up
 from pia_ray.prepare import prepare
 from pia_ray.types import AnimationRequest, PreparedRequest
-from pia_ray.weights import resolve as resolve_weights
 from pia_ray.weights import version
 
 log = logging.getLogger(__name__)
@@ -59,7 +55,8 @@ class Animator:
 
     `batch_size` bounds the rows that denoise together. "auto" is 4 on a CPU; on a GPU the first forwards are timed, and
     it is the number that pays. `cpu_threads` bounds the threads of CPU operators (None: torch's own choice). The
-    constructor loads `model`: seconds on a CPU, longer from a cold disk.
+    constructor loads `model`: seconds on a CPU, longer from a cold disk. It then animates a row for each of `warm`,
+    so that kernels are chosen and code is compiled for rows of that size; with a model that compiles, for minutes.
 
     Raises:
         WeightsError: the model cannot be loaded.
@@ -74,32 +71,25 @@ class Animator:
         keep_models: int = DEFAULT_KEEP_MODELS,
         batch_size: int | Literal["auto"] = "auto",
         cpu_threads: int | None = None,
+        warm: Sequence[AnimationParams] = (),
     ) -> None:
         if batch_size != "auto" and batch_size < 1:
             raise ConfigError(f'batch_size must be "auto" or at least 1 (got {batch_size})')
-        if keep_models < 1:
-            raise ConfigError(f"keep_models must be at least 1 (got {keep_models})")
-        for name in styles or ():
-            try:
-                check_style_name(name)
-            except ValueError as error:
-                raise ConfigError(f"styles: {error}") from None
         if cpu_threads is not None:
             set_cpu_threads(cpu_threads)
         self.model = model
         self.styles = dict(styles or {})
-        self._models = {cache_key(each): each for each in (model, *self.styles.values())}
-        self._weight_pool = WeightPool() if self.styles else None
-        components = self._load(model)
+        self._arrivals: queue.SimpleQueue[Submission | PromptToEncode | _Finished | Literal["loaded"] | None] = (
+            queue.SimpleQueue()
+        )
+        self._models = StyleModels(
+            model, self.styles, keep=keep_models, when_loaded=lambda: self._arrivals.put("loaded")
+        )
+        self._cache, components = self._models.cache, self._models.first
         self.model_version = components.version
         most = MAX_AUTO_BATCH_SIZE if components.device.type == "cuda" else DEFAULT_BATCH_SIZE
         self.batch_size = most if batch_size == "auto" else batch_size
         self._engine = Engine(batch_size=self.batch_size, tunes=batch_size == "auto")
-        self._arrivals: queue.SimpleQueue[Submission | PromptToEncode | _Finished | Literal["loaded"] | None] = (
-            queue.SimpleQueue()
-        )
-        self._cache = ModelCache(keep=keep_models, when_loaded=lambda: self._arrivals.put("loaded"))
-        self._cache.put(cache_key(model), components)
         self._queue: AdmissionQueue[Submission | PromptToEncode] = AdmissionQueue()
         self._running: dict[Row, Submission] = {}
         self._finishing: set[Submission] = set()
@@ -112,7 +102,10 @@ class Animator:
         self._lock = threading.Lock()
         self._finisher = Finisher(self._engine, self._on_finished, name=f"finisher-{model.name}")
         self._thread = threading.Thread(target=self._run, name=f"animator-{model.name}", daemon=True)
+        self._warm_params = tuple(warm)
+        self._warmed: Future[None] = Future()
         self._thread.start()
+        self._warmed.result()
 
     def animate(self, requests: Sequence[AnimationRequest | PreparedRequest]) -> list[Animation | RowError]:
         """One animation, or the request's own error, for each request, in order.
@@ -149,6 +142,13 @@ class Animator:
             return version(model)
         except WeightsError:
             return model.name
+
+    def expect_rows(self, num: int | None) -> None:
+        """Says how many rows this animator will be asked for in all, about; None: without end.
+
+        With the model's `compile: auto` a kind of forward is compiled where that pays in the rows that are left.
+        """
+        self._engine.expected_rows = num
 
     def submit(
         self,
@@ -243,6 +243,7 @@ class Animator:
 
     def _run(self) -> None:
         try:
+            self._warm_up()
             while self._receive():
                 self._collect_loaded()
                 self._admit()
@@ -262,6 +263,16 @@ class Animator:
             self._cache.close()
         finally:
             self._finisher.stop()  # after the rows that have been denoised
+
+    def _warm_up(self) -> None:
+        """Warms up on this thread, which owns the model's CUDA graphs; an error is the constructor's."""
+        try:
+            if self._warm_params:
+                warm_up(self._engine, self._cache.get(cache_key(self.model)), self.model, self._warm_params)
+        except BaseException as error:
+            self._warmed.set_exception(error)
+            raise
+        self._warmed.set_result(None)
 
     @property
     def _only_loading(self) -> bool:
@@ -333,22 +344,8 @@ class Animator:
         else:
             self._running[submission.row] = submission
 
-    def _load(self, model: ModelConfig) -> Components:
-        started = time.perf_counter()
-        components = assemble(resolve_weights(model), model, self._weight_pool)
-        log.info("model %s loaded in %.1f s", components.version, time.perf_counter() - started)
-        return components
-
     def _load_next(self) -> None:
-        """Starts to load the model that rows have waited for longest, if one in memory can be dropped for it."""
-        wanted = self._queue.models
-        missing = next((key for key in wanted if key not in self._cache), None)
-        if missing is None or missing in self._cache.loading:
-            return
-        busy = {submission.model for submission in self._running.values()}
-        if missing != wanted[0] or self._queue.first_may_wait:
-            busy.update(wanted)  # rows that wait for a model in memory go first
-        if self._cache.start_loading(missing, partial(self._load, self._models[missing]), busy=busy):
+        if self._models.start_next(self._queue, running=[row.model for row in self._running.values()]):
             self._engine.measure_memory()  # another one may have been dropped for it
 
     def _collect_loaded(self) -> None:

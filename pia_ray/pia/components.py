@@ -92,9 +92,11 @@ class Components:
     compile_mode: CompileMode | None
     """torch.compile's mode for the UNet; None: it runs as it is."""
     compile_cache: Path | None
-    """File in which compiled code is kept for the next process."""
+    """Folder in which compiled code is kept for the next process."""
     version: str
     """Name and revision or digest of the weights."""
+    compiles_what_pays: bool = False
+    """Whether only kinds of forward are compiled that pay for the rows that are left."""
     tf32: bool = False
     """Whether products of float32 matrices may be made in TF32; only on a GPU."""
     ip_adapter: IPAdapter | None = None

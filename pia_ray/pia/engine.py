@@ -7,6 +7,7 @@ forward must share (latent shape, frames, prompt length) decide which evaluation
 from __future__ import annotations
 
 import logging
+import math
 import time
 import traceback
 from collections import deque
@@ -19,22 +20,21 @@ import torch
 
 from pia_ray.animation import Animation
 from pia_ray.config.knobs import AnimationParams
-from pia_ray.config.workers import DEFAULT_BATCH_SIZE
 from pia_ray.errors import DeviceLost, NonFiniteFrames, OutOfMemory, RowError, UnexpectedError
 from pia_ray.pia.components import Components
 from pia_ray.pia.decoding.output import PendingOutput, begin_output, finish_output
 from pia_ray.pia.denoising.row_program import row_program
-from pia_ray.pia.device.batch_tuner import RETRY_S, START, ForwardTuner
+from pia_ray.pia.device.batch_tuner import ForwardTuner
 from pia_ray.pia.device.errors import device_is_lost, is_out_of_memory
-from pia_ray.pia.device.memory import evaluations_that_fit
 from pia_ray.pia.device.nan_check import FiniteCheck
-from pia_ray.pia.device.placement import forward_sizes, most_evaluations
 from pia_ray.pia.device.precision import products_of
 from pia_ray.pia.device.timing import RunAheadLimit, Stopwatch, record_event
-from pia_ray.pia.evaluation import Branch, Evaluation, Program
+from pia_ray.pia.evaluation import Evaluation, Program
+from pia_ray.pia.forward_sizes import ForwardSizes
 from pia_ray.pia.model_cache import Model
+from pia_ray.pia.transfers import to_device
 from pia_ray.pia.unet.forward import BatchEntry
-from pia_ray.pia.unet.motion_modules import most_positions
+from pia_ray.pia.unet.packing import packed
 from pia_ray.types import PreparedRequest
 
 log = logging.getLogger(__name__)
@@ -89,14 +89,12 @@ class Engine:
 
     def __init__(self, components: Components | None = None, *, batch_size: int, tunes: bool = False) -> None:
         self._model = None if components is None else Model(components)
-        self._batch_size = batch_size
-        self._tunes = tunes
-        self._tuners: dict[tuple[object, ...], ForwardTuner] = {}
-        """Evaluations per forward by model version and shape."""
-        self._measured_at: dict[tuple[object, ...], float] = {}
-        """When the free memory for the keys of `_tuners` was measured since a model was last loaded or dropped."""
+        self._sizes = ForwardSizes(batch_size=batch_size, tunes=tunes)
         self._run_ahead = RunAheadLimit()
         self.rows: list[Row] = []
+        self.expected_rows: int | None = None
+        """Rows that end here in all, as far as its owner knows; None: without end. Compilation has to pay in them."""
+        self._num_ended = 0
 
     def join(self, request: PreparedRequest, model: Model | None = None) -> Row:
         """Adds a row, which runs from the next step on. `model` animates it, else the engine's own.
@@ -144,15 +142,20 @@ class Engine:
 
     @property
     def room(self) -> int:
-        """The number of rows in flight that fills forwards of the sizes that are tried, or have been found."""
-        if not self._tunes:
-            return self._batch_size
-        largest = max((tuner.largest for tuner in self._tuners.values()), default=0)
-        return max(DEFAULT_BATCH_SIZE, min(self._batch_size, largest // 2))
+        """As `ForwardSizes.room`."""
+        return self._sizes.room
 
     def measure_memory(self) -> None:
-        """Measures free memory again at the next step; called after weights were loaded, merged or dropped."""
-        self._measured_at.clear()
+        """As `ForwardSizes.measure_memory`."""
+        self._sizes.measure_memory()
+
+    def forget_ended(self) -> None:
+        """Counts the rows that end anew; called after a warm-up."""
+        self._num_ended = 0
+
+    def tuner_of(self, model: Model, shape: tuple[int, ...]) -> ForwardTuner:
+        """The size of a model's forwards of evaluations of that shape (T, h, w, L)."""
+        return self._sizes.of(model.components, shape)
 
     def leave(self, row: Row) -> None:
         """Removes a row before its end; other rows are not affected."""
@@ -186,6 +189,7 @@ class Engine:
             if row.error is None:
                 row.find_non_finite()
         ended = [row for row in self.rows if row.latents is not None or row.error is not None]
+        self._num_ended += len(ended)
         for row in ended:
             self.rows.remove(row)
             if row.error is None:
@@ -233,10 +237,14 @@ class Engine:
 
     def _advance(self, rows: list[Row]) -> None:
         watch = Stopwatch(rows[0].model.components.device)
-        entries = [(row, branch) for row in rows for branch in row.evaluation.branches]
+        entries = [
+            BatchEntry(row.evaluation, branch, row.request.params.free_u)
+            for row in rows
+            for branch in row.evaluation.branches
+        ]
         try:
             with products_of(rows[0].model.components):
-                predictions = self._predict(entries)
+                predictions = self._predict(entries, rows[0])
         except MemoryError:
             for row in rows:
                 row.error = OutOfMemory(_TOO_LARGE.format(**_size(row.request)))
@@ -273,21 +281,21 @@ class Engine:
             row.error = self._row_error(error, row.request)
 
     @torch.inference_mode()
-    def _predict(self, entries: Sequence[tuple[Row, Branch]]) -> torch.Tensor:
-        """Predictions [N, 4, T, h, w], float32, of N evaluations that may share a forward.
+    def _predict(self, entries: Sequence[BatchEntry], first: Row) -> torch.Tensor:
+        """Predictions [N, 4, T, h, w], float32, of N evaluations that may share a forward, of `first` and other rows.
 
         When memory runs out, the size of forwards is halved, for this call and for a while.
         """
-        first = entries[0][0]
-        device, tuner = first.model.components.device, self._tuner_for(first)
+        device, tuner = first.model.components.device, self.tuner_of(first.model, first.evaluation.shape)
+        few_kinds = first.model.forward.packs_for(first.request.params.free_u)
         tuner.reconsider()
         while True:
             try:
-                predictions, start = [], 0
-                for size in forward_sizes(len(entries), tuner.limit, device=device):
-                    predictions.append(self._forward(entries[start : start + size], tuner))
-                    start += size
-                return torch.cat(predictions)
+                forwards = packed(entries, tuner.limit, device=device, few_kinds=few_kinds)
+                predictions = [
+                    self._forward([entries[index] for index in forward], first.model, tuner) for forward in forwards
+                ]
+                return _in_order(predictions, forwards)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -303,40 +311,27 @@ class Engine:
             if device.type == "cuda":
                 torch.cuda.empty_cache()
 
-    def _forward(self, entries: Sequence[tuple[Row, Branch]], tuner: ForwardTuner) -> torch.Tensor:
+    def _forward(self, entries: Sequence[BatchEntry], model: Model, tuner: ForwardTuner) -> torch.Tensor:
         """Predictions of one forward. Only while sizes are compared is it timed, and so waited for on a GPU."""
-        model, device = entries[0][0].model, entries[0][0].model.components.device
-        batch = [BatchEntry(row.evaluation, branch, row.request.params.free_u) for row, branch in entries]
         if tuner.settled or len(entries) != tuner.limit:
-            return model.forward.predict(batch)
-        wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+            return model.forward.predict(entries, ahead=self._ahead)
+        wait = torch.cuda.synchronize if model.components.device.type == "cuda" else lambda: None
         wait()
         started = time.perf_counter()
-        predictions = model.forward.predict(batch)
+        predictions = model.forward.predict(entries, ahead=0)  # this size may not stay
         wait()
         tuner.record(len(entries), time.perf_counter() - started)
         if tuner.settled:
             log.info("forwards of %s: %d evaluations each", tuple(predictions.shape[2:]), tuner.limit)
         return predictions
 
-    def _tuner_for(self, row: Row) -> ForwardTuner:
-        # By version, because the id of a dropped model may be used again.
-        components = row.model.components
-        sized = (components.version, *row.evaluation.shape)
-        now = time.monotonic()
-        # Again after a while, because other processes on the GPU take memory and give it back.
-        if (known := self._tuners.get(sized)) is not None and now - self._measured_at.get(sized, -RETRY_S) < RETRY_S:
-            return known
-        num_frames, height, width = row.evaluation.shape[:3]
-        device = components.device
-        bound = most_positions(components.unet, device)
-        most = most_evaluations(self._batch_size, num_frames, height, width, device=device, most_positions=bound)
-        # A CPU's best size is known: see placement.CPU_FORWARD_PIXELS.
-        start = START if self._tunes and device.type == "cuda" else most
-        tuner = self._tuners.setdefault(sized, ForwardTuner(most=most, start=start))
-        tuner.room = evaluations_that_fit(components, num_frames=num_frames, height=height, width=width)
-        self._measured_at[sized] = now
-        return tuner
+    @property
+    def _ahead(self) -> float:
+        """Rows to come for each one that was denoised here until now."""
+        if self.expected_rows is None:
+            return math.inf
+        done = self._num_ended + sum(row.evaluation.step / row.evaluation.num_steps for row in self.rows)
+        return max(0.0, self.expected_rows - done) / done if done else 0.0
 
     def _begin_output(self, row: Row) -> None:
         assert row.latents is not None
@@ -362,6 +357,16 @@ class Engine:
             raise DeviceLost(f"the GPU failed and needs a new process: {error}") from error
         text = "".join(traceback.format_exception(error)).strip()
         return UnexpectedError(f"{type(error).__name__}: {error}\n{text}")
+
+
+def _in_order(predictions: Sequence[torch.Tensor], forwards: Sequence[Sequence[int]]) -> torch.Tensor:
+    """The predictions of all forwards in the order of their entries."""
+    found = [index for forward in forwards for index in forward]
+    together = torch.cat(list(predictions)) if len(predictions) > 1 else predictions[0]
+    if found == sorted(found):
+        return together
+    back = torch.tensor(sorted(range(len(found)), key=found.__getitem__))
+    return together[to_device(back, together.device)]
 
 
 _HOST = torch.device("cpu")

@@ -77,6 +77,7 @@ class FakeAnimator:
         self._seconds_per_step = seconds_per_step
         self._marks = marks
         self._log = log
+        self.expected_rows: int | None = None
         self._closed = threading.Event()
         self._all_stuck = threading.Event()
         self._waiting: list[tuple[float, int, Callable[[], None]]] = []  # a heap: priority, number of arrival, work
@@ -119,6 +120,10 @@ class FakeAnimator:
                 heapq.heappush(self._waiting, (priority, self._num_submitted, work))
             self._pool.submit(self._start_first)
         return future
+
+    def expect_rows(self, num: int | None) -> None:
+        """Keeps the number as `expected_rows`; nothing is compiled here."""
+        self.expected_rows = num
 
     def version_of(self, style: str) -> str:
         """Identity of the model of that style, as results name it."""

@@ -148,6 +148,7 @@ def test_only_new_and_changed_rows_of_an_edited_manifest_are_animated(tmp_path: 
     with CountingAnimator() as animator:
         run_local(config, animator=animator)
     assert animator.asked == {"1": 1, "new": 1}
+    assert animator.expected_rows == 2, "compilation has to pay in these"
     assert [row["id"] for row in rows_of(config)] == ["0", "1", "2", "new"]
     assert by_id(config)["1"]["prompt"] == "pan right"
 

@@ -20,6 +20,7 @@ from pia_ray.config.resolving import seed_from_id
 from pia_ray.errors import BadParameter, Cancelled, ConfigError, DeviceLost, RowError, Timeout, WeightsError
 from pia_ray.media.video import probe
 from pia_ray.pia.components import Components
+from pia_ray.pia.model_cache import cache_key
 from pia_ray.testing import make_pipeline_folder
 from tests.safety_checkers import ALWAYS, make_checker
 
@@ -251,13 +252,29 @@ def test_a_model_that_is_not_there_is_a_weights_error_that_says_where_it_looked(
         Animator(ModelConfig(name="none", base=str(tmp_path / "nowhere"), device="cpu"))
 
 
+def test_a_warm_up_leaves_nothing_behind_and_a_row_that_cannot_be_animated_is_refused_by_its_size(
+    model: ModelConfig, animator: Animator
+) -> None:
+    warm = [AnimationParams(prompt="warm-up", width=32, height=16, num_frames=2)]
+    with Animator(model, batch_size=2, warm=warm) as warmed:
+        assert not warmed._running
+        assert not warmed._engine.rows
+        request = ask(seed=1)
+        (ours,), (theirs,) = warmed.animate([request]), animator.animate([request])
+    assert isinstance(ours, Animation)
+    assert isinstance(theirs, Animation)
+    assert np.abs(ours.frames.astype(int) - theirs.frames).max() <= 1
+    with pytest.raises(ConfigError, match=r"warm: 32x16x2: .*absent"):
+        Animator(model, warm=[warm[0].model_copy(update={"lora": "absent"})])
+
+
 def test_a_gpu_lost_while_a_row_joins_fails_that_row_and_all_later_ones_and_no_caller_waits(model: ModelConfig) -> None:
     class Lost(torch.nn.Module):
         def encode(self, values: torch.Tensor) -> object:
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
     with Animator(model) as animator:
-        (key,) = animator._models
+        key = cache_key(model)
         parts = animator._cache.get(key).components
         broken = Components(**{**parts.__dict__, "vae": _with_config(Lost(), parts.vae.config)})
         animator._cache.put(key, broken)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import warnings
 from collections.abc import Callable
@@ -22,6 +23,9 @@ from pia_ray.pia.components import Components
 from pia_ray.pia.denoising.schedulers import SCHEDULERS
 from pia_ray.pia.engine import Engine
 from pia_ray.pia.loading.load import assemble
+from pia_ray.pia.model_cache import Model
+from pia_ray.pia.unet.background_compilation import BackgroundCompilation
+from pia_ray.pia.unet.compilation import CompiledCode, Kind
 from pia_ray.prepare import prepare
 from pia_ray.testing import make_pipeline_folder, make_split_checkpoint
 from pia_ray.types import AnimationRequest
@@ -436,3 +440,34 @@ def test_the_hosts_own_lack_of_memory_counts_as_out_of_memory_too(components: Co
     unet = FaultyUNet(components.unet, fault=RuntimeError(text))
     (outcome,) = run(Engine(with_unet(components, unet), batch_size=2), [ask(model, motion_scale=8)])
     assert isinstance(outcome, OutOfMemory)
+
+
+class Hears(BackgroundCompilation):
+    """A compilation of nothing that keeps how many forwards are said to come for each one before."""
+
+    def __init__(self) -> None:
+        super().__init__(CompiledCode(mode="default", backend="eager"))
+        self.ahead: list[float] = []
+
+    def is_ready(self, kind: Kind, compile_kind: Callable[[], object], *, ahead: float = math.inf) -> bool:
+        self.ahead.append(ahead)
+        return False
+
+
+def test_compilation_hears_how_many_rows_are_left_for_each_one_so_far(
+    model: ModelConfig, components: Components
+) -> None:
+    parts, hears = Model(components), Hears()
+    parts.forward._compilation = hears
+    engine = Engine(batch_size=1)
+    for expected in (3, None):
+        engine.expected_rows = expected
+        engine.join(ask(model, num_inference_steps=2), parts)
+        while engine.rows:
+            engine.step()
+    assert hears.ahead == [0, 5, math.inf, math.inf], "nothing is known at first; half a row is done at the second step"
+    engine.expected_rows = 2
+    run_row = engine.join(ask(model, num_inference_steps=2), parts)
+    engine.step()
+    engine.leave(run_row)
+    assert hears.ahead[-1] == 0, "all rows that were expected have ended"

@@ -6,6 +6,7 @@ A new kind of row is one line in `KINDS`.
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -24,6 +25,8 @@ from pia_ray.errors import BadParameter
 from pia_ray.pia.engine import Engine, Row
 from pia_ray.pia.loading.load import assemble
 from pia_ray.pia.model_cache import Model
+from pia_ray.pia.unet.background_compilation import BackgroundCompilation
+from pia_ray.pia.unet.compilation import CompiledCode
 from pia_ray.prepare import prepare
 from pia_ray.testing import make_ip_adapter, make_lora, make_pipeline_folder
 from pia_ray.types import AnimationRequest
@@ -133,7 +136,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> ModelConfig:
 
 @pytest.fixture(scope="module")
 def models(model: ModelConfig, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Model]:
-    """The model of each style: "other" has other weights, "v-prediction" also another kind of scheduler."""
+    """The model of each style: "other" has other weights, "v-prediction" also another kind of scheduler.
+
+    Forwards of the default one are packed as those of a model that is compiled.
+    """
     root = tmp_path_factory.mktemp("styles")
     folders = {
         "other": make_pipeline_folder(root / "other", vae_factor=4, seed=1),
@@ -141,7 +147,10 @@ def models(model: ModelConfig, tmp_path_factory: pytest.TempPathFactory) -> dict
     }
     configs = {style: model.model_copy(update={"base": str(folder)}) for style, folder in folders.items()}
     configs[str(KNOBS["style"].default)] = model
-    return {style: Model(assemble(resolve(config), config)) for style, config in configs.items()}
+    made = {style: Model(assemble(resolve(config), config)) for style, config in configs.items()}
+    packs = BackgroundCompilation(CompiledCode(mode="default", backend="eager"), patience=sys.maxsize)
+    made[str(KNOBS["style"].default)].forward._compilation = packs
+    return made
 
 
 def draw_request(dice: random.Random, model: ModelConfig, kinds: list[str]) -> AnimationRequest:

@@ -20,6 +20,9 @@ log = logging.getLogger(__name__)
 NO_PROGRESS_S: Final = 2 * 3600.0
 """Ray Data ends a run that moves nothing for so long. Its own 30 minutes are short for spot GPUs and cold weights."""
 
+WARM_UP_S: Final = 1200.0
+"""Most seconds that a warm-up for one size is taken to last: finding the size of forwards, and compiling two kinds."""
+
 
 @dataclass(frozen=True)
 class ActorPool:
@@ -83,6 +86,6 @@ def size_pool(config: CatalogConfig, *, own_cluster: bool = False) -> ActorPool:
 
 
 def no_progress_s(config: CatalogConfig) -> float:
-    """Seconds without a result after which Ray Data ends the run: more than a row, and an outage, may take."""
+    """Seconds without a result after which Ray Data ends the run: more than a warm-up, a row and an outage may take."""
     row_s = config.fetch_timeout_s + config.row_timeout_s + config.hang_timeout_s + config.publish_timeout_s
-    return max(NO_PROGRESS_S, row_s) + config.patience_s
+    return max(NO_PROGRESS_S, row_s) + config.patience_s + WARM_UP_S * len(config.warm)

@@ -46,6 +46,7 @@ class AnimateRows:
         run_id: str,
         make_animator: MakeAnimator,
         first_alone: bool,
+        expected_rows: int,
         *,
         cpu_threads: int,
         num_workers: int,
@@ -54,6 +55,7 @@ class AnimateRows:
         self._start = ActorStart(run_id)
         self._again = ray.get_runtime_context().was_current_actor_reconstructed
         self._worker = _worker(config, run_id, make_animator, cpu_threads, num_workers, first_alone)
+        self._worker.animator.expect_rows(expected_rows)
         self._threads = self._worker.threads(num_threads)
         self._start.loaded(self._worker.rows)
         follow_run(self._worker, run_id=run_id)

@@ -41,6 +41,11 @@ class Stopwatch:
         return self
 
     @property
+    def has_ended(self) -> bool:
+        """Whether the device's work is done, so that `seconds` does not wait."""
+        return self._ended is None or self._ended.query()
+
+    @property
     def seconds(self) -> float:
         """The device's time; waits until its work is done."""
         if self._started is None or self._ended is None:

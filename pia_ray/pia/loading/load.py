@@ -37,7 +37,8 @@ from pia_ray.pia.loading.upscaler_file import read_upscaler
 from pia_ray.pia.loading.weight_sharing import SourceOf, WeightPool
 from pia_ray.pia.safety_checker import read_safety_checker
 from pia_ray.pia.scorer import read_scorer
-from pia_ray.pia.unet.compilation import compile_cache_of, compile_mode_of
+from pia_ray.pia.unet.compilation import compile_mode_of
+from pia_ray.pia.unet.compile_cache import compile_cache_of
 from pia_ray.weights import LocalWeights, is_full_size
 from pia_ray.weights.checkpoint import PICKLED_SUFFIXES, digest
 
@@ -102,6 +103,7 @@ def assemble(weights: LocalWeights, model: ModelConfig, pool: WeightPool | None 
         memory_bytes=memory_bytes,
         compile_mode=compile_mode_of(model, device),
         compile_cache=compile_cache_of(model),
+        compiles_what_pays=model.compile == "auto",
         version=weights.version,
         ip_adapter=ip_adapter,
         scorer=scorer,

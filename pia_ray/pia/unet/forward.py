@@ -6,6 +6,7 @@ The engine decides which evaluations are packed together.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,11 +16,11 @@ import torch
 from diffusers import UNetMotionModel
 
 from pia_ray.pia.components import Components, sharing_copy
+from pia_ray.pia.device.timing import Stopwatch
 from pia_ray.pia.evaluation import Branch, Evaluation
 from pia_ray.pia.unet.attention_kernels import Kernels, choose_kernels
-from pia_ray.pia.unet.background_compilation import BackgroundCompilation, compilation_of
+from pia_ray.pia.unet.background_compilation import compilation_of
 from pia_ray.pia.unet.choices import Choices, choices_on
-from pia_ray.pia.unet.compilation import CompiledForward
 from pia_ray.pia.unet.convolutions import COPIES
 from pia_ray.pia.unet.cross_attention import CrossAttention
 from pia_ray.pia.unet.free_u import free_u
@@ -28,6 +29,9 @@ from pia_ray.pia.unet.image_attention import cross_attention_states
 from pia_ray.pia.unet.motion_modules import time_kernels
 from pia_ray.pia.unet.rewrites import restructure_unet, restructure_vae
 
+FreeU = tuple[float, float, float, float]
+"""Its factors: two of the skip connections, two of the backbone."""
+
 
 @dataclass(frozen=True)
 class BatchEntry:
@@ -35,7 +39,7 @@ class BatchEntry:
 
     evaluation: Evaluation
     branch: Branch
-    free_u: tuple[float, float, float, float] | None = None
+    free_u: FreeU | None = None
 
     @property
     def prefix_key(self) -> tuple[object, ...]:
@@ -72,18 +76,30 @@ class Forward:
             time_kernels(unet, kernels)
             self._kernels = kernels if components.device.type == "cuda" else None  # a CPU has one kernel
         self._timed: set[tuple[object, ...]] = set()
-        self._compiled: CompiledForward | None = None
-        self._background: BackgroundCompilation | None = None
-        if components.compile_mode is not None:
+        self._compilation = compilation_of(components) if isinstance(unet, UNetMotionModel) else None
+        if self._compilation is not None:
             with free_u(unet, (1.0, 1.0, 1.0, 1.0)):
                 pass  # leaves its attributes on the blocks: compiled code that saw none would be made anew after a row
-            self._compiled = CompiledForward(unet, mode=components.compile_mode, cache=components.compile_cache)
-            if components.compile_mode == "default":
-                self._background = compilation_of(components.variants)
+
+    def packs_for(self, setting: FreeU | None) -> bool:
+        """Whether forwards with that FreeU are to be of few kinds, because they are compiled or may be."""
+        return self._compilation is not None and setting is None and self._compilation.is_on
+
+    @contextlib.contextmanager
+    def compiling(self) -> Iterator[None]:
+        """A context in which each kind of forward is compiled when it first occurs, where the model is compiled."""
+        if self._compilation is None:
+            yield
+            return
+        with self._compilation.warming():
+            yield
 
     @torch.inference_mode()
-    def predict(self, entries: Sequence[BatchEntry]) -> torch.Tensor:
-        """Predictions [N, 4, T, h, w], float32, of N entries of one shape and one FreeU."""
+    def predict(self, entries: Sequence[BatchEntry], *, ahead: float = math.inf) -> torch.Tensor:
+        """Predictions [N, 4, T, h, w], float32, of N entries of one shape and one FreeU.
+
+        `ahead` is the number of forwards to come for each one until now: compilation has to pay in them.
+        """
         parts = self._components
         order, inverse = list(range(len(entries))), list(range(len(entries)))
         if self._prefix is not None:
@@ -107,13 +123,13 @@ class Forward:
         if prefix is not None:
             indices = torch.tensor(inverse).to(parts.device, non_blocking=True)
         call = _Call(sample, timesteps, states, num=num, inverse=indices)
-        prediction = self._run(call, packed[0].free_u)
+        prediction = self._run(call, packed[0].free_u, ahead)
         if order != sorted(order):
             back = torch.tensor(sorted(range(len(order)), key=order.__getitem__))
             prediction = prediction[back.to(parts.device, non_blocking=True)]
         return prediction.float()
 
-    def _run(self, call: _Call, setting: tuple[float, float, float, float] | None) -> torch.Tensor:
+    def _run(self, call: _Call, setting: FreeU | None, ahead: float) -> torch.Tensor:
         unet = self._components.unet
         with call.shared(self._prefix):
             # While another thread compiles, torch would give a timing to none.
@@ -122,25 +138,25 @@ class Forward:
                 with self._kernels.choosing(), self._choices.choosing(), free_u(unet, setting):
                     call.run(unet)
                 self._timed.add(call.size)
-            if self._compiled is not None and setting is None and self._is_compiled(call):
-                return call.run(partial(self._compiled, call.kind)).clone()
-            with free_u(unet, setting):
-                return call.run(unet)
+            if self._compilation is None or setting is not None:
+                with free_u(unet, setting):
+                    return call.run(unet)
+            compiled = self._compilation.is_ready(call.kind, partial(self._compile, call), ahead=ahead)
+            watch = Stopwatch(self._components.device)
+            if compiled:
+                prediction = call.run(partial(self._compilation.code, call.kind, unet)).clone()
+            else:
+                prediction = call.run(unet)
+            self._compilation.add_time(call.kind, watch.stop(), compiled=compiled)
+            return prediction
 
-    def _is_compiled(self, call: _Call) -> bool:
-        """Whether the call may run compiled; what is not ready is compiled beside the stream, or where it has to be, at
-        its call."""
-        if self._background is None or self._compiled is None:
-            return True
-        compiled, unet = self._compiled, self._components.unet
-
-        def compile_kind() -> None:
-            # A module of its own, because the prefix is a module's state; weights and code are the same.
-            twin = sharing_copy(unet)
-            with torch.inference_mode(), call.shared(prefix_of(twin)):
-                call.run(partial(compiled.compile_beside, call.kind, twin))
-
-        return self._background.is_ready(call.kind, compile_kind)
+    def _compile(self, call: _Call) -> None:
+        """Compiles the kind of the call, on any thread."""
+        assert self._compilation is not None
+        # A module of its own, because the prefix is a module's state; weights and code are the same.
+        twin = sharing_copy(self._components.unet)
+        with torch.inference_mode(), call.shared(prefix_of(twin)):
+            call.run(partial(self._compilation.code.compile, call.kind, twin))
 
 
 @dataclass(frozen=True)

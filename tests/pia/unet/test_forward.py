@@ -8,6 +8,7 @@ import logging
 import os
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,8 +22,9 @@ from pia_ray.errors import ConfigError
 from pia_ray.pia.components import Components
 from pia_ray.pia.evaluation import Branch, Evaluation, ImageTokens
 from pia_ray.pia.loading.load import assemble
-from pia_ray.pia.unet.background_compilation import MOST_GRAPHS, BackgroundCompilation
-from pia_ray.pia.unet.compilation import MOST_FILES, CompileCache, CompiledForward, compile_cache_of
+from pia_ray.pia.unet.background_compilation import BackgroundCompilation
+from pia_ray.pia.unet.compilation import CompiledCode
+from pia_ray.pia.unet.compile_cache import MOST_FILES, CompileCache, compile_cache_of
 from pia_ray.pia.unet.cross_attention import CACHED_PROJECTIONS
 from pia_ray.pia.unet.forward import BatchEntry, Forward
 from pia_ray.testing import make_ip_adapter, make_pipeline_folder
@@ -142,6 +144,14 @@ def test_a_forward_reads_nothing_back_from_the_device(ours: tuple[Components, Fo
     assert predictions.shape == (4, 4, FRAMES, 8, 8)
 
 
+def code_of(backend: Callable[..., object] | str = "eager") -> CompiledCode:
+    return CompiledCode(mode="default", backend=backend)  # type: ignore[arg-type]
+
+
+def at_each_first_call(backend: Callable[..., object]) -> BackgroundCompilation:
+    return BackgroundCompilation(code_of(backend), patience=0, in_place=True)
+
+
 @pytest.mark.heavy  # torch traces the UNet twice
 def test_the_unet_compiles_in_one_graph_per_kind_of_forward_and_no_more(
     ours: tuple[Components, Forward], caplog: pytest.LogCaptureFixture
@@ -154,8 +164,7 @@ def test_the_unet_compiles_in_one_graph_per_kind_of_forward_and_no_more(
         graphs.append(graph)
         return graph.forward
 
-    forward._compiled = CompiledForward(parts.unet, mode="default", backend=count)  # type: ignore[arg-type]
-    forward._background = None  # each kind is compiled at its first call
+    forward._compilation = at_each_first_call(count)
     for seed in range(1, 4):  # other timesteps, prompts and noise: the same graph
         entries = row(seed)
         assert distance(forward.predict(entries), ours[1].predict(entries)) < 5e-6
@@ -167,8 +176,7 @@ def test_the_unet_compiles_in_one_graph_per_kind_of_forward_and_no_more(
     for weight in other.unet.parameters():
         weight.data = weight.data * 1.01
     theirs = Forward(replace(other, compile_mode="default"))
-    theirs._compiled = CompiledForward(other.unet, mode="default", backend=count)  # type: ignore[arg-type]
-    theirs._background = None
+    theirs._compilation = at_each_first_call(count)
     prediction = theirs.predict(row(1))
     assert distance(prediction, Forward(replace(other, compile_mode=None)).predict(row(1))) < 5e-6
     assert distance(prediction, forward.predict(row(1))) > 1e-3
@@ -193,14 +201,13 @@ def test_a_new_kind_runs_plain_while_another_thread_compiles_it_and_then_runs_th
         graphs.append(threading.current_thread().name)
         return graph.forward
 
-    forward._compiled = CompiledForward(forward._components.unet, mode="default", backend=count)  # type: ignore[arg-type]
-    forward._background = BackgroundCompilation(patience=1)
+    forward._compilation = BackgroundCompilation(code_of(count), patience=1)
     for seed in range(1, 6):  # rows go on, and give what they give
         assert distance(forward.predict(row(seed)), ours[1].predict(row(seed))) < 5e-6
     assert graphs == []
     may_compile.set()
     deadline = time.monotonic() + 120
-    while not forward._background._ready and time.monotonic() < deadline:
+    while not forward._compilation._ready and time.monotonic() < deadline:
         time.sleep(0.02)
     gc.collect()  # the module that was compiled beside is gone
     for seed in range(1, 4):
@@ -209,60 +216,36 @@ def test_a_new_kind_runs_plain_while_another_thread_compiles_it_and_then_runs_th
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
-def test_a_kind_is_compiled_beside_the_stream_once_it_is_seen_often() -> None:
-    started: list[Callable[[], None]] = []
-    compiled: list[str] = []
-    background = BackgroundCompilation(patience=2, start=started.append)
-
-    def ready(kind: str) -> bool:
-        return background.is_ready((kind,), lambda: compiled.append(kind))
-
-    assert [ready("often") for _ in range(5)] == [False] * 5
-    assert not any(ready("rare") for _ in range(2))
-    assert not any(ready("other") for _ in range(4)), "one compiles at a time"
-    (run,) = started
-    run()
-    assert compiled == ["often"]
-    assert ready("often")
-    assert not ready("other")
-    started[1]()
-    assert ready("other")
-    assert not background.is_ready(("bad",), lambda: None)
-
-
-def test_a_kind_that_cannot_be_compiled_stays_uncompiled_and_others_go_on(caplog: pytest.LogCaptureFixture) -> None:
-    background = BackgroundCompilation(patience=0, start=lambda run: run())
-
-    def fails() -> None:
-        raise RuntimeError("no compiler")
-
-    assert not background.is_ready(("bad",), fails)
-    assert "run uncompiled: RuntimeError: no compiler" in caplog.text
-    assert not background.is_ready(("bad",), lambda: None), "it is tried once"
-    assert background.is_ready(("good",), lambda: None)
-    ready = [background.is_ready((kind,), lambda: None) for kind in range(MOST_GRAPHS)]
-    assert ready.count(True) == MOST_GRAPHS - 2
-
-
-def test_further_kinds_run_uncompiled() -> None:
-    compiled = CompiledForward(torch.nn.Identity(), mode="default", backend="eager")
-    for kind in range(3 * MOST_GRAPHS):
-        value = torch.full((kind + 1,), float(kind))
-        assert torch.equal(compiled((kind,), value), value)
-    assert len(compiled._kinds) == MOST_GRAPHS
-
-
 def test_many_models_of_one_class_compile_side_by_side() -> None:
     class Doubling(torch.nn.Module):
         def forward(self, value: torch.Tensor) -> torch.Tensor:
             return 2 * value
 
     for model in range(3):
-        compiled = CompiledForward(Doubling(), mode="default", backend="eager")
-        for kind in range(MOST_GRAPHS):
-            value = torch.ones(model * MOST_GRAPHS + kind + 2)
-            assert torch.equal(compiled((kind,), value), 2 * value)
-        assert len(compiled._kinds) == MOST_GRAPHS
+        code = code_of()
+        for kind in range(12):
+            value = torch.ones(model * 12 + kind + 2)
+            assert torch.equal(code((kind,), Doubling(), value), 2 * value)
+        assert len(code.kinds) == 12
+
+
+def test_a_kind_that_is_dropped_frees_its_code() -> None:
+    graphs: list[weakref.ref[torch.fx.GraphModule]] = []
+
+    def keep(graph: torch.fx.GraphModule, inputs: object) -> object:
+        graphs.append(weakref.ref(graph))
+        return graph.forward
+
+    code, module = code_of(keep), torch.nn.Identity()
+    for kind in range(2):
+        code((kind,), module, torch.ones(kind + 2) + 1)
+    code.drop((0,))
+    gc.collect()
+    assert [graph() is None for graph in graphs] == [True, False]
+    code((1,), module, torch.ones(3))
+    assert len(graphs) == 2, "the other one's code runs on"
+    code((0,), module, torch.ones(2))
+    assert len(graphs) == 3, "it is compiled again"
 
 
 def test_a_module_that_cannot_be_compiled_runs_plain_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
@@ -271,28 +254,27 @@ def test_a_module_that_cannot_be_compiled_runs_plain_and_says_so(caplog: pytest.
             torch._dynamo.graph_break()
             return value + 1
 
-    compiled = CompiledForward(Printing(), mode="default", backend="eager")
-    assert float(compiled(("one",), torch.tensor(1.0))) == 2
+    assert float(code_of()(("one",), Printing(), torch.tensor(1.0))) == 2
     assert "runs uncompiled" in caplog.text
 
 
 def test_a_cache_that_cannot_be_read_is_told_before_anything_runs(tmp_path: Path) -> None:
     (tmp_path / "cache").write_bytes(b"compiled by an earlier version")
     with pytest.raises(ConfigError, match="must be a folder"):
-        CompiledForward(torch.nn.Identity(), mode="default", backend="eager", cache=tmp_path / "cache")
+        CompiledCode(mode="default", backend="eager", cache=tmp_path / "cache")
 
 
 def test_damaged_compiled_code_is_left_out_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "one.compiled").write_bytes(b"damaged")
-    compiled = CompiledForward(torch.nn.Identity(), mode="default", backend="eager", cache=tmp_path)
-    assert float(compiled(("one",), torch.tensor(3.0))) == 3
+    code = CompiledCode(mode="default", backend="eager", cache=tmp_path)
+    assert float(code(("one",), torch.nn.Identity(), torch.tensor(3.0))) == 3
     assert "one.compiled holds no compiled code" in caplog.text
 
 
 def test_a_file_of_a_shared_cache_that_goes_while_it_is_read_harms_nobody(tmp_path: Path) -> None:
     (tmp_path / "gone.compiled").symlink_to(tmp_path / "replaced by another process")
-    compiled = CompiledForward(torch.nn.Identity(), mode="default", backend="eager", cache=tmp_path)
-    assert float(compiled(("one",), torch.tensor(3.0))) == 3
+    code = CompiledCode(mode="default", backend="eager", cache=tmp_path)
+    assert float(code(("one",), torch.nn.Identity(), torch.tensor(3.0))) == 3
 
 
 def test_processes_that_share_a_cache_keep_each_others_code_and_write_nothing_twice(tmp_path: Path) -> None:
@@ -342,7 +324,5 @@ def test_compiled_code_is_kept_beside_the_weights_unless_the_model_says_otherwis
 
 def test_a_cache_that_cannot_be_written_costs_nothing_else(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
-    compiled = CompiledForward(
-        torch.nn.Identity(), mode="default", backend="eager", cache=tmp_path / "file" / "below.bin"
-    )
-    assert float(compiled(("one",), torch.tensor(3.0))) == 3
+    code = CompiledCode(mode="default", backend="eager", cache=tmp_path / "file" / "below.bin")
+    assert float(code(("one",), torch.nn.Identity(), torch.tensor(3.0))) == 3
