@@ -24,6 +24,14 @@ GPU: Final = torch.device("cuda:0")
 _READS_VALUES: Final = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select", "unique", "item")
 """Operators whose result or whose shape of a result the host has to know. So has one that solves equations."""
 
+_READERS: Final[dict[Any, type]] = {
+    torch.Tensor.__float__: float,
+    torch.Tensor.__int__: int,
+    torch.Tensor.__bool__: bool,
+    torch.Tensor.item: int,
+}
+"""Methods that give the host a value, and the value's type."""
+
 _COMPOSED: Final = torch._C.DispatchKey.CompositeImplicitAutograd
 
 
@@ -66,6 +74,14 @@ class _Indexing(TorchFunctionMode):
             return _contiguous(args[0], **(kwargs or {}))  # the method asks for CUDA's runtime
         if func is functional.scaled_dot_product_attention and isinstance(args[0], FakeTensor):
             return torch.empty_like(args[0])  # the choice of a kernel asks for the GPU's properties
+        if func is torch.Tensor.data_ptr and isinstance(args[0], FakeTensor):
+            return args[0].untyped_storage()._cdata + args[0].storage_offset()  # of views it differs, as an address
+        if func in _READERS and isinstance(args[0], FakeTensor):
+            self._gpu.waits.append(f"{func.__name__} of {list(args[0].shape)}")
+            return _READERS[func](1)
+        if func is torch.Tensor.new_tensor and isinstance(args[0], FakeTensor):
+            self._gpu.waits.append("new_tensor of values in host memory")
+            return torch.empty_like(torch.tensor(args[1], dtype=args[0].dtype), device=GPU)
         if func is torch.Tensor.pin_memory:
             return args[0].clone()
         if kwargs and kwargs.get("pin_memory"):
@@ -122,7 +138,7 @@ class _Operators(TorchDispatchMode):
         name = func.overloadpacket._qualified_op_name.removeprefix("aten::")
         if self._waits(name, device, tensors, args, kwargs):
             self._gpu.waits.append(f"{name} of {[list(tensor.shape) for tensor in tensors]}")
-        if name == "_local_scalar_dense":
+        if name in ("_local_scalar_dense", "equal"):
             return 1
         if name == "_to_copy" and device == torch.device("cpu"):
             with unset_fake_temporarily():

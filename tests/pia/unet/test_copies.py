@@ -94,7 +94,6 @@ def num_and_bytes(copies: list[tuple[str, int]], *, least: int = 0) -> tuple[int
     return len(sizes), sum(sizes)
 
 
-@pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
 @pytest.mark.parametrize("part", RUNS)
 def test_a_gpu_copies_a_third_at_most_of_what_it_copies_for_diffusers(part: str) -> None:
     theirs = copies_of(part, fastest=None)
@@ -105,7 +104,6 @@ def test_a_gpu_copies_a_third_at_most_of_what_it_copies_for_diffusers(part: str)
     assert size < their_size / 3, (ours, theirs)
 
 
-@pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
 def test_with_the_group_norm_of_torch_a_gpu_would_copy_each_picture_to_and_fro() -> None:
     """This is the fault that our ways mend, and it shows that the fake GPU has it."""
     with FakeGPU() as gpu:
