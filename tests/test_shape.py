@@ -66,8 +66,8 @@ INSIDE = {
         "admission",
         "device",
         "upscaler",
-        "decoding",
         "unet",
+        "decoding",
         "loading",
         "denoising",
         "model_cache",
@@ -176,6 +176,7 @@ OWNERS = {
         "pia_ray.catalog.actors.start_reports": "carries the actors' reports to the driver",
         "pia_ray.online.serve": "Ray Serve",
     },
+    "triton": {"pia_ray.pia.unet.group_norm_kernel": "kernels, where torch brings it"},
     "spandrel": {"pia_ray.pia.loading.upscaler_file": "knows the architectures of upscalers"},
     "fastapi": {"pia_ray.online": "the HTTP interface"},
     "starlette": {"pia_ray.online": "the HTTP interface"},
@@ -325,7 +326,7 @@ def test_every_third_party_import_is_declared_and_owned():
     declared = {canonicalize_name(Requirement(line).name) for line in (*project["dependencies"], *extras)}
     # What is imported under another name than it is installed by, or comes as the stated part of another package.
     aliases = {"pil": "pillow", "yaml": "pyyaml", "botocore": "boto3", "starlette": "fastapi", "c2pa": "c2pa-python"}
-    aliases |= {"anyio": "fastapi", "uvicorn": "ray"}
+    aliases |= {"anyio": "fastapi", "uvicorn": "ray", "triton": "torch"}  # torch's builds for CUDA bring it
     wrong = []
     for found in imports():
         top = found.target.partition(".")[0]

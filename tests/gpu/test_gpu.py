@@ -70,6 +70,10 @@ def test_the_table_of_kernels_names_ways_that_cannot_run_here(cards: Path) -> No
     (spatial,) = numbers["spatial_attention"].values()
     assert spatial["default"] > 0
     assert isinstance(spatial["cudnn"], str)
+    for ways in numbers["group_norm"].values():
+        assert ways["sums"] > 0
+        assert ways["converted"] > 0
+        assert isinstance(ways["triton"], str)
 
 
 def test_each_scheduler_is_stepped_and_a_cpu_counts_no_waits(cards: Path) -> None:

@@ -1,7 +1,8 @@
-"""A GPU whose tensors have no values, for tests on a machine without one: it records where the host would wait for it.
+"""A GPU whose tensors have no values, for tests on a machine without one: it records where the host would wait for it,
+and the copies that it would make.
 
-Work on host tensors is done as always. `allow_copies_to_host` is for the end of a row, whose result the host has to
-have.
+Work on host tensors is done as always. Layouts are CUDA's: its GroupNorm answers in contiguous memory, and its
+convolutions in channels-last memory where one of their inputs has it; the other input is copied to it.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 import torch
+from torch._prims_common import suggest_memory_format
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
@@ -22,12 +24,24 @@ GPU: Final = torch.device("cuda:0")
 _READS_VALUES: Final = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select", "unique", "item")
 """Operators whose result or whose shape of a result the host has to know. So has one that solves equations."""
 
+_READERS: Final[dict[Any, type]] = {
+    torch.Tensor.__float__: float,
+    torch.Tensor.__int__: int,
+    torch.Tensor.__bool__: bool,
+    torch.Tensor.item: int,
+}
+"""Methods that give the host a value, and the value's type."""
+
+_COMPOSED: Final = torch._C.DispatchKey.CompositeImplicitAutograd
+
 
 class FakeGPU:
     """A context in which tensors may be made on `GPU`; `waits` has a text for each time the host would wait."""
 
     def __init__(self) -> None:
         self.waits: list[str] = []
+        self.copies: list[tuple[str, int]] = []
+        """Operator and bytes of each copy within the GPU, also of those that a convolution makes of its inputs."""
         self.num_operators = 0
         """Operators that ran on the GPU."""
         self._modes: tuple[Any, ...] = (FakeTensorMode(allow_non_fake_inputs=True), _Indexing(self), _Operators(self))
@@ -56,8 +70,18 @@ class _Indexing(TorchFunctionMode):
     ) -> Any:
         if func is torch.Tensor.__getitem__ and isinstance(args[0], FakeTensor):
             return self._indexed(args[0], args[1])
+        if func is torch.Tensor.contiguous and isinstance(args[0], FakeTensor):
+            return _contiguous(args[0], **(kwargs or {}))  # the method asks for CUDA's runtime
         if func is functional.scaled_dot_product_attention and isinstance(args[0], FakeTensor):
             return torch.empty_like(args[0])  # the choice of a kernel asks for the GPU's properties
+        if func is torch.Tensor.data_ptr and isinstance(args[0], FakeTensor):
+            return args[0].untyped_storage()._cdata + args[0].storage_offset()  # of views it differs, as an address
+        if func in _READERS and isinstance(args[0], FakeTensor):
+            self._gpu.waits.append(f"{func.__name__} of {list(args[0].shape)}")
+            return _READERS[func](1)
+        if func is torch.Tensor.new_tensor and isinstance(args[0], FakeTensor):
+            self._gpu.waits.append("new_tensor of values in host memory")
+            return torch.empty_like(torch.tensor(args[1], dtype=args[0].dtype), device=GPU)
         if func is torch.Tensor.pin_memory:
             return args[0].clone()
         if kwargs and kwargs.get("pin_memory"):
@@ -87,6 +111,11 @@ class _Indexing(TorchFunctionMode):
         return tensor
 
 
+def _contiguous(tensor: torch.Tensor, memory_format: torch.memory_format = torch.contiguous_format) -> torch.Tensor:
+    kept = tensor.is_contiguous(memory_format=memory_format)
+    return tensor if kept else tensor.clone(memory_format=memory_format)
+
+
 class _Operators(TorchDispatchMode):
     def __init__(self, gpu: FakeGPU) -> None:
         super().__init__()
@@ -97,11 +126,9 @@ class _Operators(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         # In inference mode composed operators arrive whole.
-        if func.namespace == "aten" and func.has_kernel_for_dispatch_key(
-            torch._C.DispatchKey.CompositeImplicitAutograd
-        ):
+        if func.namespace == "aten" and torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), _COMPOSED.name):
             with self:
-                return func.decompose(*args, **kwargs)
+                return func._op_dk(_COMPOSED, *args, **kwargs)  # torch's own, because one in Python may ask for CUDA
         device = None if (given := kwargs.get("device")) is None else torch.device(given)
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
         if device != GPU and not any(isinstance(tensor, FakeTensor) for tensor in tensors):
@@ -111,12 +138,26 @@ class _Operators(TorchDispatchMode):
         name = func.overloadpacket._qualified_op_name.removeprefix("aten::")
         if self._waits(name, device, tensors, args, kwargs):
             self._gpu.waits.append(f"{name} of {[list(tensor.shape) for tensor in tensors]}")
-        if name == "_local_scalar_dense":
+        if name in ("_local_scalar_dense", "equal"):
             return 1
         if name == "_to_copy" and device == torch.device("cpu"):
             with unset_fake_temporarily():
                 return torch.ones(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype)
-        return func(*args, **kwargs)
+        result = func(*args, **kwargs)
+        if name in ("clone", "copy_", "_to_copy") and device is None:
+            self._gpu.copies.append((name, result.nbytes))
+        return self._of_cudnn(*args[:2], result) if name == "convolution" else result
+
+    def _of_cudnn(self, pictures: torch.Tensor, weight: torch.Tensor, result: torch.Tensor) -> torch.Tensor:
+        """The result of a convolution in cuDNN's layout (aten/src/ATen/native/ConvUtils.h)."""
+        inputs = {"pictures": pictures, "weight": weight}
+        layouts = {what: suggest_memory_format(tensor) for what, tensor in inputs.items()}
+        near = torch.channels_last in layouts.values()
+        layout = torch.channels_last if near else torch.contiguous_format
+        for what, tensor in inputs.items():
+            if layouts[what] != layout or not tensor.is_contiguous(memory_format=layout):
+                self._gpu.copies.append((f"{what} of a convolution", tensor.nbytes))
+        return torch.empty_like(result, memory_format=layout)
 
     def _waits(
         self, name: str, device: torch.device | None, tensors: list[torch.Tensor], args: Any, kwargs: dict[str, Any]

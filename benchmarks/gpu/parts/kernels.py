@@ -16,6 +16,7 @@ from benchmarks.gpu.random_model import Cost, RandomModel
 from benchmarks.gpu.upsampling import as_four_convolutions, four_weights
 from pia_ray.pia.device.errors import device_is_lost
 from pia_ray.pia.unet.attention_kernels import KERNELS
+from pia_ray.pia.unet.group_norms import by_sums, by_triton
 from pia_ray.pia.unet.upsample import subpixel_weight
 
 BRANCHES: Final = 2
@@ -129,7 +130,10 @@ def as_transposed(images: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 
 def group_norm(model: RandomModel) -> Iterator[tuple[str, Ways]]:
-    """Of a frame, and of a whole video, whose frames are stacked to one tall picture; `kept`: the layout stays."""
+    """Of a frame, and of a whole video, whose frames are stacked to one tall picture; `kept`: the layout stays.
+
+    `converted`: what torch's way costs where pictures are channels-last, with the conversion of its result.
+    """
     for width, side in levels(model):
         for num, height in ((BRANCHES * model.size.num_frames, side), (BRANCHES, model.size.num_frames * side)):
             images = random(model, num, width, height, side)
@@ -138,7 +142,16 @@ def group_norm(model: RandomModel) -> Iterator[tuple[str, Ways]]:
                 work = partial(F.group_norm, images.contiguous(memory_format=layout), model.size.groups)
                 kept = work().is_contiguous(memory_format=layout)
                 ways[name if kept else f"{name}, not kept"] = work
+            near = images.contiguous(memory_format=torch.channels_last)
+            norm = torch.nn.GroupNorm(model.size.groups, width, device=model.device, dtype=model.dtype)
+            ways["converted"] = partial(converted, near, norm)
+            ways |= {way: partial(run, near, norm) for way, run in {"sums": by_sums, "triton": by_triton}.items()}
             yield " x ".join(map(str, images.shape)), ways
+
+
+def converted(images: torch.Tensor, norm: torch.nn.GroupNorm) -> torch.Tensor:
+    """torch's GroupNorm, channels-last as the next convolution makes it."""
+    return norm(images).contiguous(memory_format=torch.channels_last)
 
 
 PART: Final = Part("kernels", "attention, up-sampling and GroupNorm one by one", Cost(fixed_s=15), measure)

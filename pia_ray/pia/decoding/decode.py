@@ -11,6 +11,7 @@ import torch
 
 from pia_ray.errors import NonFiniteFrames
 from pia_ray.pia.components import Components
+from pia_ray.pia.decoding.vae_decoder import VaeDecoder, decoder_of
 from pia_ray.pia.device.errors import is_out_of_memory
 from pia_ray.pia.device.memory import frames_at_once
 from pia_ray.pia.device.timing import DeviceEvent, record_event
@@ -120,12 +121,14 @@ def _decode(
     latents_finite = torch.isfinite(latents).all()
     scaled = (latents / components.latent_scale).permute(1, 0, 2, 3).to(components.vae_dtype)  # [T, 4, h, w]
     height, width = (side * components.spatial_factor for side in scaled.shape[-2:])
-    chunk = min(len(scaled), frames_at_once(components, height=height, width=width))
+    decoder = decoder_of(components)
+    most = decoder.most_frames or len(scaled)
+    chunk = min(len(scaled), most, frames_at_once(components, height=height, width=width))
     while True:
         chunks, on_host, finite = [], [], []
         try:
             for part in scaled.split(chunk):
-                values = _run_vae(components, part)  # [t, 3, H, W]
+                values = _run_vae(components, decoder, part)  # [t, 3, H, W]
                 finite.append(torch.isfinite(values).all())
                 made = finish((values / 2 + 0.5).clamp(0, 1)).contiguous()
                 on_host.append(_sent(made))
@@ -147,9 +150,9 @@ def _sent(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to("cpu", non_blocking=True)
 
 
-def _run_vae(components: Components, latents: torch.Tensor) -> torch.Tensor:
-    vae, factor = components.vae, components.spatial_factor
+def _run_vae(components: Components, decoder: VaeDecoder, latents: torch.Tensor) -> torch.Tensor:
+    factor = components.spatial_factor
     height, width = (side * factor for side in latents.shape[-2:])
     if not is_tiled(components.vae_tiling, height=height, width=width):
-        return vae.decode(latents, return_dict=False)[0].float()
-    return tiled(lambda tile: vae.decode(tile, return_dict=False)[0], latents, tile=TILE_PIXELS // factor, scale=factor)
+        return decoder(latents).float()
+    return tiled(decoder, latents, tile=TILE_PIXELS // factor, scale=factor)

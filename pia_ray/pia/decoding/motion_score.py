@@ -11,6 +11,8 @@ from typing import Final
 import torch
 from torch.nn import functional
 
+from pia_ray.pia.transfers import to_device
+
 CHUNK_PIXELS: Final = 16 * 512 * 512
 """Pixels of one chunk, which takes some 1 GiB in all."""
 
@@ -75,7 +77,8 @@ def edges(luma: torch.Tensor) -> torch.Tensor:
 
 def _gradients(luma: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     padded = functional.pad(luma[:, None], (1, 1, 1, 1), mode="replicate")
-    kernel = luma.new_tensor([[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]])
+    sobel = torch.tensor([[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]], dtype=luma.dtype)
+    kernel = to_device(sobel, luma.device)
     both = functional.conv2d(padded, torch.stack([kernel, kernel.T])[:, None])  # [T, 2, H, W]
     across, down = both[:, 0], both[:, 1]
     return across, down, across.abs() + down.abs()

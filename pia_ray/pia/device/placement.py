@@ -61,6 +61,15 @@ def dtype_of(model: ModelConfig, device: torch.device) -> torch.dtype:
     return torch.float32 if model.dtype == "tf32" else DTYPES[model.dtype]
 
 
+def layout_of(model: ModelConfig, device: torch.device) -> torch.memory_format:
+    """The layout of the weights of UNet and VAE: `MEMORY_FORMAT`, or contiguous where a GPU's weights are offloaded.
+
+    Offloaded models run diffusers' own layers, whose GroupNorm answers in contiguous memory on CUDA, so that
+    channels-last convolutions would copy each input.
+    """
+    return torch.contiguous_format if model.offload != "none" and device.type == "cuda" else MEMORY_FORMAT
+
+
 def vae_dtype_of(model: ModelConfig, device: torch.device) -> torch.dtype:
     """The precision of the VAE, by default the UNet's.
 

@@ -24,7 +24,7 @@ from pia_ray.formatting import count_of
 from pia_ray.pia.components import Changeable, Components, Lora, Part, SharedTensors
 from pia_ray.pia.device.cpu_time import slow_on_cpu
 from pia_ray.pia.device.memory import limit_memory
-from pia_ray.pia.device.placement import device_of, dtype_of, text_encoder_dtype_of, vae_dtype_of
+from pia_ray.pia.device.placement import device_of, dtype_of, layout_of, text_encoder_dtype_of, vae_dtype_of
 from pia_ray.pia.loading import single_file
 from pia_ray.pia.loading.checkpoint_tensors import read_header, read_tensors, tensor_names
 from pia_ray.pia.loading.group_norm import normalise_as_original
@@ -76,7 +76,8 @@ def assemble(weights: LocalWeights, model: ModelConfig, pool: WeightPool | None 
     if (encoder := _image_encoder(weights, kwargs, dtype=dtypes.unet)) is not None:
         parts["image_encoder"] = encoder
     weights_device = device if model.offload == "none" else torch.device("cpu")
-    shared = _move_to_device(parts, weights, pool, device=weights_device, merged=merged)
+    layout = layout_of(model, device)
+    shared = _move_to_device(parts, weights, pool, device=weights_device, layout=layout, merged=merged)
     if model.group_norm == "original":
         normalise_as_original(unet)
     ip_adapter = None
@@ -278,6 +279,7 @@ def _move_to_device(
     pool: WeightPool | None,
     *,
     device: torch.device,
+    layout: torch.memory_format,
     merged: Mapping[tuple[Part, str], str],
 ) -> tuple[SharedTensors, ...]:
     """Moves the parts to the device, through the pool; `merged` as `_merge_loras` returns it."""
@@ -298,7 +300,7 @@ def _move_to_device(
     }
     used, shared = WeightPool() if pool is None else pool, list[SharedTensors]()
     for name, part in parts.items():
-        shared += used.move(part.requires_grad_(False).eval(), sources[name], device=device)
+        shared += used.move(part.requires_grad_(False).eval(), sources[name], device=device, layout=layout)
     return tuple(shared)
 
 

@@ -27,8 +27,15 @@ class WeightPool:
         """The number of sources that models in memory use."""
         return len(self._sources)
 
-    def move(self, module: torch.nn.Module, source_of: SourceOf, *, device: torch.device) -> tuple[SharedTensors, ...]:
-        """Moves a module to its device, in channels-last layout, and replaces its weights by equal ones of the pool.
+    def move(
+        self,
+        module: torch.nn.Module,
+        source_of: SourceOf,
+        *,
+        device: torch.device,
+        layout: torch.memory_format = MEMORY_FORMAT,
+    ) -> tuple[SharedTensors, ...]:
+        """Moves a module to its device, in that layout, and replaces its weights by equal ones of the pool.
 
         The module must be as it was loaded, because its weights are identified by their files. The model has to keep a
         reference to the result, which keeps the weights in the pool.
@@ -49,7 +56,7 @@ class WeightPool:
                 # A parameter of its own, so that moving or replacing it does not affect the other model's.
                 module.get_submodule(owner).register_parameter(leaf, torch.nn.Parameter(known, requires_grad=False))
         module.to(device)
-        module.to(memory_format=MEMORY_FORMAT)  # type: ignore[call-overload]  # torch's stubs lack this form
+        module.to(memory_format=layout)  # type: ignore[call-overload]  # torch's stubs lack this form
         for name, tensors in missing:
             tensors.tensors[name] = module.get_parameter(name).detach()
         return tuple(shared.values())

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from pia_ray.pia.device.placement import SDPA_ROWS
 from pia_ray.pia.unet.attention_kernels import Kernels
+from pia_ray.pia.unet.group_norms import ChosenGroupNorm
 
 
 class TemporalTransformer(AnimateDiffTransformer3D):
@@ -47,7 +48,7 @@ class TemporalTransformer(AnimateDiffTransformer3D):
         """[N*T, C, h, w] -> the same shape."""
         rows, channels, height, width = hidden_states.shape
         num = rows // num_frames
-        if type(self.norm) is torch.nn.GroupNorm:
+        if type(self.norm) in (torch.nn.GroupNorm, ChosenGroupNorm):
             # Stacked vertically, the frames of a video are one tall picture, whose GroupNorm is the video's.
             tall = hidden_states.permute(0, 2, 3, 1).reshape(num, num_frames * height, width, channels)
             hidden = self.norm(tall.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # [N, T*h, w, C]

@@ -20,7 +20,7 @@ class PlainResnet(ResnetBlock2D):
             type(module) is ResnetBlock2D
             and module.upsample is None
             and module.downsample is None
-            and module.time_embedding_norm == "default"
+            and (module.time_embedding_norm == "default" or _takes_no_time(module))
             and module.output_scale_factor == 1
             and not module.skip_time_act
             and isinstance(module.nonlinearity, nn.SiLU)
@@ -46,3 +46,8 @@ def rewrite_resnets(model: nn.Module) -> None:
     for module in model.modules():
         if PlainResnet.suits(module):
             module.__class__ = PlainResnet
+
+
+def _takes_no_time(block: ResnetBlock2D) -> bool:
+    """Whether the block is one of a VAE's decoder."""
+    return block.time_embedding_norm == "group" and block.time_emb_proj is None

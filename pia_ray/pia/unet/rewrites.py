@@ -13,6 +13,8 @@ from diffusers import AutoencoderKL, UNetMotionModel
 
 from pia_ray.pia.unet.choices import Choices
 from pia_ray.pia.unet.convolutions import Copies, choose_weights
+from pia_ray.pia.unet.frame_transformers import FrameTransformer
+from pia_ray.pia.unet.group_norms import choose_group_norms
 from pia_ray.pia.unet.guidance_prefix import Prefix, share_prefix
 from pia_ray.pia.unet.linear_layers import choose_libraries
 from pia_ray.pia.unet.motion_modules import TemporalTransformer
@@ -31,6 +33,8 @@ def restructure_unet(
     for module in unet.modules():
         if TemporalTransformer.suits(module):
             module.__class__ = TemporalTransformer
+        elif FrameTransformer.suits(module):
+            module.__class__ = FrameTransformer
     _rewrite(unet, choices, copies)
     prefix = share_prefix(unet)
     _choose(unet, choices, copies)
@@ -54,8 +58,14 @@ def _rewrite(model: torch.nn.Module, choices: Choices | None, copies: Copies | N
 
 
 def _choose(model: torch.nn.Module, choices: Choices | None, copies: Copies | None) -> None:
-    """On a GPU torch has one library for each of these, and cuDNN chooses its kernels itself."""
-    if choices is not None and {weight.device.type for weight in model.parameters()} == {"cpu"}:
+    """On a GPU torch has one library for products and convolutions, and cuDNN chooses its kernels itself.
+
+    A CPU's GroupNorm leaves pictures channels-last.
+    """
+    devices = {weight.device.type for weight in model.parameters()}
+    if choices is not None and devices == {"cuda"}:
+        choose_group_norms(model, choices)
+    if choices is not None and devices == {"cpu"}:
         choose_libraries(model, choices)
         if copies is not None:
             choose_weights(model, choices, copies)

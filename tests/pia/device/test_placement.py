@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pia_ray.pia.device.placement import CPU_FORWARD_PIXELS, SDPA_ROWS, forward_sizes, most_evaluations
+from pia_ray.config.model import ModelConfig
+from pia_ray.pia.device.placement import CPU_FORWARD_PIXELS, SDPA_ROWS, forward_sizes, layout_of, most_evaluations
 
 CPU = torch.device("cpu")
 CUDA = torch.device("cuda")
@@ -38,3 +39,9 @@ def test_attention_on_a_gpu_never_gets_more_rows_than_its_kernels_take() -> None
         bound = max(1, min(128, SDPA_ROWS // side**2))
         assert most_evaluations(64, 16, side, side, device=CUDA, most_positions=SDPA_ROWS) == bound
         assert most_evaluations(64, 16, side, side, device=CUDA, most_positions=None) == 128
+
+
+def test_weights_are_channels_last_except_where_a_gpu_runs_the_layers_of_diffusers() -> None:
+    resident, offloaded = (ModelConfig(name="tiny", base="somewhere", offload=how) for how in ("none", "model"))
+    assert layout_of(resident, CUDA) is layout_of(resident, CPU) is layout_of(offloaded, CPU) is torch.channels_last
+    assert layout_of(offloaded, CUDA) is torch.contiguous_format

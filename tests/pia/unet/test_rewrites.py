@@ -16,7 +16,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from pia_ray.pia.device.placement import SDPA_ROWS
 from pia_ray.pia.evaluation import Branch
 from pia_ray.pia.unet.attention_kernels import Kernels, choose_kernels, chosen_kernels
+from pia_ray.pia.unet.choices import Choices
 from pia_ray.pia.unet.cross_attention import CrossAttention
+from pia_ray.pia.unet.group_norms import SUMS, choose_group_norms
 from pia_ray.pia.unet.guidance_prefix import Prefix
 from pia_ray.pia.unet.motion_modules import TemporalTransformer, attend_over_time, most_positions, time_kernels
 from pia_ray.pia.unet.rewrites import restructure_unet, restructure_vae
@@ -189,6 +191,17 @@ def test_a_chosen_kernel_is_compiled_without_a_graph_break_and_other_shapes_chan
     assert len(graphs) == 2
     compiled(small, small, small)
     assert len(graphs) == 2
+
+
+def test_a_unet_whose_group_norms_stay_channels_last_equals_the_plain_one(
+    plain: UNetMotionModel, rewritten: tuple[UNetMotionModel, Prefix]
+) -> None:
+    unet = copy.deepcopy(rewritten[0]).to(memory_format=torch.channels_last)
+    choices = Choices(lambda name, way: 0.0 if name == SUMS else 1.0)
+    choose_group_norms(unet, choices)
+    sample, timesteps = inputs(2, 6, 4), torch.tensor([900.0, 41.0])
+    assert distance(predict(unet, sample, timesteps), predict(plain, sample, timesteps)) < 5e-6
+    assert set(choices.known().values()) == {SUMS}
 
 
 def test_the_rewritten_vae_equals_the_plain_one(folder: Path) -> None:

@@ -1,0 +1,117 @@
+"""Copies that a GPU makes within one forward of the UNet and one decode, ours against diffusers' own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, UNetMotionModel
+from torch.nn import functional as F
+
+from pia_ray.pia.device.placement import MEMORY_FORMAT
+from pia_ray.pia.unet.attention_kernels import choose_kernels
+from pia_ray.pia.unet.choices import Choices
+from pia_ray.pia.unet.group_norms import SUMS
+from pia_ray.pia.unet.motion_modules import time_kernels
+from pia_ray.pia.unet.rewrites import restructure_unet, restructure_vae
+from tests.pia.fake_gpu import GPU, FakeGPU
+
+FRAMES, SIDE = 4, 16
+
+
+def unet() -> UNetMotionModel:
+    """With each kind of block of Stable Diffusion 1.5 and PIA's motion modules, at a tenth of the width."""
+    with torch.device("meta"):
+        return UNetMotionModel(
+            in_channels=9,
+            down_block_types=("CrossAttnDownBlockMotion", "DownBlockMotion"),
+            up_block_types=("UpBlockMotion", "CrossAttnUpBlockMotion"),
+            block_out_channels=(32, 64),
+            layers_per_block=1,
+            cross_attention_dim=64,
+            num_attention_heads=8,
+            motion_num_attention_heads=8,
+            use_motion_mid_block=False,
+            norm_num_groups=8,
+        )
+
+
+def vae() -> AutoencoderKL:
+    with torch.device("meta"):
+        return AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+            block_out_channels=(16, 32),
+            layers_per_block=1,
+            norm_num_groups=8,
+        )
+
+
+def on_gpu(model: Any) -> Any:
+    """In float16; weights keep their layout."""
+    return model._apply(lambda weight: torch.empty_like(weight, dtype=torch.float16, device=GPU))
+
+
+def random(*shape: int) -> torch.Tensor:
+    return torch.empty(*shape, dtype=torch.float16, device=GPU)
+
+
+def forward(unet: UNetMotionModel) -> object:
+    sample, prompts = random(2, 9, FRAMES, SIDE, SIDE), random(2 * FRAMES, 77, 64)
+    return unet(sample, torch.empty(2, device=GPU), encoder_hidden_states=prompts)
+
+
+def decode(vae: AutoencoderKL) -> object:
+    return vae.decode(random(FRAMES, 4, SIDE, SIDE))
+
+
+RUNS = {"unet": (unet, forward), "vae": (vae, decode)}
+
+
+def copies_of(part: str, *, fastest: str | None) -> list[tuple[str, int]]:
+    """The copies of one run, of diffusers' model or of ours on a GPU that is fastest by this way of GroupNorm."""
+    make, run = RUNS[part]
+    model: Any = make()
+    if fastest is not None:
+        model = model.to(memory_format=MEMORY_FORMAT)
+    with FakeGPU() as gpu, torch.no_grad():
+        model = on_gpu(model)
+        if fastest is not None:
+            choices = Choices(lambda name, way: 0.0 if name == fastest else 1.0)
+            if part == "unet":
+                restructure_unet(model, choices)
+                time_kernels(model, choose_kernels(model))
+            else:
+                restructure_vae(model, choices)
+        gpu.copies.clear()
+        run(model)
+    return gpu.copies
+
+
+def num_and_bytes(copies: list[tuple[str, int]], *, least: int = 0) -> tuple[int, int]:
+    sizes = [size for _, size in copies if size >= least]
+    return len(sizes), sum(sizes)
+
+
+@pytest.mark.parametrize("part", RUNS)
+def test_a_gpu_copies_a_third_at_most_of_what_it_copies_for_diffusers(part: str) -> None:
+    theirs = copies_of(part, fastest=None)
+    ours = copies_of(part, fastest=SUMS)
+    # Less is one value for each channel, which is no work to speak of.
+    (num, size), (their_num, their_size) = (num_and_bytes(copies, least=2048) for copies in (ours, theirs))
+    assert num < their_num, (ours, theirs)
+    assert size < their_size / 3, (ours, theirs)
+
+
+def test_with_the_group_norm_of_torch_a_gpu_would_copy_each_picture_to_and_fro() -> None:
+    """This is the fault that our ways mend, and it shows that the fake GPU has it."""
+    with FakeGPU() as gpu:
+        near = torch.empty(2, 8, 4, 4, device=GPU).to(memory_format=torch.channels_last)
+        weight = torch.empty(8, 8, 3, 3, device=GPU).to(memory_format=torch.channels_last)
+        gpu.copies.clear()
+        normal = F.group_norm(near, 2)
+        answer = F.conv2d(normal, weight)
+    assert normal.is_contiguous()
+    assert answer.is_contiguous(memory_format=torch.channels_last)
+    assert gpu.copies == [("clone", near.nbytes), ("pictures of a convolution", near.nbytes)]
