@@ -17,6 +17,7 @@ from diffusers import UNetMotionModel
 from pia_ray.pia.components import Components, sharing_copy
 from pia_ray.pia.evaluation import Branch, Evaluation
 from pia_ray.pia.unet.attention_kernels import Kernels, choose_kernels
+from pia_ray.pia.unet.attention_products import Products
 from pia_ray.pia.unet.background_compilation import BackgroundCompilation, compilation_of
 from pia_ray.pia.unet.choices import Choices, choices_on
 from pia_ray.pia.unet.compilation import CompiledForward
@@ -65,12 +66,12 @@ class Forward:
             self._prefix = restructure_unet(unet, self._choices, copies)
             restructure_vae(components.vae, self._choices, copies)
             if CrossAttention.suits(unet):
-                self._cross = CrossAttention(unet)
+                on_cpu = self._choices is not None and components.device.type == "cpu"
+                self._cross = CrossAttention(unet, Products(self._choices) if on_cpu else None)
         self._kernels: Kernels | None = None
-        if self._prefix is not None:
-            kernels = choose_kernels(unet)
-            time_kernels(unet, kernels)
-            self._kernels = kernels if components.device.type == "cuda" else None  # a CPU has one kernel
+        if self._prefix is not None and components.device.type == "cuda":  # a CPU has one kernel
+            self._kernels = choose_kernels(unet)
+            time_kernels(unet, self._kernels)
         self._timed: set[tuple[object, ...]] = set()
         self._compiled: CompiledForward | None = None
         self._background: BackgroundCompilation | None = None

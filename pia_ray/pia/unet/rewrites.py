@@ -11,12 +11,16 @@ from __future__ import annotations
 import torch
 from diffusers import AutoencoderKL, UNetMotionModel
 
+from pia_ray.pia.unet.attention_kernels import attend_by
+from pia_ray.pia.unet.attention_products import Products
 from pia_ray.pia.unet.choices import Choices
 from pia_ray.pia.unet.convolutions import Copies, choose_weights
+from pia_ray.pia.unet.feed_forward import choose_gates
 from pia_ray.pia.unet.guidance_prefix import Prefix, share_prefix
 from pia_ray.pia.unet.linear_layers import choose_libraries
-from pia_ray.pia.unet.motion_modules import TemporalTransformer
+from pia_ray.pia.unet.motion_modules import TemporalTransformer, time_kernels
 from pia_ray.pia.unet.resnets import rewrite_resnets
+from pia_ray.pia.unet.spatial_transformers import rewrite_transformers
 from pia_ray.pia.unet.upsample import SubpixelUpsample
 
 
@@ -31,6 +35,7 @@ def restructure_unet(
     for module in unet.modules():
         if TemporalTransformer.suits(module):
             module.__class__ = TemporalTransformer
+    rewrite_transformers(unet)
     _rewrite(unet, choices, copies)
     prefix = share_prefix(unet)
     _choose(unet, choices, copies)
@@ -56,6 +61,10 @@ def _rewrite(model: torch.nn.Module, choices: Choices | None, copies: Copies | N
 def _choose(model: torch.nn.Module, choices: Choices | None, copies: Copies | None) -> None:
     """On a GPU torch has one library for each of these, and cuDNN chooses its kernels itself."""
     if choices is not None and {weight.device.type for weight in model.parameters()} == {"cpu"}:
+        products = Products(choices)
+        attend_by(model, products)
+        time_kernels(model, products)
+        choose_gates(model, choices)
         choose_libraries(model, choices)
         if copies is not None:
             choose_weights(model, choices, copies)
