@@ -35,8 +35,9 @@ class Products:
         """Attention of queries [N, heads, S, d] to keys and values [N, heads, L, d]: [N, heads, S, d]."""
         num, heads, positions, channels = query.shape
         scores = positions * key.shape[2]
-        few = num * heads * scores < LEAST_SCORES or scores * query.element_size() > MOST_BYTES
-        if few or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        unsuited = num * heads * scores < LEAST_SCORES or scores * query.element_size() > MOST_BYTES
+        elsewhere = query.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling()
+        if unsuited or elsewhere:
             return F.scaled_dot_product_attention(query, key, value)
         sizes = size_class(num), size_class(heads), positions, key.shape[2], channels
         way = self._choices.choose(("attention", *sizes, query.dtype), lambda: _ways(query, key, value))
