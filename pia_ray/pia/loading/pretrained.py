@@ -43,7 +43,7 @@ def load_pretrained(kind: Any, folder: Path, *, use_safetensors: bool | None) ->
     return loaded
 
 
-def load_tokenizer(folder: Path) -> CLIPTokenizer:
+def load_tokenizer(folder: Path) -> Any:
     """The tokenizer in a folder.
 
     Raises:

@@ -66,8 +66,8 @@ class Forward:
             self._prefix = restructure_unet(unet, self._choices, copies)
             restructure_vae(components.vae, self._choices, copies)
             if CrossAttention.suits(unet):
-                on_cpu = self._choices is not None and components.device.type == "cpu"
-                self._cross = CrossAttention(unet, Products(self._choices) if on_cpu else None)
+                on_cpu = components.device.type == "cpu"
+                self._cross = CrossAttention(unet, Products(self._choices) if on_cpu and self._choices else None)
         self._kernels: Kernels | None = None
         if self._prefix is not None and components.device.type == "cuda":  # a CPU has one kernel
             self._kernels = choose_kernels(unet)
