@@ -71,11 +71,12 @@ def test_files_of_another_precision_are_converted_once_and_torchs_default_stays(
     tmp_path: Path, stored: str, wanted: Literal["float16", "float32"]
 ) -> None:
     base, adapter, _ = make_split_checkpoint(tmp_path)
-    for kind, folder in (
+    folders: list[tuple[Any, Path]] = [
         (UNet2DConditionModel, base / "unet"),
         (MotionAdapter, adapter),
         (AutoencoderKL, base / "vae"),
-    ):
+    ]
+    for kind, folder in folders:
         kind.from_pretrained(folder).to(getattr(torch, stored)).save_pretrained(folder)
     defaults, ended = set[torch.dtype](), threading.Event()
 
