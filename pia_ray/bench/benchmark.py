@@ -7,6 +7,7 @@ import os
 import platform
 import statistics
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
@@ -87,7 +88,7 @@ def _measure(model: ModelConfig, settings: BenchSettings, report: Callable[[str]
     parts = assemble(weights, model)
     with ExitStack() as stack:
         ways = _ways(weights.base, parts, model, settings, stack)
-        times, peaks = _rounds(ways, parts, settings, report)
+        times, cpu_times, peaks = _rounds(ways, parts, settings, report)
     timings = {name: Timing.of(seconds) for name, seconds in times.items()}
     best = min(timings[_ours(rows)].median_s for rows in settings.batches)
     side = settings.side // parts.spatial_factor
@@ -110,7 +111,11 @@ def _measure(model: ModelConfig, settings: BenchSettings, report: Callable[[str]
         peak_bytes=peaks,
         step_tflop=step,
         decode_tflop=decoding,
-        extra={"attention": chosen_kernels(parts.unet), "operators": ({} if choices is None else choices.known())},
+        extra={
+            "attention": chosen_kernels(parts.unet),
+            "operators": ({} if choices is None else choices.known()),
+            "cpu_ratios": _ratios(cpu_times, settings) if parts.device.type == "cpu" else {},
+        },
     )
 
 
@@ -144,24 +149,32 @@ def _ways(base: Path, parts: Components, model: ModelConfig, settings: BenchSett
 
 def _rounds(
     ways: Ways, parts: Components, settings: BenchSettings, report: Callable[[str], None]
-) -> tuple[dict[str, list[float]], dict[str, int]]:
-    """The seconds of each round, and on a GPU the peak bytes, by way. The order alternates; the first turn warms up."""
+) -> tuple[dict[str, list[float]], dict[str, list[float]], dict[str, int]]:
+    """The seconds and CPU seconds per video of each round, and on a GPU the peak bytes, by way.
+
+    The order alternates; the first turn warms up.
+    """
     # Weights that lie on the device all the time are in no way's own peak, but part of what it takes.
     own = weight_bytes(vars(parts).values())
     at_home = {DOCUMENTED, *map(_offloaded, settings.offload)}
+    videos = {_ours(rows): rows for rows in settings.batches}
     times: dict[str, list[float]] = {name: [] for name in ways}
+    cpu_times: dict[str, list[float]] = {name: [] for name in ways}
     peaks: dict[str, int] = {}
     for turn in range(settings.rounds + 1):
         report(f"round {turn} of {settings.rounds}" if turn else "warming up")
         for name in list(ways)[:: -1 if turn % 2 else 1]:
             before = _reset_peak(parts)
+            started = time.process_time()
             seconds = ways[name](turn)
+            cpu_s = (time.process_time() - started) / videos.get(name, 1)
             if parts.device.type == "cuda":  # a process on a CPU has one maximum, which is no way's own
                 peak = int(torch.cuda.max_memory_allocated()) + (0 if name in at_home else own) - before
                 peaks[name] = max(peaks.get(name, 0), peak)
             if turn:
                 times[name].append(seconds)
-    return times, peaks
+                cpu_times[name].append(cpu_s)
+    return times, cpu_times, peaks
 
 
 def machine(parts: Components) -> dict[str, Any]:

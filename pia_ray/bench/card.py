@@ -127,7 +127,9 @@ def text_of(card: Card) -> str:
         lines.append(
             f"  {name:34}{timing.median_s:10.3f}{timing.least_s:10.3f}{timing.most_s:10.3f}{1 / timing.median_s:10.3f}"
         )
-    lines += [f"  {name}: {value:.2f} x" for name, value in card.ratios.items()]
+    by_cpu = card.extra.get("cpu_ratios", {})
+    for name, value in card.ratios.items():
+        lines.append(f"  {name}: {value:.2f} x" + (f", {by_cpu[name]:.2f} x by CPU s" if name in by_cpu else ""))
     lines.append("  one video alone, s: " + ", ".join(f"{name} {value:.4f}" for name, value in card.stages.items()))
     lines.append(
         f"  {card.step_tflop:.4g} TFLOP a step, {card.decode_tflop:.4g} a decode; useful "

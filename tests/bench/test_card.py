@@ -58,10 +58,11 @@ def test_seconds_are_compared_on_gpus_only() -> None:
 
 
 def test_the_card_names_every_way_and_every_ratio() -> None:
-    text = text_of(replace(card(), extra={"attention": {"32 x 8 x 4096 x 40 float16": "CUDNN_ATTENTION"}}))
+    extra = {"attention": {"32 x 8 x 4096 x 40 float16": "CUDNN_ATTENTION"}, "cpu_ratios": {RATIO: 1.75}}
+    text = text_of(replace(card(), extra=extra))
     assert "self-attention of 32 x 8 x 4096 x 40 float16: CUDNN_ATTENTION" in text
     assert OURS in text
-    assert f"{RATIO}: 1.50 x" in text
+    assert f"{RATIO}: 1.50 x, 1.75 x by CPU s" in text
 
 
 def test_a_card_without_memory_of_ways_has_no_line_for_it() -> None:

@@ -47,9 +47,9 @@ class VaeDecoder:
         compiled = self._compilation.is_ready(kind, lambda: self._compile(kind, inner))
         watch = Stopwatch(latents.device)
         decoder = partial(self._compilation.code, kind, self.vae.decoder) if compiled else self.vae.decoder
-        values: torch.Tensor = decoder(inner)
+        decoded: torch.Tensor = decoder(inner)
         self._compilation.add_time(kind, watch.stop(), compiled=compiled)
-        return values
+        return decoded
 
     def _plain(self, latents: torch.Tensor) -> torch.Tensor:
         return self.vae.decode(latents, return_dict=False)[0]

@@ -9,13 +9,14 @@ import json
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from diffusers import AutoencoderKL, MotionAdapter, UNet2DConditionModel, UNetMotionModel, schedulers
 from diffusers.utils import logging as diffusers_logging
-from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
+from transformers import CLIPTextModel, CLIPVisionModelWithProjection
 from transformers.utils import logging as transformers_logging
 
 from pia_ray.config.model import ModelConfig
@@ -30,8 +31,9 @@ from pia_ray.pia.loading.checkpoint_tensors import read_header, read_tensors, te
 from pia_ray.pia.loading.group_norm import normalise_as_original
 from pia_ray.pia.loading.ip_adapter import install_ip_adapter
 from pia_ray.pia.loading.lora import LoraFile, merge, read_lora
-from pia_ray.pia.loading.motion_adapter import load_motion_adapter
+from pia_ray.pia.loading.motion_adapter import joined, load_motion_adapter
 from pia_ray.pia.loading.offload import offload
+from pia_ray.pia.loading.pretrained import load_pretrained, load_tokenizer
 from pia_ray.pia.loading.textual_inversion import with_inversions
 from pia_ray.pia.loading.upscaler_file import read_upscaler
 from pia_ray.pia.loading.weight_sharing import SourceOf, WeightPool
@@ -62,8 +64,11 @@ def assemble(weights: LocalWeights, model: ModelConfig, pool: WeightPool | None 
         log.warning("%s", slow_on_cpu(torch.get_num_threads()))
     dtypes = _Dtypes(dtype_of(model, device), vae_dtype_of(model, device), text_encoder_dtype_of(model, device))
     memory_bytes = limit_memory(model, device)
-    kwargs = {"use_safetensors": None if model.allow_pickle else True}
-    unet, vae, text_encoder = _parts(weights, kwargs, dtypes)
+    load = partial(load_pretrained, use_safetensors=None if model.allow_pickle else True)
+    unet, vae, text_encoder = _parts(weights, load, dtypes)
+    if any(model.loras[name].merge for name in weights.loras):  # in the precision of the model, not of the files
+        torch.nn.Module.to(unet, dtypes.unet)
+        torch.nn.Module.to(text_encoder, dtypes.text_encoder)
     merged = _merge_loras(weights, model, _Changed(unet, text_encoder))
     if (channels := unet.config["in_channels"]) != 9:
         raise WeightsError(
@@ -71,13 +76,14 @@ def assemble(weights: LocalWeights, model: ModelConfig, pool: WeightPool | None 
             "motion_adapter must be PIA's condition adapter, which brings its own conv_in"
         )
     configs = config_folder(weights)
-    tokenizer = _load(CLIPTokenizer, configs / "tokenizer", {})
+    tokenizer = load_tokenizer(configs / "tokenizer")
     parts: dict[str, torch.nn.Module] = {"text_encoder": text_encoder, "unet": unet, "vae": vae}
-    if (encoder := _image_encoder(weights, kwargs, dtype=dtypes.unet)) is not None:
+    if (encoder := _image_encoder(weights, load)) is not None:
         parts["image_encoder"] = encoder
     weights_device = device if model.offload == "none" else torch.device("cpu")
-    layout = layout_of(model, device)
-    shared = _move_to_device(parts, weights, pool, device=weights_device, layout=layout, merged=merged)
+    shared = _move_to_device(
+        parts, weights, pool, device=weights_device, dtypes=dtypes, layout=layout_of(model, device), merged=merged
+    )
     if model.group_norm == "original":
         normalise_as_original(unet)
     ip_adapter = None
@@ -194,33 +200,34 @@ def config_folder(weights: LocalWeights) -> Path:
     return weights.base if weights.base.is_dir() or weights.config is None else weights.config
 
 
+Load = Callable[[Any, Path], Any]
+"""`load_pretrained`, with or without pickled files."""
+
+
 class _Dtypes(NamedTuple):
     unet: torch.dtype
     vae: torch.dtype
     text_encoder: torch.dtype
 
 
-def _parts(
-    weights: LocalWeights, kwargs: dict[str, Any], dtypes: _Dtypes
-) -> tuple[UNetMotionModel, AutoencoderKL, CLIPTextModel]:
-    """UNet with motion modules, VAE and text encoder, each from a folder or a single file."""
+def _parts(weights: LocalWeights, load: Load, dtypes: _Dtypes) -> tuple[UNetMotionModel, AutoencoderKL, CLIPTextModel]:
+    """UNet with motion modules, VAE and text encoder, each from a folder or a single file; in any precision."""
     checkpoint: dict[str, torch.Tensor] = {}
-    unet_kwargs = {**kwargs, "torch_dtype": dtypes.unet}
     if weights.base.is_file():
         checkpoint = single_file.without_scales(read_tensors(weights.base))
         single_file.check_base(checkpoint, weights.base)
         plain = _single(single_file.load_unet, weights, checkpoint, dtype=dtypes.unet)
-        unet = _with_motion(plain, weights, unet_kwargs)
+        unet = _with_motion(plain, weights, load)
         text_encoder = _single(single_file.load_text_encoder, weights, checkpoint, dtype=dtypes.text_encoder)
     else:
-        unet = _unet(weights, unet_kwargs)
-        text_encoder = _load(CLIPTextModel, weights.base / "text_encoder", {**kwargs, "dtype": dtypes.text_encoder})
+        unet = _unet(weights, load)
+        text_encoder = load(CLIPTextModel, weights.base / "text_encoder")
     if weights.vae is not None and weights.vae.is_file():
         vae = _single(single_file.load_vae, weights, read_tensors(weights.vae), dtype=dtypes.vae, path=weights.vae)
     elif weights.vae is None and weights.base.is_file():
         vae = _single(single_file.load_vae, weights, checkpoint, dtype=dtypes.vae)
     else:
-        vae = _load(AutoencoderKL, weights.vae or weights.base / "vae", {**kwargs, "torch_dtype": dtypes.vae})
+        vae = load(AutoencoderKL, weights.vae or weights.base / "vae")
     return unet, vae, text_encoder
 
 
@@ -237,40 +244,38 @@ def _single(
     return load(tensors, path=path or weights.base, config=weights.config, dtype=dtype)
 
 
-def _unet(weights: LocalWeights, kwargs: dict[str, Any]) -> UNetMotionModel:
+def _unet(weights: LocalWeights, load: Load) -> UNetMotionModel:
     folder = weights.base / "unet"
     kind = read_config(folder / "config.json").get("_class_name")
     if kind != "UNetMotionModel":
-        return _with_motion(None, weights, kwargs)
+        return _with_motion(None, weights, load)
     if weights.motion_adapter is not None:
         raise WeightsError(
             f"{folder} already holds motion modules: leave motion_adapter out, or give a plain SD 1.5 base"
         )
-    return _load(UNetMotionModel, folder, kwargs)
+    return load(UNetMotionModel, folder)
 
 
-def _with_motion(plain: UNet2DConditionModel | None, weights: LocalWeights, kwargs: dict[str, Any]) -> UNetMotionModel:
+def _with_motion(plain: UNet2DConditionModel | None, weights: LocalWeights, load: Load) -> UNetMotionModel:
     """PIA's UNet: the plain one (None: the one in the base's folder) with the adapter's motion modules."""
     if weights.motion_adapter is None:
         raise WeightsError(f"{weights.base} is a plain Stable Diffusion: the model needs a motion_adapter to animate")
     if plain is None:
-        plain = _load(UNet2DConditionModel, weights.base / "unet", kwargs)
+        plain = load(UNet2DConditionModel, weights.base / "unet")
     if weights.motion_adapter.is_file():
-        adapter = load_motion_adapter(weights.motion_adapter, plain.config, dtype=kwargs["torch_dtype"])
+        adapter = load_motion_adapter(weights.motion_adapter, plain.config)
     else:
-        adapter = _load(MotionAdapter, weights.motion_adapter, kwargs)
+        adapter = load(MotionAdapter, weights.motion_adapter)
     if adapter.conv_in is None:
         raise WeightsError(f"the motion adapter in {weights.motion_adapter} has no conv_in: it is not PIA's")
-    # The new UNet shares conv_in with the adapter object, which is dropped here, so that nothing else refers to it.
-    return UNetMotionModel.from_unet2d(plain, adapter)
+    # The new UNet has the tensors of both, which are dropped here, so that nothing else refers to them.
+    return joined(plain, adapter, path=weights.motion_adapter)
 
 
-def _image_encoder(
-    weights: LocalWeights, kwargs: dict[str, Any], *, dtype: torch.dtype
-) -> CLIPVisionModelWithProjection | None:
+def _image_encoder(weights: LocalWeights, load: Load) -> CLIPVisionModelWithProjection | None:
     if weights.image_encoder is None:
         return None
-    return _load(CLIPVisionModelWithProjection, weights.image_encoder, {"dtype": dtype, **kwargs})
+    return load(CLIPVisionModelWithProjection, weights.image_encoder)
 
 
 def _move_to_device(
@@ -280,6 +285,7 @@ def _move_to_device(
     *,
     device: torch.device,
     layout: torch.memory_format,
+    dtypes: _Dtypes,
     merged: Mapping[tuple[Part, str], str],
 ) -> tuple[SharedTensors, ...]:
     """Moves the parts to the device, through the pool; `merged` as `_merge_loras` returns it."""
@@ -300,7 +306,9 @@ def _move_to_device(
     }
     used, shared = WeightPool() if pool is None else pool, list[SharedTensors]()
     for name, part in parts.items():
-        shared += used.move(part.requires_grad_(False).eval(), sources[name], device=device, layout=layout)
+        dtype = {"vae": dtypes.vae, "text_encoder": dtypes.text_encoder}.get(name, dtypes.unet)
+        part.requires_grad_(False).eval()
+        shared += used.move(part, sources[name], device=device, dtype=dtype, layout=layout)
     return tuple(shared)
 
 
@@ -321,23 +329,6 @@ def _unet_source(name: str, base: str, motion: str) -> str:
     if name.startswith("conv_in."):
         return f"{base}+{motion}"
     return motion if "motion_modules" in name else base
-
-
-def _load(kind: Any, folder: Path, kwargs: dict[str, Any]) -> Any:
-    # Loaded in float32 and cast afterwards: for another precision both libraries set torch's default dtype while they
-    # load, which is that of the whole process, and rows of another model may be denoising.
-    given = [name for name in ("torch_dtype", "dtype") if name in kwargs]
-    wide: dict[str, Any] = {**kwargs, **dict.fromkeys(given, torch.float32)}
-    files = [path.name for path in folder.glob("*.safetensors")]
-    if files and all(".fp16." in name for name in files):
-        wide["variant"] = "fp16"
-    try:
-        loaded = kind.from_pretrained(folder, local_files_only=True, **wide)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise WeightsError(f"cannot load {kind.__name__} from {folder}: {reason}") from error
-    # Not the module's own `to`: diffusers' warns of parts to be kept in float32, also where there are none.
-    return torch.nn.Module.to(loaded, kwargs[given[0]]) if given else loaded
 
 
 def read_config(path: Path) -> dict[str, Any]:

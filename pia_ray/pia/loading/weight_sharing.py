@@ -33,9 +33,11 @@ class WeightPool:
         source_of: SourceOf,
         *,
         device: torch.device,
+        dtype: torch.dtype,
         layout: torch.memory_format = MEMORY_FORMAT,
     ) -> tuple[SharedTensors, ...]:
-        """Moves a module to its device, in that layout, and replaces its weights by equal ones of the pool.
+        """Moves a module to its device, in this precision and layout, and replaces its weights by equal ones of the
+        pool.
 
         The module must be as it was loaded, because its weights are identified by their files. The model has to keep a
         reference to the result, which keeps the weights in the pool.
@@ -46,17 +48,18 @@ class WeightPool:
         for name, parameter in list(module.named_parameters()):
             source = source_of(name)
             if source not in shared:
-                key = (source, kind, str(device), parameter.dtype)
+                key = (source, kind, str(device), dtype)
                 shared[source] = self._sources.setdefault(key, SharedTensors())
             known = shared[source].tensors.get(name)
-            if known is None or known.shape != parameter.shape or known.dtype != parameter.dtype:
+            if known is None or known.shape != parameter.shape or known.dtype != dtype:
                 missing.append((name, shared[source]))
             else:
                 owner, _, leaf = name.rpartition(".")
                 # A parameter of its own, so that moving or replacing it does not affect the other model's.
                 module.get_submodule(owner).register_parameter(leaf, torch.nn.Parameter(known, requires_grad=False))
-        module.to(device)
-        module.to(memory_format=layout)  # type: ignore[call-overload]  # torch's stubs lack this form
+        # All at once, because new memory is what a conversion costs. Not the module's own `to`: diffusers' warns of
+        # parts to be kept in float32, also where there are none.
+        torch.nn.Module.to(module, device=device, dtype=dtype, memory_format=layout)  # type: ignore[call-overload]
         for name, tensors in missing:
             tensors.tensors[name] = module.get_parameter(name).detach()
         return tuple(shared.values())

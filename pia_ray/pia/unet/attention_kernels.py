@@ -11,7 +11,7 @@ import logging
 import statistics
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Final
+from typing import Final, Protocol
 
 import torch
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
@@ -40,6 +40,13 @@ Time = Callable[[torch.Tensor, SDPBackend | None], float]
 
 Raises RuntimeError where the kernel cannot run it.
 """
+
+
+class AttentionWays(Protocol):
+    """Attention by one of several ways that compute the same."""
+
+    def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        """Attention of queries [N, heads, S, d] to keys and values [N, heads, L, d]: [N, heads, S, d]."""
 
 
 class Kernels:
@@ -101,7 +108,7 @@ class Kernels:
 class SelfAttention(torch.nn.Module):
     """The processor of one spatial self-attention: as diffusers' own, with the kernel for the shape."""
 
-    def __init__(self, kernels: Kernels) -> None:
+    def __init__(self, kernels: AttentionWays) -> None:
         super().__init__()
         self.kernels = kernels
 
@@ -125,24 +132,26 @@ class SelfAttention(torch.nn.Module):
 
 def choose_kernels(unet: torch.nn.Module, time: Time | None = None) -> Kernels:
     """Rewrites the UNet's spatial self-attentions of Stable Diffusion's kind to run by the kernels that it returns."""
-    modules = [
-        module
-        for name, module in unet.named_modules()
-        if name.endswith("attn1") and "motion_modules" not in name and isinstance(module, Attention)
-    ]
-    for module in modules:
-        if isinstance(module.processor, SelfAttention):
-            return module.processor.kernels
+    for module in unet.modules():
+        if isinstance(module, SelfAttention) and isinstance(module.kernels, Kernels):
+            return module.kernels
     kernels = Kernels(time)
-    for module in filter(_is_plain, modules):
-        module.set_processor(SelfAttention(kernels))
+    attend_by(unet, kernels)
     return kernels
+
+
+def attend_by(unet: torch.nn.Module, ways: AttentionWays) -> None:
+    """Rewrites the UNet's spatial self-attentions of Stable Diffusion's kind to run by these ways."""
+    for name, module in unet.named_modules():
+        spatial = name.endswith("attn1") and "motion_modules" not in name
+        if spatial and isinstance(module, Attention) and _is_plain(module):
+            module.set_processor(SelfAttention(ways))
 
 
 def chosen_kernels(unet: torch.nn.Module) -> dict[str, str]:
     """The kernels that were found, by shape of the queries and precision; empty where none was timed."""
     for module in unet.modules():
-        if isinstance(module, SelfAttention):
+        if isinstance(module, SelfAttention) and isinstance(module.kernels, Kernels):
             chosen = module.kernels._chosen.items()
             return {
                 f"{' x '.join(map(str, shape))} {str(dtype).removeprefix('torch.')}": name

@@ -16,6 +16,7 @@ from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from torch.nn import functional as F
 
 from pia_ray.pia.evaluation import Branch, ImageTokens
+from pia_ray.pia.unet.attention_kernels import AttentionWays
 from pia_ray.pia.unet.image_attention import ImageCrossAttention
 
 CACHED_PROJECTIONS: Final = 64
@@ -57,13 +58,13 @@ class CrossStates(NamedTuple):
 class CrossAttention:
     """The cross-attentions of one UNet, rewritten to take `CrossStates`."""
 
-    def __init__(self, unet: UNetMotionModel) -> None:
+    def __init__(self, unet: UNetMotionModel, ways: AttentionWays | None = None) -> None:
         self._layers = _cross_attentions(unet)
         self._prompts: LRUCache[int, Projections] = LRUCache(CACHED_PROJECTIONS)
         self._images: LRUCache[int, Projections] = LRUCache(CACHED_PROJECTIONS)
         for index, attention in enumerate(self._layers):
             if not isinstance(attention.processor, PromptAttention):  # a UNet is rewritten once
-                attention.set_processor(PromptAttention(index, _image_attention(attention)))
+                attention.set_processor(PromptAttention(index, _image_attention(attention), ways))
 
     @staticmethod
     def suits(unet: UNetMotionModel) -> bool:
@@ -118,9 +119,10 @@ class CrossAttention:
 class PromptAttention(torch.nn.Module):
     """The processor of one cross-attention: reads its layer of `CrossStates`, or embeddings as diffusers gives them."""
 
-    def __init__(self, index: int, image: ImageCrossAttention | None) -> None:
+    def __init__(self, index: int, image: ImageCrossAttention | None, ways: AttentionWays | None = None) -> None:
         super().__init__()
         self._index = index
+        self._attend = F.scaled_dot_product_attention if ways is None else ways.attend
         self.image = image
         self._plain = AttnProcessor2_0()
 
@@ -140,13 +142,13 @@ class PromptAttention(torch.nn.Module):
         rows, positions, _ = hidden_states.shape
         num = states.keys[index].shape[0]
         query = attn.to_q(hidden_states).view(num, rows // num * positions, attn.heads, -1).transpose(1, 2)
-        mixed = _joined(F.scaled_dot_product_attention(query, states.keys[index], states.values[index]))
+        mixed = _joined(self._attend(query, states.keys[index], states.values[index]))
         if states.image_keys is not None and states.image_values is not None and states.image_scales is not None:
             image = F.scaled_dot_product_attention(
                 query, states.image_keys[index], states.image_values[index], attn_mask=states.image_mask
             )
             mixed = mixed + states.image_scales * _joined(image)
-        return attn.to_out[0](mixed.view(rows, positions, -1))
+        return attn.to_out[0](mixed.reshape(rows, positions, -1))
 
 
 def _cross_attentions(unet: UNetMotionModel) -> list[Attention]:

@@ -19,6 +19,7 @@ from pia_ray.pia.components import Components, sharing_copy
 from pia_ray.pia.device.timing import Stopwatch
 from pia_ray.pia.evaluation import Branch, Evaluation
 from pia_ray.pia.unet.attention_kernels import Kernels, choose_kernels
+from pia_ray.pia.unet.attention_products import Products
 from pia_ray.pia.unet.background_compilation import compilation_of
 from pia_ray.pia.unet.choices import Choices, choices_on
 from pia_ray.pia.unet.convolutions import COPIES
@@ -69,12 +70,12 @@ class Forward:
             self._prefix = restructure_unet(unet, self._choices, copies)
             restructure_vae(components.vae, self._choices, copies)
             if CrossAttention.suits(unet):
-                self._cross = CrossAttention(unet)
+                on_cpu = components.device.type == "cpu"
+                self._cross = CrossAttention(unet, Products(self._choices) if on_cpu and self._choices else None)
         self._kernels: Kernels | None = None
-        if self._prefix is not None:
-            kernels = choose_kernels(unet)
-            time_kernels(unet, kernels)
-            self._kernels = kernels if components.device.type == "cuda" else None  # a CPU has one kernel
+        if self._prefix is not None and components.device.type == "cuda":  # a CPU has one kernel
+            self._kernels = choose_kernels(unet)
+            time_kernels(unet, self._kernels)
         self._timed: set[tuple[object, ...]] = set()
         self._compilation = compilation_of(components) if isinstance(unet, UNetMotionModel) else None
         if self._compilation is not None:

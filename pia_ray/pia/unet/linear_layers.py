@@ -31,18 +31,29 @@ class ChosenLinear(nn.Linear):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 - torch's own name
         """[..., I] -> [..., O]."""
-        flop = 2 * input.numel() * self.out_features
-        if flop < LEAST_FLOP or torch.compiler.is_compiling():
-            return F.linear(input, self.weight, self.bias)
-        rows = input.numel() // self.in_features
-        kind = ("linear", size_class(rows), self.in_features, self.out_features, input.dtype)
-        if self.choices.choose(kind, lambda: self._ways(input.reshape(rows, -1), flop)) == ONEDNN:
-            return _by_onednn(input, self)
-        return F.linear(input, self.weight, self.bias)
+        return product(input, self)
 
-    def _ways(self, states: torch.Tensor, flop: int) -> Mapping[str, Way]:
-        few = states[: max(1, len(states) * TIMED_FLOP // max(flop, TIMED_FLOP))]
-        return {DEFAULT: lambda: F.linear(few, self.weight, self.bias), ONEDNN: lambda: _by_onednn(few, self)}
+
+def product(states: torch.Tensor, layer: nn.Linear | nn.Conv2d) -> torch.Tensor:
+    """What a linear layer, or a 1x1 convolution, makes of each row: [..., I] -> [..., O].
+
+    By the faster library, where the layer has choices.
+    """
+    weight, bias = layer.weight.flatten(1), layer.bias
+    outputs, inputs = weight.shape
+    flop = 2 * states.numel() * outputs
+    choices: Choices | None = getattr(layer, "choices", None)
+    if choices is None or flop < LEAST_FLOP or torch.compiler.is_compiling():
+        return F.linear(states, weight, bias)
+    rows = states.numel() // inputs
+
+    def ways() -> Mapping[str, Way]:
+        few = states.reshape(rows, -1)[: max(1, rows * TIMED_FLOP // max(flop, TIMED_FLOP))]
+        return {DEFAULT: lambda: F.linear(few, weight, bias), ONEDNN: lambda: _by_onednn(few, weight, bias)}
+
+    if choices.choose(("linear", size_class(rows), inputs, outputs, states.dtype), ways) == ONEDNN:
+        return _by_onednn(states, weight, bias)
+    return F.linear(states, weight, bias)
 
 
 def choose_libraries(model: nn.Module, choices: Choices) -> None:
@@ -55,6 +66,6 @@ def choose_libraries(model: nn.Module, choices: Choices) -> None:
             module.choices = choices  # type: ignore[assignment]
 
 
-def _by_onednn(states: torch.Tensor, layer: nn.Linear) -> torch.Tensor:
+def _by_onednn(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     operator: Any = torch.ops.mkldnn._linear_pointwise
-    return operator(states, layer.weight, layer.bias, "none", [], "")
+    return operator(states, weight, bias, "none", [], "")

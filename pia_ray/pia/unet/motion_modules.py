@@ -15,14 +15,14 @@ from diffusers.models.unets.unet_motion_model import AnimateDiffTransformer3D
 from torch.nn import functional as F
 
 from pia_ray.pia.device.placement import SDPA_ROWS
-from pia_ray.pia.unet.attention_kernels import Kernels
+from pia_ray.pia.unet.attention_kernels import AttentionWays
 from pia_ray.pia.unet.group_norms import ChosenGroupNorm
 
 
 class TemporalTransformer(AnimateDiffTransformer3D):
     """diffusers' motion module over the same parameters, in the order [N, T, h*w, C]."""
 
-    kernels: Kernels | None = None
+    kernels: AttentionWays | None = None
     """The kernel of each shape; None: torch's choice."""
 
     @staticmethod
@@ -62,7 +62,7 @@ class TemporalTransformer(AnimateDiffTransformer3D):
         return hidden.permute(0, 3, 1, 2) + hidden_states
 
 
-def time_kernels(unet: torch.nn.Module, kernels: Kernels) -> None:
+def time_kernels(unet: torch.nn.Module, kernels: AttentionWays) -> None:
     """Lets a UNet's rewritten motion modules run by these kernels."""
     for module in unet.modules():
         if isinstance(module, TemporalTransformer):
@@ -70,7 +70,7 @@ def time_kernels(unet: torch.nn.Module, kernels: Kernels) -> None:
 
 
 def attend_over_time(
-    attention: Attention, hidden: torch.Tensor, *, most_heads: int | None = None, kernels: Kernels | None = None
+    attention: Attention, hidden: torch.Tensor, *, most_heads: int | None = None, kernels: AttentionWays | None = None
 ) -> torch.Tensor:
     """Attention of each position over the frames. [N, T, S, C] -> [N, T, S, C].
 
@@ -106,7 +106,7 @@ def most_positions(unet: torch.nn.Module, device: torch.device) -> int | None:
     return SDPA_ROWS if own else None
 
 
-def _block(block: BasicTransformerBlock, hidden: torch.Tensor, kernels: Kernels | None) -> torch.Tensor:
+def _block(block: BasicTransformerBlock, hidden: torch.Tensor, kernels: AttentionWays | None) -> torch.Tensor:
     num_frames = hidden.shape[1]
     for norm, attention in ((block.norm1, block.attn1), (block.norm2, block.attn2)):
         if attention is None:

@@ -11,14 +11,17 @@ from __future__ import annotations
 import torch
 from diffusers import AutoencoderKL, UNetMotionModel
 
+from pia_ray.pia.unet.attention_kernels import attend_by
+from pia_ray.pia.unet.attention_products import Products
 from pia_ray.pia.unet.choices import Choices
 from pia_ray.pia.unet.convolutions import Copies, choose_weights
-from pia_ray.pia.unet.frame_transformers import FrameTransformer
+from pia_ray.pia.unet.feed_forward import choose_gates
 from pia_ray.pia.unet.group_norms import choose_group_norms
 from pia_ray.pia.unet.guidance_prefix import Prefix, share_prefix
 from pia_ray.pia.unet.linear_layers import choose_libraries
-from pia_ray.pia.unet.motion_modules import TemporalTransformer
+from pia_ray.pia.unet.motion_modules import TemporalTransformer, time_kernels
 from pia_ray.pia.unet.resnets import rewrite_resnets
+from pia_ray.pia.unet.spatial_transformers import rewrite_transformers
 from pia_ray.pia.unet.upsample import SubpixelUpsample
 
 
@@ -33,8 +36,7 @@ def restructure_unet(
     for module in unet.modules():
         if TemporalTransformer.suits(module):
             module.__class__ = TemporalTransformer
-        elif FrameTransformer.suits(module):
-            module.__class__ = FrameTransformer
+    rewrite_transformers(unet)
     _rewrite(unet, choices, copies)
     prefix = share_prefix(unet)
     _choose(unet, choices, copies)
@@ -58,7 +60,7 @@ def _rewrite(model: torch.nn.Module, choices: Choices | None, copies: Copies | N
 
 
 def _choose(model: torch.nn.Module, choices: Choices | None, copies: Copies | None) -> None:
-    """On a GPU torch has one library for products and convolutions, and cuDNN chooses its kernels itself.
+    """On a GPU torch has one library for each product and convolution, and cuDNN chooses its kernels itself.
 
     A CPU's GroupNorm leaves pictures channels-last.
     """
@@ -66,6 +68,10 @@ def _choose(model: torch.nn.Module, choices: Choices | None, copies: Copies | No
     if choices is not None and devices == {"cuda"}:
         choose_group_norms(model, choices)
     if choices is not None and devices == {"cpu"}:
+        products = Products(choices)
+        attend_by(model, products)
+        time_kernels(model, products)
+        choose_gates(model, choices)
         choose_libraries(model, choices)
         if copies is not None:
             choose_weights(model, choices, copies)

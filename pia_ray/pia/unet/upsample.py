@@ -28,13 +28,18 @@ def subpixel_weight(weight: torch.Tensor) -> torch.Tensor:
     """
     # Doubled pixel 2i + parity + offset comes from input pixel i + (parity + offset) // 2, where offset is the tap's,
     # -1 to 1. A transposed convolution writes input j, tap k, to output 2j - 1 + k.
-    return _spread(_spread(weight.float(), 2), 3).transpose(0, 1).to(weight.dtype)
+    taps = weight.permute(1, 2, 3, 0).float()  # [I, 3, 3, O]
+    inputs, _, _, outputs = taps.shape
+    rows = _spread(taps, 1, taps.new_empty(inputs, 4, 3, outputs))
+    return _spread(rows, 2, taps.new_empty(inputs, 4, 4, outputs)).permute(0, 3, 1, 2).to(weight.dtype)
 
 
-def _spread(taps: torch.Tensor, dim: int) -> torch.Tensor:
+def _spread(taps: torch.Tensor, dim: int, into: torch.Tensor) -> torch.Tensor:
     """The four taps of one direction, of three. By sums, because a GPU may round a product's factors to TF32."""
     before, middle, after = taps.unbind(dim)
-    return torch.stack((after, middle + after, before + middle, before), dim)
+    for tap, made in zip(into.unbind(dim), (after, middle + after, before + middle, before), strict=True):
+        tap.copy_(made)
+    return into
 
 
 class SubpixelUpsample(Upsample2D):

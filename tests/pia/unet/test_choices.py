@@ -7,13 +7,17 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from diffusers.models.activations import GEGLU
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.upsampling import Upsample2D
 from torch import nn
+from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from pia_ray.pia.unet.attention_products import KEYS_LAST, QUERIES_LAST, Products
 from pia_ray.pia.unet.choices import DEFAULT, TIMED_FLOP, Choices, Clock, Way, sample_of
 from pia_ray.pia.unet.convolutions import COPIES_SHARE, MOST_POSITIONS, PACKED, ChosenConv, Copies, choose_weights
+from pia_ray.pia.unet.feed_forward import FUSED, choose_gates
 from pia_ray.pia.unet.linear_layers import ONEDNN, choose_libraries
 from pia_ray.pia.unet.resnets import rewrite_resnets
 from pia_ray.pia.unet.upsample import PLAIN, SubpixelUpsample
@@ -76,6 +80,48 @@ def test_a_linear_layer_is_the_same_by_either_library(fast: str, shape: tuple[in
     assert distance(ours(states), plain(states)) < 1e-6
     assert set(choices.known().values()) == {fast}
     assert list(ours.state_dict()) == list(plain.state_dict())
+
+
+@pytest.mark.parametrize("fast", [DEFAULT, FUSED])
+@torch.inference_mode()
+def test_a_gated_projection_is_the_same_in_one_piece_and_in_two_and_follows_a_weight_that_is_replaced(
+    fast: str,
+) -> None:
+    plain = nn.Sequential(GEGLU(64, 128))
+    ours, choices = copy.deepcopy(plain), Choices(preferring(fast))
+    choose_gates(ours, choices)
+    states = torch.randn(2, 9, 16, 64).transpose(1, 2)  # not in the order of memory
+    assert distance(ours(states), plain(states)) < 1e-6
+    assert set(choices.known().values()) == {fast}
+    assert list(ours.state_dict()) == list(plain.state_dict())
+    for model in (ours, plain):
+        layer = model.get_submodule("0.proj")
+        layer.weight = nn.Parameter(layer.weight * 1.5, requires_grad=False)
+    assert distance(ours(states), plain(states)) < 1e-6
+
+
+@pytest.mark.parametrize("fast", [DEFAULT, KEYS_LAST, QUERIES_LAST])
+@pytest.mark.parametrize(
+    ("num", "positions", "heads", "keys"),
+    [(9, 96, 2, 96), (2, 16, 300, 16), (2, 640, 3, 77), (3, 700, 2, 300)],
+    ids=["over space", "over time", "over a prompt", "one head at a time"],
+)
+@torch.inference_mode()
+def test_attention_is_the_same_by_each_way(fast: str, num: int, positions: int, heads: int, keys: int) -> None:
+    choices = Choices(preferring(fast))
+    query = torch.randn(num, positions, heads, 8).transpose(1, 2)
+    key, value = (torch.randn(num, keys, heads, 8).transpose(1, 2) for _ in range(2))
+    mixed = Products(choices).attend(query, key, value)
+    assert distance(mixed, F.scaled_dot_product_attention(query, key, value)) < 1e-6
+    assert set(choices.known().values()) == {fast}
+
+
+@torch.inference_mode()
+def test_attention_with_more_scores_than_a_cache_holds_runs_by_torchs_kernel() -> None:
+    choices = Choices(preferring(KEYS_LAST))
+    query = torch.randn(1, 1, 1024, 8)
+    Products(choices).attend(query, query, query)
+    assert not choices.known()
 
 
 @pytest.mark.parametrize("stride", [1, 2])
