@@ -83,6 +83,7 @@ INSIDE = {
         "judging",
     ),
     "pia_ray.online": (
+        "allocator",
         "public_errors",
         "documents",
         "rendering",

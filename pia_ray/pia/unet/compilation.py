@@ -94,26 +94,25 @@ class CompiledCode:
             return module(*args, **kwargs)
         try:
             return self.compile(kind, module, *args, **kwargs)
-        except CannotCompile as error:
-            log.warning("the model runs uncompiled, because %s", error)
+        except (torch._dynamo.exc.TorchDynamoException, torch._inductor.exc.InductorError) as error:
+            reason = str(error).strip().splitlines()[0]
+            log.warning("the model runs uncompiled, because torch cannot compile it here: %s", reason)
             self._is_broken = True
             return module(*args, **kwargs)
 
     def compile(self, kind: Kind, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        """The same, but raises where torch cannot compile it.
+        """The same, but raises torch's error where torch cannot compile it.
 
         Raises:
-            CannotCompile: it cannot.
+            TorchDynamoException: torch cannot make a graph of the module.
+            InductorError: torch cannot make code of its graph.
         """
         function = self._functions.get(kind)
         is_new = function is None
         if function is None:
             function = self._new_function(kind)
-        try:
-            with torch._dynamo.config.patch(_TORCH_LIMITS):
-                answer = function(module, *args, **kwargs)
-        except (torch._dynamo.exc.TorchDynamoException, torch._inductor.exc.InductorError) as error:
-            raise CannotCompile(f"torch cannot compile it here: {str(error).strip().splitlines()[0]}") from error
+        with torch._dynamo.config.patch(_TORCH_LIMITS):
+            answer = function(module, *args, **kwargs)
         if is_new:
             self._functions[kind] = function
             if self._cache is not None:
@@ -135,10 +134,6 @@ class CompiledCode:
                 call = _calls[key] = _call_of_its_own()
         compiled: Callable[..., Any] = torch.compile(call, fullgraph=True, dynamic=False, backend=self._backend, **how)
         return compiled
-
-
-class CannotCompile(RuntimeError):
-    """torch cannot compile a module on this machine."""
 
 
 _calls: WeakValueDictionary[tuple[CompileMode, Kind], FunctionType] = WeakValueDictionary()
