@@ -24,12 +24,12 @@ class WatchedForward:
         self.failed: list[int] = []
         self.most: int | None = None
 
-    def predict(self, entries: Sequence[BatchEntry]) -> torch.Tensor:
+    def predict(self, entries: Sequence[BatchEntry], **options: Any) -> torch.Tensor:
         """As `Forward.predict`."""
         self.failed.append(len(entries))
         if self.most is not None and len(entries) > self.most:
             raise torch.OutOfMemoryError(f"no memory for more than {self.most} evaluations, as the test asks")
-        predictions = self._forward.predict(entries)
+        predictions = self._forward.predict(entries, **options)
         self.sizes.append(self.failed.pop())
         return predictions
 

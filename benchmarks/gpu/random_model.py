@@ -119,7 +119,8 @@ class RandomModel:
     def components_of(self, pipeline: PIAPipeline) -> Components:
         """Our model over the pipeline's own weights, which are rewritten when it first runs."""
         for part in (pipeline.text_encoder, pipeline.unet, pipeline.vae):
-            WeightPool().move(part.requires_grad_(False).eval(), lambda name: "", device=self.device)
+            part.requires_grad_(False).eval()
+            WeightPool().move(part, lambda name: "", device=self.device, dtype=part.dtype)
         return Components(
             unet=pipeline.unet,
             vae=pipeline.vae,

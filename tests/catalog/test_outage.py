@@ -301,7 +301,9 @@ def test_failures_with_a_success_between_them_are_recorded(tmp_path: Path) -> No
 @pytest.mark.parametrize("most", ["2", "25%"])
 def test_more_failures_than_are_allowed_stop_the_run_and_are_recorded(tmp_path: Path, most: str) -> None:
     config = prompted(tmp_path, ["nan", "sea", "nan", "sea", "nan", "sea", "nan", "sea"], max_failures=most)
-    with pytest.raises(TooManyFailures, match="3 rows failed, more than --max-failures") as stopped:
+    with pytest.raises(TooManyFailures) as stopped:
         go(config)
     assert stopped.value.exit_code == 2
-    assert codes(config).count("nan_frames") == 3
+    num_failed = codes(config).count("nan_frames")
+    assert num_failed in (3, 4)  # the fourth may have ended before the third was read
+    assert f"{num_failed} rows failed, more than --max-failures" in stopped.value.message

@@ -492,11 +492,8 @@ def test_panels_of_the_dashboard_do_not_overlap_and_their_ids_differ():
         taken.update((x, y) for x in range(at["x"], at["x"] + at["w"]) for y in range(at["y"], at["y"] + at["h"]))
         assert at["x"] + at["w"] <= 24
     assert max(taken.values()) == 1
-    # The Ray Data stage and the Serve deployments that the queries name.
-    from pia_ray.catalog.graph import AnimateRow
-
+    # The Serve deployments that the queries name.
     text = "\n".join(expressions())
-    assert set(re.findall(r'operator=~"\.\*(\w+)\.\*"', text)) == {AnimateRow.__name__}
     assert set(re.findall(r'deployment="(\w+)"', text)) == {"Engine", "Ingress"}
 
 

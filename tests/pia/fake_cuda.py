@@ -31,6 +31,7 @@ class FakeRuntime:
             "mem_get_info": lambda *_: (free, free),
             "get_per_process_memory_fraction": lambda *_: 1.0,
             "memory_snapshot": list,
+            "get_device_name": lambda *_: "a GPU",
         }
         for name, value in replaced.items():
             monkeypatch.setattr(torch.cuda, name, value)
@@ -56,15 +57,18 @@ class _Stream:
 class _Event:
     def __init__(self, runtime: FakeRuntime) -> None:
         self._runtime = runtime
+        self._known_to_be_over = False
 
     def record(self) -> None:
         """Records nothing."""
 
     def query(self) -> bool:
+        self._known_to_be_over = True
         return True
 
     def synchronize(self) -> None:
-        self._runtime.wait()
+        if not self._known_to_be_over:
+            self._runtime.wait()
 
     def elapsed_time(self, _: _Event) -> float:
         return 1.0

@@ -74,6 +74,8 @@ class _Indexing(TorchFunctionMode):
             return _contiguous(args[0], **(kwargs or {}))  # the method asks for CUDA's runtime
         if func is functional.scaled_dot_product_attention and isinstance(args[0], FakeTensor):
             return torch.empty_like(args[0])  # the choice of a kernel asks for the GPU's properties
+        if func is torch.Tensor.copy_ and all(isinstance(each, FakeTensor) for each in args[:2]):
+            return torch.ops.aten.copy_.default(*args)  # the method asks for CUDA's runtime
         if func is torch.Tensor.data_ptr and isinstance(args[0], FakeTensor):
             return args[0].untyped_storage()._cdata + args[0].storage_offset()  # of views it differs, as an address
         if func in _READERS and isinstance(args[0], FakeTensor):
