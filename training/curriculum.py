@@ -30,6 +30,7 @@ class Phase:
     first_step: float = 0.5  # share of samples at the last timestep, where sampling begins
     hold: float = 0.4
     memory: float = 0.995  # of the moving average
+    guidance: float = 0.05  # weight of the losses that show where pixels come from
 
 
 PHASES: Final = {
@@ -51,6 +52,16 @@ PHASES: Final = {
         frames={2: 0.3, 4: 0.45, 0: 0.25},
         first_step=0.35,
         hold=0.15,
+        memory=0.99,
+    ),
+    "guided": Phase(
+        2400,
+        1.5e-3,
+        weights(pans=0.9, zooms=1.1, turns=0.9, sway=0.9, waves=1.3, flicker=1.5, pulse=1.0, still=0.2),
+        sizes={64: 0.45, 96: 0.35, 128: 0.2},
+        frames={2: 0.4, 4: 0.4, 0: 0.2},
+        first_step=0.4,
+        hold=0.5,
         memory=0.99,
     ),
 }

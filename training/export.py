@@ -31,7 +31,8 @@ def export(vae: Any, unet_state: Path, out: Path) -> None:
     """Writes the model folder from an autoencoder and the averaged weights of a UNet's training."""
     tokenizer = models.make_tokenizer()
     parts: Any = torch.nn.ModuleDict({"unet": models.make_unet(), "text": models.make_text_encoder(tokenizer)})
-    parts.load_state_dict(checkpoints.load(unet_state)["average"])
+    trained = checkpoints.load(unet_state)["average"]  # also holds the linear maps of `Guide`
+    parts.load_state_dict({name: value for name, value in trained.items() if name.split(".")[0] in parts})
     for part in (parts["unet"], parts["text"], vae):
         part.to(dtype=torch.float16, memory_format=torch.contiguous_format)
     parts["unet"].save_pretrained(out / "unet")

@@ -81,10 +81,17 @@ def psnr(frame: np.ndarray[Any, Any], picture: np.ndarray[Any, Any]) -> float:
     return float(10 * np.log10(255**2 / max(1e-9, np.square(difference).mean())))
 
 
-def detail(frame: np.ndarray[Any, Any]) -> float:
-    """Mean size of differences between neighbouring pixels: what blur takes away."""
-    values = frame.astype(np.float64)
-    return float(np.abs(np.diff(values, axis=0)).mean() + np.abs(np.diff(values, axis=1)).mean())
+def sharpness(frame: np.ndarray[Any, Any]) -> float:
+    """Mean size of the Laplacian of the frame's grey values: fine detail, of which blur leaves least."""
+    grey = frame.astype(np.float64).mean(-1)
+    inner = grey[1:-1, 1:-1]
+    around = grey[:-2, 1:-1] + grey[2:, 1:-1] + grey[1:-1, :-2] + grey[1:-1, 2:]
+    return float(np.abs(around - 4 * inner).mean())
+
+
+def sharpness_kept(frames: np.ndarray[Any, Any]) -> float:
+    """Sharpness of the last frame over that of the first."""
+    return sharpness(frames[-1]) / max(1e-9, sharpness(frames[0]))
 
 
 def small(frame: np.ndarray[Any, Any]) -> torch.Tensor:

@@ -22,6 +22,7 @@ from diffusers.models.embeddings import SinusoidalPositionalEmbedding
 from training import checkpoints, models, processes
 from training.curriculum import PHASES, Phase
 from training.draws import Draws
+from training.guide import Guide
 from training.motions import LAST, Videos, render
 from training.optimizer import Optimizer
 from training.prompts import MOTIONS
@@ -58,6 +59,8 @@ class Sample:
     masks: torch.Tensor  # [n, k]
     tokens: torch.Tensor  # [n, L]
     places: torch.Tensor  # [k]
+    videos: Videos
+    num_frames: int
 
 
 class Training:
@@ -75,7 +78,8 @@ class Training:
         trained = (start / "unet").is_dir()
         unet = models.load_unet(start) if trained else models.make_unet()
         text = models.load_text_encoder(start, self.tokenizer) if trained else models.make_text_encoder(self.tokenizer)
-        parts = {"unet": unet.to(memory_format=torch.channels_last), "text": text}
+        self.guide = Guide(unet)
+        parts = {"unet": unet.to(memory_format=torch.channels_last), "text": text, "guide": self.guide.places}
         self.model: Any = torch.nn.ModuleDict(parts).to(self.device).train()
         self.average = checkpoints.Average(self.model, memory=phase.memory)
         self.chosen = [ChosenFrames(module["unet"]) for module in (self.model, self.average.module)]
@@ -83,8 +87,8 @@ class Training:
         self.signal = models.make_scheduler().alphas_cumprod.to(self.device)
         self.done = 0
 
-    def step(self) -> float:
-        """Takes one step and gives its loss."""
+    def step(self) -> dict[str, float]:
+        """Takes one step and gives its losses."""
         sample = self._sample()
         count = len(sample.latents)
         timesteps = self._timesteps(count)
@@ -97,15 +101,17 @@ class Training:
         # min-SNR weights for v-prediction, shifted so that pure noise, where sampling starts, counts too.
         snr = self.signal[timesteps] / (1 - self.signal[timesteps]).clamp_min(1e-8)
         weight = (snr + 1).clamp(max=5) / (snr + 1)
-        loss = (weight * (velocity - target).square().mean((1, 2, 3, 4))).mean()
+        error = (weight * (velocity - target).square().mean((1, 2, 3, 4))).mean()
+        pointing, placing = self.guide.loss(sample.videos, sample.places, sample.num_frames)
         self.optimizer.zero_grad()
-        loss.backward()
+        (error + self.phase.guidance * (pointing + 5 * placing)).backward()
         self._share_gradients()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step(self.rate())
         self.done += 1
         self.average.follow(self.model, self.done)
-        return float(loss.detach())
+        losses = {"error": error, "pointing": pointing, "placing": placing}
+        return {name: float(loss.detach()) for name, loss in losses.items()}
 
     def rate(self) -> float:
         """The learning rate of the next step: a short warm-up, a plateau, a cosine down to 2 %."""
@@ -123,7 +129,7 @@ class Training:
         errors = torch.zeros(2, len(MOTIONS), device=self.device)
         for part in motions.split(len(MOTIONS)):
             rendered = render(self.worlds, draws, motions=part, frames=places, num_frames=16, height=size, width=size)
-            sample = self._encoded(rendered, places, draws, empty=0.0)
+            sample = self._encoded(rendered, places, 16, draws, empty=0.0)
             noise = draws.normal(*sample.latents.shape)
             last = torch.full((len(part),), len(self.signal) - 1, device=self.device)
             found = -self._predict(1, self.average.module, noise, last, sample)  # at no signal, v is minus the latent
@@ -193,10 +199,10 @@ class Training:
             height=height,
             width=width,
         )
-        return self._encoded(rendered, places, draws, empty=EMPTY_PROMPTS)
+        return self._encoded(rendered, places, num_frames, draws, empty=EMPTY_PROMPTS)
 
     @torch.no_grad()
-    def _encoded(self, videos: Videos, places: torch.Tensor, draws: Draws, *, empty: float) -> Sample:
+    def _encoded(self, videos: Videos, places: torch.Tensor, num_frames: int, draws: Draws, *, empty: float) -> Sample:
         count = len(videos.frames)
         flat = videos.frames.flatten(0, 1).to(memory_format=torch.channels_last)
         means, deviations = [], []
@@ -211,7 +217,7 @@ class Training:
             texts, padding="max_length", max_length=models.PROMPT_TOKENS, truncation=True, return_tensors="pt"
         ).input_ids.to(self.device)
         picture = latents[:, 0] + spread * draws.normal(*spread.shape)
-        return Sample(latents[:, 1:].transpose(1, 2), picture, videos.masks, tokens, places)
+        return Sample(latents[:, 1:].transpose(1, 2), picture, videos.masks, tokens, places, videos, num_frames)
 
     def _timesteps(self, count: int) -> torch.Tensor:
         most = len(self.signal)
@@ -236,16 +242,16 @@ class Training:
 def train(training: Training, phase: str, out: Path, *, minutes: float, every: int, save_every: int = 50) -> None:
     """Steps until the phase is done or the time is up; saves the state now and then and at the end."""
     started = time.monotonic()
-    mean_loss = None
+    means: dict[str, float] = {}
     while training.done < training.phase.steps and not any(
         processes.gathered(time.monotonic() - started > minutes * 60)
     ):
-        loss = training.step()
-        mean_loss = loss if mean_loss is None else 0.97 * mean_loss + 0.03 * loss
+        for name, loss in training.step().items():
+            means[name] = 0.97 * means.get(name, loss) + 0.03 * loss
         if training.done % save_every == 0:
             save(training, phase, out)
         if training.done % every == 0 and processes.rank() == 0:
-            line = {"phase": phase, "step": training.done, "loss": mean_loss, "rate": training.rate()}
+            line = {"phase": phase, "step": training.done, **means, "rate": training.rate()}
             line |= {"wall_s": time.monotonic() - started, "cpu_s": time.process_time()}
             if training.done % (5 * every) == 0:
                 line |= {"error_64": {name: round(value, 3) for name, value in training.validate().items()}}
