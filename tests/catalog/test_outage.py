@@ -283,7 +283,9 @@ def test_twenty_failures_alike_in_a_row_stop_the_run_and_none_is_recorded(tmp_pa
     config = prompted(tmp_path, ["sea"] * 22)
     with (
         Broken(DEMO) as animator,
-        pytest.raises(TooManyFailures, match="20 rows in a row failed with unexpected") as end,
+        pytest.raises(
+            TooManyFailures, match="2[0-2] rows in a row failed with unexpected"
+        ) as end,  # up to all that have ended
     ):
         run_local(config, animator=animator)
     assert end.value.exit_code == 2
