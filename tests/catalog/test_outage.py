@@ -284,7 +284,7 @@ def test_twenty_failures_alike_in_a_row_stop_the_run_and_none_is_recorded(tmp_pa
     with (
         Broken(DEMO) as animator,
         pytest.raises(
-            TooManyFailures, match="2[0-2] rows in a row failed with unexpected"
+            TooManyFailures, match=r"2[0-2] rows in a row failed with unexpected"
         ) as end,  # up to all that have ended
     ):
         run_local(config, animator=animator)
