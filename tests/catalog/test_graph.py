@@ -206,8 +206,12 @@ def test_the_genuine_engine_makes_the_same_frames_on_ray_as_without(tmp_path: Pa
     assert run_catalog(there).exit_code == 0
     tables = comparable(here), comparable(there)
     motions = [[row.pop("motion") for row in table] for table in tables]
+    scores = [
+        [row.pop(name) for row in table for name in sorted(row) if isinstance(row[name], float)] for table in tables
+    ]
     assert tables[0] == tables[1]
-    # The score finds edges by thresholds, so the last bit of a pixel can move it.
+    # Each process times its operators and may choose others, which differ in the last bit. Thresholds make much of it.
+    assert scores[0] == pytest.approx(scores[1], rel=1e-3)
     assert motions[0] == pytest.approx(motions[1], abs=0.02)
     expected, made = videos(here), videos(there)
     assert expected.keys() == made.keys()

@@ -84,7 +84,7 @@ def test_loops_end_nearer_their_beginning_than_they_have_been(animate):
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize("effect", ["sway", "waves", "pulse"])  # flicker is too faint: see the card
+@pytest.mark.parametrize("effect", ["sway", "waves", "flicker", "pulse"])
 def test_effects_move_more_than_a_still_video(animate, effect):
     moved, still = (
         np.mean([registration.effect_amount(frames, effect) for frames in animate(prompt)])
