@@ -19,7 +19,10 @@ from pia_ray.media.image import decode
 from pia_ray.media.sizes import fit
 from training.pictures.draw import CATALOG, ENTRIES
 
-SHOWN: Final = ("sunset-mountains", "balloon", "cat", "sailboat", "mug", "perfume", "candle")
+SHOWN: Final = ("cat", "balloon", "sailboat", "mug", "candle", "perfume")
+LONG_EDGE: Final = 160
+"""Pixels of the videos, so that a square cut from one fills its tile. The demo itself makes 96."""
+
 TILE, GAP, CAPTION = 132, 10, 34
 PAPER, INK = "#f6f6f2", "#333333"
 
@@ -40,7 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
         for entry, picture in zip(entries, pictures, strict=True)
     ]
-    with Animator(ModelConfig.named("demo")) as animator:
+    model = ModelConfig.named("demo").model_copy(update={"long_edge": LONG_EDGE})
+    with Animator(model) as animator:
         made = animator.animate(requests)
     for each in made:
         if isinstance(each, RowError):

@@ -146,8 +146,9 @@ class ModelConfig(JudgeWeights):
     size_step: int = Field(64, ge=8, le=256, description="Bucket sides are multiples of this, in px.")
     compile: Literal["auto", "off", "default", "reduce-overhead", "max-autotune"] = Field(
         "auto",
-        description="torch.compile's mode for the UNet; rows run uncompiled meanwhile. auto: torch's default mode, for "
-        "sizes where that pays in the rows that are left; on a CPU only if another mode has measured a gain there.",
+        description="torch.compile's mode for the UNet and the VAE's decoder; rows run uncompiled meanwhile. auto: "
+        "torch's default mode, for sizes where that pays in the rows that are left; on a CPU only if another mode has "
+        "measured a gain there.",
     )
     compile_cache: str | None = Field(
         None,
