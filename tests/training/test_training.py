@@ -235,7 +235,8 @@ def test_training_goes_on_from_an_exported_model(tmp_path, vae_folder):
     worlds = vae.kept_worlds(tmp_path / "first", 8, seed=7, device="cpu")
     training = unet.Training(unet.PHASES["whole"], tmp_path / "m", worlds, seed=1, device="cpu", pixels=8192)
     for name, value in training.average.module.state_dict().items():
-        assert torch.allclose(value, state["average"][name], atol=2e-3), name  # float16 on the way
+        if not name.startswith("guide."):  # training's own
+            assert torch.allclose(value, state["average"][name], atol=2e-3), name  # float16 on the way
     assert all(map(math.isfinite, training.step().values()))
 
 
