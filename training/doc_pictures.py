@@ -1,4 +1,4 @@
-"""Draws the pictures of docs/prompts.md, docs/loras.md and docs/few-step.md with the bundled model.
+"""Draws the pictures of docs/prompts.md, docs/loras.md and docs/few-step.md, and the sheet of the demo model.
 
 `python -m training.doc_pictures docs`
 """
@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from PIL import Image, ImageDraw, ImageFont
+from PIL.ImageOps import contain
 
 from pia_ray import Animation, AnimationParams, AnimationRequest, Animator, ModelConfig
 from pia_ray.media.image import decode
+from pia_ray.media.sizes import fit
 from pia_ray.testing import make_lora
 from training.pictures.draw import CATALOG, ENTRIES
 
@@ -57,6 +59,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as temporary, Animator(_with_loras(Path(temporary))) as animator:
         for name, rows in {"prompts": PROMPTS, "loras": LORAS, "few-step": FEW_STEPS}.items():
             sheet(animator, rows).save(folder / f"{name}.jpg", quality=82, optimize=True)
+        catalog_sheet(animator).save(folder / "demo-sheet.webp", quality=80, method=6)
+
+
+def catalog_sheet(animator: Animator, *, columns: int = 9, edge: int = 112, left: int = 120) -> Image.Image:
+    """Each bundled picture, and so many frames of its video, a row; what was asked for stands before them."""
+    whole = Image.new("RGB", (left + edge * (columns + 1), (edge + 2) * len(ENTRIES)), "white")
+    draw, font = ImageDraw.Draw(whole), ImageFont.load_default(12)
+    for row, entry in enumerate(ENTRIES):
+        picture = decode((CATALOG / "images" / entry.file).read_bytes()).rgb
+        knobs: Knobs = {"prompt": entry.prompt, "motion_scale": entry.motion_scale, "seed": entry.seed, "lora": "none"}
+        length: Knobs = {} if entry.num_frames is None else {"num_frames": entry.num_frames}
+        [made] = animator.animate([AnimationRequest(picture, AnimationParams(**knobs, **length), id=entry.id)])
+        if not isinstance(made, Animation):
+            raise made
+        last, top = len(made.frames) - 1, row * (edge + 2)
+        text = f"{entry.prompt.split(',')[0]}\nmotion scale {entry.motion_scale}\n{last + 1} frames"
+        draw.text((4, top + edge // 4), text, fill="black", font=font)
+        frames = [Image.fromarray(made.frames[round(last * index / (columns - 1))]) for index in range(columns)]
+        for column, frame in enumerate([fit(picture, frames[0].size), *frames]):
+            whole.paste(contain(frame, (edge, edge), Image.Resampling.BICUBIC), (left + column * edge, top))
+    return whole
 
 
 def sheet(animator: Animator, rows: Mapping[str, Knobs]) -> Image.Image:
