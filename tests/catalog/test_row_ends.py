@@ -366,7 +366,7 @@ def test_the_phase_of_a_run_that_stops_is_stopping(tmp_path: Path) -> None:
         if progress.phase == "animating" and progress.num_succeeded:
             raise KeyboardInterrupt
 
-    with FakeAnimator(DEMO, batch_size=2, seconds_per_step=0.3 / STEPS) as animator:
+    with FakeAnimator(DEMO, batch_size=2, seconds_per_step=1.0 / STEPS) as animator:
         assert run_local(config, animator=animator, observe=interrupt_once).exit_code == 130
     phases = list(dict.fromkeys(progress.phase for progress in seen))
     assert phases == ["planning", "starting", "animating", "stopping", "writing", "ended"]
