@@ -1,7 +1,8 @@
 """The phases of the UNet's training: what is shown when, how often, and how fast is learnt.
 
 Motions with little weight stay untrained, and warping by the prompt starts with a plateau that pans leave soonest: so
-pans first, then zoom and rotation, then what is faint, and at last everything with all frames.
+pans first, then zoom and rotation, then what is faint, then everything with all frames, and at last more of stillness,
+which is also asked for with the masks of motion.
 """
 
 from __future__ import annotations
@@ -62,6 +63,15 @@ PHASES: Final = {
         frames={2: 0.4, 4: 0.4, 0: 0.2},
         first_step=0.4,
         hold=0.5,
+        memory=0.99,
+    ),
+    "still": Phase(
+        300,
+        5e-4,
+        weights(pans=0.8, zooms=1.0, turns=0.8, sway=0.8, waves=1.2, flicker=1.5, pulse=1.0, still=1.6),
+        sizes={64: 0.45, 96: 0.35, 128: 0.2},
+        frames={2: 0.4, 4: 0.4, 0: 0.2},
+        hold=0.2,
         memory=0.99,
     ),
 }

@@ -56,11 +56,13 @@ def render(
     amount = draws.uniform(count, low=0.05, high=1.0)
     exact = torch.tensor(AMOUNTS, device=device)[draws.integers(len(AMOUNTS), count)]
     amount = torch.where(draws.chance(0.4, count), exact, amount)
-    amount = torch.where(motions == MOTIONS.index("still"), 0.0, amount)
+    still = motions == MOTIONS.index("still")
+    shown = torch.where(still & draws.chance(0.4, count), 0.0, amount)
+    amount = torch.where(still, 0.0, amount)
     loop = draws.chance(0.22, count)
     style = draws.chance(0.08, count) & ~loop
-    amount = torch.where(style, amount.clamp_min(AMOUNTS[0]), amount)
-    every = masks(amount, loop, style, num_frames)
+    amount, shown = (torch.where(style, each.clamp_min(AMOUNTS[0]), each) for each in (amount, shown))
+    every = masks(shown, loop, style, num_frames)  # also of motion where the prompt asks for stillness, which wins
     at = torch.cat([torch.zeros(1, dtype=torch.long, device=device), frames])
     index = draws.integers(len(worlds), count)
     where, light = fields(motions, amount, loop, at, num_frames, height, width)

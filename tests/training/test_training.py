@@ -2,7 +2,9 @@
 
 import json
 import math
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -251,3 +253,16 @@ def test_a_motion_that_is_not_there_is_refused_by_name(tmp_path, vae_folder, cap
     with pytest.raises(SystemExit):
         unet_main(tmp_path, vae_folder, "--weights", "fly=2")
     assert "fly" in capsys.readouterr().err
+
+
+def test_a_still_video_is_also_shown_with_the_masks_of_motion(worlds):
+    motions = torch.full((64,), MOTIONS.index("still"))
+    made = render(worlds, Draws(3), motions=motions, frames=torch.arange(16), num_frames=16, height=32, width=32)
+    assert made.amounts.eq(0).sum() >= 50  # the others have a style's mask
+    moving = made.masks[:, 8] < 0.99
+    assert 20 <= int((moving & made.amounts.eq(0)).sum()) <= 50
+
+
+def test_the_guide_of_training_names_the_phases_in_their_order():
+    named = re.findall(r"--phase (\w+)", (Path(unet.__file__).parent / "README.md").read_text("utf-8"))
+    assert named == list(unet.PHASES)
