@@ -14,8 +14,9 @@ from types import TracebackType
 from typing import Final, Protocol, Self
 
 import ray
-from ray.experimental import internal_kv
 
+from pia_ray.catalog.actors.kept_results import kept_prefix
+from pia_ray.catalog.actors.key_values import ClusterKeyValues
 from pia_ray.catalog.rows.outage import NO_OUTAGE, OutageState
 
 log = logging.getLogger(__name__)
@@ -73,16 +74,17 @@ class RunChannel:
 
     def __init__(self, run_id: str) -> None:
         self._run_id = run_id
+        self._store = ClusterKeyValues()
         self._begun_at: float | None = None
         self._idle_since: float | None = None
         self._outage = NO_OUTAGE
         self._read_at = 0.0
-        self._reports: dict[bytes, tuple[bytes, float]] = {}
+        self._reports: dict[str, tuple[bytes, float]] = {}
 
     def drain(self) -> None:
         """Asks all actors of the run to begin no other rows."""
         self._begun_at = time.monotonic()
-        internal_kv._internal_kv_put(_key("drain", self._run_id), b"", namespace=_NAMESPACE)
+        self._store.put(_key("drain", self._run_id), b"")
 
     @property
     def is_drained(self) -> bool:
@@ -90,7 +92,7 @@ class RunChannel:
         if self._begun_at is None:
             return False
         now = time.monotonic()
-        left = _values("drain", self._run_id).values()
+        left = self._store.values(_key("drain", self._run_id, "")).values()
         waits = now - self._begun_at < ANSWER_S and not left
         if waits or any(number != b"0" for number in left):
             self._idle_since = None
@@ -105,7 +107,7 @@ class RunChannel:
         if now - self._read_at > OUTAGE_S:
             self._read_at = now
             try:
-                values = _values("outage", self._run_id)
+                values = self._store.values(_key("outage", self._run_id, ""))
             except Exception:
                 log.debug("the cluster's key-value store does not answer", exc_info=True)
                 return self._outage
@@ -126,23 +128,12 @@ class RunChannel:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        written = [("drain", self._begun_at is not None), ("outage", bool(self._reports))]
-        for what in (name for name, is_written in written if is_written):
-            internal_kv._internal_kv_del(_key(what, self._run_id), del_by_prefix=True, namespace=_NAMESPACE)
+        for prefix in (_key("drain", self._run_id), _key("outage", self._run_id), kept_prefix(self._run_id)):
+            self._store.remove(prefix)
 
 
-_NAMESPACE: Final = b"pia-ray"
-
-
-def _key(what: str, run_id: str, *actor: str) -> bytes:
-    return "/".join([what, run_id, *actor]).encode()
-
-
-def _values(what: str, run_id: str) -> dict[bytes, bytes]:
-    """The values that actors have written, by key."""
-    keys = internal_kv._internal_kv_list(_key(what, run_id, ""), namespace=_NAMESPACE)
-    found = ((key, internal_kv._internal_kv_get(key, namespace=_NAMESPACE)) for key in keys)
-    return {key: value for key, value in found if value is not None}
+def _key(what: str, run_id: str, *actor: str) -> str:
+    return "/".join([what, run_id, *actor])
 
 
 def _outage(value: bytes) -> OutageState:
@@ -156,6 +147,7 @@ class _Follower:
     def __init__(self, worker: Worker, run_id: str) -> None:
         self._worker = worker
         self._run_id = run_id
+        self._store = ClusterKeyValues()
         self._actor = ray.get_runtime_context().get_actor_id() or ""
         self._drains = False
         self._reported = NO_OUTAGE
@@ -175,7 +167,7 @@ class _Follower:
             log.debug("the cluster's key-value store does not answer", exc_info=True)
 
     def _answer(self) -> None:
-        if not self._drains and internal_kv._internal_kv_exists(_key("drain", self._run_id), namespace=_NAMESPACE):
+        if not self._drains and self._store.has(_key("drain", self._run_id)):
             self._drains = True
             self._worker.drain()
         if self._drains:
@@ -190,5 +182,4 @@ class _Follower:
         self._reported, self._reported_at = state, now
 
     def _write(self, what: str, value: str) -> None:
-        key = _key(what, self._run_id, self._actor)
-        internal_kv._internal_kv_put(key, value.encode(), overwrite=True, namespace=_NAMESPACE)
+        self._store.put(_key(what, self._run_id, self._actor), value.encode())
