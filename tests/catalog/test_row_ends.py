@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from hashlib import sha256
@@ -27,7 +27,10 @@ from pia_ray.catalog.actors.blocks import Received, blocks_of
 from pia_ray.catalog.actors.kept_results import KeptResults
 from pia_ray.catalog.local import run_local
 from pia_ray.catalog.progress import Progress, RunSummary
+from pia_ray.catalog.rows.attempt_records import AttemptRecords
 from pia_ray.catalog.rows.in_flight import InFlight, InFlightRows
+from pia_ray.catalog.rows.outage import Outage
+from pia_ray.catalog.rows.patient_stages import PatientStages
 from pia_ray.catalog.rows.stages import Stages
 from pia_ray.catalog.stopping import CONTAINER_GRACE_S, GRACE_S, grace_of
 from pia_ray.catalog.worker import CatalogWorker
@@ -181,6 +184,16 @@ def test_a_stage_that_hangs_is_left_and_counted_and_its_own_errors_come_through(
     with pytest.raises(TimeoutError, match="of the socket"):
         stages.call("fetching", fail, limit_s=5)
     assert stages.call("fetching", lambda: 7, limit_s=5) == 7
+
+
+def test_a_stage_whose_caller_has_gone_is_undone_when_it_ends() -> None:
+    stages, release, undone = Stages(), threading.Event(), list[bool]()
+    with pytest.raises(TimeoutError):
+        stages.call("writing", lambda: release.wait(30), limit_s=0.05, undo=undone.append)
+    release.set()
+    stages.wait_until_undone(timeout_s=30)
+    assert stages.call("writing", lambda: False, limit_s=30, undo=undone.append) is False
+    assert undone == [True]
 
 
 # Deaths
@@ -339,6 +352,24 @@ def test_a_worker_whose_engine_hangs_ends_with_the_row_charged_and_its_neighbour
 
 
 # Stops
+
+
+def test_the_record_of_a_row_that_was_stopped_while_it_was_written_is_removed(tmp_path: Path) -> None:
+    config = configure(tmp_path, {"a": "sea"})
+    row, rows, answer = planned(config)["a"], InFlightRows(hang_timeout_s=60), threading.Event()
+    patient = PatientStages(rows.stages, Outage(), config, stopped=threading.Event())
+    records = AttemptRecords(config, run_id="r", node="", node_lives=lambda node: True, rows=rows, patient=patient)
+    with ThreadPoolExecutor() as pool:
+        begun = pool.submit(records.begin, row, lambda: answer.wait(30), starts=True)
+        while not ledger.count_attempts(config.output):
+            time.sleep(0.01)
+        rows.stages.cancel()
+        with pytest.raises(CancelledError):
+            begun.result(30)
+        answer.set()
+    rows.stages.wait_until_undone(timeout_s=30)
+    records.close(timeout_s=30)
+    assert not ledger.count_attempts(config.output)
 
 
 def stopped(config: CatalogConfig, animator: FakeAnimator, stop: Callable[[], None]) -> RunSummary:

@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Final, Protocol, Self
 
 import ray
+from ray._private.state import state as cluster_state
 
 from pia_ray.catalog.actors.kept_results import kept_prefix
 from pia_ray.catalog.actors.key_values import ClusterKeyValues
@@ -37,6 +38,12 @@ STALE_S: Final = 35.0
 
 OUTAGE_S: Final = 2.0
 """Seconds between two reads of the actors' outages."""
+
+
+END_S: Final = 5.0
+"""Seconds that the processes of killed actors have to end at most."""
+
+_END_POLL_S: Final = 0.05
 
 
 class Worker(Protocol):
@@ -100,6 +107,23 @@ class RunChannel:
         self._idle_since = self._idle_since or now
         return now - self._idle_since > SETTLED_S
 
+    def wait_until_ended(self, *, timeout_s: float = END_S) -> bool:
+        """Whether the processes of all actors have ended within the time.
+
+        Ray says that an actor is dead as soon as it is asked to kill it, and its process goes on for a moment
+        (ray 2.60).
+        """
+        ends_at = time.monotonic() + timeout_s
+        try:
+            processes = {value.decode() for value in self._store.values(_key("process", self._run_id, "")).values()}
+            while processes & cluster_state.workers().keys():
+                if time.monotonic() > ends_at:
+                    return False
+                time.sleep(_END_POLL_S)
+        except Exception:
+            log.debug("the cluster does not say whether the workers have ended", exc_info=True)
+        return True
+
     @property
     def outage(self) -> OutageState:
         """The outage that actors wait out, with the animations of all."""
@@ -128,7 +152,8 @@ class RunChannel:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for prefix in (_key("drain", self._run_id), _key("outage", self._run_id), kept_prefix(self._run_id)):
+        written = [_key(what, self._run_id) for what in ("drain", "outage", "process")]
+        for prefix in (*written, kept_prefix(self._run_id)):
             self._store.remove(prefix)
 
 
@@ -149,6 +174,7 @@ class _Follower:
         self._run_id = run_id
         self._store = ClusterKeyValues()
         self._actor = ray.get_runtime_context().get_actor_id() or ""
+        self._is_named = False
         self._drains = False
         self._reported = NO_OUTAGE
         self._reported_at = 0.0
@@ -161,10 +187,17 @@ class _Follower:
 
     def follow(self) -> None:
         try:
+            self._name()
             self._answer()
             self._report()
         except Exception:
             log.debug("the cluster's key-value store does not answer", exc_info=True)
+
+    def _name(self) -> None:
+        """Says which process the driver has to wait for at the end."""
+        if not self._is_named:
+            self._write("process", ray.get_runtime_context().get_worker_id())
+            self._is_named = True
 
     def _answer(self) -> None:
         if not self._drains and self._store.has(_key("drain", self._run_id)):

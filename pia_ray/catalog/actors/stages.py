@@ -56,6 +56,8 @@ class AnimateRows:
             self._worker.threads(num_threads),
             KeptResults(ClusterKeyValues(), run_id=run_id, all_rows=config.provenance != "full"),
             again=ray.get_runtime_context().was_current_actor_reconstructed,
+            num_workers=num_workers,
+            drains=lambda: self._worker.is_draining,
         )
         self._start.loaded(self._worker.rows)
         follow_run(self._worker, run_id=run_id)
