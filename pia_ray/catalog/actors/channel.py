@@ -108,7 +108,7 @@ class RunChannel:
         return now - self._idle_since > SETTLED_S
 
     def wait_until_ended(self, *, timeout_s: float = END_S) -> bool:
-        """Whether the processes of all actors have ended within the time.
+        """Whether the processes of all actors have ended within the time, so that they write nothing more.
 
         Ray says that an actor is dead as soon as it is asked to kill it, and its process goes on for a moment
         (ray 2.60).

@@ -78,14 +78,13 @@ class Results:
         self._executor = executor
 
     def stop(self) -> None:
-        """Ends the execution and its actors, and waits until their processes write no more."""
+        """Ends the execution and its actors; without effect where all results are there."""
         self._stopped = True
         if self._executor is not None:
             try:
                 self._executor.shutdown(force=True)
             except Exception as error:  # noqa: BLE001 - a Ray that is gone has no workers left
                 log.warning("the workers could not be stopped: %s", first_cause(error))
-            self._channel.wait_until_ended()
 
 
 _this_thread = threading.local()
