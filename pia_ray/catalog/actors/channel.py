@@ -116,7 +116,7 @@ class RunChannel:
         ends_at = time.monotonic() + timeout_s
         try:
             processes = {value.decode() for value in self._store.values(_key("process", self._run_id, "")).values()}
-            while processes & cluster_state.workers().keys():
+            while processes & set(cluster_state.workers()):  # type: ignore[no-untyped-call]
                 if time.monotonic() > ends_at:
                     return False
                 time.sleep(_END_POLL_S)
