@@ -31,7 +31,7 @@ ANSWER_POLL_S: Final = 0.5
 ANSWER_S: Final = 10.0
 """Seconds in which a living actor answers; one that has not by then was still loading its model, or has ended."""
 
-SETTLED_S: Final = 2.4
+SETTLED_S: Final = 2.9
 """Seconds that the last result takes from the actor to the driver at most, where nothing is slow."""
 
 RENEW_S: Final = 10.0
