@@ -59,6 +59,8 @@ def open_results(
             start = stack.enter_context(RunStart(plan.run_id))
             stack.enter_context(metrics.of_run(plan.run_id))
             results = Results(dataset, channel, start)
+        if not own_cluster:  # else they end with it
+            stack.callback(channel.wait_until_ended)
         stack.callback(results.stop)
         yield results
 

@@ -111,6 +111,7 @@ class CatalogWorker:
         self._rows.cancel()
         if not self._rows.wait_until_empty(timeout_s=STOP_S):
             self._stages.cancel(spared=True)
+        self._stages.wait_until_undone(timeout_s=STOP_S)
         self._records.close(timeout_s=STOP_S)
 
     def threads(self, num_rows: int) -> RowThreads:
@@ -120,6 +121,11 @@ class CatalogWorker:
             self._rows, batch_size=lambda: self.animator.batch_size, least=num_rows, most=num_rows + most - least
         )
         return RowThreads(num_rows, tune=tuner)
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether it begins no other row."""
+        return self._draining.is_set()
 
     @property
     def num_in_flight(self) -> int:

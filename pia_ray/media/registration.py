@@ -114,7 +114,8 @@ def _search(maps: Array, images: Array, frames: Array, rounds: int) -> Array:
     slopes = _slopes(images)
     best, least = maps, np.full(len(maps), np.inf, np.float32)
     for turn in range(rounds + 1):
-        values, seen = _sample(slopes, *_mapped(maps, height, width))
+        wanted = slopes if turn < rounds else slopes[:, :1]
+        values, seen = _sample(wanted, *_mapped(maps, height, width))
         difference, weights, cost = _compared(values[:, 0], frames, seen)
         cost = np.where(_plausible(maps, seen), cost, np.inf)
         better = cost < least
@@ -215,7 +216,7 @@ def _sample(images: Array, x: Array, y: Array) -> tuple[Array, Array]:
     seen = (column > -0.5) & (column < width - 0.5) & (row > -0.5) & (row < height - 0.5)
     column, row = np.clip(column, 0, width - 1.001), np.clip(row, 0, height - 1.001)
     left, top = column.astype(np.int32), row.astype(np.int32)
-    right_share, low_share = column - left, row - top
+    right_share, low_share = column - left.astype(np.float32), row - top.astype(np.float32)
     index = top * width + left
     if len(images) > 1:
         index += np.arange(len(images), dtype=np.int32)[:, None] * (height * width)
@@ -226,15 +227,18 @@ def _sample(images: Array, x: Array, y: Array) -> tuple[Array, Array]:
         (width + 1, right_share * low_share),
     )
     planes = images.transpose(1, 0, 2, 3).reshape(images.shape[1], -1)
-    values = sum(planes.take(index + offset, axis=1) * weight for offset, weight in corners)  # [channels, T, H * W]
-    return np.asarray(values, np.float32).transpose(1, 0, 2), seen
+    values = np.zeros((len(planes), *index.shape), np.float32)  # [channels, T, H * W]
+    for offset, weight in corners:
+        values += planes.take(index + offset, axis=1) * weight
+    return values.transpose(1, 0, 2), seen
 
 
 def _slopes(images: Array) -> Array:
     """Images [T, H, W] with their slopes along x and y, per half long edge: float32 [T, 3, H, W]."""
     along_y, along_x = np.gradient(images, axis=(1, 2))
     half = max(images.shape[1:]) / 2
-    return np.stack([images, along_x * half, along_y * half], 1).astype(np.float32)
+    planes = np.stack([images, along_x * half, along_y * half]).astype(np.float32)
+    return planes.transpose(1, 0, 2, 3)  # channels outermost in memory, as `_sample` reads them
 
 
 def _spread(shifts: Array, height: int, width: int) -> Array:

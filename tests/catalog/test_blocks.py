@@ -77,10 +77,19 @@ def test_results_that_come_together_travel_together_and_no_result_waits_for_a_sl
     slow = threading.Event()
     threads = RowThreads(4)
     calls = [lambda: 0, lambda: 1, lambda: 2, lambda: slow.wait(30)]
-    groups = in_groups([threads.submit(call) for call in calls], hold_s=0.2)
+    groups = in_groups([threads.submit(call) for call in calls], hold_s=lambda: 0.2)
     assert sorted(next(groups)) == [0, 1, 2]
     slow.set()
     assert list(groups) == [[True]]
+
+
+def test_a_value_that_is_held_back_comes_once_it_is_wanted_soon() -> None:
+    threads, slow, hold_s = RowThreads(2), threading.Event(), [60.0]
+    groups = in_groups([threads.submit(lambda: 0), threads.submit(lambda: slow.wait(30))], hold_s=lambda: hold_s[0])
+    threading.Timer(0.1, hold_s.__setitem__, (0, 0.0)).start()
+    assert next(groups) == [0]
+    slow.set()
+    assert next(groups) == [True]
 
 
 def test_rows_begin_in_their_order_and_an_error_reaches_the_one_who_waits() -> None:
@@ -89,7 +98,7 @@ def test_rows_begin_in_their_order_and_an_error_reaches_the_one_who_waits() -> N
     futures: list[Future[None]] = [threads.submit(lambda number=number: begun.append(number)) for number in range(9)]
     futures.append(threads.submit(lambda: 1 // 0))
     with pytest.raises(ZeroDivisionError):
-        list(in_groups(futures, hold_s=0.0))
+        list(in_groups(futures, hold_s=lambda: 0.0))
     assert begun == list(range(9))
 
 

@@ -127,15 +127,6 @@ def videos(config: CatalogConfig) -> dict[str, np.ndarray[Any, Any]]:
     }
 
 
-def gone(pids: set[int]) -> bool:
-    """Whether all of them end within the patience of a test."""
-    for _ in range(300):
-        if not any(alive(pid) for pid in pids):
-            return True
-        time.sleep(0.1)
-    return False
-
-
 def test_actors_tell_the_driver_what_is_away_and_which_animations_wait() -> None:
     class Waiting:
         """An actor whose worker waits out an outage."""
@@ -405,9 +396,15 @@ def test_a_deadline_stops_the_actors_of_a_cluster_that_lives_on(tmp_path: Path) 
     log, num_succeeded = tmp_path / "log", 0
     for deadline_s in (8, 16, 32, 64):  # the first that leaves time for three rows, however slow the machine is
         config = configure(manifest, tmp_path / "out", batch_size=4, deadline_s=deadline_s, grace_s=0)
-        summary = run_catalog(config, make_animator=partial(make_fake, log=log))
+        at_end = list[bool]()
+
+        def observe(progress: Progress, at_end: list[bool] = at_end) -> None:
+            if progress.phase == "writing":
+                at_end.append(any(alive(line["pid"]) for line in begun(log)))
+
+        summary = run_catalog(config, make_animator=partial(make_fake, log=log), observe=observe)
         assert summary.exit_code == 4
-        assert gone({line["pid"] for line in begun(log)})
+        assert not any(at_end), "an actor that goes on would write to an output that the run has left"
         assert not ledger.count_attempts(config.output), "a row that was stopped has not killed its worker"
         num_succeeded += summary.progress.num_succeeded
         if num_succeeded == 3:

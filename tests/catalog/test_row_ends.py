@@ -8,9 +8,10 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,15 @@ import pytest
 
 from pia_ray import ledger, manifest, read_results, weights
 from pia_ray.animation import Animation
+from pia_ray.catalog.actors.block_calls import BlockCalls
+from pia_ray.catalog.actors.blocks import Received, blocks_of
+from pia_ray.catalog.actors.kept_results import KeptResults
 from pia_ray.catalog.local import run_local
 from pia_ray.catalog.progress import Progress, RunSummary
+from pia_ray.catalog.rows.attempt_records import AttemptRecords
 from pia_ray.catalog.rows.in_flight import InFlight, InFlightRows
+from pia_ray.catalog.rows.outage import Outage
+from pia_ray.catalog.rows.patient_stages import PatientStages
 from pia_ray.catalog.rows.stages import Stages
 from pia_ray.catalog.stopping import CONTAINER_GRACE_S, GRACE_S, grace_of
 from pia_ray.catalog.worker import CatalogWorker
@@ -179,6 +186,16 @@ def test_a_stage_that_hangs_is_left_and_counted_and_its_own_errors_come_through(
     assert stages.call("fetching", lambda: 7, limit_s=5) == 7
 
 
+def test_a_stage_whose_caller_has_gone_is_undone_when_it_ends() -> None:
+    stages, release, undone = Stages(), threading.Event(), list[bool]()
+    with pytest.raises(TimeoutError):
+        stages.call("writing", lambda: release.wait(30), limit_s=0.05, undo=undone.append)
+    release.set()
+    stages.wait_until_undone(timeout_s=30)
+    assert stages.call("writing", lambda: False, limit_s=30, undo=undone.append) is False
+    assert undone == [True]
+
+
 # Deaths
 
 
@@ -233,6 +250,74 @@ def test_a_row_that_waited_when_its_worker_died_runs_alone_uncharged_and_one_in_
     assert [result and result.attempts for result in results] == [1, 2]
 
 
+class Store:
+    """The key-value store of a cluster, which outlives its actors."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, bytes] = {}
+
+    def put(self, key: str, value: bytes) -> None:
+        self._values[key] = value
+
+    def values(self, prefix: str) -> dict[str, bytes]:
+        return {key: value for key, value in self._values.items() if key.startswith(prefix)}
+
+    def remove(self, prefix: str) -> None:
+        for key in self.values(prefix):
+            del self._values[key]
+
+
+class Unlucky(FakeAnimator):
+    """Fails over a row at the take that is its number in `fails`; `late` waits for `endless` where it is set."""
+
+    fails: dict[str, int] = {}  # noqa: RUF012
+    endless: Future[Animation] | None = None
+    begun: tuple[str, ...] = ()
+
+    def submit(self, request: AnimationRequest, **how: Any) -> Future[Animation]:
+        self.begun = (*self.begun, request.id)
+        if self.endless is not None and request.id == "late":
+            return self.endless
+        if self.begun.count(request.id) == self.fails.get(request.id):
+            request = replace(request, params=request.params.model_copy(update={"prompt": "nan"}))
+        return super().submit(request, **how)
+
+
+@pytest.mark.parametrize(
+    ("settings", "fails"),
+    [
+        ({}, {"b": 1}),
+        ({"provenance": "none"}, {"b": 1}),
+        ({"accept": ["flicker<=0"], "retakes": 1}, {"b": 1, "a": 2}),
+    ],
+)
+def test_a_block_that_comes_again_ends_as_before_also_where_no_video_says_how(
+    tmp_path: Path, settings: dict[str, Any], fails: dict[str, int]
+) -> None:
+    config = configure(tmp_path, {"a": "uneven", "b": "uneven", "late": "uneven"}, max_attempts=1, **settings)
+    opened = manifest.open_manifest(config)
+    items = pa.concat_tables(manifest.plan(opened, config, model_version=weights.version(config.model)))
+    block = next(blocks_of(pa.concat_tables([items, items]), at_once=1))
+    store, received = Store(), Received()
+
+    def call(animator: FakeAnimator, *, again: bool) -> Iterator[pa.Table]:
+        works = worker(config, animator, run_id="r")
+        kept = KeptResults(store, run_id="r", all_rows=config.provenance != "full")
+        work = lambda item: works.work(manifest.row_from_item(item))  # noqa: E731
+        return BlockCalls(work, works.threads(1), kept, again=again)(block)
+
+    with Unlucky(DEMO) as killed, Unlucky(DEMO) as restarted:
+        killed.fails, killed.endless = fails, Future()
+        results = received.new(next(call(killed, again=False)))
+        assert [result.id for result in results] == ["a", "b"]
+        results += [result for table in call(restarted, again=True) for result in received.new(table)]
+        killed.endless.cancel()
+    assert set(restarted.begun) == {"late"}
+    assert {result.id: result.error_code for result in results} == {"a": None, "b": "nan_frames", "late": None}
+    told = {result.sha256 for result in results if result.video_uri is not None}
+    assert {sha256(path.read_bytes()).hexdigest() for path in (tmp_path / "out").rglob("*.mp4")} == told
+
+
 def test_a_death_that_its_driver_saw_counts_for_later_runs_too(tmp_path: Path) -> None:
     config = configure(tmp_path, {"p": "stuck"}, max_attempts=2, row_timeout_s=60)
     row = planned(config)["p"]
@@ -267,6 +352,24 @@ def test_a_worker_whose_engine_hangs_ends_with_the_row_charged_and_its_neighbour
 
 
 # Stops
+
+
+def test_the_record_of_a_row_that_was_stopped_while_it_was_written_is_removed(tmp_path: Path) -> None:
+    config = configure(tmp_path, {"a": "sea"})
+    row, rows, answer = planned(config)["a"], InFlightRows(hang_timeout_s=60), threading.Event()
+    patient = PatientStages(rows.stages, Outage(), config, stopped=threading.Event())
+    records = AttemptRecords(config, run_id="r", node="", node_lives=lambda node: True, rows=rows, patient=patient)
+    with ThreadPoolExecutor() as pool:
+        begun = pool.submit(records.begin, row, lambda: answer.wait(30), starts=True)
+        while not ledger.count_attempts(config.output):
+            time.sleep(0.01)
+        rows.stages.cancel()
+        with pytest.raises(CancelledError):
+            begun.result(30)
+        answer.set()
+    rows.stages.wait_until_undone(timeout_s=30)
+    records.close(timeout_s=30)
+    assert not ledger.count_attempts(config.output)
 
 
 def stopped(config: CatalogConfig, animator: FakeAnimator, stop: Callable[[], None]) -> RunSummary:

@@ -14,18 +14,24 @@ from types import TracebackType
 from typing import Final, Protocol, Self
 
 import ray
-from ray.experimental import internal_kv
+from ray._private.state import state as cluster_state
 
+from pia_ray.catalog.actors.kept_results import kept_prefix
+from pia_ray.catalog.actors.key_values import ClusterKeyValues
 from pia_ray.catalog.rows.outage import NO_OUTAGE, OutageState
 
 log = logging.getLogger(__name__)
 
-POLL_S: Final = 0.5
+POLL_S: Final = 1.0
+"""Seconds between two questions of an actor whether the run drains: 0.5 ms of CPU time each."""
+
+ANSWER_POLL_S: Final = 0.5
+"""Seconds between two answers of an actor once it does."""
 
 ANSWER_S: Final = 10.0
 """Seconds in which a living actor answers; one that has not by then was still loading its model, or has ended."""
 
-SETTLED_S: Final = 2.4
+SETTLED_S: Final = 2.9
 """Seconds that the last result takes from the actor to the driver at most, where nothing is slow."""
 
 RENEW_S: Final = 10.0
@@ -36,6 +42,12 @@ STALE_S: Final = 35.0
 
 OUTAGE_S: Final = 2.0
 """Seconds between two reads of the actors' outages."""
+
+
+END_S: Final = 5.0
+"""Seconds that the processes of killed actors have to end at most."""
+
+_END_POLL_S: Final = 0.05
 
 
 class Worker(Protocol):
@@ -73,16 +85,17 @@ class RunChannel:
 
     def __init__(self, run_id: str) -> None:
         self._run_id = run_id
+        self._store = ClusterKeyValues()
         self._begun_at: float | None = None
         self._idle_since: float | None = None
         self._outage = NO_OUTAGE
         self._read_at = 0.0
-        self._reports: dict[bytes, tuple[bytes, float]] = {}
+        self._reports: dict[str, tuple[bytes, float]] = {}
 
     def drain(self) -> None:
         """Asks all actors of the run to begin no other rows."""
         self._begun_at = time.monotonic()
-        internal_kv._internal_kv_put(_key("drain", self._run_id), b"", namespace=_NAMESPACE)
+        self._store.put(_key("drain", self._run_id), b"")
 
     @property
     def is_drained(self) -> bool:
@@ -90,13 +103,30 @@ class RunChannel:
         if self._begun_at is None:
             return False
         now = time.monotonic()
-        left = _values("drain", self._run_id).values()
+        left = self._store.values(_key("drain", self._run_id, "")).values()
         waits = now - self._begun_at < ANSWER_S and not left
         if waits or any(number != b"0" for number in left):
             self._idle_since = None
             return False
         self._idle_since = self._idle_since or now
         return now - self._idle_since > SETTLED_S
+
+    def wait_until_ended(self, *, timeout_s: float = END_S) -> bool:
+        """Whether the processes of all actors have ended within the time, so that they write nothing more.
+
+        Ray says that an actor is dead as soon as it is asked to kill it, and its process goes on for a moment
+        (ray 2.60).
+        """
+        ends_at = time.monotonic() + timeout_s
+        try:
+            processes = {value.decode() for value in self._store.values(_key("process", self._run_id, "")).values()}
+            while processes & set(cluster_state.workers()):  # type: ignore[no-untyped-call]
+                if time.monotonic() > ends_at:
+                    return False
+                time.sleep(_END_POLL_S)
+        except Exception:
+            log.debug("the cluster does not say whether the workers have ended", exc_info=True)
+        return True
 
     @property
     def outage(self) -> OutageState:
@@ -105,7 +135,7 @@ class RunChannel:
         if now - self._read_at > OUTAGE_S:
             self._read_at = now
             try:
-                values = _values("outage", self._run_id)
+                values = self._store.values(_key("outage", self._run_id, ""))
             except Exception:
                 log.debug("the cluster's key-value store does not answer", exc_info=True)
                 return self._outage
@@ -126,23 +156,13 @@ class RunChannel:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        written = [("drain", self._begun_at is not None), ("outage", bool(self._reports))]
-        for what in (name for name, is_written in written if is_written):
-            internal_kv._internal_kv_del(_key(what, self._run_id), del_by_prefix=True, namespace=_NAMESPACE)
+        written = [_key(what, self._run_id) for what in ("drain", "outage", "process")]
+        for prefix in (*written, kept_prefix(self._run_id)):
+            self._store.remove(prefix)
 
 
-_NAMESPACE: Final = b"pia-ray"
-
-
-def _key(what: str, run_id: str, *actor: str) -> bytes:
-    return "/".join([what, run_id, *actor]).encode()
-
-
-def _values(what: str, run_id: str) -> dict[bytes, bytes]:
-    """The values that actors have written, by key."""
-    keys = internal_kv._internal_kv_list(_key(what, run_id, ""), namespace=_NAMESPACE)
-    found = ((key, internal_kv._internal_kv_get(key, namespace=_NAMESPACE)) for key in keys)
-    return {key: value for key, value in found if value is not None}
+def _key(what: str, run_id: str, *actor: str) -> str:
+    return "/".join([what, run_id, *actor])
 
 
 def _outage(value: bytes) -> OutageState:
@@ -156,7 +176,9 @@ class _Follower:
     def __init__(self, worker: Worker, run_id: str) -> None:
         self._worker = worker
         self._run_id = run_id
+        self._store = ClusterKeyValues()
         self._actor = ray.get_runtime_context().get_actor_id() or ""
+        self._is_named = False
         self._drains = False
         self._reported = NO_OUTAGE
         self._reported_at = 0.0
@@ -164,18 +186,25 @@ class _Follower:
 
     def follow_on(self) -> None:
         while True:
-            time.sleep(POLL_S)
+            time.sleep(ANSWER_POLL_S if self._drains else POLL_S)
             self.follow()
 
     def follow(self) -> None:
         try:
+            self._name()
             self._answer()
             self._report()
         except Exception:
             log.debug("the cluster's key-value store does not answer", exc_info=True)
 
+    def _name(self) -> None:
+        """Says which process the driver has to wait for at the end."""
+        if not self._is_named:
+            self._write("process", ray.get_runtime_context().get_worker_id())
+            self._is_named = True
+
     def _answer(self) -> None:
-        if not self._drains and internal_kv._internal_kv_exists(_key("drain", self._run_id), namespace=_NAMESPACE):
+        if not self._drains and self._store.has(_key("drain", self._run_id)):
             self._drains = True
             self._worker.drain()
         if self._drains:
@@ -190,5 +219,4 @@ class _Follower:
         self._reported, self._reported_at = state, now
 
     def _write(self, what: str, value: str) -> None:
-        key = _key(what, self._run_id, self._actor)
-        internal_kv._internal_kv_put(key, value.encode(), overwrite=True, namespace=_NAMESPACE)
+        self._store.put(_key(what, self._run_id, self._actor), value.encode())

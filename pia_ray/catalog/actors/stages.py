@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
-from functools import partial
-from typing import Any, Final
+from typing import Any
 
 import pyarrow as pa
 import ray
 
 from pia_ray import ledger, logs
-from pia_ray.catalog.actors.blocks import items_in, result_tables
+from pia_ray.catalog.actors.block_calls import BlockCalls, Item
 from pia_ray.catalog.actors.channel import follow_run, node_is_alive
+from pia_ray.catalog.actors.kept_results import KeptResults
+from pia_ray.catalog.actors.key_values import ClusterKeyValues
 from pia_ray.catalog.actors.metrics import WorkerMetrics
 from pia_ray.catalog.actors.start_reports import ActorStart
-from pia_ray.catalog.rows.row_threads import in_groups
 from pia_ray.catalog.rows.state_writer import StateWriter
 from pia_ray.catalog.run import MakeAnimator
 from pia_ray.catalog.steps import worker_name
@@ -29,9 +28,6 @@ from pia_ray.imports import own_process
 from pia_ray.manifest import plan_row, redacted, row_from_item
 from pia_ray.ray_runtime import end_process
 from pia_ray.result_row import ResultRow
-
-HOLD_S: Final = 0.9
-"""Seconds that an actor holds a result back at most, so that others of its block travel with it."""
 
 Cells = Mapping[str, Any]
 """One row as Ray Data's `map` sees it: values by column."""
@@ -53,33 +49,25 @@ class AnimateRows:
         num_threads: int,
     ) -> None:
         self._start = ActorStart(run_id)
-        self._again = ray.get_runtime_context().was_current_actor_reconstructed
         self._worker = _worker(config, run_id, make_animator, cpu_threads, num_workers, first_alone)
         self._worker.animator.expect_rows(expected_rows)
-        self._threads = self._worker.threads(num_threads)
+        self._calls = BlockCalls(
+            self._result,
+            self._worker.threads(num_threads),
+            KeptResults(ClusterKeyValues(), run_id=run_id, all_rows=config.provenance != "full"),
+            again=ray.get_runtime_context().was_current_actor_reconstructed,
+            num_workers=num_workers,
+            drains=lambda: self._worker.is_draining,
+        )
         self._start.loaded(self._worker.rows)
         follow_run(self._worker, run_id=run_id)
         StateWriter(config.output, lambda: self._worker.state).start()  # until this process ends
 
     def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
         """The results of the block's items as they come."""
-        items = items_in(block).to_pylist()
-        yield from result_tables(
-            self._results(items), block_id=items[0]["work_key"], num_items=len(items), again=self._again
-        )
+        return self._calls(block)
 
-    def _results(self, items: Sequence[Mapping[str, Any]]) -> Iterator[list[ResultRow]]:
-        """The results in groups; never ends where the run's stop has taken an item back."""
-        futures = [self._threads.submit(partial(self._result, item)) for item in items]
-        num_ended = 0
-        for group in in_groups(futures, hold_s=HOLD_S):
-            if ended := [result for result in group if result is not None]:
-                num_ended += len(ended)
-                yield ended
-        if num_ended < len(items):
-            threading.Event().wait()  # returning would have Ray Data send the next block, and so on to the last
-
-    def _result(self, item: Mapping[str, Any]) -> ResultRow | None:
+    def _result(self, item: Item) -> ResultRow | None:
         try:
             result = self._worker.work(row_from_item(item))
         except JobError as error:

@@ -14,8 +14,8 @@ from types import TracebackType
 from typing import Any, Final, Protocol, Self
 
 import ray
-from ray.experimental import internal_kv
 
+from pia_ray.catalog.actors.key_values import ClusterKeyValues
 from pia_ray.formatting import size
 from pia_ray.pia import import_s, imports_torch
 from pia_ray.weights.transfers import TRANSFERS
@@ -58,12 +58,11 @@ class ActorStart:
         self._moved.set()
 
     def _follow(self) -> None:
-        written: list[Any] = []
+        store, written = ClusterKeyValues(), list[Any]()
         while not self._ended:
             if (report := self._report()) != written:
                 try:
-                    value = json.dumps(report).encode()
-                    internal_kv._internal_kv_put(self._key, value, overwrite=True, namespace=_NAMESPACE)
+                    store.put(self._key, json.dumps(report).encode())
                     written = report
                 except Exception:
                     log.debug("the cluster's key-value store does not answer", exc_info=True)
@@ -84,6 +83,7 @@ class RunStart:
 
     def __init__(self, run_id: str) -> None:
         self._run_id = run_id
+        self._store = ClusterKeyValues()
         self._read_at = 0.0
         self._has_read = False
         self._text = ""
@@ -114,12 +114,11 @@ class RunStart:
         """The actors' reports; None where the cluster does not answer."""
         self._has_read = True
         try:
-            keys = internal_kv._internal_kv_list(_key(self._run_id, ""), namespace=_NAMESPACE)
-            values = [internal_kv._internal_kv_get(key, namespace=_NAMESPACE) for key in keys]
+            values = self._store.values(_key(self._run_id, "")).values()
         except Exception:
             log.debug("the cluster's key-value store does not answer", exc_info=True)
             return None
-        return [json.loads(value) for value in values if value is not None]
+        return [json.loads(value) for value in values]
 
     def __enter__(self) -> Self:
         return self
@@ -128,7 +127,7 @@ class RunStart:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._has_read:
-            internal_kv._internal_kv_del(_key(self._run_id, ""), del_by_prefix=True, namespace=_NAMESPACE)
+            self._store.remove(_key(self._run_id, ""))
 
 
 def start_in_words(reports: Sequence[Sequence[Any]], *, bytes_per_s: float) -> str:
@@ -150,8 +149,5 @@ def start_in_words(reports: Sequence[Sequence[Any]], *, bytes_per_s: float) -> s
     return "the first rows are fetched" if steps else ""
 
 
-_NAMESPACE: Final = b"pia-ray"
-
-
-def _key(run_id: str, actor: str) -> bytes:
-    return f"start/{run_id}/{actor}".encode()
+def _key(run_id: str, actor: str) -> str:
+    return f"start/{run_id}/{actor}"

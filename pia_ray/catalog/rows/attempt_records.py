@@ -82,7 +82,9 @@ class AttemptRecords:
                 return value, made[0], ()
             return value, None, ledger.earlier_attempts(self._output, row.work_key)
 
-        return self._patient.use_output("reading what is there of the row", both, limit_s=self._limit_s)
+        return self._patient.use_output(
+            "reading what is there of the row", both, limit_s=self._limit_s, undo=lambda begun: self._withdraw(begun[1])
+        )
 
     def begin_again(self, row: ManifestRow, *, alone: bool) -> ledger.AttemptRecord:
         """The new record of a row that may have others.
@@ -101,7 +103,13 @@ class AttemptRecords:
             # Alone the row is charged from its beginning, because no other row can end the process.
             state="animating" if alone else "waiting",
         )
-        return self._patient.use_output("writing the row's attempt record", begin, limit_s=self._limit_s)
+        return self._patient.use_output(
+            "writing the row's attempt record", begin, limit_s=self._limit_s, undo=self._withdraw
+        )
+
+    def _withdraw(self, record: ledger.AttemptRecord | None) -> None:
+        """Has a record removed that came to be after its row was stopped."""
+        self.remove_later(() if record is None else (record,))
 
     def deaths(self, found: tuple[ledger.AttemptRecord, ...]) -> tuple[list[ledger.AttemptRecord], bool]:
         """The records that count against the row, and whether it has to run alone.

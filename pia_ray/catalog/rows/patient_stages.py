@@ -51,11 +51,19 @@ class PatientStages:
         return self._call(name, function, limit_s=limit_s, stopped=stopped, from_start=False, may_wait=may_wait)
 
     def use_output(
-        self, name: str, function: Callable[[], T], *, limit_s: float, num_animations: int = 0, spared: bool = False
+        self,
+        name: str,
+        function: Callable[[], T],
+        *,
+        limit_s: float,
+        num_animations: int = 0,
+        spared: bool = False,
+        undo: Callable[[T], None] | None = None,
     ) -> T:
         """The value of a function that uses the output, whose store it waits for while that is away.
 
         So many finished animations wait in memory meanwhile. `limit_s` is for the function, not for an outage.
+        `undo` is as for `Stages.call`.
 
         Raises:
             OutputError: the store denies it, or its bucket is gone.
@@ -72,6 +80,7 @@ class PatientStages:
                 from_start=True,
                 num_animations=num_animations,
                 spared=spared,
+                undo=undo,
             )
         except (StorageThrottled, StorageUnavailable) as error:
             raise OutputUnavailable(f"the output {output} stayed away: {error.message}") from None
@@ -89,6 +98,7 @@ class PatientStages:
         num_animations: int = 0,
         spared: bool = False,
         may_wait: Callable[[], bool] = lambda: False,
+        undo: Callable[[T], None] | None = None,
     ) -> T:
         # The threads of this stage that wait for a store: calls side by side end their waits one by one.
         waiting, lock = set[int](), threading.Lock()
@@ -106,5 +116,5 @@ class PatientStages:
                 return function()
 
         return self._stages.call(
-            name, patiently, limit_s=limit_s, spared=spared, may_wait=lambda: may_wait() or bool(waiting)
+            name, patiently, limit_s=limit_s, spared=spared, may_wait=lambda: may_wait() or bool(waiting), undo=undo
         )

@@ -8,7 +8,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from typing import Any, TypeVar
+from contextlib import suppress
+from typing import Any, Final, TypeVar
 
 T = TypeVar("T")
 
@@ -89,8 +90,12 @@ def _settle(future: Future[Any], call: Callable[[], Any]) -> None:
         future.set_result(value)
 
 
-def in_groups(futures: Sequence[Future[T]], *, hold_s: float) -> Iterator[list[T]]:
-    """The values of the futures as they come, each at most `hold_s` later.
+LOOK_S: Final = 0.5
+"""Seconds between two questions for how long a value is held back."""
+
+
+def in_groups(futures: Sequence[Future[T]], *, hold_s: Callable[[], float]) -> Iterator[list[T]]:
+    """The values of the futures as they come, each at most so many seconds later as `hold_s` says then.
 
     Raises:
         BaseException: that of a future.
@@ -101,11 +106,9 @@ def in_groups(futures: Sequence[Future[T]], *, hold_s: float) -> Iterator[list[T
     left = len(futures)
     while left:
         group = [ended.get().result()]
-        until = time.monotonic() + hold_s
-        while len(group) < left:
-            try:
-                group.append(ended.get(timeout=max(0.0, until - time.monotonic())).result())
-            except queue.Empty:
-                break
+        begun = time.monotonic()
+        while len(group) < left and (rest_s := begun + hold_s() - time.monotonic()) > 0:
+            with suppress(queue.Empty):
+                group.append(ended.get(timeout=min(rest_s, LOOK_S)).result())
         left -= len(group)
         yield group
