@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
@@ -18,7 +19,7 @@ from pia_ray.config.added_weights import UPSCALED_BY
 from pia_ray.config.model import ModelConfig, model_file
 from pia_ray.errors import WeightsError
 from pia_ray.weights import copies, hub, s3_prefixes
-from pia_ray.weights.checkpoint import FILE_NAMES, JUDGES, Part, digest, refuse_format, verify
+from pia_ray.weights.checkpoint import FILE_NAMES, JUDGES, Part, digest, refuse_format, start_digests, verify
 
 MODEL_FILE: Final = copies.MODEL_FILE
 """Name of the settings file of a `copy`."""
@@ -85,6 +86,8 @@ def resolve_scorer(reference: str, *, revision: str | None = None) -> Path:
 def fetch(model: ModelConfig) -> None:
     """Fetches what is not on this machine yet, and refuses what cannot be used. `resolve` then needs no network.
 
+    The digests of local files, which `resolve` waits for, begin on threads.
+
     Raises:
         WeightsError: as `resolve`.
     """
@@ -94,7 +97,7 @@ def fetch(model: ModelConfig) -> None:
         elif hub.is_hub(part):
             hub.fetch(part, refresh=False)
         else:
-            verify(part, _local(part))
+            start_digests(verify(part, _local(part)))
 
 
 def is_full_size(model: ModelConfig) -> bool:
@@ -173,7 +176,9 @@ def version(model: ModelConfig) -> str:
     Raises:
         WeightsError: a part cannot be found or used.
     """
-    return _version(model, [(part, _identity(part)) for part in _parts(model) if part.role not in _NOT_IN_VERSION])
+    parts = [part for part in _parts(model) if part.role not in _NOT_IN_VERSION]
+    _start_digests(parts)
+    return _version(model, [(part, _identity(part)) for part in parts])
 
 
 def work_version(model: ModelConfig) -> str:
@@ -280,7 +285,17 @@ def _collect(model: ModelConfig, *, refresh: bool) -> LocalWeights:
 
 def _find(model: ModelConfig, *, refresh: bool) -> list[tuple[Part, Path, str]]:
     """Every part, where it is on this machine after being fetched if need be, and its identity."""
-    return [(part, *_found(part, refresh=refresh)) for part in _parts(model)]
+    parts = _parts(model)
+    _start_digests(parts)
+    return [(part, *_found(part, refresh=refresh)) for part in parts]
+
+
+def _start_digests(parts: Iterable[Part]) -> None:
+    """Starts the digests of the local parts, side by side; what is wrong with one is said when it has its turn."""
+    for part in parts:
+        with suppress(WeightsError):
+            if not storage.is_s3(part.reference) and not hub.is_hub(part):
+                start_digests(verify(part, _local(part)))
 
 
 def _found(part: Part, *, refresh: bool) -> tuple[Path, str]:

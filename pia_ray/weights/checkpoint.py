@@ -183,6 +183,11 @@ def digest(location: Path, paths: Iterable[Path]) -> str:
     return whole.hexdigest()
 
 
+def start_digests(paths: Iterable[Path]) -> None:
+    """Starts to compute the digests of these files beside what the caller does; `digest` waits for them."""
+    _digests.start(paths)
+
+
 def _verify_file(part: Part, path: Path) -> Path:
     refuse_format(part)
     if not path.is_file():

@@ -1,11 +1,16 @@
-"""Digests of files. Those of large files are kept for the next process, because 5 GB take 4 CPU seconds."""
+"""Digests of files. Those of large files are kept for the next process, because 5 GB take 4 CPU seconds; files of the
+hub's cache have theirs in their names."""
 
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import tempfile
+import threading
 import time
+from collections.abc import Iterable
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Final
 
@@ -24,7 +29,10 @@ Facts = tuple[object, ...]
 
 
 class FileDigests:
-    """The digests that this process knows, and a folder of those that others have computed (None: the user's)."""
+    """The digests that this process knows, and a folder of those that others have computed (None: the user's).
+
+    Threads share it.
+    """
 
     def __init__(
         self, folder: Path | None = None, *, kept_bytes: int = KEPT_BYTES, settled_s: float = SETTLED_S
@@ -32,19 +40,53 @@ class FileDigests:
         self._folder = folder
         self._kept_bytes = kept_bytes
         self._settled_s = settled_s
-        self._known: dict[Facts, str] = {}
+        self._known: dict[Facts, Future[str]] = {}
+        self._lock = threading.Lock()
+        self._cores = threading.Semaphore(os.cpu_count() or 1)
 
     def of(self, path: Path) -> str:
         """The sha256 of a file's content, in hex."""
+        return self._begun(path).result()
+
+    def start(self, paths: Iterable[Path]) -> None:
+        """Starts to compute the digests of large files, each on a thread of its own; `of` waits for them.
+
+        sha256 leaves the interpreter to other threads. A file that is not there is left to `of`.
+        """
+        for path in paths:
+            try:
+                if path.stat().st_size >= self._kept_bytes:
+                    self._begun(path, on_a_thread=True)
+            except OSError:
+                continue
+
+    def _begun(self, path: Path, *, on_a_thread: bool = False) -> Future[str]:
         facts = _facts(path)
-        if facts not in self._known:
-            self._known[facts] = self._read(path, facts)
-        return self._known[facts]
+        with self._lock:
+            if (found := self._known.get(facts)) is not None:
+                return found
+            made = self._known[facts] = Future[str]()
+        if on_a_thread:
+            threading.Thread(target=self._compute, args=(path, facts, made), name="digest", daemon=True).start()
+        else:
+            self._compute(path, facts, made)
+        return made
+
+    def _compute(self, path: Path, facts: Facts, made: Future[str]) -> None:
+        try:
+            with self._cores:
+                made.set_result(self._read(path, facts))
+        except Exception as error:  # noqa: BLE001 - whoever asks gets it, and a later call tries again
+            with self._lock:
+                del self._known[facts]
+            made.set_exception(error)
 
     def _read(self, path: Path, facts: Facts) -> str:
         status = path.stat()
         if status.st_size < self._kept_bytes:
             return _computed(path)
+        if (stated := _stated_by_the_hub(path)) is not None:
+            return stated
         folder = self._folder or digests_folder()
         kept = folder / hashlib.sha256(repr(facts).encode()).hexdigest()
         try:
@@ -57,6 +99,17 @@ class FileDigests:
         if _facts(path) == facts and changed < time.time() - self._settled_s:
             _write(kept, made)
         return made
+
+
+def _stated_by_the_hub(path: Path) -> str | None:
+    """The digest by which the hub's cache names a large file, models--OWNER--NAME/blobs/SHA256; None of other files.
+
+    The hub's client writes a file there under the sha256 that the hub states, once it has the size that it states.
+    """
+    blob = path.resolve()
+    folder = blob.parent
+    is_blob = folder.name == "blobs" and folder.parent.name.startswith("models--")
+    return blob.name if is_blob and _SHA256.fullmatch(blob.name) else None
 
 
 def _facts(path: Path) -> Facts:

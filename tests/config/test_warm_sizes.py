@@ -42,6 +42,8 @@ def test_sizes_are_a_list_or_a_text_with_commas(warm: object, tmp_path: Path) ->
 def test_a_size_that_no_row_may_have_is_refused(warm: object, message: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=message):
         run_with(tmp_path, warm)
+    with pytest.raises(ConfigError, match=message):
+        load_serve(None, {"warm": warm})
 
 
 @pytest.mark.parametrize("warm", ["2048x2048x16", "512x512x128"])

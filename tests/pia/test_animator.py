@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import pickle
 import subprocess
 import sys
 import threading
@@ -17,8 +19,10 @@ from PIL import Image
 
 from pia_ray import Animation, AnimationParams, AnimationRequest, Animator, ModelConfig
 from pia_ray.config.resolving import seed_from_id
+from pia_ray.config.serve import ServeConfig
 from pia_ray.errors import BadParameter, Cancelled, ConfigError, DeviceLost, RowError, Timeout, WeightsError
 from pia_ray.media.video import probe
+from pia_ray.pia import make_animator
 from pia_ray.pia.components import Components
 from pia_ray.pia.model_cache import cache_key
 from pia_ray.testing import make_pipeline_folder
@@ -266,6 +270,25 @@ def test_a_warm_up_leaves_nothing_behind_and_a_row_that_cannot_be_animated_is_re
     assert np.abs(ours.frames.astype(int) - theirs.frames).max() <= 1
     with pytest.raises(ConfigError, match=r"warm: 32x16x2: .*absent"):
         Animator(model, warm=[warm[0].model_copy(update={"lora": "absent"})])
+
+
+def test_an_endpoints_engine_is_made_ready_for_the_sizes_of_its_config_before_its_first_request(
+    model: ModelConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An engine is a replica's animator: Serve counts the replica as ready once it is made."""
+    config = ServeConfig(models={"tiny": model}, warm="32x16x2, 16x16x2")
+    sent = pickle.loads(pickle.dumps(config))  # as Serve sends it
+    with caplog.at_level(logging.INFO, logger="pia_ray.pia.warm_up"), make_animator(sent, None) as engine:
+        said = [record.getMessage() for record in caplog.records if record.name == "pia_ray.pia.warm_up"]
+        assert [text.split(",")[0] for text in said] == ["warmed up for 32x16x2", "warmed up for 16x16x2"]
+        (made,) = engine.animate([ask(seed=1)])
+    assert isinstance(made, Animation)
+
+
+def test_an_engine_that_cannot_animate_a_size_of_its_config_says_which_and_why(model: ModelConfig) -> None:
+    deep = model.model_copy(update={"defaults": {**model.defaults, "clip_skip": 11}})  # the text encoder has 3 layers
+    with pytest.raises(ConfigError, match=r"warm: 32x16x2: clip_skip"):
+        make_animator(ServeConfig(models={"tiny": deep}, warm="32x16x2"), None)
 
 
 def test_a_gpu_lost_while_a_row_joins_fails_that_row_and_all_later_ones_and_no_caller_waits(model: ModelConfig) -> None:

@@ -6,6 +6,8 @@ import hashlib
 import os
 from pathlib import Path
 
+import pytest
+
 from pia_ray.weights.digests import FileDigests
 
 
@@ -56,3 +58,30 @@ def test_a_folder_that_cannot_be_written_costs_nothing_else(tmp_path: Path) -> N
     path = tmp_path / "weights"
     path.write_bytes(b"weights")
     assert later_process(tmp_path / "file" / "below").of(path) == sha256(b"weights")
+
+
+def test_digests_that_are_computed_side_by_side_are_those_of_the_contents(tmp_path: Path) -> None:
+    digests = later_process(tmp_path / "digests")
+    paths = [tmp_path / name for name in ("a", "b", "c")]
+    for path in paths[:2]:
+        path.write_bytes(path.name.encode() * 9)
+    digests.start(paths)
+    assert [digests.of(path) for path in paths[:2]] == [sha256(b"a" * 9), sha256(b"b" * 9)]
+    with pytest.raises(FileNotFoundError):
+        digests.of(paths[2])
+    paths[2].write_bytes(b"c" * 9)
+    assert digests.of(paths[2]) == sha256(b"c" * 9)
+
+
+def test_a_large_file_of_the_hubs_cache_has_its_digest_in_its_name(tmp_path: Path) -> None:
+    blobs = tmp_path / "models--owner--name" / "blobs"
+    blobs.mkdir(parents=True)
+    stated, link = sha256(b"what the hub states"), tmp_path / "model.safetensors"
+    (blobs / stated).write_bytes(b"weights")
+    link.symlink_to(blobs / stated)
+    assert later_process(tmp_path / "digests").of(link) == stated
+    assert later_process(tmp_path / "digests", kept_bytes=100).of(link) == sha256(b"weights"), "a small file is read"
+    other = tmp_path / "blobs" / stated
+    other.parent.mkdir()
+    other.write_bytes(b"weights")
+    assert later_process(tmp_path / "digests").of(other) == sha256(b"weights"), "it is not in a hub's cache"

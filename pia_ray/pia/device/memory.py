@@ -28,6 +28,9 @@ EVALUATION_WIDTHS: Final = 28
 8,344 for 320 channels, 26.1; 27.7 with the original's GroupNorm.
 """
 
+BEGINNING_WIDTHS: Final = 2
+"""More of them in a compiled forward: its inputs, outputs of the first layers that run before it, stay to its end."""
+
 HEADROOM: Final = 0.8
 """Share of the free memory that activations may take; the rest is for workspaces of convolutions and fragmentation."""
 
@@ -84,7 +87,8 @@ def evaluations_that_fit(components: Components, *, num_frames: int, height: int
     if free is None:
         return None
     channels = components.unet.config["block_out_channels"][0]
-    one = EVALUATION_WIDTHS * channels * num_frames * height * width * components.dtype.itemsize
+    widths = EVALUATION_WIDTHS + (0 if components.compile_mode is None else BEGINNING_WIDTHS)
+    one = widths * channels * num_frames * height * width * components.dtype.itemsize
     return max(1, int(HEADROOM * free) // one)
 
 

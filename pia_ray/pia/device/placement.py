@@ -89,15 +89,16 @@ def set_cpu_threads(threads: int) -> None:
     torch.set_num_threads(max(1, threads))
 
 
-def forward_sizes(num: int, limit: int, *, device: torch.device) -> list[int]:
+def forward_sizes(num: int, limit: int, *, device: torch.device, powers_of_two: bool = False) -> list[int]:
     """The sizes of forwards, each at most `limit`, that run `num` UNet evaluations.
 
-    On a GPU the sizes are powers of two, so that few shapes occur and nothing is padded; on a CPU any size may occur.
+    On a GPU, and with `powers_of_two`, the sizes are such, so that few shapes occur and nothing is padded. Else any
+    size may occur.
     """
     sizes = []
     while num > 0:
         size = min(num, limit)
-        if device.type == "cuda":
+        if powers_of_two or device.type == "cuda":
             size = 1 << (size.bit_length() - 1)
         sizes.append(size)
         num -= size

@@ -15,6 +15,8 @@ from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.unets.unet_motion_model import AnimateDiffTransformer3D
 from torch import nn
 
+from pia_ray.pia.unet.group_norms import ChosenGroupNorm, is_channels_last
+
 
 def normalise_as_original(unet: UNetMotionModel) -> None:
     """Changes the GroupNorms of the UNet's ResNet blocks, output and motion modules to those of the original code.
@@ -45,7 +47,7 @@ class _Length:
         self.num_frames = sample.shape[2]
 
 
-class _VideoGroupNorm(nn.GroupNorm):
+class _VideoGroupNorm(ChosenGroupNorm):
     """GroupNorm with statistics over all frames of each video of a flattened batch."""
 
     def __init__(self, norm: nn.GroupNorm, length: _Length) -> None:
@@ -53,20 +55,28 @@ class _VideoGroupNorm(nn.GroupNorm):
         self.weight, self.bias = norm.weight, norm.bias
         self._length = length
 
-    def forward(self, frames: torch.Tensor) -> torch.Tensor:
-        videos = frames.unflatten(0, (-1, self._length.num_frames)).transpose(1, 2)  # [N, C, T, h, w]
-        normal = F.group_norm(videos, self.num_groups, self.weight, self.bias, self.eps)
-        return normal.transpose(1, 2).flatten(0, 1)  # [N*T, C, h, w]
+    def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 - torch's own name
+        """[N*T, C, h, w] -> the same shape."""
+        rows, channels, height, width = input.shape
+        num_frames = self._length.num_frames
+        if not is_channels_last(input):
+            videos = input.unflatten(0, (-1, num_frames)).transpose(1, 2)  # [N, C, T, h, w]
+            normal = F.group_norm(videos, self.num_groups, self.weight, self.bias, self.eps)
+            return normal.transpose(1, 2).flatten(0, 1)
+        # Stacked vertically, the frames of a video are one tall picture, without a copy.
+        tall = input.permute(0, 2, 3, 1).view(rows // num_frames, num_frames * height, width, channels)
+        normal = super().forward(tall.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return normal.reshape(rows, height, width, channels).permute(0, 3, 1, 2)
 
 
-class _FrameGroupNorm(nn.GroupNorm):
+class _FrameGroupNorm(ChosenGroupNorm):
     """GroupNorm with statistics frame by frame of videos [N, C, T, h, w]."""
 
     def __init__(self, norm: nn.GroupNorm) -> None:
         super().__init__(norm.num_groups, norm.num_channels, norm.eps, affine=False)
         self.weight, self.bias = norm.weight, norm.bias
 
-    def forward(self, videos: torch.Tensor) -> torch.Tensor:
-        frames = videos.transpose(1, 2)  # [N, T, C, h, w]
-        normal = F.group_norm(frames.flatten(0, 1), self.num_groups, self.weight, self.bias, self.eps)
-        return normal.unflatten(0, frames.shape[:2]).transpose(1, 2)
+    def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 - torch's own name
+        """[N, C, T, h, w] -> the same shape."""
+        frames = input.transpose(1, 2)  # [N, T, C, h, w]
+        return super().forward(frames.flatten(0, 1)).unflatten(0, frames.shape[:2]).transpose(1, 2)

@@ -33,7 +33,7 @@ from pia_ray.pia.unet.compile_costs import ASSUMED, CompileCosts, Cost
 log = logging.getLogger(__name__)
 
 MOST_GRAPHS: Final = 24
-"""Kinds of forward of one model that are compiled at a time. A mix of three sizes has 9 to 17: see `packing`."""
+"""Kinds of forward of one model that are compiled at a time. A mix of three sizes has 9 to 12: see `packing`."""
 
 CompiledPart = Literal["unet", "decoder"]
 """A part of a model that is compiled."""

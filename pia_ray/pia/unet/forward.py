@@ -145,7 +145,8 @@ class Forward:
             compiled = self._compilation.is_ready(call.kind, partial(self._compile, call), ahead=ahead)
             watch = Stopwatch(self._components.device)
             if compiled:
-                prediction = call.run(partial(self._compilation.code, call.kind, unet)).clone()
+                with call.begun(unet):
+                    prediction = call.run(partial(self._compilation.code, call.kind, unet)).clone()
             else:
                 prediction = call.run(unet)
             self._compilation.add_time(call.kind, watch.stop(), compiled=compiled)
@@ -156,7 +157,7 @@ class Forward:
         assert self._compilation is not None
         # A module of its own, because the prefix is a module's state; weights and code are the same.
         twin = sharing_copy(self._components.unet)
-        with torch.inference_mode(), call.shared(prefix_of(twin)):
+        with torch.inference_mode(), call.shared(prefix_of(twin)), call.begun(twin):
             call.run(partial(self._compilation.code.compile, call.kind, twin))
 
 
@@ -179,8 +180,8 @@ class _Call:
 
     @property
     def kind(self) -> tuple[object, ...]:
-        """Equal for calls of one compiled graph."""
-        return (*self.size, _shapes(self.states))
+        """Equal for calls of one compiled graph, which has no part in what its entries share."""
+        return (tuple(self.sample.shape), _shapes(self.states))
 
     def run(self, unet: Callable[..., Any]) -> Any:
         """The first result of the UNet, or of what stands for it."""
@@ -193,6 +194,15 @@ class _Call:
             yield
             return
         with prefix.shared(num=self.num, num_frames=self.sample.shape[2], inverse=self.inverse):
+            yield
+
+    @contextlib.contextmanager
+    def begun(self, unet: UNetMotionModel) -> Iterator[None]:
+        """A context in which the UNet has computed the beginning, uncompiled, so that the rest is the same for all."""
+        if (prefix := prefix_of(unet)) is None:
+            yield
+            return
+        with prefix.begun(prefix.begin(lambda: self.run(unet))):
             yield
 
 

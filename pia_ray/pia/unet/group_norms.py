@@ -27,12 +27,18 @@ TIMED_VALUES: Final = 2**26
 class ChosenGroupNorm(nn.GroupNorm):
     """A GroupNorm over the same parameters, by the fastest way; torch's where it is traced or differentiated."""
 
-    choices: Choices
+    choices: Choices | None = None
+    """None: torch's way always."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 - torch's own name
         """[N, C, h, w] -> the same shape."""
         # `is_compiling` is true in all threads while one of them compiles.
-        if torch.compiler.is_dynamo_compiling() or torch.is_grad_enabled() or not _is_channels_last(input):
+        if (
+            self.choices is None
+            or torch.compiler.is_dynamo_compiling()
+            or torch.is_grad_enabled()
+            or not is_channels_last(input)
+        ):
             return super().forward(input)
         kind = ("group norm", size_class(len(input)), *input.shape[1:], self.num_groups, input.dtype)
         way = self.choices.choose(kind, lambda: self._ways(input))
@@ -59,7 +65,8 @@ def choose_group_norms(model: nn.Module, choices: Choices) -> None:
     for module in model.modules():
         if type(module) is nn.GroupNorm and module.affine:
             module.__class__ = ChosenGroupNorm
-            module.choices = choices  # type: ignore[assignment]
+        if isinstance(module, ChosenGroupNorm):
+            module.choices = choices
 
 
 def by_sums(pictures: torch.Tensor, norm: nn.GroupNorm) -> torch.Tensor:
@@ -99,5 +106,6 @@ def by_triton(pictures: torch.Tensor, norm: nn.GroupNorm) -> torch.Tensor:
         raise RuntimeError(f"Triton cannot run here: {error}") from error
 
 
-def _is_channels_last(pictures: torch.Tensor) -> bool:
+def is_channels_last(pictures: torch.Tensor) -> bool:
+    """Whether these are pictures [N, C, h, w] in that layout."""
     return pictures.dim() == 4 and pictures.is_contiguous(memory_format=torch.channels_last)

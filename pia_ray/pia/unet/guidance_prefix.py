@@ -6,9 +6,9 @@ cross-attention on; conv_in, the first ResNet block and the first self-attention
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from diffusers.models.attention_processor import Attention
@@ -16,6 +16,16 @@ from diffusers.models.unets.unet_motion_model import CrossAttnDownBlockMotion, U
 from torch import nn
 
 from pia_ray.pia.unet.resnets import PlainResnet
+
+
+class Beginning(NamedTuple):
+    """What the layers of a forward's beginning give, of all entries, in layouts that depend on nothing but its size."""
+
+    conv: torch.Tensor
+    """[N*T, C, h, w]"""
+    resnet: torch.Tensor
+    attention: torch.Tensor
+    """[N*T, S, C]"""
 
 
 class Prefix:
@@ -29,6 +39,9 @@ class Prefix:
         self.num = 0
         self.num_frames = 1
         self.inverse: torch.Tensor | None = None
+        self.beginning: Beginning | None = None
+        """The layers give it in place of computing it."""
+        self._recorded: list[torch.Tensor] | None = None
 
     @contextmanager
     def shared(self, *, num: int, num_frames: int, inverse: torch.Tensor) -> Iterator[None]:
@@ -38,6 +51,39 @@ class Prefix:
             yield
         finally:
             self.inverse = None
+
+    def begin(self, run: Callable[[], object]) -> Beginning:
+        """The beginning of the forward that `run` runs, which ends before the first cross-attention."""
+        self._recorded = made = []
+        try:
+            run()
+        except _Begun:
+            return Beginning(*made)
+        finally:
+            self._recorded = None
+        raise AssertionError("the forward has passed its first self-attention")
+
+    @contextmanager
+    def begun(self, beginning: Beginning) -> Iterator[None]:
+        """Forwards of the context begin with it, whatever `shared` says."""
+        self.beginning = beginning
+        try:
+            yield
+        finally:
+            self.beginning = None
+
+    def record(self, output: torch.Tensor) -> torch.Tensor:
+        """Keeps the output of one layer of the beginning while `begin` runs; returns it."""
+        if self._recorded is not None:
+            layout = torch.channels_last if output.dim() == 4 else torch.contiguous_format
+            output = output.contiguous(memory_format=layout)
+            self._recorded.append(output)
+        return output
+
+    def end(self) -> None:
+        """Ends the forward that `begin` runs, and no other."""
+        if self._recorded is not None:
+            raise _Begun
 
     def distinct(self, values: torch.Tensor) -> torch.Tensor:
         """The distinct entries, [num*T, ...]: a view of values [N*T, ...]."""
@@ -51,6 +97,10 @@ class Prefix:
         return videos.index_select(0, self.inverse).flatten(0, 1)
 
 
+class _Begun(Exception):
+    """The beginning of a forward has been computed."""
+
+
 class SharedConv(nn.Conv2d):
     """conv_in, over the same parameters."""
 
@@ -58,7 +108,9 @@ class SharedConv(nn.Conv2d):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 - torch's own name
         """[N*T, 9, h, w] -> [N*T, C, h, w]."""
-        return self.prefix.expand(super().forward(self.prefix.distinct(input)))
+        if self.prefix.beginning is not None:
+            return self.prefix.beginning.conv
+        return self.prefix.record(self.prefix.expand(super().forward(self.prefix.distinct(input))))
 
 
 class SharedResnet(PlainResnet):
@@ -68,9 +120,11 @@ class SharedResnet(PlainResnet):
 
     def forward(self, input_tensor: torch.Tensor, temb: torch.Tensor | None, *_: Any, **__: Any) -> torch.Tensor:
         """[N*T, C, h, w] -> the same shape; `temb` is [N*T, D]."""
+        if self.prefix.beginning is not None:
+            return self.prefix.beginning.resnet
         assert temb is not None
         distinct = self.prefix.distinct
-        return self.prefix.expand(super().forward(distinct(input_tensor), distinct(temb)))
+        return self.prefix.record(self.prefix.expand(super().forward(distinct(input_tensor), distinct(temb))))
 
 
 class SharedAttention(Attention):
@@ -80,7 +134,13 @@ class SharedAttention(Attention):
 
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """[N*T, S, C] -> the same shape."""
-        return self.prefix.expand(super().forward(self.prefix.distinct(hidden_states), *args, **kwargs))
+        if self.prefix.beginning is not None:
+            # Later layers write over it. In compiled code the copy is a part of their sum.
+            return self.prefix.beginning.attention.clone()
+        made = self.prefix.expand(super().forward(self.prefix.distinct(hidden_states), *args, **kwargs))
+        self.prefix.record(made)
+        self.prefix.end()
+        return made
 
 
 def prefix_of(unet: nn.Module) -> Prefix | None:

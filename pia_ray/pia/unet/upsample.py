@@ -20,6 +20,9 @@ LEAST_FLOP: Final = 100_000_000
 
 PLAIN: Final = "doubling and convolution"
 
+_SUMS: Final = ((2,), (1, 2), (0, 1), (0,))
+"""The taps of three whose sum is each tap of four, in one direction."""
+
 
 def subpixel_weight(weight: torch.Tensor) -> torch.Tensor:
     """Weight of the transposed convolution (kernel 4, stride 2, padding 1) that equals doubling, then a 3x3 one.
@@ -28,18 +31,22 @@ def subpixel_weight(weight: torch.Tensor) -> torch.Tensor:
     """
     # Doubled pixel 2i + parity + offset comes from input pixel i + (parity + offset) // 2, where offset is the tap's,
     # -1 to 1. A transposed convolution writes input j, tap k, to output 2j - 1 + k.
-    taps = weight.permute(1, 2, 3, 0).float()  # [I, 3, 3, O]
-    inputs, _, _, outputs = taps.shape
-    rows = _spread(taps, 1, taps.new_empty(inputs, 4, 3, outputs))
-    return _spread(rows, 2, taps.new_empty(inputs, 4, 4, outputs)).permute(0, 3, 1, 2).to(weight.dtype)
+    outputs, inputs = weight.shape[:2]
+    # Each tap is transposed by itself, which takes half the time of all at once.
+    taps = [[weight[:, :, row, column].t().float().contiguous() for column in range(3)] for row in range(3)]
+    made = taps[0][0].new_empty(inputs, 4, 4, outputs)
+    for row, rows in enumerate(_SUMS):
+        of_row = [_total([taps[each][column] for each in rows]) for column in range(3)]
+        for column, columns in enumerate(_SUMS):
+            _total([of_row[each] for each in columns], out=made[:, row, column])
+    return made.permute(0, 3, 1, 2).to(weight.dtype)
 
 
-def _spread(taps: torch.Tensor, dim: int, into: torch.Tensor) -> torch.Tensor:
-    """The four taps of one direction, of three. By sums, because a GPU may round a product's factors to TF32."""
-    before, middle, after = taps.unbind(dim)
-    for tap, made in zip(into.unbind(dim), (after, middle + after, before + middle, before), strict=True):
-        tap.copy_(made)
-    return into
+def _total(taps: list[torch.Tensor], *, out: torch.Tensor | None = None) -> torch.Tensor:
+    """The sum of one or two. A GPU may round the factors of a product to TF32."""
+    if len(taps) == 2:
+        return torch.add(*taps, out=out)
+    return taps[0] if out is None else out.copy_(taps[0])
 
 
 class SubpixelUpsample(Upsample2D):

@@ -95,9 +95,12 @@ def written_out(unet: Any, num_frames: int) -> Any:
 
 
 @pytest.mark.parametrize("num_frames", [1, 5])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @torch.inference_mode()
-def test_the_unet_equals_the_originals_normalisation_written_out(folder: Path, num_frames: int) -> None:
-    plain, ours = unet_of(folder), unet_of(folder)
+def test_the_unet_equals_the_originals_normalisation_written_out(
+    folder: Path, num_frames: int, layout: torch.memory_format
+) -> None:
+    plain, ours = unet_of(folder), unet_of(folder).to(memory_format=layout)
     normalise_as_original(ours)
     given = inputs(2, num_frames)
     expected = written_out(plain, num_frames)(**given).sample

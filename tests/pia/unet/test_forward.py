@@ -27,6 +27,7 @@ from pia_ray.pia.unet.compilation import CompiledCode
 from pia_ray.pia.unet.compile_cache import MOST_FILES, CompileCache, compile_cache_of
 from pia_ray.pia.unet.cross_attention import CACHED_PROJECTIONS
 from pia_ray.pia.unet.forward import BatchEntry, Forward
+from pia_ray.pia.unet.guidance_prefix import prefix_of
 from pia_ray.testing import make_ip_adapter, make_pipeline_folder
 from pia_ray.weights import resolve
 
@@ -144,6 +145,30 @@ def test_a_forward_reads_nothing_back_from_the_device(ours: tuple[Components, Fo
     assert predictions.shape == (4, 4, FRAMES, 8, 8)
 
 
+@torch.inference_mode()
+def test_a_forward_goes_on_from_a_beginning_that_was_computed_before(ours: tuple[Components, Forward]) -> None:
+    unet = ours[0].unet
+    prefix = prefix_of(unet)
+    assert prefix is not None
+    torch.manual_seed(0)
+    sample = torch.randn(1, 9, FRAMES, 8, 8).repeat(2, 1, 1, 1, 1)
+    prompts = torch.randn(2, 7, WIDTH).repeat_interleave(FRAMES, dim=0)
+
+    def run() -> torch.Tensor:
+        answer: torch.Tensor = unet(sample, torch.full((2,), 3.0), prompts, return_dict=False)[0]
+        return answer
+
+    plain, alone = run(), prefix.begin(run)
+    with prefix.shared(num=1, num_frames=FRAMES, inverse=torch.tensor([0, 0])):
+        shared = prefix.begin(run)
+    assert [each.stride() for each in shared] == [each.stride() for each in alone], "compiled code asks for one layout"
+    for beginning in (alone, shared):
+        with prefix.begun(beginning):
+            assert distance(run(), plain) < 1e-6
+            assert distance(run(), plain) < 1e-6, "the first forward has written over it"
+    assert torch.equal(run(), plain)
+
+
 def code_of(backend: Callable[..., object] | str = "eager") -> CompiledCode:
     return CompiledCode(mode="default", backend=backend)  # type: ignore[arg-type]
 
@@ -169,7 +194,12 @@ def test_the_unet_compiles_in_one_graph_per_kind_of_forward_and_no_more(
         entries = row(seed)
         assert distance(forward.predict(entries), ours[1].predict(entries)) < 5e-6
     assert len(graphs) == 1
-    forward.predict([*row(1), *row(2)])
+    both = [*row(1), *row(2)]
+    assert distance(forward.predict(both), ours[1].predict(both)) < 5e-6
+    assert len(graphs) == 2
+    # Entries that share nothing, and a row with guidance beside two without: the same graph.
+    for entries in ([row(seed)[1] for seed in range(1, 5)], [*row(1), row(2)[0], row(3)[1]]):
+        assert distance(forward.predict(entries), ours[1].predict(entries)) < 5e-6
     assert len(graphs) == 2
     # Another model of the same kind, such as one with LoRAs merged, runs the same graph on its own weights.
     other = copy.deepcopy(parts)
