@@ -30,12 +30,12 @@ from pia_ray.config.model import (
     KnobDefaults,
     ModelConfig,
     build,
-    check_settings,
     load_model,
     load_models,
     model_for,
 )
 from pia_ray.config.resolving import lora_strengths
+from pia_ray.config.settings import check_settings
 from pia_ray.config.workers import (
     DEFAULT_PREFETCH,
     MAX_AUTO_BATCH_SIZE,
@@ -263,9 +263,9 @@ class CatalogConfig(WorkerConfig, FetchConfig, MarkingConfig):
     @field_validator("manifest", mode="before")
     @classmethod
     def _one_or_several(cls, value: object) -> object:
-        if isinstance(value, tuple | list):
-            if not value:
-                raise ValueError("must be a file or folder, or a list of them")
+        if not value or not isinstance(value, str | tuple | list):
+            raise ValueError("must be a file or folder, or a list of them")
+        if not isinstance(value, str):
             return value[0] if len(value) == 1 else tuple(value)
         return value
 
@@ -282,14 +282,18 @@ class CatalogConfig(WorkerConfig, FetchConfig, MarkingConfig):
     @field_validator("actors", mode="before")
     @classmethod
     def _range(cls, value: object) -> object:
+        if value is None:
+            return None
         if isinstance(value, str):
             low, _, high = value.partition(":")
             if not low.isdigit() or (high and not high.isdigit()):
                 raise ValueError('must be a number or MIN:MAX, such as "4" or "1:8"')
             value = (int(low), int(high or low))
-        elif isinstance(value, int):
+        elif type(value) is int:
             value = (value, value)
-        if isinstance(value, tuple | list) and len(value) == 2 and not 1 <= value[0] <= value[1]:
+        if not isinstance(value, tuple | list) or len(value) != 2 or not all(type(each) is int for each in value):
+            raise ValueError('must be a number or MIN:MAX, such as "4" or "1:8"')
+        if not 1 <= value[0] <= value[1]:
             raise ValueError("must be at least 1, and the least not above the most")
         return value
 
@@ -351,10 +355,10 @@ class CatalogConfig(WorkerConfig, FetchConfig, MarkingConfig):
             value = tuple(part.strip() for part in value.split(",") if part.strip())
         if isinstance(value, tuple | list):
             known = {RETRY_ALL, *row_errors()}
-            for code in value:
+            for code in map(str, value):
                 if code not in known:
                     # It would match no row, and the run would end as if there was nothing to do.
-                    raise ValueError(f'must be "{RETRY_ALL}" or error codes.{suggest(str(code), known)}'.rstrip("."))
+                    raise ValueError(f'must be "{RETRY_ALL}" or error codes.{suggest(code, known)}'.rstrip("."))
         return value
 
     @field_validator("remake", mode="before")
@@ -362,7 +366,7 @@ class CatalogConfig(WorkerConfig, FetchConfig, MarkingConfig):
     def _findings(cls, value: object) -> object:
         if isinstance(value, str):
             value = tuple(part.strip() for part in value.split(",") if part.strip())
-        if isinstance(value, tuple | list) and not {MISSING, DAMAGED}.issuperset(value):
+        if isinstance(value, tuple | list) and not {MISSING, DAMAGED}.issuperset(map(str, value)):
             raise ValueError(f'must be "{MISSING}", "{DAMAGED}" or both with a comma between')
         return value
 

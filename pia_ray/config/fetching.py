@@ -7,7 +7,9 @@ import re
 from collections.abc import Mapping
 from typing import Final
 
-from pydantic import BaseModel, Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, field_validator
+
+from pia_ray.config.settings import Settings
 
 _HOST: Final = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?")
 _FIELD_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
@@ -26,7 +28,7 @@ _RESERVED: Final = {
 """Fields that say how a request is sent."""
 
 
-class FetchConfig(BaseModel):
+class FetchConfig(Settings):
     """The web as a run sees it: hosts that it may reach, the pace at which it asks them, and how it names itself."""
 
     per_host_rate: float | None = Field(

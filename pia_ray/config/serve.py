@@ -165,7 +165,7 @@ class ServeConfig(WorkerConfig, MarkingConfig):
             return values
         models = values.get("models", {"demo": "demo"})
         if isinstance(models, str):
-            models = parse_styles([models])
+            models = parse_styles([models], setting="models")
         first = next(iter(models), "") if isinstance(models, Mapping) else ""
         return {**values, "models": models, "default_model": values.get("default_model") or first}
 

@@ -19,6 +19,7 @@ from pia_ray.online.serve.deployments import build_endpoint, end_s
 from pia_ray.online.serve.engines import MakeAnimator
 from pia_ray.online.serve.ports import held_port
 from pia_ray.online.serve.proxy import PROXY_CALLBACK, proxy_middlewares
+from pia_ray.online.video_jobs import JobStore
 from pia_ray.pia import make_animator
 from pia_ray.ray_runtime import own_cluster, ray_errors
 
@@ -45,11 +46,13 @@ def run_server(
 
     Raises:
         ConfigError: a setting is wrong, or the port is taken.
+        OutputError: the storage cannot be written.
         WeightsError: a model cannot be found.
         JobError: Ray or the endpoint could not be started.
     """
     stop = stop or threading.Event()
     with held_port(config.host, config.port) as port:
+        JobStore(config.storage).check()  # before Ray, whose start takes long
         _serve(
             _with_threads(config.model_copy(update={"port": port})), ready=ready, make_animator=make_animator, stop=stop
         )
