@@ -6,7 +6,6 @@ Reads YAML files and nothing else: no environment variables, no network.
 from __future__ import annotations
 
 import codecs
-import ipaddress
 import math
 import re
 from collections.abc import Mapping
@@ -25,6 +24,7 @@ from pia_ray.config.acceptance import MODEL_BOUNDS, MOST_RETAKES, Bounds, parse_
 from pia_ray.config.fetching import FetchConfig
 from pia_ray.config.knob_types import VideoFormat
 from pia_ray.config.knobs import DEFAULT_STYLE, AnimationParams, suggest
+from pia_ray.config.lists import Networks, parts_of
 from pia_ray.config.marking import MarkingConfig
 from pia_ray.config.model import (
     KnobDefaults,
@@ -176,7 +176,7 @@ class CatalogConfig(WorkerConfig, FetchConfig, MarkingConfig):
     on_end_secret: SecretStr | None = Field(
         None, description="whsec_... with which that post is signed, or a file that holds it."
     )
-    on_end_networks: tuple[str, ...] = Field(
+    on_end_networks: Networks = Field(
         (), description="Networks such as 10.0.0.0/8 that on_end may lead to though not public, also by http://."
     )
     address: str | None = Field(None, description="Ray cluster to join. Left out: a cluster of this run's own.")
@@ -313,22 +313,8 @@ class CatalogConfig(WorkerConfig, FetchConfig, MarkingConfig):
     @field_validator("knobs", "not_knobs", mode="before")
     @classmethod
     def _names(cls, value: object) -> object:
-        if isinstance(value, str):
-            names = tuple(part.strip() for part in value.split(",") if part.strip())
-            value = () if names == ("none",) else names
-        return value
-
-    @field_validator("on_end_networks", mode="before")
-    @classmethod
-    def _networks(cls, value: object) -> object:
-        if isinstance(value, str):
-            value = tuple(part.strip() for part in value.split(",") if part.strip())
-        for network in value if isinstance(value, tuple | list) else ():
-            try:
-                ipaddress.ip_network(network)
-            except ValueError:
-                raise ValueError(f"must be networks such as 10.0.0.0/8 (got {network})") from None
-        return value
+        names = parts_of(value)
+        return () if names == ("none",) else names
 
     @field_validator("partition")
     @classmethod
@@ -351,8 +337,7 @@ class CatalogConfig(WorkerConfig, FetchConfig, MarkingConfig):
     @field_validator("retry", mode="before")
     @classmethod
     def _codes(cls, value: object) -> object:
-        if isinstance(value, str):
-            value = tuple(part.strip() for part in value.split(",") if part.strip())
+        value = parts_of(value)
         if isinstance(value, tuple | list):
             known = {RETRY_ALL, *row_errors()}
             for code in map(str, value):
@@ -364,8 +349,7 @@ class CatalogConfig(WorkerConfig, FetchConfig, MarkingConfig):
     @field_validator("remake", mode="before")
     @classmethod
     def _findings(cls, value: object) -> object:
-        if isinstance(value, str):
-            value = tuple(part.strip() for part in value.split(",") if part.strip())
+        value = parts_of(value)
         if isinstance(value, tuple | list) and not {MISSING, DAMAGED}.issuperset(map(str, value)):
             raise ValueError(f'must be "{MISSING}", "{DAMAGED}" or both with a comma between')
         return value
