@@ -416,11 +416,21 @@ def test_a_price_is_a_number(pia: Pia, tmp_path: Path) -> None:
         assert "--price-per-hour must be 0 or more" in ended.err
 
 
-def test_an_endpoint_whose_storage_cannot_be_written_exits_2_before_ray_starts(pia: Pia) -> None:
-    Path("storage").write_text("a file")
-    ended = pia("serve", "--storage", "storage", "--port", "0")
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [
+        ("storage: a.file", "cannot write"),
+        ("webhook_secret: hush", "webhook_secret must be whsec_"),
+        ("api_keys: nowhere", "nowhere"),
+    ],
+)
+def test_an_endpoint_that_cannot_work_exits_2_before_ray_starts(pia: Pia, setting: str, told: str) -> None:
+    Path("a.file").write_text("a file")
+    Path("serve.yaml").write_text(f"port: 0\n{setting}\n")
+    ended = pia("serve", "--config", "serve.yaml")
     assert ended.code == 2
-    assert "cannot write" in ended.err
+    assert told in ended.err
+    assert "hush" not in ended.err
     assert not ray.is_initialized()
 
 
