@@ -619,6 +619,8 @@ def test_references_are_resolved_and_identified_as_written(tmp_path, written, im
         ("ftp://x.org/a.png", "ftp:// is not read; use a path, s3://, https:// or data:"),
         ("gs://bucket/a.png", "gs:// is not read"),
         ("s3://bucket", "names no object"),
+        ("https://", "names no host"),
+        ("https:///a.png", "names no host"),
         ("file://host/a.png", "needs three slashes"),
         ("data:image/png;base64,@@@", "damaged base64"),
         ("data:nothing", "not a valid data: URL"),
