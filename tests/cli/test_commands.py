@@ -1224,3 +1224,9 @@ def test_an_error_of_a_command_is_one_json_object_where_logs_are(tmp_path: Path)
 def test_verbose_commands_log_no_request_whose_url_may_be_presigned(pia: Pia, client: str):
     pia("models", "list", "-v")
     assert not logging.getLogger(client).isEnabledFor(logging.INFO)
+
+
+def test_a_judgement_needs_a_bound(pia: Pia) -> None:
+    ended = pia("judge", "out", "--accept", "")
+    assert ended.code == 2
+    assert "there is no bound" in ended.err
