@@ -17,7 +17,7 @@ class _Loader(yaml.SafeLoader):
     To YAML 1.1 1:16 is a number to the base of sixty, and actors: 1:16 would be 76.
     """
 
-    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         """The node of a mapping."""
         node = super().compose_mapping_node(anchor)
         keys = set[str]()
