@@ -61,9 +61,9 @@ def settings_here(
     slow = size == "full" and not has_gpu
     return BenchSettings(
         size=size,
-        steps=steps or (25 if has_gpu else 2 if slow else 4),
-        side=side or {"full": 128 if slow else 512, "reduced": 128, "demo": 64}[size],
-        batches=batches or ((1,) if slow else (1, 2, 4, 8)),
+        steps=(25 if has_gpu else 2 if slow else 4) if steps is None else steps,
+        side={"full": 128 if slow else 512, "reduced": 128, "demo": 64}[size] if side is None else side,
+        batches=((1,) if slow else (1, 2, 4, 8)) if batches is None else batches,
         **others,
     )
 
@@ -77,8 +77,10 @@ def bench(settings: BenchSettings, *, report: Callable[[str], None] = lambda lin
     if settings.size == "full" and not torch.cuda.is_available() and 0 < available_bytes() < FULL_SIZE_BYTES:
         needed = f"{FULL_SIZE_BYTES / 2**30:.0f} GiB of free memory"
         raise ConfigError(f"--size full needs {needed} on a CPU: use reduced or demo")
-    if settings.rounds < 1 or not settings.batches or min(settings.batches) < 1:
-        raise ConfigError("rounds and batches must be at least 1")
+    if not settings.batches or min(settings.rounds, settings.steps, settings.num_frames, *settings.batches) < 1:
+        raise ConfigError("rounds, steps, frames and batches must be at least 1")
+    if settings.side < 8 or settings.side % 8:
+        raise ConfigError(f"side must be a multiple of 8 (got {settings.side})")
     with _model(settings, report) as model:
         return _measure(model, settings, report)
 

@@ -49,7 +49,7 @@ class Fetched:
     references: Mapping[str, Image | np.ndarray[Any, Any]] = field(default_factory=dict)
     """Pictures and arrays that the row's params refer to, by knob."""
     notes: tuple[str, ...] = ()
-    """What the picture holds beyond what was used of it, as `media.image.LEFT_OUT` names it."""
+    """Parts of the picture's file that were not used, as `media.image.LEFT_OUT` names them."""
 
 
 def web_of(config: CatalogConfig, *, num_workers: int = 1, stopped: threading.Event | None = None) -> Web:

@@ -8,7 +8,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, NoReturn
 
-from pia_ray.config.knobs import suggest
+from pia_ray.config.knobs import KNOBS, suggest
+from pia_ray.config.model import named_models
 from pia_ray.errors import ConfigError
 
 PREFIX: Final = "PIA_RAY_"
@@ -54,6 +55,10 @@ class Parser(argparse.ArgumentParser):
         words = tuple(choices)
         flag.completer = lambda **_: words  # type: ignore[attr-defined] # argcomplete reads it there
 
+    def completes_models(self, flag: argparse.Action) -> None:
+        """Lets a shell complete the flag's value from the named models and the YAML files here."""
+        flag.completer = _models_like  # type: ignore[attr-defined] # argcomplete reads it there
+
     def format_help(self) -> str:
         """The text of `--help`."""
         first = [action for name in self.first_flags for action in self._actions if action.dest == name]
@@ -93,6 +98,17 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message}\nSee `{self.prog} --help`.\n")
 
 
+def _models_like(prefix: str, **_: object) -> list[str]:
+    """Names and files of models, for a shell."""
+    from argcomplete.completers import FilesCompleter
+
+    try:
+        names = list(named_models())
+    except ConfigError:  # the user's own file is wrong, as the command will say
+        names = []
+    return [*names, *FilesCompleter(("yaml", "yml"))(prefix)]
+
+
 class _HelpKnobs(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         assert isinstance(parser, Parser)
@@ -106,11 +122,16 @@ def fill_from_environment(args: argparse.Namespace, environ: Mapping[str, str], 
     `known` are the variables of all commands. An empty variable counts as absent.
 
     Raises:
-        ConfigError: a variable has a wrong value, or a name that is nearly one of `known`.
+        ConfigError: a variable has a wrong value, the name of a knob, or one that is nearly one of `known`.
     """
     names = {name.removeprefix(PREFIX): name for name in known}
     for variable in environ:
         if variable.startswith(PREFIX) and (name := variable.removeprefix(PREFIX)) not in names:
+            if (knob := name.lower()) in KNOBS:
+                raise ConfigError(
+                    f"{variable}: {knob} is a knob of a row, which no variable sets: give --{knob.replace('_', '-')}, "
+                    "or write it under `defaults:` of a --config file"
+                )
             for near in difflib.get_close_matches(name, names, n=1, cutoff=_NEAR):
                 raise ConfigError(f"there is no variable {variable}. Did you mean {names[near]}?")
     used = []

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import math
 import os
 import shlex
 import shutil
@@ -24,11 +25,8 @@ from pia_ray.cli.file_viewer import open_file
 from pia_ray.cli.model_commands import print_unread_layers
 from pia_ray.config.canvas import file_size
 from pia_ray.config.catalog import RETRY_ALL, CatalogConfig, load
-from pia_ray.config.knobs import DEFAULT_STYLE, REFERENCE_KNOBS
-from pia_ray.config.model import (
-    load_model,
-    model_for,
-)
+from pia_ray.config.knobs import DEFAULT_STYLE, REFERENCE_KNOBS, AnimationParams
+from pia_ray.config.model import ModelConfig, load_model, model_for
 from pia_ray.config.resolving import parse_params
 from pia_ray.config.serve import load_serve
 from pia_ray.config.timeline import timeline_of
@@ -39,6 +37,7 @@ from pia_ray.formatting import count_of
 
 if TYPE_CHECKING:
     from pia_ray.catalog.progress import Progress
+    from pia_ray.types import AnimationRequest
 
 Command = Callable[[argparse.Namespace], int]
 
@@ -147,11 +146,9 @@ def image_command(args: argparse.Namespace) -> int:
 
     from pia_ray import weights
     from pia_ray.cli.console import make_console
-    from pia_ray.manifest import inputs, redacted
-    from pia_ray.media import image as pictures
     from pia_ray.media.video import MIME
     from pia_ray.pia import animator_class
-    from pia_ray.types import AnimationRequest
+    from pia_ray.prepare import prepare
 
     if (extension := Path(args.output).suffix.lower().removeprefix(".")) not in MIME:
         raise ConfigError(f'-o {args.output}: "{extension}" is not a video format, choose from .{", .".join(MIME)}')
@@ -166,20 +163,12 @@ def image_command(args: argparse.Namespace) -> int:
     params = parse_params({"prompt": model.defaults.get("prompt"), **knobs})
     if params.num_videos > 1:
         raise ConfigError("--num-videos makes several files: use `pia-ray animate` on a manifest of one row")
-    caps = CatalogConfig.model_fields
-    max_bytes = caps["max_image_bytes"].default
-    limits = {f"max_{cap}": caps[f"max_image_{cap}"].default for cap in ("bytes", "pixels", "side", "aspect")}
-    picture = pictures.decode(inputs.read_image(args.image, max_bytes=max_bytes), **limits).rgb
-    named = {knob: uri for knob in REFERENCE_KNOBS if (uri := getattr(params, knob) or model.defaults.get(knob))}
-    brings: dict[str, Any] = dict(inputs.read_references(named, background=caps["background"].default, **limits))
-    # What the video says of itself holds no signature of a URL and no bytes.
-    params = params.model_copy(update={knob: redacted(uri) for knob, uri in named.items()})
+    request = prepare(_request_of(args.image, params, model), model)
     weights.fetch(model)
     make = animator_class()  # only now: importing torch takes seconds
     console = make_console()
     with make(model) as animator, Bar(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("animating", total=None)
-        request = AnimationRequest(picture, params, id=Path(args.image).stem, **brings)
         future = animator.submit(request, on_step=lambda done, steps: bar.update(task, completed=done, total=steps))
         animation = future.result()
     animation.save(args.output)
@@ -195,6 +184,27 @@ def image_command(args: argparse.Namespace) -> int:
     if args.open and not open_file(args.output):
         print("pia-ray: this system has no program that opens files: open the video by hand", file=sys.stderr)
     return 0
+
+
+def _request_of(image: str, params: AnimationParams, model: ModelConfig) -> AnimationRequest:
+    """The request for one picture, with the files that its params or the model's defaults name.
+
+    Raises:
+        RowError: a file cannot be read.
+    """
+    from pia_ray.manifest import inputs, redacted
+    from pia_ray.media import image as pictures
+    from pia_ray.types import AnimationRequest
+
+    caps = CatalogConfig.model_fields
+    max_bytes = caps["max_image_bytes"].default
+    limits = {f"max_{cap}": caps[f"max_image_{cap}"].default for cap in ("bytes", "pixels", "side", "aspect")}
+    picture = pictures.decode(inputs.read_image(image, max_bytes=max_bytes), **limits).rgb
+    named = {knob: uri for knob in REFERENCE_KNOBS if (uri := getattr(params, knob) or model.defaults.get(knob))}
+    brings: dict[str, Any] = dict(inputs.read_references(named, background=caps["background"].default, **limits))
+    # What the video says of itself holds no signature of a URL and no bytes.
+    params = params.model_copy(update={knob: redacted(uri) for knob, uri in named.items()})
+    return AnimationRequest(picture, params, id=Path(image).stem, **brings)
 
 
 def _check_writable(file: Path) -> None:
@@ -220,20 +230,22 @@ def validate_command(args: argparse.Namespace) -> int:
 def _dry_run(config: CatalogConfig) -> int:
     from pia_ray.catalog import estimate
 
-    code = _validate(config, fetch=False, show=0, as_json=False)
+    code = _validate(config, fetch=False, show=0, as_json=False, columns=False)
     print(estimate.text_of(estimate.estimate(config, resume=True)))
     return code
 
 
-def _validate(config: CatalogConfig, *, fetch: bool, show: int, as_json: bool) -> int:
+def _validate(config: CatalogConfig, *, fetch: bool, show: int, as_json: bool, columns: bool = True) -> int:
     from pia_ray import manifest
     from pia_ray.catalog.review.verdict_file import read_review
+    from pia_ray.catalog.run_end import EndPost
     from pia_ray.catalog.validate import validate
     from pia_ray.cli.console import make_console
 
     console, counts = make_console(), {"rows": 0, "bad": 0}
     if config.review:
         read_review(config.review)
+    EndPost(config)
     opened = manifest.open_manifest(config)
     for finding in validate(config, fetch=fetch, opened=opened):
         counts["rows"] = finding.num_items
@@ -245,7 +257,8 @@ def _validate(config: CatalogConfig, *, fetch: bool, show: int, as_json: bool) -
         if finding.is_unreachable:
             counts["unreachable"] = counts.get("unreachable", 0) + 1
         if not as_json:
-            text = f"{finding.id}: {finding.message or f'note: {finding.note}'}"
+            text = finding.message or f"note: {finding.note}"
+            text = text if text.startswith(f"{finding.id} ") else f"{finding.id}: {text}"
             console.print(text, highlight=False, soft_wrap=True, markup=False)
         elif finding.code is None:
             print(json.dumps({"id": finding.id, "note": finding.note}))
@@ -257,7 +270,7 @@ def _validate(config: CatalogConfig, *, fetch: bool, show: int, as_json: bool) -
     else:
         unreachable = f", {counts['unreachable']:,} unreachable now" if "unreachable" in counts else ""
         console.print(f"{count_of(counts['rows'], 'work item')}, {counts['bad']:,} bad{unreachable}", highlight=False)
-    if opened.use.text:
+    if columns and opened.use.text:
         print(opened.use.text, file=sys.stderr if as_json else sys.stdout)
     return 1 if counts["bad"] or "unreachable" in counts else 0
 
@@ -266,8 +279,8 @@ def estimate_command(args: argparse.Namespace) -> int:
     from pia_ray.catalog import estimate
 
     for flag, value in (("--measure", args.measure), ("--price-per-hour", args.price_per_hour or 0)):
-        if value < 0:
-            raise ConfigError(f"{flag} must not be negative (got {value})")
+        if not 0 <= value < math.inf:
+            raise ConfigError(f"{flag} must be 0 or more (got {value})")
     if args.measure:
         require("run", purpose="--measure")
     config = catalog_config(args, output=_NO_OUTPUT)
@@ -284,6 +297,8 @@ def estimate_command(args: argparse.Namespace) -> int:
 
 def bench_command(args: argparse.Namespace) -> int:
     require("run", purpose="`pia-ray bench`")
+    if args.json:
+        _check_writable(Path(args.json))
     if args.quality:
         return _bench_quality(args)
 
@@ -296,6 +311,9 @@ def bench_command(args: argparse.Namespace) -> int:
     offload = tuple(filter(None, (args.offload or "").split(",")))
     if not set(offload) <= {"model", "sequential"}:
         raise ConfigError(f"--offload must be model, sequential or both with a comma between (got {args.offload})")
+    earlier = Path(args.against) if args.against else None
+    if earlier is not None and not earlier.exists():
+        raise ConfigError(f"--against: there is no card {earlier}")
     settings = settings_here(
         size=args.size,
         steps=args.steps,
@@ -309,15 +327,12 @@ def bench_command(args: argparse.Namespace) -> int:
     )
     card = bench(settings, report=lambda line: print(line, file=sys.stderr))
     print(text_of(card))
-    if args.against:
-        location = Path(args.against)
-        location = location / f"{card.kind}.json" if location.is_dir() else location
+    if earlier is not None:
+        location = earlier / f"{card.kind}.json" if earlier.is_dir() else earlier
         if location.is_file():
             print(f"  against {location}:")
             for line in differences(card, json.loads(location.read_text("utf-8"))):
                 print(f"    {line}")
-        elif not Path(args.against).is_dir():
-            raise ConfigError(f"there is no card {location}")
         else:
             print(f"  there is no earlier card of this kind of machine ({location}): --json writes one")
     if args.json:

@@ -39,7 +39,7 @@ def jobs_command(args: argparse.Namespace) -> int:
     from pia_ray.online.video_jobs import JobStore
 
     _check(args)
-    jobs = JobStore(args.storage or ServeConfig.model_fields["storage"].default)
+    jobs = JobStore(_storage(args))
     if args.action == "list":
         return _list(jobs, args)
     if args.action == "show":
@@ -65,6 +65,20 @@ def _check(args: argparse.Namespace) -> None:
         raise ConfigError("jobs purge needs --older-than or --status, because it deletes every job that they choose")
     if args.limit is not None and args.limit < 1:
         raise ConfigError(f"--limit must be at least 1 (got {args.limit})")
+
+
+def _storage(args: argparse.Namespace) -> str:
+    """The storage of the endpoint.
+
+    Raises:
+        ConfigError: it is a folder that does not exist, which a new store would make.
+    """
+    from pia_ray import storage
+
+    uri: str = args.storage or ServeConfig.model_fields["storage"].default
+    if not storage.is_s3(uri) and not storage.local_path(uri).is_dir():
+        raise ConfigError(f"there is no folder {uri}: give the endpoint's own --storage")
+    return uri
 
 
 def _chosen(jobs: JobStore, args: argparse.Namespace) -> Iterator[VideoJob]:

@@ -125,6 +125,8 @@ def judge_command(args: argparse.Namespace) -> int:
         bounds = parse_bounds(args.accept)
     except ValueError as error:
         raise ConfigError(f"accept: {error}") from None
+    if not bounds:
+        raise ConfigError("accept: there is no bound: write one such as likeness_min>=0.7")
     judged = judge_output(args.output, bounds)
     if args.csv is not None:
         write_csv(judged, args.csv)

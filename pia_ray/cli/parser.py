@@ -97,7 +97,7 @@ def make_parser() -> Parser:
     models_help = "list named models; `models pull NAME` fetches and verifies weights, `show` reads them"
     models = add("models", model_commands.models_command, models_help)
     models.add_argument("action", nargs="?", choices=("list", "pull", "show"), help="list if left out")
-    models.add_argument("name", nargs="?", metavar="NAME|FILE")
+    models.completes_models(models.add_argument("name", nargs="?", metavar="NAME|FILE"))
     models.add_argument(
         "--to", metavar="URI", help="with pull: also copy the weights to a folder or s3:// prefix that workers share"
     )
@@ -136,7 +136,9 @@ def _image_flags(image: Parser) -> None:
     formats = ", .".join(FORMATS)
     image.add_argument("-o", "--output", required=True, metavar="FILE", help=f"the video: .{formats}")
     model_help = f"named model, or YAML file of one (default: {commands.DEFAULT_MODEL})"
-    image.take_variable(image.add_argument("--model", metavar="NAME|FILE", help=model_help))
+    model = image.add_argument("--model", metavar="NAME|FILE", help=model_help)
+    image.take_variable(model)
+    image.completes_models(model)
     image.add_argument("--open", action="store_true", help="show the video with the system's own program")
     add_styles_flag(image, image)
     add_knob_flags(image)
@@ -191,8 +193,8 @@ def _export_flags(export: Parser) -> None:
     export.add_argument(
         "--accepted", action="store_true", help="only videos that were approved, or meet the bounds of their run"
     )
-    told_help = "how much a video tells of its making: full, public or none (default: %(default)s)"
-    export.add_argument("--provenance", choices=("full", "public", "none"), default="public", help=told_help)
+    marking_help = "the part of its making that a video states (default: %(default)s)"
+    export.add_argument("--provenance", choices=("full", "public", "none"), default="public", help=marking_help)
     feed_help = "file with a line per video: its URLs, facts and the catalogue's columns (default: %(default)s)"
     export.add_argument("--feed", choices=("csv", "jsonl", "both"), default="csv", help=feed_help)
     export.add_argument("--base-url", metavar="URL", help="URL at which the target is public, for the feed")
@@ -222,7 +224,8 @@ def _bench_flags(bench: Parser) -> None:
     bench.add_argument(
         "--quality", action="store_true", help="presets against every step computed, and beside fewer steps"
     )
-    bench.add_argument("--model", metavar="NAME|FILE", help="with --quality: a model of yours (default: demo)")
+    model_help = "with --quality: a model of yours (default: demo)"
+    bench.completes_models(bench.add_argument("--model", metavar="NAME|FILE", help=model_help))
     bench.add_argument("--rows", metavar="N", type=int, default=4, help="with --quality (default: %(default)s)")
     bench.add_argument("--guidance", metavar="X", type=float, help="with --quality (default: the model's)")
     bench.add_argument("--against", metavar="PATH", help="a card's JSON, or a folder of them: show what has changed")
@@ -238,7 +241,9 @@ def _serve_flags(serve: Parser) -> None:
         flag = serve.add_argument(f"--{name}", metavar=metavar, help=text)
         if name != "port":  # Kubernetes sets PIA_RAY_PORT to an address where a service is called pia-ray
             serve.take_variable(flag)
-    serve.take_variable(serve.add_argument("--model", metavar="NAME|FILE", help="the only model (default: demo)"))
+    model = serve.add_argument("--model", metavar="NAME|FILE", help="the only model (default: demo)")
+    serve.take_variable(model)
+    serve.completes_models(model)
     warm_help = (ServeConfig.model_fields["warm"].description or "").rstrip(".")
     serve.take_variable(serve.add_argument("--warm", metavar="WxHxFRAMES,...", help=warm_help))
     anonymous_help = (ServeConfig.model_fields["allow_anonymous"].description or "").rstrip(".")

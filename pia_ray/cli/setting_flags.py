@@ -8,7 +8,7 @@ from typing import Any, Final, get_args
 
 from pia_ray.cli.arguments import Parser
 from pia_ray.config.catalog import CatalogConfig
-from pia_ray.config.knob_types import Knob, VideoFormat
+from pia_ray.config.knob_types import MOTION_NAMES, Knob, VideoFormat
 from pia_ray.config.knobs import ARRAY_KNOBS, KNOBS, PICTURE_KNOBS
 from pia_ray.config.marking import ProvenanceLevel
 
@@ -72,7 +72,9 @@ def add_catalog_flags(parser: Parser) -> None:
 
     config_help = "YAML file with any of these settings; flags and variables go first"
     parser.take_variable(group.add_argument("--config", metavar="FILE", help=config_help))
-    parser.take_variable(group.add_argument("--model", metavar="NAME|FILE", help="named model, or YAML file of one"))
+    model = group.add_argument("--model", metavar="NAME|FILE", help="named model, or YAML file of one")
+    parser.take_variable(model)
+    parser.completes_models(model)
     add_styles_flag(parser, group)
     add("keep_models", "N", type=int)
     add("pictures", "", choices=("all", "first"))
@@ -153,8 +155,8 @@ def add_knob_flags(parser: Parser) -> None:
             flag = group.add_argument(
                 f"--{name.replace('_', '-')}", dest=name, metavar=_metavar(knob), help=_knob_help(knob)
             )
-            if knob.choices:
-                parser.completes(flag, knob.choices)
+            if words := MOTION_NAMES if name == "motion_scale" else knob.choices:
+                parser.completes(flag, words)
 
 
 def _metavar(knob: Knob) -> str:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Final
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from pia_ray.config.settings import Settings
 
 
-class InversionConfig(BaseModel):
+class InversionConfig(Settings):
     """The source of a textual inversion; its path alone will do."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     path: str = Field(description="A .safetensors file: local, s3://, or on the hub as OWNER/NAME/FILE.")
     revision: str | None = Field(None, description="Commit, tag or branch, where it is on the hub.")

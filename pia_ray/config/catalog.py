@@ -6,7 +6,6 @@ Reads YAML files and nothing else: no environment variables, no network.
 from __future__ import annotations
 
 import codecs
-import ipaddress
 import math
 import re
 from collections.abc import Mapping
@@ -25,17 +24,18 @@ from pia_ray.config.acceptance import MODEL_BOUNDS, MOST_RETAKES, Bounds, parse_
 from pia_ray.config.fetching import FetchConfig
 from pia_ray.config.knob_types import VideoFormat
 from pia_ray.config.knobs import DEFAULT_STYLE, AnimationParams, suggest
+from pia_ray.config.lists import Networks, parts_of
 from pia_ray.config.marking import MarkingConfig
 from pia_ray.config.model import (
     KnobDefaults,
     ModelConfig,
     build,
-    check_settings,
     load_model,
     load_models,
     model_for,
 )
 from pia_ray.config.resolving import lora_strengths
+from pia_ray.config.settings import check_settings
 from pia_ray.config.workers import (
     DEFAULT_PREFETCH,
     MAX_AUTO_BATCH_SIZE,
@@ -176,7 +176,7 @@ class CatalogConfig(WorkerConfig, FetchConfig, MarkingConfig):
     on_end_secret: SecretStr | None = Field(
         None, description="whsec_... with which that post is signed, or a file that holds it."
     )
-    on_end_networks: tuple[str, ...] = Field(
+    on_end_networks: Networks = Field(
         (), description="Networks such as 10.0.0.0/8 that on_end may lead to though not public, also by http://."
     )
     address: str | None = Field(None, description="Ray cluster to join. Left out: a cluster of this run's own.")
@@ -263,9 +263,9 @@ class CatalogConfig(WorkerConfig, FetchConfig, MarkingConfig):
     @field_validator("manifest", mode="before")
     @classmethod
     def _one_or_several(cls, value: object) -> object:
-        if isinstance(value, tuple | list):
-            if not value:
-                raise ValueError("must be a file or folder, or a list of them")
+        if not value or not isinstance(value, str | tuple | list):
+            raise ValueError("must be a file or folder, or a list of them")
+        if not isinstance(value, str):
             return value[0] if len(value) == 1 else tuple(value)
         return value
 
@@ -282,14 +282,18 @@ class CatalogConfig(WorkerConfig, FetchConfig, MarkingConfig):
     @field_validator("actors", mode="before")
     @classmethod
     def _range(cls, value: object) -> object:
+        if value is None:
+            return None
         if isinstance(value, str):
             low, _, high = value.partition(":")
             if not low.isdigit() or (high and not high.isdigit()):
                 raise ValueError('must be a number or MIN:MAX, such as "4" or "1:8"')
             value = (int(low), int(high or low))
-        elif isinstance(value, int):
+        elif type(value) is int:
             value = (value, value)
-        if isinstance(value, tuple | list) and len(value) == 2 and not 1 <= value[0] <= value[1]:
+        if not isinstance(value, tuple | list) or len(value) != 2 or not all(type(each) is int for each in value):
+            raise ValueError('must be a number or MIN:MAX, such as "4" or "1:8"')
+        if not 1 <= value[0] <= value[1]:
             raise ValueError("must be at least 1, and the least not above the most")
         return value
 
@@ -309,22 +313,8 @@ class CatalogConfig(WorkerConfig, FetchConfig, MarkingConfig):
     @field_validator("knobs", "not_knobs", mode="before")
     @classmethod
     def _names(cls, value: object) -> object:
-        if isinstance(value, str):
-            names = tuple(part.strip() for part in value.split(",") if part.strip())
-            value = () if names == ("none",) else names
-        return value
-
-    @field_validator("on_end_networks", mode="before")
-    @classmethod
-    def _networks(cls, value: object) -> object:
-        if isinstance(value, str):
-            value = tuple(part.strip() for part in value.split(",") if part.strip())
-        for network in value if isinstance(value, tuple | list) else ():
-            try:
-                ipaddress.ip_network(network)
-            except ValueError:
-                raise ValueError(f"must be networks such as 10.0.0.0/8 (got {network})") from None
-        return value
+        names = parts_of(value)
+        return () if names == ("none",) else names
 
     @field_validator("partition")
     @classmethod
@@ -347,22 +337,20 @@ class CatalogConfig(WorkerConfig, FetchConfig, MarkingConfig):
     @field_validator("retry", mode="before")
     @classmethod
     def _codes(cls, value: object) -> object:
-        if isinstance(value, str):
-            value = tuple(part.strip() for part in value.split(",") if part.strip())
+        value = parts_of(value)
         if isinstance(value, tuple | list):
             known = {RETRY_ALL, *row_errors()}
-            for code in value:
+            for code in map(str, value):
                 if code not in known:
                     # It would match no row, and the run would end as if there was nothing to do.
-                    raise ValueError(f'must be "{RETRY_ALL}" or error codes.{suggest(str(code), known)}'.rstrip("."))
+                    raise ValueError(f'must be "{RETRY_ALL}" or error codes.{suggest(code, known)}'.rstrip("."))
         return value
 
     @field_validator("remake", mode="before")
     @classmethod
     def _findings(cls, value: object) -> object:
-        if isinstance(value, str):
-            value = tuple(part.strip() for part in value.split(",") if part.strip())
-        if isinstance(value, tuple | list) and not {MISSING, DAMAGED}.issuperset(value):
+        value = parts_of(value)
+        if isinstance(value, tuple | list) and not {MISSING, DAMAGED}.issuperset(map(str, value)):
             raise ValueError(f'must be "{MISSING}", "{DAMAGED}" or both with a comma between')
         return value
 

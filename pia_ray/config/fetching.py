@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from collections.abc import Mapping
 from typing import Final
 
-from pydantic import BaseModel, Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, field_validator
+
+from pia_ray.config.lists import Networks, parts_of
+from pia_ray.config.settings import Settings
 
 _HOST: Final = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?")
 _FIELD_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
@@ -26,7 +28,7 @@ _RESERVED: Final = {
 """Fields that say how a request is sent."""
 
 
-class FetchConfig(BaseModel):
+class FetchConfig(Settings):
     """The web as a run sees it: hosts that it may reach, the pace at which it asks them, and how it names itself."""
 
     per_host_rate: float | None = Field(
@@ -36,7 +38,7 @@ class FetchConfig(BaseModel):
         "the host answers 429.",
     )
     allow_http: bool = Field(False, description="Fetch pictures from http:// too, which anyone on the way can change.")
-    allowed_networks: tuple[str, ...] = Field(
+    allowed_networks: Networks = Field(
         (), description="Networks such as 10.1.0.0/16 whose picture hosts may be reached though they are not public."
     )
     header: tuple[SecretStr, ...] = Field(
@@ -61,23 +63,10 @@ class FetchConfig(BaseModel):
             found.setdefault(host, {})[name] = value
         return dict(found)
 
-    @field_validator("allowed_networks", mode="before")
-    @classmethod
-    def _known_networks(cls, value: object) -> object:
-        if isinstance(value, str):
-            value = tuple(part.strip() for part in value.split(",") if part.strip())
-        for network in value if isinstance(value, tuple | list) else ():
-            try:
-                ipaddress.ip_network(network)
-            except ValueError as error:
-                raise ValueError(f"must be networks such as 10.1.0.0/16: {error}") from None
-        return value
-
     @field_validator("s3_anonymous", "s3_requester_pays", mode="before")
     @classmethod
     def _buckets(cls, value: object) -> object:
-        if isinstance(value, str):
-            value = tuple(part.strip() for part in value.split(",") if part.strip())
+        value = parts_of(value)
         if isinstance(value, tuple | list) and any("/" in str(bucket) for bucket in value):
             raise ValueError("must be names of buckets, without s3:// and without keys")
         return value

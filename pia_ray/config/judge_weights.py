@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, Field
+from pydantic import Field
+
+from pia_ray.config.settings import Settings
 
 
-class JudgeWeights(BaseModel):
+class JudgeWeights(Settings):
     """The weights by which the videos of a model are scored and checked."""
 
     scorer: str | None = Field(

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import Field, model_validator
+
+from pia_ray.config.settings import Settings
 
 ProvenanceLevel = Literal["full", "public", "none"]
-"""How much of its making a file tells: all, the model and the work key, or no more than that it is generated."""
+"""The part of its making that a file states: all, the model and the work key, or that it is generated alone."""
 
 
-class MarkingConfig(BaseModel):
+class MarkingConfig(Settings):
     """The metadata of finished videos, and their C2PA manifests."""
 
     provenance: ProvenanceLevel = Field(

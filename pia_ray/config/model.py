@@ -12,14 +12,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, field_validator, model_validator
 
 from pia_ray.config.acceptance import ModelBounds
 from pia_ray.config.added_weights import InversionConfig, LoraConfig
 from pia_ray.config.few_step import FEW_STEP, FewStep
 from pia_ray.config.judge_weights import JudgeWeights
-from pia_ray.config.knobs import DEFAULT_STYLE, KNOBS, REFERENCE_KNOBS, suggest
+from pia_ray.config.knobs import DEFAULT_STYLE, REFERENCE_KNOBS, suggest
 from pia_ray.config.resolving import parse_defaults
+from pia_ray.config.settings import check_settings, message_of
 from pia_ray.config.yaml_files import read_yaml
 from pia_ray.errors import BadParameter, ConfigError
 
@@ -30,7 +31,7 @@ _Config = TypeVar("_Config", bound=BaseModel)
 
 
 def _knob_defaults(value: object) -> object:
-    if not isinstance(value, Mapping):
+    if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
         raise ValueError("must be a mapping of knobs to values")
     for knob in REFERENCE_KNOBS:
         if str(value.get(knob) or "").lstrip()[:5].lower() == "data:":
@@ -54,8 +55,6 @@ class ModelConfig(JudgeWeights):
     layout; `base` and `vae` also a single .safetensors file, local, s3:// or on the hub as OWNER/NAME/FILE. A `base`
     whose UNet already is a `UNetMotionModel` needs no motion adapter.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
     name: str = Field("custom", description="What results call this model.")
     base: str = Field(description="Stable Diffusion 1.5 checkpoint, or a whole PIA pipeline.")
@@ -300,8 +299,8 @@ def check_style_name(name: object) -> None:
         raise ValueError(f'"{DEFAULT_STYLE}" is the style of rows that `model` animates: choose another name')
 
 
-def parse_styles(texts: Iterable[str]) -> dict[str, str]:
-    """The models of style flags by name.
+def parse_styles(texts: Iterable[str], *, setting: str = "--styles") -> dict[str, str]:
+    """The models of style flags by name; `setting` is their name in messages.
 
     Each is `NAME=MODEL`, or `NAME` alone for the model of that name; several are parted by commas.
 
@@ -313,9 +312,11 @@ def parse_styles(texts: Iterable[str]) -> dict[str, str]:
         for part in text.split(","):
             name, _, model = (piece.strip() for piece in part.partition("="))
             if not name or (not model and "=" in part):
-                raise ConfigError(f"--styles {text}: write NAME=MODEL, where MODEL is a named model or a YAML file")
+                raise ConfigError(
+                    f'{setting}: write NAME=MODEL, where MODEL is a named model or a YAML file (got "{text}")'
+                )
             if name in models:
-                raise ConfigError(f'--styles: there are two models for "{name}"')
+                raise ConfigError(f'{setting}: there are two models for "{name}"')
             models[name] = model or name
     return models
 
@@ -327,36 +328,10 @@ def build(kind: type[_Config], values: Mapping[str, Any], *, source: str = "") -
         ConfigError: names the key, with the nearest known one where it is misspelt, and `source` (a file) if given.
     """
     check_settings(kind, values, source=source)
-    prefix = f"{source}: " if source else ""
     try:
         return kind.model_validate(dict(values))
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        text = str(first["msg"]).removeprefix("Value error, ").replace("Input should", "must", 1)
-        if text.startswith("must"):
-            text += f" (got {first['input']!r})"
-        if first["type"] == "extra_forbidden":
-            text = f"there is no such setting.{suggest(str(first['loc'][-1]), ModelConfig.model_fields)}"
-        raise ConfigError(f"{prefix}{where}: {text}" if where else f"{prefix}{text}") from None
-
-
-def check_settings(kind: type[BaseModel], values: Iterable[str], *, source: str = "") -> None:
-    """Refuses names that are no settings of that kind of config.
-
-    Raises:
-        ConfigError: names the first of them, with the nearest known one, and `source` (a file) if given.
-    """
-    knobs = KNOBS if "defaults" in kind.model_fields else ()
-    for key in values:
-        if key in kind.model_fields:
-            continue
-        prefix = f"{source}: " if source else ""
-        if key in knobs:
-            raise ConfigError(f'{prefix}"{key}" is a knob, not a setting: write it under `defaults:`')
-        near = suggest(key, {*kind.model_fields, *knobs})
-        under = " It is a knob: write it under `defaults:`." if near and near.split('"')[1] in knobs else ""
-        raise ConfigError(f'{prefix}there is no setting "{key}".{near}{under}')
+        raise ConfigError(f"{source}: {message_of(error, kind)}" if source else message_of(error, kind)) from None
 
 
 def load_model(name_or_file: str) -> ModelConfig:

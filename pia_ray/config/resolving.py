@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from pia_ray.config.faults import fault_text
 from pia_ray.config.finish_checks import check_finishing
 from pia_ray.config.knob_types import FIRST_VERSION, MOTION_NAMES
 from pia_ray.config.knobs import (
@@ -59,18 +60,20 @@ def _bad_parameter(error: ValidationError) -> BadParameter:
     first = error.errors(include_url=False)[0]
     field = str(first["loc"][0]) if first["loc"] else ""
     knob = KNOBS.get(field)
-    text = str(first["msg"]).removeprefix("Value error, ")
+    text, near = fault_text(first), ""
     value = first.get("input")
     if knob is not None and knob.choices:
-        text = f"must be one of {', '.join(knob.choices)}.{suggest(str(value), knob.choices)}"
+        text, near = f"must be one of {', '.join(knob.choices)}", suggest(str(value), knob.choices)
     elif field == "motion_scale" and isinstance(value, str):
-        text += f".{near}" if (near := suggest(value, MOTION_NAMES)) else ""
-    elif knob is not None and knob.bounds and not text.startswith("must"):
+        near = suggest(value, MOTION_NAMES)
+    elif knob is not None and knob.bounds and first["type"] != "value_error":
         whole = "a whole number from " if knob.type is int else ""
         text = f"must be {whole}{knob.bounds}"
     shown = repr(value)
     shown = shown if len(shown) <= 80 else shown[:77] + "..."
-    return BadParameter(f"{field} {text} (got {shown})" if text.startswith("must") else f"{field}: {text}", field)
+    if not text.startswith("must"):
+        return BadParameter(f"{field}: {text}", field)
+    return BadParameter(f"{field} {text} (got {shown})" + (f".{near}" if near else ""), field)
 
 
 def resolve(

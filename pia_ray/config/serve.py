@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import Field, SecretStr, field_validator, model_validator
 
 from pia_ray.config.acceptance import MOST_RETAKES
+from pia_ray.config.lists import Networks
 from pia_ray.config.marking import MarkingConfig
 from pia_ray.config.model import ModelConfig, build, load_models, parse_styles
 from pia_ray.config.workers import WorkerConfig
@@ -74,7 +75,7 @@ class ServeConfig(WorkerConfig, MarkingConfig):
     max_requests_per_key: int = Field(
         64, ge=1, description="Requests of one key (or address, without keys) that an ingress answers at once."
     )
-    trusted_proxies: tuple[str, ...] = Field(
+    trusted_proxies: Networks = Field(
         (), description="Networks (CIDR) of proxies whose X-Forwarded-For tells the address of a caller without a key."
     )
     gpu_seconds_per_day: float | None = Field(
@@ -165,7 +166,7 @@ class ServeConfig(WorkerConfig, MarkingConfig):
             return values
         models = values.get("models", {"demo": "demo"})
         if isinstance(models, str):
-            models = parse_styles([models])
+            models = parse_styles([models], setting="models")
         first = next(iter(models), "") if isinstance(models, Mapping) else ""
         return {**values, "models": models, "default_model": values.get("default_model") or first}
 
@@ -206,18 +207,6 @@ class ServeConfig(WorkerConfig, MarkingConfig):
                 raise ValueError("each must be the sha256 of a key, 64 hex digits in lower case, with a number")
             if not 0.01 <= weight <= 100:
                 raise ValueError(f"weights go from 0.01 to 100 (got {weight:g})")
-        return value
-
-    @field_validator("trusted_proxies", mode="before")
-    @classmethod
-    def _networks(cls, value: object) -> object:
-        if isinstance(value, str):
-            value = tuple(part.strip() for part in value.split(",") if part.strip())
-        for network in value if isinstance(value, tuple | list) else ():
-            try:
-                ipaddress.ip_network(network)
-            except ValueError:
-                raise ValueError(f'"{network}" is not a valid network: write it as 10.0.0.0/8') from None
         return value
 
     @field_validator("operator_key")

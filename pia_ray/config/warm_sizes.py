@@ -9,6 +9,7 @@ from typing import Annotated, Any, Final, NamedTuple
 from pydantic import BeforeValidator
 
 from pia_ray.config.knobs import AnimationParams
+from pia_ray.config.lists import parts_of
 from pia_ray.config.resolving import parse_params
 from pia_ray.errors import BadParameter
 
@@ -45,8 +46,7 @@ class WarmSize(NamedTuple):
 
 def _warm_sizes(value: object) -> object:
     """The sizes of a list, or of a text with commas, as written: WIDTHxHEIGHTxFRAMES."""
-    if isinstance(value, str):
-        value = tuple(part.strip() for part in value.split(",") if part.strip())
+    value = parts_of(value)
     if not isinstance(value, list | tuple):
         raise ValueError("must be a list of sizes such as [512x512x16]")
     sizes = [_warm_size(each) for each in value]

@@ -6,10 +6,11 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from pia_ray.config.knobs import AnimationParams
 from pia_ray.config.model import ModelConfig
+from pia_ray.config.settings import Settings
 from pia_ray.config.warm_sizes import WarmSizes
 from pia_ray.logs import LogFormat
 
@@ -61,10 +62,8 @@ HexColour = Annotated[str, AfterValidator(_hex_colour)]
 """A colour such as #ffffff."""
 
 
-class WorkerConfig(BaseModel):
+class WorkerConfig(Settings):
     """Settings of one process that animates rows: the models that it keeps, and the rows that denoise together."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
     keep_models: int = Field(
         DEFAULT_KEEP_MODELS,

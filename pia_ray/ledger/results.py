@@ -6,8 +6,9 @@ Reads `results.parquet`; writing it is the ledger's part.
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, get_args, get_type_hints
@@ -16,7 +17,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pia_ray import storage
-from pia_ray.errors import LedgerError, OutputError, StorageDamaged, StorageError, StorageNotFound, VideoError
+from pia_ray.errors import (
+    LedgerError,
+    OutputError,
+    OutputUnavailable,
+    StorageDamaged,
+    StorageError,
+    StorageNotFound,
+    VideoError,
+)
 from pia_ray.ledger import layout
 from pia_ray.result_row import ResultRow
 from pia_ray.temporary_folders import temporary_folder
@@ -147,24 +156,43 @@ def open_results(output: str) -> Iterator[pq.ParquetFile]:
 
     A local file is read where it lies, an object from a temporary copy.
 
+    Errors of the block that are not those of reading the table pass through.
+
     Raises:
         OutputError: as `read_results`, also while the table is read.
     """
-    uri = layout.results_uri(output)
-    try:
-        with _local_copy(uri) as path, pq.ParquetFile(path) as file:
+    with ExitStack() as opened:
+        try:
+            path = opened.enter_context(_local_copy(layout.results_uri(output)))
+            file = opened.enter_context(pq.ParquetFile(path))
+        except (StorageNotFound, FileNotFoundError, NotADirectoryError):
+            raise OutputError(
+                f"there are no results in {output} yet: run `pia-ray animate ... --output {output}`, or, after a run "
+                "that was killed, the same command again"
+            ) from None
+        except StorageDamaged as error:
+            raise OutputError(f"{error.message} `pia-ray ledger rebuild {output}` writes it anew") from None
+        except StorageError as error:
+            kind = OutputUnavailable if error.retryable else OutputError
+            raise kind(f"the results of {output} cannot be read: {error.message}") from None
+        except (pa.ArrowException, OSError) as error:
+            raise _unreadable(output, error) from None
+        try:
             yield file
-    except (StorageNotFound, FileNotFoundError):
-        raise OutputError(
-            f"there are no results in {output} yet: run `pia-ray animate ... --output {output}`, or, after a run that "
-            "was killed, the same command again"
-        ) from None
-    except StorageDamaged as error:
-        raise OutputError(f"{error.message} `pia-ray ledger rebuild {output}` writes it anew") from None
-    except StorageError as error:
-        raise OutputError(f"the results of {output} cannot be read: {error.message}") from None
-    except (pa.ArrowException, OSError) as error:
-        raise OutputError(f"{uri} is damaged ({error}): `pia-ray ledger rebuild {output}` writes it anew") from None
+        except pa.ArrowException as error:
+            raise _unreadable(output, error) from None
+        except OSError as error:
+            if error.errno is not None:
+                raise
+            raise _unreadable(output, error) from None
+
+
+def _unreadable(output: str, error: Exception) -> OutputError:
+    """The error for a table that Arrow does not read. Its errors for damaged files have no number of the system."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return OutputError(f"the results of {output} cannot be read: {os.strerror(error.errno)}")
+    uri = layout.results_uri(output)
+    return OutputError(f"{uri} is damaged ({error}): `pia-ray ledger rebuild {output}` writes it anew")
 
 
 @contextmanager

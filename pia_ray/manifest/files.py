@@ -177,4 +177,5 @@ def _open(root: str, name: str, config: CatalogConfig) -> TableFile:
 def _unread(name: str, error: Exception) -> ManifestError:
     """The error for a manifest whose file could not be read."""
     away = isinstance(error, PiaRayError) and error.retryable
-    return (ManifestUnavailable if away else ManifestError)(f"cannot read {name}: {error}")
+    reason = (error.strerror if isinstance(error, OSError) else None) or error
+    return (ManifestUnavailable if away else ManifestError)(f"cannot read {name}: {reason}")

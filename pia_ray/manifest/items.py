@@ -137,7 +137,7 @@ def row_from_item(item: Mapping[str, Any]) -> ManifestRow:
 
 
 def shared_params(params: str) -> str:
-    """What canonical params say but for prompts and seed: the same text for rows that agree in all other knobs."""
+    """Canonical params without prompts and seed: the same text for rows that agree in all other knobs."""
     return _OF_ONE_ROW.sub("", params)
 
 

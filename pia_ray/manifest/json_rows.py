@@ -24,18 +24,27 @@ _BETWEEN: Final = re.compile(r"\s*,?\s*")
 
 
 def scan_jsonl(file: TableFile) -> TableFile:
-    """The file with its columns; as JSON has no types, a first pass finds the kinds of value each column holds."""
+    """The file with its columns; as JSON has no types, a first pass finds the kinds of value each column holds.
+
+    Raises:
+        ManifestError: nothing in the file is an object.
+    """
     kinds: dict[str, set[str]] = {}
-    num_rows = 0
+    num_rows, first_fault = 0, ""
     for row, _ in _json_rows(file):
         num_rows += 1
         if isinstance(row, str):
+            first_fault = first_fault or row
             continue
         for name, value in row.items():
             kind = "text" if type(value) is str else _json_kind(value)
             if name not in kinds:
                 kinds[name] = set()
             kinds[name].add(kind)
+    if first_fault and not kinds:
+        raise ManifestError(
+            f"{file.name} {first_fault}. A JSON manifest has an object on each line, or is an array of objects"
+        )
     schema = pa.schema([pa.field(name, pa.null(), metadata={"kinds": " ".join(kinds[name])}) for name in kinds])
     return replace(file, schema=schema, num_rows=num_rows)
 
@@ -92,7 +101,7 @@ def _is_line(start: bytes) -> bool:
     """Whether a file that begins with a bracket holds JSON lines: its first line is an array without objects."""
     first, newline, rest = start.partition(b"\n")
     if not newline or not rest.strip():
-        return b"{" not in first
+        return b"{" not in first and bool(first.strip(b"[] \t\r"))
     try:
         return not any(isinstance(value, dict) for value in json.loads(first))
     except ValueError:
@@ -110,7 +119,7 @@ def _line_rows(stream: IO[bytes]) -> Iterator[tuple[dict[str, Any] | str, int]]:
                 continue
             row = _checked(_JSON.decode(text), f"line {number}", may_escape="\\u" in text)
         except UnicodeDecodeError:
-            row = f"(line {number}) is not UTF-8: save the file as UTF-8"
+            row = f"(line {number}) is not UTF-8: save the file as UTF-8, or state its --encoding"
         except (ValueError, RecursionError) as error:
             row = f"(line {number}) is no JSON: {error}"
         yield row, size

@@ -30,6 +30,7 @@ from pia_ray.config.resolving import (
     style_of,
 )
 from pia_ray.errors import BadManifestRow, BadParameter, ManifestError
+from pia_ray.formatting import count_of
 from pia_ray.manifest.item_columns import ItemColumns
 from pia_ray.manifest.items import (
     KEY_VERSION,
@@ -373,7 +374,8 @@ def _duplicates(planner: _Planner, hashes: set[int]) -> str:
     ]
     if len(twice) > _SHOWN_DUPLICATES:
         lines.append(f"and {len(twice) - _SHOWN_DUPLICATES} more")
-    what = "ids that occur more than once: give each row its own"
+    occur = "that occurs more than once" if len(twice) == 1 else "that occur more than once"
+    what = f"{count_of(len(twice), 'id')} {occur}: give each row its own"
     if all(columns.id is None for columns in planner.manifest.columns):
-        what = "rows that occur more than once with the same image and knobs: drop them, or add a column of ids"
-    return f"{planner.manifest.uri} has {len(twice)} {what}\n  " + "\n  ".join(lines)
+        what = f"{count_of(len(twice), 'row')} {occur} with the same image and knobs: drop them, or add a column of ids"
+    return f"{planner.manifest.uri} has {what}\n  " + "\n  ".join(lines)

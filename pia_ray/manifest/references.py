@@ -71,6 +71,8 @@ def locate(reference: str, folder: str, prefix: str = "", *, what: str = "image"
     scheme = match[1].lower() if match else ""
     if scheme == "https":
         reference = "https" + reference[5:]
+        if reference[5:8] != "://" or reference[8:9] in "/?#":  # which the end of the text is too
+            raise BadParameter(f"{what} {_short(reference)} names no host: https://HOST/PATH is needed", what)
         fetched = fetched_url(reference)
         return fetched, unsigned(reference) if unsigned(fetched) == fetched else unsigned(fetched)
     if scheme == "data":

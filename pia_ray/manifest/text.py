@@ -22,6 +22,7 @@ from pia_ray.manifest.tables import CHUNK_BYTES, CHUNK_ROWS, Chunk, TableFile, b
 
 _FIELD_CHARS: Final = 128 * 2**20  # of one CSV cell: room for a data: URL of a picture at the cap of 50 MB
 _DELIMITERS: Final = (",", ";", "\t", "|")
+_NOT_UTF8: Final = "is not UTF-8: save the file as UTF-8, or state its --encoding"
 _SEPARATOR: Final = re.compile(r"\ufeff?\"?sep=(.)\"?\s*", re.IGNORECASE)
 """The first line of files for Excel, which names the delimiter."""
 
@@ -34,7 +35,7 @@ def utf8_of(file: TableFile) -> Iterator[IO[bytes]]:
         ManifestError: the file is not in the encoding that the run states, or that its first bytes show.
     """
     with bytes_of(file.uri) as stream:
-        encoding = file.encoding or _utf16(stream)
+        encoding = file.encoding or _wide_encoding(stream)
         if encoding in (None, "utf-8"):
             yield stream
             return
@@ -51,10 +52,12 @@ def utf8_of(file: TableFile) -> Iterator[IO[bytes]]:
             yield copy
 
 
-def _utf16(stream: IO[bytes]) -> str | None:
-    """The kind of UTF-16 that the first bytes show, by their mark or by the zeros of Latin letters."""
+def _wide_encoding(stream: IO[bytes]) -> str | None:
+    """The kind of UTF-16 or UTF-32 that the first bytes show, by their mark or by the zeros of Latin letters."""
     start = stream.read(256)
     stream.seek(0)
+    if start[:4] in (b"\xff\xfe\0\0", b"\0\0\xfe\xff"):
+        return "utf-32"
     if start[:2] in (b"\xff\xfe", b"\xfe\xff"):
         return "utf-16"
     half = max(1, len(start) // 2)
@@ -118,7 +121,7 @@ def csv_reader(file: TableFile) -> Iterator[tuple[list[str], Iterator[tuple[list
         except csv.Error as error:
             raise ManifestError(f"the header of {file.name} is damaged: {error}") from None
         if undecodable:
-            raise ManifestError(f"the header of {file.name} is not UTF-8: save the file as UTF-8")
+            raise ManifestError(f"the header of {file.name} {_NOT_UTF8}")
         if not header:
             raise ManifestError(f"{file.name} is empty: it has no header")
 
@@ -134,7 +137,7 @@ def csv_reader(file: TableFile) -> Iterator[tuple[list[str], Iterator[tuple[list
                 except StopIteration:
                     return
                 if undecodable and not isinstance(row, str):
-                    row = f"({_lines(start, reader.line_num + skipped)}) is not UTF-8: save the file as UTF-8"
+                    row = f"({_lines(start, reader.line_num + skipped)}) {_NOT_UTF8}"
                 undecodable.clear()
                 if isinstance(row, list) and not any(map(str.strip, row)):
                     continue
@@ -195,9 +198,7 @@ def read_lines(file: TableFile, cells: Sequence[str], passed: pa.Schema) -> Iter
     with utf8_of(file) as stream:
         first = 1
         for chunk in bounded(rows()):
-            bad = {
-                index: "is not UTF-8: save the file as UTF-8" for index, row in enumerate(chunk) if not is_unicode(row)
-            }
+            bad = {index: _NOT_UTF8 for index, row in enumerate(chunk) if not is_unicode(row)}
             arrays = [nulls(column, len(chunk)) for column in passed]
             yield Chunk(first, len(chunk), {"image": chunk}, pa.Table.from_arrays(arrays, schema=passed), bad)
             first += len(chunk)

@@ -1,4 +1,4 @@
-"""How like its picture and its prompt a video is, by the features of a CLIP or DINO model on the device.
+"""Likeness of a video to its picture and its prompt, by the features of a CLIP or DINO model on the device.
 
 Loads the model by transformers from a folder in its layout; `pia_ray.weights` fetches that folder.
 """

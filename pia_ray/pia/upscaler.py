@@ -23,7 +23,7 @@ TILE: Final = 256
 """`Upscaler.tile` at first."""
 
 LEAST_TILE: Final = 32
-"""Where not even a tile of this side fits, the row fails."""
+"""Side of the least tile, in px; where not even that fits in memory, the row fails."""
 
 MARGIN: Final = 24
 """Pixels round a tile that the network sees and that its neighbours show. ESRGAN's own code takes 10."""

@@ -139,7 +139,7 @@ def _checked(url: str | httpx2.URL, *, allow_http: bool = False) -> httpx2.URL:
         raise FetchError("That is not a valid URL.") from None
     if parsed.scheme != "https" and not (allow_http and parsed.scheme == "http"):
         what = f"{parsed.scheme}://" if parsed.scheme else "a URL without a scheme"
-        raise AddressRefused(f"{what} is refused; only https:// is fetched.")
+        raise AddressRefused(f"{what} is refused; only https:// is taken.")
     if parsed.userinfo:
         raise AddressRefused(f"{_shown(parsed)} carries credentials; use a presigned URL or s3:// instead.")
     if parsed.port not in (None, 443) and not _FIRST_FREE_PORT <= parsed.port <= 65_535:

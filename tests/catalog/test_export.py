@@ -17,7 +17,7 @@ from pia_ray.catalog.export.export import Exported, ExportOptions, export_output
 from pia_ray.catalog.export.names import check_name, export_name
 from pia_ray.cli.main import main
 from pia_ray.config.catalog import CatalogConfig
-from pia_ray.errors import ConfigError
+from pia_ray.errors import ConfigError, OutputError
 from pia_ray.media.marking import is_marked
 from pia_ray.media.video import probe
 from tests.catalog.test_local import configure, go, rows_of, videos_of, write
@@ -274,6 +274,13 @@ def test_linked_files_share_their_bytes_with_the_output(out: str, tmp_path: Path
 def test_the_output_is_not_exported_into_itself(out: str, target: str) -> None:
     with pytest.raises(ConfigError, match="a folder that runs write to"):
         export(out, storage.join(out, target))
+
+
+def test_a_target_that_cannot_be_written_is_named_and_not_the_results(out: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("a file")
+    with pytest.raises(OutputError, match=r"the export stopped: cannot write .*file") as caught:
+        export_output(out, str(tmp_path / "file"), options=ExportOptions())
+    assert "results" not in caught.value.message
 
 
 @pytest.mark.parametrize("url", ["cdn.example", "ftp://cdn.example/", "https://cdn.example/?a=b", "https://["])

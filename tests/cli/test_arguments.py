@@ -87,6 +87,7 @@ def test_a_setting_comes_from_a_flag_then_a_variable_then_the_file(
         ("PIA_RAY_DETECT_CHANGES", "maybe", "PIA_RAY_DETECT_CHANGES must be true or false"),
         ("PIA_RAY_ACTORS", "some", "settings from the environment: PIA_RAY_ACTORS"),
         ("PIA_RAY_MODEL", "dmo", 'Did you mean "demo"?'),
+        ("PIA_RAY_NUM_FRAMES", "8", "num_frames is a knob of a row, which no variable sets: give --num-frames, or"),
         ("PIA_RAY_OUTPTU", "out", "there is no variable PIA_RAY_OUTPTU. Did you mean PIA_RAY_OUTPUT?"),
     ],
 )
@@ -142,6 +143,8 @@ def test_a_shell_completes_commands_flags_and_the_values_of_knobs(tmp_path: Path
     assert completions("pia-ray an", tmp_path) == {"animate"}
     assert "--num-frames" in completions("pia-ray image --num-", tmp_path)
     assert {"dpm++2m", "dpm++2s"} <= completions("pia-ray animate --scheduler dpm", tmp_path)
+    assert completions("pia-ray image --motion-scale loop-l", tmp_path) == {"loop-large"}
+    assert "realistic-vision" in completions("pia-ray animate --model real", tmp_path)
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

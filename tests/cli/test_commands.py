@@ -22,6 +22,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
 import yaml
 from rich.console import Console
 
@@ -258,16 +259,32 @@ def test_a_bad_flag_exits_2_and_is_named(pia: Pia, tmp_path: Path, words: list[s
         ("outptu: out", 'run.yaml: there is no setting "outptu". Did you mean "output"?'),
         ("guidance_scale: 5", 'run.yaml: "guidance_scale" is a knob, not a setting: write it under `defaults:`'),
         ("guidance_scal: 5", 'Did you mean "guidance_scale"? It is a knob: write it under `defaults:`.'),
-        ("model: {base: x, num_frames: 5}", "model.num_frames: there is no such setting"),
+        ("model: {base: x, num_frames: 5}", 'run.yaml: model: "num_frames" is a knob, not a setting'),
         ("defaults: {num_frames: 0}", "run.yaml: defaults: num_frames must be a whole number from 1 to 256 (got 0)"),
         ("defaults: [1]", "defaults: must be a mapping of knobs to values"),
-        ("model: {base: x, bse: y}", 'model.bse: there is no such setting. Did you mean "base"?'),
-        ("model: {name: x}", "model.base: Field required"),
+        ("defaults: {1: 2}", "defaults: must be a mapping of knobs to values"),
+        ("defaults: {max_attempts: 2}", 'defaults: "max_attempts" is a setting, not a knob: write it outside of'),
+        ("model: {base: x, bse: y}", 'run.yaml: model: there is no setting "bse". Did you mean "base"?'),
+        ("model: {bse: y}", 'run.yaml: model: there is no setting "bse". Did you mean "base"?'),
+        ("model: {name: x}", "run.yaml: model.base is missing"),
+        ("model: {base: x, loras: {a: {wieght: 1}}}", 'model.loras.a: there is no setting "wieght". Did you mean "w'),
+        ("model: {base: x, loras: {a: {path: y, weight: true}}}", "model.loras.a.weight: must be a number, not true"),
+        ("styles: {cool: {bse: y}}", 'styles.cool: there is no setting "bse". Did you mean "base"?'),
+        ("styles: [demo]", "styles: must be a mapping (got ['demo'])"),
         ("model: dmo", 'Did you mean "demo"?'),
         ("actors: [1, 2, 3]", "run.yaml: actors"),
-        ("limit: many", "run.yaml: limit: must be a valid integer"),
+        ("actors: [1, x]", "run.yaml: actors: must be a number or MIN:MAX"),
+        ("actors: true", "run.yaml: actors: must be a number or MIN:MAX"),
+        ("retry: [[timeout]]", "run.yaml: retry: must be"),
+        ("remake: [{missing: 1}]", "run.yaml: remake: must be"),
+        ("limit: many", "run.yaml: limit: must be a whole number (got 'many')"),
+        ("limit: yes", "run.yaml: limit: must be a number, not true or false (got True)"),
+        ("deadline_s: .inf", "run.yaml: deadline_s: must be a finite number (got inf)"),
+        ("review: ''", "run.yaml: review: must not be empty"),
+        ("limit: 2024-13-45", "run.yaml is not valid YAML: month must be in 1..12"),
+        ("limit: 1\nlimit: 2", 'run.yaml is not valid YAML: "limit" occurs twice (line 2, column 1)'),
         ("- a\n- b", "must be a mapping of settings to values"),
-        ("a: [", "run.yaml is not YAML"),
+        ("a: [", "run.yaml is not valid YAML"),
     ],
 )
 def test_a_bad_config_file_exits_2_with_file_and_key(pia: Pia, tmp_path: Path, text: str, told: str) -> None:
@@ -275,7 +292,38 @@ def test_a_bad_config_file_exits_2_with_file_and_key(pia: Pia, tmp_path: Path, t
     ended = pia("animate", good(tmp_path), "--output", "out", "--config", "run.yaml")
     assert ended.code == 2
     assert told in ended.err
+    assert len(ended.err.splitlines()) == 1
     assert not Path("out").exists()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "header: ['cdn.example.com:Authorization': 'Bearer hush']",
+        "on_end_secret: [hush]",
+        "on_end_secret: {a: hush}",
+    ],
+)
+def test_an_error_quotes_no_secret(pia: Pia, tmp_path: Path, text: str) -> None:
+    Path("run.yaml").write_text(text)
+    ended = pia("validate", good(tmp_path), "--config", "run.yaml")
+    assert ended.code == 2
+    assert "run.yaml: " in ended.err
+    assert "hush" not in ended.err
+
+
+def test_an_error_quotes_the_beginning_of_a_long_value(pia: Pia, tmp_path: Path) -> None:
+    Path("run.yaml").write_text("user_agent: " + 5000 * "\u00e4")
+    ended = pia("validate", good(tmp_path), "--config", "run.yaml")
+    assert ended.code == 2
+    assert len(ended.err) < 200
+
+
+def test_keys_that_a_merged_mapping_also_has_occur_once(pia: Pia, tmp_path: Path) -> None:
+    Path("run.yaml").write_text(
+        "styles:\n  a: &a {<<: &b {base: embedded, dtype: float32}, dtype: float16}\nmodel: {<<: *a, dtype: bfloat16}\n"
+    )
+    assert pia("validate", good(tmp_path), "--config", "run.yaml").code == 0
 
 
 @pytest.mark.parametrize(
@@ -301,6 +349,89 @@ def test_a_model_that_cannot_be_had_exits_2_before_anything_is_written(
     assert ended.code == 2
     assert told in ended.err
     assert not Path("out").exists()
+
+
+@pytest.mark.parametrize("command", [["gallery"], ["judge", "--accept", "likeness>=0"], ["export", "--to", "there"]])
+def test_an_output_that_is_a_file_has_no_results(pia: Pia, tmp_path: Path, command: list[str]) -> None:
+    Path("m.csv").write_text("image\n")
+    ended = pia(*command, "m.csv")
+    assert ended.code == 2
+    assert ended.err.startswith("pia-ray: there are no results in m.csv yet")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--on-end", "example.com/done"], "on_end: a URL without a scheme is refused"),
+        (["--on-end-secret", "hush"], "on_end_secret must begin with whsec_, or name a file"),
+    ],
+)
+def test_a_check_of_a_run_also_checks_where_its_end_is_told(
+    pia: Pia, tmp_path: Path, words: list[str], told: str
+) -> None:
+    for command in (["validate"], ["animate", "--output", "out", "--dry-run"]):
+        ended = pia(*command, good(tmp_path), "--model", "demo", *words)
+        assert ended.code == 2
+        assert told in ended.err
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--condition-frame", "99"], "condition_frame must be 0 to 15 for a video of 16 frames (got 99)"),
+        (["--lora", "pixar"], 'there is no LoRA "pixar"'),
+    ],
+)
+def test_knobs_of_one_picture_are_checked_before_weights_are_searched(
+    pia: Pia, tmp_path: Path, words: list[str], told: str
+) -> None:
+    Path("cat.png").write_bytes(draw_picture((64, 48), seed=1))
+    Path("model.yaml").write_text("base: nowhere\n")
+    ended = pia("image", "cat.png", "-o", "cat.mp4", "--prompt", "a cat", "--model", "model.yaml", *words)
+    assert ended.code == 1
+    assert told in ended.err
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--json", "nowhere/card.json"], "there is no folder"),
+        (["--against", "nowhere"], "--against: there is no card nowhere"),
+        (["--steps", "0"], "rounds, steps, frames and batches must be at least 1"),
+        (["--frames", "0"], "rounds, steps, frames and batches must be at least 1"),
+        (["--side", "100"], "side must be a multiple of 8 (got 100)"),
+        (["--side", "0"], "side must be a multiple of 8 (got 0)"),
+    ],
+)
+def test_a_benchmark_that_cannot_be_run_or_kept_exits_2_at_once(pia: Pia, words: list[str], told: str) -> None:
+    ended = pia("bench", "--size", "demo", *words)
+    assert ended.code == 2
+    assert told in ended.err
+
+
+def test_a_price_is_a_number(pia: Pia, tmp_path: Path) -> None:
+    for price in ("nan", "inf", "-1"):
+        ended = pia("estimate", good(tmp_path), "--model", "demo", "--price-per-hour", price)
+        assert ended.code == 2
+        assert "--price-per-hour must be 0 or more" in ended.err
+
+
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [
+        ("storage: a.file", "cannot write"),
+        ("webhook_secret: hush", "webhook_secret must be whsec_"),
+        ("api_keys: nowhere", "nowhere"),
+    ],
+)
+def test_an_endpoint_that_cannot_work_exits_2_before_ray_starts(pia: Pia, setting: str, told: str) -> None:
+    Path("a.file").write_text("a file")
+    Path("serve.yaml").write_text(f"port: 0\n{setting}\n")
+    ended = pia("serve", "--config", "serve.yaml")
+    assert ended.code == 2
+    assert told in ended.err
+    assert "hush" not in ended.err
+    assert not ray.is_initialized()
 
 
 def test_a_cluster_that_does_not_answer_exits_2_at_once(pia: Pia, tmp_path: Path) -> None:
@@ -357,6 +488,7 @@ def test_a_dry_run_of_a_manifest_with_bad_rows_names_them_and_exits_1(pia: Pia, 
     manifest = good(tmp_path, num_frames=999)
     ended = pia("animate", manifest, "--output", "out", "--model", "demo", "--dry-run")
     assert ended.code == 1
+    assert ended.out.count("columns ") == 1
     assert "num_frames must be" in ended.out
     assert "1 bad" in ended.out
 
@@ -1092,3 +1224,9 @@ def test_an_error_of_a_command_is_one_json_object_where_logs_are(tmp_path: Path)
 def test_verbose_commands_log_no_request_whose_url_may_be_presigned(pia: Pia, client: str):
     pia("models", "list", "-v")
     assert not logging.getLogger(client).isEnabledFor(logging.INFO)
+
+
+def test_a_judgement_needs_a_bound(pia: Pia) -> None:
+    ended = pia("judge", "out", "--accept", "")
+    assert ended.code == 2
+    assert "there is no bound" in ended.err

@@ -192,3 +192,14 @@ def test_a_failed_job_stays_longer_than_a_completed_or_cancelled_one(prefix: str
     time.sleep(1)
     assert jobs.sweep() == 1
     assert [job.id for job in jobs.each()] == [failed.id]
+
+
+@pytest.mark.parametrize("action", [["list"], ["show", "video_x"], ["purge", "--status", "failed"]])
+def test_a_storage_that_does_not_exist_exits_2_and_is_not_made(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], action: list[str]
+) -> None:
+    assert main(["jobs", *action, "--storage", str(tmp_path / "srve")]) == 2
+    assert (
+        capsys.readouterr().err == f"pia-ray: there is no folder {tmp_path}/srve: give the endpoint's own --storage\n"
+    )
+    assert not (tmp_path / "srve").exists()

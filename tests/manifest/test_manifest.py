@@ -158,7 +158,7 @@ def test_a_csv_row_that_is_not_utf8_is_rejected_alone(tmp_path):
     code, message = rejection(path)
     assert (code, message) == (
         "bad_manifest_row",
-        "row 1 of m.csv (line 2) is not UTF-8: save the file as UTF-8",
+        "row 1 of m.csv (line 2) is not UTF-8: save the file as UTF-8, or state its --encoding",
     )
     assert items_of(path)[1]["error_code"] is None
 
@@ -170,7 +170,7 @@ def test_a_csv_header_with_one_name_twice_is_refused(tmp_path):
 
 def test_a_csv_header_that_is_not_utf8_is_refused(tmp_path):
     path = write(tmp_path / "m.csv", "id,image,prompt,pa\xefs\na,x.png,p,q\n".encode("latin-1"))
-    assert refusal(path) == "the header of m.csv is not UTF-8: save the file as UTF-8"
+    assert refusal(path) == "the header of m.csv is not UTF-8: save the file as UTF-8, or state its --encoding"
 
 
 def test_a_column_without_a_name_is_left_out(tmp_path):
@@ -198,7 +198,7 @@ def test_bad_json_lines_are_rejected_alone(tmp_path):
     assert messages[0].startswith("row 2 of m.jsonl (line 2) is no JSON: Expecting property name")
     assert messages[1] == "row 3 of m.jsonl (line 3) is no JSON object"
     assert messages[2] == "row 4 of m.jsonl (line 5) is no JSON: NaN is no JSON number"
-    assert messages[3] == "row 6 of m.jsonl (line 7) is not UTF-8: save the file as UTF-8"
+    assert messages[3] == "row 6 of m.jsonl (line 7) is not UTF-8: save the file as UTF-8, or state its --encoding"
     assert "row 7 of m.jsonl (line 8) holds a lone surrogate" in messages[4]
 
 
@@ -450,6 +450,8 @@ def test_an_unknown_extension_is_refused_with_the_known_ones(tmp_path):
         ("m.csv", b"id,image,prompt\n"),
         ("m.jsonl", b""),
         ("m.jsonl", b"\n\n"),
+        ("m.json", b"[]"),
+        ("m.json", b" [ ]\n"),
         ("m.csv.gz", gzip.compress(b"image,prompt\n", mtime=0)),
     ],
 )
@@ -617,6 +619,8 @@ def test_references_are_resolved_and_identified_as_written(tmp_path, written, im
         ("ftp://x.org/a.png", "ftp:// is not read; use a path, s3://, https:// or data:"),
         ("gs://bucket/a.png", "gs:// is not read"),
         ("s3://bucket", "names no object"),
+        ("https://", "names no host"),
+        ("https:///a.png", "names no host"),
         ("file://host/a.png", "needs three slashes"),
         ("data:image/png;base64,@@@", "damaged base64"),
         ("data:nothing", "not a valid data: URL"),
@@ -765,7 +769,7 @@ def test_at_most_twenty_duplicate_ids_are_listed(tmp_path):
 
 def test_equal_rows_without_ids_are_duplicates(tmp_path):
     message = refusal(write(tmp_path / "m.csv", "image,prompt\nx.png,p\nx.png,q\nx.png,p\n"))
-    assert "1 rows that occur more than once with the same image and knobs" in message
+    assert "1 row that occurs more than once with the same image and knobs" in message
     assert "row 1 of m.csv, row 3 of m.csv" in message
 
 
@@ -990,7 +994,7 @@ def test_planning_by_template_equals_planning_each_row_alone(tmp_path, seed):
     path = write_jsonl(tmp_path / "m.jsonl", rows)
     config = config_of(path, **settings)
     items = []
-    with pytest.raises(ManifestError, match="occur more than once"):  # as cells are drawn at random
+    with pytest.raises(ManifestError, match=r"occurs? more than once"):  # as cells are drawn at random
         for table in manifest.plan(opened(path, **settings), config, model_version="v1"):
             items.extend(table.to_pylist())
     num_rejected = 0

@@ -74,9 +74,9 @@ def test_a_line_for_excel_names_the_delimiter(first: str, tmp_path: Path) -> Non
     assert "row 2 of m.csv (line 4) has 4 cells, the header 3" in bad["error_message"]
 
 
-@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-8-sig"])
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-8-sig"])
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "json"])
-def test_utf16_is_read_with_and_without_its_mark(
+def test_utf16_and_utf32_are_read_with_their_mark_and_utf16_without_it(
     encoding: str, kind: str, tmp_path: Path, expected: list[dict[str, Any]]
 ) -> None:
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS)
@@ -150,3 +150,18 @@ def test_notes_and_captions_of_a_folder_are_no_tables_but_named_ones_are(tmp_pat
         write(tmp_path / name, json.dumps([ROWS[0]]))
     assert [item["image_identity"] for item in items_of(tmp_path, defaults={"prompt": "p"})] == ["a.png"]
     assert [item["id"] for item in items_of(f"{tmp_path}/*.json")] == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        ('{\n  "image": "a.png",\n  "prompt": "waves"\n}\n', "(line 1) is no JSON"),
+        ('["a.png", "b.png"]', "(line 1) is no JSON object"),
+        ("null", "(line 1) is no JSON object"),
+    ],
+)
+def test_json_without_an_object_is_refused_with_its_first_fault(tmp_path: Path, content: str, fault: str) -> None:
+    with pytest.raises(ManifestError) as caught:
+        items_of(write(tmp_path / "m.json", content))
+    assert caught.value.message.startswith(f"m.json {fault}")
+    assert "an object on each line, or is an array of objects" in caught.value.message

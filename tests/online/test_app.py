@@ -312,6 +312,7 @@ def test_a_wrong_query_parameter_names_its_field():
     with client_of(ScriptedRenderer(), routers=(routes,)) as client:
         answer = client.get("/v1/numbers?limit=many")
     assert (answer.status_code, answer.json()["error"]["param"]) == (422, "limit")
+    assert answer.json()["error"]["message"] == "limit must be a whole number"
 
 
 def test_a_request_id_that_does_not_fit_a_log_is_replaced(client: TestClient):

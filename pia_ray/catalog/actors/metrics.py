@@ -21,7 +21,7 @@ from pia_ray.catalog.rows.in_flight import InFlightRows
 from pia_ray.result_row import SUCCEEDED
 
 EVERY_S: Final = 2.0
-"""Seconds between two looks at the counts of a process; Ray exports them every 10 s."""
+"""Seconds between two reads of the counts of a process; Ray exports them every 10 s."""
 
 NO_USAGE: Final = storage.Usage({}, {}, 0, 0)
 

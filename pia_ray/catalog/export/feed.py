@@ -11,14 +11,13 @@ from contextlib import ExitStack
 from datetime import date, datetime, time
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Literal, Self, get_args
+from typing import Any, Final, Literal, Self
 from urllib.parse import quote, urlsplit
 
 from pia_ray import storage
 from pia_ray.errors import ConfigError
 
 FeedFormat = Literal["csv", "jsonl", "both"]
-FEED_FORMATS: Final[tuple[str, ...]] = get_args(FeedFormat)
 
 FACTS: Final = ("id", "video_index", "width", "height", "fps", "duration_s")
 """Columns of the results that every line has."""

@@ -55,7 +55,7 @@ class PrefetchTuner:
     def __call__(self, limit: int, waiting: int) -> int:
         """The new number, after a row has ended while so many others wait to begin."""
         with self._lock:
-            if self._begun_at is None:  # the engine's wait for its first row tells nothing
+            if self._begun_at is None:  # the engine's wait for its first row says nothing of later ones
                 self._begin()
                 return limit
             self._ended += 1

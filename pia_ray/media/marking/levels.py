@@ -1,4 +1,4 @@
-"""How much of its making a file tells."""
+"""The levels of provenance: the part of its making that a file states."""
 
 from __future__ import annotations
 

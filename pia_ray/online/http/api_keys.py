@@ -96,8 +96,10 @@ def _stamp(file: Path) -> _Stamp:
 def _read(file: Path) -> tuple[bytes, ...]:
     try:
         lines = file.read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"api_keys: cannot read {file}: {error}") from None
+    except OSError as error:
+        raise ConfigError(f"api_keys: cannot read {file}: {error.strerror or error}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"api_keys: {file} is not UTF-8: it has the sha256 of a key on each line") from None
     hashes = []
     for number, line in enumerate(lines, 1):
         text = line.partition("#")[0].strip()

@@ -14,6 +14,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+from pia_ray.config.faults import fault_text
 from pia_ray.errors import (
     BadParameter,
     Busy,
@@ -23,6 +24,7 @@ from pia_ray.errors import (
     Unauthorized,
     UnexpectedError,
 )
+from pia_ray.online.public_errors import shortened
 from pia_ray.online.video_jobs import public_error
 
 _UNAVAILABLE: Final = 503
@@ -86,7 +88,10 @@ async def of_validation(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     param = str(first["loc"][-1])
-    text = f"{param}: {first['msg']}"
+    fault = fault_text(first)
+    text = f"{param} {fault}" if fault.startswith(("must", "is ")) else f"{param}: {fault}"
+    if first["type"] == "extra_forbidden":
+        text = f'there is no parameter "{shortened(param)}" here'
     return JSONResponse(body(text, code="bad_parameter", kind=_kind(422), param=param), status_code=422)
 
 

@@ -15,10 +15,14 @@ import ray.exceptions
 from ray import serve
 
 from pia_ray.config.serve import ServeConfig
+from pia_ray.media.marking import check_signing
+from pia_ray.online.http.api_keys import KeyRing
 from pia_ray.online.serve.deployments import build_endpoint, end_s
 from pia_ray.online.serve.engines import MakeAnimator
 from pia_ray.online.serve.ports import held_port
 from pia_ray.online.serve.proxy import PROXY_CALLBACK, proxy_middlewares
+from pia_ray.online.video_jobs import JobStore
+from pia_ray.online.video_jobs.webhooks import Webhooks
 from pia_ray.pia import make_animator
 from pia_ray.ray_runtime import own_cluster, ray_errors
 
@@ -45,11 +49,13 @@ def run_server(
 
     Raises:
         ConfigError: a setting is wrong, or the port is taken.
+        OutputError: the storage cannot be written.
         WeightsError: a model cannot be found.
         JobError: Ray or the endpoint could not be started.
     """
     stop = stop or threading.Event()
     with held_port(config.host, config.port) as port:
+        _check(config)
         _serve(
             _with_threads(config.model_copy(update={"port": port})), ready=ready, make_animator=make_animator, stop=stop
         )
@@ -83,6 +89,15 @@ def _serve(
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
+
+
+def _check(config: ServeConfig) -> None:
+    """Refuses, before Ray starts, what its replicas would refuse."""
+    check_signing(config)
+    KeyRing(config.api_keys, allow_anonymous=config.allow_anonymous)
+    if (secret := config.webhook_secret) is not None:
+        Webhooks(secret.get_secret_value())
+    JobStore(config.storage).check()
 
 
 def _with_threads(config: ServeConfig) -> ServeConfig:

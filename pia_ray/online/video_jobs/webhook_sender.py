@@ -151,7 +151,7 @@ class WebhookSender:
                 self._places[host] += 1
                 try:
                     if await loop.run_in_executor(threads, self._try, at):
-                        del self._hosts[entry.id]
+                        self._hosts.pop(entry.id, None)  # others may have displaced it
                 finally:
                     self._leave(host)
         except (JobConflict, JobNotFound):

@@ -54,7 +54,7 @@ def read_pickle(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _load(path: Path) -> tuple[Any, list[str]]:
-    """What the file holds, and the foreign classes and functions in it."""
+    """The content of the file, and the foreign classes and functions in it."""
     foreign: list[str] = []
     while True:
         try:

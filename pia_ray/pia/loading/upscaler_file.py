@@ -16,7 +16,7 @@ from pia_ray.pia.loading.checkpoint_tensors import read_tensors
 from pia_ray.pia.upscaler import Upscaler
 
 _WRAPPERS: Final = ("params_ema.", "params-ema.", "params.", "model_state_dict.", "state_dict.", "net.")
-"""What trainers put before the names of all tensors; of several, the first is taken."""
+"""Prefixes that trainers put before the names of all tensors; of several, the first is taken."""
 
 
 def read_upscaler(path: Path, device: torch.device) -> Upscaler:

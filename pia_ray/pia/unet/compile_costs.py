@@ -95,17 +95,21 @@ class CompileCosts:
         if self._is_read:
             return
         self._is_read = True
-        own = self._file().get(self._about, {})
+        content = self._file()
         for name, values in self._parts().items():
-            found = own.get(name) if isinstance(own, dict) else None
-            for key, value in found.items() if isinstance(found, dict) else ():
-                if isinstance(value, int | float) and value > 0:
-                    values[str(key)] = float(value)
+            values.update(self._kept(content, name))
         self._earlier = frozenset(self._compile_s)
 
     def _parts(self) -> dict[str, dict[str, float]]:
         """What the file holds of a model, by name."""
         return {"compile_s": self._compile_s, "cached_s": self._cached_s, "gain": self._gains}
+
+    def _kept(self, content: Mapping[str, Any], name: str) -> dict[str, float]:
+        """The values of that name in the file's content, without what is damaged."""
+        own = content.get(self._about)
+        found = own.get(name) if isinstance(own, dict) else None
+        pairs = found.items() if isinstance(found, dict) else ()
+        return {str(key): float(value) for key, value in pairs if isinstance(value, int | float) and value > 0}
 
     def _file(self) -> dict[str, Any]:
         """The file's content, of all models; empty where there is none, or it is damaged."""
@@ -118,16 +122,22 @@ class CompileCosts:
     def _write(self) -> None:
         if self._path is None:
             return
-        own = {name: _latest(values) for name, values in self._parts().items()}
-        text = json.dumps({**self._file(), self._about: own}, indent=1)
         temporary = self._path.with_name(f".{FILE}.{os.getpid()}")
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(text)
-            temporary.replace(self._path)
-        except OSError as error:
-            temporary.unlink(missing_ok=True)
-            log.warning("the measured seconds of compiled code are not kept: %s", error)
+        with _writing:
+            content = self._file()
+            own = {name: _latest({**self._kept(content, name), **values}) for name, values in self._parts().items()}
+            text = json.dumps({**content, self._about: own}, indent=1)
+            try:
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                temporary.write_text(text)
+                temporary.replace(self._path)
+            except OSError as error:
+                temporary.unlink(missing_ok=True)
+                log.warning("the measured seconds of compiled code are not kept: %s", error)
+
+
+_writing = threading.Lock()
+"""Held by one writer of this process, since a UNet, its decoder and other models write to one file."""
 
 
 def _known(values: Mapping[str, float], key: str, assumed: float) -> float:

@@ -27,10 +27,6 @@ Layers = tuple[torch.Tensor, ...]
 """One tensor for each cross-attention, in the order of the UNet's modules."""
 
 
-Project = Callable[[Attention], tuple[torch.Tensor, torch.Tensor]]
-"""A prompt's or picture's keys and values by one cross-attention, each [L, heads x d]."""
-
-
 class Projections(NamedTuple):
     """The keys and values of one prompt or picture, each [heads, L, d]."""
 

@@ -35,7 +35,7 @@ class ChosenLinear(nn.Linear):
 
 
 def product(states: torch.Tensor, layer: nn.Linear | nn.Conv2d) -> torch.Tensor:
-    """What a linear layer, or a 1x1 convolution, makes of each row: [..., I] -> [..., O].
+    """The output of a linear layer, or of a 1x1 convolution, for each row: [..., I] -> [..., O].
 
     By the faster library, where the layer has choices.
     """

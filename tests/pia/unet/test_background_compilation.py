@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -159,6 +160,23 @@ def test_measured_costs_are_kept_for_the_next_process(tmp_path: Path) -> None:
     third = CompileCosts(assumed, folder=tmp_path, about="model on one CPU")
     assert (third.of(("small",)).compile_s, third.of(("large",)).compile_s) == (6.0, 40.0)
     assert set(json.loads((tmp_path / "costs.json").read_text())) == {"model on one CPU", "another model"}
+
+
+def test_costs_that_two_parts_of_a_model_measure_at_the_same_time_are_all_kept(tmp_path: Path) -> None:
+    parts = [CompileCosts(Cost(95.0, 1.1), folder=tmp_path, about="model on one CPU") for _ in ("unet", "decoder")]
+    for part in parts:
+        assert part.of(("any",)).compile_s == 95.0  # read before the other has written
+
+    def measure(part: CompileCosts, name: str) -> None:
+        for number in range(20):
+            part.record_seconds((name, number), 1.0 + number)
+
+    with ThreadPoolExecutor() as pool:
+        for measured in [pool.submit(measure, part, name) for part, name in zip(parts, "ab", strict=True)]:
+            measured.result()
+    again = CompileCosts(Cost(95.0, 1.1), folder=tmp_path, about="model on one CPU")
+    assert [again.of((name, 19)).compile_s for name in "ab"] == [20.0 * CACHED_SHARE] * 2
+    assert len(json.loads((tmp_path / "costs.json").read_text())["model on one CPU"]["compile_s"]) == 40
 
 
 @pytest.mark.parametrize("content", [b"damaged", b"[]", b'{"model": 3}', b'{"model": {"gain": {"x": "fast"}}}'])
