@@ -73,10 +73,14 @@ def pytest_runtest_setup() -> None:
 
 @pytest.fixture(scope="session")
 def ray_address() -> Iterator[str]:
-    """The address of a Ray cluster without GPUs for all tests that only need one, in processes of its own."""
-    from tests.ray_head import RayHead  # most tests need no Ray
+    """The address of a Ray cluster without GPUs for all tests that only need one, in processes of its own.
 
-    with RayHead() as head:
+    Its workers reach the S3 server of this process's tests.
+    """
+    from tests.ray_head import RayHead  # most tests need no Ray
+    from tests.s3_server import shared_server
+
+    with RayHead(shared_server().environment) as head:
         yield head.address
 
 

@@ -79,7 +79,7 @@ def test_the_full_size_on_a_cpu_makes_one_small_row_at_a_time(monkeypatch: pytes
 
 
 @pytest.mark.heavy
-def test_the_command_prints_a_card_and_one_json_line_last(tmp_path: Path) -> None:
+def test_the_command_and_its_job_print_a_card_and_one_json_line_last(tmp_path: Path) -> None:
     flags = [
         "--size",
         "demo",
@@ -94,9 +94,9 @@ def test_the_command_prints_a_card_and_one_json_line_last(tmp_path: Path) -> Non
         "--offload",
         "model",
     ]
-    program = "import sys; from pia_ray.cli.main import main; sys.exit(main())"
+    job = Path(__file__).parents[2] / "jobs" / "benchmark.py"  # the command with these words
     done = subprocess.run(
-        [sys.executable, "-c", program, "bench", *flags, "--json", str(tmp_path / "card.json")],
+        [sys.executable, str(job), *flags, "--json", str(tmp_path / "card.json")],
         capture_output=True,
         text=True,
         timeout=600,

@@ -25,17 +25,16 @@ from pia_ray.animation import Animation, OnStep
 from pia_ray.catalog.local import run_local
 from pia_ray.catalog.progress import Progress, RunSummary
 from pia_ray.config.catalog import CatalogConfig
-from pia_ray.config.model import ModelConfig, build
+from pia_ray.config.model import build
 from pia_ray.errors import DeviceLost, JobError, LeaseHeld, ManifestError
 from pia_ray.media.video import probe
 from pia_ray.testing import FakeAnimator, make_catalog
 from pia_ray.testing.catalogs import draw_picture
 from pia_ray.types import AnimationRequest
+from tests.models import DEMO
 from tests.s3_server import s3, s3_server
 
 __all__ = ["s3", "s3_server"]  # fixtures
-
-DEMO = ModelConfig.named("demo").model_copy(update={"long_edge": 64})
 
 
 def configure(manifest: Path, output: Path, **settings: Any) -> CatalogConfig:

@@ -20,16 +20,15 @@ from pia_ray.catalog.local import run_local
 from pia_ray.catalog.progress import Progress, RunSummary
 from pia_ray.catalog.rows.outage import NO_OUTAGE, Outage, Sources
 from pia_ray.config.catalog import CatalogConfig
-from pia_ray.config.model import ModelConfig, build
+from pia_ray.config.model import build
 from pia_ray.errors import FetchUnavailable, HubUnavailable, OutputError, OutputUnavailable, TooManyFailures
 from pia_ray.testing import FakeAnimator, draw_picture, make_catalog
 from pia_ray.types import AnimationRequest, ManifestRow
 from tests.chaos_proxy import ChaosProxy, chaos
+from tests.models import DEMO
 from tests.s3_server import s3_server
 
 __all__ = ["chaos", "s3_server"]  # fixtures
-
-DEMO = ModelConfig.named("demo").model_copy(update={"long_edge": 64})
 
 
 @pytest.fixture

@@ -11,12 +11,12 @@ import pytest
 from pia_ray import ledger, read_results
 from pia_ray.catalog.local import run_local
 from pia_ray.config.catalog import CatalogConfig
-from pia_ray.config.model import ModelConfig, build
+from pia_ray.config.model import build
 from pia_ray.errors import ConfigError, LeaseHeld
 from pia_ray.ledger import Lease
 from pia_ray.testing import FakeAnimator, make_catalog
+from tests.models import DEMO
 
-DEMO = ModelConfig.named("demo").model_copy(update={"long_edge": 64})
 ROWS = 9
 
 

@@ -13,12 +13,11 @@ from pia_ray import read_results
 from pia_ray.catalog.local import run_local
 from pia_ray.cli.main import main
 from pia_ray.config.catalog import CatalogConfig
-from pia_ray.config.model import ModelConfig, build
+from pia_ray.config.model import build
 from pia_ray.errors import ConfigError
 from pia_ray.testing import FakeAnimator
+from tests.models import DEMO
 from tests.picture_host import PictureHost, picture_host
-
-DEMO = ModelConfig.named("demo").model_copy(update={"long_edge": 64})
 
 
 @pytest.fixture

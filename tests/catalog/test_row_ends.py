@@ -35,12 +35,12 @@ from pia_ray.catalog.rows.stages import Stages
 from pia_ray.catalog.stopping import CONTAINER_GRACE_S, GRACE_S, grace_of
 from pia_ray.catalog.worker import CatalogWorker
 from pia_ray.config.catalog import CatalogConfig
-from pia_ray.config.model import ModelConfig, build
+from pia_ray.config.model import build
 from pia_ray.errors import DeviceLost, PiaRayError
 from pia_ray.testing import FakeAnimator, draw_picture, make_fake
 from pia_ray.types import AnimationRequest, ManifestRow
+from tests.models import DEMO
 
-DEMO = ModelConfig.named("demo").model_copy(update={"long_edge": 64})
 STEPS = 8
 """Denoising steps of the demo model."""
 

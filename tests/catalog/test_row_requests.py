@@ -10,15 +10,15 @@ import pytest
 from pia_ray import ledger, manifest, storage, weights
 from pia_ray.catalog.worker import CatalogWorker
 from pia_ray.config.catalog import CatalogConfig
-from pia_ray.config.model import ModelConfig, build
+from pia_ray.config.model import build
 from pia_ray.testing import FakeAnimator, put_catalog
 from pia_ray.types import ManifestRow
 from tests.chaos_proxy import ChaosProxy, chaos
+from tests.models import DEMO
 from tests.s3_server import s3, s3_server
 
 __all__ = ["chaos", "s3", "s3_server"]
 
-DEMO = ModelConfig.named("demo").model_copy(update={"long_edge": 64})
 ROWS = 4
 
 

@@ -19,11 +19,11 @@ from pia_ray.catalog.local import run_local
 from pia_ray.catalog.progress import RunSummary
 from pia_ray.catalog.run_end import EndPost
 from pia_ray.config.catalog import CatalogConfig
-from pia_ray.config.model import ModelConfig, build
+from pia_ray.config.model import build
 from pia_ray.errors import ConfigError, LeaseHeld, TooManyFailures
 from pia_ray.testing import FakeAnimator, make_catalog
+from tests.models import DEMO
 
-DEMO = ModelConfig.named("demo").model_copy(update={"long_edge": 64})
 KEY = bytes(range(32))
 SECRET = "whsec_" + base64.b64encode(KEY).decode()
 

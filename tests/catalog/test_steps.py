@@ -16,14 +16,13 @@ from pia_ray.catalog import steps
 from pia_ray.catalog.local import run_local
 from pia_ray.catalog.validate import validate
 from pia_ray.config.catalog import CatalogConfig
-from pia_ray.config.model import ModelConfig, build
+from pia_ray.config.model import build
 from pia_ray.errors import ConfigError
 from pia_ray.media.video import probe
 from pia_ray.testing import FakeAnimator, draw_picture, make_catalog
 from pia_ray.types import ManifestRow
 from tests.certificates import make_files
-
-DEMO = ModelConfig.named("demo").model_copy(update={"long_edge": 64})
+from tests.models import DEMO
 
 
 def configure(folder: Path, **settings: Any) -> CatalogConfig:

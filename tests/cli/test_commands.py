@@ -1149,7 +1149,7 @@ def test_a_signal_ends_a_run_with_130_and_the_same_command_does_the_rest(
 ) -> None:
     output, videos = tmp_path / "out", tmp_path / "out" / "videos"
     words = ["animate", make_catalog(tmp_path, rows=8), "--output", output, "--model", tiny]
-    words += ["--num-inference-steps", "40", "--guidance-scale", "4", "--batch-size", "1", "--prefetch", "0"]
+    words += ["--num-inference-steps", "20", "--guidance-scale", "4", "--batch-size", "1", "--prefetch", "0"]
     done: dict[Path, int] = {}
     for number in (signal.SIGTERM, signal.SIGINT):
         process = start(*words)  # with a cluster of its own, which ends with it
@@ -1183,14 +1183,15 @@ def test_a_signal_ends_a_run_with_130_and_the_same_command_does_the_rest(
 
 @pytest.mark.heavy
 def test_a_whole_catalogue_goes_from_s3_to_s3_and_a_second_run_animates_nothing(
-    s3: str, s3_server: S3Server, tiny: Path, tmp_path: Path
+    pia: Pia, s3: str, tiny: Path, tmp_path: Path, ray_address: str
 ) -> None:
     make_catalog(tmp_path, rows=6)
     for path in tmp_path.rglob("*"):
         if path.is_file():
             storage.write_bytes(f"{s3}/in/{path.relative_to(tmp_path).as_posix()}", path.read_bytes())
     words = ["animate", f"{s3}/in/manifest.parquet", "--output", f"{s3}/out", "--model", tiny]
-    ended = finish(start(*words, env=s3_server.environment))
+    words += ["--address", ray_address]
+    ended = pia(*words)
     assert ended.code == 0, ended.err
     assert f"results   {s3}/out/results.parquet" in ended.out
     rows = read_results(f"{s3}/out").to_pylist()
@@ -1204,11 +1205,30 @@ def test_a_whole_catalogue_goes_from_s3_to_s3_and_a_second_run_animates_nothing(
         assert probe(storage.read_bytes(row["video_uri"])).provenance["id"] == row["id"]
     assert b"item-000005" in storage.read_bytes(f"{s3}/out/index.html")
     made = {found.uri: found.last_modified for found in storage.list_objects(f"{s3}/out/videos")}
-    ended = finish(start(*words, env=s3_server.environment))
+    ended = pia(*words)
     assert ended.code == 0, ended.err
     assert "Nothing to animate: every work item is done." in ended.out
     assert "6 of 6 work items succeeded (0 now, 6 before)" in ended.out
     assert {found.uri: found.last_modified for found in storage.list_objects(f"{s3}/out/videos")} == made
+
+
+@pytest.mark.heavy
+def test_a_model_that_its_actors_cannot_load_ends_the_command_with_2_and_one_clean_line(
+    pia: Pia, tmp_path: Path, ray_address: str
+) -> None:
+    folder = make_pipeline_folder(tmp_path / "model")
+    unet = folder / "unet" / "config.json"
+    settings = json.loads(unet.read_text())
+    unet.write_text(json.dumps({**settings, "cross_attention_dim": 24}))
+    (tmp_path / "tiny.yaml").write_text(f"base: {folder}\nlong_edge: 64\ndevice: cpu\n")
+    words = [make_catalog(tmp_path, rows=2), "--output", tmp_path / "out", "--actors", "1"]
+    ended = pia("animate", *words, "--model", tmp_path / "tiny.yaml", "--address", ray_address)
+    assert ended.code == 2
+    last = ended.err.strip().splitlines()[-1]
+    assert last.startswith("pia-ray: the workers could not go on: ")
+    assert "unet" in last.lower() or "shape" in last.lower() or "size" in last.lower()
+    assert "WeightsError" not in last, "an error of ours is its message"
+    assert "\x1b[" not in ended.err
 
 
 def test_an_error_of_a_command_is_one_json_object_where_logs_are(tmp_path: Path) -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import ast
 import re
 import shlex
-import subprocess
-import sys
 import tomllib
 from dataclasses import fields
 from pathlib import Path
@@ -21,9 +19,12 @@ from pia_ray import errors
 from pia_ray.cli.parser import make_parser
 from pia_ray.ledger import RESULTS_SCHEMA
 from pia_ray.result_row import ResultRow
+from tests.cli.test_commands import Pia, pia
 from tests.docs.api_page import GROUPS
 from tests.docs.generated import GUIDES, PAGES, README, ROOT, TABLES, below, index_page, meaning_of, table
 from tests.docs.site import page, pages
+
+__all__ = ["pia"]  # fixture
 
 DOCUMENTS = sorted(
     path for path in ROOT.rglob("*.md") if not {".venv", "build", "out"} & set(path.relative_to(ROOT).parts[:-1])
@@ -82,15 +83,14 @@ def first_commands() -> list[list[str]]:
 
 
 @pytest.mark.heavy
-def test_a_newcomers_commands_run_one_after_the_other(tmp_path: Path, ray_address: str) -> None:
+def test_a_newcomers_commands_run_one_after_the_other(pia: Pia, tmp_path: Path, ray_address: str) -> None:
     (tmp_path / "out").mkdir()  # `make demo` makes it
     assert len(first_commands()) == 3
     for words in first_commands():
         arguments = [word.replace("pia_ray/demo", str(ROOT / "pia_ray" / "demo")) for word in words]
         cluster = ["--address", ray_address] if words[0] == "animate" else []
-        command = [sys.executable, "-m", "pia_ray.cli", *arguments, *cluster]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=900, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
+        ended = pia(*arguments, *cluster)
+        assert ended.code == 0, ended
     assert (tmp_path / "out" / "cat.mp4").stat().st_size > 1000
     assert len(list((tmp_path / "out" / "mine" / "videos").rglob("*.mp4"))) == 3
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -30,9 +31,10 @@ from pia_ray.testing import (
     make_textual_inversion,
     put_catalog,
 )
+from tests.cli.test_commands import pia
 from tests.s3_server import S3Server, s3, s3_server
 
-__all__ = ["s3", "s3_server"]  # fixtures
+__all__ = ["pia", "s3", "s3_server"]  # fixtures
 
 JOBS = Path(__file__).parents[2] / "jobs"
 SCRIPTS = sorted(JOBS.glob("*.py"))
@@ -152,30 +154,35 @@ def test_a_reader_that_has_gone_is_no_failed_row(tmp_path: Path):
     assert (done.returncode, done.stderr) == (141, b"")
 
 
+def call(script: str, *words: object) -> int:
+    """The exit code of the job's `main`, in this process."""
+    return int(runpy.run_path(str(JOBS / script))["main"]([str(word) for word in words]))
+
+
 @pytest.mark.heavy
+@pytest.mark.usefixtures("pia")  # puts back what commands set for their process
 def test_a_job_ends_well_with_failed_rows_and_at_its_deadline_where_asked_and_tries_again(
-    tmp_path: Path, ray_address: str
+    tmp_path: Path, ray_address: str, monkeypatch: pytest.MonkeyPatch
 ):
+    monkeypatch.setenv("RAY_ADDRESS", ray_address)
     manifest = put_catalog(str(tmp_path / "in"), rows=3, broken=0.34)
     output = str(tmp_path / "out")
     config = tmp_path / "run.yaml"
     settings = {"manifest": manifest, "output": output, "model": "demo", "format": "gif"}
     config.write_text(yaml.safe_dump({**settings, "defaults": {"num_inference_steps": 1, "num_frames": 8}}))
     # The deadline has passed before the first worker is there.
-    run("animate_catalog.py", "--config", config, "--deadline", "1s", "--ok-at-deadline", cluster=ray_address)
+    assert call("animate_catalog.py", "--config", config, "--deadline", "1s", "--ok-at-deadline") == 0
     assert ledger.summary(ledger.Ledger.open(output)).num_left == 3
     run("animate_catalog.py", "--config", config, cluster=ray_address)
     rows = read_results(output).to_pylist()
     assert sorted(row["status"] for row in rows) == ["failed", "succeeded", "succeeded"]
-    run("animate_catalog.py", "--config", config, "--fail-on-rows", expect=1, cluster=ray_address)
+    assert call("animate_catalog.py", "--config", config, "--fail-on-rows") == 1
     run("animate_catalog.py", "--config", config, "--nonsense", expect=2)
 
     [failed] = [row for row in rows if row["status"] == "failed"]
     whole = Path(make_catalog(tmp_path / "whole", rows=3)).parent / "images" / Path(failed["image_uri"]).name
     (tmp_path / "in" / "images" / whole.name).write_bytes(whole.read_bytes())
-    run(
-        "animate_catalog.py", "--config", config, "--retry", failed["error_code"], "--fail-on-rows", cluster=ray_address
-    )
+    assert call("animate_catalog.py", "--config", config, "--retry", failed["error_code"], "--fail-on-rows") == 0
     assert read_results(output)["status"].to_pylist() == ["succeeded"] * 3
 
 
@@ -260,11 +267,3 @@ def test_weights_and_a_catalogue_are_put_on_s3(s3: str, s3_server: S3Server, tmp
     manifest = put_catalog(f"{s3}/demo", rows=2)
     assert manifest == f"{s3}/demo/manifest.parquet"
     assert len(list(storage.list_objects(f"{s3}/demo/images"))) == 2
-
-
-@pytest.mark.heavy
-def test_the_benchmark_job_prints_a_card(tmp_path: Path):
-    card = tmp_path / "card.json"
-    small = ["--size", "demo", "--steps", 1, "--frames", 8, "--rounds", 1, "--batches", 1, "--no-verbatim"]
-    printed = run("benchmark.py", *small, "--json", card)
-    assert printed.count(card.read_text().strip()) == 1
