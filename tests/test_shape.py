@@ -461,6 +461,7 @@ def test_every_error_has_a_code_of_its_own_and_a_place_in_the_drawing():
 
 
 def test_errors_live_in_the_tree_alone():
+    ends_a_forward = "_Begun"  # control flow that its module catches itself
     wrong = []
     for name, tree in modules().items():
         if name == "pia_ray.errors":
@@ -469,6 +470,7 @@ def test_errors_live_in_the_tree_alone():
             f"{name}:{node.lineno} {node.name}"
             for node in ast.walk(tree)
             if isinstance(node, ast.ClassDef)
+            and node.name != ends_a_forward
             and any(re.search(r"(Error|Exception)$", ast.unparse(base)) for base in node.bases)
         ]
     assert not wrong

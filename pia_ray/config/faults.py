@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import Final
-
-from pydantic_core import ErrorDetails
+from collections.abc import Mapping
+from typing import Any, Final
 
 _TEXTS: Final = {
     "missing": "is missing",
@@ -26,7 +25,10 @@ _TEXTS: Final = {
 """Faults by pydantic's name for them, where its own words are Python's."""
 
 
-def fault_text(error: ErrorDetails) -> str:
-    """The fault in words, which go on from the name of the value where they begin with "must" or "is"."""
+def fault_text(error: Mapping[str, Any]) -> str:
+    """One of the faults of pydantic's `errors()` in words.
+
+    Words that begin with "must" or "is" go on from the name of the value.
+    """
     own = str(error["msg"]).removeprefix("Value error, ")
     return _TEXTS.get(error["type"]) or re.sub("^(?:Input|String) should", "must", own)

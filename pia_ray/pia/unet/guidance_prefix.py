@@ -54,7 +54,8 @@ class Prefix:
 
     def begin(self, run: Callable[[], object]) -> Beginning:
         """The beginning of the forward that `run` runs, which ends before the first cross-attention."""
-        self._recorded = made = []
+        made: list[torch.Tensor] = []
+        self._recorded = made
         try:
             run()
         except _Begun:
