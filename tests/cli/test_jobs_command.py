@@ -174,7 +174,8 @@ def test_purge_deletes_ended_jobs_of_a_status_and_an_age_alone(
     assert main(purge) == 2
 
 
-def test_flags_of_other_actions_are_refused(prefix: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_flags_of_other_actions_are_refused(prefix: str, jobs: JobStore, capsys: pytest.CaptureFixture[str]) -> None:
+    create(jobs)
     for words, said in (
         (["retry"], "needs the id"),
         (["list", "video_1"], "takes no ids"),
