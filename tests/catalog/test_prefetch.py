@@ -117,7 +117,7 @@ def test_an_integer_fixes_prefetch(value: object, expected: tuple[int, int]) -> 
 
 @pytest.mark.parametrize("value", ["many", -1, 65, True, 1.5])
 def test_other_values_of_prefetch_are_refused(value: object) -> None:
-    with pytest.raises(ConfigError, match='^prefetch: must be .*("auto" or 0 to 64|not true or false)'):
+    with pytest.raises(ConfigError, match=r'^prefetch: must be .*("auto" or 0 to 64|not true or false)'):
         config(prefetch=value)
 
 
