@@ -20,13 +20,18 @@ PYTEST := $(BIN)/pytest --dist loadgroup --no-loadscope-reorder
 PYTHON ?=
 CANDIDATES := $(or $(PYTHON),python3 python3.13 python3.12 python3.11 python3.14)
 TORCH ?=
+# pip would compile 26,000 modules one by one; `compileall` does it on all cores.
+PIP_INSTALL := install --quiet --disable-pip-version-check --no-compile
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
+
+# With it, each of hundreds of processes would compile the package anew, and pytest all tests.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 PYTHONS ?= 3.11 3.12 3.13 3.14
 TESTS ?=
 ARGS ?=
-.PHONY: help env demo test check test-quick test-heavy test-pythons soak lint docs bench gpu
+.PHONY: help env demo test test-all check test-quick test-heavy test-pythons soak lint docs bench gpu
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -36,7 +41,12 @@ env: $(READY)
 demo: $(READY)
 	@$(BIN)/pia-ray demo --output out/demo
 
-test: check test-heavy
+# One run of all tests: while one waits for Ray, others work, and no process imports the tests' modules twice.
+test: $(READY)
+	@$(MAKE) --no-print-directory --jobs 2 docs lint test-all
+
+test-all: $(READY)
+	$(PYTEST) --numprocesses 4
 
 check: $(READY)
 	@$(MAKE) --no-print-directory --jobs 2 docs lint test-quick
@@ -100,15 +110,16 @@ $(READY): pyproject.toml constraints.txt
 	fi; \
 	say "Installing the pinned packages; the first time this downloads a lot and takes some minutes."; \
 	if [ "$(TORCH)" = cpu ]; then \
-	    $(BIN)/python -m pip install --quiet --disable-pip-version-check --index-url $(TORCH_CPU_INDEX) \
+	    $(BIN)/python -m pip $(PIP_INSTALL) --index-url $(TORCH_CPU_INDEX) \
 	        "$$(grep '^torch==' constraints.txt)"; \
 	elif ! command -v nvidia-smi >/dev/null && ! $(BIN)/python -c 'import torch' 2>/dev/null; then \
 	    say "There is no NVIDIA GPU here: \`make TORCH=cpu ...\` would download some 3 GB less."; \
 	fi; \
 	grep -v '^spandrel==' constraints.txt >$(VENV)/constraints.txt; \
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r $(VENV)/constraints.txt; \
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps "$$(grep '^spandrel==' constraints.txt)"; \
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .; \
+	$(BIN)/python -m pip $(PIP_INSTALL) -r $(VENV)/constraints.txt; \
+	$(BIN)/python -m pip $(PIP_INSTALL) --no-deps "$$(grep '^spandrel==' constraints.txt)"; \
+	$(BIN)/python -m pip $(PIP_INSTALL) --no-deps --no-build-isolation --editable .; \
+	$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true; \
 	wrong=$$($(BIN)/python -m pip check | grep -v -e '^No broken' -e '^spandrel .* requires torchvision' || true); \
 	[ -z "$$wrong" ] || { say "$$wrong"; exit 1; }; \
 	touch $@; \

@@ -31,6 +31,9 @@ if "RAY_TMPDIR" not in os.environ:  # the processes of one run of pytest share i
 os.environ.setdefault("RAY_AUTH_MODE", "token")
 os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
+# Ray's workers have niceness 15 otherwise: beside tests that use both cores they would get a thirtieth of one.
+os.environ.setdefault("RAY_worker_niceness", "0")
+
 SHARED_CLUSTERS: Final = {
     "tests/online/serve/": "serve",
     "tests/catalog/test_graph.py": "graph",

@@ -536,7 +536,8 @@ def test_a_run_exports_each_metric_that_the_dashboard_asks_for_and_logs_json_wit
 ) -> None:
     picture = f"data:image/png;base64,{base64.b64encode(draw_picture((64, 48), seed=1)).decode()}"
     lines = [json.dumps({"id": name, "image": picture, "prompt": "sea"}) for name in ("a", "b")]
-    lines.append(json.dumps({"id": "lost", "image": str(tmp_path / "lost.png"), "prompt": "sea"}))
+    broken = f"data:image/png;base64,{base64.b64encode(b'no picture').decode()}"
+    lines.append(json.dumps({"id": "broken", "image": broken, "prompt": "sea"}))
     storage.write_bytes(f"{chaos.bucket}/manifest.jsonl", "\n".join(lines).encode())
     chaos.faults.append(503)  # so that there is a retry
     monitoring = Path(__file__).parents[2] / "cluster" / "k8s" / "components" / "monitoring"
@@ -554,14 +555,14 @@ def test_a_run_exports_each_metric_that_the_dashboard_asks_for_and_logs_json_wit
 
     config = configure(f"{chaos.bucket}/manifest.jsonl", tmp_path / "out", batch_size=1, log="json")
     summary = run_catalog(config, observe=scrape, make_animator=partial(make_fake, seconds_per_step=0.4))
-    assert summary.progress.errors == {"image_not_found": 1}
+    assert summary.progress.errors == {"unsupported_image": 1}
     assert len(wanted) > 10
     assert wanted - {name for name, run_id in series if run_id == summary.run_id} == set()
 
     folder = Path(ray._private.worker.global_worker.node.get_session_dir_path()) / "logs"
     logged = [line for path in folder.glob("worker-*.err") for line in path.read_text().splitlines()]
     values = [json.loads(line) for line in logged if summary.run_id in line]
-    (failed,) = [value for value in values if value["message"].startswith("row lost failed")]
+    (failed,) = [value for value in values if value["message"].startswith("row broken failed")]
     assert failed["level"] == "WARNING"
-    assert (failed["run_id"], failed["worker"]) == (summary.run_id, by_id(config)["lost"]["worker"])
-    assert (failed["row_id"], failed["attempt"]) == ("lost", 1)
+    assert (failed["run_id"], failed["worker"]) == (summary.run_id, by_id(config)["broken"]["worker"])
+    assert (failed["row_id"], failed["attempt"]) == ("broken", 1)

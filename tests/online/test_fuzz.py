@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import io
-import tempfile
 
 import pytest
 import schemathesis
+from fastapi import FastAPI
 from hypothesis import HealthCheck, settings
 from PIL import Image
+from schemathesis.schemas import BaseSchema
 from schemathesis.specs.openapi.checks import negative_data_rejection, positive_data_acceptance
 
 from pia_ray.config.serve import ServeConfig
@@ -22,16 +23,8 @@ from pia_ray.testing import FakeAnimator
 pytestmark = pytest.mark.heavy
 
 KEY = "sk-fuzz"
-STORAGE = tempfile.TemporaryDirectory(prefix="pia-ray-fuzz-")
-CONFIG = ServeConfig.model_validate(
-    {
-        "api_keys": (hashlib.sha256(KEY.encode()).hexdigest(),),
-        "requests_per_minute": 1_000_000,
-        "max_frames": 4,
-        "batch_size": 1,
-        "storage": STORAGE.name,
-    }
-)
+HEADERS = {"Authorization": f"Bearer {KEY}", "Host": "127.0.0.1"}
+FEW = settings(max_examples=60, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 def png(*_: object) -> bytes:
@@ -41,23 +34,38 @@ def png(*_: object) -> bytes:
     return out.getvalue()
 
 
-APP = create_endpoint(
-    LocalRenderer(FakeAnimator(CONFIG.models["demo"], styles=CONFIG.models), CONFIG),
-    JobStore(CONFIG.storage, job_ttl_s=CONFIG.job_ttl_s),
-    CONFIG,
-    forms=FormReader(CONFIG, fetch_url=png),
-)
+@pytest.fixture(scope="module")
+def app(tmp_path_factory: pytest.TempPathFactory) -> FastAPI:
+    """The endpoint, on a fake."""
+    config = ServeConfig.model_validate(
+        {
+            "api_keys": (hashlib.sha256(KEY.encode()).hexdigest(),),
+            "requests_per_minute": 1_000_000,
+            "max_frames": 4,
+            "batch_size": 1,
+            "storage": str(tmp_path_factory.mktemp("fuzz")),
+        }
+    )
+    return create_endpoint(
+        LocalRenderer(FakeAnimator(config.models["demo"], styles=config.models), config),
+        JobStore(config.storage, job_ttl_s=config.job_ttl_s),
+        config,
+        forms=FormReader(config, fetch_url=png),
+    )
 
-HEADERS = {"Authorization": f"Bearer {KEY}", "Host": "127.0.0.1"}
+
+@pytest.fixture(scope="module")
+def any_requests(app: FastAPI) -> BaseSchema:
+    return schemathesis.openapi.from_asgi("/openapi.json", app, headers=HEADERS)
 
 
-schema = schemathesis.openapi.from_asgi("/openapi.json", APP, headers=HEADERS)
-likely = schemathesis.openapi.from_asgi("/openapi.json", APP, headers=HEADERS).include(path="/v1/animations")
+@pytest.fixture(scope="module")
+def likely_requests(app: FastAPI) -> BaseSchema:
+    found = schemathesis.openapi.from_asgi("/openapi.json", app, headers=HEADERS)
+    found.hook(map_body)
+    return found
 
-FEW = settings(max_examples=60, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
 
-
-@likely.hook
 def map_body(_: schemathesis.HookContext, body: object) -> object:
     """Leaves out what no schema can say is wrong, so that most bodies get as far as the engine."""
     if not isinstance(body, dict):
@@ -66,6 +74,11 @@ def map_body(_: schemathesis.HookContext, body: object) -> object:
     unlikely |= {"input_reference", "image_url", "latents", "end_image"}
     kept = {name: value for name, value in body.items() if name not in unlikely and not name.endswith("_embeds")}
     return {**kept, "image": "https://example.com/a.png", "num_frames": 2}
+
+
+# From fixtures, so that thousands of cases are made where the tests run, and not in each process that collects them.
+schema = schemathesis.pytest.from_fixture("any_requests")
+likely = schemathesis.pytest.from_fixture("likely_requests").include(path="/v1/animations")
 
 
 @schema.parametrize()
