@@ -70,6 +70,11 @@ class _Indexing(TorchFunctionMode):
     ) -> Any:
         if func is torch.Tensor.__getitem__ and isinstance(args[0], FakeTensor):
             return self._indexed(args[0], args[1])
+        if func is torch.Tensor.__setitem__ and isinstance(args[0], FakeTensor):
+            place, value = self._indexed(args[0], args[1]), args[2]
+            if isinstance(value, torch.Tensor):
+                return torch.ops.aten.copy_.default(place, value)
+            return torch.ops.aten.fill_.Scalar(place, value)
         if func is torch.Tensor.contiguous and isinstance(args[0], FakeTensor):
             return _contiguous(args[0], **(kwargs or {}))  # the method asks for CUDA's runtime
         if func is functional.scaled_dot_product_attention and isinstance(args[0], FakeTensor):
