@@ -263,7 +263,8 @@ class CatalogConfig(WorkerConfig, FetchConfig, MarkingConfig):
     @field_validator("manifest", mode="before")
     @classmethod
     def _one_or_several(cls, value: object) -> object:
-        if not value or not isinstance(value, str | tuple | list):
+        # Empty text is for `build_processor`, which reads no manifest.
+        if value != "" and (not value or not isinstance(value, str | tuple | list)):
             raise ValueError("must be a file or folder, or a list of them")
         if not isinstance(value, str):
             return value[0] if len(value) == 1 else tuple(value)
@@ -375,6 +376,6 @@ def load(
             merged[name] = {**values[name], **overrides[name]}
     merged.setdefault("model", "realistic-vision")
     for key in ("manifest", "output"):
-        if key not in merged:
+        if merged.get(key) in (None, ""):
             raise ConfigError(f"{key} is missing: give it on the command line or in the config file")
     return build(CatalogConfig, merged, source=source)

@@ -114,6 +114,8 @@ def find_names(uri: str) -> Found:
     """
     if sources.in_store(uri):
         return _in_store(uri)
+    if not uri:
+        raise ManifestError("the manifest is missing: give a file or a folder")
     try:
         path = storage.local_path(uri).expanduser().absolute()
     except StorageError as error:

@@ -19,10 +19,12 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import diffusers.utils.logging
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray
+import transformers.utils.logging
 import yaml
 from rich.console import Console
 
@@ -65,6 +67,9 @@ def pia(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp
         monkeypatch.delenv(name, raising=False)
         monkeypatch.setenv(name, "0" if name != "RAY_BACKEND_LOG_LEVEL" else "fatal")
     monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
+    with capsys.disabled():  # their handlers keep the stream of stderr that they find
+        diffusers.utils.logging.get_verbosity()
+        transformers.utils.logging.get_verbosity()
     monkeypatch.chdir(tmp_path)
     on_term, level = signal.getsignal(signal.SIGTERM), logging.getLogger("ray").level
 
