@@ -137,15 +137,7 @@ def _run(config: CatalogConfig, execute: Execute, state: _State, *, started: flo
     ):
         try:
             _review(verdicts, run_ledger, state)
-            items = manifest.plan(opened, config, model_version=model_version, style_versions=style_versions)
-            planned = run_ledger.plan(
-                items,
-                run=record,
-                retry=config.retry,
-                remake=config.remake,
-                retaking=RetakePlan(config),
-                partition=config.partition_of,
-            )
+            planned = _plan(opened, config, run_ledger, record, style_versions)
             plan = RunPlan(config, record.run_id, planned.items_uri, planned.num_pending, style_versions)
             summary = _run_planned(plan, planned, execute, run_ledger, state, started=started)
         except BaseException as error:
@@ -168,6 +160,23 @@ def _review(verdicts: Sequence[Verdict], run_ledger: ledger.Ledger, state: _Stat
     for text in decided.warnings:
         log.warning("%s", text)
     state.show(Progress("planning", review=decided.text))
+
+
+def _plan(
+    opened: manifest.Manifest,
+    config: CatalogConfig,
+    run_ledger: ledger.Ledger,
+    record: ledger.RunRecord,
+    style_versions: Mapping[str, str],
+) -> ledger.Planned:
+    return run_ledger.plan(
+        manifest.plan(opened, config, model_version=record.model, style_versions=style_versions),
+        run=record,
+        retry=config.retry,
+        remake=config.remake,
+        retaking=RetakePlan(config),
+        partition=config.partition_of,
+    )
 
 
 def _run_planned(

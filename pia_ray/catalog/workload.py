@@ -14,7 +14,6 @@ from itertools import chain
 from typing import Any, Final, NamedTuple
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from pia_ray import ledger, manifest
 from pia_ray.catalog import steps
@@ -28,7 +27,7 @@ from pia_ray.config.timeline import timeline_of
 from pia_ray.errors import RowError
 from pia_ray.formatting import count_of
 from pia_ray.ledger.index import Index
-from pia_ray.ledger.planning import sort_items
+from pia_ray.ledger.planning import Sorted, sort_items
 from pia_ray.ledger.videos import lost_videos
 from pia_ray.media.sizes import choose_size
 from pia_ray.pia.denoising.context_windows import segments, windows
@@ -103,53 +102,28 @@ def plan_workload(config: CatalogConfig, *, resume: bool) -> Workload:
     lost = lost_videos(config.output, index, config.remake if resume else ())
     stored = ledger.StoredTakes(index, RetakePlan(config))
     opened = manifest.open_manifest(config)
-    rows = items = bad = before = pending = total_evaluations = 0
-    video_s = sized_work = sized_pixel_frames = 0.0
-    open_evaluation_frames = open_frames = frames_in_all = plain_frames_in_all = 0
-    sample, open_sample = _Reservoir(), _Reservoir()
-    styles: Counter[str] = Counter()
-    load_of = _Loads().of
+    sums = _Sums()
     for table in manifest.plan(opened, config, model_version=version, style_versions=style_versions):
         found = sort_items(index, table, retry=config.retry, lost=lost)
         again = found.pending | stored.of(table, lost=lost).again
-        found = found._replace(pending=decided.pending(table, again))
-        items += len(table)
-        rows += int((table["video_index"].to_numpy() == 0).sum())
-        bad += int(found.rejected.sum())
-        pending += int(found.pending.sum())
-        before += int((~found.rejected & ~found.pending).sum())
-        pending_items = table.select(manifest.ITEMS_SCHEMA.names).filter(pa.array(found.pending)).combine_chunks()
-        styles.update(manifest.values_of(pending_items["style"]))
-        sized: list[bool] = []
-        for text in manifest.values_of(pending_items["params"]):
-            each = load_of(text)
-            total_evaluations += each.evaluations
-            frames_in_all += each.frames
-            plain_frames_in_all += each.plain_frames
-            video_s += each.video_s
-            sized_pixel_frames += float(each.area * each.num_frames)
-            sized_work += float(each.area * each.frames)
-            sized.append(each.area > 0)
-            if not each.area:
-                open_frames += each.num_frames
-                open_evaluation_frames += each.frames
-        sample.add(pending_items)
-        open_sample.add(pending_items.filter(pc.invert(pa.array(sized, pa.bool_()))))
-    area, sizes = _mean_area(open_sample.rows(), config) if open_frames else (0.0, "every row states its size")
+        sums.add(table, found._replace(pending=decided.pending(table, again)))
+    area, sizes = (
+        _mean_area(sums.open_sample.rows(), config) if sums.open_frames else (0.0, "every row states its size")
+    )
     return Workload(
-        num_rows=rows,
-        num_items=items,
-        num_bad=bad,
-        num_before=before,
-        num_pending=pending,
-        styles=dict(styles.most_common()),
-        video_s=video_s,
-        evaluations=total_evaluations,
-        cost_factor=frames_in_all / plain_frames_in_all if plain_frames_in_all else 1.0,
-        pixel_frames=sized_pixel_frames + area * open_frames,
-        work=sized_work + area * open_evaluation_frames,
+        num_rows=sums.rows,
+        num_items=sums.items,
+        num_bad=sums.bad,
+        num_before=sums.before,
+        num_pending=sums.pending,
+        styles=dict(sums.styles.most_common()),
+        video_s=sums.video_s,
+        evaluations=sums.evaluations,
+        cost_factor=sums.frames / sums.plain_frames if sums.plain_frames else 1.0,
+        pixel_frames=sums.sized_pixel_frames + area * sums.open_frames,
+        work=sums.sized_work + area * sums.open_evaluation_frames,
         sizes=sizes,
-        sample=tuple(sample.rows()),
+        sample=tuple(sums.sample.rows()),
         columns=opened.use,
     )
 
@@ -265,6 +239,46 @@ class _Loads:
             found = _Load(*_count(params), plain_frames(params), params.num_frames, seconds, area)
             self._known[shared] = found
         return found
+
+
+class _Sums:
+    """Sums over the items of a plan, table by table; those of work are over the pending ones."""
+
+    def __init__(self) -> None:
+        self.rows = self.items = self.bad = self.before = self.pending = 0
+        self.styles: Counter[str] = Counter()
+        self.evaluations = self.frames = self.plain_frames = 0
+        self.video_s = self.sized_pixel_frames = self.sized_work = 0.0
+        self.open_frames = self.open_evaluation_frames = 0
+        """Of items that leave their size to the picture."""
+        self.sample, self.open_sample = _Reservoir(), _Reservoir()
+        self._load_of = _Loads().of
+
+    def add(self, table: pa.Table, found: Sorted) -> None:
+        """Counts the items of a table of the plan."""
+        self.items += len(table)
+        self.rows += int((table["video_index"].to_numpy() == 0).sum())
+        self.bad += int(found.rejected.sum())
+        self.pending += int(found.pending.sum())
+        self.before += int((~found.rejected & ~found.pending).sum())
+        items = table.select(manifest.ITEMS_SCHEMA.names).filter(pa.array(found.pending)).combine_chunks()
+        self.styles.update(manifest.values_of(items["style"]))
+        loads = [self._load_of(text) for text in manifest.values_of(items["params"])]
+        for load in loads:
+            self._add_load(load)
+        self.sample.add(items)
+        self.open_sample.add(items.filter(pa.array([not load.area for load in loads], pa.bool_())))
+
+    def _add_load(self, load: _Load) -> None:
+        self.evaluations += load.evaluations
+        self.frames += load.frames
+        self.plain_frames += load.plain_frames
+        self.video_s += load.video_s
+        self.sized_pixel_frames += float(load.area * load.num_frames)
+        self.sized_work += float(load.area * load.frames)
+        if not load.area:
+            self.open_frames += load.num_frames
+            self.open_evaluation_frames += load.frames
 
 
 class _Reservoir:

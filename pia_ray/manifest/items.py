@@ -206,6 +206,19 @@ def items_of(
     resolved, uris = with_references(resolved, own, run)
     for knob, uri in {"image": picture.uri, **uris}.items():
         references.require_fetched(uri, allow_http=config.allow_http, what=knob)
+    own_version = model_version if style == DEFAULT_STYLE else style_versions[style]
+    return _items_of_videos(row_id, picture, resolved, uris, config, own_version)
+
+
+def _items_of_videos(
+    row_id: str,
+    picture: Picture,
+    resolved: AnimationParams,
+    uris: Mapping[str, str],
+    config: CatalogConfig,
+    model_version: str,
+) -> list[ManifestRow]:
+    """The items of a row with resolved params: one for each of its videos, with a seed of its own."""
     first_seed = seed_from_id(row_id) if resolved.seed is None else resolved.seed
     identity = picture.identity + picture.version
     items = []
@@ -217,7 +230,7 @@ def items_of(
             image_identity=identity,
             params=own_params,
             config=config,
-            model_version=model_version if style == DEFAULT_STYLE else style_versions[style],
+            model_version=model_version,
         )
         items.append(ManifestRow(row_id, index, picture.uri, identity, own_params, key, uris, picture.number))
     return items

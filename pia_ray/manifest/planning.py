@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from json.encoder import encode_basestring as quoted
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -124,6 +124,15 @@ class _Template:
     """The row's own knobs, each as JSON."""
 
 
+class _OwnCells(NamedTuple):
+    """The cells of a row that its template leaves open."""
+
+    id: Any
+    prompt: Any
+    negative_prompt: Any
+    seed: Any
+
+
 class _Planner:
     """Plans chunk after chunk; keeps the templates of the knobs it met."""
 
@@ -143,25 +152,17 @@ class _Planner:
 
     def plan(self, file: TableFile, columns: Columns, chunk: Chunk) -> tuple[pa.Table, list[str], list[int]]:
         """The items of a chunk, the id of each of its rows, and the positions of the rows that a cell spoils."""
-        bad_rows, nothing, spoiled = chunk.bad_rows, [None] * chunk.num_rows, list[int]()
+        bad_rows, spoiled = chunk.bad_rows, list[int]()
         cells = {**chunk.cells, **{knob: chunk.cells[column] for knob, column in columns.knobs.items()}}
         shared = [knob for knob in columns.knobs if knob not in ("negative_prompt", "seed", *columns.references)]
         # Rows that refer to files of their own go the plain way.
         refer = {index for knob in columns.references for index, cell in enumerate(cells[knob]) if cell is not None}
         keys = zip(*(_hashable(cells[knob]) for knob in shared), strict=True) if shared else [()] * chunk.num_rows
-        one_by_one = zip(
-            keys,
-            chunk.cells[columns.id] if columns.id is not None else nothing,
-            chunk.cells[columns.image],
-            chunk.cells[columns.prompt] if columns.prompt is not None else nothing,
-            cells["negative_prompt"] if "negative_prompt" in columns.knobs else nothing,
-            cells["seed"] if "seed" in columns.knobs else nothing,
-            strict=True,
-        )
+        one_by_one = zip(keys, chunk.cells[columns.image], _own_cells(columns, chunk, cells), strict=True)
         prefix = _folder_of(file)
         has_id = columns.id is not None
         items = ItemColumns()
-        for index, (key, id_cell, image, prompt, negative, seed) in enumerate(one_by_one):
+        for index, (key, image, own) in enumerate(one_by_one):
             if image is None and index not in bad_rows and chunk.is_blank(index):
                 continue
             template = self._templates.get(key) or self._template(key, shared, cells, index)
@@ -176,7 +177,7 @@ class _Planner:
                         of_row=chunk.picture(index),
                         versions=self._versions,
                     )
-                    if self._add(items, index, template, picture, id_cell, prompt, negative, seed, has_id=has_id):
+                    if self._add(items, index, template, picture, own, has_id=has_id):
                         continue
                 except (BadParameter, UnicodeEncodeError):  # the plain way says what is wrong
                     pass
@@ -228,44 +229,21 @@ class _Planner:
         return self._templates[key]
 
     def _add(
-        self,
-        items: ItemColumns,
-        source: int,
-        template: _Template,
-        picture: Picture,
-        id_cell: Any,
-        prompt_cell: Any,
-        negative_cell: Any,
-        seed_cell: Any,
-        *,
-        has_id: bool,
+        self, items: ItemColumns, source: int, template: _Template, picture: Picture, own: _OwnCells, *, has_id: bool
     ) -> bool:
         """Adds a row's items as `items_of` makes them, if its cells are plainly right; else adds nothing."""
-        prompt = template.prompt if prompt_cell is None else prompt_cell
+        prompt = template.prompt if own.prompt is None else own.prompt
         if type(prompt) is not str or not 0 < len(prompt) <= _EASY_CHARS or picture.uri[:5] == "http:":
             return False
-        if negative_cell is not None and (type(negative_cell) is not str or len(negative_cell) > _EASY_CHARS):
+        if not _are_easy(own, has_id=has_id):
             return False
-        if seed_cell is None:
-            seed = template.seed
-        elif type(seed_cell) is int and 0 <= seed_cell <= MAX_SEED:
-            seed = seed_cell
-        elif type(seed_cell) is str and len(seed_cell) < 20 and seed_cell.isascii() and seed_cell.isdigit():
-            seed = int(seed_cell)
-        else:
-            return False
-        if not has_id:
-            row_id = derived_id(
-                picture, _given(template, prompt_cell, negative_cell, None if seed_cell is None else seed)
-            )
-        elif type(id_cell) is str and 0 < len(id_cell) <= MAX_ID_LENGTH and "\0" not in id_cell:
-            row_id = id_cell
-        else:
-            return False
+        given_seed = None if own.seed is None else int(own.seed)
+        row_id = own.id if has_id else derived_id(picture, _given(template, own, given_seed))
+        seed = template.seed if given_seed is None else given_seed
         if seed is None:
             seed = seed_from_id(row_id)
         identity = picture.identity + picture.version
-        negative_json = template.negative if negative_cell is None else quoted(negative_cell)
+        negative_json = template.negative if own.negative_prompt is None else quoted(own.negative_prompt)
         start = f"{template.start}{negative_json}{template.after_negative}{quoted(prompt)}{template.after_prompt}"
         before = f'{self._before_id}{quoted(row_id)},"image":{quoted(identity)}{template.before_params}'
         columns = items.columns
@@ -330,13 +308,38 @@ class _Planner:
         return [item_from_row(row) for row in rows]
 
 
-def _given(template: _Template, prompt: str | None, negative_prompt: str | None, seed: int | None) -> str:
-    """The row's own knobs as canonical JSON."""
+def _own_cells(columns: Columns, chunk: Chunk, cells: Mapping[str, Sequence[Any]]) -> Iterator[_OwnCells]:
+    """The cells of each row that a template leaves open; `cells` are the chunk's, by knob too."""
+    nothing = [None] * chunk.num_rows
+    return map(
+        _OwnCells,
+        chunk.cells[columns.id] if columns.id is not None else nothing,
+        chunk.cells[columns.prompt] if columns.prompt is not None else nothing,
+        cells["negative_prompt"] if "negative_prompt" in columns.knobs else nothing,
+        cells["seed"] if "seed" in columns.knobs else nothing,
+    )
+
+
+def _are_easy(own: _OwnCells, *, has_id: bool) -> bool:
+    """Whether a row's own cells but the prompt are plainly right."""
+    row_id, _, negative, seed = own
+    if negative is not None and (type(negative) is not str or len(negative) > _EASY_CHARS):
+        return False
+    if type(seed) is str:
+        if len(seed) >= 20 or not seed.isascii() or not seed.isdigit():
+            return False
+    elif seed is not None and (type(seed) is not int or not 0 <= seed <= MAX_SEED):
+        return False
+    return not has_id or (type(row_id) is str and 0 < len(row_id) <= MAX_ID_LENGTH and "\0" not in row_id)
+
+
+def _given(template: _Template, own: _OwnCells, seed: int | None) -> str:
+    """The row's own knobs as canonical JSON; `seed` as a number."""
     given = dict(template.given)
-    if prompt is not None:
-        given["prompt"] = quoted(prompt)
-    if negative_prompt is not None:
-        given["negative_prompt"] = quoted(negative_prompt)
+    if own.prompt is not None:
+        given["prompt"] = quoted(own.prompt)
+    if own.negative_prompt is not None:
+        given["negative_prompt"] = quoted(own.negative_prompt)
     if seed is not None:
         given["seed"] = str(seed)
     return "{" + ",".join(f'"{knob}":{given[knob]}' for knob in sorted(given)) + "}"

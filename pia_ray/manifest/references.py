@@ -70,33 +70,18 @@ def locate(reference: str, folder: str, prefix: str = "", *, what: str = "image"
     match = _SCHEME.match(reference)
     scheme = match[1].lower() if match else ""
     if scheme == "https":
-        reference = "https" + reference[5:]
-        if reference[5:8] != "://" or reference[8:9] in "/?#":  # which the end of the text is too
-            raise BadParameter(f"{what} {_short(reference)} names no host: https://HOST/PATH is needed", what)
-        fetched = fetched_url(reference)
-        return fetched, unsigned(reference) if unsigned(fetched) == fetched else unsigned(fetched)
+        return _at_https("https" + reference[5:], what)
     if scheme == "data":
         return "data" + reference[4:], identity_of_bytes(decode_data_url(reference, what=what))
     if scheme == "s3" and reference[3:].startswith("//"):
-        bucket, _, key = reference[5:].partition("/")
-        if not bucket or not key:
-            raise BadParameter(f"{what} {reference} names no object: s3://bucket/key is needed", what)
-        return f"s3://{bucket}/{key}", f"s3://{bucket}/{key}"
+        return _in_s3(reference, what)
     if scheme == "http":
         return "http" + reference[4:], unsigned("http" + reference[4:])
     if reference.startswith("/") or scheme == "file":
         if sources.in_store(folder):
             store = "S3" if storage.is_s3(folder) else "a store"
             raise BadParameter(f"{what} {reference}: a manifest in {store} cannot name files of one machine", what)
-        if scheme != "file":
-            return reference, reference
-        try:
-            parts = urlsplit(reference)
-        except ValueError as error:
-            raise BadParameter(f"{what} {_short(reference)} is not a valid file:// URL: {error}", what) from None
-        if parts.netloc not in ("", "localhost") or not parts.path.startswith("/"):
-            raise BadParameter(f"{what} {reference}: a file:// URL needs three slashes and an absolute path", what)
-        return unquote(parts.path), reference
+        return (reference if scheme != "file" else _path_of(reference, what)), reference
     if match and sources.other_scheme(reference):
         if reason := sources.refusal(reference):
             raise BadParameter(f"{what} {_short(redacted(reference))}: {reason}", what)
@@ -188,6 +173,33 @@ def decode_data_url(url: str, *, what: str = "image") -> bytes:
         return base64.b64decode("".join(unquote(text).split()), validate=True)
     except (binascii.Error, ValueError) as error:
         raise BadParameter(f"{what} is a data: URL with damaged base64: {error}", what) from None
+
+
+def _at_https(url: str, what: str) -> tuple[str, str]:
+    """The URL that is fetched, and its identity."""
+    if url[5:8] != "://" or url[8:9] in "/?#":  # which the end of the text is too
+        raise BadParameter(f"{what} {_short(url)} names no host: https://HOST/PATH is needed", what)
+    fetched = fetched_url(url)
+    return fetched, unsigned(url) if unsigned(fetched) == fetched else unsigned(fetched)
+
+
+def _in_s3(reference: str, what: str) -> tuple[str, str]:
+    """The object's URI, which is its identity too."""
+    bucket, _, key = reference[5:].partition("/")
+    if not bucket or not key:
+        raise BadParameter(f"{what} {reference} names no object: s3://bucket/key is needed", what)
+    return f"s3://{bucket}/{key}", f"s3://{bucket}/{key}"
+
+
+def _path_of(url: str, what: str) -> str:
+    """The path of a file:// URL."""
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise BadParameter(f"{what} {_short(url)} is not a valid file:// URL: {error}", what) from None
+    if parts.netloc not in ("", "localhost") or not parts.path.startswith("/"):
+        raise BadParameter(f"{what} {url}: a file:// URL needs three slashes and an absolute path", what)
+    return unquote(parts.path)
 
 
 def _below(folder: str, reference: str, what: str) -> str:

@@ -66,10 +66,6 @@ def plan_row(
     versions = Versions() if config.detect_changes else None
     if versions is not None:
         picture = picture._replace(version=versions.of(picture.uri))
-    own = {}
-    for knob in columns.references:
-        if (value := cells[columns.knobs[knob]]) is not None:
-            own[knob] = _reference_in(value, knob, root_of(config.manifests[0]), versions)
     items = items_of(
         row_id,
         picture,
@@ -78,7 +74,7 @@ def plan_row(
         model_version=model_version,
         style_versions=style_versions,
         has_id=columns.id is not None or id_template is not None,
-        own=own,
+        own=_own_references(columns, cells, config, versions),
         run=RunReferences(versions),
     )
     if len(items) > 1:
@@ -189,6 +185,17 @@ def rejected(where: str, columns: Columns, cells: Mapping[str, Any], *, code: st
         error_code=code,
         error_message=_valid(where + what),
     )
+
+
+def _own_references(
+    columns: Columns, cells: Mapping[str, Any], config: CatalogConfig, versions: Versions | None
+) -> dict[str, Picture]:
+    """As `references_of`, for a row that is in no file."""
+    return {
+        knob: _reference_in(value, knob, root_of(config.manifests[0]), versions)
+        for knob in columns.references
+        if (value := cells[columns.knobs[knob]]) is not None
+    }
 
 
 def _reference_in(cell: object, knob: str, folder: str, versions: Versions | None, prefix: str = "") -> Picture:

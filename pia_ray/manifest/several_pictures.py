@@ -129,6 +129,15 @@ def _holds_nothing(cell: object) -> bool:
     return is_empty(cell)
 
 
+class _Chosen(NamedTuple):
+    """An image of a new row."""
+
+    source: int
+    """The row in the chunk that it comes from."""
+    image: Any
+    picture: PictureOfRow | None
+
+
 def _expanded(
     chunk: Chunk,
     file: TableFile,
@@ -137,34 +146,10 @@ def _expanded(
     products: _Products | None,
     pictures: Literal["all", "first"],
 ) -> Chunk:
-    sources: list[int] = []
-    images: list[Any] = []
-    found: list[PictureOfRow | None] = []
-    seen: set[Any] = products.seen if products is not None else set()
-    for row, cell in enumerate(chunk.cells[columns.image]):
-        if owners[row] is None:
-            seen.clear()
-        several = None if row in chunk.bad_rows else _pictures_in(cell, file)
-        if products is not None and several is None and row not in chunk.bad_rows:
-            several = [] if cell is None else [_Cell(cell, None)]
-        if products is not None and several == [] and owners[row] is not None:
-            products.num_without += 1
-            continue
-        if not several:  # one picture, or one that is missing
-            sources.append(row)
-            images.append(cell if several is None else None)
-            found.append(None)
-            continue
-        for each in several:
-            key = tuple(each.cell.values()) if isinstance(each.cell, Mapping) else each.cell
-            if key in seen or (seen and pictures == "first"):
-                continue
-            sources.append(row)
-            images.append(each.cell)
-            found.append(PictureOfRow(len(seen), each.position))
-            seen.add(key)
+    chosen = list(_chosen(chunk, file, columns, owners, products, pictures))
+    sources, found = [each.source for each in chosen], [each.picture for each in chosen]
     cells = {name: [values[row] for row in sources] for name, values in chunk.cells.items()}
-    cells[columns.image] = images
+    cells[columns.image] = [each.image for each in chosen]
     if columns.id is not None:
         cells[columns.id] = [_id_of(cell, picture) for cell, picture in zip(cells[columns.id], found, strict=True)]
     bad_rows = {place: chunk.bad_rows[row] for place, row in enumerate(sources) if row in chunk.bad_rows}
@@ -177,6 +162,36 @@ def _expanded(
         numbers=[chunk.first_row + row for row in sources],
         pictures=found,
     )
+
+
+def _chosen(
+    chunk: Chunk,
+    file: TableFile,
+    columns: Columns,
+    owners: Sequence[int | None],
+    products: _Products | None,
+    pictures: Literal["all", "first"],
+) -> Iterator[_Chosen]:
+    """The images of the new rows, in order; a picture that its row or product has already is left out."""
+    seen: set[Any] = products.seen if products is not None else set()
+    for row, cell in enumerate(chunk.cells[columns.image]):
+        if owners[row] is None:
+            seen.clear()
+        several = None if row in chunk.bad_rows else _pictures_in(cell, file)
+        if products is not None and several is None and row not in chunk.bad_rows:
+            several = [] if cell is None else [_Cell(cell, None)]
+        if products is not None and several == [] and owners[row] is not None:
+            products.num_without += 1
+            continue
+        if not several:  # one picture, or one that is missing
+            yield _Chosen(row, cell if several is None else None, None)
+            continue
+        for each in several:
+            key = tuple(each.cell.values()) if isinstance(each.cell, Mapping) else each.cell
+            if key in seen or (seen and pictures == "first"):
+                continue
+            yield _Chosen(row, each.cell, PictureOfRow(len(seen), each.position))
+            seen.add(key)
 
 
 def _id_of(cell: object, picture: PictureOfRow | None) -> object:

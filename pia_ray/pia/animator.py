@@ -6,12 +6,10 @@ step.
 
 from __future__ import annotations
 
-import logging
 import queue
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import CancelledError, Future
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal
 
@@ -29,21 +27,11 @@ from pia_ray.pia.engine import Engine, Row
 from pia_ray.pia.finisher import Finisher
 from pia_ray.pia.model_cache import cache_key
 from pia_ray.pia.style_models import StyleModels
-from pia_ray.pia.submissions import PromptToEncode, Submission
+from pia_ray.pia.submissions import Arrival, Finished, PromptToEncode, Submission
 from pia_ray.pia.warm_up import warm_up
 from pia_ray.prepare import prepare
 from pia_ray.types import AnimationRequest, PreparedRequest
 from pia_ray.weights import version
-
-log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class _Finished:
-    """Sent to the animator's thread when a submission has ended."""
-
-    submission: Submission
-    fatal: PiaRayError | None
 
 
 class Animator:
@@ -79,16 +67,13 @@ class Animator:
             set_cpu_threads(cpu_threads)
         self.model = model
         self.styles = dict(styles or {})
-        self._arrivals: queue.SimpleQueue[Submission | PromptToEncode | _Finished | Literal["loaded"] | None] = (
-            queue.SimpleQueue()
-        )
+        self._arrivals: queue.SimpleQueue[Arrival] = queue.SimpleQueue()
         self._models = StyleModels(
             model, self.styles, keep=keep_models, when_loaded=lambda: self._arrivals.put("loaded")
         )
         self._cache, components = self._models.cache, self._models.first
         self.model_version = components.version
-        most = MAX_AUTO_BATCH_SIZE if components.device.type == "cuda" else DEFAULT_BATCH_SIZE
-        self.batch_size = most if batch_size == "auto" else batch_size
+        self.batch_size = _most_rows(components.device.type) if batch_size == "auto" else batch_size
         self._engine = Engine(batch_size=self.batch_size, tunes=batch_size == "auto")
         self._queue: AdmissionQueue[Submission | PromptToEncode] = AdmissionQueue()
         self._running: dict[Row, Submission] = {}
@@ -289,7 +274,7 @@ class Animator:
                 return True
             if arrival is None:
                 return False
-            if isinstance(arrival, _Finished):
+            if isinstance(arrival, Finished):
                 self._finishing.discard(arrival.submission)
                 if arrival.fatal is not None:
                     raise arrival.fatal
@@ -379,7 +364,7 @@ class Animator:
             self._finisher.add(row, submission)
 
     def _on_finished(self, submission: Submission, fatal: PiaRayError | None) -> None:
-        self._arrivals.put(_Finished(submission, fatal))
+        self._arrivals.put(Finished(submission, fatal))
 
     def _fail_all(self, error: PiaRayError) -> None:
         with self._lock:
@@ -395,3 +380,7 @@ class Animator:
         self._running.clear()
         self._queue = AdmissionQueue()
         self._engine.rows.clear()
+
+
+def _most_rows(device_type: str) -> int:
+    return MAX_AUTO_BATCH_SIZE if device_type == "cuda" else DEFAULT_BATCH_SIZE

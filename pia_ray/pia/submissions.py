@@ -1,4 +1,7 @@
-"""Requests that an animator has accepted, each with the future of its caller. Knows no engine and no queue."""
+"""Requests that an animator has accepted, each with the future of its caller, and what its thread is sent.
+
+Knows no engine and no queue.
+"""
 
 from __future__ import annotations
 
@@ -99,3 +102,15 @@ class PromptToEncode:
             self.future.set_exception(outcome)
         else:
             self.future.set_result(outcome)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """Sent to the animator's thread when a submission has ended."""
+
+    submission: Submission
+    fatal: PiaRayError | None
+
+
+Arrival = Submission | PromptToEncode | Finished | Literal["loaded"] | None
+"""Sent to the animator's thread; "loaded": a model has been loaded; None: the animator is to close."""

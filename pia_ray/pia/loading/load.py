@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,13 +16,13 @@ from typing import Any, NamedTuple
 import torch
 from diffusers import AutoencoderKL, MotionAdapter, UNet2DConditionModel, UNetMotionModel, schedulers
 from diffusers.utils import logging as diffusers_logging
-from transformers import CLIPTextModel, CLIPVisionModelWithProjection
+from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 from transformers.utils import logging as transformers_logging
 
 from pia_ray.config.model import ModelConfig
 from pia_ray.errors import WeightsError
 from pia_ray.formatting import count_of
-from pia_ray.pia.components import Changeable, Components, Lora, Part, SharedTensors
+from pia_ray.pia.components import Changeable, Components, IPAdapter, Lora, Part, SharedTensors
 from pia_ray.pia.device.cpu_time import slow_on_cpu
 from pia_ray.pia.device.memory import limit_memory
 from pia_ray.pia.device.placement import device_of, dtype_of, layout_of, text_encoder_dtype_of, vae_dtype_of
@@ -37,10 +37,11 @@ from pia_ray.pia.loading.pretrained import load_pretrained, load_tokenizer
 from pia_ray.pia.loading.textual_inversion import with_inversions
 from pia_ray.pia.loading.upscaler_file import read_upscaler
 from pia_ray.pia.loading.weight_sharing import SourceOf, WeightPool
-from pia_ray.pia.safety_checker import read_safety_checker
-from pia_ray.pia.scorer import read_scorer
+from pia_ray.pia.safety_checker import SafetyChecker, read_safety_checker
+from pia_ray.pia.scorer import Scorer, read_scorer
 from pia_ray.pia.unet.compilation import compile_mode_of
 from pia_ray.pia.unet.compile_cache import compile_cache_of
+from pia_ray.pia.upscaler import Upscaler
 from pia_ray.weights import LocalWeights, is_full_size
 from pia_ray.weights.checkpoint import PICKLED_SUFFIXES, digest
 
@@ -64,43 +65,17 @@ def assemble(weights: LocalWeights, model: ModelConfig, pool: WeightPool | None 
         log.warning("%s", slow_on_cpu(torch.get_num_threads()))
     dtypes = _Dtypes(dtype_of(model, device), vae_dtype_of(model, device), text_encoder_dtype_of(model, device))
     memory_bytes = limit_memory(model, device)
-    load = partial(load_pretrained, use_safetensors=None if model.allow_pickle else True)
-    unet, vae, text_encoder = _parts(weights, load, dtypes)
-    if any(model.loras[name].merge for name in weights.loras):  # in the precision of the model, not of the files
-        torch.nn.Module.to(unet, dtypes.unet)
-        torch.nn.Module.to(text_encoder, dtypes.text_encoder)
-    merged = _merge_loras(weights, model, _Changed(unet, text_encoder))
-    if (channels := unet.config["in_channels"]) != 9:
-        raise WeightsError(
-            f"the UNet of model {model.name} takes {channels} channels, PIA's takes 9: "
-            "motion_adapter must be PIA's condition adapter, which brings its own conv_in"
-        )
-    configs = config_folder(weights)
-    tokenizer = load_tokenizer(configs / "tokenizer")
-    parts: dict[str, torch.nn.Module] = {"text_encoder": text_encoder, "unet": unet, "vae": vae}
-    if (encoder := _image_encoder(weights, load)) is not None:
-        parts["image_encoder"] = encoder
-    weights_device = device if model.offload == "none" else torch.device("cpu")
-    shared = _move_to_device(
-        parts, weights, pool, device=weights_device, dtypes=dtypes, layout=layout_of(model, device), merged=merged
-    )
+    parts = _read_parts(weights, model, dtypes)
+    shared = _move_to_device(parts, weights, model, pool, device=device, dtypes=dtypes)
     if model.group_norm == "original":
-        normalise_as_original(unet)
-    ip_adapter = None
-    if weights.ip_adapter is not None:
-        ip_adapter = install_ip_adapter(unet, weights.ip_adapter, image_encoder=encoder, device=device)
-    scorer = None
-    if weights.scorer is not None:  # not offloaded: it is small, and runs beside the other parts
-        scorer = read_scorer(weights.scorer, device, allow_pickle=model.allow_pickle)
-    safety_checker = None
-    if weights.safety_checker is not None:
-        safety_checker = read_safety_checker(weights.safety_checker, device, allow_pickle=model.allow_pickle)
-    upscaler = None if weights.upscaler is None else read_upscaler(weights.upscaler, device)  # as the scorer
+        normalise_as_original(parts.unet)
+    ip_adapter = _install_ip_adapter(parts, weights, device)
+    small = _read_small_models(weights, model, device)
     components = Components(
-        unet=unet,
-        vae=vae,
-        text_encoder=text_encoder,
-        tokenizer=tokenizer,
+        unet=parts.unet,
+        vae=parts.vae,
+        text_encoder=parts.text_encoder,
+        tokenizer=parts.tokenizer,
         scheduler_config=scheduler_config(weights, model),
         device=device,
         dtype=dtypes.unet,
@@ -113,15 +88,15 @@ def assemble(weights: LocalWeights, model: ModelConfig, pool: WeightPool | None 
         compiles_what_pays=model.compile == "auto",
         version=weights.version,
         ip_adapter=ip_adapter,
-        scorer=scorer,
-        safety_checker=safety_checker,
-        upscaler=upscaler,
+        scorer=small.scorer,
+        safety_checker=small.safety_checker,
+        upscaler=small.upscaler,
         shared_tensors=shared,
     )
     components = with_inversions(components, weights.textual_inversions, loras=weights.loras.values())
     components = replace(components, loras=_loras_of_rows(weights, model, components))
-    offloaded = [components.text_encoder, components.unet, components.vae, *([] if encoder is None else [encoder])]
-    offload(offloaded, model.offload, device)
+    encoder = [] if parts.image_encoder is None else [parts.image_encoder]
+    offload([components.text_encoder, components.unet, components.vae, *encoder], model.offload, device)
     return components
 
 
@@ -130,9 +105,14 @@ class _Changed(NamedTuple):
     text_encoder: CLIPTextModel
 
 
-def _merge_loras(weights: LocalWeights, model: ModelConfig, parts: Changeable) -> dict[tuple[Part, str], str]:
+def _merge_loras(
+    weights: LocalWeights, model: ModelConfig, parts: Changeable, dtypes: _Dtypes
+) -> dict[tuple[Part, str], str]:
     """Merges the LoRAs that are parts of the model; returns by part and name of parameter the source of its change."""
     sources: dict[tuple[Part, str], str] = {}
+    if any(model.loras[name].merge for name in weights.loras):  # in the precision of the model, not of the files
+        torch.nn.Module.to(parts.unet, dtypes.unet)
+        torch.nn.Module.to(parts.text_encoder, dtypes.text_encoder)
     for name, path in weights.loras.items():
         if (lora := model.loras[name]).merge:
             file = merge(path, lora.weight, parts)
@@ -210,7 +190,40 @@ class _Dtypes(NamedTuple):
     text_encoder: torch.dtype
 
 
-def _parts(weights: LocalWeights, load: Load, dtypes: _Dtypes) -> tuple[UNetMotionModel, AutoencoderKL, CLIPTextModel]:
+@dataclass(frozen=True)
+class _Parts:
+    """The parts of a model as their files have them, LoRAs merged."""
+
+    unet: UNetMotionModel
+    vae: AutoencoderKL
+    text_encoder: CLIPTextModel
+    tokenizer: CLIPTokenizer
+    image_encoder: CLIPVisionModelWithProjection | None
+    merged: Mapping[tuple[Part, str], str]
+    """As `_merge_loras` returns it."""
+
+    def modules(self) -> dict[str, torch.nn.Module]:
+        """The parts with weights, by name."""
+        modules: dict[str, torch.nn.Module] = {"text_encoder": self.text_encoder, "unet": self.unet, "vae": self.vae}
+        return modules if self.image_encoder is None else {**modules, "image_encoder": self.image_encoder}
+
+
+def _read_parts(weights: LocalWeights, model: ModelConfig, dtypes: _Dtypes) -> _Parts:
+    load = partial(load_pretrained, use_safetensors=None if model.allow_pickle else True)
+    unet, vae, text_encoder = _largest_parts(weights, load, dtypes)
+    merged = _merge_loras(weights, model, _Changed(unet, text_encoder), dtypes)
+    if (channels := unet.config["in_channels"]) != 9:
+        raise WeightsError(
+            f"the UNet of model {model.name} takes {channels} channels, PIA's takes 9: "
+            "motion_adapter must be PIA's condition adapter, which brings its own conv_in"
+        )
+    tokenizer = load_tokenizer(config_folder(weights) / "tokenizer")
+    return _Parts(unet, vae, text_encoder, tokenizer, _image_encoder(weights, load), merged)
+
+
+def _largest_parts(
+    weights: LocalWeights, load: Load, dtypes: _Dtypes
+) -> tuple[UNetMotionModel, AutoencoderKL, CLIPTextModel]:
     """UNet with motion modules, VAE and text encoder, each from a folder or a single file; in any precision."""
     checkpoint: dict[str, torch.Tensor] = {}
     if weights.base.is_file():
@@ -279,16 +292,15 @@ def _image_encoder(weights: LocalWeights, load: Load) -> CLIPVisionModelWithProj
 
 
 def _move_to_device(
-    parts: Mapping[str, torch.nn.Module],
+    parts: _Parts,
     weights: LocalWeights,
+    model: ModelConfig,
     pool: WeightPool | None,
     *,
     device: torch.device,
-    layout: torch.memory_format,
     dtypes: _Dtypes,
-    merged: Mapping[tuple[Part, str], str],
 ) -> tuple[SharedTensors, ...]:
-    """Moves the parts to the device, through the pool; `merged` as `_merge_loras` returns it."""
+    """Moves the parts through the pool to the device, or to host memory where they are offloaded."""
 
     def source(path: Path | None, name: str) -> str:
         # Digests take seconds where the files are large, and nothing is shared without a pool.
@@ -299,17 +311,43 @@ def _move_to_device(
     text = source(weights.base, "text_encoder")
     image = source(weights.image_encoder, "")
     sources: dict[str, SourceOf] = {
-        "unet": lambda name: _unet_source(name, base, motion) + merged.get(("unet", name), ""),
+        "unet": lambda name: _unet_source(name, base, motion) + parts.merged.get(("unet", name), ""),
         "vae": lambda _: vae,
-        "text_encoder": lambda name: text + merged.get(("text_encoder", name), ""),
+        "text_encoder": lambda name: text + parts.merged.get(("text_encoder", name), ""),
         "image_encoder": lambda _: image,
     }
     used, shared = WeightPool() if pool is None else pool, list[SharedTensors]()
-    for name, part in parts.items():
+    layout, place = layout_of(model, device), device if model.offload == "none" else torch.device("cpu")
+    for name, part in parts.modules().items():
         dtype = {"vae": dtypes.vae, "text_encoder": dtypes.text_encoder}.get(name, dtypes.unet)
         part.requires_grad_(False).eval()
-        shared += used.move(part, sources[name], device=device, dtype=dtype, layout=layout)
+        shared += used.move(part, sources[name], device=place, dtype=dtype, layout=layout)
     return tuple(shared)
+
+
+def _install_ip_adapter(parts: _Parts, weights: LocalWeights, device: torch.device) -> IPAdapter | None:
+    if weights.ip_adapter is None:
+        return None
+    return install_ip_adapter(parts.unet, weights.ip_adapter, image_encoder=parts.image_encoder, device=device)
+
+
+class _SmallModels(NamedTuple):
+    """Models that are not offloaded, because they are small and run beside the other parts."""
+
+    scorer: Scorer | None
+    safety_checker: SafetyChecker | None
+    upscaler: Upscaler | None
+
+
+def _read_small_models(weights: LocalWeights, model: ModelConfig, device: torch.device) -> _SmallModels:
+    scorer = safety_checker = upscaler = None
+    if weights.scorer is not None:
+        scorer = read_scorer(weights.scorer, device, allow_pickle=model.allow_pickle)
+    if weights.safety_checker is not None:
+        safety_checker = read_safety_checker(weights.safety_checker, device, allow_pickle=model.allow_pickle)
+    if weights.upscaler is not None:
+        upscaler = read_upscaler(weights.upscaler, device)
+    return _SmallModels(scorer, safety_checker, upscaler)
 
 
 def _source(path: Path, name: str) -> str:
