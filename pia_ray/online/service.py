@@ -23,6 +23,7 @@ from pia_ray.online.routes.batches import batch_routes
 from pia_ray.online.routes.files import FILE_TTL_S, file_routes
 from pia_ray.online.routes.operator import operator_routes
 from pia_ray.online.routes.unsupported import unsupported_routes
+from pia_ray.online.routes.video_content import video_content_routes
 from pia_ray.online.routes.video_events import video_event_routes
 from pia_ray.online.routes.videos import video_object, video_routes
 from pia_ray.online.usage import Amounts, Usage
@@ -125,6 +126,7 @@ class VideoService:
             unsupported_routes(),
             video_event_routes(jobs, self._dispatcher),
             video_routes(creator=creator, jobs=jobs, reader=forms, dispatcher=self._dispatcher),
+            video_content_routes(jobs),
             file_routes(self._files, config=config, usage=usage),
             batch_routes(self._batches, files=self._files, config=config),
             *([] if config.operator_key is None else [operator_routes(jobs, self._dispatcher)]),
