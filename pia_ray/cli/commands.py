@@ -1,4 +1,4 @@
-"""The commands of `pia-ray` that animate, check, measure and serve, and those for models.
+"""The commands of `pia-ray` that animate, check, estimate and serve.
 
 Each takes the parsed flags and gives the exit code. Heavy imports stand inside them.
 """
@@ -152,17 +152,8 @@ def image_command(args: argparse.Namespace) -> int:
 
     if (extension := Path(args.output).suffix.lower().removeprefix(".")) not in MIME:
         raise ConfigError(f'-o {args.output}: "{extension}" is not a video format, choose from .{", .".join(MIME)}')
-    _check_writable(Path(args.output))
-    knobs = knobs_of(args)
-    try:
-        model = model_for(knobs.pop("style", DEFAULT_STYLE), load_model(args.model or DEFAULT_MODEL), styles_of(args))
-    except BadParameter as error:
-        raise ConfigError(f"--style: {error.message}") from None
-    if "prompt" not in knobs and "prompt" not in model.defaults:
-        raise ConfigError("there is no prompt: say with --prompt what the picture shows and how it moves")
-    params = parse_params({"prompt": model.defaults.get("prompt"), **knobs})
-    if params.num_videos > 1:
-        raise ConfigError("--num-videos makes several files: use `pia-ray animate` on a manifest of one row")
+    check_writable(Path(args.output))
+    model, params = _model_and_params(args)
     request = prepare(_request_of(args.image, params, model), model)
     weights.fetch(model)
     make = animator_class()  # only now: importing torch takes seconds
@@ -186,6 +177,25 @@ def image_command(args: argparse.Namespace) -> int:
     return 0
 
 
+def _model_and_params(args: argparse.Namespace) -> tuple[ModelConfig, AnimationParams]:
+    """The model of the style that the flags name, and the knobs that they give.
+
+    Raises:
+        ConfigError: there is no such style, no prompt, or several videos are asked for.
+    """
+    knobs = knobs_of(args)
+    try:
+        model = model_for(knobs.pop("style", DEFAULT_STYLE), load_model(args.model or DEFAULT_MODEL), styles_of(args))
+    except BadParameter as error:
+        raise ConfigError(f"--style: {error.message}") from None
+    if "prompt" not in knobs and "prompt" not in model.defaults:
+        raise ConfigError("there is no prompt: say with --prompt what the picture shows and how it moves")
+    params = parse_params({"prompt": model.defaults.get("prompt"), **knobs})
+    if params.num_videos > 1:
+        raise ConfigError("--num-videos makes several files: use `pia-ray animate` on a manifest of one row")
+    return model, params
+
+
 def _request_of(image: str, params: AnimationParams, model: ModelConfig) -> AnimationRequest:
     """The request for one picture, with the files that its params or the model's defaults name.
 
@@ -207,7 +217,7 @@ def _request_of(image: str, params: AnimationParams, model: ModelConfig) -> Anim
     return AnimationRequest(picture, params, id=Path(image).stem, **brings)
 
 
-def _check_writable(file: Path) -> None:
+def check_writable(file: Path) -> None:
     """Refuses a file that cannot be written, before anything is fetched or made.
 
     Raises:
@@ -292,73 +302,6 @@ def estimate_command(args: argparse.Namespace) -> int:
         resume=config.output != _NO_OUTPUT,
     )
     print(json.dumps(estimate.facts_of(estimated)) if args.json else estimate.text_of(estimated))
-    return 0
-
-
-def bench_command(args: argparse.Namespace) -> int:
-    require("run", purpose="`pia-ray bench`")
-    if args.json:
-        _check_writable(Path(args.json))
-    if args.quality:
-        return _bench_quality(args)
-
-    from pia_ray.bench.benchmark import bench, settings_here
-    from pia_ray.bench.card import differences, text_of
-
-    batches = args.batches.split(",") if args.batches else []
-    if not all(number.strip().isdecimal() for number in batches):
-        raise ConfigError(f"--batches must be numbers such as 1,2,4 (got {args.batches})")
-    offload = tuple(filter(None, (args.offload or "").split(",")))
-    if not set(offload) <= {"model", "sequential"}:
-        raise ConfigError(f"--offload must be model, sequential or both with a comma between (got {args.offload})")
-    earlier = Path(args.against) if args.against else None
-    if earlier is not None and not earlier.exists():
-        raise ConfigError(f"--against: there is no card {earlier}")
-    settings = settings_here(
-        size=args.size,
-        steps=args.steps,
-        side=args.side,
-        num_frames=args.frames,
-        rounds=args.rounds,
-        batches=tuple(map(int, batches)) or None,
-        dtype=args.dtype,
-        verbatim=not args.no_verbatim,
-        offload=offload,
-    )
-    card = bench(settings, report=lambda line: print(line, file=sys.stderr))
-    print(text_of(card))
-    if earlier is not None:
-        location = earlier / f"{card.kind}.json" if earlier.is_dir() else earlier
-        if location.is_file():
-            print(f"  against {location}:")
-            for line in differences(card, json.loads(location.read_text("utf-8"))):
-                print(f"    {line}")
-        else:
-            print(f"  there is no earlier card of this kind of machine ({location}): --json writes one")
-    if args.json:
-        Path(args.json).write_text(card.to_json() + "\n", "utf-8")
-    print(card.to_json())
-    return 0
-
-
-def _bench_quality(args: argparse.Namespace) -> int:
-    from pia_ray.bench.quality import QualitySettings, quality, text_of
-
-    settings = QualitySettings(
-        steps=QualitySettings.steps if args.steps is None else (args.steps,),
-        rows=args.rows,
-        num_frames=args.frames,
-        side=args.side,
-        guidance_scale=args.guidance,
-    )
-    model = load_model(args.model or "demo")
-    if args.dtype != "auto":
-        model = model.model_copy(update={"dtype": args.dtype})
-    card = quality(model, settings, report=lambda line: print(line, file=sys.stderr))
-    print(text_of(card))
-    if args.json:
-        Path(args.json).write_text(card.to_json() + "\n", "utf-8")
-    print(card.to_json())
     return 0
 
 

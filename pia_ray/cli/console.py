@@ -171,26 +171,9 @@ def show_summary(console: Console, summary: RunSummary, *, retry_command: str, o
         rest = "has failed, and waits for --retry" if progress.num_failed_before else "is a bad row of the manifest"
         rest = f" or {rest}" if progress.num_failed_in_all else ""
         console.print(f"Nothing to animate: every work item is done{rest}.", highlight=False, soft_wrap=True)
-    succeeded, failed = progress.num_before + progress.num_succeeded, progress.num_failed_in_all
-    text = Text()
-    text.append(
-        f"{succeeded} of {count_of(progress.num_items, 'work item')} succeeded", style="bold green" if succeeded else ""
-    )
-    text.append(f" ({progress.num_succeeded} now, {progress.num_before} before)")
-    if failed:
-        text.append(f", {failed} failed", style="bold red")
-        when = {"now": progress.num_failed, "before": progress.num_failed_before, "bad rows": progress.num_rejected}
-        text.append(f" ({', '.join(f'{count} {word}' for word, count in when.items() if count)})")
-    if progress.num_left:
-        text.append(f", {progress.num_left} left", style="bold yellow")
-    console.print(text, highlight=False, soft_wrap=True)
+    console.print(_counts(progress), highlight=False, soft_wrap=True)
     if progress.num_succeeded + progress.num_failed:
-        parts = [f"{duration(summary.seconds)} in all", f"{duration(progress.first_row_s)} to the first video"]
-        if progress.animating_s >= RATE_S:
-            parts.append(f"then {videos_rate(progress.rows_per_s)}")
-        if progress.busy_share is not None:
-            parts.append(f"engine busy {progress.busy_share:.0%}")
-        console.print("time      " + ", ".join(parts), highlight=False, soft_wrap=True)
+        console.print(_times(summary), highlight=False, soft_wrap=True)
     takes = progress.takes
     if takes.num_accepted or takes.num_given_up or takes.num_retaken:
         console.print(takes_line(takes), highlight=False, soft_wrap=True)
@@ -209,7 +192,7 @@ def show_summary(console: Console, summary: RunSummary, *, retry_command: str, o
             highlight=False,
             soft_wrap=True,
         )
-    if failed > progress.num_rejected:
+    if progress.num_failed_in_all > progress.num_rejected:
         console.print(f"retry     {retry_command}", highlight=False, soft_wrap=True, markup=False)
 
 
@@ -224,6 +207,34 @@ def show_table(console: Console, columns: Sequence[str], rows: Sequence[Sequence
     for row in rows:
         table.add_row(*map(escape, row))
     console.print(table, highlight=False)
+
+
+def _counts(progress: Progress) -> Text:
+    """The line of the work items that succeeded, failed and are left."""
+    succeeded, failed = progress.num_before + progress.num_succeeded, progress.num_failed_in_all
+    text = Text()
+    text.append(
+        f"{succeeded} of {count_of(progress.num_items, 'work item')} succeeded", style="bold green" if succeeded else ""
+    )
+    text.append(f" ({progress.num_succeeded} now, {progress.num_before} before)")
+    if failed:
+        text.append(f", {failed} failed", style="bold red")
+        when = {"now": progress.num_failed, "before": progress.num_failed_before, "bad rows": progress.num_rejected}
+        text.append(f" ({', '.join(f'{count} {word}' for word, count in when.items() if count)})")
+    if progress.num_left:
+        text.append(f", {progress.num_left} left", style="bold yellow")
+    return text
+
+
+def _times(summary: RunSummary) -> str:
+    """The line of a run's duration and speed."""
+    progress = summary.progress
+    parts = [f"{duration(summary.seconds)} in all", f"{duration(progress.first_row_s)} to the first video"]
+    if progress.animating_s >= RATE_S:
+        parts.append(f"then {videos_rate(progress.rows_per_s)}")
+    if progress.busy_share is not None:
+        parts.append(f"engine busy {progress.busy_share:.0%}")
+    return "time      " + ", ".join(parts)
 
 
 def _facts(progress: Progress) -> str:

@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Sequence
 
 from pia_ray import logs
-from pia_ray.cli.arguments import fill_from_environment
+from pia_ray.cli.arguments import Parser, fill_from_environment
 from pia_ray.cli.commands import Command, image_command
 from pia_ray.cli.machine_errors import machine_error
 from pia_ray.cli.parser import make_parser
@@ -30,14 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         own_process()
     given = list(sys.argv[1:] if argv is None else argv)
     parser = make_parser()
-    if "_ARGCOMPLETE" in os.environ:  # a shell asks for completions
-        import argcomplete
-
-        argcomplete.autocomplete(parser)
-    args, unknown = parser.parse_known_args(given)
-    if unknown:
-        args.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
-    args.argv = given
+    args = _parse(parser, given)
     _set_up(args)
     command: Command = args.command
     used: list[str] = []
@@ -48,10 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _tell(error.message)
         if used and isinstance(error, ConfigError):
             _tell(f"settings from the environment: {', '.join(used)}")
-        if isinstance(error, JobError):
-            return error.exit_code
-        # `pia-ray image` is a run of one row. Anywhere else a store's or a knob's error means that nothing could run.
-        return 1 if isinstance(error, RowError) and args.command is image_command else 2
+        return _exit_code_of(error, command)
     except KeyboardInterrupt:
         _tell("interrupted")
         return 130
@@ -69,6 +59,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         if known is not None:
             _tell(known)
         return 2
+
+
+def _parse(parser: Parser, given: list[str]) -> argparse.Namespace:
+    """The parsed arguments, with the given ones as `argv`."""
+    if "_ARGCOMPLETE" in os.environ:  # a shell asks for completions
+        import argcomplete
+
+        argcomplete.autocomplete(parser)
+    args, unknown = parser.parse_known_args(given)
+    if unknown:
+        args.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    args.argv = given
+    return args
+
+
+def _exit_code_of(error: PiaRayError, command: Command) -> int:
+    if isinstance(error, JobError):
+        return error.exit_code
+    # `pia-ray image` is a run of one row. Anywhere else a store's or a knob's error means that nothing could run.
+    return 1 if isinstance(error, RowError) and command is image_command else 2
 
 
 def _tell(message: str) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final, get_args
 
 from pia_ray import __version__
 from pia_ray.cli import commands, model_commands, output_commands
 from pia_ray.cli.arguments import Parser
+from pia_ray.cli.bench_command import bench_command
 from pia_ray.cli.export_command import export_command
 from pia_ray.cli.jobs_command import ACTIONS, STATUSES, jobs_command
 from pia_ray.cli.setting_flags import FORMATS, add_catalog_flags, add_knob_flags, add_styles_flag, seconds
@@ -33,80 +36,24 @@ def make_parser() -> Parser:
     parser = Parser(prog="pia-ray", description="Animates catalogues of images with PIA on Ray.")
     parser.add_argument("--version", action="version", version=f"pia-ray {__version__}")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-
-    def add(name: str, command: commands.Command, text: str, *, usage: str | None = None) -> Parser:
-        usage = usage and f"pia-ray {name} {usage}"
-        added = subparsers.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", usage=usage)
-        added.set_defaults(command=command, parser=added)
+    for each in _COMMANDS:
+        usage = each.usage and f"pia-ray {each.name} {each.usage}"
+        description = each.text[0].upper() + each.text[1:] + "."
+        added = subparsers.add_parser(each.name, help=each.text, description=description, usage=usage)
+        added.set_defaults(command=each.command, parser=added)
         added.add_argument("-v", "--verbose", action="store_true", help="log what is done, with ids and seconds")
         added.add_argument("--log", choices=get_args(LogFormat), help="log lines as text (default), or as JSON lines")
-        return added
+        each.add_flags(added)
+        parser.variables.update(added.variables)
+    return parser
 
-    demo = add("demo", commands.demo_command, "animate the bundled catalogue with the bundled model on this machine")
+
+def _demo_flags(demo: Parser) -> None:
     demo.add_argument("--output", default="pia-ray-demo", metavar="DIR", help="where to (default: %(default)s)")
     demo.add_argument("--limit", metavar="N", type=int, help="only the first so many rows of the catalogue")
     preset_help = "how many steps are computed (default: %(default)s, whose videos are at 48 dB or more against exact)"
     demo.add_argument("--preset", choices=get_args(Preset), default="balanced", help=preset_help)
     demo.add_argument("--open", action="store_true", help=_OPEN_HELP)
-
-    text = "animate a catalogue: videos, results table and gallery"
-    _animate_flags(add("animate", commands.animate_command, text, usage="MANIFEST --output URI [FLAG ...]"))
-    text = "animate one picture, without Ray"
-    _image_flags(add("image", commands.image_command, text, usage="IMAGE --output FILE --prompt TEXT [FLAG ...]"))
-    text = "check every row of a manifest, without a GPU"
-    _validate_flags(add("validate", commands.validate_command, text, usage="MANIFEST [FLAG ...]"))
-    text = "what a run takes, before it runs: rows, time, GPU-hours, cost, storage"
-    _estimate_flags(add("estimate", commands.estimate_command, text, usage="MANIFEST [FLAG ...]"))
-
-    report = add(
-        "report", output_commands.report_command, "what happened in an output: counts, errors, throughput, percentiles"
-    )
-    report.add_argument("output", metavar="OUTPUT")
-    report.add_argument("--json", action="store_true", help="print JSON")
-    report.add_argument("--follow", action="store_true", help="again every few seconds, until interrupted")
-
-    judge = add(
-        "judge", output_commands.judge_command, "which videos of an output meet bounds, by their stored numbers"
-    )
-    judge.examples = ('pia-ray judge out --accept "likeness_min>=0.7" --accept "flicker<=0.03"',)
-    judge.add_argument("output", metavar="OUTPUT")
-    accept_help = 'bound such as "likeness_min>=0.7". Repeatable'
-    judge.add_argument("--accept", metavar="BOUND", action="append", required=True, help=accept_help)
-    judge.add_argument("--json", action="store_true", help="print JSON")
-    judge.add_argument("--csv", metavar="FILE", help="also write the videos that miss to a file")
-
-    gallery = add("gallery", output_commands.gallery_command, "write OUTPUT/index.html")
-    gallery.add_argument("output", metavar="OUTPUT")
-
-    _export_flags(add("export", export_command, "copy an output's videos under names of yours, with a feed of them"))
-
-    ledger = add("ledger", output_commands.ledger_command, "care of the ledger")
-    ledger.add_argument("action", choices=("verify", "compact", "rebuild"))
-    ledger.add_argument("output", metavar="OUTPUT")
-    ledger.add_argument("--deep", action="store_true", help="with verify: read every video and compare its SHA-256")
-    ledger.add_argument(
-        "--repair", action="store_true", help="with verify: say which command makes damaged and missing videos again"
-    )
-
-    text = "the benchmark card: this animator against diffusers' own pipeline, in one run"
-    _bench_flags(add("bench", commands.bench_command, text))
-    _serve_flags(add("serve", commands.serve_command, "the endpoint and its page on this machine, until interrupted"))
-
-    _jobs_flags(add("jobs", jobs_command, "the video jobs of an endpoint, for its operator; needs its storage alone"))
-
-    models_help = "list named models; `models pull NAME` fetches and verifies weights, `show` reads them"
-    models = add("models", model_commands.models_command, models_help)
-    models.add_argument("action", nargs="?", choices=("list", "pull", "show"), help="list if left out")
-    models.completes_models(models.add_argument("name", nargs="?", metavar="NAME|FILE"))
-    models.add_argument(
-        "--to", metavar="URI", help="with pull: also copy the weights to a folder or s3:// prefix that workers share"
-    )
-    completion = add("completion", commands.completion_command, "print what makes a shell complete these commands")
-    completion.add_argument("shell", choices=("bash", "zsh", "fish"))
-    completion.examples = ('eval "$(pia-ray completion bash)"', "pia-ray completion fish | source")
-    for command in subparsers.choices.values():
-        parser.variables.update(command.variables)
-    return parser
 
 
 def _animate_flags(animate: Parser) -> None:
@@ -178,6 +125,25 @@ def _estimate_flags(estimate: Parser) -> None:
     add_knob_flags(estimate)
 
 
+def _report_flags(report: Parser) -> None:
+    report.add_argument("output", metavar="OUTPUT")
+    report.add_argument("--json", action="store_true", help="print JSON")
+    report.add_argument("--follow", action="store_true", help="again every few seconds, until interrupted")
+
+
+def _judge_flags(judge: Parser) -> None:
+    judge.examples = ('pia-ray judge out --accept "likeness_min>=0.7" --accept "flicker<=0.03"',)
+    judge.add_argument("output", metavar="OUTPUT")
+    accept_help = 'bound such as "likeness_min>=0.7". Repeatable'
+    judge.add_argument("--accept", metavar="BOUND", action="append", required=True, help=accept_help)
+    judge.add_argument("--json", action="store_true", help="print JSON")
+    judge.add_argument("--csv", metavar="FILE", help="also write the videos that miss to a file")
+
+
+def _gallery_flags(gallery: Parser) -> None:
+    gallery.add_argument("output", metavar="OUTPUT")
+
+
 def _export_flags(export: Parser) -> None:
     export.examples = (
         'pia-ray export out --to shop --name "{sku}-{video_index}" --accepted',
@@ -201,6 +167,15 @@ def _export_flags(export: Parser) -> None:
     export.add_argument("--link", action="store_true", help="give files a second name on their disk, do not copy them")
     export.add_argument("--prune", action="store_true", help="remove what earlier exports copied and this one does not")
     export.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _ledger_flags(ledger: Parser) -> None:
+    ledger.add_argument("action", choices=("verify", "compact", "rebuild"))
+    ledger.add_argument("output", metavar="OUTPUT")
+    ledger.add_argument("--deep", action="store_true", help="with verify: read every video and compare its SHA-256")
+    ledger.add_argument(
+        "--repair", action="store_true", help="with verify: say which command makes damaged and missing videos again"
+    )
 
 
 def _bench_flags(bench: Parser) -> None:
@@ -272,3 +247,107 @@ def _jobs_flags(jobs: Parser) -> None:
     jobs.add_argument("--limit", metavar="N", type=int, help="with list: at most so many, the newest (default: 100)")
     jobs.add_argument("--json", action="store_true", help="with list and show: print a JSON line per job")
     jobs.add_argument("--dry-run", action="store_true", help="with purge: print the jobs, delete none")
+
+
+def _models_flags(models: Parser) -> None:
+    models.add_argument("action", nargs="?", choices=("list", "pull", "show"), help="list if left out")
+    models.completes_models(models.add_argument("name", nargs="?", metavar="NAME|FILE"))
+    models.add_argument(
+        "--to", metavar="URI", help="with pull: also copy the weights to a folder or s3:// prefix that workers share"
+    )
+
+
+def _completion_flags(completion: Parser) -> None:
+    completion.add_argument("shell", choices=("bash", "zsh", "fish"))
+    completion.examples = ('eval "$(pia-ray completion bash)"', "pia-ray completion fish | source")
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A command as `pia-ray --help` lists it."""
+
+    name: str
+    command: commands.Command
+    text: str
+    add_flags: Callable[[Parser], None]
+    usage: str | None = None
+    """Its usage after its name; None for argparse's own."""
+
+
+_COMMANDS: Final = (
+    _Entry(
+        "demo",
+        commands.demo_command,
+        "animate the bundled catalogue with the bundled model on this machine",
+        _demo_flags,
+    ),
+    _Entry(
+        "animate",
+        commands.animate_command,
+        "animate a catalogue: videos, results table and gallery",
+        _animate_flags,
+        "MANIFEST --output URI [FLAG ...]",
+    ),
+    _Entry(
+        "image",
+        commands.image_command,
+        "animate one picture, without Ray",
+        _image_flags,
+        "IMAGE --output FILE --prompt TEXT [FLAG ...]",
+    ),
+    _Entry(
+        "validate",
+        commands.validate_command,
+        "check every row of a manifest, without a GPU",
+        _validate_flags,
+        "MANIFEST [FLAG ...]",
+    ),
+    _Entry(
+        "estimate",
+        commands.estimate_command,
+        "what a run takes, before it runs: rows, time, GPU-hours, cost, storage",
+        _estimate_flags,
+        "MANIFEST [FLAG ...]",
+    ),
+    _Entry(
+        "report",
+        output_commands.report_command,
+        "what happened in an output: counts, errors, throughput, percentiles",
+        _report_flags,
+    ),
+    _Entry(
+        "judge",
+        output_commands.judge_command,
+        "which videos of an output meet bounds, by their stored numbers",
+        _judge_flags,
+    ),
+    _Entry("gallery", output_commands.gallery_command, "write OUTPUT/index.html", _gallery_flags),
+    _Entry(
+        "export", export_command, "copy an output's videos under names of yours, with a feed of them", _export_flags
+    ),
+    _Entry("ledger", output_commands.ledger_command, "care of the ledger", _ledger_flags),
+    _Entry(
+        "bench",
+        bench_command,
+        "the benchmark card: this animator against diffusers' own pipeline, in one run",
+        _bench_flags,
+    ),
+    _Entry(
+        "serve", commands.serve_command, "the endpoint and its page on this machine, until interrupted", _serve_flags
+    ),
+    _Entry(
+        "jobs", jobs_command, "the video jobs of an endpoint, for its operator; needs its storage alone", _jobs_flags
+    ),
+    _Entry(
+        "models",
+        model_commands.models_command,
+        "list named models; `models pull NAME` fetches and verifies weights, `show` reads them",
+        _models_flags,
+    ),
+    _Entry(
+        "completion",
+        commands.completion_command,
+        "print what makes a shell complete these commands",
+        _completion_flags,
+    ),
+)

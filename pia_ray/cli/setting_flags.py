@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Mapping
 from typing import Any, Final, get_args
 
 from pia_ray.cli.arguments import Parser
@@ -61,78 +62,18 @@ _DURATION: Final = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d
 def add_catalog_flags(parser: Parser) -> None:
     """Adds a flag for every setting of `CatalogConfig` but `manifest`, `output` and the knobs."""
     group = parser.add_argument_group("the run")
-
-    def add(name: str, metavar: str, **how: Any) -> None:
-        field = CatalogConfig.model_fields[name]
-        default = "" if field.default in (None, (), False) else f" (default: {field.default})"
-        text = ((field.description or "").rstrip(".") + default).replace("%", "%%")
-        how = {"metavar": metavar, **how} if metavar else how
-        flag = f"--{name.removesuffix('_s').replace('_', '-')}"
-        parser.take_variable(group.add_argument(flag, dest=name, help=text, **how))
-
     config_help = "YAML file with any of these settings; flags and variables go first"
     parser.take_variable(group.add_argument("--config", metavar="FILE", help=config_help))
     model = group.add_argument("--model", metavar="NAME|FILE", help="named model, or YAML file of one")
     parser.take_variable(model)
     parser.completes_models(model)
     add_styles_flag(parser, group)
-    add("keep_models", "N", type=int)
-    add("pictures", "", choices=("all", "first"))
-    add("limit", "N", type=int)
-    add("sample", "N", type=int)
-    add("partition", "K/N")
-    add("accept", "BOUND", action="append")
-    add("retakes", "N", type=int)
-    add("unaccepted", "", choices=("keep", "fail"))
-    add("review", "FILE")
-    add("retry", "WHAT")
-    add("remake", "missing,damaged")
-    add("actors", "N|MIN:MAX")
-    add("gpus_per_actor", "X", type=float)
-    add("cpus_per_actor", "X", type=float)
-    add("batch_size", "N|auto")
-    add("warm", "WxHxFRAMES,...")
-    add("prefetch", "N|auto")
-    add("format", "", choices=FORMATS)
-    add("safety", "", choices=("off", "flag", "fail"))
-    add("provenance", "", choices=get_args(ProvenanceLevel))
-    add("c2pa_certificate", "FILE")
-    add("c2pa_key", "FILE")
-    add("c2pa_timestamp_url", "URL")
-    add("max_attempts", "N", type=int)
-    add("patience_s", "T", type=seconds)
-    add("max_failures", "N|P%")
-    add("deadline_s", "T", type=seconds)
-    add("grace_s", "T", type=seconds)
-    add("row_timeout_s", "T", type=seconds)
-    add("hang_timeout_s", "T", type=seconds)
-    add("fetch_timeout_s", "T", type=seconds)
-    add("publish_timeout_s", "T", type=seconds)
-    add("detect_changes", "", action="store_true", default=None)
-    add("background", "#RRGGBB")
-    add("max_image_bytes", "N", type=int)
-    add("max_image_pixels", "N", type=int)
-    add("max_image_side", "N", type=int)
-    add("max_image_aspect", "X", type=float)
-    add("on_end", "URL")
-    add("on_end_secret", "FILE")
-    add("on_end_networks", "NET,...")
-    add("per_host_rate", "X", type=float)
-    add("allow_http", "", action="store_true", default=None)
-    add("allowed_networks", "NETWORK,...")
-    add("header", "HOST:NAME:VALUE", action="append")
-    add("user_agent", "TEXT")
-    add("s3_anonymous", "BUCKET,...")
-    add("s3_requester_pays", "BUCKET,...")
-    add("ignore_opt_outs", "", action="store_true", default=None)
-    add("address", "ADDR")
-    add("id_col", "NAME")
-    add("image_col", "NAME")
-    add("prompt_col", "NAME")
-    add("knobs", "NAME,...")
-    add("delimiter", "CHAR|tab")
-    add("encoding", "NAME")
-    add("not_knobs", "NAME,...")
+    for name, how in _SETTINGS.items():
+        field = CatalogConfig.model_fields[name]
+        default = "" if field.default in (None, (), False) else f" (default: {field.default})"
+        text = ((field.description or "").rstrip(".") + default).replace("%", "%%")
+        flag = f"--{name.removesuffix('_s').replace('_', '-')}"
+        parser.take_variable(group.add_argument(flag, dest=name, help=text, **how))
 
 
 def add_styles_flag(parser: Parser, group: argparse._ActionsContainer) -> None:
@@ -183,3 +124,69 @@ def seconds(text: str) -> float:
         raise argparse.ArgumentTypeError(f"{text!r} is not a time: write 90s, 15m or 1h30m")
     hours, minutes, rest = (float(part or 0) for part in match.groups())
     return 3600 * hours + 60 * minutes + rest
+
+
+_WHOLE_NUMBER: Final[Mapping[str, Any]] = {"metavar": "N", "type": int}
+_NUMBER: Final[Mapping[str, Any]] = {"metavar": "X", "type": float}
+_SECONDS: Final[Mapping[str, Any]] = {"metavar": "T", "type": seconds}
+_SWITCH: Final[Mapping[str, Any]] = {"action": "store_true", "default": None}
+_SETTINGS: Final[Mapping[str, Mapping[str, Any]]] = {
+    "keep_models": _WHOLE_NUMBER,
+    "pictures": {"choices": ("all", "first")},
+    "limit": _WHOLE_NUMBER,
+    "sample": _WHOLE_NUMBER,
+    "partition": {"metavar": "K/N"},
+    "accept": {"metavar": "BOUND", "action": "append"},
+    "retakes": _WHOLE_NUMBER,
+    "unaccepted": {"choices": ("keep", "fail")},
+    "review": {"metavar": "FILE"},
+    "retry": {"metavar": "WHAT"},
+    "remake": {"metavar": "missing,damaged"},
+    "actors": {"metavar": "N|MIN:MAX"},
+    "gpus_per_actor": _NUMBER,
+    "cpus_per_actor": _NUMBER,
+    "batch_size": {"metavar": "N|auto"},
+    "warm": {"metavar": "WxHxFRAMES,..."},
+    "prefetch": {"metavar": "N|auto"},
+    "format": {"choices": FORMATS},
+    "safety": {"choices": ("off", "flag", "fail")},
+    "provenance": {"choices": get_args(ProvenanceLevel)},
+    "c2pa_certificate": {"metavar": "FILE"},
+    "c2pa_key": {"metavar": "FILE"},
+    "c2pa_timestamp_url": {"metavar": "URL"},
+    "max_attempts": _WHOLE_NUMBER,
+    "patience_s": _SECONDS,
+    "max_failures": {"metavar": "N|P%"},
+    "deadline_s": _SECONDS,
+    "grace_s": _SECONDS,
+    "row_timeout_s": _SECONDS,
+    "hang_timeout_s": _SECONDS,
+    "fetch_timeout_s": _SECONDS,
+    "publish_timeout_s": _SECONDS,
+    "detect_changes": _SWITCH,
+    "background": {"metavar": "#RRGGBB"},
+    "max_image_bytes": _WHOLE_NUMBER,
+    "max_image_pixels": _WHOLE_NUMBER,
+    "max_image_side": _WHOLE_NUMBER,
+    "max_image_aspect": _NUMBER,
+    "on_end": {"metavar": "URL"},
+    "on_end_secret": {"metavar": "FILE"},
+    "on_end_networks": {"metavar": "NET,..."},
+    "per_host_rate": _NUMBER,
+    "allow_http": _SWITCH,
+    "allowed_networks": {"metavar": "NETWORK,..."},
+    "header": {"metavar": "HOST:NAME:VALUE", "action": "append"},
+    "user_agent": {"metavar": "TEXT"},
+    "s3_anonymous": {"metavar": "BUCKET,..."},
+    "s3_requester_pays": {"metavar": "BUCKET,..."},
+    "ignore_opt_outs": _SWITCH,
+    "address": {"metavar": "ADDR"},
+    "id_col": {"metavar": "NAME"},
+    "image_col": {"metavar": "NAME"},
+    "prompt_col": {"metavar": "NAME"},
+    "knobs": {"metavar": "NAME,..."},
+    "delimiter": {"metavar": "CHAR|tab"},
+    "encoding": {"metavar": "NAME"},
+    "not_knobs": {"metavar": "NAME,..."},
+}
+"""The settings with a flag, in the order of `--help`, and what argparse takes for each."""

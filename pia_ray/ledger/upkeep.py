@@ -136,15 +136,9 @@ def summary(ledger: Ledger) -> LedgerSummary:
     ledger.flush()
     with output_errors(ledger.output):
         run = runs.latest_run(ledger.output)
-        positions, _ = winners_of(ledger.output, ledger.index, run.run_id if run is not None else None)
-        pieces = [
-            table
-            for _, table, _ in read_winners(ledger.index, positions[positions >= 0], columns=_SUMMARY_COLUMNS)
-            if isinstance(table, pa.Table)
-        ]
-    rows = pa.concat_tables(pieces) if pieces else pa.table({name: [] for name in _SUMMARY_COLUMNS})
+        num_items, rows = _summary_rows(ledger, run)
     if not len(rows):
-        return LedgerSummary(run, len(positions), 0, 0, len(positions), 0, {}, {}, None, 0, None, None, 0.0, 0, {})
+        return LedgerSummary(run, num_items, 0, 0, num_items, 0, {}, {}, None, 0, None, None, 0.0, 0, {})
     succeeded = rows.filter(pc.equal(rows["status"], SUCCEEDED))
     failed = rows.filter(pc.equal(rows["status"], FAILED))
     codes = Counter({entry["values"]: entry["counts"] for entry in pc.value_counts(failed["error_code"]).to_pylist()})
@@ -156,10 +150,10 @@ def summary(ledger: Ledger) -> LedgerSummary:
         per_minute = 60 * num_in_run / run_s
     return LedgerSummary(
         run=run,
-        num_items=len(positions),
+        num_items=num_items,
         num_succeeded=len(succeeded),
         num_failed=len(failed),
-        num_left=len(positions) - len(succeeded) - len(failed),
+        num_left=num_items - len(succeeded) - len(failed),
         num_retryable=pc.sum(failed["retryable"]).as_py() or 0,
         errors={code or "unknown": count for code, count in codes.most_common()},
         flags=_flags(succeeded),
@@ -174,6 +168,18 @@ def summary(ledger: Ledger) -> LedgerSummary:
         takes=_takes(rows),
         review=count_reviews(succeeded),
     )
+
+
+def _summary_rows(ledger: Ledger, run: RunRecord | None) -> tuple[int, pa.Table]:
+    """Number of the items of the latest run, and the rows that they have."""
+    positions, _ = winners_of(ledger.output, ledger.index, run.run_id if run is not None else None)
+    pieces = [
+        table
+        for _, table, _ in read_winners(ledger.index, positions[positions >= 0], columns=_SUMMARY_COLUMNS)
+        if isinstance(table, pa.Table)
+    ]
+    rows = pa.concat_tables(pieces) if pieces else pa.table({name: [] for name in _SUMMARY_COLUMNS})
+    return len(positions), rows
 
 
 def _takes(rows: pa.Table) -> TakeCounts | None:

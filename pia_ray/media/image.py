@@ -98,10 +98,7 @@ def decode(
     colour = _colour(background)
     if len(content) > max_bytes:
         raise ImageTooLarge(f"The picture has {len(content):,} bytes; the limit is {max_bytes:,}.")
-    kind = sniff(content)
-    if kind not in _OPENERS:
-        advice = _KIND_ADVICE.get(kind, ADVICE)
-        raise UnsupportedImage(f"This is {kind}, not a picture that can be read. {advice}")
+    kind = _readable_kind(content)
     notes: list[str] = []
     with decoder_faults(f"The {kind} picture"):
         # Not Image.open: its bomb check warns or raises, by a global setting, before the size can be checked.
@@ -214,6 +211,19 @@ def _check_size(size: tuple[int, int], max_pixels: int, *, max_side: int, max_as
         raise ImageTooLarge(
             f"The picture is {width} x {height} px; no side may be over {max_aspect:g} times the other."
         )
+
+
+def _readable_kind(content: bytes) -> str:
+    """The kind of a picture that is read.
+
+    Raises:
+        UnsupportedImage: it is something else.
+    """
+    kind = sniff(content)
+    if kind not in _OPENERS:
+        advice = _KIND_ADVICE.get(kind, ADVICE)
+        raise UnsupportedImage(f"This is {kind}, not a picture that can be read. {advice}")
+    return kind
 
 
 def _check_kind(image: ImageFile.ImageFile, content: bytes, notes: list[str]) -> None:

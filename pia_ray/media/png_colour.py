@@ -6,7 +6,7 @@ Source: PNG, third edition, 4.3: cICP goes before iCCP, iCCP before sRGB, sRGB b
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 
 import numpy as np
@@ -105,6 +105,11 @@ def _profile(points: tuple[float, ...], curve: _Curve) -> bytes | None:
         b"bXYZ": _xyz(adapted[:, 2]),
         b"rTRC": b"curv\0\0\0\0" + struct.pack(">I", len(samples)) + samples.tobytes(),
     }
+    return _icc_file(tags)
+
+
+def _icc_file(tags: Mapping[bytes, bytes]) -> bytes:
+    """The file of a profile with these tags. The last one, the curve of red, is that of green and blue too."""
     at, table, body = 128 + 4 + 12 * (len(tags) + 2), [], b""
     for name, tag in tags.items():
         table.append((name, at + len(body), len(tag)))

@@ -73,24 +73,23 @@ def create_app(
         metrics=counters,
         usage=usage,
     )
-    app.add_exception_handler(PiaRayError, error_responses.of_error)
-    app.add_exception_handler(HTTPException, error_responses.of_framework)
-    app.add_exception_handler(RequestValidationError, error_responses.of_validation)
-    app.add_exception_handler(ClientDisconnect, _of_hangup)
-    app.add_exception_handler(Exception, _of_bug)
+    _add_error_handlers(app)
     app.include_router(animations.router(renderer, forms or FormReader(config), config, metrics=counters, usage=usage))
     app.include_router(_models(renderer, config))
     app.include_router(_health(renderer, counters, check_alive))
     app.include_router(page.router(config, openapi=lambda: app.openapi()))
     for each in routers:
         app.include_router(each)
-
-    @app.get("/openapi.json", include_in_schema=False)
-    async def openapi(_: Owner) -> JSONResponse:
-        return JSONResponse(app.openapi())
-
-    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]  # FastAPI's own way to extend it
+    _add_openapi(app)
     return app
+
+
+def _add_error_handlers(app: FastAPI) -> None:
+    app.add_exception_handler(PiaRayError, error_responses.of_error)
+    app.add_exception_handler(HTTPException, error_responses.of_framework)
+    app.add_exception_handler(RequestValidationError, error_responses.of_validation)
+    app.add_exception_handler(ClientDisconnect, _of_hangup)
+    app.add_exception_handler(Exception, _of_bug)
 
 
 def _models(renderer: Renderer, config: ServeConfig) -> APIRouter:
@@ -181,6 +180,16 @@ async def _of_bug(request: Request, error: Exception) -> Response:
     response = await error_responses.of_bug(request, error)
     mark(response.headers, request_id(request))
     return response
+
+
+def _add_openapi(app: FastAPI) -> None:
+    """Adds the route of the OpenAPI document, which needs a key."""
+
+    @app.get("/openapi.json", include_in_schema=False)
+    async def openapi(_: Owner) -> JSONResponse:
+        return JSONResponse(app.openapi())
+
+    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]  # FastAPI's own way to extend it
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:

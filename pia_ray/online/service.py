@@ -23,6 +23,7 @@ from pia_ray.online.routes.batches import batch_routes
 from pia_ray.online.routes.files import FILE_TTL_S, file_routes
 from pia_ray.online.routes.operator import operator_routes
 from pia_ray.online.routes.unsupported import unsupported_routes
+from pia_ray.online.routes.video_content import video_content_routes
 from pia_ray.online.routes.video_events import video_event_routes
 from pia_ray.online.routes.videos import video_object, video_routes
 from pia_ray.online.usage import Amounts, Usage
@@ -91,18 +92,7 @@ class VideoService:
         self._files = FileStore(config.storage, ttl_s=FILE_TTL_S)
         self._batches = BatchStore(config.storage, ttl_s=FILE_TTL_S)
         self._usage = usage
-        self._dispatcher = Dispatcher(
-            renderer,
-            jobs,
-            max_in_flight=config.max_batch_size * config.max_replicas + 1,
-            max_attempts=config.max_attempts,
-            job_timeout_s=config.job_timeout_s,
-            webhooks=webhooks,
-            poll_s=poll_s,
-            count=lambda owner, gpu_s, num_bytes: usage.add(owner, Amounts(gpu_s=gpu_s, num_bytes=num_bytes)),
-            weights=config.owner_weights,
-            polls_per_minute=config.requests_per_minute / STATUS_COST / 2,
-        )
+        self._dispatcher = _dispatcher(renderer, jobs, config, webhooks=webhooks, usage=usage, poll_s=poll_s)
         self._poll_s = poll_s
         self._grace_s = config.graceful_shutdown_s
         self._working: asyncio.Task[None] | None = None
@@ -121,14 +111,7 @@ class VideoService:
             submit=creator.create_line,
             video_object=lambda job: video_object(job).model_dump(mode="json"),
         )
-        self.routers: tuple[APIRouter, ...] = (
-            unsupported_routes(),
-            video_event_routes(jobs, self._dispatcher),
-            video_routes(creator=creator, jobs=jobs, reader=forms, dispatcher=self._dispatcher),
-            file_routes(self._files, config=config, usage=usage),
-            batch_routes(self._batches, files=self._files, config=config),
-            *([] if config.operator_key is None else [operator_routes(jobs, self._dispatcher)]),
-        )
+        self.routers = self._routers(jobs, config, creator=creator, forms=forms)
 
     @asynccontextmanager
     async def at_work(self) -> AsyncIterator[None]:
@@ -169,6 +152,19 @@ class VideoService:
                     task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
+    def _routers(
+        self, jobs: JobStore, config: ServeConfig, *, creator: JobCreator, forms: FormReader
+    ) -> tuple[APIRouter, ...]:
+        return (
+            unsupported_routes(),
+            video_event_routes(jobs, self._dispatcher),
+            video_routes(creator=creator, jobs=jobs, reader=forms, dispatcher=self._dispatcher),
+            video_content_routes(jobs),
+            file_routes(self._files, config=config, usage=self._usage),
+            batch_routes(self._batches, files=self._files, config=config),
+            *([] if config.operator_key is None else [operator_routes(jobs, self._dispatcher)]),
+        )
+
     async def _drain(self) -> None:
         self._runner.stop()
         await self._dispatcher.drain(timeout_s=self._grace_s)
@@ -183,6 +179,24 @@ class VideoService:
                 if removed:
                     log.info("removed %d files and batches that had expired", removed)
             await asyncio.sleep(SWEEP_S)
+
+
+def _dispatcher(
+    renderer: Renderer, jobs: JobStore, config: ServeConfig, *, webhooks: Webhooks | None, usage: Usage, poll_s: float
+) -> Dispatcher:
+    """The dispatcher with the settings of the endpoint; its attempts count in `usage`."""
+    return Dispatcher(
+        renderer,
+        jobs,
+        max_in_flight=config.max_batch_size * config.max_replicas + 1,
+        max_attempts=config.max_attempts,
+        job_timeout_s=config.job_timeout_s,
+        webhooks=webhooks,
+        poll_s=poll_s,
+        count=lambda owner, gpu_s, num_bytes: usage.add(owner, Amounts(gpu_s=gpu_s, num_bytes=num_bytes)),
+        weights=config.owner_weights,
+        polls_per_minute=config.requests_per_minute / STATUS_COST / 2,
+    )
 
 
 def _log_end(working: asyncio.Task[None]) -> None:

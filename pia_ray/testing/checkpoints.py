@@ -12,7 +12,7 @@ from pia_ray.testing.original import original_text_encoder, original_unet, origi
 
 if TYPE_CHECKING:
     import torch
-    from transformers import CLIPTokenizer
+    from transformers import CLIPTextConfig, CLIPTokenizer
 
 _WORDS: Final = ("a", "the", "of", "in", "left", "right", "up", "down", "zoom", "pan", "sea", "waves", "cat", "red")
 _WIDTHS: Final = (16, 32)
@@ -302,18 +302,18 @@ def random_pipeline(size: Literal["full", "reduced"], *, device: str = "cpu", se
     """The pipeline that `make_random_pipeline` writes, in float32 and in memory."""
     import torch
     from diffusers import AutoencoderKL, PIAPipeline, UNetMotionModel
-    from transformers import CLIPTextConfig, CLIPTextModel
+    from transformers import CLIPTextModel
 
     is_full = size == "full"
-    cross = 768 if is_full else 64
     tokenizer = make_tokenizer()
+    text_config = _random_text_config(tokenizer, is_full=is_full)
     with torch.random.fork_rng(), torch.device(device):
         torch.manual_seed(seed)
         unet = UNetMotionModel(
             in_channels=9,
             block_out_channels=(320, 640, 1280, 1280) if is_full else (64, 128, 256, 256),
             layers_per_block=2 if is_full else 1,
-            cross_attention_dim=cross,
+            cross_attention_dim=text_config.hidden_size,
             num_attention_heads=8,
             motion_num_attention_heads=8,
             use_motion_mid_block=False,
@@ -325,18 +325,7 @@ def random_pipeline(size: Literal["full", "reduced"], *, device: str = "cpu", se
             layers_per_block=2 if is_full else 1,
             scaling_factor=0.18215,
         )
-        text_encoder = CLIPTextModel(
-            CLIPTextConfig(
-                vocab_size=49_408 if is_full else len(tokenizer),
-                hidden_size=cross,
-                intermediate_size=4 * cross,
-                num_hidden_layers=12 if is_full else 2,
-                num_attention_heads=12 if is_full else 4,
-                bos_token_id=tokenizer.bos_token_id,
-                eos_token_id=tokenizer.eos_token_id,
-                pad_token_id=tokenizer.pad_token_id,
-            )
-        )
+        text_encoder = CLIPTextModel(text_config)
     return PIAPipeline(
         vae=vae,
         text_encoder=text_encoder,
@@ -344,4 +333,20 @@ def random_pipeline(size: Literal["full", "reduced"], *, device: str = "cpu", se
         unet=unet,
         motion_adapter=None,
         scheduler=_scheduler("epsilon", zero_snr=False),
+    )
+
+
+def _random_text_config(tokenizer: CLIPTokenizer, *, is_full: bool) -> CLIPTextConfig:
+    from transformers import CLIPTextConfig
+
+    width = 768 if is_full else 64
+    return CLIPTextConfig(
+        vocab_size=49_408 if is_full else len(tokenizer),
+        hidden_size=width,
+        intermediate_size=4 * width,
+        num_hidden_layers=12 if is_full else 2,
+        num_attention_heads=12 if is_full else 4,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
     )

@@ -176,13 +176,10 @@ class FakeAnimator:
 
         style = request.params.style
         ready = prepare(request, model_for(style, self.model, self.styles))
-        params, picture = ready.params, np.asarray(ready.image)  # [H, W, 3], uint8
+        params = ready.params
         self._check(future, request, submitted)
         self._use(style)
-        if self._log is not None:
-            line = json.dumps({"id": request.id, "style": style, "pid": os.getpid()}) + "\n"
-            with self._log.open("ab", buffering=0) as stream:  # one write to its end: lines of processes do not mix
-                stream.write(line.encode())
+        self._log_row(request.id, style)
         self._fail(future, request, submitted)
         for step in range(params.num_inference_steps):
             self._check(future, request, submitted)
@@ -191,14 +188,7 @@ class FakeAnimator:
             if on_step is not None:
                 on_step(step + 1, params.num_inference_steps)
         self._check(future, request, submitted)
-        noise = np.random.default_rng(params.seed).integers(-4, 5, picture.shape, dtype=np.int16)
-        noisy = (picture.astype(np.int16) + noise).clip(0, 255).astype(np.uint8)
-        shift = params.motion_scale + 1
-        frames = np.stack(
-            [np.roll(noisy, index * shift, axis=1) for index in range(params.video_frames)]
-        )  # [T, H, W, 3]
-        if "uneven" in params.prompt.lower().split():
-            frames[1::2] = (frames[1::2].astype(np.int16) + ready.seed % 61).clip(0, 255).astype(np.uint8)
+        frames = _frames_of(ready)
         ended = time.monotonic()
         return Animation(
             frames=frames,
@@ -216,6 +206,13 @@ class FakeAnimator:
         with self._lock:
             self.num_loads += style not in self._styles_in_memory
             self._styles_in_memory[style] = None
+
+    def _log_row(self, row_id: str, style: str) -> None:
+        if self._log is None:
+            return
+        line = json.dumps({"id": row_id, "style": style, "pid": os.getpid()}) + "\n"
+        with self._log.open("ab", buffering=0) as stream:  # one write to its end: lines of processes do not mix
+            stream.write(line.encode())
 
     def _check(self, future: Future[Animation], request: AnimationRequest | PreparedRequest, submitted: float) -> None:
         if self._all_stuck.is_set():
@@ -252,6 +249,18 @@ class FakeAnimator:
         except FileExistsError:
             return False
         return True
+
+
+def _frames_of(ready: PreparedRequest) -> np.ndarray:
+    """The frames [T, H, W, 3], uint8, of a row."""
+    params, picture = ready.params, np.asarray(ready.image)  # [H, W, 3], uint8
+    noise = np.random.default_rng(params.seed).integers(-4, 5, picture.shape, dtype=np.int16)
+    noisy = (picture.astype(np.int16) + noise).clip(0, 255).astype(np.uint8)
+    shift = params.motion_scale + 1
+    frames = np.stack([np.roll(noisy, index * shift, axis=1) for index in range(params.video_frames)])
+    if "uneven" in params.prompt.lower().split():
+        frames[1::2] = (frames[1::2].astype(np.int16) + ready.seed % 61).clip(0, 255).astype(np.uint8)
+    return frames
 
 
 def make_fake(

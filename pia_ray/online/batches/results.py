@@ -21,48 +21,38 @@ from pia_ray.result_row import ResultRow
 
 def row_of_job(job: VideoJob, *, batch_id: str, line: int, custom_id: str) -> dict[str, Any]:
     """The results row of a line whose job has ended, as plain JSON values."""
-    finished_at = datetime.fromtimestamp(job.completed_at or job.created_at, UTC)
+    of_line: dict[str, Any] = {
+        "id": custom_id,
+        "work_key": _work_key(batch_id, line),
+        "image_uri": job.inputs["image"],
+        "run_id": batch_id,
+        "worker": job.id,
+        "attempts": job.attempt,
+        "finished_at": datetime.fromtimestamp(job.completed_at or job.created_at, UTC),
+    }
     if job.error is not None:
-        row = ResultRow.failed(
-            job.error,
-            id=custom_id,
-            work_key=_work_key(batch_id, line),
-            image_uri=job.inputs["image"],
-            params=_with_seed(job),
-            model=job.model,
-            run_id=batch_id,
-            worker=job.id,
-            attempts=job.attempt,
-            finished_at=finished_at,
-        )
-    else:
-        made = job.result
-        assert made is not None, "a job ends with a result or an error"
-        row = ResultRow.succeeded(
-            id=custom_id,
-            work_key=_work_key(batch_id, line),
-            video_uri=made.video_uri,
-            thumbnail_uri=made.thumbnail_uri,
-            poster_uri=made.poster_uri,
-            image_uri=job.inputs["image"],
-            params=made.params,
-            width=made.width,
-            height=made.height,
-            size_bytes=made.size_bytes,
-            sha256=made.sha256,
-            model=made.model_version,
-            run_id=batch_id,
-            worker=job.id,
-            attempts=job.attempt,
-            animate_s=made.animate_s,
-            gpu_s=made.gpu_s,
-            judgement=made.judgement,
-            accepted=made.accepted,
-            take=made.take,
-            takes=None if made.takes is None else canonical(list(made.takes)),
-            finished_at=finished_at,
-            nsfw=made.nsfw,
-        )
+        return _as_json(ResultRow.failed(job.error, params=_with_seed(job), model=job.model, **of_line))
+    made = job.result
+    assert made is not None, "a job ends with a result or an error"
+    row = ResultRow.succeeded(
+        video_uri=made.video_uri,
+        thumbnail_uri=made.thumbnail_uri,
+        poster_uri=made.poster_uri,
+        params=made.params,
+        width=made.width,
+        height=made.height,
+        size_bytes=made.size_bytes,
+        sha256=made.sha256,
+        model=made.model_version,
+        animate_s=made.animate_s,
+        gpu_s=made.gpu_s,
+        judgement=made.judgement,
+        accepted=made.accepted,
+        take=made.take,
+        takes=None if made.takes is None else canonical(list(made.takes)),
+        nsfw=made.nsfw,
+        **of_line,
+    )
     return _as_json(row)
 
 

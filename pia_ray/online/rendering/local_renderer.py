@@ -96,14 +96,7 @@ class LocalRenderer:
             self._tally.end(request.id)
             self._queue_positions()
             rendered = await self._in_thread(_encode, animation, request.format, facts, self._config)
-            log.info(
-                "request %s: %d frames by %s in %.1f s, %.2f s of engine",
-                request.id,
-                rendered.video.num_frames,
-                animation.model,
-                deadline.elapsed_s,
-                rendered.video.total_gpu_s,
-            )
+            _log_rendered(request, rendered, deadline)
             yield rendered
         except PiaRayError as error:
             log.info("request %s failed after %.1f s: %s", request.id, deadline.elapsed_s, error.code)
@@ -344,6 +337,17 @@ def _encode(
         thumbnail=video.thumbnail(finished.preview, fps=animation.params.fps),
         spritesheet=video.spritesheet(finished.preview),
         poster=poster_of(finished, animation.params, judged=animation.frames, image=animation.image),
+    )
+
+
+def _log_rendered(request: RenderRequest, rendered: Rendered, deadline: Deadline) -> None:
+    log.info(
+        "request %s: %d frames by %s in %.1f s, %.2f s of engine",
+        request.id,
+        rendered.video.num_frames,
+        rendered.video.model_version,
+        deadline.elapsed_s,
+        rendered.video.total_gpu_s,
     )
 
 

@@ -49,55 +49,45 @@ def body_schema(*, files: bool) -> dict[str, Any]:
         if files
         else {"anyOf": [{"type": "string", "format": "uri", "pattern": "^(https://|data:)"}, _by_url()]}
     )
-    fields: dict[str, Any] = {
-        "image": {**picture, "description": "The picture: a file part, an https:// URL or a data: URL."},
-        "input_reference": {**picture, "description": "The picture, under its name in the videos API."},
-        "image_url": {**picture, "description": "The picture, under a third name."},
-        "model": {"type": "string", "description": "A model of /v1/models. Left out: the endpoint's default."},
-        "format": {
-            "type": "string",
-            "enum": list(get_args(VideoFormat)),
-            "description": "Format of the video. Left out: that of the Accept header, else mp4.",
-        },
-        "size": {
-            "type": "string",
-            "pattern": "^[1-9][0-9]{1,3}x[1-9][0-9]{1,3}$",
-            "example": "512x384",
-            "description": "width and height in one value.",
-        },
-        "seconds": {
-            "anyOf": [{"type": "number", "exclusiveMinimum": 0}, {"type": "string", "pattern": "^[0-9]+(\\.[0-9]+)?$"}],
-            "example": "2",
-            "description": "Duration as generated, before it is repeated, in place of num_frames.",
-        },
-    }
-    fields |= _POLICY
-    declared = AnimationParams.model_json_schema()["properties"]
-    for name in KNOBS:
-        if name in PICTURE_KNOBS:
-            fields[name] = {**picture, "description": KNOBS[name].meaning}
-        elif name in ARRAY_KNOBS:
-            numbers = {"type": "array", "items": {}, "description": f"Nested lists of floats {ARRAY_KNOBS[name]}."}
-            options = picture["anyOf"] if files else [*picture["anyOf"], numbers]
-            fields[name] = {"anyOf": options, "description": KNOBS[name].meaning}
-        else:
-            fields[name] = _field(name, declared[name])
     shape: dict[str, Any] = {
         "type": "object",
         "required": ["prompt"],
         "anyOf": [{"required": [name]} for name in IMAGE_FIELDS],
-        "properties": fields,
+        "properties": {
+            "image": {**picture, "description": "The picture: a file part, an https:// URL or a data: URL."},
+            "input_reference": {**picture, "description": "The picture, under its name in the videos API."},
+            "image_url": {**picture, "description": "The picture, under a third name."},
+            **_VIDEO,
+            **_POLICY,
+            **_knob_fields(picture, files=files),
+        },
         "additionalProperties": False,
     }
-    if files:  # multipart writes objects and lists as lora[name], affinity[]
-        pictures = "|".join((*IMAGE_FIELDS, *REFERENCE_KNOBS))
-        lists = "|".join(name for name in KNOBS if KNOBS[name].many)
-        folded = rf"^(lora\[[^\[\]]+\]|({pictures})\[(image_url|url)\]|({lists})\[\])$"
-        shape["patternProperties"] = {folded: {"type": "string"}}
-        nested = [{"required": [f"{name}[{inner}]"]} for name in IMAGE_FIELDS for inner in ("image_url", "url")]
-        shape["anyOf"] += nested
+    if files:
+        _add_folded(shape)
     return shape
 
+
+_VIDEO: Final[dict[str, Any]] = {
+    "model": {"type": "string", "description": "A model of /v1/models. Left out: the endpoint's default."},
+    "format": {
+        "type": "string",
+        "enum": list(get_args(VideoFormat)),
+        "description": "Format of the video. Left out: that of the Accept header, else mp4.",
+    },
+    "size": {
+        "type": "string",
+        "pattern": "^[1-9][0-9]{1,3}x[1-9][0-9]{1,3}$",
+        "example": "512x384",
+        "description": "width and height in one value.",
+    },
+    "seconds": {
+        "anyOf": [{"type": "number", "exclusiveMinimum": 0}, {"type": "string", "pattern": "^[0-9]+(\\.[0-9]+)?$"}],
+        "example": "2",
+        "description": "Duration as generated, before it is repeated, in place of num_frames.",
+    },
+}
+"""The fields of the video as a whole."""
 
 _POLICY: Final[dict[str, Any]] = {
     "accept": {
@@ -118,6 +108,22 @@ _POLICY: Final[dict[str, Any]] = {
         "description": "Where all takes miss: keep the best one, or fail with not_accepted.",
     },
 }
+
+
+def _knob_fields(picture: dict[str, Any], *, files: bool) -> dict[str, Any]:
+    """The schema of each knob; `picture` is that of a picture."""
+    declared = AnimationParams.model_json_schema()["properties"]
+    fields: dict[str, Any] = {}
+    for name in KNOBS:
+        if name in PICTURE_KNOBS:
+            fields[name] = {**picture, "description": KNOBS[name].meaning}
+        elif name in ARRAY_KNOBS:
+            numbers = {"type": "array", "items": {}, "description": f"Nested lists of floats {ARRAY_KNOBS[name]}."}
+            options = picture["anyOf"] if files else [*picture["anyOf"], numbers]
+            fields[name] = {"anyOf": options, "description": KNOBS[name].meaning}
+        else:
+            fields[name] = _field(name, declared[name])
+    return fields
 
 
 def _by_url() -> dict[str, Any]:
@@ -147,6 +153,16 @@ def _field(name: str, declared: dict[str, Any]) -> dict[str, Any]:
         text = {"type": "string", "pattern": "^[0-9]", "description": "The numbers as text, separated by commas."}
         return {"anyOf": [numbers, text], "description": f"{field['description']} Range: {knob.bounds}."}
     return field
+
+
+def _add_folded(shape: dict[str, Any]) -> None:
+    """Adds the names of objects and lists in multipart, lora[name] and affinity[], to the schema of a body."""
+    pictures = "|".join((*IMAGE_FIELDS, *REFERENCE_KNOBS))
+    lists = "|".join(name for name in KNOBS if KNOBS[name].many)
+    folded = rf"^(lora\[[^\[\]]+\]|({pictures})\[(image_url|url)\]|({lists})\[\])$"
+    shape["patternProperties"] = {folded: {"type": "string"}}
+    nested = [{"required": [f"{name}[{inner}]"]} for name in IMAGE_FIELDS for inner in ("image_url", "url")]
+    shape["anyOf"] += nested
 
 
 ANIMATION_RESPONSE: Final[dict[str, Any]] = {

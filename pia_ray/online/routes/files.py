@@ -79,15 +79,7 @@ def file_routes(files: FileStore, *, config: ServeConfig, usage: Usage, prefix: 
         operation_id="create_file",
         summary="Upload the input file of a batch, or a picture",
         responses=error_responses.responses(415),
-        openapi_extra=_multipart(
-            {
-                "file": {"type": "string", "format": "binary"},
-                "purpose": {"type": "string", "enum": ["batch", "vision", "user_data"]},
-                "expires_after[seconds]": {"type": "integer", "minimum": 3600, "maximum": 2592000},
-                "expires_after[anchor]": {"type": "string", "enum": ["created_at"]},
-            },
-            required=["file", "purpose"],
-        ),
+        openapi_extra={"requestBody": _UPLOAD_BODY},
     )
     async def create(request: Request, owner: Owner) -> FileObject:
         name, content, fields = await _upload(request, max_bytes=config.max_body_bytes)
@@ -126,6 +118,13 @@ def file_routes(files: FileStore, *, config: ServeConfig, usage: Usage, prefix: 
         await asyncio.to_thread(files.delete, owner, file_id)
         return FileDeleted(id=file_id)
 
+    _add_content(router, files)
+    return router
+
+
+def _add_content(router: APIRouter, files: FileStore) -> None:
+    """Adds the routes of the content of a file."""
+
     @router.get(
         "/{file_id}/content",
         operation_id="download_file",
@@ -153,8 +152,6 @@ def file_routes(files: FileStore, *, config: ServeConfig, usage: Usage, prefix: 
             filename=file.filename,
             disposition="attachment",
         )
-
-    return router
 
 
 async def _upload(request: Request, *, max_bytes: int) -> tuple[str, bytes, Mapping[str, str]]:
@@ -199,6 +196,20 @@ def _ttl_s(fields: Mapping[str, str]) -> float | None:
     return float(text)
 
 
-def _multipart(properties: Mapping[str, Any], *, required: list[str]) -> dict[str, Any]:
-    schema = {"type": "object", "properties": dict(properties), "required": required}
-    return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}}
+_UPLOAD_BODY: Final[dict[str, Any]] = {
+    "required": True,
+    "content": {
+        "multipart/form-data": {
+            "schema": {
+                "type": "object",
+                "properties": {
+                    "file": {"type": "string", "format": "binary"},
+                    "purpose": {"type": "string", "enum": ["batch", "vision", "user_data"]},
+                    "expires_after[seconds]": {"type": "integer", "minimum": 3600, "maximum": 2592000},
+                    "expires_after[anchor]": {"type": "string", "enum": ["created_at"]},
+                },
+                "required": ["file", "purpose"],
+            }
+        }
+    },
+}

@@ -1,8 +1,9 @@
-"""/v1/videos in the wire format of the OpenAI videos API: create, retrieve, list, delete, content, remix, cancel."""
+"""/v1/videos in the wire format of the OpenAI videos API: create, retrieve, list, delete, remix, cancel."""
 
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 from typing import Annotated, Any, Final, Literal
 from urllib.parse import urlsplit
 
@@ -10,11 +11,7 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, computed_field
 
 from pia_ray.config.knobs import REFERENCE_KNOBS
-from pia_ray.errors import Conflict
-from pia_ray.media import video
-from pia_ray.media.finish.posters import MIME as POSTER_MIME
 from pia_ray.online.http import error_responses
-from pia_ray.online.http.downloads import delivery
 from pia_ray.online.http.middleware import Owner
 from pia_ray.online.http.pagination import Listed, Listing, PageQuery
 from pia_ray.online.http.wire_types import UnixTime, VideoDescription, wire_params
@@ -25,10 +22,6 @@ from pia_ray.online.video_jobs import JobStore, VideoJob, webhook_fields
 from pia_ray.online.video_jobs.creation import JobCreator
 from pia_ray.online.video_jobs.dispatcher import Dispatcher, Outlook
 
-Variant = Literal["video", "thumbnail", "spritesheet", "poster"]
-Redirect = Annotated[
-    Literal["0", "1"], Query(description="0: the bytes come from the endpoint itself, also where the file is on S3.")
-]
 IdempotencyKey = Annotated[
     str | None,
     Header(
@@ -180,14 +173,34 @@ def _webhook_state(job: VideoJob) -> Literal["waiting", "delivered", "failed", "
 def video_routes(
     *, creator: JobCreator, jobs: JobStore, reader: FormReader, dispatcher: Dispatcher, prefix: str = "/v1"
 ) -> APIRouter:
-    """The routes below /v1/videos."""
+    """The routes below /v1/videos, without those of contents and events."""
     router = APIRouter(prefix=f"{prefix}/videos", tags=["videos"])
+    services = _Services(creator, jobs, reader, dispatcher)
+    _add_resource(router, services)
+    _add_actions(router, services)
+    return router
 
-    async def answer(job: VideoJob, response: Response) -> VideoObject:
-        outlook = await dispatcher.outlook(job)
+
+@dataclass(frozen=True)
+class _Services:
+    """The services that the routes call."""
+
+    creator: JobCreator
+    jobs: JobStore
+    reader: FormReader
+    dispatcher: Dispatcher
+
+    async def answer(self, job: VideoJob, response: Response) -> VideoObject:
+        """The video object of a job; a header of the response says when to poll a job that has not ended."""
+        outlook = await self.dispatcher.outlook(job)
         if not job.ended:
             response.headers["openai-poll-after-ms"] = str(outlook.poll_after_ms)
-        return video_object(job, outlook, now=await asyncio.to_thread(jobs.now))
+        return video_object(job, outlook, now=await asyncio.to_thread(self.jobs.now))
+
+
+def _add_resource(router: APIRouter, services: _Services) -> None:
+    """Adds the routes that create, list, retrieve and delete videos."""
+    jobs, dispatcher = services.jobs, services.dispatcher
 
     @router.post(
         "",
@@ -203,10 +216,12 @@ def video_routes(
         idempotency_key: IdempotencyKey = None,
         retry_count: RetryCount = None,
     ) -> VideoObject:
-        fields = await reader.fields(request)
-        job = await creator.create(owner, fields, idempotency_key=idempotency_key, retry_count=_count(retry_count))
+        fields = await services.reader.fields(request)
+        job = await services.creator.create(
+            owner, fields, idempotency_key=idempotency_key, retry_count=_count(retry_count)
+        )
         dispatcher.wake()
-        return await answer(job, response)
+        return await services.answer(job, response)
 
     @router.get("", operation_id="list_videos", summary="List videos", responses=error_responses.responses(404, 422))
     async def list_videos(owner: Owner, page: Annotated[VideoListQuery, Query()]) -> VideoList:
@@ -220,7 +235,7 @@ def video_routes(
         responses=error_responses.responses(404, 422),
     )
     async def retrieve(owner: Owner, response: Response, video_id: str) -> VideoObject:
-        return await answer(await asyncio.to_thread(jobs.get, owner, video_id), response)
+        return await services.answer(await asyncio.to_thread(jobs.get, owner, video_id), response)
 
     @router.delete(
         "/{video_id}",
@@ -233,6 +248,11 @@ def video_routes(
         dispatcher.recheck(video_id)
         return VideoDeleted(id=video_id)
 
+
+def _add_actions(router: APIRouter, services: _Services) -> None:
+    """Adds the routes that act on a video: cancel it, send its webhook again, remix it."""
+    jobs, dispatcher = services.jobs, services.dispatcher
+
     @router.post(
         "/{video_id}/cancel",
         operation_id="cancel_video",
@@ -242,7 +262,7 @@ def video_routes(
     async def cancel(owner: Owner, response: Response, video_id: str) -> VideoObject:
         job = await asyncio.to_thread(jobs.cancel, owner, video_id)
         dispatcher.recheck(video_id)
-        return await answer(job, response)
+        return await services.answer(job, response)
 
     @router.post(
         "/{video_id}/webhook/redeliver",
@@ -254,7 +274,7 @@ def video_routes(
         """Sends the event again under its id, with all its tries, also where it was delivered or is given up."""
         job = await asyncio.to_thread(jobs.outbox.redeliver, owner, video_id)
         dispatcher.recheck(video_id)
-        return await answer(job, response)
+        return await services.answer(job, response)
 
     @router.post(
         "/{video_id}/remix",
@@ -271,8 +291,8 @@ def video_routes(
         idempotency_key: IdempotencyKey = None,
         retry_count: RetryCount = None,
     ) -> VideoObject:
-        fields = await reader.fields(request)
-        job = await creator.remix(
+        fields = await services.reader.fields(request)
+        job = await services.creator.remix(
             owner,
             video_id,
             fields,
@@ -280,53 +300,7 @@ def video_routes(
             retry_count=_count(retry_count),
         )
         dispatcher.wake()
-        return await answer(job, response)
-
-    @router.get(
-        "/{video_id}/content",
-        operation_id="download_video",
-        summary="The video's file, or pictures of it",
-        response_class=Response,
-        responses={
-            **error_responses.responses(404, 409, 422),
-            200: {
-                "description": "The file.",
-                "content": {mime: {} for mime in (*video.MIME.values(), *POSTER_MIME.values())},
-            },
-            206: {"description": "The part of the Range header."},
-            302: {"description": "A link to the file, which is valid for 15 minutes."},
-            416: {"description": "The file has no such part."},
-        },
-    )
-    @router.head(
-        "/{video_id}/content",
-        operation_id="describe_video_content",
-        summary="Length and type of the content",
-        response_class=Response,
-        responses=error_responses.responses(404, 409, 422),
-    )
-    async def content(
-        request: Request, owner: Owner, video_id: str, variant: Variant = "video", redirect: Redirect = "1"
-    ) -> Response:
-        job = await asyncio.to_thread(jobs.get, owner, video_id)
-        if job.result is None:
-            raise Conflict(f"video {job.id} has no content, because it is {job.status}")
-        uri = {
-            "video": job.result.video_uri,
-            "thumbnail": job.result.thumbnail_uri,
-            "spritesheet": job.result.spritesheet_uri,
-            "poster": job.result.poster_uri,
-        }[variant]
-        if uri is None:
-            raise Conflict(f"video {job.id} has no poster, because it was created without the field poster (jpg, webp)")
-        ext = uri.rpartition(".")[2]
-        kinds = {str(kind): mime for kind, mime in [*POSTER_MIME.items(), *video.MIME.items()]}
-        filename = f"{job.id}-{variant}.{ext}"
-        return await delivery(
-            uri, method=request.method, media_type=kinds[ext], filename=filename, by_link=redirect == "1"
-        )
-
-    return router
+        return await services.answer(job, response)
 
 
 def _create_body() -> dict[str, Any]:

@@ -30,6 +30,7 @@ from pia_ray.online.rendering.renderer import BATCH_LINE, Renderer
 from pia_ray.online.video_jobs import JobStore, VideoJob
 from pia_ray.online.video_jobs.attempt import RETRY_DELAY_S, Attempt, AttemptSettings
 from pia_ray.online.video_jobs.fair_shares import FairShares
+from pia_ray.online.video_jobs.queue_snapshot import QueueSnapshot
 from pia_ray.online.video_jobs.webhook_sender import WebhookSender
 from pia_ray.online.video_jobs.webhooks import Webhooks
 
@@ -129,20 +130,13 @@ class Dispatcher:
         self._paused_until = 0.0
         self._draining = False
         self._job_s: float | None = None
-        self._snapshot: tuple[IndexEntry, ...] = ()
-        self._snapshot_at = float("-inf")
-        self._is_whole = True
-        """Whether the snapshot holds the whole queue."""
-        self._ended: set[str] = set()
-        """Jobs that have ended since the reading of the queue began."""
-        self._reading: asyncio.Task[None] | None = None
-        """A reading of the queue that is under way."""
+        self._snapshot = QueueSnapshot(self._read_queue)
 
     async def run(self) -> None:
         """Works until it is cancelled; then its jobs are given back. One call at a time."""
         threads = self._threads = ThreadPoolExecutor(2 * self._max_in_flight + 4, thread_name_prefix="jobs")
         self._wake = asyncio.Event()  # of this event loop; an app may be started again in another
-        self._snapshot_at, self._reading = float("-inf"), None
+        self._snapshot.expire()
         self._draining = False
         loops = [self._dispatch(), self._sweep()]
         if self._sender is not None:
@@ -171,7 +165,7 @@ class Dispatcher:
 
     def wake(self) -> None:
         """Has the queue read at once, because there is a new job; else it is found within `poll_s`."""
-        self._snapshot_at, self._reading = float("-inf"), None
+        self._snapshot.expire()
         self._wake.set()
 
     def recheck(self, job_id: str) -> None:
@@ -188,10 +182,11 @@ class Dispatcher:
         """
         if job.ended:
             return Outlook(position=0, eta_s=0.0)
-        await self._read_queue(most_age_s=_SNAPSHOT_S if job.eta_at is None else _PACE_S)
-        if self._is_whole:
+        await self._snapshot.refresh(most_age_s=_SNAPSHOT_S if job.eta_at is None else _PACE_S)
+        if self._snapshot.is_whole:
             folder = self._jobs.owner_folder(job.owner)
-            num_open = sum(entry.owner_folder == folder and entry.rank < BATCH_LINE for entry in self._snapshot)
+            entries = self._snapshot.entries
+            num_open = sum(entry.owner_folder == folder and entry.rank < BATCH_LINE for entry in entries)
         else:
             num_open = await self._in_thread(self._jobs.num_open, job.owner)
         least_poll_s = 60 * num_open / self._polls_per_minute
@@ -208,16 +203,17 @@ class Dispatcher:
 
     def _position(self, job: VideoJob) -> int:
         """Open jobs that go before a job which waits: those that are claimed, and those before it in turn."""
-        entries = list(self._shares.ordered(entry for entry in self._snapshot if entry.id not in self._running))
-        last = len(entries) if self._is_whole else MAX_ENTRIES
+        known = self._snapshot.entries
+        entries = list(self._shares.ordered(entry for entry in known if entry.id not in self._running))
+        last = len(entries) if self._snapshot.is_whole else MAX_ENTRIES
         place = next((place for place, entry in enumerate(entries) if entry.id == job.id), last)
-        return place + sum(entry.id in self._running and entry.id != job.id for entry in self._snapshot)
+        return place + sum(entry.id in self._running and entry.id != job.id for entry in known)
 
     def seconds_until_one_ends(self) -> float:
         """Estimated seconds until a job of an owner with many open jobs ends, as the owners take turns: 1 to 60."""
         if self._job_s is None:
             return 10.0
-        num_owners = len({entry.owner_folder for entry in self._snapshot}) or 1
+        num_owners = len({entry.owner_folder for entry in self._snapshot.entries}) or 1
         return max(1.0, min(60.0, self._job_s * num_owners / self._max_in_flight))
 
     async def _dispatch(self) -> None:
@@ -226,12 +222,13 @@ class Dispatcher:
             is_woken = self._wake.is_set()
             self._wake.clear()
             if (pause_s := self._paused_until - time.monotonic()) <= 0 and self._has_room():
+                most_age_s = _SNAPSHOT_S if is_woken and self._snapshot.is_whole else 0.0
                 try:
-                    num_claimed = await self._claim_some(most_age_s=_SNAPSHOT_S if is_woken and self._is_whole else 0.0)
+                    num_claimed = await self._claim_some(most_age_s=most_age_s)
                 except StorageError as error:
                     _log.warning("the queue of video jobs cannot be read: %s", error.message)
                 else:
-                    if num_claimed and not self._is_whole:
+                    if num_claimed and not self._snapshot.is_whole:
                         continue  # others of the same priority may wait
                     if num_claimed and not is_woken:  # other processes make jobs
                         polls = 1.0
@@ -252,42 +249,30 @@ class Dispatcher:
     def _has_room(self) -> bool:
         return not self._draining and len(self._running) < self._max_in_flight
 
-    async def _read_queue(self, *, most_age_s: float) -> tuple[IndexEntry, ...]:
-        """The queue as it was read at most so long ago; who needs it at the same time gets the same."""
-        while time.monotonic() - self._snapshot_at > most_age_s:
-            reading = self._reading
-            if reading is None or reading.done():
-                reading = self._reading = asyncio.create_task(self._read())
-            await asyncio.shield(reading)
-            if reading is self._reading:
-                break
-        return self._snapshot
-
-    async def _read(self) -> None:
+    async def _read_queue(self) -> tuple[tuple[IndexEntry, ...], bool]:
+        """The entries of the queue, and whether they are all of it; of a longer queue those of some owners."""
         queue, num_owners = self._jobs.queue, max(2, self._max_in_flight - len(self._running))
-        self._ended = set()
         entries = await self._in_thread(queue.entries, MAX_ENTRIES)
-        is_whole = len(entries) < MAX_ENTRIES
-        if not is_whole:
-            entries = await self._in_thread(queue.heads, self._shares.in_turn, num_owners=min(MOST_OWNERS, num_owners))
-        self._snapshot, self._is_whole = entries, is_whole
-        if self._reading is asyncio.current_task():  # no job was made meanwhile
-            self._snapshot_at = time.monotonic()
+        if len(entries) < MAX_ENTRIES:
+            return entries, True
+        num_owners = min(MOST_OWNERS, num_owners)
+        return await self._in_thread(queue.heads, self._shares.in_turn, num_owners=num_owners), False
 
     async def _claim_some(self, *, most_age_s: float) -> int:
         """Claims jobs as long as there is room; how many."""
-        entries, num_claimed = await self._read_queue(most_age_s=most_age_s), 0
+        await self._snapshot.refresh(most_age_s=most_age_s)
+        entries, num_claimed = self._snapshot.entries, 0
         served: set[str] = set()
         ids = {entry.id for entry in entries}
         self._claimable_at = {job_id: at for job_id, at in self._claimable_at.items() if job_id in ids}
         for entry in self._shares.ordered(entries):
             if not self._has_room():
                 break
-            if entry.id in self._running or entry.id in self._ended:
+            if entry.id in self._running or entry.id in self._snapshot.ended:
                 continue
             if self._claimable_at.get(entry.id, 0.0) > time.monotonic():
                 continue
-            if not self._is_whole and entry.owner_folder in served:
+            if not self._snapshot.is_whole and entry.owner_folder in served:
                 break  # it is the turn of owners that were not read
             try:
                 if await self._claim(entry):
@@ -363,7 +348,7 @@ class Dispatcher:
             _log.error("%s stays claimed until its lease runs out: %s", job.id, error.message)
         finally:
             if ended is not None:
-                self._ended.add(job.id)
+                self._snapshot.ended.add(job.id)
             if ended is None or not self._has_room():
                 self._wake.set()
             del self._running[job.id]

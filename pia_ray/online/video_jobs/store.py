@@ -120,15 +120,11 @@ class JobStore:
             raise BadParameter(f"{min(unknown)} is not a knob that takes a file", min(unknown))
         now, record = self.now(), ""
         if job_id is None:
+            more = [model, seconds, size, webhook_url, batch_id, remixed_from_video_id]
+            more += [] if webhook_events == END_EVENTS else webhook_events
+            digest, is_retry = body_digest(request, more), retry_count > 0
             job_id, record, is_new = self._recorded_id(
-                owner,
-                body_digest(
-                    request,
-                    [model, seconds, size, webhook_url, batch_id, remixed_from_video_id]
-                    + ([] if webhook_events == END_EVENTS else [*webhook_events]),
-                ),
-                idempotency_key=idempotency_key,
-                is_retry=retry_count > 0,
+                owner, digest, idempotency_key=idempotency_key, is_retry=is_retry
             )
             # Every further step may have been made by an earlier call, or be made by another one at the same time.
             if not is_new:
@@ -156,14 +152,7 @@ class JobStore:
             webhook_url=webhook_url,
             webhook_events=webhook_events,
         )
-        made = self._documents.create(job, contents={uri: files[name] for name, uri in job.inputs.items()})
-        if made is None:
-            return self.get(owner, job_id)
-        self.queue.remember(made)
-        with self._lock:
-            self._inputs[job.id] = files
-        _log.info("%s queued for %s", job.id, job.owner)
-        return job
+        return self._queued(job, files)
 
     def get(self, owner: str, job_id: str) -> VideoJob:
         """The job.
@@ -303,6 +292,17 @@ class JobStore:
         else:
             job_id = self._records.id_of_body(folder, record, new_id=new_id, now=self.now(), is_retry=is_retry)
         return job_id, record, job_id == new_id
+
+    def _queued(self, job: VideoJob, files: Mapping[str, bytes]) -> VideoJob:
+        """The new job, stored with its files, or the one that has its id already."""
+        made = self._documents.create(job, contents={uri: files[name] for name, uri in job.inputs.items()})
+        if made is None:
+            return self.get(job.owner, job.id)
+        self.queue.remember(made)
+        with self._lock:
+            self._inputs[job.id] = files
+        _log.info("%s queued for %s", job.id, job.owner)
+        return job
 
     def _forget(self, job_id: str) -> None:
         """Drops what is kept in memory for the claim of a job that nobody will claim."""
