@@ -131,8 +131,7 @@ class BackgroundCompilation:
         if self._in_place:
             self._add(kind)
         elif self._busy.acquire(blocking=self._warming):
-            run = _at_once if self._warming else self._start
-            run(lambda: self._compile(kind, compile_kind))
+            self._begin(kind, compile_kind)
         return kind in self._ready
 
     def add_time(self, kind: Kind, watch: Stopwatch, *, compiled: bool) -> None:
@@ -222,6 +221,14 @@ class BackgroundCompilation:
     def _drop(self, kind: Kind) -> None:
         self._ready.discard(kind)
         self.code.drop(kind)
+
+    def _begin(self, kind: Kind, compile_kind: Callable[[], object]) -> None:
+        run = _at_once if self._warming else self._start
+        try:
+            run(lambda: self._compile(kind, compile_kind))
+        except RuntimeError as error:  # the system has no thread left; a later forward asks again
+            self._busy.release()
+            log.warning("forwards of %s run uncompiled for now: %s", kind[0], error)
 
     def _compile(self, kind: Kind, compile_kind: Callable[[], object]) -> None:
         started = time.monotonic()

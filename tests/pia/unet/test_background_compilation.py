@@ -70,6 +70,21 @@ def test_a_kind_that_cannot_be_compiled_stays_uncompiled_and_others_go_on(caplog
     assert background.is_ready(("good",), lambda: None)
 
 
+def test_a_kind_is_compiled_later_where_no_thread_could_be_started(caplog: pytest.LogCaptureFixture) -> None:
+    started: list[Callable[[], None]] = []
+
+    def start(run: Callable[[], None]) -> None:
+        started.append(run)
+        if len(started) == 1:
+            raise RuntimeError("can't start new thread")
+        run()
+
+    stream = Stream(patience=0, start=start, costs=None)
+    assert stream.run("kind") == [False]
+    assert "run uncompiled for now: can't start new thread" in caplog.text
+    assert stream.run("kind") == [True]
+
+
 @pytest.mark.parametrize(("rows_left", "compiles"), [(0.5, False), (1.0, False), (3.0, True), (math.inf, True)])
 def test_a_kind_is_compiled_where_the_forwards_that_are_left_save_more_than_it_takes(
     rows_left: float, compiles: bool
