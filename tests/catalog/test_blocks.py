@@ -41,7 +41,7 @@ def sent(*groups: Sequence[int], again: bool) -> list[pa.Table]:
 
 
 def test_items_keep_their_order_in_blocks_that_are_small_at_the_end() -> None:
-    items = pa.table({"row": range(400)})
+    items = pa.table({"row": range(400), "style": ["ink"] * 400})
     blocks = [items_in(block)["row"].to_pylist() for block in blocks_of(items, at_once=10)]
     assert list(itertools.chain(*blocks)) == list(range(400))
     sizes = [len(block) for block in blocks]
@@ -51,7 +51,18 @@ def test_items_keep_their_order_in_blocks_that_are_small_at_the_end() -> None:
 
 
 def test_a_run_of_few_rows_has_blocks_of_one() -> None:
-    assert [len(items_in(block)) for block in blocks_of(pa.table({"row": range(20)}), at_once=6)] == [1] * 20
+    few = pa.table({"row": range(20), "style": ["ink"] * 20})
+    assert [len(items_in(block)) for block in blocks_of(few, at_once=6)] == [1] * 20
+
+
+def test_a_block_has_items_of_one_style() -> None:
+    styles = ["default"] * 13 + ["ink"] * 2 + ["oil"] * 200
+    items = pa.table({"row": range(215), "style": pa.chunked_array([styles[:7], styles[7:]])})
+    blocks = [items_in(block) for block in blocks_of(items, at_once=2)]
+    assert all(len(set(block["style"].to_pylist())) == 1 for block in blocks)
+    assert [len(block) for block in blocks[:4]] == [MOST_ROWS, 5, 2, MOST_ROWS]
+    assert pa.concat_tables(blocks)["row"].to_pylist() == list(range(215))
+    assert list(blocks_of(items.slice(0, 0), at_once=2)) == []
 
 
 def test_each_result_counts_once_whenever_actors_end_and_send_the_block_again() -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pia_ray import ledger
 from pia_ray.result_row import ResultRow
@@ -22,15 +23,17 @@ _ENDED_BLOCKS: Final = 4096
 
 
 def blocks_of(items: pa.Table, *, at_once: int) -> Iterator[pa.Table]:
-    """The items in blocks. The last ones have fewer items, down to one, so that actors end at the same time.
+    """The items in blocks of one style each, because an actor may get its first two blocks in either order.
 
     `at_once` is the number of blocks that all actors have at once; they hold half of the items that are left at most.
+    The last blocks have fewer items, down to one, so that actors end at the same time.
     """
     begin = 0
-    while begin < len(items):
-        size = max(1, min(MOST_ROWS, (len(items) - begin) // (2 * at_once)))
-        yield pa.table({"items": pa.array([_packed(items.slice(begin, size))], pa.binary())})
-        begin += size
+    for run in pc.run_end_encode(items["style"].combine_chunks()).run_ends.to_pylist():
+        while begin < run:
+            size = max(1, min(MOST_ROWS, run - begin, (len(items) - begin) // (2 * at_once)))
+            yield pa.table({"items": pa.array([_packed(items.slice(begin, size))], pa.binary())})
+            begin += size
 
 
 def items_in(block: pa.Table) -> pa.Table:
