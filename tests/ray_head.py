@@ -6,12 +6,14 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
-from typing import Self
+from typing import Final, Self
 
 HOLD = """
 import sys
 import ray
+from ray._private.node import Node
 
+Node.start_log_monitor = Node.start_monitor = lambda node: None  # nobody reads logs, and no node is added
 context = ray.init(
     address="local", num_cpus=8, num_gpus=0, include_dashboard=False, log_to_driver=False,
     object_store_memory=200 * 2**20, logging_level="ERROR",
@@ -19,6 +21,9 @@ context = ray.init(
 print(context.address_info["gcs_address"], flush=True)
 sys.stdin.read()
 """
+
+QUIET: Final = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_enable_metrics_collection": "0", "RAY_event_stats": "0"}
+"""Without metrics Ray starts no agent; what is idle takes two thirds of the CPU time."""
 
 
 class RayHead:
@@ -34,7 +39,7 @@ class RayHead:
     def __enter__(self) -> Self:
         self._holder = subprocess.Popen(
             [sys.executable, "-c", HOLD],
-            env={**os.environ, **self._environment, "RAY_USAGE_STATS_ENABLED": "0"},
+            env={**os.environ, **self._environment, **QUIET},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -184,6 +184,7 @@ OWNERS = {
         "pia_ray.catalog.graph": "Ray Data",
         "pia_ray.catalog.actors.actor_pool": "sizes the actors of a run",
         "pia_ray.catalog.actors.channel": "joins the driver of a run and its actors",
+        "pia_ray.catalog.actors.helper_actors": "leaves out the actors that Ray Data adds",
         "pia_ray.catalog.actors.key_values": "writes to the cluster's key-value store",
         "pia_ray.catalog.actors.metrics": "exports the metrics of runs through Ray's own",
         "pia_ray.catalog.actors.results": "reads what Ray Data gives, and ends its execution",

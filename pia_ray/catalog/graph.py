@@ -19,6 +19,7 @@ from pia_ray import ledger, storage
 from pia_ray.catalog.actors.actor_pool import ActorPool, no_progress_s, size_pool
 from pia_ray.catalog.actors.blocks import blocks_of
 from pia_ray.catalog.actors.channel import RunChannel
+from pia_ray.catalog.actors.helper_actors import without_helper_actors
 from pia_ray.catalog.actors.metrics import DriverMetrics
 from pia_ray.catalog.actors.results import Results
 from pia_ray.catalog.actors.stages import AnimateRows, ProcessRow
@@ -42,6 +43,8 @@ def open_results(
     config = plan.config
     with ExitStack() as stack:
         with ray_errors("the workers cannot be set up"):
+            if own_cluster:
+                stack.enter_context(without_helper_actors())
             set_up_ray_data_logs()
             pool = size_pool(config, own_cluster=own_cluster)
             stage = {

@@ -1219,19 +1219,21 @@ def test_a_whole_catalogue_goes_from_s3_to_s3_and_a_second_run_animates_nothing(
 
 @pytest.mark.heavy
 def test_a_model_that_its_actors_cannot_load_ends_the_command_with_2_and_one_clean_line(
-    pia: Pia, tmp_path: Path, ray_address: str
+    pia: Pia, s3: str, tmp_path: Path, ray_address: str
 ) -> None:
     folder = make_pipeline_folder(tmp_path / "model")
-    unet = folder / "unet" / "config.json"
-    settings = json.loads(unet.read_text())
-    unet.write_text(json.dumps({**settings, "cross_attention_dim": 24}))
-    (tmp_path / "tiny.yaml").write_text(f"base: {folder}\nlong_edge: 64\ndevice: cpu\n")
+    for path in (path for path in folder.rglob("*") if path.is_file()):
+        content = path.read_bytes()
+        damaged = path.parent.name == "unet" and path.suffix == ".safetensors"  # its actors see that, not the driver
+        place = f"{s3}/model/{path.relative_to(folder).as_posix()}"
+        storage.write_bytes(place, content[: len(content) // 2] if damaged else content)
+    (tmp_path / "tiny.yaml").write_text(f"base: {s3}/model\nlong_edge: 64\ndevice: cpu\n")
     words = [make_catalog(tmp_path, rows=2), "--output", tmp_path / "out", "--actors", "1"]
     ended = pia("animate", *words, "--model", tmp_path / "tiny.yaml", "--address", ray_address)
     assert ended.code == 2
     last = ended.err.strip().splitlines()[-1]
     assert last.startswith("pia-ray: the workers could not go on: ")
-    assert "unet" in last.lower() or "shape" in last.lower() or "size" in last.lower()
+    assert "unet" in last
     assert "WeightsError" not in last, "an error of ours is its message"
     assert "\x1b[" not in ended.err
 

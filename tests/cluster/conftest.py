@@ -3,29 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack, closing
 
 import pytest
 
 from pia_ray import storage
 from pia_ray.online.serve.server import PROXY_CALLBACK
+from tests.cluster import redis_server
 from tests.cluster.networks import open_network
 from tests.cluster.nodes import Nodes
 from tests.s3_server import S3Server, point_at
 
+RECONNECT_S = "600"
+"""Seconds that a node waits for a new head: KubeRay's for clusters with Redis."""
+
 
 @pytest.fixture(scope="package")
 def shared_nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Nodes, S3Server]]:
+    """The cluster and the server. Ray keeps the cluster's state in Redis where this machine has one."""
     network = open_network()
     server = S3Server(network.host)
     # Serve's proxies are to drop two headers: see docs/endpoint.md.
-    environment = {**server.environment, PROXY_CALLBACK: "pia_ray.online.serve:proxy_middlewares"}
-    nodes = Nodes(network, environment=environment, log=tmp_path_factory.mktemp("nodes") / "ray.log")
-    try:
+    environment = {
+        **server.environment,
+        PROXY_CALLBACK: "pia_ray.online.serve:proxy_middlewares",
+        "RAY_gcs_rpc_server_reconnect_timeout_s": RECONNECT_S,
+    }
+    with ExitStack() as stack:
+        stack.callback(server.stop)
+        redis = None
+        if redis_server.is_there():
+            redis = stack.enter_context(redis_server.open_redis(network, tmp_path_factory.mktemp("redis")))
+        log = tmp_path_factory.mktemp("nodes") / "ray.log"
+        nodes = stack.enter_context(closing(Nodes(network, environment=environment, log=log, redis=redis)))
         nodes.start()
         yield nodes, server
-    finally:
-        nodes.close()
-        server.stop()
 
 
 @pytest.fixture

@@ -24,6 +24,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 
 from pia_ray import ModelConfig
 from tests.cluster.networks import Network, Place, free_port, until
+from tests.cluster.redis_server import Redis
 
 ROOT = Path(__file__).parents[2]
 PATIENCE_S = 300
@@ -80,7 +81,10 @@ class Node:
 
 
 class Nodes:
-    """The cluster; `token` is its password. What `environment` says is in the environment of every node."""
+    """The cluster; `token` is its password. What `environment` says is in the environment of every node.
+
+    With `redis` a new head takes over what the one before knew.
+    """
 
     def __init__(
         self,
@@ -88,11 +92,10 @@ class Nodes:
         *,
         environment: Mapping[str, str],
         log: Path,
-        head_environment: Mapping[str, str] | None = None,
-        head_arguments: tuple[str, ...] = (),
+        redis: Redis | None = None,
     ) -> None:
         self.network = network
-        self._head_environment, self._head_arguments = head_environment or {}, head_arguments
+        self.redis = redis
         self.token = secrets.token_hex(32)
         self.http_port = free_port()
         # Ray's sockets have paths of at most 107 characters: not under pytest's folders.
@@ -161,12 +164,13 @@ class Nodes:
             f"--ray-client-server-port={free_port()}",
             "--num-cpus=0",
             "--num-gpus=0",
-            *self._head_arguments,
+            *([f"--redis-password={self.redis.password}"] if self.redis else []),
         ]
+        environment = {"RAY_REDIS_ADDRESS": self.redis.address} if self.redis else {}
         for left in (2, 1, 0):
             where = place or self.network.place()
             arguments = [*arguments, f"--dashboard-host={where.address}"]
-            self._head = self._node(where, *arguments, environment=self._head_environment)
+            self._head = self._node(where, *arguments, environment=environment)
             until(lambda: self.head.ended or self.alive(), seconds=PATIENCE_S, what="the cluster has a head")
             if not self._head.ended:
                 return

@@ -71,6 +71,10 @@ class Catalogue:
         """Starts a job that animates what is new; its id."""
         return nodes.submit(self._entrypoint, self._folder, submission_id=f"nightly-{uuid.uuid4().hex[:8]}")
 
+    def num_videos(self) -> int:
+        """The number of videos that are there."""
+        return sum(1 for _ in storage.list_objects(f"{self.output}/videos", suffix=".mp4"))
+
     def videos(self) -> dict[str, bytes]:
         """The videos that are there, by URI."""
         found = storage.list_objects(f"{self.output}/videos", suffix=".mp4")
@@ -97,9 +101,7 @@ def test_a_catalogue_is_complete_though_a_node_dies_and_a_nightly_job_does_only_
     catalogue = Catalogue(bucket, tmp_path / "once", "spot_workers.yaml", batch_size=2, detect_changes=True)
     catalogue.add_rows(16)
     job = catalogue.submit(nodes)
-    until(
-        lambda: nodes.job_ended(job) or len(catalogue.videos()) >= 3, seconds=PATIENCE_S, what="some videos are there"
-    )
+    until(lambda: nodes.job_ended(job) or catalogue.num_videos() >= 3, seconds=PATIENCE_S, what="some videos are there")
     at_work = [worker for worker in nodes.workers if worker.runs("AnimateRow")]
     assert at_work, "the run was over too soon to show anything"
     nodes.kill(at_work[0])

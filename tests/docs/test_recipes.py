@@ -57,19 +57,12 @@ def run(name: str) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def cluster(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A Ray cluster on this machine whose workers reach the S3 server, which has a bucket `shop`."""
+def cluster(s3_server: S3Server, ray_address: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A Ray cluster that this process is connected to, whose workers reach the S3 server, which has a bucket `shop`."""
     with pytest.MonkeyPatch.context() as patch:
         point_at(patch, s3_server.environment, tmp_path_factory.mktemp("aws"))
         s3_server.client().create_bucket(Bucket="shop")
-        ray.init(
-            address="local",
-            num_cpus=2,
-            include_dashboard=False,
-            log_to_driver=False,
-            object_store_memory=200 * 2**20,
-            logging_level="ERROR",
-        )
+        ray.init(address=ray_address, log_to_driver=False, logging_level="ERROR")
         yield
         ray.shutdown()
     storage.forget_clients()

@@ -7,6 +7,8 @@ import dataclasses
 import hashlib
 import json
 import logging
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
@@ -624,40 +626,61 @@ with Ledger.open(sys.argv[1]) as opened:
     assert list(results(output)) == [f"row {number}" for number in range(450)]
 
 
-@pytest.mark.heavy
-def test_a_driver_killed_anywhere_loses_no_written_row(output: str) -> None:
-    script = """
-import sys
+DRIVERS = """
+import os, sys
 sys.path.insert(0, sys.argv[2])
 from tests.ledger.test_ledger import items_of, row_of
 from pia_ray.ledger import Ledger, new_run, read_items
-with Ledger.open(sys.argv[1]) as opened:
-    planned = opened.plan([items_of(range(3000))], run=new_run(manifest="m", model="demo"))
-    print("left", planned.num_pending, flush=True)
-    for items in read_items(sys.argv[1], planned.run.run_id):
-        for number, pending in enumerate(items["pending"].to_pylist()):
-            if pending:
-                opened.append([row_of(number)])
-                if number % 500 == 499:
-                    opened.compact()
-                if number % 64 == 63:
-                    print("done", number, flush=True)
-    opened.finish(planned.run)
+for _ in sys.stdin:
+    if driver := os.fork():
+        print("ended", os.waitpid(driver, 0)[1], flush=True)
+        continue
+    print("begun", os.getpid(), flush=True)
+    with Ledger.open(sys.argv[1]) as opened:
+        planned = opened.plan([items_of(range(3000))], run=new_run(manifest="m", model="demo"))
+        print("left", planned.num_pending, flush=True)
+        for items in read_items(sys.argv[1], planned.run.run_id):
+            for number, pending in enumerate(items["pending"].to_pylist()):
+                if pending:
+                    opened.append([row_of(number)])
+                    if number % 500 == 499:
+                        opened.compact()
+                    if number % 64 == 63:
+                        print("done", number, flush=True)
+        opened.finish(planned.run)
+    os._exit(0)
 """
-    command = [sys.executable, "-c", script, output, str(Path(__file__).parents[2])]
-    for kill_after in range(2, 40, 3):
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-            assert process.stdout is not None
-            lines = [line for _, line in zip(range(kill_after), process.stdout, strict=False)]
-            process.kill()
-        done = [int(line.split()[1]) for line in lines if line.startswith("done")]
-        index = Ledger.open(output).index
-        keys = split_keys(pa.array([key_of(number) for number in range(max(done, default=-1) // 64 * 64)], pa.string()))
-        assert (index.find(*keys) >= 0).all()
-        assert not index.damaged
-    assert subprocess.run(command, check=True, stdout=subprocess.PIPE).returncode == 0
-    assert list(results(output)) == [f"row {number}" for number in range(3000)]
-    assert subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.split()[:2] == ["left", "0"]
+"""A process that begins a driver for each line that it reads. Forked ones import nothing again."""
+
+
+def drive(drivers: subprocess.Popen[str], *, kill_after: int = 0) -> list[list[str]]:
+    """The words of the lines of a new driver, the last of which has its exit status. It is killed after so many."""
+    assert drivers.stdin is not None and drivers.stdout is not None
+    drivers.stdin.write("\n")
+    drivers.stdin.flush()
+    lines: list[list[str]] = []
+    while not lines or lines[-1][0] != "ended":
+        lines.append(drivers.stdout.readline().split())
+        if len(lines) == kill_after:
+            os.kill(int(lines[0][1]), signal.SIGKILL)
+    return lines
+
+
+@pytest.mark.heavy
+def test_a_driver_killed_anywhere_loses_no_written_row(output: str) -> None:
+    command = [sys.executable, "-c", DRIVERS, output, str(Path(__file__).parents[2])]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as drivers:
+        for kill_after in range(2, 11):  # in all before the last row
+            lines = drive(drivers, kill_after=kill_after)
+            assert lines[-1] == ["ended", str(int(signal.SIGKILL))]
+            done = [int(number) for kind, number in lines if kind == "done"]
+            index = Ledger.open(output).index
+            written = range(max(done, default=-1) // 64 * 64)
+            assert (index.find(*split_keys(pa.array([key_of(number) for number in written], pa.string()))) >= 0).all()
+            assert not index.damaged
+        assert drive(drivers)[-1] == ["ended", "0"]
+        assert list(results(output)) == [f"row {number}" for number in range(3000)]
+        assert drive(drivers)[1:] == [["left", "0"], ["ended", "0"]]
 
 
 def test_rows_wait_in_memory_while_the_store_does_not_answer(output: str) -> None:
