@@ -35,7 +35,7 @@ class VaeDecoder:
     def __call__(self, latents: torch.Tensor) -> torch.Tensor:
         """Values [N, 3, H, W], about -1 to 1, of latents [N, 4, h, w] in the VAE's scale and precision."""
         kind = ("decode", *latents.shape)
-        # While another thread compiles, torch would give a timing to none.
+        # Another thread that compiles holds Python's lock, which delays what a timing sends to the GPU.
         if self._choices is not None and kind not in self._timed and not torch.compiler.is_compiling():
             with self._choices.choosing():
                 values = self._plain(latents)

@@ -74,7 +74,7 @@ class Kernels:
 
     def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         """Attention by the kernel for its shape."""
-        if not torch.compiler.is_compiling() and self._choosing and not self.name_of(query.shape, query.dtype):
+        if not torch.compiler.is_dynamo_compiling() and self._choosing and not self.name_of(query.shape, query.dtype):
             fastest = self._fastest(query)
             self._chosen[tuple(query.shape), query.dtype] = "default" if fastest is None else fastest.name
         name = self.name_of(tuple(query.shape), query.dtype)

@@ -36,7 +36,7 @@ class Products:
         num, heads, positions, channels = query.shape
         scores = positions * key.shape[2]
         unsuited = num * heads * scores < LEAST_SCORES or scores * query.element_size() > MOST_BYTES
-        elsewhere = query.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling()
+        elsewhere = query.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_dynamo_compiling()
         if unsuited or elsewhere:
             return F.scaled_dot_product_attention(query, key, value)
         sizes = size_class(num), size_class(heads), positions, key.shape[2], channels

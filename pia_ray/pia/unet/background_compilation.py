@@ -3,9 +3,9 @@
 A kind runs uncompiled while another thread compiles it. torch 2.13 allows it: its tracing state and its settings are
 each thread's own (`torch._dynamo.eval_frame.DynamoTLS`, ContextVars in `torch.utils._config_module`), a lock serialises
 compilations (`convert_frame.compile_lock`), and code that one thread compiled is found by all. Two things are the
-process's: `torch.compiler.is_compiling()` is true in all threads meanwhile, and torch's own random numbers are set back
-at the end; rows have generators of their own. CUDA graphs belong to the thread that records them, so modes that have
-them compile where they run.
+process's: `torch.compiler.is_compiling()` is true in all threads meanwhile, so layers ask `is_dynamo_compiling()`, and
+torch's own random numbers are set back at the end; rows have generators of their own. CUDA graphs belong to the thread
+that records them, so modes that have them compile where they run.
 """
 
 from __future__ import annotations

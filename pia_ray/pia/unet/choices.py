@@ -65,7 +65,7 @@ class Choices:
 
     def choose(self, kind: Kind, ways: Callable[[], Mapping[str, Way]]) -> str:
         """The name of the fastest way; `ways` is called where they have to be timed, the first is the default."""
-        if torch.compiler.is_compiling() or self._waits or self.name_of(kind):
+        if torch.compiler.is_dynamo_compiling() or self._waits or self.name_of(kind):
             return self.name_of(kind) or DEFAULT
         name = self._chosen[kind] = self._fastest(kind, ways())
         return name

@@ -86,7 +86,7 @@ class ChosenConv(nn.Conv2d):
         area = input.shape[-2] * input.shape[-1] // (self.stride[0] * self.stride[1])
         flop = 2 * len(input) * area * self.weight.numel()
         reorders = len(input) * area <= MOST_POSITIONS or self.weight.numel() < LARGE_WEIGHT
-        if flop < LEAST_FLOP or not reorders or torch.compiler.is_compiling():
+        if flop < LEAST_FLOP or not reorders or torch.compiler.is_dynamo_compiling():
             return super().forward(input)
         sizes = size_class(len(input)), *input.shape[1:], *self.weight.shape[:3], self.stride[0]
         kind = ("convolution", *sizes, input.dtype)

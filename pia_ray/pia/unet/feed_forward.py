@@ -30,8 +30,8 @@ class ChosenGEGLU(GEGLU):
         """[..., I] -> [..., O]."""
         inputs, outputs = self.proj.in_features, self.proj.out_features
         flop = 2 * hidden_states.numel() * outputs
-        elsewhere = hidden_states.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling()
-        if flop < LEAST_FLOP or elsewhere:
+        elsewhere = hidden_states.device.type != "cpu" or torch.is_grad_enabled()
+        if flop < LEAST_FLOP or elsewhere or torch.compiler.is_dynamo_compiling():
             return super().forward(hidden_states, *args, **kwargs)
         rows = hidden_states.numel() // inputs
         kind = ("gated linear", size_class(rows), inputs, outputs, hidden_states.dtype)

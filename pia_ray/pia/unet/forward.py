@@ -133,7 +133,7 @@ class Forward:
     def _run(self, call: _Call, setting: FreeU | None, ahead: float) -> torch.Tensor:
         unet = self._components.unet
         with call.shared(self._prefix):
-            # While another thread compiles, torch would give a timing to none.
+            # Another thread that compiles holds Python's lock, which delays what a timing sends to the GPU.
             timable = call.size not in self._timed and not torch.compiler.is_compiling()
             if self._kernels is not None and self._choices is not None and timable:
                 with self._kernels.choosing(), self._choices.choosing(), free_u(unet, setting):

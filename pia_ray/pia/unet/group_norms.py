@@ -32,7 +32,6 @@ class ChosenGroupNorm(nn.GroupNorm):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 - torch's own name
         """[N, C, h, w] -> the same shape."""
-        # `is_compiling` is true in all threads while one of them compiles.
         if (
             self.choices is None
             or torch.compiler.is_dynamo_compiling()

@@ -43,7 +43,7 @@ def product(states: torch.Tensor, layer: nn.Linear | nn.Conv2d) -> torch.Tensor:
     outputs, inputs = weight.shape
     flop = 2 * states.numel() * outputs
     choices: Choices | None = getattr(layer, "choices", None)
-    if choices is None or flop < LEAST_FLOP or torch.compiler.is_compiling():
+    if choices is None or flop < LEAST_FLOP or torch.compiler.is_dynamo_compiling():
         return F.linear(states, weight, bias)
     rows = states.numel() // inputs
 

@@ -96,7 +96,7 @@ class SubpixelUpsample(Upsample2D):
             way = self.choices.choose(kind, lambda: self._ways(hidden_states, flop))
         if way == PLAIN:
             return super().forward(hidden_states, output_size, *args, **kwargs)
-        if way == PACKED and self.copies is not None and not torch.compiler.is_compiling():
+        if way == PACKED and self.copies is not None and not torch.compiler.is_dynamo_compiling():
             if self.packed is None or not self.packed.is_of(self.subpixel):
                 if not self.copies.has_room_for(self.subpixel):
                     return self._transposed(hidden_states)

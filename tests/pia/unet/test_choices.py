@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -175,6 +176,69 @@ def test_up_sampling_is_the_same_in_each_form(fast: str) -> None:
     pictures = torch.randn(8, 64, 16, 16)
     assert distance(ours(pictures), plain(pictures)) < 2e-6
     assert set(choices.known().values()) == {fast}
+
+
+def linear(choices: Choices) -> nn.Module:
+    model = nn.Sequential(nn.Linear(64, 128))
+    choose_libraries(model, choices)
+    return model
+
+
+def gate(choices: Choices) -> nn.Module:
+    model = nn.Sequential(GEGLU(64, 128))
+    choose_gates(model, choices)
+    return model
+
+
+def attention(choices: Choices) -> Callable[[torch.Tensor], torch.Tensor]:
+    return lambda query: Products(choices).attend(query, query, query)
+
+
+def convolution(choices: Choices) -> nn.Module:
+    model = nn.Sequential(nn.Conv2d(64, 64, 3, padding=1))
+    choose_weights(model, choices, Copies(lambda: 2**40))
+    return model
+
+
+def up_sampling(choices: Choices) -> nn.Module:
+    model = Upsample2D(64, use_conv=True, out_channels=64, name="conv")
+    model.__class__ = SubpixelUpsample
+    model.refresh()
+    model.choices, model.copies = choices, Copies(lambda: 2**40)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("make", "fast", "shape", "operator"),
+    [
+        (linear, ONEDNN, (256, 64), "mkldnn._linear_pointwise"),
+        (gate, FUSED, (256, 64), "mkldnn._linear_pointwise"),
+        (attention, KEYS_LAST, (9, 2, 96, 8), "aten.baddbmm"),
+        (convolution, PACKED, (32, 64, 16, 16), "mkldnn._convolution_pointwise"),
+        (up_sampling, PACKED, (8, 64, 16, 16), "mkldnn._convolution_transpose_pointwise"),
+    ],
+)
+def test_a_layer_runs_by_the_fastest_way_also_while_another_thread_compiles(
+    make: Callable[[Choices], Callable[[torch.Tensor], object]], fast: str, shape: tuple[int, ...], operator: str
+) -> None:
+    """The compilation is torch's own, of a sum; the layer runs on another thread while it is not over."""
+    layer, ran = make(Choices(preferring(fast))), list[str]()
+
+    @torch.inference_mode()
+    def run() -> None:
+        layer(torch.randn(shape))  # chooses
+        with Operators() as known:
+            layer(torch.randn(shape))
+        ran.extend(known.names)
+
+    def compiled(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Callable[..., object]:
+        assert torch.compiler.is_compiling()
+        with ThreadPoolExecutor(1) as other:
+            other.submit(run).result()
+        return graph.forward
+
+    torch.compile(lambda one: one + 1, backend=compiled)(torch.zeros(1))
+    assert any(name.startswith(operator) for name in ran), ran
 
 
 def test_what_is_timed_is_a_part_of_a_large_call() -> None:
