@@ -25,6 +25,18 @@ from pia_ray.pia.unet.spatial_transformers import rewrite_transformers
 from pia_ray.pia.unet.upsample import SubpixelUpsample
 
 
+class RewrittenUNet(UNetMotionModel):
+    """A UNet whose precision is that of its first layer, over the same parameters.
+
+    diffusers' own `dtype`, which each forward asks for, goes through all modules: 4 ms of the full size's 1,317.
+    """
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the weights."""
+        return self.conv_in.weight.dtype
+
+
 def restructure_unet(
     unet: UNetMotionModel, choices: Choices | None = None, copies: Copies | None = None
 ) -> Prefix | None:
@@ -33,6 +45,8 @@ def restructure_unet(
     With `choices` operators run by the way that is fastest on the device, else all by the way of fewest operations.
     With `copies`, which is for a CPU, some weights are copied for that.
     """
+    if type(unet) is UNetMotionModel:
+        unet.__class__ = RewrittenUNet
     for module in unet.modules():
         if TemporalTransformer.suits(module):
             module.__class__ = TemporalTransformer
