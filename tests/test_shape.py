@@ -29,6 +29,7 @@ PACKAGE = ROOT / "pia_ray"
 ORDER = (
     "errors",
     "logs",
+    "spare_threads",
     "extras",
     "imports",
     "formatting",

@@ -214,22 +214,25 @@ def _sample(images: Array, x: Array, y: Array) -> tuple[Array, Array]:
     half = max(height, width) / 2
     column, row = x * half + (width - 1) / 2, y * half + (height - 1) / 2
     seen = (column > -0.5) & (column < width - 0.5) & (row > -0.5) & (row < height - 0.5)
-    column, row = np.clip(column, 0, width - 1.001), np.clip(row, 0, height - 1.001)
+    np.clip(column, 0, width - 1.001, out=column)
+    np.clip(row, 0, height - 1.001, out=row)
     left, top = column.astype(np.int32), row.astype(np.int32)
-    right_share, low_share = column - left.astype(np.float32), row - top.astype(np.float32)
-    index = top * width + left
+    column -= left  # now the share of the pixel to the right
+    row -= top
+    index = (top * width + left).astype(np.intp)
     if len(images) > 1:
-        index += np.arange(len(images), dtype=np.int32)[:, None] * (height * width)
-    corners = (
-        (0, (1 - right_share) * (1 - low_share)),
-        (1, right_share * (1 - low_share)),
-        (width, (1 - right_share) * low_share),
-        (width + 1, right_share * low_share),
-    )
+        index += np.arange(len(images))[:, None] * (height * width)
+    low_right = row * column
+    right, low = column - low_right, row - low_right
     planes = images.transpose(1, 0, 2, 3).reshape(images.shape[1], -1)
-    values = np.zeros((len(planes), *index.shape), np.float32)  # [channels, T, H * W]
-    for offset, weight in corners:
-        values += planes.take(index + offset, axis=1) * weight
+    # No index is out of bounds: to clip them is faster than to check them, and reused memory than new.
+    values = planes.take(index, axis=1, mode="clip")  # [channels, T, H * W]
+    values *= 1 - row - right
+    corner = np.empty_like(values)
+    for offset, weight in ((1, right), (width, low), (width + 1, low_right)):
+        planes[:, offset:].take(index, axis=1, out=corner, mode="clip")
+        corner *= weight
+        values += corner
     return values.transpose(1, 0, 2), seen
 
 

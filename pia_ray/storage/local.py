@@ -1,4 +1,4 @@
-"""Objects on local disks: every write goes through a synced temporary file, which is then renamed or linked."""
+"""Objects on local disks: every write goes through a temporary file, mostly synced, which is then renamed or linked."""
 
 from __future__ import annotations
 
@@ -59,15 +59,15 @@ def sha256_of(uri: str) -> str:
 
 
 @patient
-def write_bytes(uri: str, content: bytes) -> None:
-    with local_errors("write", uri), temporary_beside(local_path(uri), content) as temporary:
+def write_bytes(uri: str, content: bytes, *, synced: bool = True) -> None:
+    with local_errors("write", uri), temporary_beside(local_path(uri), content, synced=synced) as temporary:
         temporary.replace(local_path(uri))
 
 
 @patient
-def create_bytes(uri: str, content: bytes) -> str | None:
+def create_bytes(uri: str, content: bytes, *, synced: bool = True) -> str | None:
     """The ETag of the new file; None if something was there."""
-    with local_errors("write", uri), temporary_beside(local_path(uri), content) as temporary:
+    with local_errors("write", uri), temporary_beside(local_path(uri), content, synced=synced) as temporary:
         etag = _object_stat(uri, temporary.stat()).etag  # the file keeps its inode under its other name
         return etag if _link(temporary, local_path(uri)) else None
 
@@ -222,18 +222,20 @@ def sweep(uri: str, *, older_than_s: float) -> int:
 
 
 @contextlib.contextmanager
-def temporary_beside(target: Path, content: bytes) -> Iterator[Path]:
-    """A synced temporary file in the folder of `target` for the body to link or rename; then the folder is synced."""
+def temporary_beside(target: Path, content: bytes, *, synced: bool = True) -> Iterator[Path]:
+    """A temporary file in the folder of `target` for the body to link or rename; both are synced, or neither is."""
     # A fixed name would let two writers take each other's file.
     temporary = target.parent / f"{_TEMPORARY_PREFIX}{uuid.uuid4().hex}"
     try:
         with _created(temporary) as file:
             file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+            if synced:
+                file.flush()
+                os.fsync(file.fileno())
         yield temporary
-        with contextlib.suppress(FileNotFoundError):  # others removed what was written, and the empty folder
-            _sync(target.parent)
+        if synced:
+            with contextlib.suppress(FileNotFoundError):  # others removed what was written, and the empty folder
+                _sync(target.parent)
     finally:
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # where its folder could not be made
             temporary.unlink()

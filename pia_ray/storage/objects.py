@@ -59,12 +59,16 @@ def write_bytes(
     *,
     content_type: str = "application/octet-stream",
     metadata: Mapping[str, str] | None = None,
+    synced: bool = True,
 ) -> None:
-    """Writes `content` in one atomic step, over what may be there."""
+    """Writes `content` in one atomic step, over what may be there.
+
+    On a local disk what is not `synced` outlives this process, and may not outlive the machine.
+    """
     if is_s3(uri):
         s3.write_bytes(uri, content, content_type=content_type, metadata=metadata or {})
     else:
-        local.write_bytes(uri, content)
+        local.write_bytes(uri, content, synced=synced)
     counts.count_written(len(content))
 
 
@@ -74,13 +78,14 @@ def create_bytes(
     *,
     content_type: str = "application/octet-stream",
     metadata: Mapping[str, str] | None = None,
+    synced: bool = True,
 ) -> bool:
     """Puts `content` there if nothing is there; False if something was, which is left alone.
 
     A put whose answer was lost is recognised as this call's own. On a store without conditional writes it is a plain
-    put after a check.
+    put after a check. `synced` is as for `write_bytes`.
     """
-    return create_object(uri, content, content_type=content_type, metadata=metadata) is not None
+    return create_object(uri, content, content_type=content_type, metadata=metadata, synced=synced) is not None
 
 
 def create_object(
@@ -89,12 +94,13 @@ def create_object(
     *,
     content_type: str = "application/octet-stream",
     metadata: Mapping[str, str] | None = None,
+    synced: bool = True,
 ) -> str | None:
     """As `create_bytes`, with the ETag of the new object for `replace_bytes`; None if something was there."""
     if is_s3(uri):
         created = s3.create_bytes(uri, content, content_type=content_type, metadata=metadata or {})
     else:
-        created = local.create_bytes(uri, content)
+        created = local.create_bytes(uri, content, synced=synced)
     counts.count_written(len(content) if created is not None else 0)
     return created
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextvars
-import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from functools import partial
 from typing import Any
+
+from pia_ray import spare_threads
 
 
 def side_by_side(*calls: Callable[[], Any]) -> Sequence[Any]:
@@ -15,15 +17,11 @@ def side_by_side(*calls: Callable[[], Any]) -> Sequence[Any]:
     Returns or raises once all have ended; of several errors the first call's is raised.
     """
     futures: list[Future[Any]] = [Future() for _ in calls]
-    threads = [
-        threading.Thread(target=contextvars.copy_context().run, args=(_settle, future, call), daemon=True)
-        for future, call in zip(futures[1:], calls[1:], strict=True)
-    ]
-    for thread in threads:
-        thread.start()
+    for future, call in zip(futures[1:], calls[1:], strict=True):
+        spare_threads.start(partial(contextvars.copy_context().run, _settle, future, call), name="side-by-side")
     _settle(futures[0], calls[0])
-    for thread in threads:
-        thread.join()
+    for future in futures:
+        future.exception()
     return [future.result() for future in futures]
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from datetime import UTC, datetime
@@ -55,14 +56,25 @@ def test_a_run_of_few_rows_has_blocks_of_one() -> None:
     assert [len(items_in(block)) for block in blocks_of(few, at_once=6)] == [1] * 20
 
 
-def test_a_block_has_items_of_one_style() -> None:
-    styles = ["default"] * 13 + ["ink"] * 2 + ["oil"] * 200
-    items = pa.table({"row": range(215), "style": pa.chunked_array([styles[:7], styles[7:]])})
-    blocks = [items_in(block) for block in blocks_of(items, at_once=2)]
-    assert all(len(set(block["style"].to_pylist())) == 1 for block in blocks)
-    assert [len(block) for block in blocks[:4]] == [MOST_ROWS, 5, 2, MOST_ROWS]
-    assert pa.concat_tables(blocks)["row"].to_pylist() == list(range(215))
+def styles_of(blocks: Sequence[pa.Table]) -> list[dict[str, int]]:
+    return [dict(Counter(items_in(block)["style"].to_pylist())) for block in blocks]
+
+
+def test_a_block_has_items_of_one_style_or_of_several_whole_ones() -> None:
+    styles = ["default"] * 13 + ["ink"] * 2 + ["oil"] * 5 + ["pen"] * 2 + ["wax"] * 200
+    items = pa.table({"row": range(222), "style": pa.chunked_array([styles[:7], styles[7:]])})
+    blocks = list(blocks_of(items, at_once=2))
+    assert styles_of(blocks)[:4] == [{"default": 8}, {"default": 5}, {"ink": 2, "oil": 5}, {"pen": 2}]
+    assert all(block == {"wax": block["wax"]} for block in styles_of(blocks)[4:])
+    assert pa.concat_tables(map(items_in, blocks))["row"].to_pylist() == list(range(222))
     assert list(blocks_of(items.slice(0, 0), at_once=2)) == []
+
+
+def test_many_styles_of_few_items_have_as_few_blocks_as_one_style() -> None:
+    items = pa.table({"row": range(1600), "style": [str(number // 2 + 10000) for number in range(1600)]})
+    blocks = list(blocks_of(items, at_once=2))
+    assert styles_of(blocks)[0] == {str(number + 10000): 2 for number in range(4)}
+    assert len(blocks) == len(list(blocks_of(items.set_column(1, "style", pa.array(["ink"] * 1600)), at_once=2)))
 
 
 def test_each_result_counts_once_whenever_actors_end_and_send_the_block_again() -> None:

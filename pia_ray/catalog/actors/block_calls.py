@@ -70,17 +70,12 @@ class BlockCalls:
         if known:
             yield list(known.values())
         new = [item for item in items if item["work_key"] not in known]
-        futures = [self._threads.submit(partial(self._result, item, block_id)) for item in new]
+        futures = [self._threads.submit(partial(self._work, item)) for item in new]
         num_ended = 0
         for group in in_groups(futures, hold_s=self._hold_s):
             if ended := [result for result in group if result is not None]:
                 num_ended += len(ended)
+                self._kept.keep(block_id, ended)
                 yield ended
         if num_ended < len(new):
             threading.Event().wait()  # returning would have Ray Data send the next block, and so on to the last
-
-    def _result(self, item: Item, block_id: str) -> ResultRow | None:
-        result = self._work(item)
-        if result is not None:
-            self._kept.keep(block_id, result)
-        return result

@@ -7,6 +7,7 @@ import pickle
 import threading
 import time
 from collections import deque
+from collections.abc import Sequence
 from typing import Final
 
 from pia_ray.catalog.actors.key_values import KeyValues
@@ -39,22 +40,23 @@ class KeptResults:
     def of_block(self, block_id: str) -> dict[str, ResultRow]:
         """The results that the block has had before, by work key."""
         # Only this run's actors have written them.
-        rows = [pickle.loads(value) for value in self._store.values(self._key(block_id)).values()]  # noqa: S301
+        rows = [row for value in self._store.values(self._key(block_id)).values() for row in pickle.loads(value)]  # noqa: S301
         if rows:
             with self._lock:
                 self._keeping.add(block_id)
         return {row.work_key: row for row in rows}
 
-    def keep(self, block_id: str, result: ResultRow) -> None:
-        """Writes the result where only this tells it; before the driver may see it."""
-        if not judged([result]) or not (result.status == FAILED or result.takes or self._all_rows):
+    def keep(self, block_id: str, results: Sequence[ResultRow]) -> None:
+        """Writes those of the results that only this tells, in one request; before the driver may see them."""
+        alone = [result for result in results if self._all_rows or result.status == FAILED or result.takes]
+        if not (alone := judged(alone)):
             return
         with self._lock:
             self._keeping.add(block_id)
         try:
-            self._store.put(self._key(block_id, result.work_key), pickle.dumps(result))
+            self._store.put(self._key(block_id, alone[0].work_key), pickle.dumps(alone))
         except Exception:
-            log.warning("row %s is tried again if this worker ends now", result.id, exc_info=True)
+            log.warning("%d rows are tried again if this worker ends now", len(alone), exc_info=True)
 
     def end_block(self, block_id: str) -> None:
         """Says that all results of the block have been given; removes those of blocks that ended long ago."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import CancelledError, Future, InvalidStateError
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
-from pia_ray import logs
+from pia_ray import logs, spare_threads
 
 T = TypeVar("T")
 
@@ -23,9 +23,9 @@ class Stages:
     def __init__(self) -> None:
         self._running: dict[Future[Any], bool] = {}
         """The stages that callers wait for, and whether `cancel` spares them."""
-        self._hung: set[threading.Thread] = set()
-        self._to_undo: set[threading.Thread] = set()
-        """The threads of stages that are undone as they end, because their caller has gone."""
+        self._hung: set[_Stage[Any]] = set()
+        self._to_undo: set[_Stage[Any]] = set()
+        """The stages that are undone as they end, because their caller has gone."""
 
     def call(
         self,
@@ -46,10 +46,10 @@ class Stages:
             TimeoutError: it has not returned within `limit_s`.
             CancelledError: `cancel` was called.
         """
-        future: Future[T] = Future()
-        thread = threading.Thread(target=_settle, args=(future, function, undo, logs.fields()), name=name, daemon=True)
+        stage = _Stage(function, undo)
+        future = stage.future
         self._running[future] = spared
-        thread.start()
+        spare_threads.start(stage.run, name=name)
         try:
             while True:
                 try:
@@ -60,23 +60,23 @@ class Stages:
                     if not may_wait() and future.cancel():
                         break
         except CancelledError:
-            self._leave(thread, undo)
+            self._leave(stage)
             raise
         finally:
             del self._running[future]
-        self._hung.add(thread)
-        self._leave(thread, undo)
+        self._hung.add(stage)
+        self._leave(stage)
         raise TimeoutError(f"{name} has not ended within {limit_s:g} s")
 
-    def _leave(self, thread: threading.Thread, undo: Callable[[T], None] | None) -> None:
-        if undo is not None:
-            self._to_undo = {each for each in (*self._to_undo, thread) if each.is_alive()}
+    def _leave(self, stage: _Stage[Any]) -> None:
+        if stage.undo is not None:
+            self._to_undo = {each for each in (*self._to_undo, stage) if not each.has_ended.is_set()}
 
     def wait_until_undone(self, *, timeout_s: float) -> None:
         """Waits until stages that their callers left are undone, or the time is over."""
         ends_at = time.monotonic() + timeout_s
-        for thread in tuple(self._to_undo):
-            thread.join(max(0.0, ends_at - time.monotonic()))
+        for stage in tuple(self._to_undo):
+            stage.has_ended.wait(max(0.0, ends_at - time.monotonic()))
 
     def cancel(self, *, spared: bool = False) -> None:
         """Lets the callers of running stages go on with `CancelledError`; those of spared ones too where it says so."""
@@ -87,25 +87,36 @@ class Stages:
     @property
     def num_hung(self) -> int:
         """The number of stages over their time limit whose threads have not ended."""
-        self._hung = {thread for thread in tuple(self._hung) if thread.is_alive()}
+        self._hung = {stage for stage in tuple(self._hung) if not stage.has_ended.is_set()}
         return len(self._hung)
 
 
-def _settle(
-    future: Future[T],
-    function: Callable[[], T],
-    undo: Callable[[T], None] | None,
-    fields: Mapping[str, logs.Field],
-) -> None:
-    with logs.block_fields(**fields):
+class _Stage(Generic[T]):
+    """One call. `undo` is called with a value that comes after the caller has gone on without it."""
+
+    def __init__(self, function: Callable[[], T], undo: Callable[[T], None] | None) -> None:
+        self.future: Future[T] = Future()
+        self.undo = undo
+        self.has_ended = threading.Event()
+        self._function = function
+        self._fields = logs.fields()
+
+    def run(self) -> None:
         try:
-            value = function()
+            with logs.block_fields(**self._fields):
+                self._run()
+        finally:
+            self.has_ended.set()
+
+    def _run(self) -> None:
+        try:
+            value = self._function()
         except BaseException as error:  # noqa: BLE001 - carried to the caller
             with suppress(InvalidStateError):  # it has gone
-                future.set_exception(error)
+                self.future.set_exception(error)
             return
         try:
-            future.set_result(value)
+            self.future.set_result(value)
         except InvalidStateError:
-            if undo is not None:
-                undo(value)
+            if self.undo is not None:
+                self.undo(value)
