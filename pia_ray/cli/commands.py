@@ -268,7 +268,7 @@ def _validate(config: CatalogConfig, *, fetch: bool, show: int, as_json: bool, c
             counts["unreachable"] = counts.get("unreachable", 0) + 1
         if not as_json:
             text = finding.message or f"note: {finding.note}"
-            text = text if text.startswith(f"{finding.id} ") else f"{finding.id}: {text}"
+            text = text if text.startswith((f"{finding.id} ", f"{finding.id}: ")) else f"{finding.id}: {text}"
             console.print(text, highlight=False, soft_wrap=True, markup=False)
         elif finding.code is None:
             print(json.dumps({"id": finding.id, "note": finding.note}))

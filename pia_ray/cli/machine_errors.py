@@ -1,9 +1,11 @@
-"""Errors of the machine itself, in one line with what to do: disks, folders, memory, threads and open files."""
+"""Errors of the machine itself, in one line with what to do: disks, folders, memory, threads, open files, packages."""
 
 from __future__ import annotations
 
 import errno
 import tempfile
+
+from pia_ray import extras
 
 _ADVICE = {
     errno.ENOSPC: "Free some space, or set TMPDIR to a folder with more.",
@@ -26,6 +28,8 @@ def machine_error(error: BaseException) -> str | None:
         return f"there is not enough memory. {_ADVICE[errno.ENOMEM]}"
     if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
         return f"the system starts no more threads. {_ADVICE[errno.EAGAIN]}"
+    if isinstance(error, ModuleNotFoundError) and (advice := extras.advice(error)):
+        return f"{error.msg}.{advice}"
     if not isinstance(error, OSError):
         return None
     if isinstance(error, FileNotFoundError) and "No usable temporary directory" in str(error):

@@ -48,6 +48,8 @@ from pia_ray.errors import BadParameter, ConfigError, row_errors
 
 _MAX_FAILURES: Final = re.compile(r"\d{1,9}|(\d{1,2}(\.\d+)?|100)%")
 
+_NO_DELIMITERS: Final = frozenset('"\r\n\0')
+
 MOST_PARTITIONS: Final = 1024
 
 RETRY_ALL: Final = "failed"
@@ -301,14 +303,18 @@ class CatalogConfig(WorkerConfig, FetchConfig, MarkingConfig):
     @field_validator("delimiter", mode="before")
     @classmethod
     def _character(cls, value: object) -> object:
+        if isinstance(value, str) and value in _NO_DELIMITERS:
+            raise ValueError('must be a character that no cell is written in, such as ";" or tab')
         return {"tab": "\t", "\\t": "\t"}.get(value, value) if isinstance(value, str) else value
 
     @field_validator("encoding")
     @classmethod
     def _known_encoding(cls, value: str | None) -> str | None:
         try:
+            if value is not None:
+                "a".encode(value)  # base64, rot13 and undefined are codecs, but no encodings of text
             return None if value is None else codecs.lookup(value).name
-        except LookupError:
+        except (LookupError, UnicodeError):
             raise ValueError("must be an encoding that Python knows, such as utf-8, utf-16 or cp1252") from None
 
     @field_validator("knobs", "not_knobs", mode="before")

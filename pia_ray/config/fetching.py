@@ -14,6 +14,7 @@ from pia_ray.config.settings import Settings
 _HOST: Final = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?")
 _FIELD_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _FIELD_VALUE: Final = re.compile(r"[\x21-\x7e]([\x20-\x7e]*[\x21-\x7e])?")
+_HEADER_FORM: Final = 'each is HOST:NAME:VALUE, such as "cdn.example.com:Authorization:Bearer ..."'
 _RESERVED: Final = {
     "accept-encoding",
     "connection",
@@ -74,7 +75,10 @@ class FetchConfig(Settings):
     @field_validator("header", mode="before")
     @classmethod
     def _one_header(cls, value: object) -> object:
-        return (value,) if isinstance(value, str) else value
+        headers = (value,) if isinstance(value, str) else value
+        if not isinstance(headers, tuple | list) or not all(isinstance(each, str | SecretStr) for each in headers):
+            raise ValueError(_HEADER_FORM)
+        return headers
 
     @field_validator("header", mode="after")
     @classmethod
@@ -97,7 +101,7 @@ def _split(header: str) -> tuple[str, str, str]:
     name, _, value = rest.partition(":")
     host, name, value = host.strip().lower(), name.strip(), value.strip()
     if not _HOST.fullmatch(host) or not _FIELD_NAME.fullmatch(name) or not _FIELD_VALUE.fullmatch(value):
-        raise ValueError('each is HOST:NAME:VALUE, such as "cdn.example.com:Authorization:Bearer ..."')
+        raise ValueError(_HEADER_FORM)
     if name.lower() in _RESERVED:
         raise ValueError(f"{name} cannot be set, because it says how the request is sent")
     return host, name, value

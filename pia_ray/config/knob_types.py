@@ -171,10 +171,15 @@ def _free_u(value: object) -> object:
     return numbers
 
 
+def holds_surrogates(text: str) -> bool:
+    """Whether the text holds a lone surrogate, which no file and no answer can hold."""
+    return not text.isascii() and any("\ud800" <= ch <= "\udfff" for ch in text)
+
+
 def _text(value: object) -> object:
     if not isinstance(value, str):
         raise ValueError(f"must be text, not {type(value).__name__}")
-    if any("\ud800" <= ch <= "\udfff" for ch in value):
+    if holds_surrogates(value):
         raise ValueError("must be valid Unicode text (it holds a lone surrogate)")
     return value
 

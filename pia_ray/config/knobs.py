@@ -377,7 +377,11 @@ def knob_named(column: str) -> str | None:
 def suggest(name: str, known: Iterable[str]) -> str:
     """` Did you mean "x"?` for the nearest known name, or an empty string."""
     by_spelling = {_folded(word): word for word in sorted(known)}
-    near = difflib.get_close_matches(_folded(name), by_spelling, n=1, cutoff=0.6)
+    # A word of a longer name comes first: "steps" stands for num_inference_steps, not for style.
+    folded = _folded(name)
+    near = [word for word in by_spelling if word.endswith(f"-{folded.lstrip('-')}")] if len(name) >= 4 else []
+    if len(near) != 1 or folded in by_spelling:
+        near = difflib.get_close_matches(folded, by_spelling, n=1, cutoff=0.6)
     return f' Did you mean "{by_spelling[near[0]]}"?' if near else ""
 
 

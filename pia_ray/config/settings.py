@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Final, get_args, get_origin
+from types import NoneType, UnionType
+from typing import Any, Final, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, SecretStr, ValidationError, ValidationInfo, field_validator
 
 from pia_ray.config.faults import fault_text
+from pia_ray.config.knob_types import holds_surrogates
 from pia_ray.config.knobs import KNOBS, suggest
 from pia_ray.errors import ConfigError
 
@@ -26,6 +28,8 @@ class Settings(BaseModel):
         kinds = _kinds(field.annotation)
         if isinstance(value, bool) and kinds & {int, float} and bool not in kinds:
             raise ValueError("must be a number, not true or false")
+        if any(isinstance(text, str) and holds_surrogates(text) for text in _several(value)):
+            raise ValueError("must be valid Unicode text")
         if value == "" and kinds & {str, SecretStr} and field.default != "" and list not in kinds:
             raise ValueError("must not be empty: leave it out, or give a value")
         return value
@@ -78,16 +82,31 @@ def _inner(kind: type[BaseModel], name: str, value: object) -> Iterator[tuple[st
 
 def message_of(error: ValidationError, kind: type[BaseModel]) -> str:
     """The fault in the values of a config, in one line that names the setting. No secret is quoted."""
-    first = error.errors(include_url=False)[0]
+    first, *others = error.errors(include_url=False)
+    field = kind.model_fields.get(str(first["loc"][0])) if first["loc"] else None
+    if field is not None and len(_choices(field.annotation)) > 1 and len(first["loc"]) > 1:
+        # One fault for each type that the setting may have, with the type as second part: the most exact is meant.
+        same = [each for each in others if each["loc"][:1] == first["loc"][:1]]
+        first = max(first, *same, key=lambda each: len(each["loc"])) if same else first
+        first["loc"] = (first["loc"][0], *first["loc"][2:])
     where = ".".join(str(part) for part in first["loc"])
     text = fault_text(first)
     if first["type"] == "missing":
         return f"{where} {text}"
-    field = kind.model_fields.get(str(first["loc"][0])) if first["loc"] else None
     if text.startswith("must") and (field is None or SecretStr not in _kinds(field.annotation)):
         shown = repr(first["input"])
         text += f" (got {shown if len(shown) <= _SHOWN_CHARS else shown[: _SHOWN_CHARS - 3] + '...'})"
     return f"{where}: {text}" if where else text
+
+
+def _choices(annotation: Any) -> list[Any]:
+    """The types of which a value may be one, but for None."""
+    is_union = get_origin(annotation) in (Union, UnionType)
+    return [each for each in get_args(annotation) if each is not NoneType] if is_union else [annotation]
+
+
+def _several(value: object) -> tuple[object, ...]:
+    return tuple(value) if isinstance(value, tuple | list) else (value,)
 
 
 def _kinds(annotation: Any) -> set[Any]:

@@ -12,7 +12,7 @@ from pia_ray.errors import ConfigError
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which 1:16 is a range, and a mapping has each key once.
+    """YAML in which 1:16 and 1:2:3 are text, and a mapping has each key once.
 
     To YAML 1.1 1:16 is a number to the base of sixty, and actors: 1:16 would be 76.
     """
@@ -30,7 +30,7 @@ class _Loader(yaml.SafeLoader):
 
 
 _Loader.yaml_implicit_resolvers = {
-    first: [("tag:yaml.org,2002:str", re.compile(r"\d+:\d+$")), *resolvers] if first.isdigit() else resolvers
+    first: [("tag:yaml.org,2002:str", re.compile(r"\d+(?::\d+)+$")), *resolvers] if first.isdigit() else resolvers
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 
@@ -49,7 +49,9 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         mark = error.problem_mark or error.context_mark
         where = "" if mark is None else f" (line {mark.line + 1}, column {mark.column + 1})"
         raise ConfigError(f"{path} is not valid YAML: {error.problem or error.context}{where}") from None
-    except (yaml.YAMLError, ValueError) as error:  # such as a date that no calendar has, or bytes that are not UTF-8
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not UTF-8: save the file as UTF-8 ({error.reason} at {error.start})") from None
+    except (yaml.YAMLError, ValueError) as error:  # such as a date that no calendar has
         raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if value is None:
         return {}

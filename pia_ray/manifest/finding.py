@@ -7,6 +7,7 @@ have a log of their own are refused.
 from __future__ import annotations
 
 import glob
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -122,18 +123,52 @@ def find_names(uri: str) -> Found:
         raise ManifestError(f"{uri}: a manifest is a local path or an s3:// URI. {error.message}") from None
     if not is_unicode(str(path)):
         raise ManifestError(f"{uri!r}: the path is not UTF-8; rename the folder")
-    if path.is_file():
+    if _is_file(path):
         return _one_file(uri, f"{path.parent}/", path.name)
     if path.is_dir():
-        return _of_folder(uri, f"{path}/", [p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file()])
+        below = (Path(folder) for folder in _folders(str(path)))
+        return _of_folder(uri, f"{path}/", [_name(p, path) for each in below for p in each.iterdir() if _is_file(p)])
+    if path.exists():
+        raise ManifestError(f"{uri} is a pipe or device, which can be read once only: write it to a file")
     if not glob.has_magic(uri):
         raise ManifestError(f"there is no manifest {uri}")
     root, _ = _split_glob(str(path))
-    found = (Path(name) for name in glob.iglob(str(path), recursive=True))  # noqa: PTH207 -- takes absolute patterns
-    names = sorted(p.relative_to(root).as_posix() for p in found if p.is_file())
+    names = sorted({_name(p, root) for p in map(Path, _matches(str(path))) if _is_file(p)})
     if not names:
         raise ManifestError(f"{uri} matches no file")
     return _of_glob(uri, root, names, _logs_near(Path(root), names))
+
+
+def _is_file(path: Path) -> bool:
+    """Whether that is a file, or a link to one that is gone: its name stands for a row, which fails."""
+    return path.is_file() or (path.is_symlink() and not path.exists())
+
+
+def _name(path: Path, root: str | Path) -> str:
+    return path.relative_to(root).as_posix()
+
+
+def _matches(pattern: str) -> Iterator[str]:
+    """The paths of an absolute pattern, in any order. `**` follows links of folders, but not in circles."""
+    fixed, deep, rest = f"{pattern}/".partition("/**/")
+    if not deep:
+        yield from glob.iglob(pattern)  # noqa: PTH207 -- takes absolute patterns
+        return
+    for top in glob.iglob(fixed or "/"):  # noqa: PTH207 -- as above
+        for folder in _folders(top, hidden=False) if Path(top).is_dir() else ():
+            yield from _matches(f"{glob.escape(folder)}/{rest.rstrip('/') or '*'}")
+
+
+def _folders(top: str, above: frozenset[str] = frozenset(), *, hidden: bool = True) -> Iterator[str]:
+    """A folder and all below it, also through links, but for those to a folder above. `hidden` are `.git` and such."""
+    above |= {os.path.realpath(top)}
+    yield top
+    with os.scandir(top) as found:
+        others = (entry for entry in found if not entry.is_file(follow_symlinks=False))
+        below = [(entry.path, entry.is_symlink()) for entry in others if hidden or not entry.name.startswith(".")]
+    for folder, is_link in below:
+        if Path(folder).is_dir() and not (is_link and os.path.realpath(folder) in above):
+            yield from _folders(folder, above, hidden=hidden)
 
 
 def kind_of(name: str) -> Kind | None:

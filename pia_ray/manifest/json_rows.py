@@ -144,6 +144,8 @@ def _array_rows(stream: IO[bytes], name: str) -> Iterator[tuple[dict[str, Any] |
             between = _BETWEEN.match(left, at)
             assert between is not None
             if left[between.end() : between.end() + 1] == "]":
+                if (left[between.end() + 1 :] + text.read(_READ_CHARS)).strip():
+                    raise ManifestError(f"{name} goes on behind its JSON array: write one array, or an object a line")
                 return
             try:
                 value, end = _JSON.raw_decode(left, between.end())

@@ -53,8 +53,7 @@ def locate(reference: str, folder: str, prefix: str = "", *, what: str = "image"
     Raises:
         BadParameter: the reference names nothing that can be read; says why.
     """
-    if not is_unicode(reference):
-        raise BadParameter(f"{what} must be valid Unicode text (it holds a lone surrogate)", what)
+    _require_unicode(reference, what)
     if not _UNUSUAL.search(reference):
         return folder + reference, prefix + reference
     if reference.startswith("s3://") and not _UNUSUAL.search(reference, 5):  # the other common case
@@ -88,9 +87,7 @@ def locate(reference: str, folder: str, prefix: str = "", *, what: str = "image"
         reference = scheme + reference[len(scheme) :]
         return reference, unsigned(reference)
     if match and "//" in reference:
-        raise BadParameter(
-            f"{what} {_short(reference)}: {scheme}:// is not read; use a path, s3://, https:// or data:", what
-        )
+        raise BadParameter(f"{what} {_short(reference)}: {scheme}:// is not read; {sources.READ_SCHEMES}", what)
     return _below(folder, reference, what), prefix + reference
 
 
@@ -213,6 +210,12 @@ def _below(folder: str, reference: str, what: str) -> str:
     if path.startswith("../") or path in ("..", "."):
         raise BadParameter(f"{what} {reference} leads out of the bucket", what)
     return f"{scheme}://{bucket}/{path}"
+
+
+def _require_unicode(reference: str, what: str) -> None:
+    if not is_unicode(reference):
+        shown = _short(reference.encode("utf-8", "backslashreplace").decode())
+        raise BadParameter(f"{what} {shown} is not valid Unicode (it holds a lone surrogate): rename the file", what)
 
 
 def _short(reference: str) -> str:

@@ -17,12 +17,24 @@ import pyarrow as pa
 
 from pia_ray.config.knobs import folded_name
 from pia_ray.errors import ManifestError
+from pia_ray.formatting import count_of
 from pia_ray.manifest.references import is_unicode
 from pia_ray.manifest.tables import CHUNK_BYTES, CHUNK_ROWS, Chunk, TableFile, bytes_of, nulls
 
 _FIELD_CHARS: Final = 128 * 2**20  # of one CSV cell: room for a data: URL of a picture at the cap of 50 MB
 _DELIMITERS: Final = (",", ";", "\t", "|")
 _NOT_UTF8: Final = "is not UTF-8: save the file as UTF-8, or state its --encoding"
+_OTHER_KINDS: Final = {
+    b"\x1f\x8b": "a gzip file (.gz)",
+    b"\x28\xb5\x2f\xfd": "a zstd file (.zst)",
+    b"PK\x03\x04": "a zip file or an Excel workbook (.xlsx)",
+    b"\xd0\xcf\x11\xe0": "an old Excel workbook, which has to be saved as .xlsx or CSV",
+    b"PAR1": "a Parquet file (.parquet)",
+    b"ARROW1": "an Arrow file (.arrow)",
+    b"SQLite format 3": "an SQLite database, whose table has to be exported",
+    b"%PDF-": "a PDF, which is not a table",
+}
+"""Kinds of files that people name as text, by their first bytes."""
 _SEPARATOR: Final = re.compile(r"\ufeff?\"?sep=(.)\"?\s*", re.IGNORECASE)
 """The first line of files for Excel, which names the delimiter."""
 
@@ -32,10 +44,14 @@ def utf8_of(file: TableFile) -> Iterator[IO[bytes]]:
     """The bytes of a text file in UTF-8, unpacked.
 
     Raises:
-        ManifestError: the file is not in the encoding that the run states, or that its first bytes show.
+        ManifestError: the file is not text, or not in the encoding that the run states, or that its first bytes show.
     """
     with bytes_of(file.uri) as stream:
-        encoding = file.encoding or _wide_encoding(stream)
+        start = stream.read(256)
+        stream.seek(0)
+        if (kind := next((kind for magic, kind in _OTHER_KINDS.items() if start.startswith(magic)), None)) is not None:
+            raise ManifestError(f"{file.name} is {kind} by its first bytes, and not {file.kind} as its name says")
+        encoding = file.encoding or _wide_encoding(start)
         if encoding in (None, "utf-8"):
             yield stream
             return
@@ -52,10 +68,8 @@ def utf8_of(file: TableFile) -> Iterator[IO[bytes]]:
             yield copy
 
 
-def _wide_encoding(stream: IO[bytes]) -> str | None:
+def _wide_encoding(start: bytes) -> str | None:
     """The kind of UTF-16 or UTF-32 that the first bytes show, by their mark or by the zeros of Latin letters."""
-    start = stream.read(256)
-    stream.seek(0)
     if start[:4] in (b"\xff\xfe\0\0", b"\0\0\xfe\xff"):
         return "utf-32"
     if start[:2] in (b"\xff\xfe", b"\xfe\xff"):
@@ -143,7 +157,8 @@ def csv_reader(file: TableFile) -> Iterator[tuple[list[str], Iterator[tuple[list
                     continue
                 if isinstance(row, list) and len(row) != len(header):
                     where = _lines(start, reader.line_num + skipped)
-                    row = f"({where}) has {len(row)} cells, the header {len(header)}: check its quotes and separators"
+                    cells = count_of(len(row), "cell")
+                    row = f"({where}) has {cells}, the header {len(header)}: check its quotes and separators"
                 yield row, chars
 
         try:

@@ -109,7 +109,7 @@ def _models(renderer: Renderer, config: ServeConfig) -> APIRouter:
         "/v1/models/{model}",
         operation_id="retrieve_model",
         summary="Retrieve a model",
-        responses=_document(_MODEL) | error_responses.responses(404, 422),
+        responses=_document(_MODEL) | error_responses.responses(404),
     )
     async def retrieve_model(model: str, _: Owner) -> JSONResponse:
         for facts in (await renderer.load()).models:

@@ -21,7 +21,7 @@ from pia_ray.errors import (
 )
 from pia_ray.storage.errors import too_large
 from pia_ray.storage.patience import patient
-from pia_ray.storage.uris import ObjectStat, join, other_scheme, without_password
+from pia_ray.storage.uris import READ_SCHEMES, ObjectStat, join, other_scheme, without_password
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
@@ -54,7 +54,7 @@ def _refusal(scheme: str) -> str:
     import fsspec
     from fsspec.registry import known_implementations
 
-    unknown = f"{scheme}:// is not read; use a path, s3://, https:// or data:"
+    unknown = f"{scheme}:// is not read; {READ_SCHEMES}"
     if scheme in _REFUSED:
         return unknown
     try:

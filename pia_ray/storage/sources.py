@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING
 
 from pia_ray.storage import counts, objects, other_stores
 from pia_ray.storage.other_stores import refusal
-from pia_ray.storage.uris import ObjectStat, in_store, is_s3, other_scheme, without_password
+from pia_ray.storage.uris import READ_SCHEMES, ObjectStat, in_store, is_s3, other_scheme, without_password
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
 
 __all__ = [
+    "READ_SCHEMES",
     "arrow_filesystem",
     "copy_to_file",
     "exists",

@@ -16,6 +16,8 @@ _SCHEME: Final = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*)://")
 _PASSWORD: Final = re.compile(r"^(\s*[a-zA-Z][a-zA-Z0-9+.-]*://[^/?#:@]*):[^/?#]*(?=@)")
 _OURS: Final = frozenset({"file", "s3", "http", "https"})
 """Schemes that are read without fsspec."""
+READ_SCHEMES: Final = "use a path or s3://, for a picture also https:// or data:"
+"""The advice for a URI of a scheme that is not read."""
 
 
 @dataclass(frozen=True)

@@ -229,6 +229,8 @@ def test_a_reserved_knob_as_a_column_exits_2(pia: Pia, tmp_path: Path) -> None:
         (["--seed", "-1"], "seed must be a whole number from 0 to 2^64-1"),
         (["--prompt", ""], "--prompt: prompt"),
         (["--strength", "nan"], "--strength: strength must be above 0 to 1"),
+        (["--steps", "9"], 'Did you mean "--num-inference-steps"?'),
+        (["--allowed-networks", "\udcff"], "allowed_networks: must be valid Unicode text"),
         (["--format", "avi"], '--format "avi" is not valid, choose from mp4, gif, webp, webm'),
         (["--actors", "some"], 'actors: must be a number or MIN:MAX, such as "4" or "1:8" (got \'some\')'),
         (["--actors", "3:1"], "the least not above the most"),
@@ -280,6 +282,13 @@ def test_a_bad_flag_exits_2_and_is_named(pia: Pia, tmp_path: Path, words: list[s
         ("actors: [1, 2, 3]", "run.yaml: actors"),
         ("actors: [1, x]", "run.yaml: actors: must be a number or MIN:MAX"),
         ("actors: true", "run.yaml: actors: must be a number or MIN:MAX"),
+        ("actors: 1:2:3", "run.yaml: actors: must be a number or MIN:MAX"),
+        ("manifest: [m.csv, 3]", "run.yaml: manifest.1: must be text (got 3)"),
+        ("header: {cdn.example.com: {Authorization: x}}", "run.yaml: header: each is HOST:NAME:VALUE, such as"),
+        ("header: [7]", "run.yaml: header: each is HOST:NAME:VALUE, such as"),
+        ("delimiter: '\"'", 'run.yaml: delimiter: must be a character that no cell is written in, such as ";"'),
+        ("defaults: {steps: 9}", 'defaults: there is no knob "steps". Did you mean "num_inference_steps"?'),
+        ("caf\udce9: 1", "run.yaml is not UTF-8: save the file as UTF-8"),
         ("retry: [[timeout]]", "run.yaml: retry: must be"),
         ("remake: [{missing: 1}]", "run.yaml: remake: must be"),
         ("limit: many", "run.yaml: limit: must be a whole number (got 'many')"),
@@ -293,8 +302,9 @@ def test_a_bad_flag_exits_2_and_is_named(pia: Pia, tmp_path: Path, words: list[s
     ],
 )
 def test_a_bad_config_file_exits_2_with_file_and_key(pia: Pia, tmp_path: Path, text: str, told: str) -> None:
-    Path("run.yaml").write_text(text)
-    ended = pia("animate", good(tmp_path), "--output", "out", "--config", "run.yaml")
+    Path("run.yaml").write_text(text, errors="surrogateescape")
+    manifest = [] if "manifest" in text else [good(tmp_path)]
+    ended = pia("animate", *manifest, "--output", "out", "--config", "run.yaml")
     assert ended.code == 2
     assert told in ended.err
     assert len(ended.err.splitlines()) == 1

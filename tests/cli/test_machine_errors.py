@@ -33,6 +33,10 @@ from pia_ray.ledger import Ledger, new_run
         (RuntimeError("can't start new thread"), "ulimit -u"),
         (FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']"), "Set TMPDIR"),
         (FileNotFoundError(errno.ENOENT, "No such file or directory"), "working directory"),
+        (
+            ModuleNotFoundError("No module named 'torch'", name="torch"),
+            "No module named 'torch'. It comes with pip install \"pia-ray[run]\".",
+        ),
     ],
 )
 def test_an_error_of_the_machine_says_in_one_line_what_to_do(error: Exception, said: str) -> None:
@@ -43,7 +47,13 @@ def test_an_error_of_the_machine_says_in_one_line_what_to_do(error: Exception, s
 
 
 @pytest.mark.parametrize(
-    "error", [KeyError("a"), RuntimeError("a"), FileNotFoundError(errno.ENOENT, "No such file", "/nowhere/a")]
+    "error",
+    [
+        KeyError("a"),
+        RuntimeError("a"),
+        FileNotFoundError(errno.ENOENT, "No such file", "/nowhere/a"),
+        ModuleNotFoundError("No module named 'nowhere'", name="nowhere"),
+    ],
 )
 def test_an_error_that_may_be_a_bug_is_not_taken_for_the_machines(error: Exception) -> None:
     assert machine_error(error) is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,34 @@ def test_files_without_extension_are_pictures_but_where_there_are_tables(
     assert [item["id"] for item in items_of(f"{folder}/three")] == ["1"]
     assert "1 without extension" in caplog.text
     assert "1 picture, items only where a row names them" in caplog.text
+
+
+def test_links_to_files_that_are_gone_are_items_and_tables_and_not_passed_over(tmp_path: Path) -> None:
+    for folder in ("pictures", "tables"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "pictures" / "a.png").write_bytes(PNG)
+    (tmp_path / "pictures" / "b.png").symlink_to("gone.png")
+    (tmp_path / "pictures" / "c.png").symlink_to("c.png")
+    os.mkfifo(tmp_path / "pictures" / "d.png")
+    assert names_of(f"{tmp_path}/pictures") == names_of(f"{tmp_path}/pictures/*.png") == ["a.png", "b.png", "c.png"]
+    (tmp_path / "tables" / "a.parquet").write_bytes(table("1"))
+    (tmp_path / "tables" / "b.csv").symlink_to("gone.csv")
+    for source in ("tables", "tables/*", "tables/b.csv"):
+        with pytest.raises(ManifestError, match=r"cannot read b\.csv: No such file"):
+            items_of(f"{tmp_path}/{source}")
+    with pytest.raises(ManifestError, match="is a pipe or device, which can be read once only"):
+        items_of(f"{tmp_path}/pictures/d.png")
+
+
+def test_links_of_folders_are_followed_but_not_in_circles(tmp_path: Path) -> None:
+    for name in ("f/x/a.png", "f/.hidden/b.png", "elsewhere/c.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(PNG)
+    for link, to in {"x/up": "..", "x/self": ".", "y": "../elsewhere"}.items():
+        (tmp_path / "f" / link).symlink_to(to)
+    (tmp_path / "elsewhere" / "back").symlink_to("../f")
+    for source in ("f", "f/**/*", "f/**", "**/f/**/*.png"):
+        assert [Path(name).name for name in names_of(f"{tmp_path}/{source}")] == ["a.png", "c.png"]
 
 
 def test_pictures_in_subfolders_are_counted_where_those_in_the_folder_are_taken(

@@ -616,7 +616,7 @@ def test_references_are_resolved_and_identified_as_written(tmp_path, written, im
     ("written", "reason"),
     [
         ("http://x.org/a.png", "http:// is not fetched; use https:// or s3://"),
-        ("ftp://x.org/a.png", "ftp:// is not read; use a path, s3://, https:// or data:"),
+        ("ftp://x.org/a.png", "ftp:// is not read; use a path or s3://, for a picture also https:// or data:"),
         ("gs://bucket/a.png", "gs:// is not read"),
         ("s3://bucket", "names no object"),
         ("https://", "names no host"),

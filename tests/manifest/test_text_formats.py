@@ -90,8 +90,21 @@ def test_another_encoding_is_stated(tmp_path: Path, expected: list[dict[str, Any
     assert items_of(path, encoding="cp1252") == expected
     with pytest.raises(ManifestError, match="is not utf-16"):
         items_of(write(tmp_path / "n.csv", b"abc"), encoding="utf-16")
-    with pytest.raises(ConfigError, match="encoding"):
-        items_of(path, encoding="klingon")
+    for no_text in ("klingon", "base64", "rot13", "undefined"):
+        with pytest.raises(ConfigError, match="encoding: must be an encoding that Python knows"):
+            items_of(path, encoding=no_text)
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [(gzip.compress(b"x"), "gzip file"), (b"PK\x03\x04", "Excel workbook"), (b"PAR1", "Parquet file")],
+)
+@pytest.mark.parametrize("name", ["m.csv", "m.jsonl", "m.txt"])
+def test_a_file_of_another_kind_than_its_name_says_is_refused_by_its_kind(
+    tmp_path: Path, name: str, content: bytes, kind: str
+) -> None:
+    with pytest.raises(ManifestError, match=rf"{name} is an? .*{kind}.* by its first bytes"):
+        items_of(write(tmp_path / name, content), defaults={"prompt": "p"})
 
 
 @pytest.mark.parametrize("indent", [None, 2])
@@ -115,6 +128,9 @@ def test_a_damaged_json_array_is_refused_and_what_is_no_object_is_a_bad_row(tmp_
     cut = json.dumps(ROWS)[:-20]
     with pytest.raises(ManifestError, match=r"m\.json is no JSON array: element 2"):
         items_of(write(tmp_path / "m.json", cut))
+    for more in ("[5]", "{}"):
+        with pytest.raises(ManifestError, match=r"m\.json goes on behind its JSON array"):
+            items_of(write(tmp_path / "m.json", json.dumps(ROWS) + "\n" + more))
     items = items_of(write(tmp_path / "n.json", json.dumps([ROWS[0], 5, ROWS[1]])))
     assert [item["error_message"] for item in items] == [None, "row 2 of n.json (element 2) is no JSON object", None]
 

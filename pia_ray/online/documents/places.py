@@ -111,10 +111,8 @@ class Places(Generic[D]):
                 yield match[1]
 
     def _name_of(self, after: str | None) -> str | None:
-        """The name of a document that a page begins behind; None where that is not an id."""
-        if after is None or re.fullmatch(self._kind.id_pattern, after) is None:
-            return None
-        return self._kind.name_of(after)
+        """The name of a document that a page begins behind; None for the first page."""
+        return None if after is None else self._kind.name_of(after)
 
     def _folder(self, owner_folder: str) -> str:
         return storage.join(self._prefix, self._kind.folder, owner_folder)

@@ -179,7 +179,12 @@ class DocumentStore(Generic[D]):
         """At most `limit` of an owner's documents, the newest or the oldest first; those behind the id `after`.
 
         Ids sort by time, so that a page begins at its place also where the document `after` has been deleted.
+
+        Raises:
+            NotFound: `after` has not the form of an id.
         """
+        if after is not None:
+            self.checked_id(after)
         folder = self.owner_folder(owner)
         if order == "desc":
             ids = self._places.newest(folder, after=after, page=limit + 1)

@@ -126,7 +126,7 @@ SCHEMA: Final[Mapping[str, Any]] = {
 def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The errors of a route for its OpenAPI entry: these, and those of every route."""
     content = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
-    every = {*statuses, 400, 401, 403, 408, 413, 429, 431, 500, 503}
+    every = {*statuses, 400, 401, 403, 408, 413, 422, 429, 431, 500, 503}
     return {status: {"description": _MEANINGS[status], "content": content} for status in sorted(every)}
 
 

@@ -28,6 +28,7 @@ from pia_ray.online.http import bodies, error_responses, limits
 from pia_ray.online.http.api_keys import ANONYMOUS, KeyRing
 from pia_ray.online.http.callers import CallerAddresses
 from pia_ray.online.http.metrics import Metrics
+from pia_ray.online.http.queries import check_query
 from pia_ray.online.usage import Amounts, Usage
 
 logger = logging.getLogger(__name__)
@@ -65,11 +66,12 @@ _bearer = HTTPBearer(auto_error=False, scheme_name="api_key", description="An AP
 
 
 def _owner(request: Request, _: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)]) -> str:
+    check_query(request)
     return str(request.state.owner)
 
 
 Owner = Annotated[str, Depends(_owner)]
-"""In a route's parameters: the owner of the caller's objects. The middleware has checked the key."""
+"""In a route's parameters: the owner of the caller's objects. The middleware has checked the key, this the query."""
 
 
 def caller(request: Request) -> str:

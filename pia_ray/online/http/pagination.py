@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Generic, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 
 class Listed(BaseModel):
@@ -34,7 +34,5 @@ class Listing(BaseModel, Generic[Item]):
 
 class PageQuery(BaseModel):
     """The query parameters of a list."""
-
-    model_config = ConfigDict(extra="forbid")
 
     after: str | None = Field(None, description="The last_id of the page before.", max_length=100)

@@ -138,6 +138,7 @@ def _reference(value: object, field: str) -> object:
             value = value[name]
     if isinstance(value, dict):
         if "file_id" in value:
-            raise BadParameter(f"{field}: file_id is not accepted here; send a file or an image_url", field)
+            reason = "and image_url exclude each other" if "image_url" in value else "is not accepted here"
+            raise BadParameter(f"{field}: file_id {reason}; send a file or an image_url", field)
         raise BadParameter(f"{field} must be a file, a URL or an object with image_url alone", field)
     return value

@@ -235,7 +235,7 @@ class FormReader:
         self, given: dict[str, object], sources: Mapping[str, object], model_name: str, model: ModelConfig
     ) -> AnimationParams:
         """The given knobs; those that refer to files hold a stand-in until their files have been read."""
-        if given.get("prompt", "") == "":
+        if not str(given.get("prompt", "")).strip():
             raise BadParameter("prompt is missing: say what the picture shows and how it moves", "prompt")
         if (lora := given.get("lora")) is not None:
             given["lora"] = lora_of(lora)

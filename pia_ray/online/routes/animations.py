@@ -45,7 +45,7 @@ def router(renderer: Renderer, forms: FormReader, config: ServeConfig, *, metric
         operation_id="create_animation",
         summary="Animate a picture",
         response_class=Response,
-        responses={200: openapi.ANIMATION_RESPONSE, **error_responses.responses(404, 406, 415, 422, 502, 504, 507)},
+        responses={200: openapi.ANIMATION_RESPONSE, **error_responses.responses(404, 406, 415, 502, 504, 507)},
         openapi_extra={"requestBody": openapi.request_body()},
     )
     async def create_animation(request: Request, owner: Owner) -> Response:

@@ -115,7 +115,7 @@ def batch_routes(
         create_batch = partial(batches.create, owner, file.id, metadata=metadata, window_s=WINDOW_S)
         return batch_object(await asyncio.to_thread(create_batch))
 
-    @router.get("", operation_id="list_batches", summary="List batches", responses=error_responses.responses(422))
+    @router.get("", operation_id="list_batches", summary="List batches", responses=error_responses.responses(404))
     async def list_batches(owner: Owner, page: Annotated[BatchListQuery, Query()]) -> BatchList:
         found = await asyncio.to_thread(lambda: batches.list(owner, after=page.after, limit=page.limit))
         return BatchList.of([batch_object(each) for each in found.documents], more=found.has_more)
@@ -124,7 +124,7 @@ def batch_routes(
         "/{batch_id}",
         operation_id="retrieve_batch",
         summary="Retrieve a batch",
-        responses=error_responses.responses(404, 422),
+        responses=error_responses.responses(404),
     )
     async def retrieve(owner: Owner, batch_id: str) -> BatchObject:
         return batch_object(await asyncio.to_thread(batches.get, owner, batch_id))
@@ -133,7 +133,7 @@ def batch_routes(
         "/{batch_id}/cancel",
         operation_id="cancel_batch",
         summary="Cancel a batch; its finished videos are kept",
-        responses=error_responses.responses(404, 409, 422),
+        responses=error_responses.responses(404, 409),
     )
     async def cancel(owner: Owner, batch_id: str) -> BatchObject:
         return batch_object(await asyncio.to_thread(batches.cancel, owner, batch_id))

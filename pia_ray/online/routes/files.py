@@ -95,7 +95,7 @@ def file_routes(files: FileStore, *, config: ServeConfig, usage: Usage, prefix: 
         usage.add(owner, Amounts(num_bytes=created.size_bytes))
         return file_object(created)
 
-    @router.get("", operation_id="list_files", summary="List files", responses=error_responses.responses(422))
+    @router.get("", operation_id="list_files", summary="List files", responses=error_responses.responses(404))
     async def list_files(owner: Owner, page: Annotated[FileListQuery, Query()]) -> FileList:
         found = await asyncio.to_thread(
             lambda: files.list(owner, after=page.after, limit=page.limit, order=page.order, purpose=page.purpose)
@@ -106,13 +106,13 @@ def file_routes(files: FileStore, *, config: ServeConfig, usage: Usage, prefix: 
         "/{file_id}",
         operation_id="retrieve_file",
         summary="Retrieve a file",
-        responses=error_responses.responses(404, 422),
+        responses=error_responses.responses(404),
     )
     async def retrieve(owner: Owner, file_id: str) -> FileObject:
         return file_object(await asyncio.to_thread(files.get, owner, file_id))
 
     @router.delete(
-        "/{file_id}", operation_id="delete_file", summary="Delete a file", responses=error_responses.responses(404, 422)
+        "/{file_id}", operation_id="delete_file", summary="Delete a file", responses=error_responses.responses(404)
     )
     async def delete(owner: Owner, file_id: str) -> FileDeleted:
         await asyncio.to_thread(files.delete, owner, file_id)
@@ -131,7 +131,7 @@ def _add_content(router: APIRouter, files: FileStore) -> None:
         summary="A file's content",
         response_class=Response,
         responses={
-            **error_responses.responses(404, 422),
+            **error_responses.responses(404),
             200: {"description": "The content.", "content": {"application/octet-stream": {}}},
             302: {"description": "A link to it, which is valid for 15 minutes."},
         },
@@ -141,7 +141,7 @@ def _add_content(router: APIRouter, files: FileStore) -> None:
         operation_id="describe_file",
         summary="Length and type of a file's content",
         response_class=Response,
-        responses=error_responses.responses(404, 422),
+        responses=error_responses.responses(404),
     )
     async def content(request: Request, owner: Owner, file_id: str) -> Response:
         file = await asyncio.to_thread(files.get, owner, file_id)
@@ -172,6 +172,8 @@ async def _upload(request: Request, *, max_bytes: int) -> tuple[str, bytes, Mapp
                 found = (_filename(value.filename or ""), await value.read())
     if found is None:
         raise BadParameter("file is missing: send one as multipart/form-data", "file")
+    if not found[1]:
+        raise BadParameter("file is empty: send one with content", "file")
     known = {"purpose", "expires_after[seconds]", "expires_after[anchor]"}
     for field in fields:
         if field not in known:

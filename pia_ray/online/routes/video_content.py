@@ -33,7 +33,7 @@ def video_content_routes(jobs: JobStore, *, prefix: str = "/v1") -> APIRouter:
         summary="The video's file, or pictures of it",
         response_class=Response,
         responses={
-            **error_responses.responses(404, 409, 422),
+            **error_responses.responses(404, 409),
             200: {
                 "description": "The file.",
                 "content": {mime: {} for mime in (*video.MIME.values(), *POSTER_MIME.values())},
@@ -48,7 +48,7 @@ def video_content_routes(jobs: JobStore, *, prefix: str = "/v1") -> APIRouter:
         operation_id="describe_video_content",
         summary="Length and type of the content",
         response_class=Response,
-        responses=error_responses.responses(404, 409, 422),
+        responses=error_responses.responses(404, 409),
     )
     async def content(
         request: Request, owner: Owner, video_id: str, variant: Variant = "video", redirect: Redirect = "1"

@@ -45,7 +45,7 @@ def video_event_routes(jobs: JobStore, dispatcher: Dispatcher, *, prefix: str = 
         operation_id="stream_video_events",
         summary="The progress of a video, as server-sent events",
         response_class=Response,
-        responses={200: _RESPONSE, **error_responses.responses(404, 422)},
+        responses={200: _RESPONSE, **error_responses.responses(404)},
     )
     async def events(request: Request, owner: Owner, video_id: str) -> Response:
         """Sends the video object at once and after each change, and ends with the event completed or failed."""

@@ -206,7 +206,7 @@ def _add_resource(router: APIRouter, services: _Services) -> None:
         "",
         operation_id="create_video",
         summary="Make a video",
-        responses=error_responses.responses(404, 409, 415, 422, 502),
+        responses=error_responses.responses(404, 409, 415, 502),
         openapi_extra={"requestBody": _create_body()},
     )
     async def create(
@@ -223,7 +223,7 @@ def _add_resource(router: APIRouter, services: _Services) -> None:
         dispatcher.wake()
         return await services.answer(job, response)
 
-    @router.get("", operation_id="list_videos", summary="List videos", responses=error_responses.responses(404, 422))
+    @router.get("", operation_id="list_videos", summary="List videos", responses=error_responses.responses(404))
     async def list_videos(owner: Owner, page: Annotated[VideoListQuery, Query()]) -> VideoList:
         found = await asyncio.to_thread(lambda: jobs.list(owner, after=page.after, limit=page.limit, order=page.order))
         return VideoList.of([video_object(job) for job in found.documents], more=found.has_more)
@@ -232,7 +232,7 @@ def _add_resource(router: APIRouter, services: _Services) -> None:
         "/{video_id}",
         operation_id="retrieve_video",
         summary="Retrieve a video",
-        responses=error_responses.responses(404, 422),
+        responses=error_responses.responses(404),
     )
     async def retrieve(owner: Owner, response: Response, video_id: str) -> VideoObject:
         return await services.answer(await asyncio.to_thread(jobs.get, owner, video_id), response)
@@ -241,7 +241,7 @@ def _add_resource(router: APIRouter, services: _Services) -> None:
         "/{video_id}",
         operation_id="delete_video",
         summary="Delete a video",
-        responses=error_responses.responses(404, 422),
+        responses=error_responses.responses(404),
     )
     async def delete(owner: Owner, video_id: str) -> VideoDeleted:
         await asyncio.to_thread(jobs.delete, owner, video_id)
@@ -257,7 +257,7 @@ def _add_actions(router: APIRouter, services: _Services) -> None:
         "/{video_id}/cancel",
         operation_id="cancel_video",
         summary="Cancel a video that is not completed",
-        responses=error_responses.responses(404, 409, 422),
+        responses=error_responses.responses(404, 409),
     )
     async def cancel(owner: Owner, response: Response, video_id: str) -> VideoObject:
         job = await asyncio.to_thread(jobs.cancel, owner, video_id)
@@ -268,7 +268,7 @@ def _add_actions(router: APIRouter, services: _Services) -> None:
         "/{video_id}/webhook/redeliver",
         operation_id="redeliver_webhook",
         summary="Send the webhook of an ended video again",
-        responses=error_responses.responses(404, 409, 422),
+        responses=error_responses.responses(404, 409),
     )
     async def redeliver(owner: Owner, response: Response, video_id: str) -> VideoObject:
         """Sends the event again under its id, with all its tries, also where it was delivered or is given up."""
@@ -280,7 +280,7 @@ def _add_actions(router: APIRouter, services: _Services) -> None:
         "/{video_id}/remix",
         operation_id="remix_video",
         summary="Make another video of the same picture",
-        responses=error_responses.responses(404, 409, 415, 422),
+        responses=error_responses.responses(404, 409, 415),
         openapi_extra={"requestBody": _remix_body()},
     )
     async def remix(

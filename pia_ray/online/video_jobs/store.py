@@ -168,8 +168,6 @@ class JobStore:
         Raises:
             JobNotFound: `after` is not an id. One that was deleted meanwhile still says where to go on.
         """
-        if after is not None:
-            self._documents.checked_id(after)
         return self._documents.list(owner, after=after, limit=limit, order=order)
 
     def cancel(self, owner: str, job_id: str) -> VideoJob:

@@ -246,6 +246,7 @@ def test_what_is_not_a_file_or_batch_of_the_caller_is_refused(client: OpenAI):
     assert refused(lambda: new(**good, metadata={"k": "v" * 600})) == "metadata"
     assert refused(lambda: new(**good, extra_body={"output_path": "/tmp/x"})) == "output_path"
     assert refused(lambda: upload(client, b"x", "fine-tune")) == "purpose"
+    assert refused(lambda: upload(client, b"", "batch")) == "file"
     expires: Any = {"anchor": "created_at", "seconds": 5}
     assert refused(lambda: client.files.create(file=b"x", purpose="batch", expires_after=expires)) == "expires_after"
     expires["seconds"] = 3600

@@ -131,6 +131,7 @@ def test_every_knob_without_a_value_of_its_own_here_is_known_as_a_field():
     [
         ({"prompt": None}, "prompt"),
         ({"prompt": ""}, "prompt"),
+        ({"prompt": " \n"}, "prompt"),
         ({"prompt": 7}, "prompt"),
         ({"promt": "a"}, "promt"),
         ({"num_frames": True}, "num_frames"),

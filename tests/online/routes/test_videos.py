@@ -174,12 +174,19 @@ def test_a_list_of_fifty_is_read_page_by_page_in_both_orders(server: VideoServer
     assert refusal(lambda: client.videos.list(limit=0)).status_code == 422
 
 
-@pytest.mark.parametrize("path", ["videos", "files", "batches"])
-def test_a_list_refuses_parameters_that_it_does_not_know(client: OpenAI, path: str):
-    with pytest.raises(openai.UnprocessableEntityError) as refused:
-        client.get(f"/{path}", cast_to=object, options={"params": {"limit": 5, "colour": "red"}})
+def test_a_query_that_a_route_does_not_know_is_refused(client: OpenAI):
+    def fault_of(path: str, **params: object) -> str | None:
+        with pytest.raises(openai.UnprocessableEntityError) as refused:
+            client.get(path, cast_to=object, options={"params": params})
+        return refused.value.param
 
-    assert refused.value.param == "colour"
+    for path in ("/videos", "/files", "/batches"):
+        assert fault_of(path, limit=5, colour="red") == "colour"
+        assert fault_of(f"{path}?limit=5", limit=6) == "limit"
+        with pytest.raises(openai.NotFoundError):
+            client.get(f"{path}?after=x", cast_to=object)
+    for path in ("/models", "/videos/x/content", "/files/x/content", "/files/x"):
+        assert fault_of(path, colour="red") == "colour"
 
 
 def test_progress_position_and_time_left_are_shown_while_a_video_is_made(server: VideoServer):
