@@ -102,6 +102,7 @@ def create_object(
 def replace_bytes(uri: str, content: bytes, *, etag: str, content_type: str = "application/json") -> str | None:
     """Replaces the object whose ETag is `etag` and gives the new ETag; None if it has changed or gone.
 
+    A store that does not know the condition If-Match may answer so each time.
     On a store without conditional writes, and on local file systems without locks, the comparison is not atomic.
     """
     if is_s3(uri):
@@ -265,6 +266,19 @@ def probe(output_uri: str, *, folders: Sequence[str] = ()) -> None:
             beside = join(output_uri, folder, uri.rpartition("/")[2])
             create_bytes(beside, content)
             delete(beside)
+
+
+def compares_etags(uri: str) -> bool:
+    """Whether the store replaces an object by its ETag alone, as two writes of a small object show."""
+    if not is_s3(uri):
+        return True
+    name = join(uri, f"probe-{uuid.uuid4().hex}")
+    etag = create_object(name, b"")
+    try:
+        is_refused = replace_bytes(name, b"other", etag=f'"{uuid.uuid4().hex}"') is None
+        return is_refused and etag is not None and replace_bytes(name, b"own", etag=etag) is not None
+    finally:
+        delete(name)
 
 
 def check_writable(uri: str) -> None:

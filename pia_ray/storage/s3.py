@@ -134,7 +134,7 @@ def replace_bytes(uri: str, content: bytes, *, etag: str, content_type: str) -> 
         try:
             return str(s3_client().put_object(**arguments, **condition)["ETag"])
         except aws.ClientError as error:
-            if status_of(error) == 404:
+            if status_of(error) in (404, 501):  # gone, or of a store that does not know the condition
                 return None
             if status_of(error) != 412:
                 raise

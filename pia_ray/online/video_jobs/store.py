@@ -73,7 +73,7 @@ class JobStore:
             ConfigError: it has no conditional writes.
         """
         storage.probe(self._prefix)
-        if not storage.conditional_writes(self._prefix):
+        if not (storage.conditional_writes(self._prefix) and storage.compares_etags(self._prefix)):
             raise ConfigError(f"video jobs need a store with conditional writes (If-Match); {self._prefix} has none")
         storage.sweep(self._prefix)
 
