@@ -309,7 +309,7 @@ def greet(uri: str) -> None:
 
 
 def sweep(uri: str, *, older_than_s: float) -> int:
-    """Aborts unfinished multipart uploads of dead writers; how many."""
+    """The number of unfinished multipart uploads of dead writers, which are aborted."""
     bucket, prefix = _bucket_and_folder(uri)
     removed = 0
     try:

@@ -278,7 +278,7 @@ class JobStore:
         return {entry.id for entry in self._documents.entries_of(QUEUE, folder, BATCH_LINE, limit=MOST_OPEN)}
 
     def sweep(self) -> int:
-        """Removes expired jobs, and the files of requests that broke off; how many jobs."""
+        """The number of expired jobs, which are removed, as are the files of requests that broke off."""
         return self._documents.sweep(before_delete=self._remove_record)
 
     def _recorded_id(
@@ -317,5 +317,5 @@ class JobStore:
 
 
 def _size_of(files: Mapping[str, bytes]) -> int:
-    """What the files of a job count for, at most all that is kept."""
+    """The bytes that the files of a job count for, at most all that is kept."""
     return min(KEPT_BYTES, 1 + sum(map(len, files.values())))
