@@ -29,10 +29,10 @@ from pia_ray.errors import BadParameter, ConfigError, ManifestError
 from pia_ray.manifest import inputs
 from pia_ray.media import arrays
 from pia_ray.media.sizes import fit, fit_mask
-from pia_ray.media.video import decode_frames
 from pia_ray.prepare import prepare
 from pia_ray.testing import FakeAnimator, draw_picture, make_pipeline_folder
 from tests.s3_server import s3, s3_server
+from tests.videos import decode_frames
 
 __all__ = ["s3", "s3_server"]  # fixtures
 
