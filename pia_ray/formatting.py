@@ -1,4 +1,4 @@
-"""Counts, durations and sizes as people read them: in messages, on the terminal and in the gallery."""
+"""Counts, durations, sizes and errors as people read them: in messages, on the terminal and in the gallery."""
 
 from __future__ import annotations
 
@@ -31,3 +31,8 @@ def size(num_bytes: float) -> str:
     power = min(4, max(0, int(math.log10(max(1.0, num_bytes)) // 3)))
     value = f"{num_bytes:,.0f}" if not power else f"{num_bytes / 1000**power:,.1f}"
     return f"{value} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, or the name of its class where it has none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

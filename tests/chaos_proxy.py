@@ -55,6 +55,8 @@ class ChaosProxy:
         """Method, path and fault of each request so far."""
         self.headers: list[dict[str, str]] = []
         """The fields of each request, in lower case."""
+        self.ignored = {"expect"}
+        """Fields that are not passed on, in lower case."""
         self.answered_bytes = 0
         """Bytes of all bodies that were answered."""
         self._server = _Server(("127.0.0.1", 0), _handler(self, urlsplit(server_url)))
@@ -102,7 +104,7 @@ def _handler(proxy: ChaosProxy, upstream: object) -> type[BaseHTTPRequestHandler
                 return self.answer(fault, {"Content-Type": "application/xml"}, b"" if self.command == "HEAD" else text)
             connection = http.client.HTTPConnection(upstream.hostname, upstream.port, timeout=60)
             try:
-                kept = {name: value for name, value in self.headers.items() if name.lower() != "expect"}
+                kept = {name: value for name, value in self.headers.items() if name.lower() not in proxy.ignored}
                 connection.request(self.command, self.path, body=body, headers=kept)
                 response = connection.getresponse()
                 content = response.read()

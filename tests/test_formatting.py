@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from pia_ray.formatting import count_of, duration, size, videos_rate
+from pia_ray.formatting import count_of, duration, first_line, size, videos_rate
 
 
 @pytest.mark.parametrize(
@@ -21,7 +21,9 @@ from pia_ray.formatting import count_of, duration, size, videos_rate
         (videos_rate(0.01), "36.0 videos/h"),
         (size(12), "12 B"),
         (size(25_902), "25.9 kB"),
+        (first_line(ValueError("\n one\ntwo")), "one"),
+        (first_line(TimeoutError()), "TimeoutError"),
     ],
 )
-def test_counts_durations_and_sizes_are_written_for_people(told: str, expected: str) -> None:
+def test_counts_durations_sizes_and_errors_are_written_for_people(told: str, expected: str) -> None:
     assert told == expected

@@ -163,7 +163,6 @@ OWNERS = {
     },
     "pi_heif": {"pia_ray.media": "decodes HEIC"},
     "av": {"pia_ray.media": "encodes and decodes videos"},
-    "imageio": {"pia_ray.media": "encodes and decodes videos"},
     "boto3": {"pia_ray.storage": "speaks to S3"},
     "botocore": {"pia_ray.storage": "speaks to S3"},
     "fsspec": {"pia_ray.storage.other_stores": "reads gs://, az://, hf:// and others"},
@@ -199,7 +198,6 @@ OWNERS = {
     "starlette": {"pia_ray.online": "the HTTP interface"},
     "prometheus_client": {"pia_ray.online.http.metrics": "what the endpoint counts"},
     "anyio": {"pia_ray.online": "the event loop's side of the HTTP interface"},
-    "uvicorn": {"pia_ray.online": "the HTTP interface", "pia_ray.cli": "pia-ray serve"},
     "c2pa": {"pia_ray.media.marking.signing": "signs manifests of videos"},
     "cryptography": {"pia_ray.media.marking.signing": "reads the certificate and its key"},
     "openpyxl": {"pia_ray.manifest.workbooks": "reads Excel workbooks"},
@@ -214,7 +212,7 @@ ENVIRONMENT_READERS = ("pia_ray.cli", "pia_ray.online.serve", "pia_ray.ray_runti
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
-HEAVY = ("torch", "diffusers", "transformers", "ray", "PIL", "boto3", "pyarrow", "av", "imageio", "httpx2", "fastapi")
+HEAVY = ("torch", "diffusers", "transformers", "ray", "PIL", "boto3", "pyarrow", "av", "httpx2", "fastapi")
 
 
 @dataclass(frozen=True)

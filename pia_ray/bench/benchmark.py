@@ -69,7 +69,7 @@ def settings_here(
 
 
 def bench(settings: BenchSettings, *, report: Callable[[str], None] = lambda line: None) -> Card:
-    """Measures; `report` gets a line for each thing that is done.
+    """The card of one measurement; `report` gets a line for each thing that is done.
 
     Raises:
         ConfigError: the settings ask for what this machine cannot do.
@@ -219,7 +219,7 @@ def _ratios(times: Mapping[str, Sequence[float]], settings: BenchSettings) -> di
 
 
 def _reset_peak(parts: Components) -> int:
-    """Begins to look for a new peak; bytes of the GPU that are taken already, by all ways that wait."""
+    """Bytes of the GPU that are taken already, by all ways that wait; a new peak is looked for from here on."""
     if parts.device.type != "cuda":
         return 0
     torch.cuda.reset_peak_memory_stats()

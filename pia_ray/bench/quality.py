@@ -91,7 +91,7 @@ class QualityCard:
 def quality(
     model: ModelConfig, settings: QualitySettings, *, report: Callable[[str], None] = lambda line: None
 ) -> QualityCard:
-    """Measures; `report` gets a line for each way.
+    """The card of one comparison; `report` gets a line for each way.
 
     Raises:
         ConfigError: a number of the settings is below 1.

@@ -19,9 +19,6 @@ from pia_ray.pia.components import Components
 from pia_ray.pia.denoising.schedulers import make_scheduler
 from pia_ray.types import PreparedRequest
 
-FULL_STEP_TFLOP = 35.354
-"""One step of a 16-frame 512 x 512 video with guidance in Stable Diffusion 1.5's architecture: two evaluations."""
-
 
 def resident_pipeline(folder: Path, components: Components) -> PIAPipeline:
     """The whole pipeline in a folder, on the device and in the precision of our model, ready and without offload."""

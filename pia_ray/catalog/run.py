@@ -242,7 +242,7 @@ class _State:
 
 
 def _finish(run_ledger: ledger.Ledger, record: ledger.RunRecord, state: _State) -> str | None:
-    """Writes what is left of the run; the URI of the gallery, or None where it could not be written."""
+    """The URI of the gallery, after all that is left of the run is written; None where it could not be written."""
     state.show(replace(state.progress, phase="writing"))
     run_ledger.finish(record)
     return _write_gallery(run_ledger.output)

@@ -221,7 +221,9 @@ def _flags(animation: Animation, fetched: Fetched) -> tuple[str, ...]:
 
 
 def commit(outputs: Outputs, *, attempts: int, replaces: bool = False) -> ResultRow:
-    """Writes the pictures side by side, then the video, whose put is the commit; the result row of what is there then.
+    """The result row of the video that is there after the pictures, side by side, and then the video are written.
+
+    The put of the video is the commit.
 
     With `replaces` it takes the place of the row's earlier video. Else, if an object with this row's work key is there
     already (a lost answer, or another run's twin), it is adopted.

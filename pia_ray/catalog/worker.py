@@ -28,6 +28,7 @@ from pia_ray.catalog.rows.row_threads import RowThreads
 from pia_ray.catalog.rows.tries import STORE_AWAY, Tries, TurnWaits
 from pia_ray.config.catalog import CatalogConfig
 from pia_ray.errors import DeviceLost, JobError, OutOfMemory, OutputError, RowError, row_errors
+from pia_ray.formatting import first_line
 from pia_ray.result_row import FAILED, ResultRow
 from pia_ray.types import AnimationRequest, ManifestRow
 
@@ -389,6 +390,6 @@ class CatalogWorker:
     def _failed(self, row: ManifestRow, error: RowError | OutputError, *, attempts: int) -> ResultRow:
         """The row with its failure; after one of the output without a verdict."""
         verdict = "is put off" if isinstance(error, OutputError) else f"failed: {error.code}"
-        log.warning("row %s %s: %s", row.id, verdict, error.message.splitlines()[0])
+        log.warning("row %s %s: %s", row.id, verdict, first_line(error))
         version = self.animator.version_of(row.params.style)
         return without_video(row, error, model=version, run_id=self._run_id, attempts=attempts)

@@ -88,7 +88,7 @@ def plain_frames(params: AnimationParams) -> int:
 
 
 def plan_workload(config: CatalogConfig, *, resume: bool) -> Workload:
-    """Counts the work items of the manifest and their work; opens some pictures where the rows leave sizes open."""
+    """The work of the manifest's items, counted; opens some pictures where the rows leave sizes open."""
     version, index = config.model.name, Index()
     style_versions = {style: model.name for style, model in config.styles.items()}
     decided = NOTHING_DECIDED

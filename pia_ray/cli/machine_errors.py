@@ -23,7 +23,7 @@ _ADVICE = {
 
 
 def machine_error(error: BaseException) -> str | None:
-    """What is wrong with the machine and what helps, in one line; None for an error that may be a bug."""
+    """The fault of the machine and its remedy in one line; None for an error that may be a bug."""
     if isinstance(error, MemoryError):
         return f"there is not enough memory. {_ADVICE[errno.ENOMEM]}"
     if isinstance(error, RuntimeError) and "can't start new thread" in str(error):

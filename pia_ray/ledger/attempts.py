@@ -75,7 +75,7 @@ def begin_first_attempt(
     node: str = "",
     state: AttemptState = "waiting",
 ) -> AttemptRecord | None:
-    """Writes the record of a row that a worker is about to begin; None, and nothing written, where it has one already.
+    """The record, now written, of a row that a worker is about to begin; None where the row has one already.
 
     Raises:
         StorageError: the store refused or did not answer.
@@ -94,7 +94,7 @@ def begin_attempt(
     alone: bool = False,
     state: AttemptState = "waiting",
 ) -> AttemptRecord:
-    """Writes the record of a row that a worker is about to begin, beside those that it has.
+    """The record of a row that a worker is about to begin, written beside those that the row has.
 
     Raises:
         StorageError: the store refused or did not answer.

@@ -109,11 +109,10 @@ class Lease:
 
     def _acquire(self) -> None:
         content = json.dumps(vars(self._holder)).encode()
-        watched = ""
+        watched = refused = ""
         while True:
-            if storage.create_bytes(self._uri, content, content_type="application/json"):
-                found = storage.head(self._uri)
-                self._etag = found.etag if found is not None else ""
+            if (etag := storage.create_object(self._uri, content, content_type="application/json")) is not None:
+                self._etag = etag
                 return
             found = storage.head(self._uri)
             if found is None:
@@ -137,6 +136,10 @@ class Lease:
                     _log.warning("took over the lease of %s from %s", self._output, holder)
                     self._etag = etag
                     return
+                if refused == found.etag:
+                    _log.warning("%s: no lease, because the store replaces no object by its ETag", self._output)
+                    return
+                refused = found.etag
                 continue
             if not watched:
                 _log.warning("waiting up to %.0f s to see whether %s is alive", left_s, holder)
@@ -162,11 +165,10 @@ class Lease:
 
     def _taken_again(self, content: bytes) -> str | None:
         """The ETag of the lease, written anew after its file was deleted; None where another run holds it."""
-        if not storage.create_bytes(self._uri, content, content_type="application/json"):
-            return None
-        _log.warning("the lease's file %s was deleted; it is written anew", self._uri)
-        found = storage.head(self._uri)
-        return found.etag if found is not None else None
+        etag = storage.create_object(self._uri, content, content_type="application/json")
+        if etag is not None:
+            _log.warning("the lease's file %s was deleted; it is written anew", self._uri)
+        return etag
 
 
 def read_holder(uri: str) -> Holder | None:

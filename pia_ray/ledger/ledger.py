@@ -94,7 +94,7 @@ class Ledger:
         retaking: Retaking | None = None,
         partition: tuple[int, int] = (1, 1),
     ) -> Planned:
-        """Writes down the work items of a manifest and which of them are pending.
+        """The work items of a manifest by what is to be done, which are written down.
 
         `tables` have the columns of ITEMS_SCHEMA, then the pass-through columns. Failed items are pending if
         `retry` holds "failed" or their error code, and those that were the world's fault always. Succeeded ones are if
@@ -157,7 +157,7 @@ class Ledger:
         self._writer.flush()
 
     def finish(self, run: RunRecord) -> RunRecord:
-        """Writes what waits, the results table and the end of the run."""
+        """The run with its end, which is written after what waits and the results table."""
         self.flush()
         self._end_stale_attempts()
         self.write_results()
@@ -172,7 +172,7 @@ class Ledger:
         return run
 
     def write_results(self, run_id: str | None = None) -> int:
-        """Writes `results.parquet` anew and gives its number of rows.
+        """The number of rows of `results.parquet`, which is written anew.
 
         One row per work item of that run's manifest (the latest run's if none is named), in its order, with the
         pass-through columns. Items that have not ended yet are left out until they have. Where no run's items are

@@ -152,7 +152,7 @@ def stamped(output: str, table: pa.Table, *, after: Index) -> pa.Table:
 
 
 def write_part(output: str, table: pa.Table) -> str:
-    """Writes one part in one atomic step; its URI."""
+    """The URI of a new part, which is written in one atomic step."""
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
     uri = layout.new_part_uri(output)
@@ -161,7 +161,7 @@ def write_part(output: str, table: pa.Table) -> str:
 
 
 def quarantine(output: str, part_uri: str) -> str:
-    """Moves a damaged part aside, for people to examine; its new URI."""
+    """The new URI of a damaged part, which is moved aside for people to examine."""
     target = layout.quarantine_uri(output, part_uri)
     storage.move(part_uri, target)
     _log.warning("moved the damaged part %s to %s", part_uri, target)

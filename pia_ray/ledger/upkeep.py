@@ -212,7 +212,7 @@ def verify(output: str, *, deep: bool = False, observe: Observe | None = None) -
 
 
 def rebuild(output: str) -> Rebuilt:
-    """Adds a row for every video that has none, from what is written inside it, and writes the results table.
+    """The counts of a rebuild: each video without a row gets one from what is inside it, and the results are written.
 
     A video whose provenance is reduced tells too little for that, and is counted. Pass-through columns come back where
     the latest run's work items are still there. Failed rows and attempts leave no video and are lost with the parts; a

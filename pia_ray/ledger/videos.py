@@ -48,7 +48,7 @@ class VideoCheck:
 
 
 def check_videos(output: str, index: Index, *, deep: bool, observe: Observe | None = None) -> VideoCheck:
-    """Compares the videos below `output`, also where it was moved since, with the ledger's rows.
+    """The differences of the videos below `output`, also where it was moved since, from the ledger's rows.
 
     Sizes and, where the store has computed a SHA-256, that are compared; `deep` reads every video and compares its
     hash. Damaged parts are added to the index's list.

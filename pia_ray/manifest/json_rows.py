@@ -121,14 +121,14 @@ def _line_rows(stream: IO[bytes]) -> Iterator[tuple[dict[str, Any] | str, int]]:
         except UnicodeDecodeError:
             row = f"(line {number}) is not UTF-8: save the file as UTF-8, or state its --encoding"
         except (ValueError, RecursionError) as error:
-            row = f"(line {number}) is no JSON: {error}"
+            row = f"(line {number}) is not valid JSON: {error}"
         yield row, size
 
 
 def _checked(row: Any, where: str, *, may_escape: bool) -> dict[str, Any] | str:
     """The row, or a message for what is not an object of Unicode text."""
     if not isinstance(row, dict):
-        return f"({where}) is no JSON object"
+        return f"({where}) is not a JSON object"
     if may_escape and not is_unicode(json.dumps(row, ensure_ascii=False)):
         return f"({where}) holds a lone surrogate, which is not valid Unicode"
     return row
@@ -153,7 +153,7 @@ def _array_rows(stream: IO[bytes], name: str) -> Iterator[tuple[dict[str, Any] |
                     raise ValueError("it is cut off")
             except (ValueError, RecursionError) as error:
                 if not (more := text.read(max(_READ_CHARS, len(left) - at))):
-                    raise ManifestError(f"{name} is no JSON array: element {number + 1}: {error}") from None
+                    raise ManifestError(f"{name} is not a JSON array: element {number + 1}: {error}") from None
                 done, left, at = done + at, left[at:] + more, 0
                 continue
             number, at = number + 1, end
@@ -165,7 +165,7 @@ def _array_rows(stream: IO[bytes], name: str) -> Iterator[tuple[dict[str, Any] |
 
 
 def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON number")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 _JSON = json.JSONDecoder(parse_constant=_no_constant)

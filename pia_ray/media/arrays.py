@@ -36,7 +36,7 @@ def decode(content: bytes, knob: str) -> Array:
     try:
         tensors: dict[str, Mapping[str, Any]] = dict(deserialize(content))  # type: ignore[no-untyped-call]
     except SafetensorError as error:
-        raise BadParameter(f"{knob} is no .safetensors file: {error}", knob) from None
+        raise BadParameter(f"{knob} is not a valid .safetensors file: {error}", knob) from None
     name = knob if knob in tensors else next(iter(tensors), "")
     if not tensors or (name != knob and len(tensors) > 1):
         raise BadParameter(

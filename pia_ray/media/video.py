@@ -1,8 +1,7 @@
-"""Frames to mp4, gif, webp or webm with their provenance inside, and back: probe, verify, decode, thumbnails.
+"""Frames to mp4, gif, webp or webm with their provenance inside; probe, verify, thumbnails.
 
-Owns av (mp4 and webm, with colour tags and metadata that imageio's writer does not reach) and imageio (reads frames of
-every format). Pillow quantises gif and compresses single webp frames; the two animated containers are written here,
-since Pillow merges equal frames, and then neither their number nor their times are those that were asked for.
+Owns av (mp4 and webm). Pillow quantises gif and compresses single webp frames; the two animated containers are written
+here, since Pillow merges equal frames, and then neither their number nor their times are those that were asked for.
 """
 
 from __future__ import annotations
@@ -19,7 +18,6 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import av
-import imageio.v3 as iio
 import numpy as np
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, Interpolation, VideoReformatter
 from PIL import Image
@@ -171,21 +169,6 @@ def verify(video: EncodedVideo) -> None:
     duration_s, wanted_s = facts.num_frames / facts.fps, video.num_frames / video.fps
     if abs(duration_s - wanted_s) > 1.01 * _TICK_S[video.format]:
         raise VideoError(f"the finished {video.format} lasts {duration_s:.3f} s instead of {wanted_s:.3f} s")
-
-
-def decode_frames(video: bytes | Path) -> Frames:
-    """All frames: uint8 [T, H, W, 3], RGB.
-
-    Raises:
-        VideoError: as `probe`.
-    """
-    content = _read(video)
-    facts = probe(content)
-    plugin, mode = ("pillow", {"mode": "RGB"}) if facts.format in ("gif", "webp") else ("pyav", {})
-    try:
-        return np.stack(list(iio.imiter(content, plugin=plugin, extension=f".{facts.format}", **mode)))
-    except _DAMAGE as error:
-        raise VideoError(f"the {facts.format} is damaged: {error}") from error
 
 
 def thumbnail(frames: Frames, *, fps: int, max_edge: int = 256) -> bytes:

@@ -105,7 +105,7 @@ class FileStore:
         self._documents.delete(self.get(owner, file_id))
 
     def sweep(self) -> int:
-        """Removes the files of all owners that have expired; how many."""
+        """The number of expired files of all owners, which are removed."""
         return self._documents.sweep()
 
     def _is_kept(self, file: StoredFile) -> bool:

@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Amounts:
-    """What an owner has used."""
+    """The use of an owner, or a part of it."""
 
     gpu_s: float = 0.0
     """Engine time of videos with all their takes, and about that of requests which failed or were taken back."""

@@ -42,7 +42,7 @@ class AdmissionQueue(Generic[_Row]):
         heapq.heappush(waiting, (rank(self._num_added, priority), priority, row))
 
     def remove(self, gone: Callable[[_Row], bool]) -> list[_Row]:
-        """Removes the rows for which `gone` is true, and returns them."""
+        """The rows for which `gone` is true, which are removed."""
         removed = [row for row in self if gone(row)]
         for model, waiting in list(self._waiting.items()) if removed else ():
             waiting[:] = [item for item in waiting if not any(item[2] is row for row in removed)]
@@ -89,7 +89,7 @@ class AdmissionQueue(Generic[_Row]):
         return None
 
     def pop(self, model: str, row: _Row | None = None) -> _Row:
-        """Removes a row of that model, the first one unless one is named, and returns it."""
+        """A row of that model, the first one unless one is named, which is removed."""
         waiting = self._waiting[model]
         taken = waiting[0] if row is None else next(item for item in waiting if item[2] is row)
         self._num_passed = 0 if model == self.models[0] and taken is waiting[0] else self._num_passed + 1

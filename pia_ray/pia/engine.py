@@ -97,7 +97,7 @@ class Engine:
         self._num_ended = 0
 
     def join(self, request: PreparedRequest, model: Model | None = None) -> Row:
-        """Adds a row, which runs from the next step on. `model` animates it, else the engine's own.
+        """The new row, which runs from the next step on. `model` animates it, else the engine's own.
 
         Raises:
             RowError: this model cannot run the request; other rows are not affected.

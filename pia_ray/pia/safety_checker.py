@@ -16,6 +16,7 @@ from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionS
 from torch.nn import functional
 
 from pia_ray.errors import WeightsError
+from pia_ray.formatting import first_line
 
 CROPS_AT_ONCE: Final = 16
 
@@ -96,9 +97,7 @@ def read_safety_checker(folder: Path, device: torch.device, *, allow_pickle: boo
         path = folder / "preprocessor_config.json"
         given = json.loads(path.read_text("utf-8")) if path.is_file() else {}
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise WeightsError(
-            f"cannot load the safety checker from {folder}: {str(error).strip().splitlines()[0]}"
-        ) from error
+        raise WeightsError(f"cannot load the safety checker from {folder}: {first_line(error)}") from error
     if missing := sorted(info["missing_keys"]):  # random numbers would stand in for them
         raise WeightsError(f"{folder} is not a safety checker of Stable Diffusion: it has no {missing[0]}")
     dtype = torch.float16 if device.type == "cuda" else torch.float32

@@ -16,6 +16,7 @@ from torch.nn import functional
 from transformers import AutoModel, CLIPModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
 from pia_ray.errors import WeightsError
+from pia_ray.formatting import first_line
 from pia_ray.media.sizes import fit
 
 FRAMES_AT_ONCE: Final = 16
@@ -118,7 +119,7 @@ def read_scorer(folder: Path, device: torch.device, *, allow_pickle: bool = Fals
         if kind == "clip":
             tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise WeightsError(f"cannot load the scorer from {folder}: {str(error).strip().splitlines()[0]}") from error
+        raise WeightsError(f"cannot load the scorer from {folder}: {first_line(error)}") from error
     dtype = torch.float16 if device.type == "cuda" else torch.float32
     preprocessor = folder / "preprocessor_config.json"
     given = _read(preprocessor) if preprocessor.is_file() else {}

@@ -43,7 +43,7 @@ _T = TypeVar("_T")
 
 
 def retried(call: Callable[[], _T], verb: str, uri: str, *, attempts: int = RETRY_ATTEMPTS) -> _T:
-    """Runs `call` until it succeeds, the fault is one that stays, or attempts or time are spent, and patience is."""
+    """The value of `call`, which is tried while its fault may pass and attempts, time or patience are left."""
     return waited_out(lambda: _tried(call, verb, uri, attempts=attempts), has_answered=client.has_answered)
 
 

@@ -206,7 +206,7 @@ def upload_file(path: Path, uri: str) -> None:
 
 
 def sweep(uri: str, *, older_than_s: float) -> int:
-    """Removes temporary files of dead writers; how many."""
+    """The number of temporary files of dead writers, which are removed."""
     folder = local_path(uri)
     removed = 0
     with local_errors("sweep", uri):

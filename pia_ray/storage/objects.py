@@ -80,7 +80,7 @@ def create_bytes(
     metadata: Mapping[str, str] | None = None,
     synced: bool = True,
 ) -> bool:
-    """Puts `content` there if nothing is there; False if something was, which is left alone.
+    """Whether `content` was put there, because nothing was there; what was there is left alone.
 
     A put whose answer was lost is recognised as this call's own. On a store without conditional writes it is a plain
     put after a check. `synced` is as for `write_bytes`.
@@ -106,8 +106,9 @@ def create_object(
 
 
 def replace_bytes(uri: str, content: bytes, *, etag: str, content_type: str = "application/json") -> str | None:
-    """Replaces the object whose ETag is `etag` and gives the new ETag; None if it has changed or gone.
+    """The new ETag of the object, which is replaced if its ETag is `etag`; None if it has changed or gone.
 
+    A store that does not know the condition If-Match may answer so each time.
     On a store without conditional writes, and on local file systems without locks, the comparison is not atomic.
     """
     if is_s3(uri):
@@ -193,7 +194,7 @@ def copy(uri: str, target: str, *, content_type: str = "application/octet-stream
 
 
 def link(uri: str, target: str) -> bool:
-    """Gives a local file another name on its disk, over what may be there; False where the file system cannot."""
+    """Whether a local file has got another name on its disk, over what may be there: some file systems give none."""
     return local.link(uri, target)
 
 
@@ -273,6 +274,19 @@ def probe(output_uri: str, *, folders: Sequence[str] = ()) -> None:
             delete(beside)
 
 
+def compares_etags(uri: str) -> bool:
+    """Whether the store replaces an object by its ETag alone, as two writes of a small object show."""
+    if not is_s3(uri):
+        return True
+    name = join(uri, f"probe-{uuid.uuid4().hex}")
+    etag = create_object(name, b"")
+    try:
+        is_refused = replace_bytes(name, b"other", etag=f'"{uuid.uuid4().hex}"') is None
+        return is_refused and etag is not None and replace_bytes(name, b"own", etag=etag) is not None
+    finally:
+        delete(name)
+
+
 def check_writable(uri: str) -> None:
     """Writes and removes a file in the folder, or in the nearest above it that exists; on S3 an object below it.
 
@@ -304,5 +318,5 @@ def _refusals(output_uri: str, uri: str) -> Iterator[None]:
 
 
 def sweep(uri: str, *, older_than_s: float = STALE_TEMPORARY_S) -> int:
-    """Removes temporary files, and unfinished multipart uploads, that dead writers left below `uri`; how many."""
+    """The number of temporary files and unfinished multipart uploads of dead writers below `uri`, which are removed."""
     return s3.sweep(uri, older_than_s=older_than_s) if is_s3(uri) else local.sweep(uri, older_than_s=older_than_s)

@@ -165,7 +165,7 @@ def _opened(uri: str) -> tuple[Any, str]:
 
 @patient
 def _found(filesystem: Any, path: str, uri: str) -> dict[str, Mapping[str, Any]]:
-    """What is known of each object below the folder, by its name below it."""
+    """The store's facts of each object below the folder, by its name below it."""
     try:
         with _errors("list", uri):
             filesystem.invalidate_cache()

@@ -134,7 +134,7 @@ def replace_bytes(uri: str, content: bytes, *, etag: str, content_type: str) -> 
         try:
             return str(s3_client().put_object(**arguments, **condition)["ETag"])
         except aws.ClientError as error:
-            if status_of(error) == 404:
+            if status_of(error) in (404, 501):  # gone, or of a store that does not know the condition
                 return None
             if status_of(error) != 412:
                 raise
@@ -309,7 +309,7 @@ def greet(uri: str) -> None:
 
 
 def sweep(uri: str, *, older_than_s: float) -> int:
-    """Aborts unfinished multipart uploads of dead writers; how many."""
+    """The number of unfinished multipart uploads of dead writers, which are aborted."""
     bucket, prefix = _bucket_and_folder(uri)
     removed = 0
     try:

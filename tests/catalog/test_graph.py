@@ -40,12 +40,12 @@ from pia_ray.catalog.rows.outage import NO_OUTAGE, OutageState
 from pia_ray.config.catalog import CatalogConfig
 from pia_ray.config.model import ModelConfig, build
 from pia_ray.errors import JobError
-from pia_ray.media.video import decode_frames
 from pia_ray.testing import FakeAnimator, draw_picture, make_catalog, make_fake, make_pipeline_folder
 from pia_ray.types import AnimationRequest
 from tests.chaos_proxy import ChaosProxy, chaos
 from tests.processes import alive
 from tests.s3_server import s3_server
+from tests.videos import decode_frames
 
 __all__ = ["chaos", "s3_server"]  # fixtures
 

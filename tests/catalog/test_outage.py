@@ -22,11 +22,13 @@ from pia_ray.catalog.rows.outage import NO_OUTAGE, Outage, Sources
 from pia_ray.config.catalog import CatalogConfig
 from pia_ray.config.model import build
 from pia_ray.errors import FetchUnavailable, HubUnavailable, OutputError, OutputUnavailable, TooManyFailures
+from pia_ray.storage.host_rates import KNOWN_HOSTS
 from pia_ray.testing import FakeAnimator, draw_picture, make_catalog
 from pia_ray.types import AnimationRequest, ManifestRow
 from tests.chaos_proxy import ChaosProxy, chaos
 from tests.models import DEMO
 from tests.s3_server import s3_server
+from tests.tables import num_entries
 
 __all__ = ["chaos", "s3_server"]  # fixtures
 
@@ -204,6 +206,15 @@ def test_a_host_is_not_waited_for_beyond_the_patience(tmp_path: Path) -> None:
     rows = rows_of_hosts(tmp_path, *["a.example"] * 3)
     sources.answered(rows[0])
     assert not any(sources.are_away(row, down) for row in rows)
+
+
+def test_a_run_over_any_number_of_hosts_knows_so_many(tmp_path: Path) -> None:
+    sources, down = Sources(Outage(), patience_s=60), FetchUnavailable("it answers 503")
+    (row,) = rows_of_hosts(tmp_path, "a.example")
+    for number in range(KNOWN_HOSTS + 100):
+        sources.answered(replace(row, image=f"https://shop-{number}.test/x.png"))
+        sources.are_away(replace(row, image=f"https://away-{number}.test/x.png"), down)
+    assert num_entries(sources) == 3 * KNOWN_HOSTS
 
 
 class AwayHub(http.server.ThreadingHTTPServer):

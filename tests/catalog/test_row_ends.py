@@ -166,6 +166,20 @@ def test_an_animator_that_cannot_be_replaced_still_leaves_an_answer_for_each_row
     assert codes(config) == {"h": "timeout"}
 
 
+def test_an_error_without_a_text_fails_its_row_with_a_reason(tmp_path: Path) -> None:
+    class Silent(FakeAnimator):
+        def submit(self, *args: Any, **settings: Any) -> Future[Animation]:
+            future: Future[Animation] = Future()
+            future.set_exception(TimeoutError())
+            return future
+
+    config = configure(tmp_path, {"a": "sway"}, max_attempts=1)
+    with Silent(DEMO) as animator:
+        run_local(config, animator=animator)
+    assert codes(config) == {"a": "timeout"}
+    assert read_results(config.output)["error_message"].to_pylist() == ["a step of the row did not end in time"]
+
+
 def test_a_stage_that_hangs_is_left_and_counted_and_its_own_errors_come_through() -> None:
     stages, release = Stages(), threading.Event()
     with pytest.raises(TimeoutError, match=r"encoding the video has not ended within 0\.05 s"):

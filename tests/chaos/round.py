@@ -17,12 +17,12 @@ from typing import Any, Final
 from pia_ray import ledger, read_results, storage
 from pia_ray.config.model import ModelConfig
 from pia_ray.errors import row_errors
-from pia_ray.media.video import decode_frames
 from tests.chaos import faulty_store
 from tests.chaos.ground import Driver, Ground
 from tests.chaos.rows import SUCCEEDS, make_rows
 from tests.chaos.watch import Watch
 from tests.processes import alive, children
+from tests.videos import decode_frames
 
 DEMO: Final = ModelConfig.named("demo").model_copy(update={"long_edge": 64})
 FRAMES: Final = 4

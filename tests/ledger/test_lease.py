@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -56,11 +57,13 @@ with Lease({output!r}, run_id="first", ttl_s=3600):
         assert lease.held
 
 
+FOREIGN = {"run_id": "far", "host": "elsewhere", "pid": 1, "started_at": "2026", "process": "x/y/1:2"}
+
+
 def write_foreign_lease(output: str, *, ttl_s: float, age_s: float = 0.0) -> Path:
     path = Path(output) / "_ledger" / "lease.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    holder = {"run_id": "far", "host": "elsewhere", "pid": 1, "started_at": "2026", "process": "x/y/1:2"}
-    path.write_text(json.dumps({**holder, "ttl_s": ttl_s}))
+    path.write_text(json.dumps({**FOREIGN, "ttl_s": ttl_s}))
     os.utime(path, (time.time() - age_s,) * 2)
     return path
 
@@ -70,6 +73,19 @@ def test_an_expired_lease_of_another_machine_is_taken_over(output: str) -> None:
     with Lease(output, run_id="mine") as lease:
         assert lease.held
         assert "mine" in (Path(output) / "_ledger" / "lease.json").read_text()
+
+
+def test_a_store_that_replaces_nothing_by_its_etag_has_no_lease(
+    chaos: ChaosProxy, caplog: pytest.LogCaptureFixture
+) -> None:
+    output = f"{chaos.bucket}/out"
+    storage.write_bytes(layout.lease_uri(output), json.dumps({**FOREIGN, "ttl_s": -2}).encode())
+    turns = itertools.cycle([False, True])  # of two writes the first wants to create, the second to replace
+    chaos.matches = lambda method, path: method == "PUT" and next(turns)
+    chaos.faults.extend([412, 501])
+    with Lease(output, run_id="mine") as lease:
+        assert not lease.held
+    assert "no lease, because the store replaces no object" in caplog.text
 
 
 def test_a_lease_that_is_not_renewed_is_taken_over_when_it_expires(output: str) -> None:

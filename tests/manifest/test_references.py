@@ -29,10 +29,10 @@ from pia_ray.errors import BadParameter, ConfigError, ManifestError
 from pia_ray.manifest import inputs
 from pia_ray.media import arrays
 from pia_ray.media.sizes import fit, fit_mask
-from pia_ray.media.video import decode_frames
 from pia_ray.prepare import prepare
 from pia_ray.testing import FakeAnimator, draw_picture, make_pipeline_folder
 from tests.s3_server import s3, s3_server
+from tests.videos import decode_frames
 
 __all__ = ["s3", "s3_server"]  # fixtures
 
@@ -331,7 +331,7 @@ def test_a_default_that_cannot_be_one_ends_the_run_before_it_begins(tmp_path: Pa
         ("end_image", "none.png", "image_not_found", "end_image: there is no image"),
         ("end_image", "t.safetensors", "unsupported_image", "end_image: This is"),
         ("latents", "none.safetensors", "storage_not_found", "latents: there is no"),
-        ("latents", "a.png", "bad_parameter", "latents is no .safetensors file"),
+        ("latents", "a.png", "bad_parameter", "latents is not a valid .safetensors file"),
         ("latents", "flat.safetensors", "bad_parameter", r"latents must be [4, T, h, w] (got [77, 32])"),
         ("prompt_embeds", "whole.safetensors", "bad_parameter", "prompt_embeds must hold floats, not I64"),
         ("prompt_embeds", "nan.safetensors", "bad_parameter", "prompt_embeds holds NaN"),

@@ -126,13 +126,13 @@ def test_a_long_json_array_is_read_piece_by_piece(tmp_path: Path) -> None:
 
 def test_a_damaged_json_array_is_refused_and_what_is_no_object_is_a_bad_row(tmp_path: Path) -> None:
     cut = json.dumps(ROWS)[:-20]
-    with pytest.raises(ManifestError, match=r"m\.json is no JSON array: element 2"):
+    with pytest.raises(ManifestError, match=r"m\.json is not a JSON array: element 2"):
         items_of(write(tmp_path / "m.json", cut))
     for more in ("[5]", "{}"):
         with pytest.raises(ManifestError, match=r"m\.json goes on behind its JSON array"):
             items_of(write(tmp_path / "m.json", json.dumps(ROWS) + "\n" + more))
     items = items_of(write(tmp_path / "n.json", json.dumps([ROWS[0], 5, ROWS[1]])))
-    assert [item["error_message"] for item in items] == [None, "row 2 of n.json (element 2) is no JSON object", None]
+    assert [item["error_message"] for item in items] == [None, "row 2 of n.json (element 2) is not a JSON object", None]
 
 
 def test_a_text_file_is_a_list_of_references(tmp_path: Path) -> None:
@@ -171,9 +171,9 @@ def test_notes_and_captions_of_a_folder_are_no_tables_but_named_ones_are(tmp_pat
 @pytest.mark.parametrize(
     ("content", "fault"),
     [
-        ('{\n  "image": "a.png",\n  "prompt": "waves"\n}\n', "(line 1) is no JSON"),
-        ('["a.png", "b.png"]', "(line 1) is no JSON object"),
-        ("null", "(line 1) is no JSON object"),
+        ('{\n  "image": "a.png",\n  "prompt": "waves"\n}\n', "(line 1) is not valid JSON"),
+        ('["a.png", "b.png"]', "(line 1) is not a JSON object"),
+        ("null", "(line 1) is not a JSON object"),
     ],
 )
 def test_json_without_an_object_is_refused_with_its_first_fault(tmp_path: Path, content: str, fault: str) -> None:

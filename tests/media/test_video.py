@@ -16,6 +16,7 @@ from pia_ray.animation import Animation
 from pia_ray.config.knobs import AnimationParams
 from pia_ray.errors import VideoError
 from pia_ray.media import video
+from tests.videos import decode_frames
 
 FORMATS = list(video.MIME)
 PROVENANCE = {
@@ -61,7 +62,7 @@ def test_number_size_and_duration_of_frames_are_exact_in_every_format(video_form
 @pytest.mark.parametrize("video_format", FORMATS)
 def test_frames_come_back_as_they_went_in(video_format):
     frames = moving(4, 128, 128)
-    decoded = video.decode_frames(video.encode(frames, fps=8, format=video_format, provenance={}).content)
+    decoded = decode_frames(video.encode(frames, fps=8, format=video_format, provenance={}).content)
     assert decoded.dtype == np.uint8
     assert decoded.shape == frames.shape
     assert np.abs(decoded.astype(float) - frames).mean(axis=(1, 2, 3)).max() < 6
@@ -71,7 +72,7 @@ def test_frames_come_back_as_they_went_in(video_format):
 @pytest.mark.parametrize("colour", [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255), (12, 200, 99), (40, 8, 90)])
 def test_flat_colours_keep_their_values(video_format, colour):
     frames = np.full((3, 32, 32, 3), colour, np.uint8)
-    decoded = video.decode_frames(video.encode(frames, fps=8, format=video_format, provenance={}).content)
+    decoded = decode_frames(video.encode(frames, fps=8, format=video_format, provenance={}).content)
     assert np.abs(decoded.astype(int) - frames).max() <= 3
 
 
@@ -173,7 +174,7 @@ def test_gif_delays_that_do_not_divide_are_spread():
 def test_odd_sizes_are_kept(video_format, size):
     encoded = video.encode(moving(3, *size), fps=8, format=video_format, provenance={})
     video.verify(encoded)
-    assert video.decode_frames(encoded.content).shape == (3, *size, 3)
+    assert decode_frames(encoded.content).shape == (3, *size, 3)
 
 
 def test_odd_sizes_are_refused_by_mp4_with_advice():
@@ -208,8 +209,6 @@ def test_a_file_cut_anywhere_does_not_verify(video_format):
     for cut in [0, 1, 12, len(content) - 1, *cuts]:
         with pytest.raises(VideoError):
             video.probe(content[:cut])
-        with pytest.raises(VideoError):
-            video.decode_frames(content[:cut])
 
 
 @pytest.mark.parametrize("video_format", FORMATS)
@@ -285,7 +284,7 @@ def test_a_spritesheet_holds_every_frame_in_reading_order(num_frames, columns, r
 
 
 def test_a_thumbnail_is_never_larger_than_the_video():
-    assert video.decode_frames(video.thumbnail(moving(2, 20, 30), fps=8)).shape == (2, 20, 30, 3)
+    assert decode_frames(video.thumbnail(moving(2, 20, 30), fps=8)).shape == (2, 20, 30, 3)
 
 
 def animation(**params) -> Animation:

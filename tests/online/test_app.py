@@ -34,12 +34,12 @@ from pia_ray.errors import (
     Timeout,
     UnexpectedError,
 )
-from pia_ray.media import video
 from pia_ray.online.app import create_app
 from pia_ray.online.http.middleware import request_id
 from pia_ray.online.rendering.local_renderer import LocalRenderer
 from pia_ray.online.rendering.renderer import Event, Load, Queued, RenderRequest, StepDone
 from pia_ray.testing import FakeAnimator
+from tests.videos import decode_frames
 
 KEY, OTHER_KEY = "sk-first", "sk-second"
 SMALL = {"num_frames": "4", "num_inference_steps": "3", "width": "64", "height": "48"}
@@ -130,7 +130,7 @@ def test_an_upload_becomes_an_mp4_with_its_facts_in_the_headers(client: TestClie
     answer = animate(client, seed="7")
     assert answer.status_code == 200, answer.text
     assert answer.headers["content-type"] == "video/mp4"
-    assert video.decode_frames(answer.content).shape == (4, 48, 64, 3)
+    assert decode_frames(answer.content).shape == (4, 48, 64, 3)
     assert answer.headers["x-animation-seed"] == "7"
     assert json.loads(answer.headers["x-animation-params"])["num_inference_steps"] == 3
     assert answer.headers["etag"] == f'"{hashlib.sha256(answer.content).hexdigest()}"'
@@ -198,7 +198,7 @@ def test_events_tell_every_step_and_end_with_the_video(client: TestClient):
     assert (name, made["seed"], made["params"]["prompt"]) == ("completed", str(2**64 - 1), "a cat")
     content = base64.b64decode(made["video"].removeprefix("data:video/mp4;base64,"))
     assert hashlib.sha256(content).hexdigest() == made["sha256"]
-    assert video.decode_frames(content).shape == (4, 48, 64, 3)
+    assert decode_frames(content).shape == (4, 48, 64, 3)
 
 
 UNEVEN = {"prompt": "uneven", "seed": "50", "accept": "flicker<=0.0005"}

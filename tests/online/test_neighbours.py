@@ -13,11 +13,11 @@ from PIL import Image
 
 from pia_ray.config.knobs import AnimationParams
 from pia_ray.config.serve import ServeConfig
-from pia_ray.media import video
 from pia_ray.online.app import create_app
 from pia_ray.online.rendering.local_renderer import LocalRenderer
 from pia_ray.online.rendering.renderer import RenderRequest, StepDone
 from pia_ray.pia.animator import Animator
+from tests.videos import decode_frames
 
 pytestmark = pytest.mark.heavy
 
@@ -54,7 +54,7 @@ def test_a_call_gives_the_same_frames_alone_and_among_neighbours():
                     "/v1/animations", data={**form, "motion_scale": 2}, files={"image": picture(0)}, timeout=None
                 )
             assert answer.status_code == 200, answer.text
-            return video.decode_frames(answer.content)
+            return decode_frames(answer.content)
 
         alone = await ask()
         begun = [asyncio.Event() for _ in range(3)]

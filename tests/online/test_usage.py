@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,14 @@ from fastapi.testclient import TestClient
 
 from pia_ray import storage
 from pia_ray.config.serve import ServeConfig
-from pia_ray.errors import QuotaExceeded
+from pia_ray.errors import FetchUnavailable, QuotaExceeded
+from pia_ray.online.files import FileStore
 from pia_ray.online.rendering.local_renderer import LocalRenderer
+from pia_ray.online.requests.request_reader import FormReader
 from pia_ray.online.service import create_endpoint
 from pia_ray.online.usage import Amounts, Usage
 from pia_ray.online.video_jobs import JobStore
+from pia_ray.online.video_jobs.creation import JobCreator, LineRequest
 from pia_ray.testing import FakeAnimator, draw_picture
 from tests.tables import num_entries
 
@@ -148,6 +152,32 @@ def test_a_key_beyond_its_engine_time_is_refused_with_429_and_may_still_read(tmp
             assert int(second.headers["retry-after"]) > 0
             assert client.post("/v1/videos", data=small, files=files).status_code == 429
             assert client.get("/v1/videos").status_code == 200
+
+
+def test_a_line_of_a_batch_that_is_tried_again_counts_once(tmp_path: Path) -> None:
+    config = ServeConfig.model_validate({"storage": str(tmp_path), "requests_per_day": 2})
+    book, away = Usage(config, clock=Clock()), [True, True, False, False]
+
+    def fetch(url: str, max_bytes: int) -> bytes:
+        if away.pop(0):
+            raise FetchUnavailable("away")
+        return draw_picture((64, 48), seed=1)
+
+    jobs, files = JobStore(config.storage), FileStore(config.storage, ttl_s=60)
+    creator = JobCreator(config, jobs=jobs, files=files, reader=FormReader(config, fetch_url=fetch), usage=book)
+    line = LineRequest("ann", "batch_1", {"prompt": "a cat", "image": "https://shop.example/cat.png"}, "batch_1:0")
+
+    async def submit() -> None:
+        for _ in range(2):
+            with pytest.raises(FetchUnavailable):
+                await creator.create_line(line)
+        await creator.create_line(line)
+
+    asyncio.run(submit())
+    book.check("ann")
+    asyncio.run(creator.create_line(line))
+    with pytest.raises(QuotaExceeded):
+        book.check("ann")
 
 
 def test_engine_time_counts_also_where_no_take_is_accepted(tmp_path: Path) -> None:

@@ -93,6 +93,7 @@ def test_hosts_that_name_no_time_get_longer_pauses_each_time() -> None:
         (b"soon", 0),
         (b"\xb2", 0),
         (b"9" * 400, 0),
+        (b"Mon, 01 Jan " + b"9" * 20 + b" 00:00:00 GMT", 0),
     ],
 )
 def test_pauses_are_numbers_and_nothing_else(field: bytes, seconds: float) -> None:

@@ -106,7 +106,7 @@ def export_output(
     options: ExportOptions,
     observe: Observe | None = None,
 ) -> Exported:
-    """Exports the videos of an output's results; those that it lacks are named in what it gives.
+    """The end of an export of the videos of an output's results; names those that the output lacks.
 
     Raises:
         ConfigError: the options do not fit the output, or two rows have one name; nothing was copied.

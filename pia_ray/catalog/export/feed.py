@@ -62,7 +62,7 @@ class Feed:
             self._files["jsonl"].write(json.dumps(line, ensure_ascii=False, default=_plain) + "\n")
 
     def upload(self, target: str) -> dict[str, int]:
-        """Writes the closed files to the target, each in one step; their names with their bytes."""
+        """The names of the closed files, with their bytes, which are written to the target, each in one step."""
         for form, path in self._paths.items():
             storage.upload_file(path, storage.join(target, path.name), content_type=_CONTENT_TYPES[form])
         return {path.name: path.stat().st_size for path in self._paths.values()}

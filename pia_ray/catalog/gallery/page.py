@@ -25,7 +25,7 @@ _SCRIPTS: Final = ("data", "verdicts", "cards", "list", "sheet", "review", "star
 
 
 def write_gallery(output: str, *, title: str | None = None) -> str:
-    """Writes `index.html` next to the results and gives its URI.
+    """The URI of `index.html`, which is written next to the results.
 
     Raises:
         OutputError: there are no results yet.

@@ -31,7 +31,7 @@ def given_up(deaths: Sequence[ledger.AttemptRecord]) -> RowError:
 def row_error(error: Exception) -> RowError:
     """The error that a row fails with after any exception."""
     if isinstance(error, TimeoutError):
-        return Timeout(str(error))
+        return Timeout(str(error) or "a step of the row did not end in time")
     if isinstance(error, RowError):
         return error
     text = "".join(traceback.format_exception(error)).strip()

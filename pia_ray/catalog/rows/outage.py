@@ -9,8 +9,11 @@ import time
 from dataclasses import dataclass
 from typing import Final
 
+from cachetools import LRUCache
+
 from pia_ray import storage
 from pia_ray.errors import FetchUnavailable, HubUnavailable, PiaRayError, RowError
+from pia_ray.storage.host_rates import KNOWN_HOSTS
 from pia_ray.types import ManifestRow
 
 log = logging.getLogger(__name__)
@@ -79,23 +82,24 @@ class Sources:
     """The hosts that rows read from, as this process has found them. Threads share it.
 
     Only a host that has answered before can be away: an address that never did is not worth waiting for. An answer of
-    503 may be the picture's own fault, so it takes several. For stores `storage.patience` waits.
+    503 may be the picture's own fault, so it takes several. For stores `storage.patience` waits. Of `KNOWN_HOSTS`
+    sources it is known how they do.
     """
 
     def __init__(self, outage: Outage, *, patience_s: float) -> None:
         self._outage = outage
         self._patience_s = patience_s
         self._lock = threading.Lock()
-        self._answered: set[frozenset[str]] = set()
-        self._failing: dict[frozenset[str], set[str]] = {}
-        self._since: dict[frozenset[str], float] = {}
+        self._answered: LRUCache[frozenset[str], bool] = LRUCache(KNOWN_HOSTS)
+        self._failing: LRUCache[frozenset[str], set[str]] = LRUCache(KNOWN_HOSTS)
+        self._since: LRUCache[frozenset[str], float] = LRUCache(KNOWN_HOSTS)
         self._notices: dict[frozenset[str], storage.Notice] = {}
 
     def answered(self, row: ManifestRow) -> None:
         """Notes that the row's source is not away: its files were read, or are not there."""
         source = _source(row)
         with self._lock:
-            self._answered.add(source)
+            self._answered[source] = True
             self._failing.pop(source, None)
             self._since.pop(source, None)
             notice = self._notices.pop(source, None)

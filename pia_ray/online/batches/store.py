@@ -190,7 +190,7 @@ class BatchStore:
         return self.change(batch.owner, batch.id, edit)
 
     def cancel(self, owner: str, batch_id: str) -> Batch:
-        """Cancels a batch: the remaining lines are given up, and finished videos are kept.
+        """The batch, cancelled: the remaining lines are given up, and finished videos are kept.
 
         Raises:
             NotFound: as `get`.
@@ -227,7 +227,7 @@ class BatchStore:
         return sum(entry.owner_folder == folder for entry in self._documents.entries(OPEN))
 
     def sweep(self) -> int:
-        """Removes expired batches with their outputs; how many."""
+        """The number of expired batches, which are removed with their outputs."""
         return self._documents.sweep()
 
     def output_uri(self, batch: Batch) -> str:

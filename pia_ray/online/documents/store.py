@@ -304,7 +304,7 @@ class DocumentStore(Generic[D]):
             self.delete_entry(entry)
 
     def sweep(self, before_delete: Callable[[D], None] = lambda _: None) -> int:
-        """Deletes the documents that have expired; how many. Entries that are out of date are mended."""
+        """The number of documents that have expired, which are deleted. Entries that are out of date are mended."""
         if self._backfill_expiry:
             self._add_expiry_entries()
             self._backfill_expiry = False

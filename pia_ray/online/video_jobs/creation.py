@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from pia_ray.config.knobs import REFERENCE_KNOBS
 from pia_ray.config.serve import ServeConfig
-from pia_ray.errors import BadParameter, Conflict
+from pia_ray.errors import BadParameter, Conflict, RowError
 from pia_ray.online.files import FileStore
 from pia_ray.online.rendering.renderer import BATCH_LINE, VIDEO_JOB
 from pia_ray.online.requests.acceptance import fields_of
@@ -131,14 +131,19 @@ class JobCreator:
         """
         self._usage.check(line.owner)
         self._usage.add(line.owner, Amounts(num_requests=1))
-        return await self._create(
-            await self._read(line.owner, line.body, is_line=True),
-            BATCH_LINE,
-            owner=line.owner,
-            batch_id=line.batch_id,
-            idempotency_key=line.idempotency_key if line.job_id is None else None,
-            job_id=line.job_id,
-        )
+        try:
+            return await self._create(
+                await self._read(line.owner, line.body, is_line=True),
+                BATCH_LINE,
+                owner=line.owner,
+                batch_id=line.batch_id,
+                idempotency_key=line.idempotency_key if line.job_id is None else None,
+                job_id=line.job_id,
+            )
+        except RowError as error:
+            if error.retryable:  # its next try counts
+                self._usage.add(line.owner, Amounts(num_requests=-1))
+            raise
 
     async def _create(
         self,

@@ -259,7 +259,7 @@ class Dispatcher:
         return await self._in_thread(queue.heads, self._shares.in_turn, num_owners=num_owners), False
 
     async def _claim_some(self, *, most_age_s: float) -> int:
-        """Claims jobs as long as there is room; how many."""
+        """The number of jobs that are claimed now, as long as there is room."""
         await self._snapshot.refresh(most_age_s=most_age_s)
         entries, num_claimed = self._snapshot.entries, 0
         served: set[str] = set()

@@ -73,7 +73,7 @@ class JobStore:
             ConfigError: it has no conditional writes.
         """
         storage.probe(self._prefix)
-        if not storage.conditional_writes(self._prefix):
+        if not (storage.conditional_writes(self._prefix) and storage.compares_etags(self._prefix)):
             raise ConfigError(f"video jobs need a store with conditional writes (If-Match); {self._prefix} has none")
         storage.sweep(self._prefix)
 
@@ -276,7 +276,7 @@ class JobStore:
         return {entry.id for entry in self._documents.entries_of(QUEUE, folder, BATCH_LINE, limit=MOST_OPEN)}
 
     def sweep(self) -> int:
-        """Removes expired jobs, and the files of requests that broke off; how many jobs."""
+        """The number of expired jobs, which are removed, as are the files of requests that broke off."""
         return self._documents.sweep(before_delete=self._remove_record)
 
     def _recorded_id(
@@ -315,5 +315,5 @@ class JobStore:
 
 
 def _size_of(files: Mapping[str, bytes]) -> int:
-    """What the files of a job count for, at most all that is kept."""
+    """The bytes that the files of a job count for, at most all that is kept."""
     return min(KEPT_BYTES, 1 + sum(map(len, files.values())))

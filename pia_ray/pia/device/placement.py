@@ -8,6 +8,7 @@ import torch
 
 from pia_ray.config.model import ModelConfig
 from pia_ray.errors import ConfigError
+from pia_ray.formatting import first_line
 
 DTYPES: Final = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -50,7 +51,7 @@ def _why_no_gpu() -> str:
     try:
         torch.cuda.init()
     except (RuntimeError, AssertionError) as error:
-        return f"{str(error).splitlines()[0]} (a container sees GPUs only with `docker run --gpus all`)"
+        return f"{first_line(error)} (a container sees GPUs only with `docker run --gpus all`)"
     return "its driver does not answer"
 
 

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from pia_ray.errors import WeightsError
+from pia_ray.formatting import first_line
 from pia_ray.pia.loading.pickled_tensors import read_pickle
 
 
@@ -25,7 +26,7 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     try:
         return load_file(path)
     except (OSError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
-        raise WeightsError(f"cannot read {path}: {str(error).strip().splitlines()[0]}") from error
+        raise WeightsError(f"cannot read {path}: {first_line(error)}") from error
 
 
 def tensor_names(path: Path) -> list[str]:

@@ -14,6 +14,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from pia_ray.errors import WeightsError
+from pia_ray.formatting import first_line
 
 UNET_PREFIX: Final = "model.diffusion_model."
 TEXT_PREFIX: Final = "cond_stage_model.transformer."
@@ -134,5 +135,4 @@ def _convert(kind: Any, part: str, tensors: Tensors, *, path: Path, config: Path
 
 
 def _misfit(part: str, path: Path, config: Path, error: Exception) -> WeightsError:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return WeightsError(f"the {part} in {path} does not fit the config in {config / part}: {reason}")
+    return WeightsError(f"the {part} in {path} does not fit the config in {config / part}: {first_line(error)}")

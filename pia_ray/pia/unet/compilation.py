@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from pia_ray.config.model import ModelConfig
+from pia_ray.formatting import first_line
 from pia_ray.pia.components import CompileMode
 from pia_ray.pia.unet.compile_cache import CompileCache
 
@@ -95,8 +96,7 @@ class CompiledCode:
         try:
             return self.compile(kind, module, *args, **kwargs)
         except (torch._dynamo.exc.TorchDynamoException, torch._inductor.exc.InductorError) as error:
-            reason = str(error).strip().splitlines()[0]
-            log.warning("the model runs uncompiled, because torch cannot compile it here: %s", reason)
+            log.warning("the model runs uncompiled, because torch cannot compile it here: %s", first_line(error))
             self._is_broken = True
             return module(*args, **kwargs)
 

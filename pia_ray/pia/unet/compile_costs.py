@@ -101,7 +101,7 @@ class CompileCosts:
         self._earlier = frozenset(self._compile_s)
 
     def _parts(self) -> dict[str, dict[str, float]]:
-        """What the file holds of a model, by name."""
+        """The file's entries of a model, by name."""
         return {"compile_s": self._compile_s, "cached_s": self._cached_s, "gain": self._gains}
 
     def _kept(self, content: Mapping[str, Any], name: str) -> dict[str, float]:

@@ -19,7 +19,7 @@ from pia_ray.pia.unet.resnets import PlainResnet
 
 
 class Beginning(NamedTuple):
-    """What the layers of a forward's beginning give, of all entries, in layouts that depend on nothing but its size."""
+    """The outputs of the layers of a forward's beginning, of all entries, in layouts that depend on its size alone."""
 
     conv: torch.Tensor
     """[N*T, C, h, w]"""

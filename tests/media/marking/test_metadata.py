@@ -15,6 +15,7 @@ from PIL import Image
 from pia_ray.errors import VideoError
 from pia_ray.media import video
 from pia_ray.media.marking import DIGITAL_SOURCE_TYPE, is_marked, strip_provenance
+from tests.videos import decode_frames
 
 FORMATS = list(video.MIME)
 PUBLIC = {"model": "demo@1", "work_key": "ab" * 16}
@@ -84,7 +85,7 @@ def test_frames_and_times_are_not_touched(video_format, level):
     stripped = strip_provenance(content, video_format, level)
     before, after = video.probe(content), video.probe(stripped)
     assert (after.num_frames, after.fps) == (before.num_frames, before.fps)
-    assert np.array_equal(video.decode_frames(stripped), video.decode_frames(content))
+    assert np.array_equal(decode_frames(stripped), decode_frames(content))
 
 
 @pytest.mark.parametrize("video_format", FORMATS)
@@ -111,7 +112,7 @@ def test_players_find_every_frame_by_its_time(video_format):
             container.seek(second * av.time_base)
             pictures = (frame for frame in container.decode(video=0) if frame.time >= second)
             found = next(pictures).to_ndarray(format="rgb24")
-            assert np.array_equal(found, video.decode_frames(content)[second])
+            assert np.array_equal(found, decode_frames(content)[second])
 
 
 def test_the_index_of_an_mp4_stays_before_its_frames():

@@ -23,6 +23,7 @@ from pia_ray.media import video
 from pia_ray.media.marking import DIGITAL_SOURCE_TYPE, check_signing, is_marked, signer_of, strip_provenance
 from pia_ray.media.marking.signing import MIME_OF_SIGNED
 from tests.certificates import Files, make_files
+from tests.videos import decode_frames
 
 FRAMES = np.random.default_rng(0).integers(0, 255, (3, 48, 64, 3), dtype=np.uint8)
 PICTURE = pictures.thumbnail(Image.fromarray(FRAMES[0]))
@@ -67,7 +68,7 @@ def test_a_reader_verifies_who_made_the_video_with_what_from_which_picture(files
     assert (ingredient["relationship"], ingredient["thumbnail"]["format"]) == ("inputTo", "image/webp")
     assert PICTURE in made.content or video_format == "gif"  # its blocks cut the manifest in pieces
     assert is_marked(made.content, video_format)
-    assert np.array_equal(video.decode_frames(made.content), video.decode_frames(encoded.content))
+    assert np.array_equal(decode_frames(made.content), decode_frames(encoded.content))
 
 
 @pytest.mark.parametrize("video_format", list(MIME_OF_SIGNED))

@@ -48,6 +48,7 @@ from pia_ray.online.rendering.timing import Tally
 from pia_ray.takes import Policy, take_seed
 from pia_ray.testing import FakeAnimator
 from tests.certificates import make_files
+from tests.videos import decode_frames
 
 
 def png(width: int = 64, height: int = 64) -> bytes:
@@ -412,7 +413,7 @@ def test_the_same_request_makes_the_same_video_alone_and_among_neighbours():
             alone = await events_of(made, request)
             others = [events_of(made, ask(request_id=str(number))) for number in range(2)]
             neighbours, *_ = await asyncio.gather(events_of(made, request), *others)
-        return [video.decode_frames(events[-1].content) for events in (alone, neighbours)]
+        return [decode_frames(events[-1].content) for events in (alone, neighbours)]
 
     alone, neighbours = run(work)
     assert np.array_equal(alone, neighbours)

@@ -13,8 +13,8 @@ import pytest
 
 from pia_ray.config.knob_types import MOTION_NAMES
 from pia_ray.config.model import ModelConfig
-from pia_ray.media import video
 from tests.online.video_server import hash_of, png, serve_videos
+from tests.videos import decode_frames
 
 pytestmark = pytest.mark.heavy
 
@@ -154,7 +154,7 @@ def test_an_uploaded_picture_becomes_a_video_that_plays_and_is_downloaded(browse
     browser.find_element("id", "download").click()
     file = tmp_path / browser.execute_script("return document.getElementById('download').download")
     WebDriverWait(browser, 20).until(lambda _: file.exists() and file.stat().st_size, message=file.name)
-    assert video.decode_frames(file).shape == (8, 64, 64, 3)
+    assert decode_frames(file).shape == (8, 64, 64, 3)
     # What was made is there after a reload, and gives its settings back.
     browser.refresh()
     until(browser, "return document.querySelector('#history .open')").click()

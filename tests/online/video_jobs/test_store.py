@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from pia_ray.errors import (
     BadParameter,
     Busy,
     Cancelled,
+    ConfigError,
     JobConflict,
     JobNotFound,
     OutOfMemory,
@@ -309,6 +311,21 @@ def test_a_worker_whose_answer_was_lost_goes_on(local: str) -> None:
     held = claim(jobs)
     jobs.queue.heartbeat(held, progress=10)  # the worker never hears that this was written
     assert jobs.queue.heartbeat(held, progress=20).document.progress == 20
+
+
+def test_a_store_that_compares_no_etags_is_refused(chaos: ChaosProxy) -> None:
+    jobs = JobStore(f"{chaos.bucket}/serve")
+    jobs.check()
+    chaos.ignored.add("if-match")
+    with pytest.raises(ConfigError, match="If-Match"):
+        jobs.check()
+    chaos.ignored.remove("if-match")
+    # Two of the last three writes replace: those of the first probe lie one folder deeper.
+    turns = itertools.cycle([False, True, True])
+    chaos.matches = lambda method, path: method == "PUT" and path.count("/") == 3 and next(turns)
+    chaos.faults.extend([412] * 2)
+    with pytest.raises(ConfigError, match="If-Match"):
+        jobs.check()
 
 
 def test_lost_answers_and_a_throttling_store_change_nothing(chaos: ChaosProxy) -> None:

@@ -21,10 +21,10 @@ from pia_ray.config.catalog import CatalogConfig
 from pia_ray.config.knobs import AnimationParams
 from pia_ray.config.model import ModelConfig, build
 from pia_ray.errors import BadParameter, RowError, WeightsError
-from pia_ray.media.video import decode_frames
 from pia_ray.pia.animator import Animator
 from pia_ray.testing import make_ip_adapter, make_pipeline_folder
 from pia_ray.types import AnimationRequest
+from tests.videos import decode_frames
 
 SIZE = 32
 KINDS = ("plain", "plus", "full")
