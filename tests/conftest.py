@@ -34,6 +34,10 @@ os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 # Ray's workers have niceness 15 otherwise: beside tests that use both cores they would get a thirtieth of one.
 os.environ.setdefault("RAY_worker_niceness", "0")
 
+# What Ray's own processes do while a cluster is idle: statistics of events, and of the machine every 5 s.
+os.environ.setdefault("RAY_event_stats", "0")
+os.environ.setdefault("REPORTER_UPDATE_INTERVAL_MS", "60000")
+
 SHARED_CLUSTERS: Final = {
     "tests/online/serve/": "serve",
     "tests/catalog/test_graph.py": "graph",

@@ -22,7 +22,7 @@ print(context.address_info["gcs_address"], flush=True)
 sys.stdin.read()
 """
 
-QUIET: Final = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_enable_metrics_collection": "0", "RAY_event_stats": "0"}
+QUIET: Final = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_enable_metrics_collection": "0"}
 """Without metrics Ray starts no agent; what is idle takes two thirds of the CPU time."""
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import subprocess
+import runpy
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -13,6 +13,9 @@ import pytest
 
 from pia_ray.bench.benchmark import settings_here
 from pia_ray.bench.card import BenchSettings, Card, Timing, differences, text_of
+from tests.cli.test_commands import pia
+
+__all__ = ["pia"]  # fixture
 
 OURS = "pia-ray, 1 row in flight"
 RATIO = f"{OURS} against diffusers, resident"
@@ -79,31 +82,18 @@ def test_the_full_size_on_a_cpu_makes_one_small_row_at_a_time(monkeypatch: pytes
 
 
 @pytest.mark.heavy
-def test_the_command_and_its_job_print_a_card_and_one_json_line_last(tmp_path: Path) -> None:
-    flags = [
-        "--size",
-        "demo",
-        "--steps",
-        "2",
-        "--frames",
-        "4",
-        "--rounds",
-        "2",
-        "--batches",
-        "1,2",
-        "--offload",
-        "model",
-    ]
+@pytest.mark.usefixtures("pia")  # puts back what commands set for their process
+def test_the_command_and_its_job_print_a_card_and_one_json_line_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--size", "demo", "--steps", "2", "--frames", "4", "--rounds", "2", "--batches", "1,2"]
+    flags += ["--offload", "model", "--json", str(tmp_path / "card.json")]
     job = Path(__file__).parents[2] / "jobs" / "benchmark.py"  # the command with these words
-    done = subprocess.run(
-        [sys.executable, str(job), *flags, "--json", str(tmp_path / "card.json")],
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
+    monkeypatch.setattr(sys, "argv", [str(job), *flags])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(job), run_name="__main__")
+    assert ended.value.code == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert found == json.loads((tmp_path / "card.json").read_text("utf-8"))
     assert set(found["ways"]) == {
         "documented example, verbatim",

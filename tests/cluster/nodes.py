@@ -109,7 +109,8 @@ class Nodes:
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": self.token,
             "RAY_USAGE_STATS_ENABLED": "0",
-            "RAY_worker_niceness": "0",  # as in tests/conftest.py
+            "RAY_worker_niceness": "0",  # these two as in tests/conftest.py
+            "RAY_event_stats": "0",
             "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",  # as the RayService has it
         }
         self._gcs_port, self._dashboard_port = free_port(), free_port()

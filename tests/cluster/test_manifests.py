@@ -409,7 +409,7 @@ def test_the_wheel_works_with_the_runtime_s_packages_alone(wheel: Path, tmp_path
     program = python.with_name("pia-ray")
     assert "commands" in run(program, "--help")
     assert "demo@" in run(program, "models", "pull", "demo")
-    assert "1 of 1 work item succeeded" in run(program, "demo", "--limit", "1")
+    assert "1 of 1 work item succeeded" in run(program, "demo", "--limit", "1", "--preset", "fast")
     assert len(list((tmp_path / "pia-ray-demo" / "videos").rglob("*.mp4"))) == 1
     modules = "pia_ray.bench.benchmark, pia_ray.online.serve, pia_ray.online.service"
     printed = run(python, "-c", f"import {modules}; print(pia_ray.__file__)")
