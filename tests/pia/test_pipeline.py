@@ -163,7 +163,7 @@ def test_the_documented_example_runs_with_only_its_import_changed(
     names = {"SG161222/Realistic_Vision_V6.0_B1_noVAE": base, "openmmlab/PIA-condition-adapter": adapter}
     # Float16 takes a CPU half a second a step.
     text = EXAMPLES[example].replace("(512, 512)", f"({SIZE}, {SIZE})")
-    text = text.replace("prompt=prompt,", "prompt=prompt, num_inference_steps=10,")
+    text = text.replace("prompt=prompt,", "prompt=prompt, num_inference_steps=3,")
     for name, path in names.items():
         text = text.replace(name, str(path))
     # This diffusers offloads nothing where there is no GPU, and has no enable_vae_slicing any more.
