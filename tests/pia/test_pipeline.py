@@ -130,7 +130,7 @@ def seeded(seed: int = 0) -> torch.Generator:
 def call(pipe: Any, **arguments: Any) -> Any:
     """The frames of a call with few frames and steps, as an array [B, T, H, W, 3] of levels from 0 to 255."""
     given = {"image": picture(), "prompt": "a red cat", "negative_prompt": "dark", "output_type": "np"}
-    given |= {"num_frames": 4, "num_inference_steps": 4, "generator": seeded(5), **arguments}
+    given |= {"num_frames": 4, "num_inference_steps": 3, "generator": seeded(5), **arguments}
     given = {name: value for name, value in given.items() if value is not ...}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
