@@ -26,7 +26,7 @@ def make_pipeline_folder(
     seed: int = 0,
     prediction_type: Literal["epsilon", "v_prediction"] = "epsilon",
     zero_snr: bool = False,
-    vae_factor: Literal[2, 4, 8] = 8,
+    vae_factor: Literal[2, 4, 8, 16] = 8,
     motion_mid_block: bool = False,
     sample_size: int = 8,
     dtype: Literal["float32", "float16", "bfloat16"] = "float32",
@@ -67,7 +67,7 @@ def make_split_checkpoint(
     seed: int = 0,
     prediction_type: Literal["epsilon", "v_prediction"] = "epsilon",
     zero_snr: bool = False,
-    vae_factor: Literal[2, 4, 8] = 8,
+    vae_factor: Literal[2, 4, 8, 16] = 8,
     motion_mid_block: bool = False,
     sample_size: int = 8,
     dtype: Literal["float32", "float16", "bfloat16"] = "float32",
@@ -112,7 +112,7 @@ def make_single_file_checkpoint(
     seed: int = 0,
     prediction_type: Literal["epsilon", "v_prediction"] = "epsilon",
     zero_snr: bool = False,
-    vae_factor: Literal[2, 4, 8] = 8,
+    vae_factor: Literal[2, 4, 8, 16] = 8,
     motion_mid_block: bool = False,
     sample_size: int = 8,
     dtype: Literal["float32", "float16", "bfloat16"] = "float32",
@@ -218,7 +218,7 @@ def _adapter(seed: int, *, motion_mid_block: bool) -> Any:
 def _vae(seed: int, *, factor: int, sample_size: int) -> Any:
     from diffusers import AutoencoderKL
 
-    widths = {2: (8, 16), 4: (8, 8, 16), 8: (8, 8, 16, 16)}[factor]
+    widths = {2: (8, 16), 4: (8, 8, 16), 8: (8, 8, 16, 16), 16: (8, 8, 8, 16, 16)}[factor]
     vae = AutoencoderKL(
         in_channels=3,
         out_channels=3,

@@ -11,18 +11,18 @@ from pia_ray.media.sizes import fit
 from training import registration
 from training.pictures.draw import CATALOG
 
-PICTURES = ("sunset-mountains.jpg", "cat.webp", "balloon.gif", "mug.png")
+PICTURES = ("sunset-mountains.jpg", "mug.png")
 
 
 @pytest.fixture(scope="module")
 def animate():
     """The frames of all PICTURES with one prompt, made once however many tests ask for them."""
-    model = ModelConfig.named("demo").model_copy(update={"device": "cpu", "long_edge": 64})
+    model = ModelConfig.named("demo").model_copy(update={"device": "cpu", "long_edge": 48})
     with Animator(model) as animator:
 
         @cache
         def made(prompt, motion_scale=1):
-            params = AnimationParams(prompt=prompt, seed=1, num_inference_steps=6, motion_scale=motion_scale)
+            params = AnimationParams(prompt=prompt, seed=1, num_inference_steps=4, motion_scale=motion_scale)
             requests = [AnimationRequest(picture(name), params) for name in PICTURES]
             return [each.frames for each in animator.animate(requests)]
 
@@ -30,7 +30,7 @@ def animate():
 
 
 def picture(name):
-    return fit(decode((CATALOG / "images" / name).read_bytes()).rgb, (64, 64))
+    return fit(decode((CATALOG / "images" / name).read_bytes()).rgb, (48, 48))
 
 
 def amounts(videos, motion):
@@ -50,8 +50,7 @@ def amounts(videos, motion):
 def test_opposite_prompts_move_the_camera_in_opposite_directions(animate, there, back):
     forth = amounts(animate(there), there)
     reverse = amounts(animate(back), there)
-    assert sum(amount > 0 for amount in forth) >= 3
-    assert sum(amount < 0 for amount in reverse) >= 3
+    assert min(forth) > 0 > max(reverse)
     assert np.mean(forth) > np.mean(reverse) + 0.15
 
 

@@ -265,7 +265,7 @@ def test_each_of_many_mixed_rows_equals_its_single_run(components: Components, m
 
 
 @pytest.mark.parametrize(
-    "seed", [0, 1, pytest.param(2, marks=pytest.mark.heavy), pytest.param(3, marks=pytest.mark.heavy)]
+    "seed", [0, 1, pytest.param(2, marks=pytest.mark.soak), pytest.param(3, marks=pytest.mark.soak)]
 )
 def test_rows_that_join_and_leave_at_random_steps_equal_their_single_runs(
     seed: int, components: Components, model: ModelConfig

@@ -130,7 +130,7 @@ def seeded(seed: int = 0) -> torch.Generator:
 def call(pipe: Any, **arguments: Any) -> Any:
     """The frames of a call with few frames and steps, as an array [B, T, H, W, 3] of levels from 0 to 255."""
     given = {"image": picture(), "prompt": "a red cat", "negative_prompt": "dark", "output_type": "np"}
-    given |= {"num_frames": 4, "num_inference_steps": 4, "generator": seeded(5), **arguments}
+    given |= {"num_frames": 4, "num_inference_steps": 3, "generator": seeded(5), **arguments}
     given = {name: value for name, value in given.items() if value is not ...}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -163,7 +163,7 @@ def test_the_documented_example_runs_with_only_its_import_changed(
     names = {"SG161222/Realistic_Vision_V6.0_B1_noVAE": base, "openmmlab/PIA-condition-adapter": adapter}
     # Float16 takes a CPU half a second a step.
     text = EXAMPLES[example].replace("(512, 512)", f"({SIZE}, {SIZE})")
-    text = text.replace("prompt=prompt,", "prompt=prompt, num_inference_steps=10,")
+    text = text.replace("prompt=prompt,", "prompt=prompt, num_inference_steps=3,")
     for name, path in names.items():
         text = text.replace(name, str(path))
     # This diffusers offloads nothing where there is no GPU, and has no enable_vae_slicing any more.
@@ -354,7 +354,7 @@ def test_linear_betas_are_those_of_an_animator(ours: Any, folder: Path) -> None:
         negative_prompt="dark",
         seed=5,
         num_frames=4,
-        num_inference_steps=4,
+        num_inference_steps=3,
         scheduler="euler",
         width=SIZE,
         height=SIZE,

@@ -70,6 +70,18 @@ def test_a_number_of_steps_is_done_or_refused(name: str, own: str) -> None:
             assert 0 <= float(scheduler.timesteps.min()) <= float(scheduler.timesteps.max()) <= 999
 
 
+@pytest.mark.parametrize("name", SCHEDULERS)
+@pytest.mark.parametrize("own", OWN)
+def test_a_scheduler_is_what_diffusers_own_class_becomes_with_these_timesteps(name: str, own: str) -> None:
+    made = make_scheduler(OWN[own], name, steps=7)
+    plain = SCHEDULERS[name][0].from_config(made.config)
+    plain.set_timesteps(7, device="cpu")
+    assert vars(made).keys() == vars(plain).keys()
+    for attribute, value in vars(plain).items():
+        if isinstance(value, torch.Tensor):
+            assert torch.allclose(getattr(made, attribute), value, equal_nan=True), attribute
+
+
 SOLVERS = [name for name in SCHEDULERS if name.startswith(("dpm", "unipc", "deis", "sa-"))]
 
 

@@ -75,7 +75,7 @@ def animator(model: ModelConfig) -> Iterator[Animator]:
         yield warm
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def components(model: ModelConfig) -> Components:
     return assemble(resolve(model), model)
 
@@ -194,10 +194,10 @@ def test_rows_with_different_loras_in_one_engine_equal_their_single_runs(animato
 def test_a_variant_shares_all_it_does_not_change_and_changes_nothing_of_the_base(components: Components) -> None:
     before = {name: tensor.clone() for name, tensor in components.unet.state_dict().items()}
     first, second = variant(components, (("one", 1.0),)), variant(components, (("two", 1.0),))
-    changed = 0
+    changed, variants = 0, [parts.unet.state_dict() for parts in (first, second)]
     for name, tensor in components.unet.state_dict().items():
         assert torch.equal(tensor, before[name]), name
-        others = [parts.unet.state_dict()[name] for parts in (first, second)]
+        others = [weights[name] for weights in variants]
         if torch.equal(others[0], tensor):
             assert others[0].data_ptr() == others[1].data_ptr() == tensor.data_ptr(), name
         else:
@@ -222,13 +222,11 @@ def choice(weight: float) -> AnimationParams:
 
 def test_a_variant_counts_the_bytes_that_it_has_of_its_own(components: Components) -> None:
     for name in ("one", "two"):
-        made = variant(components, ((name, 1.0),))
-        own = [
-            tensor
-            for part in ("unet", "text_encoder")
-            for key, tensor in getattr(made, part).state_dict().items()
-            if tensor.data_ptr() != getattr(components, part).state_dict()[key].data_ptr()
-        ]
+        made, own = variant(components, ((name, 1.0),)), []
+        for part in ("unet", "text_encoder"):
+            base = getattr(components, part).state_dict()
+            weights = getattr(made, part).state_dict()
+            own += [tensor for key, tensor in weights.items() if tensor.data_ptr() != base[key].data_ptr()]
         size = sum(tensor.numel() * tensor.element_size() for tensor in own)
         assert size == variant_bytes(components, components.loras[name].places) > 0
 
