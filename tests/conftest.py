@@ -34,6 +34,11 @@ os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 # Ray's workers have niceness 15 otherwise: beside tests that use both cores they would get a thirtieth of one.
 os.environ.setdefault("RAY_worker_niceness", "0")
 
+# What nothing here reads: times of tasks and of Ray's own events, which its processes keep, and statistics of its use.
+os.environ.setdefault("RAY_task_events_report_interval_ms", "0")
+os.environ.setdefault("RAY_event_stats", "0")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
 SHARED_CLUSTERS: Final = {
     "tests/online/serve/": "serve",
     "tests/catalog/test_graph.py": "graph",
