@@ -34,9 +34,11 @@ os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 # Ray's workers have niceness 15 otherwise: beside tests that use both cores they would get a thirtieth of one.
 os.environ.setdefault("RAY_worker_niceness", "0")
 
-# What Ray's own processes do while a cluster is idle: statistics of events, and of the machine every 5 s.
+# What nothing here reads: times of tasks and of Ray's own events, which its processes keep, and statistics of its use.
+os.environ.setdefault("RAY_task_events_report_interval_ms", "0")
 os.environ.setdefault("RAY_event_stats", "0")
-os.environ.setdefault("REPORTER_UPDATE_INTERVAL_MS", "60000")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("REPORTER_UPDATE_INTERVAL_MS", "60000")  # statistics of the machine, else every 5 s
 
 SHARED_CLUSTERS: Final = {
     "tests/online/serve/": "serve",

@@ -5,8 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Final, Self
+
+import pytest
+from ray._private.node import Node
 
 HOLD = """
 import sys
@@ -22,8 +26,8 @@ print(context.address_info["gcs_address"], flush=True)
 sys.stdin.read()
 """
 
-QUIET: Final = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_enable_metrics_collection": "0"}
-"""Without metrics Ray starts no agent; what is idle takes two thirds of the CPU time."""
+WITHOUT_METRICS: Final = {"RAY_enable_metrics_collection": "0"}
+"""Then Ray starts no agent; with the settings of tests/conftest.py, what is idle takes two thirds of the CPU time."""
 
 
 class RayHead:
@@ -39,7 +43,7 @@ class RayHead:
     def __enter__(self) -> Self:
         self._holder = subprocess.Popen(
             [sys.executable, "-c", HOLD],
-            env={**os.environ, **self._environment, **QUIET},
+            env={**os.environ, **self._environment, **WITHOUT_METRICS},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -50,3 +54,12 @@ class RayHead:
 
     def __exit__(self, *_: object) -> None:
         self._holder.communicate(timeout=120)
+
+
+@contextmanager
+def without_monitors() -> Iterator[None]:
+    """Has clusters that this process starts in the block no process that reads their logs, and none that adds nodes."""
+    with pytest.MonkeyPatch.context() as changed:
+        for name in ("start_log_monitor", "start_monitor"):
+            changed.setattr(Node, name, lambda node: None)
+        yield

@@ -10,7 +10,7 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pytest
 import ray
@@ -34,6 +34,8 @@ pytestmark = [
     # Ray leaves pipes and log files of the processes it started to the garbage collector.
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
 ]
+
+FEW_FRAMES: Final = {"model": "demo", "defaults": {"num_frames": 4}}
 
 DRIVER = """
 import json, sys
@@ -61,7 +63,7 @@ def ray_processes() -> dict[int, str]:
 
 def until(condition: Any) -> bool:
     """Whether it comes true within the patience of a test."""
-    for _ in range(600):
+    for _ in range(3000):  # a busy machine takes a minute to start a cluster
         if condition():
             return True
         time.sleep(0.1)
@@ -70,7 +72,7 @@ def until(condition: Any) -> bool:
 
 def test_a_run_on_s3_with_a_cluster_of_its_own_gives_the_local_table_and_leaves_no_ray(s3: str, tmp_path: Path) -> None:
     manifest = make_catalog(tmp_path, rows=6, broken=0.34)
-    values = {"manifest": str(manifest), "model": "demo", "max_attempts": 1}
+    values = {**FEW_FRAMES, "manifest": str(manifest), "max_attempts": 1}
     here = build(CatalogConfig, {**values, "output": str(tmp_path / "out")})
     there = build(CatalogConfig, {**values, "output": f"{s3}/out"})
     with FakeAnimator(ModelConfig.named("demo")) as animator:
@@ -97,7 +99,7 @@ def test_a_run_on_s3_with_a_cluster_of_its_own_gives_the_local_table_and_leaves_
 
 def test_after_a_kill_of_the_driver_the_next_run_does_the_rest_and_the_third_nothing(tmp_path: Path) -> None:
     manifest, log = make_catalog(tmp_path, rows=30), tmp_path / "log"
-    values = {"manifest": str(manifest), "output": str(tmp_path / "out"), "model": "demo", "batch_size": 2}
+    values = {**FEW_FRAMES, "manifest": str(manifest), "output": str(tmp_path / "out"), "batch_size": 2}
     command = [sys.executable, "-c", DRIVER, json.dumps(values), str(log)]
     driver = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     videos = tmp_path / "out" / "videos"

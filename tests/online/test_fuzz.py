@@ -8,7 +8,7 @@ import io
 import pytest
 import schemathesis
 from fastapi import FastAPI
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from PIL import Image
 from schemathesis.schemas import BaseSchema
 from schemathesis.specs.openapi.checks import negative_data_rejection, positive_data_acceptance
@@ -24,7 +24,12 @@ pytestmark = pytest.mark.heavy
 
 KEY = "sk-fuzz"
 HEADERS = {"Authorization": f"Bearer {KEY}", "Host": "127.0.0.1"}
-FEW = settings(max_examples=60, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
+ANIMATIONS = "/v1/animations"
+
+# Beside the examples that are drawn, each operation has one for each bound of each knob: thousands for a new video.
+FEW = settings(max_examples=20, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
+FEW_DRAWN = settings(FEW, phases=[Phase.generate])
+MANY_DRAWN = settings(FEW_DRAWN, max_examples=300, derandomize=False, database=None)
 
 
 def png(*_: object) -> bytes:
@@ -77,20 +82,41 @@ def map_body(_: schemathesis.HookContext, body: object) -> object:
 
 
 # From fixtures, so that thousands of cases are made where the tests run, and not in each process that collects them.
-schema = schemathesis.pytest.from_fixture("any_requests")
-likely = schemathesis.pytest.from_fixture("likely_requests").include(path="/v1/animations")
+# The knobs of `/v1/animations` are those of `/v1/videos`, whose examples have their bounds.
+any_schema = schemathesis.pytest.from_fixture("any_requests")
+schema = any_schema.exclude(path=ANIMATIONS)
+animations = any_schema.include(path=ANIMATIONS)
+likely = schemathesis.pytest.from_fixture("likely_requests").include(path=ANIMATIONS)
 
 
-@schema.parametrize()
-@FEW
-def test_every_operation_keeps_to_its_schema(case: schemathesis.Case):
+def check(case: schemathesis.Case) -> None:
+    """Sends it, and asserts that the answer is one that the schema has for it."""
     # What knobs allow together (a seam for loops only, frames by seconds) no JSON schema can say. A forbidden parameter
     # of a query may have no value and so vanish on the wire: that others are refused is in test_videos.
     excluded = [positive_data_acceptance, *([negative_data_rejection] if case.method == "GET" else [])]
     case.call_and_validate(headers=HEADERS, excluded_checks=excluded)
 
 
-@likely.parametrize()
+@schema.parametrize()
 @FEW
+def test_every_operation_keeps_to_its_schema(case: schemathesis.Case):
+    check(case)
+
+
+@animations.parametrize()
+@FEW_DRAWN
+def test_a_call_for_a_video_keeps_to_its_schema(case: schemathesis.Case):
+    check(case)
+
+
+@pytest.mark.soak
+@any_schema.parametrize()
+@MANY_DRAWN
+def test_every_operation_keeps_to_its_schema_whatever_is_drawn(case: schemathesis.Case):
+    check(case)
+
+
+@likely.parametrize()
+@settings(FEW_DRAWN, max_examples=60)  # `map_body` does not see the others
 def test_likely_requests_are_animated_or_refused_as_the_schema_says(case: schemathesis.Case):
     case.call_and_validate(headers=HEADERS, excluded_checks=[positive_data_acceptance, negative_data_rejection])

@@ -1,11 +1,10 @@
-"""Engines behind real Ray Serve: events, errors, cancel, deaths, refusals, scale to zero. Animators are fakes."""
+"""Engines behind real Ray Serve: events, errors, deaths, options, scale to zero. Animators are fakes."""
 
 from __future__ import annotations
 
 import asyncio
 import io
 import json
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,21 +15,19 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from ray import cloudpickle, serve
+from ray import serve
 from starlette.types import Message, Receive, Scope, Send
 
 from pia_ray.config.knobs import AnimationParams
 from pia_ray.config.serve import ServeConfig, load_serve
-from pia_ray.errors import ConfigError, NonFiniteFrames, NotReady, PiaRayError, Timeout, WorkerDied
+from pia_ray.errors import ConfigError, NonFiniteFrames, PiaRayError, Timeout, WorkerDied
 from pia_ray.media import video
-from pia_ray.online.rendering.renderer import INTERACTIVE, VIDEO_JOB, Event, Load, Rendered, RenderRequest, StepDone
+from pia_ray.online.rendering.renderer import VIDEO_JOB, Event, Rendered, RenderRequest, StepDone
 from pia_ray.online.serve import RayRenderer, build_app, proxy_middlewares
 from pia_ray.online.serve.deployments import bind_engines, engine_options, ingress_options
 from pia_ray.online.serve.engines import STATUS_S
 from pia_ray.testing import make_fake_engine
-from tests.online.serve.prompt import PROMPT, prompt_serve
-
-cloudpickle.register_pickle_by_value(sys.modules[__name__])  # replicas import what they use of this module, not all
+from tests.online.serve.prompt import prompt_serve
 
 heavy = pytest.mark.heavy
 # Ray's client code of 2.60 leaves sockets and event loops to the garbage collector.
@@ -48,50 +45,26 @@ def ask(prompt: str = "a cat", request_id: str = "r", **how: Any) -> RenderReque
     return RenderRequest(request_id, AnimationParams(prompt=prompt, **knobs), png(), **how)
 
 
-class Caller:
-    """An ingress without HTTP: asks its renderer, and tells what came."""
-
-    def __init__(self, config: ServeConfig, engines: Any) -> None:
-        self._renderer = RayRenderer(engines, config)
-
-    async def ask(self, request: RenderRequest) -> list[Event] | PiaRayError:
-        """All events, or the error."""
-        try:
-            return [event async for event in self._renderer.render(request)]
-        except PiaRayError as error:
-            return error
-
-    async def ask_together(self, requests: list[RenderRequest]) -> list[list[Event] | PiaRayError]:
-        """As `ask`, all at once."""
-        return await asyncio.gather(*map(self.ask, requests))
-
-    async def load(self) -> Load:
-        """The renderer's."""
-        return await self._renderer.load()
-
-    async def ready(self) -> bool:
-        """Whether the renderer takes up requests."""
-        try:
-            await self._renderer.check_ready()
-        except NotReady:
-            return False
-        return True
-
-
 @pytest.fixture
-def endpoint(address: str, tmp_path: Path) -> Iterator[Callable[..., Any]]:
-    """Starts engines by their settings; the handle of a `Caller` of them."""
+def engines(address: str, tmp_path: Path) -> Iterator[Callable[..., RayRenderer]]:
+    """Starts engines by their settings; a renderer of this process on them."""
 
-    def start(step_s: float = 0.0, **settings: Any) -> Any:
+    def start(**settings: Any) -> RayRenderer:
         config = ServeConfig.model_validate({"batch_size": 2, "graceful_shutdown_s": 1, **prompt_serve(settings)})
-        make = partial(make_fake_engine, seconds_per_step=step_s, marks=tmp_path, log=tmp_path / "log.jsonl")
-        caller = serve.deployment(Caller).options(
-            ray_actor_options={"num_cpus": 0.1}, max_ongoing_requests=500, **PROMPT
-        )
-        return serve.run(caller.bind(config, bind_engines(config, make_animator=make)), name="test", route_prefix=None)
+        make = partial(make_fake_engine, marks=tmp_path, log=tmp_path / "log.jsonl")
+        handle = serve.run(bind_engines(config, make_animator=make), name="test", route_prefix=None)
+        return RayRenderer(handle, config)
 
     yield start
     serve.delete("test")
+
+
+async def outcome(renderer: RayRenderer, request: RenderRequest) -> list[Event] | PiaRayError:
+    """All events, or the error."""
+    try:
+        return [event async for event in renderer.render(request)]
+    except PiaRayError as error:
+        return error
 
 
 def begun(folder: Path) -> list[dict[str, Any]]:
@@ -100,54 +73,41 @@ def begun(folder: Path) -> list[dict[str, Any]]:
 
 
 @heavy
-def test_an_engine_in_another_process_has_the_events_and_errors_of_a_local_one(endpoint: Callable[..., Any]):
-    caller = endpoint()
-    events = caller.ask.remote(ask()).result(timeout_s=60)
-    assert events[:-1] == [StepDone(1, 3), StepDone(2, 3), StepDone(3, 3)]
-    assert isinstance(events[-1], Rendered)
-    assert video.probe(events[-1].content).num_frames == 4
-    assert isinstance(caller.ask.remote(ask("nan")).result(timeout_s=60), NonFiniteFrames)
-    assert isinstance(caller.ask.remote(ask("hang", deadline_s=0.3)).result(timeout_s=60), Timeout)
-    load = caller.load.remote().result(timeout_s=60)
-    assert (load.num_running, load.num_waiting) == (0, 0)
-    assert [model.name for model in load.models] == ["demo"]
+def test_an_engine_in_another_process_has_the_events_and_errors_of_a_local_one_and_a_job_fails_where_it_dies(
+    engines: Callable[..., RayRenderer], tmp_path: Path
+):
+    renderer = engines()
+
+    async def work() -> None:
+        events = await outcome(renderer, ask())
+        assert events[:-1] == [StepDone(1, 3), StepDone(2, 3), StepDone(3, 3)]
+        assert isinstance(events[-1], Rendered)
+        assert video.probe(events[-1].content).num_frames == 4
+        assert isinstance(await outcome(renderer, ask("nan")), NonFiniteFrames)
+        assert isinstance(await outcome(renderer, ask("hang", deadline_s=0.3)), Timeout)
+        load = await renderer.load()
+        assert (load.num_running, load.num_waiting) == (0, 0)
+        assert [model.name for model in load.models] == ["demo"]
+        # A call is made by another engine: test_one_endpoint.
+        assert isinstance(await outcome(renderer, ask("die", "job", priority=VIDEO_JOB)), WorkerDied)
+        assert [row["id"] for row in begun(tmp_path)] == ["r", "r", "r", "job"]
+
+    asyncio.run(work())
 
 
 @heavy
-def test_a_call_whose_engine_dies_is_made_by_another_one_and_a_job_fails(endpoint: Callable[..., Any], tmp_path: Path):
-    caller = endpoint()
-    outcome = caller.ask.remote(ask("die-once", "call", priority=INTERACTIVE)).result(timeout_s=120)
-    assert isinstance(outcome[-1], Rendered)
-    first, second = begun(tmp_path)
-    assert (first["id"], second["id"]) == ("call", "call")
-    assert first["pid"] != second["pid"]
-    job = ask("die-once", "job", priority=VIDEO_JOB)
-    assert isinstance(caller.ask.remote(job).result(timeout_s=120), WorkerDied)
-    assert [row["id"] for row in begun(tmp_path)] == ["call", "call", "job"]
+def test_a_request_wakes_engines_that_were_scaled_to_zero(engines: Callable[..., RayRenderer]):
+    renderer = engines(min_replicas=0, upscale_delay_s=0)
 
+    async def work() -> None:
+        load = await renderer.load()
+        assert (load.num_running, load.num_waiting) == (0, 0)
+        assert "Engine" in serve.status().applications["test"].deployments
+        assert not serve.status().applications["test"].deployments["Engine"].replica_states
+        await renderer.check_ready()  # raises nothing
+        assert isinstance((await outcome(renderer, ask()))[-1], Rendered)
 
-@heavy
-def test_a_request_wakes_engines_that_were_scaled_to_zero(endpoint: Callable[..., Any]):
-    caller = endpoint(min_replicas=0, upscale_delay_s=0)
-    load = caller.load.remote().result(timeout_s=60)
-    assert (load.num_running, load.num_waiting) == (0, 0)
-    assert "Engine" in serve.status().applications["test"].deployments
-    assert not serve.status().applications["test"].deployments["Engine"].replica_states
-    assert caller.ready.remote().result(timeout_s=60)
-    assert isinstance(caller.ask.remote(ask()).result(timeout_s=120)[-1], Rendered)
-
-
-@heavy
-def test_two_engines_share_the_requests_of_two_models(endpoint: Callable[..., Any], tmp_path: Path):
-    caller = endpoint(step_s=0.2, min_replicas=2, max_replicas=2, models="plain=demo,other=demo")
-    styles = ["default", "other"] * 4
-    requests = [ask(request_id=str(n), knobs={"style": style}) for n, style in enumerate(styles)]
-    deadline, engines = time.monotonic() + 60, set[int]()
-    while len(engines) < 2:  # the caller hears of the second engine some time after the first
-        assert time.monotonic() < deadline
-        outcomes = caller.ask_together.remote(requests).result(timeout_s=120)
-        assert all(isinstance(outcome[-1], Rendered) for outcome in outcomes)
-        engines = {row["pid"] for row in begun(tmp_path)}
+    asyncio.run(work())
 
 
 def test_serve_gets_the_options_that_follow_from_the_config():

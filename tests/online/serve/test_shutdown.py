@@ -7,7 +7,6 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -20,13 +19,13 @@ from ray import serve
 
 from pia_ray.config.serve import ServeConfig
 from pia_ray.errors import PiaRayError
-from pia_ray.online.rendering.renderer import INTERACTIVE, VIDEO_JOB, Event, Rendered, RenderRequest
+from pia_ray.online.rendering.renderer import INTERACTIVE, VIDEO_JOB, Rendered, RenderRequest
 from pia_ray.online.serve import RayRenderer
 from pia_ray.online.serve.deployments import bind_engines, ingress_options
 from pia_ray.online.video_jobs import JobStore, VideoJob
 from pia_ray.testing import make_fake_engine
-from tests.online.serve.test_engines import ask
-from tests.online.serve.test_http import KNOBS, animate, begun, created, ended, endpoint, noise, until
+from tests.online.serve.test_engines import ask, outcome
+from tests.online.serve.test_http import animate, begun, created, ended, endpoint, until
 
 __all__ = ["endpoint"]  # fixtures
 
@@ -74,12 +73,6 @@ def test_an_engine_that_is_replaced_ends_what_it_can_and_gives_the_rest_to_other
 ):
     renderer = engines()
 
-    async def outcome(request: RenderRequest) -> list[Event] | PiaRayError:
-        try:
-            return [event async for event in renderer.render(request)]
-        except PiaRayError as error:
-            return error
-
     def asked(request_id: str, priority: int, steps: int) -> RenderRequest:
         return ask(request_id=request_id, priority=priority, knobs={"num_inference_steps": steps})
 
@@ -89,10 +82,10 @@ def test_an_engine_that_is_replaced_ends_what_it_can_and_gives_the_rest_to_other
             asked("waits", VIDEO_JOB, 2),
             asked("call", INTERACTIVE, 2),
         ]
-        first = asyncio.create_task(outcome(requests[0]))
+        first = asyncio.create_task(outcome(renderer, requests[0]))
         while len(begun(tmp_path)) < 1:
             await asyncio.sleep(0.05)
-        others = [asyncio.create_task(outcome(each)) for each in requests[1:]]
+        others = [asyncio.create_task(outcome(renderer, each)) for each in requests[1:]]
         await asyncio.sleep(0.5)
         await asyncio.to_thread(engines)
         return await asyncio.gather(first, *others)
@@ -110,8 +103,7 @@ def test_an_ingress_has_time_for_its_calls_and_then_for_its_videos():
 
 
 @heavy
-@pytest.mark.parametrize("signals", [1, 2])
-def test_the_command_serves_and_ends_its_videos_on_a_signal_and_at_once_on_a_second(tmp_path: Path, signals: int):
+def test_the_command_ends_a_video_that_is_being_made_on_a_signal_and_ends_at_once_on_a_second(tmp_path: Path):
     command = [Path(sys.executable).parent / "pia-ray", "serve", "--port", "0", "--storage", tmp_path / "jobs"]
     with (tmp_path / "errors").open("wb") as errors:
         server = subprocess.Popen([*map(str, command)], stdout=subprocess.PIPE, stderr=errors, text=True)
@@ -121,20 +113,19 @@ def test_the_command_serves_and_ends_its_videos_on_a_signal_and_at_once_on_a_sec
             answer = animate(client)  # the model is loaded
             assert (answer.status_code, answer.headers["x-animation-frames"]) == (200, "4")
             assert answer.headers["x-animation-model"].startswith("demo@")
-            asked = {**KNOBS, "num_frames": "16", "num_inference_steps": "30", "width": "64", "height": "64"}
-            if signals == 2:  # what is thrown away may be large
-                asked |= {"width": "128", "height": "128", "num_inference_steps": "50"}
-            files = {"input_reference": ("upload", noise())}
-            job_id = client.post("/v1/videos", data=asked, files=files).json()["id"]
-            until(lambda: client.get(f"/v1/videos/{job_id}").json()["status"] == "in_progress", seconds=100)
+            long = created(client, num_frames="16", num_inference_steps="100", width="128", height="128")
+            until(lambda: client.get(f"/v1/videos/{long}").json()["status"] == "in_progress", seconds=100)
+            short = created(client, num_inference_steps="10")
+            until(lambda: client.get(f"/v1/videos/{short}").json()["status"] == "in_progress", seconds=100)
         server.send_signal(signal.SIGTERM)
-        if signals == 2:
-            timer = threading.Timer(3, server.send_signal, (signal.SIGTERM,))
-            timer.start()
+        until(lambda: stored(tmp_path, short).status == "completed", seconds=100)
+        until(lambda: "a second signal ends it at once" in (tmp_path / "errors").read_text(), seconds=100)
+        assert server.poll() is None
+        server.send_signal(signal.SIGTERM)
         assert server.wait(300) == 0, (tmp_path / "errors").read_text()
-        assert "a second signal ends it at once" in (tmp_path / "errors").read_text()
-        job = stored(tmp_path, job_id)
-        assert (job.status, job.attempt) == (("completed", 1) if signals == 1 else ("in_progress", 1))
+        assert stored(tmp_path, short).attempt == 1
+        job = stored(tmp_path, long)  # large, and thrown away
+        assert (job.status, job.attempt) == ("in_progress", 1)
     finally:
         server.kill()
         server.wait()
