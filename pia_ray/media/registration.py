@@ -110,7 +110,7 @@ def _refined(maps: Array, images: Array, frames: Array, levels: tuple[tuple[int,
 def _search(maps: Array, images: Array, frames: Array, rounds: int) -> Array:
     """The best maps of some rounds of Gauss-Newton, the start included; `images` is one for all frames or one each."""
     height, width = images.shape[1:]
-    x, y = _mapped(_IDENTITY[None], height, width)
+    x, y, _ = _places(height, width)
     slopes = _slopes(images)
     best, least = maps, np.full(len(maps), np.inf, np.float32)
     for turn in range(rounds + 1):
@@ -195,17 +195,16 @@ def _chained(steps: Array) -> Array:
 
 def _mapped(maps: Array, height: int, width: int) -> tuple[Array, Array]:
     """x and y in the picture of each pixel of the frames, float32 [T, H * W]."""
-    x, y = _places(height, width)
-    a, b, c, d, e, f = (maps[:, [index]] for index in range(6))
-    return a * x + b * y + c, d * x + e * y + f
+    mapped = maps.reshape(-1, 3) @ _places(height, width)
+    return mapped[::2], mapped[1::2]
 
 
 @cache
-def _places(height: int, width: int) -> tuple[Array, Array]:
-    """x and y of each pixel: float32 [H * W]."""
+def _places(height: int, width: int) -> Array:
+    """x, y and 1 of each pixel: float32 [3, H * W]."""
     rows, columns = np.mgrid[:height, :width].astype(np.float32).reshape(2, -1)
     long = max(height, width)
-    return (2 * columns + 1 - width) / long, (2 * rows + 1 - height) / long
+    return np.stack([(2 * columns + 1 - width) / long, (2 * rows + 1 - height) / long, np.ones_like(rows)])
 
 
 def _sample(images: Array, x: Array, y: Array) -> tuple[Array, Array]:
