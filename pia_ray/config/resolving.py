@@ -51,7 +51,7 @@ def parse_defaults(cells: Mapping[str, object]) -> dict[str, Any]:
         BadParameter: as `parse_params`.
     """
     params = parse_params({"prompt": "-", **cells})
-    if not params.prompt:
+    if not params.prompt.strip():
         raise BadParameter("prompt must not be empty as a default: only a row may have an empty one", "prompt")
     return {name: getattr(params, name) for name in params.model_fields_set if name in cells}
 

@@ -14,6 +14,7 @@ from pia_ray.errors import StorageError, StorageNotFound
 
 _SCHEME: Final = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*)://")
 _PASSWORD: Final = re.compile(r"^(\s*[a-zA-Z][a-zA-Z0-9+.-]*://[^/?#:@]*):[^/?#]*(?=@)")
+_TOO_FEW_SLASHES: Final = re.compile(r"(s3|file):(?!//)", re.IGNORECASE)
 _OURS: Final = frozenset({"file", "s3", "http", "https"})
 """Schemes that are read without fsspec."""
 READ_SCHEMES: Final = "use a path or s3://, for a picture also https:// or data:"
@@ -59,7 +60,13 @@ def without_password(uri: str) -> str:
 
 
 def join(uri: str, *parts: str) -> str:
-    """The URI of something below `uri`; slashes at the seams do not matter."""
+    """The URI of something below `uri`; slashes at the seams do not matter.
+
+    Raises:
+        StorageError: `uri` is of S3 and names no bucket, as which the first part would count.
+    """
+    if is_s3(uri):
+        bucket_and_key(uri)
     tail = "/".join(part.strip("/") for part in parts if part.strip("/"))
     if uri[:7].lower() == "file://":
         tail = quote(tail)
@@ -69,11 +76,14 @@ def join(uri: str, *parts: str) -> str:
 
 
 def local_path(uri: str) -> Path:
-    """The path of a local URI.
+    """The path of a local URI; `~/` is the home folder, also where no shell has seen it.
 
     Raises:
-        StorageError: the URI is of another kind.
+        StorageError: the URI is of another kind, or has too few slashes.
     """
+    if match := _TOO_FEW_SLASHES.match(uri):
+        right = "s3://bucket/prefix" if match[1].lower() == "s3" else "file:///path"
+        raise StorageError(f'"{uri}" is not a path, and a URI of {match[1]} is written {right}')
     scheme, separator, _ = uri.partition("://")
     if separator and scheme.lower() == "file":
         parts = urlsplit(uri)
@@ -84,7 +94,7 @@ def local_path(uri: str) -> Path:
         raise StorageError(f"{scheme}:// is not read or written here: use a local path, file:// or s3://")
     if not uri or "\0" in uri:
         raise StorageError("the path is empty or holds a NUL character")
-    return Path(uri)
+    return Path(uri).expanduser() if uri.startswith("~/") else Path(uri)
 
 
 def bucket_and_key(uri: str) -> tuple[str, str]:
