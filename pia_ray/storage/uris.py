@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -76,7 +77,7 @@ def join(uri: str, *parts: str) -> str:
 
 
 def local_path(uri: str) -> Path:
-    """The path of a local URI; `~/` is the home folder, also where no shell has seen it.
+    """The path of a local URI, with `~` as the home folder also where no shell has seen it.
 
     Raises:
         StorageError: the URI is of another kind, or has too few slashes.
@@ -94,7 +95,12 @@ def local_path(uri: str) -> Path:
         raise StorageError(f"{scheme}:// is not read or written here: use a local path, file:// or s3://")
     if not uri or "\0" in uri:
         raise StorageError("the path is empty or holds a NUL character")
-    return Path(uri).expanduser() if uri.startswith("~/") else Path(uri)
+    return expanded(uri)
+
+
+def expanded(path: str) -> Path:
+    """The path with `~` and `~NAME` as home folders; as it is where there is no such folder or user."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111 - Path's own raises there
 
 
 def bucket_and_key(uri: str) -> tuple[str, str]:

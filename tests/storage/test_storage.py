@@ -79,7 +79,7 @@ def test_a_uri_without_its_slashes_or_bucket_is_no_path(tmp_path: Path, monkeypa
         storage.join("s3://", "videos")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert storage.local_path("~/x") == tmp_path / "x"
-    assert storage.local_path("~nobody/x") == Path("~nobody/x")
+    assert storage.local_path("~no-such-user/x") == Path("~no-such-user/x")
     with pytest.raises(OutputError, match="File name too long"):
         storage.check_writable(f"{tmp_path}/{'x' * 300}")
 
@@ -393,6 +393,7 @@ def test_what_the_system_refuses_to_read_has_its_kind(tmp_path: Path) -> None:
         (errno.EDQUOT, StorageUnavailable),
         (errno.EACCES, StorageDenied),
         (errno.EROFS, StorageDenied),
+        (errno.ENXIO, StorageError),
     ],
 )
 def test_refusals_that_need_a_machine_of_their_own_have_their_kind(code: int, kind: type[StorageError]) -> None:
