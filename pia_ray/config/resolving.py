@@ -11,13 +11,12 @@ from pydantic import ValidationError
 
 from pia_ray.config.faults import fault_text
 from pia_ray.config.finish_checks import check_finishing
-from pia_ray.config.knob_types import FIRST_VERSION, MOTION_NAMES
+from pia_ray.config.knob_types import FIRST_VERSION, MAX_SEED, MOTION_NAMES
 from pia_ray.config.knobs import (
     DEFAULT_STYLE,
     DISTILLED_STEPS,
     KNOBS,
     LOOPS,
-    MAX_SEED,
     PICTURE_KNOBS,
     AnimationParams,
     suggest,
