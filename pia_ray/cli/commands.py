@@ -171,6 +171,7 @@ def image_command(args: argparse.Namespace) -> int:
         f"motion {animation.motion:.3f}, {animation.animate_s:.1f} s",
         highlight=False,
         soft_wrap=True,
+        markup=False,
     )
     if args.open and not open_file(args.output):
         print("pia-ray: this system has no program that opens files: open the video by hand", file=sys.stderr)

@@ -74,13 +74,14 @@ def make_run_console() -> Screen:
     if not logs.is_json():
         return make_console()
     log.setLevel(logging.INFO)
-    return Screen(file=_LogLines(), width=200)
+    return Screen(file=_LogLines(), width=200, emoji=False)
 
 
 def make_console() -> Screen:
     """The console on standard output."""
-    # Where there is no terminal rich assumes 80 columns, and would cut the tables of a pipe or a log file.
-    return Screen() if sys.stdout.isatty() else Screen(width=200)
+    # Where there is no terminal rich assumes 80 columns, and would cut the tables of a pipe or a log file. The :x: of a
+    # prompt or path is no emoji.
+    return Screen(width=None if sys.stdout.isatty() else 200, emoji=False)
 
 
 def absolute_path(uri: str) -> str:

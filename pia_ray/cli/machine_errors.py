@@ -19,6 +19,9 @@ _ADVICE = {
     errno.EAGAIN: "Raise the number of processes and threads: `ulimit -u`.",
     errno.EIO: "The disk or mount does not work: check the system's log.",
     errno.ESTALE: "The mount was lost: mount it again.",
+    errno.ENAMETOOLONG: "Choose a shorter name.",
+    errno.ELOOP: "It is a link that leads to itself: remove the link.",
+    errno.ENOTDIR: "A part of its path is a file: choose another path.",
 }
 
 

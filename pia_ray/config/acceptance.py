@@ -103,7 +103,7 @@ ModelBounds = Annotated[tuple[str, ...], BeforeValidator(_texts), AfterValidator
 def _parse_bound(text: str) -> Bound:
     match = _BOUND.fullmatch(text)
     if match is None:
-        raise ValueError(f"must be bounds such as likeness_min>=0.7 (got {text.strip()!r})")
+        raise ValueError(f"{text.strip()!r} is not a bound such as likeness_min>=0.7")
     number, operator, value = match.groups()
     if number not in NUMBERS:
         raise ValueError(f'"{number}" is not a number of a video.{suggest(number, NUMBERS)}'.rstrip("."))

@@ -48,6 +48,8 @@ Seam = Literal["keep", "drop"]
 PromptSyntax = Literal["plain", "a1111"]
 
 
+MAX_SEED: Final = 2**64 - 1
+
 MOTION_NAMES: Final = (
     "small",
     "moderate",
@@ -197,6 +199,13 @@ def _multiple_of_8(value: object) -> object:
     return value
 
 
+def _seed(value: object) -> object:
+    value = _int_cell(value)
+    if isinstance(value, int) and not 0 <= value <= MAX_SEED:  # pydantic's own words round the most
+        raise ValueError("must be a whole number from 0 to 2^64-1")
+    return value
+
+
 def _int_cell(value: object) -> object:
     """Text from CSV and floats with a whole value are integers; 2**63 and more must not pass through a float."""
     value = _no_bool(value)
@@ -220,6 +229,7 @@ def _side(value: object) -> object:
 
 
 IntCell = Annotated[int, BeforeValidator(_int_cell)]
+Seed = Annotated[int, BeforeValidator(_seed)]
 FloatCell = Annotated[float, BeforeValidator(_no_bool)]
 Text = Annotated[str, BeforeValidator(_text)]
 Side = Annotated[int, BeforeValidator(_side)]

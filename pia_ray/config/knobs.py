@@ -16,6 +16,7 @@ from pia_ray.config.finish_knobs import FinishKnobs
 from pia_ray.config.knob_types import (
     AS_WORD,
     MAX_COEFFICIENTS,
+    MAX_SEED,
     MOTION_NAMES,
     Affinity,
     ContextSchedule,
@@ -33,6 +34,7 @@ from pia_ray.config.knob_types import (
     PromptSyntax,
     Scheduler,
     Seam,
+    Seed,
     Side,
     StyleName,
     Text,
@@ -42,7 +44,6 @@ from pia_ray.config.knob_types import (
 LOOPS: Final = range(3, 6)
 """Motion scales that close: the last frame is the picture again."""
 
-MAX_SEED: Final = 2**64 - 1
 
 MAX_FRAMES: Final = 32
 """Frames that are denoised in one piece unless context_frames says otherwise: the positions of PIA's motion modules."""
@@ -94,7 +95,7 @@ class AnimationParams(FinishKnobs):
         max_length=10_000,
         description="What to keep away from. Unused where guidance_scale is 1 or less.",
     )
-    seed: IntCell | None = Field(
+    seed: Seed | None = Field(
         None,
         ge=0,
         le=MAX_SEED,

@@ -5,6 +5,7 @@ Reads YAML files and nothing else: no environment variables, no network.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Mapping
 from importlib.resources import files
@@ -361,7 +362,8 @@ def named_models(user_file: Path = USER_MODELS) -> dict[str, ModelConfig]:
     tables = {
         "the packaged models.yaml": yaml.safe_load(files("pia_ray.config").joinpath("models.yaml").read_text("utf-8"))
     }
-    if (own := user_file.expanduser()).exists():
+    own = Path(os.path.expanduser(user_file))  # noqa: PTH111 - Path's own raises where there is no home folder
+    if own.exists():
         tables[str(own)] = read_yaml(own)
     models: dict[str, ModelConfig] = {}
     for source, table in tables.items():

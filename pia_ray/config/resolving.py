@@ -11,13 +11,12 @@ from pydantic import ValidationError
 
 from pia_ray.config.faults import fault_text
 from pia_ray.config.finish_checks import check_finishing
-from pia_ray.config.knob_types import FIRST_VERSION, MOTION_NAMES
+from pia_ray.config.knob_types import FIRST_VERSION, MAX_SEED, MOTION_NAMES
 from pia_ray.config.knobs import (
     DEFAULT_STYLE,
     DISTILLED_STEPS,
     KNOBS,
     LOOPS,
-    MAX_SEED,
     PICTURE_KNOBS,
     AnimationParams,
     suggest,
@@ -51,7 +50,7 @@ def parse_defaults(cells: Mapping[str, object]) -> dict[str, Any]:
         BadParameter: as `parse_params`.
     """
     params = parse_params({"prompt": "-", **cells})
-    if not params.prompt:
+    if not params.prompt.strip():
         raise BadParameter("prompt must not be empty as a default: only a row may have an empty one", "prompt")
     return {name: getattr(params, name) for name in params.model_fields_set if name in cells}
 

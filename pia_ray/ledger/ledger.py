@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from pia_ray import storage
 from pia_ray.errors import OutputError, OutputUnavailable, StorageError
+from pia_ray.formatting import count_of
 from pia_ray.ledger import attempts, layout, runs
 from pia_ray.ledger.index import Index, split_keys
 from pia_ray.ledger.parts import (
@@ -229,7 +230,7 @@ class Ledger:
         """Drops the rows of these winners, and what is left of their videos, so that they are not done."""
         if not len(positions):
             return
-        _log.warning("%d videos are missing or damaged: they are made again", len(positions))
+        _log.warning("%s missing or damaged: made again", count_of(len(positions), "video"))
         high, low = self.index.winners.high[positions], self.index.winners.low[positions]
         # The video first: without its row, a damaged one would be adopted as that of a run that was killed.
         move_damaged_aside(self.output, high)

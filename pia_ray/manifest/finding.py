@@ -118,7 +118,7 @@ def find_names(uri: str) -> Found:
     if not uri:
         raise ManifestError("the manifest is missing: give a file or a folder")
     try:
-        path = storage.local_path(uri).expanduser().absolute()
+        path = storage.local_path(uri).absolute()
     except StorageError as error:
         raise ManifestError(f"{uri}: a manifest is a local path or an s3:// URI. {error.message}") from None
     if not is_unicode(str(path)):
@@ -179,7 +179,7 @@ def kind_of(name: str) -> Kind | None:
 def root_of(uri: str) -> str:
     """The folder of the references of a manifest, by its URI alone; with a slash at the end."""
     if not sources.in_store(uri):
-        uri = str(storage.local_path(uri).expanduser().absolute())
+        uri = str(storage.local_path(uri).absolute())
     if glob.has_magic(uri) and (sources.in_store(uri) or not Path(uri).exists()):
         return _split_glob(uri)[0]
     return (uri.rpartition("/")[0] if kind_of(uri) is not None else uri.rstrip("/")) + "/"

@@ -18,7 +18,8 @@ import numpy as np
 import pyarrow as pa
 
 from pia_ray.config.catalog import CatalogConfig
-from pia_ray.config.knobs import DEFAULT_STYLE, MAX_SEED
+from pia_ray.config.knob_types import MAX_SEED
+from pia_ray.config.knobs import DEFAULT_STYLE
 from pia_ray.config.resolving import (
     canonical,
     canonical_params,

@@ -150,7 +150,7 @@ def _filled(text: str, cells: Mapping[str, Any], field: str) -> str:
 def _filtered(value: str, text: str) -> str:
     """The value through one filter, such as `lower` or `words:5`; ValueError for another."""
     name, _, argument = text.strip().partition(":")
-    if name == "words":
+    if name == "words" and argument.isdecimal() and int(argument):
         return " ".join(value.split()[: int(argument)])
     if argument or name not in ("strip", "lower"):
         raise ValueError(text)

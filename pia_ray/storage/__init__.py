@@ -40,7 +40,7 @@ from pia_ray.storage.objects import (
 )
 from pia_ray.storage.patience import Notice, hurry, patience, waited_out
 from pia_ray.storage.side_by_side import side_by_side
-from pia_ray.storage.uris import ObjectStat, is_s3, join, local_path
+from pia_ray.storage.uris import ObjectStat, expanded, is_s3, join, local_path
 
 __all__ = [
     "Notice",
@@ -60,6 +60,7 @@ __all__ = [
     "delete",
     "delete_all",
     "exists",
+    "expanded",
     "forget_clients",
     "head",
     "hurry",

@@ -67,7 +67,7 @@ def local_error(error: OSError, verb: str, uri: str) -> StorageError:
             return StorageDenied(f"{start}{text}. Check the owner and permissions.")
         case errno.ENOSPC | errno.EDQUOT:
             return StorageUnavailable(f"{start}{text}. Free some space and run again.")
-        case errno.ENAMETOOLONG | errno.ELOOP | errno.EINVAL | errno.EEXIST:
+        case errno.ENAMETOOLONG | errno.ELOOP | errno.EINVAL | errno.EEXIST | errno.ENXIO:  # ENXIO: of a socket
             return StorageError(f"{start}{text}.")
         case _:
             return StorageUnavailable(f"{start}{text}.")

@@ -75,10 +75,11 @@ def create_bytes(uri: str, content: bytes, *, synced: bool = True) -> str | None
 @patient
 def check_writable(uri: str) -> None:
     folder = local_path(uri).absolute()
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
-    with local_errors("write", uri), tempfile.TemporaryFile(dir=folder):
-        pass
+    with local_errors("write", uri):
+        while not folder.exists() and folder != folder.parent:
+            folder = folder.parent
+        with tempfile.TemporaryFile(dir=folder):
+            pass
 
 
 @patient

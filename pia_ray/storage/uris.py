@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from pia_ray.errors import StorageError, StorageNotFound
 
 _SCHEME: Final = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*)://")
 _PASSWORD: Final = re.compile(r"^(\s*[a-zA-Z][a-zA-Z0-9+.-]*://[^/?#:@]*):[^/?#]*(?=@)")
+_TOO_FEW_SLASHES: Final = re.compile(r"(s3|file):(?!//)", re.IGNORECASE)
 _OURS: Final = frozenset({"file", "s3", "http", "https"})
 """Schemes that are read without fsspec."""
 READ_SCHEMES: Final = "use a path or s3://, for a picture also https:// or data:"
@@ -59,7 +61,13 @@ def without_password(uri: str) -> str:
 
 
 def join(uri: str, *parts: str) -> str:
-    """The URI of something below `uri`; slashes at the seams do not matter."""
+    """The URI of something below `uri`; slashes at the seams do not matter.
+
+    Raises:
+        StorageError: `uri` is of S3 and names no bucket, as which the first part would count.
+    """
+    if is_s3(uri):
+        bucket_and_key(uri)
     tail = "/".join(part.strip("/") for part in parts if part.strip("/"))
     if uri[:7].lower() == "file://":
         tail = quote(tail)
@@ -69,11 +77,14 @@ def join(uri: str, *parts: str) -> str:
 
 
 def local_path(uri: str) -> Path:
-    """The path of a local URI.
+    """The path of a local URI, with `~` as the home folder also where no shell has seen it.
 
     Raises:
-        StorageError: the URI is of another kind.
+        StorageError: the URI is of another kind, or has too few slashes.
     """
+    if match := _TOO_FEW_SLASHES.match(uri):
+        right = "s3://bucket/prefix" if match[1].lower() == "s3" else "file:///path"
+        raise StorageError(f'"{uri}" is not a path, and a URI of {match[1]} is written {right}')
     scheme, separator, _ = uri.partition("://")
     if separator and scheme.lower() == "file":
         parts = urlsplit(uri)
@@ -84,7 +95,12 @@ def local_path(uri: str) -> Path:
         raise StorageError(f"{scheme}:// is not read or written here: use a local path, file:// or s3://")
     if not uri or "\0" in uri:
         raise StorageError("the path is empty or holds a NUL character")
-    return Path(uri)
+    return expanded(uri)
+
+
+def expanded(path: str) -> Path:
+    """The path with `~` and `~NAME` as home folders; as it is where there is no such folder or user."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111 - Path's own raises there
 
 
 def bucket_and_key(uri: str) -> tuple[str, str]:

@@ -342,7 +342,7 @@ def _local(part: Part) -> Path:
             raise WeightsError(f"the embedded model is missing from {folder}: install pia-ray again")
         return folder
     refuse_format(part)
-    location = Path(part.reference).expanduser()
+    location = storage.expanded(part.reference)
     if part.is_file:
         if not location.is_file():
             raise WeightsError(

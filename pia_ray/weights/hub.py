@@ -38,7 +38,7 @@ _HUB_ERRORS: Final = (httpx2.HTTPError, OSError, ValueError)
 
 def is_hub(part: Part) -> bool:
     """Whether the reference is of the hub: OWNER/NAME, or a path in it, and nothing of that name is here."""
-    if storage.is_s3(part.reference) or Path(part.reference).expanduser().exists():
+    if storage.is_s3(part.reference) or storage.expanded(part.reference).exists():
         return False
     if not part.is_file and _HUB_ID.fullmatch(part.reference) is not None:
         return True

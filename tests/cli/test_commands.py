@@ -228,6 +228,7 @@ def test_a_reserved_knob_as_a_column_exits_2(pia: Pia, tmp_path: Path) -> None:
         (["--motion-scale", "loop_smal"], 'Did you mean "loop-small"?'),
         (["--seed", "-1"], "seed must be a whole number from 0 to 2^64-1"),
         (["--prompt", ""], "--prompt: prompt"),
+        (["--prompt", " "], "--prompt: prompt"),
         (["--strength", "nan"], "--strength: strength must be above 0 to 1"),
         (["--steps", "9"], 'Did you mean "--num-inference-steps"?'),
         (["--allowed-networks", "\udcff"], "allowed_networks: must be valid Unicode text"),

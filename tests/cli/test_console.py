@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from pia_ray.cli.console import open_page
+from pia_ray.cli.console import make_console, open_page
 
 
 class Recorder(webbrowser.BaseBrowser):
@@ -23,6 +23,11 @@ class Recorder(webbrowser.BaseBrowser):
     def open(self, url: str, new: int = 0, autoraise: bool = True) -> bool:
         self.opened.append(url)
         return self.works
+
+
+def test_what_is_written_with_colons_is_no_emoji(capsys: pytest.CaptureFixture[str]) -> None:
+    make_console().print("<lora:x:0.8>", markup=False)
+    assert capsys.readouterr().out == "<lora:x:0.8>\n"
 
 
 @pytest.fixture

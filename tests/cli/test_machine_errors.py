@@ -29,6 +29,8 @@ from pia_ray.ledger import Ledger, new_run
         ),
         (OSError(errno.EMFILE, "Too many open files"), "ulimit -n"),
         (OSError(errno.ENOMEM, "Cannot allocate memory"), "--actors"),
+        (OSError(errno.ENAMETOOLONG, "File name too long", "x.mp4"), "x.mp4: File name too long. Choose a shorter"),
+        (OSError(errno.ELOOP, "Too many levels of symbolic links", "x"), "leads to itself"),
         (MemoryError(), "not enough memory"),
         (RuntimeError("can't start new thread"), "ulimit -u"),
         (FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']"), "Set TMPDIR"),

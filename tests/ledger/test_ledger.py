@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pia_ray import ledger, storage
-from pia_ray.config.knobs import MAX_SEED
+from pia_ray.config.knob_types import MAX_SEED
 from pia_ray.errors import LeaseHeld, LedgerError, OutputError, VideoError
 from pia_ray.ledger import Lease, Ledger, layout, new_run, runs
 from pia_ray.ledger.index import find_keys, split_keys

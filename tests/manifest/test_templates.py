@@ -113,7 +113,12 @@ def test_a_row_with_an_empty_cell_outside_of_a_clause_is_bad(tmp_path: Path) -> 
 
 @pytest.mark.parametrize(
     ("template", "reason"),
-    [("a {titel}", 'Did you mean "title"'), ("{title|upper}", "not a filter"), ("{title|words:x}", "not a filter")],
+    [
+        ("a {titel}", 'Did you mean "title"'),
+        ("{title|upper}", "not a filter"),
+        ("{title|words:x}", "not a filter"),
+        ("{title|words:0}", "not a filter"),
+    ],
 )
 def test_a_template_that_no_row_could_fill_ends_the_run(tmp_path: Path, template: str, reason: str) -> None:
     with pytest.raises(ManifestError, match=reason):

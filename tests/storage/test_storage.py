@@ -71,6 +71,19 @@ def test_uris_are_joined_by_one_slash(uri: str, parts: list[str], expected: str)
     assert storage.join(uri, *parts) == expected
 
 
+def test_a_uri_without_its_slashes_or_bucket_is_no_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for uri in ("s3:", "s3:/bucket/x", "S3:bucket/x", "file:/tmp/x"):
+        with pytest.raises(StorageError, match=f'"{uri}" is not a path, and a URI of'):
+            storage.local_path(uri)
+    with pytest.raises(StorageError, match="names no bucket: write s3://bucket/prefix"):
+        storage.join("s3://", "videos")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert storage.local_path("~/x") == tmp_path / "x"
+    assert storage.local_path("~no-such-user/x") == Path("~no-such-user/x")
+    with pytest.raises(OutputError, match="File name too long"):
+        storage.check_writable(f"{tmp_path}/{'x' * 300}")
+
+
 @pytest.mark.parametrize("uri", ["gs://bucket/x", "https://example.org/x", "ftp://x/y", "", "a\0b", "file://host/x"])
 def test_uris_of_other_kinds_are_refused(uri: str) -> None:
     with pytest.raises(StorageError):
@@ -380,6 +393,7 @@ def test_what_the_system_refuses_to_read_has_its_kind(tmp_path: Path) -> None:
         (errno.EDQUOT, StorageUnavailable),
         (errno.EACCES, StorageDenied),
         (errno.EROFS, StorageDenied),
+        (errno.ENXIO, StorageError),
     ],
 )
 def test_refusals_that_need_a_machine_of_their_own_have_their_kind(code: int, kind: type[StorageError]) -> None:

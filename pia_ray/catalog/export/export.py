@@ -7,6 +7,7 @@ to the level that is asked for.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import threading
 from collections import deque
@@ -150,7 +151,7 @@ class _Export:
         return column if isinstance(column, str) and not fields_of(column) and column not in names else None
 
     def _check_template(self, names: list[str]) -> None:
-        where = f"the results of {self._output}"
+        where = f"results.parquet of {self._output}"
         try:
             check_name(self._options.name, names=names, where=where)
         except ConfigError as error:
@@ -299,7 +300,7 @@ class _Export:
             raise VideoError(f"{source} is {'not there' if found is None else 'damaged'}")
         size_bytes = found.size_bytes
         kind = _TYPES.get(_extension(source), "application/octet-stream")
-        if is_video and (content := self._reduced(source)) is not None:
+        if is_video and (content := self._reduced(source, row)) is not None:
             storage.write_bytes(target, content, content_type=kind)
             size_bytes = len(content)
         elif not (self._options.link and storage.link(source, target)):
@@ -309,16 +310,18 @@ class _Export:
             self._exported.num_copied += 1
             self._exported.bytes_copied += size_bytes
 
-    def _reduced(self, source: str) -> bytes | None:
+    def _reduced(self, source: str, row: Mapping[str, Any]) -> bytes | None:
         """The video without what its provenance tells beyond the level; None where it tells no more.
 
         Raises:
-            VideoError: it is damaged.
+            VideoError: it is damaged, or is not the row's.
         """
         level, ending = self._options.provenance, _extension(source)
         if level == "full":
             return None
         content = storage.read_bytes(source)
+        if row["sha256"] not in (None, hashlib.sha256(content).hexdigest()):
+            raise VideoError(f"{source} is damaged")
         reduced = strip_provenance(content, cast(VideoFormat, ending), level)
         return None if reduced is content else reduced
 

@@ -37,6 +37,11 @@ def tensor_names(path: Path) -> list[str]:
         return list(file.keys())
 
 
+def is_finite(tensor: torch.Tensor) -> bool:
+    """Whether no value is NaN or infinite."""
+    return bool(torch.isfinite(tensor.float()).all())
+
+
 def read_header(path: Path) -> dict[str, Any]:
     """The metadata of a safetensors file, with JSON texts parsed; empty for other files."""
     if path.suffix.lower() != ".safetensors":

@@ -153,7 +153,11 @@ def own_scheduler(weights: LocalWeights, model: ModelConfig) -> Any:
 
 
 def scheduler_config(weights: LocalWeights, model: ModelConfig) -> dict[str, Any]:
-    """The model's settings, before what a single file states, before those of the folder."""
+    """The model's settings, before what a single file states, before those of the folder.
+
+    Raises:
+        WeightsError: there are none, or the UNet predicts what no scheduler here takes.
+    """
     config = read_config(config_folder(weights) / "scheduler" / "scheduler_config.json")
     if weights.base.is_file():
         config |= single_file.scheduler_settings(tensor_names(weights.base), read_header(weights.base))
@@ -163,6 +167,8 @@ def scheduler_config(weights: LocalWeights, model: ModelConfig) -> dict[str, Any
         config["rescale_betas_zero_snr"] = model.zero_snr == "on"
     if model.zero_snr == "on":
         config["timestep_spacing"] = "trailing"
+    if (predicts := config.get("prediction_type", "epsilon")) not in ("epsilon", "sample", "v_prediction"):
+        raise WeightsError(f"{weights.base} is not of Stable Diffusion 1.5: its prediction_type is {predicts}")
     return config
 
 

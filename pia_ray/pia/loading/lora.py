@@ -15,7 +15,7 @@ import torch
 
 from pia_ray.errors import WeightsError
 from pia_ray.pia.components import Changeable, Components, Part, Place, sharing_copy
-from pia_ray.pia.loading.checkpoint_tensors import read_header, read_tensors
+from pia_ray.pia.loading.checkpoint_tensors import is_finite, read_header, read_tensors
 from pia_ray.pia.loading.lora_kinds import WeightDelta, is_complete, rank_of
 from pia_ray.pia.loading.lora_names import Target, role_of, target_of, targets_in
 from pia_ray.pia.loading.textual_inversion import BUNDLED
@@ -91,6 +91,7 @@ def read_lora(path: Path, components: Changeable) -> LoraFile:
     if any(key.startswith(_XL) for key in tensors):
         raise WeightsError(f"{path} is a LoRA of Stable Diffusion XL, whose second text encoder has no place here")
     layers, names, unread = _by_layer(tensors, _layers_per_block(components))
+    _check_values(path, layers, names)
     if not any(set(factors) - {"alpha"} for factors in layers.values()):
         raise WeightsError(f"{path} is not a LoRA: it holds no pair of lora_down and lora_up, or lora_A and lora_B")
     modules, config = dict(targets_in(components)), read_header(path).get("lora_adapter_metadata")
@@ -133,6 +134,16 @@ def _by_layer(
         layers.setdefault(target, {})[role] = tensor
         names.setdefault(target, name)
     return layers, names, unknown
+
+
+def _check_values(path: Path, layers: Mapping[Target, Mapping[str, torch.Tensor]], names: Mapping[Target, str]) -> None:
+    for target, factors in layers.items():
+        for role, factor in factors.items():
+            if factor.numel() == 0 or (factor.ndim == 0 and role != "alpha") or not is_finite(factor):
+                raise WeightsError(
+                    f"{path} is damaged: {names[target]} has an empty {role}, or one with NaN or infinite values. "
+                    "Fetch or train it again."
+                )
 
 
 def _deltas(part: Part, module: str, factors: Mapping[str, torch.Tensor], alpha: float) -> Iterator[WeightDelta]:

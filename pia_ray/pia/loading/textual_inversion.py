@@ -13,7 +13,7 @@ import torch
 
 from pia_ray.errors import WeightsError
 from pia_ray.pia.components import Components, sharing_copy
-from pia_ray.pia.loading.checkpoint_tensors import read_tensors, tensor_names
+from pia_ray.pia.loading.checkpoint_tensors import is_finite, read_tensors, tensor_names
 
 BUNDLED: Final = "bundle_emb."
 """Start of the keys of textual inversions in a LoRA file: `bundle_emb.TOKEN.string_to_param.*`, as A1111 reads them."""
@@ -111,4 +111,6 @@ def _vectors(tensors: Mapping[str, torch.Tensor], path: Path, *, width: int) -> 
             f"{path} was made for another model: its vectors have {vectors.shape[-1]} numbers, this text encoder's "
             f"{width}. PIA takes textual inversions of Stable Diffusion 1.5."
         )
+    if vectors.numel() == 0 or not is_finite(vectors):
+        raise WeightsError(f"{path} is damaged: it holds no vector, or NaN or infinite values. Fetch it again.")
     return vectors.reshape(-1, width)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -332,6 +333,8 @@ def merged(components: Components, path: Path) -> dict[str, torch.Tensor]:
     ("change", "text"),
     [
         (lambda _: {"weight": torch.zeros(4, 4)}, "is not a LoRA"),
+        (lambda whole: {name: value.clone().fill_(math.nan) for name, value in whole.items()}, "is damaged: .* NaN"),
+        (lambda whole: {name: torch.tensor(1.0) for name in whole}, "is damaged: .* an empty"),
         (lambda whole: {**whole, "lora_unet_x.on_input": torch.ones(1)}, "IA3"),
         (lambda whole: {**whole, "lora_unet_x.oft_blocks": torch.ones(1)}, "OFT"),
         (lambda whole: {**whole, "lora_te2_x.lora_down.weight": torch.ones(1, 1)}, "Stable Diffusion XL"),

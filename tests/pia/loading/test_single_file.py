@@ -211,6 +211,13 @@ def test_a_setting_of_the_model_goes_before_what_the_file_states(files: Files, t
     )
 
 
+def test_a_base_that_predicts_what_no_scheduler_takes_is_refused(files: Files, tmp_path: Path) -> None:
+    config = shutil.copytree(files[3], tmp_path / "config")
+    path = config / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"prediction_type": "flow_prediction"}))
+    assert "its prediction_type is flow_prediction" in refusal(model_of(files[0], files[1], config=config))
+
+
 def original_names(folder: Path) -> dict[str, torch.Tensor]:
     """The motion adapter of a folder in the names of PIA's own `pia.ckpt`."""
     found = {}

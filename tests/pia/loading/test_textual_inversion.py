@@ -125,6 +125,9 @@ def test_what_is_no_textual_inversion_for_this_model_is_refused_by_file(
     other = tmp_path / "other.safetensors"
     save_file({"clip_l": torch.zeros(1, 32), "clip_g": torch.zeros(1, 64)}, other)
     assert "is not a textual inversion of Stable Diffusion 1.5" in refusal("x", other)
+    for damaged in (torch.zeros(0, 32), torch.full((1, 32), torch.inf)):
+        save_file({"x": damaged}, other)
+        assert "is damaged" in refusal("x", other)
     assert "64 numbers" in refusal("x", make_textual_inversion(other, width=64))
     assert "already a token" in refusal("a", files["<thing>"])
 
