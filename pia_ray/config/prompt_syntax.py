@@ -27,6 +27,7 @@ class WeightedText(NamedTuple):
 _TOKEN: Final = re.compile(
     r"\\[\\()\[\]]?|:\s*(?P<number>[+-]?(?:\d+(?:\.\d*)?|\.\d+))\s*\)|[()\[\]]|[^\\()\[\]:]+|:", re.DOTALL
 )
+# A run of spaces is tried from its start alone.
 _BREAK: Final = re.compile(r"(?:(?<!\s)\s+)?\bBREAK\b\s*")
 _LORA: Final = re.compile(r"<(lora|lyco|hypernet):([^<>]*)>", re.IGNORECASE)
 _NUMBER_IN_BRACKETS: Final = re.compile(r"(?<!\\)\([^()]*:\s*[+-]?[\d.]+\s*\)")

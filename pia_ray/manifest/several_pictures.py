@@ -23,10 +23,11 @@ from pia_ray.manifest.items import id_text
 from pia_ray.manifest.tables import Chunk, Columns, PictureOfRow, TableFile, is_empty
 
 _URL: Final = re.compile(r"(?:[a-zA-Z][a-zA-Z0-9+.-]*:)?//\S")
-_BETWEEN_URLS: Final = re.compile(r"\s*[,;|\n]\s*(?=(?:[a-zA-Z][a-zA-Z0-9+.-]*:)?//\S)")
+# A run of spaces is tried from its start alone: from each of them, a cell of 100,000 would take minutes.
+_BETWEEN_URLS: Final = re.compile(r"(?:(?<!\s)\s+)?[,;|\n]\s*+(?=(?:[a-zA-Z][a-zA-Z0-9+.-]*:)?//\S)")
 """Separators before a scheme only, because URLs hold commas."""
 
-_BETWEEN_FILES: Final = re.compile(r"\s*[,;|\n]\s*")
+_BETWEEN_FILES: Final = re.compile(r"(?:(?<!\s)\s+)?[,;|\n]\s*+")
 _SEPARATOR: Final = re.compile(r"[,;|\n]")
 _OF_PICTURES: Final = ("variant", "image", "option")
 """Starts of the names of a shop export's columns that belong to a row and not to its product."""
