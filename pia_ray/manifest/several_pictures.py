@@ -188,11 +188,21 @@ def _chosen(
             yield _Chosen(row, cell if several is None else None, None)
             continue
         for each in several:
-            key = tuple(each.cell.values()) if isinstance(each.cell, Mapping) else each.cell
+            key = _key(each.cell)
             if key in seen or (seen and pictures == "first"):
                 continue
             yield _Chosen(row, each.cell, PictureOfRow(len(seen), each.position))
             seen.add(key)
+
+
+def _key(cell: object) -> object:
+    """Equal for equal pictures, and can be in a set."""
+    key = tuple(cell.values()) if isinstance(cell, Mapping) else cell
+    try:
+        hash(key)
+    except TypeError:  # a list within a list, which is no picture, as planning says
+        return repr(key)
+    return key
 
 
 def _id_of(cell: object, picture: PictureOfRow | None) -> object:
