@@ -19,8 +19,6 @@ from training.prompts import words
 EMBEDDING: Final = 96
 PROMPT_TOKENS: Final = 32
 MOST_FRAMES: Final = 32
-FACTOR: Final = 4
-"""Pixels per latent along an edge."""
 
 
 def make_vae(widths: tuple[int, ...] = (16, 32, 64)) -> Any:

@@ -41,7 +41,7 @@ def _focus(value: object) -> object:
         raise ValueError(wrong)
     try:
         numbers = tuple(abs(float(cell)) if float(cell) == 0 else float(cell) for cell in value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ValueError(wrong) from None
     if not all(0 <= number <= 1 for number in numbers):
         raise ValueError(wrong)

@@ -106,7 +106,7 @@ def _affinity(value: object) -> object:
             raise ValueError(wrong)
         try:
             number = float(cell)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise ValueError(wrong) from None
         if not 0 <= number <= 1:
             raise ValueError(wrong)
@@ -166,7 +166,7 @@ def _free_u(value: object) -> object:
         raise ValueError(text)
     try:
         numbers = tuple(float(_no_bool(number)) for number in value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ValueError(text) from None
     if not all(0 < number <= 4 for number in numbers):
         raise ValueError(text)

@@ -161,11 +161,10 @@ class ModelConfig(JudgeWeights):
     defaults: KnobDefaults = Field(default_factory=dict, description="The model's own values of knobs.")
     description: str = Field("", description="One line for `pia-ray models`.")
 
-    @field_validator("vae_tiling", "zero_snr", mode="before")
+    @field_validator("compile_cache", mode="before")
     @classmethod
-    def _switch(cls, value: object) -> object:
-        # YAML reads a bare on or off as a truth value.
-        return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+    def _cache_off(cls, value: object) -> object:
+        return "off" if value is False else value  # as YAML reads a bare off
 
     @field_validator("long_edge", "size_step")
     @classmethod

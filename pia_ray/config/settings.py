@@ -26,6 +26,8 @@ class Settings(BaseModel):
     def _plain(cls, value: object, info: ValidationInfo) -> object:
         field = cls.model_fields[str(info.field_name)]
         kinds = _kinds(field.annotation)
+        if isinstance(value, bool) and (word := "on" if value else "off") in kinds:
+            return word  # YAML reads a bare on or off as a truth value
         if isinstance(value, bool) and kinds & {int, float} and bool not in kinds:
             raise ValueError("must be a number, not true or false")
         if any(isinstance(text, str) and holds_surrogates(text) for text in _several(value)):

@@ -169,7 +169,7 @@ def _open(root: str, name: str, config: CatalogConfig) -> TableFile:
             count = None if next(rows_left, None) is not None else 0
         return replace(file, schema=pa.schema([(column, pa.string()) for column in named]), num_rows=count)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise ManifestError(f"{name} is damaged or no {kind} file: {error}") from None
+        raise ManifestError(f"{name} is damaged or not of the kind {kind}: {error}") from None
     except (OSError, EOFError, zlib.error, StorageError) as error:
         raise _unread(name, error) from None
 

@@ -23,10 +23,11 @@ from pia_ray.manifest.items import id_text
 from pia_ray.manifest.tables import Chunk, Columns, PictureOfRow, TableFile, is_empty
 
 _URL: Final = re.compile(r"(?:[a-zA-Z][a-zA-Z0-9+.-]*:)?//\S")
-_BETWEEN_URLS: Final = re.compile(r"\s*[,;|\n]\s*(?=(?:[a-zA-Z][a-zA-Z0-9+.-]*:)?//\S)")
+# A run of spaces is tried from its start alone: from each of them, a cell of 100,000 would take minutes.
+_BETWEEN_URLS: Final = re.compile(r"(?:(?<!\s)\s+)?[,;|\n]\s*+(?=(?:[a-zA-Z][a-zA-Z0-9+.-]*:)?//\S)")
 """Separators before a scheme only, because URLs hold commas."""
 
-_BETWEEN_FILES: Final = re.compile(r"\s*[,;|\n]\s*")
+_BETWEEN_FILES: Final = re.compile(r"(?:(?<!\s)\s+)?[,;|\n]\s*+")
 _SEPARATOR: Final = re.compile(r"[,;|\n]")
 _OF_PICTURES: Final = ("variant", "image", "option")
 """Starts of the names of a shop export's columns that belong to a row and not to its product."""
@@ -187,11 +188,21 @@ def _chosen(
             yield _Chosen(row, cell if several is None else None, None)
             continue
         for each in several:
-            key = tuple(each.cell.values()) if isinstance(each.cell, Mapping) else each.cell
+            key = _key(each.cell)
             if key in seen or (seen and pictures == "first"):
                 continue
             yield _Chosen(row, each.cell, PictureOfRow(len(seen), each.position))
             seen.add(key)
+
+
+def _key(cell: object) -> object:
+    """Equal for equal pictures, and can be in a set."""
+    key = tuple(cell.values()) if isinstance(cell, Mapping) else cell
+    try:
+        hash(key)
+    except TypeError:  # a list within a list, which is no picture, as planning says
+        return repr(key)
+    return key
 
 
 def _id_of(cell: object, picture: PictureOfRow | None) -> object:

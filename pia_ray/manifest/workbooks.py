@@ -81,7 +81,7 @@ def _sheet_of(file: TableFile) -> Iterator[tuple[Any, Any]]:
             finally:
                 book.close()
         except (zipfile.BadZipFile, ParseError, KeyError, StopIteration, ValueError) as error:
-            raise ManifestError(f"{file.name} is damaged or no xlsx file: {error}") from None
+            raise ManifestError(f"{file.name} is damaged or not an xlsx file: {error}") from None
 
 
 def _rows_of(sheet: Any) -> Iterator[list[str]]:

@@ -257,7 +257,9 @@ def _check_safetensors(path: Path) -> None:
             if start == b"version ":
                 raise WeightsError(f"{path} is a Git LFS pointer, not the weights: run git lfs pull")
             if len(start) < 8 or header_bytes > min(size_bytes - 8, 100_000_000):
-                raise WeightsError(f"{path} is truncated or no safetensors file ({size_bytes} bytes): fetch it again")
+                raise WeightsError(
+                    f"{path} is truncated or not a safetensors file ({size_bytes} bytes): fetch it again"
+                )
             header = json.loads(stream.read(header_bytes))
         ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
     except FileNotFoundError:

@@ -348,7 +348,7 @@ def test_keys_that_a_merged_mapping_also_has_occur_once(pia: Pia, tmp_path: Path
         ({"base": "x", "long_egde": 512}, 'model.yaml: there is no setting "long_egde". Did you mean "long_edge"?'),
         ({"base": "nowhere"}, "there is no folder nowhere"),
         ({"base": "model.ckpt"}, "pickled checkpoint"),
-        ({"base": "model.safetensors", "config": "empty"}, "model.safetensors is truncated or no safetensors file"),
+        ({"base": "model.safetensors", "config": "empty"}, "model.safetensors is truncated or not a safetensors file"),
         ({"base": "embedded", "motion_adapter": "nowhere"}, "motion_adapter"),
         ({"base": "empty"}, "empty"),
         ({"base": "embedded", "defaults": {"motion": 3}}, 'there is no knob "motion"'),

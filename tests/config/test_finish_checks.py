@@ -79,7 +79,7 @@ def test_an_aspect_has_one_spelling_in_the_work_key(given: str, one: str) -> Non
     ("knob", "value"),
     [
         *(("aspect", value) for value in ("0:1", "13:1", "square", 556, 1.78, "1:", "nan:1")),
-        *(("focus", value) for value in ("0.5", "0,2", "a,b", "nan,0.5", [0.1, 0.2, 0.3], 0.5)),
+        *(("focus", value) for value in ("0.5", "0,2", "a,b", "nan,0.5", [0, 10**400], [0.1, 0.2, 0.3], 0.5)),
         *(("pad_colour", value) for value in ("white", "#fff", 0)),
         *(("playback_fps", value) for value in (0, 61, "fast")),
         *(("repeat", value) for value in (0, 101)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from typing import Any
 
 import pytest
@@ -78,6 +79,35 @@ def test_every_letter_has_the_weight_of_the_published_rule(prompt: str) -> None:
     for piece in weighted_texts(prompt):
         ours += [*letters([("BREAK", -1)] if piece.starts_chunk else []), *letters([(piece.text, piece.weight)])]
     assert ours == letters(published(prompt))
+
+
+@pytest.mark.parametrize("mixed", ["(a [b (c", "((x:1.3) y:0.7) [z] ", "([a)] b:1.2)", "[[(a:2) (b"])
+def test_letters_in_many_brackets_have_the_weight_of_the_published_rule(mixed: str) -> None:
+    ours = [(letter, weight) for text, weight, _ in weighted_texts(mixed * 9) for letter in text]
+    theirs = letters(published(mixed * 9))
+    assert [letter for letter, _ in ours] == [letter for letter, _ in theirs]
+    assert [weight for _, weight in ours] == pytest.approx([weight for _, weight in theirs], rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "(" * 5000 + "\\a" * 2500,
+        "a(" * 5000,
+        "[a" * 2500 + "a]" * 2500,
+        "(:" + "1" * 9998,
+        " " * 9999 + "(",
+        "{" + "|" * 9999,
+        "BREAK " * 1666,
+    ],
+    ids=lambda prompt: prompt[-4:],
+)
+def test_the_time_for_a_prompt_grows_with_its_length_alone(prompt: str) -> None:
+    start = time.process_time()
+    assert len(weighted_texts(prompt)) <= len(prompt)
+    looks_weighted(prompt)
+    literal_part(prompt)
+    assert time.process_time() - start < 1  # squares of the length took 1 to 100 s
 
 
 @pytest.mark.parametrize(

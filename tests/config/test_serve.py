@@ -45,6 +45,19 @@ def test_settings_may_be_text_as_serve_run_gives_them():
     assert (list(config.models), config.min_replicas, config.allow_anonymous) == (["a", "b"], 0, True)
 
 
+def test_a_bare_off_of_yaml_is_the_word(tmp_path: Path):
+    model, file = tmp_path / "ours.yaml", tmp_path / "serve.yaml"
+    model.write_text("base: somewhere\ncompile: off\ncompile_cache: off\nvae_tiling: on\nzero_snr: off\n")
+    file.write_text(f"safety: off\nmodel: {model}\n")
+    config = load_serve(file, {})
+    ours = config.models["ours"]
+    assert (config.safety, ours.compile, ours.compile_cache) == ("off", "off", "off")
+    assert (ours.vae_tiling, ours.zero_snr) == ("on", "off")
+    model.write_text("base: somewhere\ncompile: on\n")
+    with pytest.raises(ConfigError, match=r"compile: must be .*got True"):
+        load_serve(file, {})
+
+
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.org"])
 def test_bound_wider_than_loopback_an_endpoint_needs_keys_or_an_explicit_word(host: str):
     with pytest.raises(ConfigError, match="api_keys"):

@@ -104,7 +104,7 @@ def test_the_other_sheets_are_named(tmp_path: Path, caplog: pytest.LogCaptureFix
 
 def test_a_workbook_that_is_none_or_empty_says_so(tmp_path: Path) -> None:
     (tmp_path / "m.xlsx").write_bytes(b"image,prompt\n")
-    with pytest.raises(ManifestError, match=r"m\.xlsx is damaged or no xlsx file"):
+    with pytest.raises(ManifestError, match=r"m\.xlsx is damaged or not an xlsx file"):
         items_of(tmp_path / "m.xlsx")
     with pytest.raises(ManifestError, match=r"no header"):
         items_of(write_workbook(tmp_path / "n.xlsx"))
@@ -147,7 +147,7 @@ def test_pictures_inside_an_arrow_file_are_read_in_any_order(stream: bool, tmp_p
 
 def test_feather_of_the_first_version_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "m.feather").write_bytes(b"FEA1" + bytes(64) + b"FEA1")
-    with pytest.raises(ManifestError, match=r"m\.feather is damaged or no arrow file: Feather of version 1"):
+    with pytest.raises(ManifestError, match=r"m\.feather is damaged or not of the kind arrow: Feather of version 1"):
         items_of(tmp_path / "m.feather")
 
 

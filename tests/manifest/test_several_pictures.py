@@ -72,6 +72,14 @@ def test_a_list_is_an_item_for_each_picture(name: str, tmp_path: Path) -> None:
     assert pictures_of(items_of(path, pictures="first")[:2]) == [("r0", "a.png", 0), ("r1", "c.png", 0)]
 
 
+def test_a_list_within_a_list_is_a_bad_row_alone(tmp_path: Path) -> None:
+    images = [[["a.png"], "b.png"], [{"path": ["a.png"]}, [1], [1]], "c.png"]
+    found = items_of(table_of(images, tmp_path / "m.jsonl"))
+    assert [(item["id"], item["error_message"] is None) for item in found] == [
+        *(("r0", False), ("r0-p1", True), ("r1", False), ("r1-p1", False), ("r2", True))
+    ]
+
+
 def test_the_first_picture_has_the_work_key_of_a_plain_row(tmp_path: Path) -> None:
     several = items_of(table_of([["a.png", "b.png"]], tmp_path / "m.parquet"))
     (plain,) = items_of(write(tmp_path / "m.csv", "id,image,prompt\nr0,a.png,p\n"))

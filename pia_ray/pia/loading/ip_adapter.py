@@ -15,6 +15,7 @@ from PIL import Image
 from transformers import CLIPVisionModelWithProjection
 
 from pia_ray.errors import BadParameter, WeightsError
+from pia_ray.formatting import first_line
 from pia_ray.pia.components import IPAdapter
 from pia_ray.pia.evaluation import ImageTokens, Text
 from pia_ray.pia.loading.checkpoint_tensors import read_tensors
@@ -45,7 +46,7 @@ def install_ip_adapter(
         # diffusers' own conversion of the file's layouts; it has no public name.
         projection = unet._convert_ip_adapter_image_proj_to_diffusers(projection_weights, low_cpu_mem_usage=False)
     except (KeyError, IndexError, RuntimeError) as error:
-        raise WeightsError(f"{path}: its image projection has no known layout ({_first_line(error)})") from error
+        raise WeightsError(f"{path}: its image projection has no known layout ({first_line(error)})") from error
     projection.requires_grad_(False).eval().to(device, unet.dtype)
     adapter = IPAdapter(projection, _embed_width(projection_weights), image_encoder)
     if image_encoder is not None:
@@ -180,7 +181,3 @@ def _pixels(image: Image.Image, size: int) -> np.ndarray[Any, Any]:
     values = np.asarray(square, dtype=np.float32) / 255
     normal = (values - np.array(CLIP_MEAN, dtype=np.float32)) / np.array(CLIP_STD, dtype=np.float32)
     return np.ascontiguousarray(normal.transpose(2, 0, 1))
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0]

@@ -14,6 +14,7 @@ from diffusers import ModelMixin
 from transformers import CLIPTokenizer
 
 from pia_ray.errors import WeightsError
+from pia_ray.formatting import first_line
 
 _STORED: Final = {"F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -37,8 +38,7 @@ def load_pretrained(kind: Any, folder: Path, *, use_safetensors: bool | None) ->
     try:
         loaded = loader.from_pretrained(folder, local_files_only=True, **kwargs)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise WeightsError(f"cannot load {kind.__name__} from {folder}: {reason}") from error
+        raise WeightsError(f"cannot load {kind.__name__} from {folder}: {first_line(error)}") from error
     loaded.__class__ = kind
     return loaded
 
@@ -52,8 +52,7 @@ def load_tokenizer(folder: Path) -> Any:
     try:
         return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise WeightsError(f"cannot load CLIPTokenizer from {folder}: {reason}") from error
+        raise WeightsError(f"cannot load CLIPTokenizer from {folder}: {first_line(error)}") from error
 
 
 def _with_own_default(kind: Any) -> Any:

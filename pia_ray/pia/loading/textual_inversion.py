@@ -62,17 +62,20 @@ def divide(text: str, inversions: Mapping[str, tuple[int, ...]]) -> Iterator[str
     A word is whole: where it begins or ends with a letter or digit, no letter, digit or _ stands next to it.
     """
     known = {word.lower(): ids for word, ids in inversions.items()}
+    words = tuple(sorted(known, key=len, reverse=True))
     end = 0
-    for found in _pattern(tuple(known)).finditer(text) if known else ():
+    for found in _pattern(words).finditer(text) if words else ():
         yield text[end : found.start()]
-        yield known[found[0].lower()]
+        assert found.lastindex is not None
+        # Not by the text found, because a letter may have several small ones: an s also matches the long s.
+        yield known[words[found.lastindex - 1]]
         end = found.end()
     yield text[end:]
 
 
 @lru_cache(maxsize=16)
 def _pattern(words: tuple[str, ...]) -> re.Pattern[str]:
-    return re.compile("|".join(map(_whole, sorted(words, key=len, reverse=True))), re.IGNORECASE)
+    return re.compile("|".join(f"({_whole(word)})" for word in words), re.IGNORECASE)
 
 
 def _whole(word: str) -> str:

@@ -12,6 +12,7 @@ import torch
 
 from pia_ray import extras
 from pia_ray.errors import WeightsError
+from pia_ray.formatting import first_line
 from pia_ray.pia.loading.checkpoint_tensors import read_tensors
 from pia_ray.pia.upscaler import Upscaler
 
@@ -67,8 +68,7 @@ def _network(path: Path) -> Any:
     except UnsupportedModelError:
         found = None
     except (KeyError, ValueError, RuntimeError, AssertionError, TypeError, IndexError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise WeightsError(f"the upscaler {path} is incomplete or damaged: {reason}") from error
+        raise WeightsError(f"the upscaler {path} is incomplete or damaged: {first_line(error)}") from error
     if not isinstance(found, ImageModelDescriptor):
         raise WeightsError(
             f"the upscaler {path} holds no network that spandrel knows as one that enlarges pictures: its tensors are "

@@ -20,8 +20,11 @@ from pia_ray.pia.unet.attention_kernels import AttentionWays
 from pia_ray.pia.unet.image_attention import ImageCrossAttention
 
 CACHED_PROJECTIONS: Final = 64
-"""Prompts, and pictures, whose keys and values are cached, the most recently used ones: some 4 MB each in Stable
-Diffusion 1.5 at float16."""
+"""Prompts, and pictures, whose keys and values are cached, the most recently used ones: some 4 MB for 77 tokens in
+Stable Diffusion 1.5 at float16."""
+
+CACHED_TOKENS: Final = CACHED_PROJECTIONS * 4 * 77
+"""Their tokens in all, 1 GB: prompts of 10,000 characters, which have more than 100 times 77, would fill a GPU."""
 
 Layers = tuple[torch.Tensor, ...]
 """One tensor for each cross-attention, in the order of the UNet's modules."""
@@ -56,8 +59,8 @@ class CrossAttention:
 
     def __init__(self, unet: UNetMotionModel, ways: AttentionWays | None = None) -> None:
         self._layers = _cross_attentions(unet)
-        self._prompts: LRUCache[int, Projections] = LRUCache(CACHED_PROJECTIONS)
-        self._images: LRUCache[int, Projections] = LRUCache(CACHED_PROJECTIONS)
+        self._prompts: LRUCache[int, Projections] = LRUCache(CACHED_TOKENS, _share)
+        self._images: LRUCache[int, Projections] = LRUCache(CACHED_TOKENS, _share)
         for index, attention in enumerate(self._layers):
             if not isinstance(attention.processor, PromptAttention):  # a UNet is rewritten once
                 attention.set_processor(PromptAttention(index, _image_attention(attention), ways))
@@ -89,27 +92,32 @@ class CrossAttention:
         return CrossStates(keys, values, image_keys, image_values, scales, mask)
 
     def _of_prompt(self, prompt: torch.Tensor) -> Projections:
-        if id(prompt) not in self._prompts:
-            self._prompts[id(prompt)] = self._projected(prompt, lambda layer: (layer.to_k(prompt), layer.to_v(prompt)))
-        return self._prompts[id(prompt)]
+        return self._known(self._prompts, prompt, lambda layer: (layer.to_k(prompt), layer.to_v(prompt)))
 
     def _of_image(self, image: ImageTokens) -> Projections:
         def project(attention: Attention) -> tuple[torch.Tensor, torch.Tensor]:
             adapter = attention.processor.image
             return adapter.to_k_ip(image.tokens), adapter.to_v_ip(image.tokens)
 
-        if id(image) not in self._images:
-            self._images[id(image)] = self._projected(image, project)
-        return self._images[id(image)]
+        return self._known(self._images, image, project)
 
-    def _projected(
-        self, source: object, project: Callable[[Attention], tuple[torch.Tensor, torch.Tensor]]
+    def _known(
+        self,
+        cache: LRUCache[int, Projections],
+        source: object,
+        project: Callable[[Attention], tuple[torch.Tensor, torch.Tensor]],
     ) -> Projections:
+        """The projections in the cache, or new ones, which are kept there unless they alone are larger than it."""
+        if (known := cache.get(id(source))) is not None:
+            return known
         pairs = [
             tuple(states.unflatten(-1, (attention.heads, -1)).transpose(0, 1) for states in project(attention))
             for attention in self._layers
         ]
-        return Projections(tuple(keys for keys, _ in pairs), tuple(values for _, values in pairs), source)
+        made = Projections(tuple(keys for keys, _ in pairs), tuple(values for _, values in pairs), source)
+        if _share(made) <= cache.maxsize:
+            cache[id(source)] = made
+        return made
 
 
 class PromptAttention(torch.nn.Module):
@@ -145,6 +153,11 @@ class PromptAttention(torch.nn.Module):
             )
             mixed = mixed + states.image_scales * _joined(image)
         return attn.to_out[0](mixed.reshape(rows, positions, -1))
+
+
+def _share(projections: Projections) -> int:
+    """What the projections count in a cache: their tokens, and so many that no more than `CACHED_PROJECTIONS` fit."""
+    return max(projections.keys[0].shape[1], CACHED_TOKENS // CACHED_PROJECTIONS)
 
 
 def _cross_attentions(unet: UNetMotionModel) -> list[Attention]:

@@ -345,6 +345,7 @@ def test_the_estimate_counts_the_evaluations_of_every_side(
     [
         ({"affinity": []}, "affinity must be 1 to 64 numbers from 0 to 1"),
         ({"affinity": [1, 1.5]}, "affinity must be 1 to 64 numbers"),
+        ({"affinity": [10**400]}, "affinity must be 1 to 64 numbers"),
         ({"affinity": [1, None]}, "affinity must be 1 to 64 numbers"),
         ({"affinity": [True]}, "affinity must be 1 to 64 numbers"),
         ({"affinity": [float("nan")]}, "affinity must be 1 to 64 numbers"),

@@ -19,7 +19,7 @@ from pia_ray.errors import WeightsError
 from pia_ray.pia.animator import Animator
 from pia_ray.pia.loading.load import assemble
 from pia_ray.pia.loading.lora import read_lora
-from pia_ray.pia.loading.textual_inversion import with_inversions
+from pia_ray.pia.loading.textual_inversion import divide, with_inversions
 from pia_ray.testing import make_lora, make_pipeline_folder, make_textual_inversion
 from pia_ray.types import AnimationRequest
 from pia_ray.weights import resolve
@@ -87,6 +87,13 @@ def test_frames_with_textual_inversions_in_both_prompts_equal_those_of_diffusers
         np.testing.assert_array_equal(frames(animator, negative_prompt="ugly, BAD-ART"), ours)
     with Animator(model_of(folder, {})) as animator:
         assert np.abs(frames(animator) - expected).mean() > 0.5
+
+
+def test_words_are_found_in_any_case_whatever_their_letters_look_like() -> None:
+    words = {"Mystyle": (1, 2), "mystyle-2": (3,), "kiss": (4,)}
+    assert list(divide("a MYSTYLE-2, my\u017ftyle and \u212aISS, mystyles", words)) == [
+        *("a ", (3,), ", ", (1, 2), " and ", (4,), ", mystyles")
+    ]
 
 
 def test_a_lora_and_a_textual_inversion_work_together(folder: Path, files: dict[str, Path], tmp_path: Path) -> None:

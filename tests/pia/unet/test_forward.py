@@ -25,7 +25,7 @@ from pia_ray.pia.loading.load import assemble
 from pia_ray.pia.unet.background_compilation import BackgroundCompilation
 from pia_ray.pia.unet.compilation import CompiledCode
 from pia_ray.pia.unet.compile_cache import MOST_FILES, CompileCache, compile_cache_of
-from pia_ray.pia.unet.cross_attention import CACHED_PROJECTIONS
+from pia_ray.pia.unet.cross_attention import CACHED_PROJECTIONS, CACHED_TOKENS
 from pia_ray.pia.unet.forward import BatchEntry, Forward
 from pia_ray.pia.unet.guidance_prefix import prefix_of
 from pia_ray.testing import make_ip_adapter, make_pipeline_folder
@@ -122,6 +122,21 @@ def test_many_prompts_do_not_pile_up(ours: tuple[Components, Forward]) -> None:
     assert forward._cross is not None
     assert len(forward._cross._prompts) <= CACHED_PROJECTIONS
     assert torch.equal(forward.predict(first), before)
+
+
+def test_long_prompts_count_by_their_tokens(plain: Components) -> None:
+    cross = Forward(copy.deepcopy(plain))._cross
+    assert cross is not None
+    most = CACHED_TOKENS // 4000
+    branches = [branch_of(seed, length=4000) for seed in range(most + 2)]
+    for branch in branches:
+        cross.states([branch])
+    assert len(cross._prompts) == most
+    (known,) = [each for each in cross._prompts.values() if each.source is branches[-1].prompt]
+    assert cross._of_prompt(branches[-1].prompt) is known
+    longest = branch_of(99, length=CACHED_TOKENS + 1)
+    assert cross.states([longest]).keys[0].shape[2] == CACHED_TOKENS + 1
+    assert len(cross._prompts) == most
 
 
 def test_a_forward_reads_nothing_back_from_the_device(ours: tuple[Components, Forward]) -> None:
