@@ -131,6 +131,9 @@ def _diffusers(folder: Path, layout: str, stored: str, dtype: str, before: list[
 
 def _ours(folder: Path, layout: str, stored: str, dtype: str, before: list[float]) -> list[Any]:
     from pia_ray.config.model import ModelConfig
+    from pia_ray.pia import animator_class
+
+    animator_class()  # imports as workers do, so that Python's collector leaves the libraries' objects alone
     from pia_ray.pia.loading.load import assemble
     from pia_ray.pia.loading.weight_sharing import WeightPool
     from pia_ray.pia.model_cache import Model

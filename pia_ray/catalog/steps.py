@@ -8,6 +8,7 @@ import platform
 import threading
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import CancelledError
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -220,7 +221,9 @@ def _flags(animation: Animation, fetched: Fetched) -> tuple[str, ...]:
     return *flags_of(animation.frames, fetched.image), *(name for name, is_so in found if is_so), *fetched.notes
 
 
-def commit(outputs: Outputs, *, attempts: int, replaces: bool = False) -> ResultRow:
+def commit(
+    outputs: Outputs, *, attempts: int, replaces: bool = False, given_up: Callable[[], bool] = lambda: False
+) -> ResultRow:
     """The result row of the video that is there after the pictures, side by side, and then the video are written.
 
     The put of the video is the commit.
@@ -231,6 +234,7 @@ def commit(outputs: Outputs, *, attempts: int, replaces: bool = False) -> Result
 
     Raises:
         StorageError: the store refused or failed.
+        CancelledError: the caller has `given_up` before the put of the video, which is left out then.
     """
     started = time.perf_counter()
     result, encoded = replace(outputs.result, attempts=attempts), outputs.video
@@ -238,6 +242,8 @@ def commit(outputs: Outputs, *, attempts: int, replaces: bool = False) -> Result
     assert result.thumbnail_uri is not None
     assert result.input_thumbnail_uri is not None
     _write_sidecars(outputs)
+    if given_up():
+        raise CancelledError
     mime, metadata = video.MIME[encoded.format], {"work-key": result.work_key, "sha256": encoded.sha256}
     if replaces:
         storage.write_bytes(result.video_uri, encoded.content, content_type=mime, metadata=metadata)

@@ -265,19 +265,22 @@ class CatalogWorker:
         outputs: steps.Outputs | None = None
         while True:
             tries.used += 1
+            over = threading.Event()
             try:
                 # A finished animation is not made again because the store is away.
                 made = outputs or self._make(takes, entry, alone=alone, attempts=tries.used)
                 if isinstance(made, ResultRow):
                     return made
                 outputs = made
-                commit = partial(steps.commit, outputs, attempts=tries.used, replaces=takes.shown is not None)
+                replaces = takes.shown is not None
+                commit = partial(steps.commit, outputs, attempts=tries.used, replaces=replaces, given_up=over.is_set)
                 return self._patient.use_output(
                     "writing the video", commit, limit_s=config.publish_timeout_s, num_animations=1, spared=True
                 )
             except (JobError, CancelledError):
                 raise
             except Exception as error:  # noqa: BLE001 - the row boundary
+                over.set()  # a put that has not begun never begins: the row may have failed by then
                 if isinstance(error, STORE_AWAY) and self._draining.is_set():
                     raise CancelledError from None  # the stop has ended its wait
                 attempts = tries.used

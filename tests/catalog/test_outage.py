@@ -75,6 +75,32 @@ def test_a_store_that_is_away_holds_animations_back_and_fails_no_row(store: Chao
     assert all(progress.num_failed == 0 for progress in seen)
 
 
+def test_a_row_whose_pictures_are_written_too_late_gets_no_video_after_it_has_failed(
+    store: ChaosProxy, tmp_path: Path
+) -> None:
+    config = configure(tmp_path, f"{store.bucket}/out", rows=1, publish_timeout_s=2, max_attempts=1)
+    released = threading.Event()
+
+    def hold_thumbnails(method: str, path: str) -> bool:
+        if method == "PUT" and path.endswith("-video.webp"):
+            released.wait(60)
+        return False
+
+    store.matches = hold_thumbnails
+    store.faults.append(500)  # none is applied
+    before = set(threading.enumerate())
+    go(config)
+    assert codes(config) == ["timeout"]
+    late = [thread for thread in threading.enumerate() if thread not in before and thread.name == "writing the video"]
+    assert late
+    released.set()
+    for thread in late:
+        thread.join(60)
+    assert not [path for method, path, _ in store.requests if put_of_video(method, path)]
+    retried = go(config.model_copy(update={"retry": ("timeout",)}))
+    assert (retried.exit_code, codes(config)) == (0, [None])
+
+
 def test_a_run_out_of_patience_fails_no_row_and_the_same_command_goes_on(store: ChaosProxy, tmp_path: Path) -> None:
     config = configure(tmp_path, f"{store.bucket}/out", rows=1, patience_s=1)
     store.matches = put_of_video

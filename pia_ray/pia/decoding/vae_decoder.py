@@ -12,6 +12,7 @@ from pia_ray.pia.components import Components, VariantMemory, sharing_copy
 from pia_ray.pia.device.timing import Stopwatch
 from pia_ray.pia.unet.background_compilation import compilation_of
 from pia_ray.pia.unet.choices import choices_on
+from pia_ray.pia.unet.upsample import make_transposed_weights
 
 COMPILED_FRAMES: Final = 4
 """Most frames of a decode that may be compiled: few kinds occur, and the thread that compiles one takes little memory
@@ -56,6 +57,7 @@ class VaeDecoder:
 
     def _compile(self, kind: tuple[object, ...], inner: torch.Tensor) -> None:
         assert self._compilation is not None
+        make_transposed_weights(self.vae)
         with torch.inference_mode():
             self._compilation.code.compile(kind, sharing_copy(self.vae.decoder), inner)
 

@@ -22,7 +22,7 @@ from torch import nn
 from pia_ray.config.model import ModelConfig
 from pia_ray.formatting import first_line
 from pia_ray.pia.components import CompileMode
-from pia_ray.pia.unet.compile_cache import CompileCache
+from pia_ray.pia.unet.compile_cache import open_cache
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ class CompiledCode:
     def __init__(self, *, mode: CompileMode, cache: Path | None = None, backend: str = "inductor") -> None:
         self.mode: CompileMode = mode
         self._backend = backend
-        self._cache = None if cache is None else CompileCache(cache)
+        self._cache = None if cache is None else open_cache(cache)
         self._functions: dict[Kind, Callable[..., Any]] = {}
         self._lock = threading.Lock()
         self._is_broken = False

@@ -6,8 +6,10 @@ import errno
 import hashlib
 import logging
 import tempfile
+import threading
 from pathlib import Path
 from typing import Final
+from weakref import WeakValueDictionary
 
 import torch
 
@@ -32,6 +34,18 @@ def compile_cache_of(model: ModelConfig) -> Path | None:
     return Path(model.compile_cache).expanduser()
 
 
+def open_cache(folder: Path) -> CompileCache:
+    """The process's cache in a folder, one for all who compile: torch keeps what they compile in one place, too.
+
+    Raises:
+        ConfigError: as `CompileCache`.
+    """
+    with _opening:
+        if (found := _caches.get(folder)) is None:
+            found = _caches[folder] = CompileCache(folder)
+        return found
+
+
 class CompileCache:
     """A folder of compiled code, a file for each set of it, that processes may share without losing any.
 
@@ -41,6 +55,7 @@ class CompileCache:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._lock = threading.Lock()
         self._written: Path | None = None
         self._is_loaded = False
         try:
@@ -54,9 +69,17 @@ class CompileCache:
 
         It imports torch's compiler, which takes seconds.
         """
-        if self._is_loaded:
-            return
-        self._is_loaded = True
+        with self._lock:
+            if not self._is_loaded:
+                self._is_loaded = True
+                self._load()
+
+    def save(self) -> None:
+        """Writes the code that this process has compiled or loaded so far, if no file holds it yet."""
+        with self._lock:
+            self._save()
+
+    def _load(self) -> None:
         try:
             for path in sorted(self._folder.glob(f"*{_SUFFIX}")):
                 try:
@@ -68,8 +91,7 @@ class CompileCache:
         except OSError as error:
             log.warning("compiled code of other processes is not used: %s", error)
 
-    def save(self) -> None:
-        """Writes the code that this process has compiled or loaded so far, if no file holds it yet."""
+    def _save(self) -> None:
         found = torch.compiler.save_cache_artifacts()
         if found is None:
             return
@@ -100,6 +122,11 @@ class CompileCache:
             except OSError:
                 temporary.unlink(missing_ok=True)
                 raise
+
+
+_opening = threading.Lock()
+
+_caches: WeakValueDictionary[Path, CompileCache] = WeakValueDictionary()
 
 
 def _reason(error: OSError) -> str:

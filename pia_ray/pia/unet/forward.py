@@ -29,6 +29,7 @@ from pia_ray.pia.unet.guidance_prefix import Prefix, prefix_of
 from pia_ray.pia.unet.image_attention import cross_attention_states
 from pia_ray.pia.unet.motion_modules import time_kernels
 from pia_ray.pia.unet.rewrites import restructure_unet, restructure_vae
+from pia_ray.pia.unet.upsample import make_transposed_weights
 
 FreeU = tuple[float, float, float, float]
 """Its factors: two of the skip connections, two of the backbone."""
@@ -77,6 +78,7 @@ class Forward:
             self._kernels = choose_kernels(unet)
             time_kernels(unet, self._kernels)
         self._timed: set[tuple[object, ...]] = set()
+        self._has_all_weights = False
         self._compilation = compilation_of(components) if isinstance(unet, UNetMotionModel) else None
         if self._compilation is not None:
             with free_u(unet, (1.0, 1.0, 1.0, 1.0)):
@@ -145,6 +147,7 @@ class Forward:
             compiled = self._compilation.is_ready(call.kind, partial(self._compile, call), ahead=ahead)
             watch = Stopwatch(self._components.device)
             if compiled:
+                self._make_all_weights()
                 with call.begun(unet):
                     prediction = call.run(partial(self._compilation.code, call.kind, unet)).clone()
             else:
@@ -155,10 +158,17 @@ class Forward:
     def _compile(self, call: _Call) -> None:
         """Compiles the kind of the call, on any thread."""
         assert self._compilation is not None
+        self._make_all_weights()
         # A module of its own, because the prefix is a module's state; weights and code are the same.
         twin = sharing_copy(self._components.unet)
         with torch.inference_mode(), call.shared(prefix_of(twin)), call.begun(twin):
             call.run(partial(self._compilation.code.compile, call.kind, twin))
+
+    def _make_all_weights(self) -> None:
+        """Makes the weights that layers make when they first need them, which compiled code cannot."""
+        if not self._has_all_weights:
+            make_transposed_weights(self._components.unet)
+            self._has_all_weights = True
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from pia_ray.pia.unet.linear_layers import choose_libraries
 from pia_ray.pia.unet.motion_modules import TemporalTransformer, time_kernels
 from pia_ray.pia.unet.resnets import rewrite_resnets
 from pia_ray.pia.unet.spatial_transformers import rewrite_transformers
-from pia_ray.pia.unet.upsample import SubpixelUpsample
+from pia_ray.pia.unet.upsample import SubpixelUpsample, make_transposed_weights
 
 
 class RewrittenUNet(UNetMotionModel):
@@ -69,16 +69,17 @@ def _rewrite(model: torch.nn.Module, choices: Choices | None, copies: Copies | N
         if SubpixelUpsample.suits(module):
             module.__class__ = SubpixelUpsample
         if isinstance(module, SubpixelUpsample):
-            module.refresh()
             module.choices, module.copies = choices, copies
 
 
 def _choose(model: torch.nn.Module, choices: Choices | None, copies: Copies | None) -> None:
     """On a GPU torch has one library for each product and convolution, and cuDNN chooses its kernels itself.
 
-    A CPU's GroupNorm leaves pictures channels-last.
+    A CPU's GroupNorm leaves pictures channels-last. A GPU's memory is planned once all weights are there.
     """
     devices = {weight.device.type for weight in model.parameters()}
+    if devices != {"cpu"}:
+        make_transposed_weights(model)
     if choices is not None and devices == {"cuda"}:
         choose_group_norms(model, choices)
     if choices is not None and devices == {"cpu"}:

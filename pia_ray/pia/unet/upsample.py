@@ -49,10 +49,18 @@ def _total(taps: list[torch.Tensor], *, out: torch.Tensor | None = None) -> torc
     return taps[0] if out is None else out.copy_(taps[0])
 
 
+def make_transposed_weights(model: torch.nn.Module) -> None:
+    """Makes the weights of a model's transposed convolutions, which are else made when they are first used."""
+    for module in model.modules():
+        if isinstance(module, SubpixelUpsample):
+            module.transposed_weight()
+
+
 class SubpixelUpsample(Upsample2D):
     """diffusers' Upsample2D over the same parameters, by one transposed convolution where it doubles exactly."""
 
     subpixel: torch.Tensor
+    """The transposed convolution's weight, once it has been made."""
     choices: Choices | None = None
     """None: always the transposed convolution; else the form that is faster on the device."""
     copies: Copies | None = None
@@ -73,13 +81,20 @@ class SubpixelUpsample(Upsample2D):
             and module.conv.padding == (1, 1)
         )
 
-    def refresh(self) -> None:
-        """Computes the weight from the convolution's, if that is another tensor than at the last call."""
+    def transposed_weight(self) -> torch.Tensor:
+        """The transposed convolution's weight, made where the convolution's is another than at the last call.
+
+        Code that is compiled has the weight of that call.
+        """
+        if torch.compiler.is_dynamo_compiling():
+            return self.subpixel
         weight = self.conv.weight.detach()
         if (weight.data_ptr(), weight.dtype) != getattr(self, "made_of", None):
-            made = subpixel_weight(weight).to(memory_format=torch.channels_last)
+            with torch.inference_mode(False), torch.no_grad():
+                made = subpixel_weight(weight).to(memory_format=torch.channels_last)
             self.register_buffer("subpixel", made, persistent=False)
             self.made_of = (weight.data_ptr(), weight.dtype)
+        return self.subpixel
 
     def forward(
         self, hidden_states: torch.Tensor, output_size: Any | None = None, *args: Any, **kwargs: Any
@@ -89,18 +104,19 @@ class SubpixelUpsample(Upsample2D):
         if output_size is not None and tuple(output_size) != (2 * height, 2 * width):
             return super().forward(hidden_states, output_size, *args, **kwargs)
         way = DEFAULT
-        flop = 2 * hidden_states.numel() * self.subpixel.shape[1] * 16
+        flop = 2 * hidden_states.numel() * self.conv.out_channels * 16
         if self.choices is not None and flop >= LEAST_FLOP:
-            sizes = size_class(len(hidden_states)), *hidden_states.shape[1:], self.subpixel.shape[1]
+            sizes = size_class(len(hidden_states)), *hidden_states.shape[1:], self.conv.out_channels
             kind = ("up-sampling", *sizes, hidden_states.dtype)
             way = self.choices.choose(kind, lambda: self._ways(hidden_states, flop))
         if way == PLAIN:
             return super().forward(hidden_states, output_size, *args, **kwargs)
         if way == PACKED and self.copies is not None and not torch.compiler.is_dynamo_compiling():
-            if self.packed is None or not self.packed.is_of(self.subpixel):
-                if not self.copies.has_room_for(self.subpixel):
+            weight = self.transposed_weight()
+            if self.packed is None or not self.packed.is_of(weight):
+                if not self.copies.has_room_for(weight):
                     return self._transposed(hidden_states)
-                self.packed = self.copies.make(self.subpixel, lambda weight: _pack(weight, hidden_states))
+                self.packed = self.copies.make(weight, lambda weight: _pack(weight, hidden_states))
             return self._by_packed(hidden_states, self.packed.tensor)
         return self._transposed(hidden_states)
 
@@ -111,15 +127,15 @@ class SubpixelUpsample(Upsample2D):
 
         def packed() -> object:
             if not made:
-                made.append(_pack(self.subpixel, pictures))
+                made.append(_pack(self.transposed_weight(), pictures))
             return self._by_packed(few, made[0])
 
-        if self.copies is not None and self.copies.has_room_for(self.subpixel):
+        if self.copies is not None and self.copies.has_room_for(self.transposed_weight()):
             ways[PACKED] = packed
         return ways
 
     def _transposed(self, pictures: torch.Tensor) -> torch.Tensor:
-        return F.conv_transpose2d(pictures, self.subpixel, self.conv.bias, stride=2, padding=1)
+        return F.conv_transpose2d(pictures, self.transposed_weight(), self.conv.bias, stride=2, padding=1)
 
     def _by_packed(self, pictures: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         operator: Any = torch.ops.mkldnn._convolution_transpose_pointwise

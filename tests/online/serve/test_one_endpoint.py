@@ -7,6 +7,7 @@ import re
 import signal
 import socket
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -125,19 +126,24 @@ def test_a_call_survives_one_death_of_its_engine_and_a_second_is_an_error_and_no
     assert len(begun(endpoint.folder)) == before + 2
 
 
-def test_an_endpoint_is_not_ready_while_its_engines_are_away(endpoint: Endpoint):
+def test_an_endpoint_is_not_ready_while_its_engine_loads_or_warms_up_which_gets_no_call_before(endpoint: Endpoint):
+    """An engine's animator is loaded and warmed up by `make_animator`, which is held back here."""
     client = endpoint.client
     assert client.get("/readyz").status_code == 200
-    (endpoint.folder / "held").touch()  # the next engine waits here, as one that loads a model
+    (endpoint.folder / "held").touch()
     for pid in replicas("Engine"):
         os.kill(pid, signal.SIGKILL)
     until(lambda: client.get("/readyz").status_code == 503, seconds=120)
     answer = client.get("/readyz")
     assert answer.json()["error"]["code"] == "not_ready"
     assert client.get("/healthz").status_code == 200
-    (endpoint.folder / "held").unlink()
-    until(lambda: client.get("/readyz").status_code == 200, seconds=120)
-    assert animate(client).status_code == 200
+    with ThreadPoolExecutor(1) as caller:
+        call = caller.submit(animate, client)
+        assert not wait([call], timeout=1).done
+        assert not begun(endpoint.folder)
+        (endpoint.folder / "held").unlink()
+        until(lambda: client.get("/readyz").status_code == 200, seconds=120)
+        assert call.result().status_code == 200
 
 
 @pytest.mark.filterwarnings("ignore:The Sora API is scheduled:DeprecationWarning")

@@ -171,7 +171,6 @@ def test_up_sampling_is_the_same_in_each_form(fast: str) -> None:
     ours, choices = copy.deepcopy(plain), Choices(preferring(fast))
     assert SubpixelUpsample.suits(ours)
     ours.__class__ = SubpixelUpsample
-    ours.refresh()
     ours.choices, ours.copies = choices, Copies(lambda: 2**40)
     pictures = torch.randn(8, 64, 16, 16)
     assert distance(ours(pictures), plain(pictures)) < 2e-6
@@ -203,7 +202,6 @@ def convolution(choices: Choices) -> nn.Module:
 def up_sampling(choices: Choices) -> nn.Module:
     model = Upsample2D(64, use_conv=True, out_channels=64, name="conv")
     model.__class__ = SubpixelUpsample
-    model.refresh()
     model.choices, model.copies = choices, Copies(lambda: 2**40)
     return model
 

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from diffusers import AutoencoderKL, UNetMotionModel
+from diffusers.models.attention_processor import IPAdapterAttnProcessor2_0
 from torch.nn import functional as F
 
-from pia_ray.pia.device.placement import MEMORY_FORMAT
+from pia_ray.config.model import ModelConfig
+from pia_ray.pia.device.placement import MEMORY_FORMAT, layout_of
+from pia_ray.pia.evaluation import Branch, ImageTokens
 from pia_ray.pia.loading.group_norm import normalise_as_original
+from pia_ray.pia.loading.lora import _merged
 from pia_ray.pia.unet.attention_kernels import choose_kernels
 from pia_ray.pia.unet.choices import Choices
+from pia_ray.pia.unet.cross_attention import CrossAttention
 from pia_ray.pia.unet.free_u import free_u
 from pia_ray.pia.unet.group_norms import SUMS
+from pia_ray.pia.unet.image_attention import ImageCrossAttention
 from pia_ray.pia.unet.motion_modules import time_kernels
 from pia_ray.pia.unet.rewrites import restructure_unet, restructure_vae
 from tests.pia.fake_gpu import GPU, FakeGPU
@@ -105,6 +112,84 @@ def copies_of(part: str, *, fastest: str | None) -> list[tuple[str, int]]:
         gpu.copies.clear()
         run(model)
     return gpu.copies
+
+
+def looking(unet: UNetMotionModel, forwards: int) -> None:
+    """The forwards of both sides of guidance with the picture of an IP-Adapter, as steps of one row."""
+    for layer in _cross_attentions(unet):
+        width = layer.to_q.in_features
+        layer.set_processor(ImageCrossAttention(random(width, 64), random(width, 64)))
+    cross = CrossAttention(unet)
+    images = [ImageTokens(random(4, 64), 0.5) for _ in range(2)]
+    branches = [Branch(random(77, 64), random(1), random(1), image=image) for image in images]
+    for _ in range(forwards):
+        unet(random(2, 9, FRAMES, SIDE, SIDE), torch.empty(2, device=GPU), cross.states(branches))
+
+
+def looking_by_diffusers(unet: UNetMotionModel, forwards: int) -> None:
+    for layer in _cross_attentions(unet):
+        layer.set_processor(on_gpu(IPAdapterAttnProcessor2_0(layer.to_q.in_features, 64, num_tokens=(4,))))
+    states = random(2 * FRAMES, 77, 64), [random(2 * FRAMES, 1, 4, 64)]
+    for _ in range(forwards):
+        unet(random(2, 9, FRAMES, SIDE, SIDE), torch.empty(2, device=GPU), states)
+
+
+def _cross_attentions(unet: UNetMotionModel) -> list[Any]:
+    return [each for name, each in unet.named_modules() if name.endswith("attn2") and "motion_modules" not in name]
+
+
+def copies_of_a_second_step(run: Callable[[UNetMotionModel, int], None], *, ours: bool) -> list[tuple[str, int]]:
+    """What a step copies that is not the first one of its row."""
+    found = []
+    for forwards in (1, 2):
+        with FakeGPU() as gpu, torch.no_grad():
+            model: Any = on_gpu(unet().to(memory_format=MEMORY_FORMAT) if ours else unet())
+            if ours:
+                restructure_unet(model, Choices(lambda name, way: 0.0 if name == SUMS else 1.0))
+                time_kernels(model, choose_kernels(model))
+            gpu.copies.clear()
+            run(model, forwards)
+        found.append(gpu.copies)
+    return found[1][len(found[0]) :]
+
+
+def test_a_step_with_the_picture_of_an_ip_adapter_copies_less_than_by_diffusers() -> None:
+    theirs = copies_of_a_second_step(looking_by_diffusers, ours=False)
+    ours = copies_of_a_second_step(looking, ours=True)
+    (num, size), (their_num, their_size) = (num_and_bytes(copies, least=2048) for copies in (ours, theirs))
+    assert num < their_num, (ours, theirs)
+    assert size < their_size / 3, (ours, theirs)
+
+
+def test_a_variant_with_a_lora_in_all_layers_copies_what_the_model_without_copies() -> None:
+    def copies(*, merged: bool) -> list[tuple[str, int]]:
+        with FakeGPU() as gpu, torch.no_grad():
+            model: Any = on_gpu(unet().to(memory_format=MEMORY_FORMAT))
+            choices = Choices(lambda name, way: 0.0 if name == SUMS else 1.0)
+            restructure_unet(model, choices)
+            if merged:
+                layers = [
+                    name for name, each in model.named_modules() if isinstance(each, torch.nn.Conv2d | torch.nn.Linear)
+                ]
+                model = _merged(
+                    model, {(name, "weight"): random(*model.get_submodule(name).weight.shape) for name in layers}
+                )
+                restructure_unet(model, choices)
+            gpu.copies.clear()
+            forward(model)
+        return gpu.copies
+
+    assert copies(merged=True) == copies(merged=False)
+
+
+def test_an_offloaded_unet_copies_no_more_than_by_diffusers() -> None:
+    """It runs diffusers' own layers, so its weights have to be in their layout."""
+    layout = layout_of(ModelConfig.named("demo").model_copy(update={"offload": "model"}), GPU)
+    with FakeGPU() as gpu, torch.no_grad():
+        model = on_gpu(unet().to(memory_format=layout))
+        gpu.copies.clear()
+        forward(model)
+    assert gpu.copies == copies_of("unet", fastest=None)
 
 
 def num_and_bytes(copies: list[tuple[str, int]], *, least: int = 0) -> tuple[int, int]:

@@ -71,6 +71,16 @@ def test_the_rewritten_unet_equals_the_plain_one_also_where_sides_do_not_halve(
     assert distance(predict(rewritten[0], sample, timesteps), predict(plain, sample, timesteps)) < 5e-6
 
 
+def test_the_weights_of_doublings_are_made_when_they_are_first_used(plain: UNetMotionModel) -> None:
+    unet = copy.deepcopy(plain)
+    restructure_unet(unet)
+    before = {name for name, _ in unet.named_buffers()}
+    predict(unet, inputs(1, 8, 8), torch.tensor([900.0]))
+    made = {name for name, _ in unet.named_buffers()} - before
+    assert made
+    assert all(name.endswith(".upsamplers.0.subpixel") for name in made)
+
+
 def test_channels_last_weights_change_nothing(
     plain: UNetMotionModel, rewritten: tuple[UNetMotionModel, Prefix]
 ) -> None:
