@@ -101,7 +101,7 @@ def test_bounds_name_every_number_of_a_judgement() -> None:
         ("flicker=0.03", "write >= or <="),
         ("flicker<0.03", "write >= or <="),
         ("flicker<=low", "write a number"),
-        ("flicker", "must be bounds"),
+        ("flicker", "is not a bound"),
         ("likeness>=0.8, likeness<=0.7", "cannot be met"),
         ("likeness>=1.5", "cannot be met"),
         ("flicker<=-1", "cannot be met"),
