@@ -400,7 +400,7 @@ def test_a_run_says_what_its_actors_do_and_a_stop_lets_what_denoises_end_and_beg
     def stop_once(progress: Progress) -> None:
         starts.add(progress.start)
         if progress.num_succeeded and not stopped:
-            stopped.append(progress.num_succeeded)
+            stopped.append(len(begun(log)))
             raise KeyboardInterrupt
 
     summary = run_catalog(config, make_animator=partial(make_fake, log=log, seconds_per_step=0.3), observe=stop_once)
@@ -408,7 +408,7 @@ def test_a_run_says_what_its_actors_do_and_a_stop_lets_what_denoises_end_and_beg
     assert time.monotonic() < ended_at
     assert any(start.startswith("the first row denoises, step ") for start in starts), starts
     assert Counter(line["id"] for line in begun(log)) == dict.fromkeys(by_id(config), 1), "each that began has ended"
-    assert 2 <= summary.progress.num_succeeded <= 5
+    assert 2 <= summary.progress.num_succeeded <= stopped[0] + 2 < 24, "two may begin while the stop is on its way"
     assert not ledger.count_attempts(config.output)
     assert run_catalog(config, make_animator=make_fake).exit_code == 0
     assert {row["attempts"] for row in by_id(config).values()} == {1}
