@@ -182,7 +182,7 @@ def test_a_query_that_a_route_does_not_know_is_refused(client: OpenAI):
 
     for path in ("/videos", "/files", "/batches"):
         assert fault_of(path, limit=5, colour="red") == "colour"
-        assert fault_of(f"{path}?limit=5", limit=6) == "limit"
+        assert fault_of(f"{path}?limit=5&limit=6") == "limit"
         with pytest.raises(openai.NotFoundError):
             client.get(f"{path}?after=x", cast_to=object)
     for path in ("/models", "/videos/x/content", "/files/x/content", "/files/x"):
