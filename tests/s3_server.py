@@ -8,11 +8,8 @@ from __future__ import annotations
 import atexit
 import os
 import re
-import socket
 import subprocess
 import sys
-import time
-import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Iterator, Mapping
@@ -28,25 +25,33 @@ from pia_ray import storage
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing", "AWS_DEFAULT_REGION": "us-east-1"}
 
 
+SERVE = """
+import sys
+from moto.server import ThreadedMotoServer
+
+server = ThreadedMotoServer(sys.argv[1], port=0, verbose=False)
+server.start()
+print(server.get_host_and_port()[1], flush=True)
+sys.stdin.read()
+"""
+
+
 class S3Server:
     """A moto server. It checks no signatures, and rights only after `enforce_rights`."""
 
     def __init__(self, host: str = "127.0.0.1") -> None:
-        # moto takes a fixed port only; another process may take it between this look and the start.
-        for _ in range(5):
-            with socket.socket() as probe:
-                probe.bind((host, 0))
-                self.port = probe.getsockname()[1]
-            self.url = f"http://{host}:{self.port}"
-            command = [sys.executable, "-m", "moto.server", "-H", host, "-p", str(self.port)]
-            environment = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
-            self.process = subprocess.Popen(
-                command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-            )
-            if self._answers():
-                break
-        else:
-            raise RuntimeError("the S3 server did not start")
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", SERVE, host],
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        port = self.process.stdout.readline().strip()
+        assert port, "the S3 server does not start"
+        self.url = f"http://{host}:{port}"
         atexit.register(self.stop)
 
     @property
@@ -89,20 +94,7 @@ class S3Server:
     def stop(self) -> None:
         """Ends the server."""
         self.process.kill()
-        self.process.wait()
-
-    def _answers(self) -> bool:
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline and self.process.poll() is None:
-            try:
-                urllib.request.urlopen(f"{self.url}/moto-api/", timeout=5).close()
-            except (urllib.error.URLError, OSError):
-                time.sleep(0.05)
-            else:
-                return True
-        self.process.kill()
-        self.process.wait()
-        return False
+        self.process.communicate()
 
 
 @cache
