@@ -4,7 +4,7 @@
 
 While the pod lives, `concurrencyPolicy: Forbid` starts no second one. A pod that is started again finds the copy by its
 name and follows it. The copy belongs to the Kubernetes Job named by JOB_NAME and JOB_UID, and is removed with it.
-Exits with 0 when the run has succeeded, 1 when it has failed, 2 when it could not be started.
+Exits with 0 when the run has succeeded, 1 when it has failed, 2 when it could not be started or followed.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ import httpx2
 
 IN_POD: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 KEPT: Final = ("labels", "annotations")
+REFUSALS: Final = 20
+"""Answers such as 403, one after the other, after which it gives up, because waiting gives no rights back."""
 
 
 def main(words: Sequence[str]) -> int:
@@ -89,8 +91,8 @@ def start(api: httpx2.Client, template: str, name: str) -> None:
 
 
 def follow(api: httpx2.Client, name: str, *, poll_s: float) -> int:
-    """Waits for the copy's end, also while the API does not answer; 0 if it has succeeded, else 1."""
-    shown = ""
+    """Waits for the copy's end, also while the API does not answer; 0 if it has succeeded, 2 if refused, else 1."""
+    shown, refusals = "", 0
     while True:
         status: dict[str, Any] = {}
         try:
@@ -98,6 +100,11 @@ def follow(api: httpx2.Client, name: str, *, poll_s: float) -> int:
             if answer.status_code == 404:
                 print(f"{name} was deleted", flush=True)
                 return 1
+            is_refused = answer.is_client_error and answer.status_code not in (408, 429)
+            refusals = refusals + 1 if is_refused else 0
+            if refusals == REFUSALS:
+                print(f"{name} goes on, but may not be followed: {answer.status_code} {answer.text}", file=sys.stderr)
+                return 2
             status = answer.raise_for_status().json().get("status", {})
         except httpx2.HTTPError as error:
             print(f"the API does not answer: {error}", flush=True)

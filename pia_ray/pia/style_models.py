@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
 from pia_ray.config.model import ModelConfig, check_style_name
-from pia_ray.errors import ConfigError
+from pia_ray.errors import ConfigError, WeightsError
 from pia_ray.pia.admission import AdmissionQueue
 from pia_ray.pia.components import Components
+from pia_ray.pia.denoising.schedulers import check_settings
 from pia_ray.pia.loading.load import assemble
 from pia_ray.pia.loading.weight_sharing import WeightPool
 from pia_ray.pia.model_cache import ModelCache, cache_key
@@ -64,5 +66,17 @@ class StyleModels:
     def _load(self, model: ModelConfig) -> Components:
         started = time.perf_counter()
         components = assemble(resolve_weights(model), model, self._weight_pool)
+        check_settings(components.scheduler_config)
+        _check_latent_scale(components)
         log.info("model %s loaded in %.1f s", components.version, time.perf_counter() - started)
         return components
+
+
+def _check_latent_scale(components: Components) -> None:
+    try:
+        scale = components.latent_scale
+    except (TypeError, ValueError):
+        scale = math.nan
+    if not 0 < scale < math.inf:
+        given = components.vae.config["scaling_factor"]
+        raise WeightsError(f"scaling_factor in the VAE's config.json must be a number above 0 (got {given!r})")

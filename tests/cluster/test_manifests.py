@@ -532,8 +532,8 @@ class ApiRequest(BaseHTTPRequestHandler):
         if name != "catalog":
             states = self.server.states
             state = states.pop(0) if len(states) > 1 else states[0]
-            if state == {"down": True}:
-                return self._answer(503, {})
+            if "answer" in state:
+                return self._answer(state["answer"], {})
             found = {**found, "status": state}
         return self._answer(200, found)
 
@@ -578,7 +578,8 @@ def start(api: Api, template: str = "catalog") -> subprocess.CompletedProcess[st
 
 
 def test_the_starter_runs_a_copy_of_the_template_until_it_ends_and_owns_it(api: Api):
-    api.states += [{"down": True}, {"jobDeploymentStatus": "Complete", "jobStatus": "SUCCEEDED"}]
+    api.states += [{"answer": 503}, {"answer": 403}]
+    api.states += [{"jobDeploymentStatus": "Complete", "jobStatus": "SUCCEEDED"}]
     ended = start(api)
     assert ended.returncode == 0, ended.stderr
     copied = api.jobs["nightly-1-run"]
@@ -597,6 +598,13 @@ def test_a_starter_that_comes_again_follows_the_copy_there_is_and_tells_its_fail
     assert "following it" in ended.stdout
     assert "out of tries" in ended.stdout
     assert set(api.jobs) == {"catalog", "nightly-1-run"}
+
+
+def test_a_starter_whose_rights_are_taken_away_gives_up(api: Api):
+    api.states.append({"answer": 403})
+    ended = start(api)
+    assert ended.returncode == 2
+    assert "may not be followed: 403" in ended.stderr
 
 
 def test_a_starter_without_its_template_says_so(api: Api):

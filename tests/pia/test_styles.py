@@ -22,7 +22,7 @@ from pia_ray.catalog.validate import validate
 from pia_ray.cli.main import main
 from pia_ray.config.catalog import CatalogConfig, load
 from pia_ray.config.model import build, parse_styles
-from pia_ray.errors import BadParameter, ConfigError, ModelUnavailable
+from pia_ray.errors import BadParameter, ConfigError, ModelUnavailable, WeightsError
 from pia_ray.pia.admission import PATIENCE, PRIORITY_STEP, AdmissionQueue
 from pia_ray.pia.loading.load import assemble
 from pia_ray.pia.loading.weight_sharing import WeightPool
@@ -334,3 +334,24 @@ def test_a_run_wide_lora_that_no_model_has_is_refused_before_the_run() -> None:
     assert build(CatalogConfig, {**values, "defaults": {"lora": "pixar:0.5"}}).defaults["lora"] == "pixar:0.5"
     with pytest.raises(ConfigError, match='no LoRA "pixr"; this model has pixar'):
         build(CatalogConfig, {**values, "defaults": {"lora": "pixr"}})
+
+
+@pytest.mark.parametrize(
+    ("file", "name", "value"),
+    [
+        ("scheduler/scheduler_config.json", "num_train_timesteps", 0),
+        ("scheduler/scheduler_config.json", "steps_offset", "some"),
+        ("scheduler/scheduler_config.json", "timestep_spacing", "dense"),
+        ("vae/config.json", "scaling_factor", "large"),
+        ("vae/config.json", "scaling_factor", 0),
+    ],
+)
+def test_settings_that_no_row_can_be_animated_with_are_refused_when_the_model_is_loaded(
+    file: str, name: str, value: Any, checkpoints: dict[str, ModelConfig], tmp_path: Path
+):
+    base = tmp_path / "base"
+    shutil.copytree(checkpoints["plain"].base, base)
+    path = base / file
+    path.write_text(json.dumps(json.loads(path.read_text()) | {name: value}))
+    with pytest.raises(WeightsError, match=f"{name}|{path.name}"):
+        Animator(tiny("plain", base))

@@ -25,7 +25,7 @@ from diffusers.schedulers import (
 )
 
 from pia_ray.config.knobs import DISTILLED_STEPS
-from pia_ray.errors import BadParameter
+from pia_ray.errors import BadParameter, WeightsError
 
 LINEAR_BETAS: Final[Mapping[str, Any]] = {
     "beta_schedule": "linear",
@@ -123,6 +123,19 @@ def make_scheduler(own: Mapping[str, Any], name: str, *, steps: int) -> Any:
     """
     plain = {**own, **LINEAR_BETAS, **dict.fromkeys(_OTHER_SIGMAS, False)}
     return make_configured({**plain, **SCHEDULERS[name][1]}, name, steps=steps)
+
+
+def check_settings(own: Mapping[str, Any]) -> None:
+    """Raises what each row would fail with.
+
+    Raises:
+        WeightsError: no scheduler takes the model's `own` settings.
+    """
+    for name in ("ddim", "euler"):  # one counts in timesteps, the other in sigmas
+        try:
+            make_scheduler(own, name, steps=1)
+        except Exception as error:  # noqa: BLE001 - whatever diffusers and torch raise for values that they do not take
+            raise WeightsError(f"no scheduler takes the model's scheduler_config.json: {error}") from None
 
 
 def make_configured(config: Mapping[str, Any], name: str, *, steps: int) -> Any:

@@ -5,6 +5,7 @@ The base model is never written to, so several variants can coexist. `lora_names
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -101,7 +102,12 @@ def read_lora(path: Path, components: Changeable) -> LoraFile:
         if module is None or not is_complete(own):
             unread.append(names[target])
             continue
-        alpha = _alpha(factors, target, module, config)
+        try:
+            alpha = _alpha(factors, target, module, config)
+        except (AttributeError, TypeError, ValueError, re.error) as error:
+            raise WeightsError(
+                f"{path} is damaged: lora_adapter_metadata in its header gives no alpha ({error})"
+            ) from None
         for found in _deltas(target[0], module, own, alpha):
             _check_shapes(path, names[target], found, components)
             deltas.append(found)
@@ -189,6 +195,8 @@ def _alpha(factors: Mapping[str, torch.Tensor], target: Target, module: str, con
         if re.fullmatch(rf"(.*\.)?({pattern})", module):
             alpha = value
             break
+    if not math.isfinite(float(alpha)):
+        raise ValueError(f"an alpha is {alpha}")
     return float(alpha) * (rank**0.5 if settings.get(f"{target[0]}.use_rslora") else 1.0)
 
 

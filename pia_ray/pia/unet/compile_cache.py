@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import logging
+import os
 import tempfile
 import threading
 from pathlib import Path
@@ -31,7 +32,7 @@ def compile_cache_of(model: ModelConfig) -> Path | None:
         return None
     if model.compile_cache is None:
         return compiled_folder(f"torch-{torch.__version__}")
-    return Path(model.compile_cache).expanduser()
+    return Path(os.path.expanduser(model.compile_cache))  # noqa: PTH111 - Path's own raises where there is no home folder
 
 
 def open_cache(folder: Path) -> CompileCache:

@@ -358,6 +358,21 @@ def test_a_lora_that_does_not_fit_is_refused_when_the_model_is_loaded(
 
 
 @pytest.mark.parametrize(
+    "settings", [{"alpha_pattern": {"(": 1}}, {"alpha_pattern": [1]}, {"lora_alpha": "much"}, {"lora_alpha": math.inf}]
+)
+def test_settings_of_a_lora_that_give_no_alpha_are_refused(
+    settings: dict[str, Any], folder: Path, tmp_path: Path
+) -> None:
+    file = make_lora(tmp_path / "lora.safetensors", folder, layout="diffusers")
+    config = {f"{part}.{name}": value for part in ("unet", "text_encoder") for name, value in settings.items()}
+    save_file(load_file(file), file, {"lora_adapter_metadata": json.dumps(config)})
+    model = model_of(folder, loras={"pixar": str(file)})
+    with pytest.raises(WeightsError, match="is damaged: lora_adapter_metadata") as caught:
+        assemble(resolve(model), model)
+    assert str(file) in caught.value.message
+
+
+@pytest.mark.parametrize(
     ("text", "canonical"),
     [
         (" Two : .50 + one", "one+two:0.5"),

@@ -367,6 +367,7 @@ def test_compiled_code_is_kept_beside_the_weights_unless_the_model_says_otherwis
     assert folder.parts[-3:] == ("pia-ray", "compiled", f"torch-{torch.__version__}")
     assert compile_cache_of(model.model_copy(update={"compile_cache": "off"})) is None
     assert compile_cache_of(model.model_copy(update={"compile_cache": "/some/folder"})) == Path("/some/folder")
+    assert compile_cache_of(model.model_copy(update={"compile_cache": "~nosuchuser/x"})) == Path("~nosuchuser/x")
 
 
 def test_a_cache_that_cannot_be_written_costs_nothing_else(tmp_path: Path) -> None:
