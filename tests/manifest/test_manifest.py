@@ -192,14 +192,16 @@ def test_bad_json_lines_are_rejected_alone(tmp_path):
     lines = [good % "a", "{oops}\n", "[1]\n", "\n", '{"id": "n", "image": NaN, "prompt": "p"}\n', good % "b"]
     raw = "".join(lines).encode() + b'{"id": "c", "image": "x.png", "prompt": "caf\xe9"}\n'
     raw += b'{"id": "d", "image": "x.png", "prompt": "\\ud800"}\n'
+    raw += b'{"id": "e", "image": "x.png", "prompt": "p", "id": "f"}\n'
     items = items_of(write(tmp_path / "m.jsonl", raw))
-    assert [item["error_code"] for item in items] == [None, *["bad_manifest_row"] * 3, None, *["bad_manifest_row"] * 2]
+    assert [item["error_code"] for item in items] == [None, *["bad_manifest_row"] * 3, None, *["bad_manifest_row"] * 3]
     messages = [item["error_message"] for item in items if item["error_message"]]
     assert messages[0].startswith("row 2 of m.jsonl (line 2) is not valid JSON: Expecting property name")
     assert messages[1] == "row 3 of m.jsonl (line 3) is not a JSON object"
     assert messages[2] == "row 4 of m.jsonl (line 5) is not valid JSON: NaN is not a JSON number"
     assert messages[3] == "row 6 of m.jsonl (line 7) is not UTF-8: save the file as UTF-8, or state its --encoding"
     assert "row 7 of m.jsonl (line 8) holds a lone surrogate" in messages[4]
+    assert messages[5] == "row 8 of m.jsonl (line 9) is not valid JSON: 'id' stands twice in an object"
 
 
 def test_json_columns_get_one_type_over_all_their_files(tmp_path):
