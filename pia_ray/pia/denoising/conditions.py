@@ -24,6 +24,8 @@ from pia_ray.pia.loading.ip_adapter import encode_picture, image_tokens
 from pia_ray.pia.transfers import to_device
 from pia_ray.types import PreparedRequest
 
+MOST_TOKENS: Final = 12_000
+"""Tokens of a prompt's chunks. Plain text has fewer. BREAKs could make 128,000, for whose attention all rows wait."""
 CACHED_PROMPTS: Final = 256
 CACHED_PICTURES: Final = 64
 
@@ -77,11 +79,17 @@ class Conditions:
         `length` asks for a longer one, as `lengthened` makes it.
 
         Raises:
-            BadParameter: clip_skip leaves no layer of this text encoder.
+            BadParameter: clip_skip leaves no layer of this text encoder, or the prompt has more than MOST_TOKENS.
         """
         key = (text, clip_skip, syntax, length)
         if (known := self._prompts.get(key)) is None:
             chunks = chunks_of(text, self.components, syntax=syntax)
+            if (tokens := len(chunks) * chunk_length(self.components)) > MOST_TOKENS:
+                raise BadParameter(
+                    f"the chunks of a prompt have {MOST_TOKENS:,} tokens at most, those of {text[:40]!r} {tokens:,}: "
+                    "leave out BREAKs or words of textual inversions",
+                    "prompt",
+                )
             known = torch.cat([self._chunk(chunk, clip_skip=clip_skip) for chunk in chunks])
             if length is not None:
                 known = self.lengthened(known, length, clip_skip=clip_skip)

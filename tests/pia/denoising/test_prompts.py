@@ -13,6 +13,7 @@ from PIL import Image
 from pia_ray.animation import Animation
 from pia_ray.config.knobs import AnimationParams
 from pia_ray.config.model import ModelConfig
+from pia_ray.errors import BadParameter
 from pia_ray.pia.animator import Animator
 from pia_ray.pia.components import Components
 from pia_ray.pia.denoising.conditions import Conditions
@@ -108,6 +109,13 @@ def test_weighted_prompts_have_the_embeddings_of_a1111(
         expected.append(encoded(parts, [token for token, _ in tokens], [weight for _, weight in tokens]))
     ours = Conditions(parts).prompt(prompt, clip_skip=None, syntax="a1111")
     torch.testing.assert_close(ours, torch.cat(expected), rtol=1e-5, atol=1e-5)
+
+
+def test_a_prompt_of_more_chunks_than_plain_text_can_have_is_refused_before_it_is_encoded(parts: Components) -> None:
+    conditions = Conditions(parts)
+    assert len(conditions.prompt("a BREAK " * 150, clip_skip=None, syntax="a1111")) == 150 * 77
+    with pytest.raises(BadParameter, match=r"12,000 tokens at most, those of 'BREAK BREAK .*' 128,:"):
+        conditions.prompt("BREAK " * 1665 + "a", clip_skip=None, syntax="a1111")
 
 
 AS_WRITTEN = (
