@@ -150,11 +150,10 @@ def _array_rows(stream: IO[bytes], name: str) -> Iterator[tuple[dict[str, Any] |
             try:
                 value, end = _JSON.raw_decode(left, between.end())
                 if end == len(left):  # more digits of a number may follow
-                    raise ValueError("it is cut off")
+                    raise json.JSONDecodeError("it is cut off", left, end)
             except (ValueError, RecursionError) as error:
-                if isinstance(error, _KeyTwiceError):
-                    raise ManifestError(f"{name}, element {number + 1}: {error}") from None
-                if not (more := text.read(max(_READ_CHARS, len(left) - at))):
+                may_be_cut = isinstance(error, json.JSONDecodeError | RecursionError)
+                if not may_be_cut or not (more := text.read(max(_READ_CHARS, len(left) - at))):
                     raise ManifestError(f"{name} is not a JSON array: element {number + 1}: {error}") from None
                 done, left, at = done + at, left[at:] + more, 0
                 continue
@@ -170,17 +169,13 @@ def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is not a JSON number")
 
 
-class _KeyTwiceError(ValueError):
-    """Reading on does not mend it."""
-
-
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """The object. A plain decoder takes the last of equal keys without a word."""
     found = dict(pairs)
     if len(found) != len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in found if names.count(name) > 1)
-        raise _KeyTwiceError(f"{twice!r} stands twice in an object")
+        raise ValueError(f"{twice!r} stands twice in an object")
     return found
 
 

@@ -128,7 +128,9 @@ def test_a_damaged_json_array_is_refused_and_what_is_no_object_is_a_bad_row(tmp_
     cut = json.dumps(ROWS)[:-20]
     with pytest.raises(ManifestError, match=r"m\.json is not a JSON array: element 2"):
         items_of(write(tmp_path / "m.json", cut))
-    with pytest.raises(ManifestError, match=r"m\.json, element 2: 'image' stands twice in an object"):
+    with pytest.raises(
+        ManifestError, match=r"m\.json is not a JSON array: element 2: 'image' stands twice in an object"
+    ):
         items_of(write(tmp_path / "m.json", '[{"image": "a.png"}, {"image": "a.png", "image": "b.png"}]'))
     for more in ("[5]", "{}"):
         with pytest.raises(ManifestError, match=r"m\.json goes on behind its JSON array"):
