@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -69,14 +68,12 @@ def assert_equal(outcome: tuple[int, dict[str, Any], str]) -> None:
     assert result["worst_psnr_db"] is None or result["worst_psnr_db"] > 48
 
 
-def test_a_whole_pipeline_folder_gives_the_videos_of_diffusers(tmp_path: Path) -> None:
+def test_a_whole_pipeline_folder_gives_the_videos_of_diffusers(check: Any, tmp_path: Path) -> None:
     base, videos = make_pipeline_folder(tmp_path / "pipeline", vae_factor=4), tmp_path / "videos"
-    command = [sys.executable, str(BENCHMARKS / "reference_check.py"), *arguments(tmp_path, base=base)]
-    done = subprocess.run([*command, "--output", str(videos)], capture_output=True, text=True, timeout=300)
-    assert done.stdout, done.stderr
-    assert_equal((done.returncode, json.loads(done.stdout.splitlines()[-1]), done.stdout))
+    outcome = check("--output", str(videos), base=base)
+    assert_equal(outcome)
     assert {path.name for path in videos.iterdir()} == {"pia-ray.mp4", "diffusers.mp4"}
-    assert "PSNR of frames  0.." in done.stdout
+    assert "PSNR of frames  0.." in outcome[2]
 
 
 def test_base_adapter_and_vae_in_folders_of_their_own_do(check: Any, tmp_path: Path) -> None:
