@@ -86,7 +86,7 @@ def test_the_full_size_on_a_cpu_makes_one_small_row_at_a_time(monkeypatch: pytes
 def test_the_command_and_its_job_print_a_card_and_one_json_line_last(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    flags = ["--size", "demo", "--steps", "2", "--frames", "4", "--rounds", "2", "--batches", "1,2"]
+    flags = ["--size", "demo", "--steps", "1", "--frames", "2", "--rounds", "1", "--batches", "1,2"]
     flags += ["--offload", "model", "--json", str(tmp_path / "card.json")]
     job = Path(__file__).parents[2] / "jobs" / "benchmark.py"  # the command with these words
     monkeypatch.setattr(sys, "argv", [str(job), *flags])
