@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from io import StringIO
 from pathlib import Path
@@ -29,6 +29,7 @@ import yaml
 from rich.console import Console
 
 from pia_ray import __version__, ledger, read_results, storage
+from pia_ray.catalog import cluster_run
 from pia_ray.catalog.local import run_local
 from pia_ray.catalog.progress import Progress, RunSummary
 from pia_ray.cli.console import RunDisplay, show_summary
@@ -38,6 +39,7 @@ from pia_ray.config.knobs import KNOBS
 from pia_ray.config.model import ModelConfig, build
 from pia_ray.media.video import probe
 from pia_ray.testing import FakeAnimator, draw_picture, make_catalog, make_lora, make_pipeline_folder
+from tests.cli.fake_actors import run_with_fakes
 from tests.s3_server import S3Server, point_at, s3, s3_server
 
 __all__ = ["s3", "s3_server"]  # fixtures
@@ -46,6 +48,9 @@ pytestmark = [
     # Ray Data sets its own deprecated settings whenever it makes a context.
     pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context"),
 ]
+
+
+FAKE_ACTORS = Path(__file__).with_name("fake_actors.py")
 
 
 @dataclass(frozen=True)
@@ -88,11 +93,21 @@ def pia(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp
     logging.getLogger("ray").setLevel(level)
 
 
-def start(*words: object, env: dict[str, str] | None = None, **how: Any) -> subprocess.Popen[str]:
+@pytest.fixture
+def fake_actors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has runs that this process starts animate with fakes."""
+    monkeypatch.setattr(cluster_run, "run_catalog", run_with_fakes())
+
+
+def start(
+    *words: object,
+    env: dict[str, str] | None = None,
+    program: Sequence[object] = ("-m", "pia_ray.cli"),
+    **how: Any,
+) -> subprocess.Popen[str]:
     """A command in a process group of its own, as a shell starts one."""
-    command = [sys.executable, "-m", "pia_ray.cli", *map(str, words)]
     return subprocess.Popen(
-        command,
+        [sys.executable, *map(str, (*program, *words))],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -1160,15 +1175,17 @@ def test_the_retry_command_pasted_into_a_shell_tries_the_failed_rows_again(ran: 
 
 
 @pytest.mark.heavy
+@pytest.mark.usefixtures("fake_actors")
 def test_a_signal_ends_a_run_with_130_and_the_same_command_does_the_rest(
     pia: Pia, tiny: Path, tmp_path: Path, ray_address: str
 ) -> None:
     output, videos = tmp_path / "out", tmp_path / "out" / "videos"
-    words = ["animate", make_catalog(tmp_path, rows=10), "--output", output, "--model", tiny]
-    words += ["--num-inference-steps", "50", "--guidance-scale", "4", "--batch-size", "1", "--prefetch", "0"]
+    words = ["animate", make_catalog(tmp_path, rows=8), "--output", output, "--model", tiny]
+    words += ["--num-inference-steps", "10", "--batch-size", "1", "--prefetch", "0"]
+    slow = (FAKE_ACTORS, 0.08)  # seconds of a step
     done: dict[Path, int] = {}
     for number in (signal.SIGTERM, signal.SIGINT):
-        process = start(*words)  # with a cluster of its own, which ends with it
+        process = start(*words, program=slow)  # with a cluster of its own, which ends with it
         deadline = time.monotonic() + 120
         while len(list(videos.rglob("*.mp4"))) < len(done) + 2 and time.monotonic() < deadline:
             assert process.poll() is None
@@ -1186,18 +1203,19 @@ def test_a_signal_ends_a_run_with_130_and_the_same_command_does_the_rest(
         rows = read_results(str(output)).to_pylist()
         assert {path: path.stat().st_mtime_ns for path in done} == done
         done = {path: path.stat().st_mtime_ns for path in videos.rglob("*.mp4")}
-        assert len(done) < 10
+        assert len(done) < 8
         assert {row["status"] for row in rows} == {"succeeded"}
         assert 1 <= len(rows) <= len(done), "a row that ended with the signal may have its video and no record yet"
         assert not ledger.count_attempts(str(output)), "rows that were stopped have not killed their worker"
     ended = pia(*words, "--address", ray_address)
     assert ended.code == 0, ended.err
-    assert f"10 of 10 work items succeeded ({10 - len(rows)} now, {len(rows)} before)" in ended.out
+    assert f"8 of 8 work items succeeded ({8 - len(rows)} now, {len(rows)} before)" in ended.out
     assert {path: path.stat().st_mtime_ns for path in done} == done
-    assert len(list(videos.rglob("*.mp4"))) == 10
+    assert len(list(videos.rglob("*.mp4"))) == 8
 
 
 @pytest.mark.heavy
+@pytest.mark.usefixtures("fake_actors")
 def test_a_whole_catalogue_goes_from_s3_to_s3_and_a_second_run_animates_nothing(
     pia: Pia, s3: str, tiny: Path, tmp_path: Path, ray_address: str
 ) -> None:

@@ -31,10 +31,10 @@ from pia_ray.testing import (
     make_textual_inversion,
     put_catalog,
 )
-from tests.cli.test_commands import pia
+from tests.cli.test_commands import fake_actors, pia
 from tests.s3_server import S3Server, s3, s3_server
 
-__all__ = ["pia", "s3", "s3_server"]  # fixtures
+__all__ = ["fake_actors", "pia", "s3", "s3_server"]  # fixtures
 
 JOBS = Path(__file__).parents[2] / "jobs"
 SCRIPTS = sorted(JOBS.glob("*.py"))
@@ -160,7 +160,7 @@ def call(script: str, *words: object) -> int:
 
 
 @pytest.mark.heavy
-@pytest.mark.usefixtures("pia")  # puts back what commands set for their process
+@pytest.mark.usefixtures("pia", "fake_actors")  # `pia` puts back what commands set for their process
 def test_a_job_ends_well_with_failed_rows_and_at_its_deadline_where_asked_and_tries_again(
     tmp_path: Path, ray_address: str, monkeypatch: pytest.MonkeyPatch
 ):
