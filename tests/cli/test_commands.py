@@ -1107,7 +1107,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory, tiny: Path, ray_address: str) 
     words += ["--motion-scale", "2", "--max-attempts", "1", "--address", ray_address]
     # Most values of these columns are wrong, so that they are knobs only if the run says so.
     words += ["--knobs", "motion_scale,num_frames,width,scheduler,seed,strength,fps"]
-    ended = finish(start("animate", manifest, *words))
+    ended = finish(start("animate", manifest, *words, program=(FAKE_ACTORS, 0)))
     return Ran(ended, folder, {row["id"]: row for row in read_results(str(folder / "out dir")).to_pylist()})
 
 
