@@ -26,9 +26,19 @@ pytestmark = [
 ]
 
 
+WITH_FAKES = """
+import runpy
+from pia_ray.catalog import cluster_run
+from tests.cli.fake_actors import run_with_fakes
+
+cluster_run.run_catalog = run_with_fakes(seconds_per_step=0.1)
+runpy.run_path("animate_catalog.py", run_name="__main__")
+"""
+
+
 class Catalogue:
     """Pictures and manifests in a bucket, and the folder that is submitted to animate them: the script and one of its
-    config files, with places and a model for this machine.
+    config files, with places and a model for this machine. Its actors have fakes, which load no torch.
     """
 
     def __init__(self, bucket: str, folder: Path, config: str, **settings: Any) -> None:
@@ -38,6 +48,7 @@ class Catalogue:
         self._folder = folder / "job"
         self._folder.mkdir()
         shutil.copy(ROOT / "jobs" / "animate_catalog.py", self._folder)
+        (self._folder / "with_fakes.py").write_text(WITH_FAKES)
         values = read_yaml(ROOT / "jobs" / "configs" / config)
         values |= {
             "manifest": f"{bucket}/manifests/",
@@ -48,7 +59,7 @@ class Catalogue:
             **settings,
         }
         (self._folder / config).write_text(yaml.safe_dump(values))
-        self._entrypoint = f"python animate_catalog.py --config {config}"
+        self._entrypoint = f"python with_fakes.py --config {config}"
 
     def add_rows(self, num: int) -> None:
         """Makes the catalogue longer by so many, in a manifest of their own."""
