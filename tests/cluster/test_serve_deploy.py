@@ -57,6 +57,7 @@ class Endpoint:
         if self.nodes.network.shared:
             config["proxy_location"] = "HeadOnly"  # at one address one proxy can listen
         (application,) = config["applications"]
+        application["import_path"] = "tests.cluster.fake_endpoint:build_app"
         keys = self._folder / "keys"
         keys.write_text(f"{hash_of(KEY)}\n")
         application["args"] |= {"api_keys": str(keys), **args}
@@ -125,7 +126,7 @@ class Endpoint:
 
 @pytest.fixture(scope="module")
 def deployed(shared_nodes: tuple[Nodes, S3Server], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
-    """The endpoint on a head without engines and two workers, with one engine or two."""
+    """The endpoint on a head without engines and two workers, with one engine or two of fakes."""
     nodes, server = shared_nodes
     nodes.bring_up(num_workers=2)
     found = Endpoint(nodes, tmp_path_factory.mktemp("endpoint"))
