@@ -20,6 +20,7 @@ from typing import Any, Final, NoReturn
 
 import ray
 import ray.exceptions
+from ray._private.node import Node
 
 from pia_ray import logs
 from pia_ray.errors import ConfigError, JobError, PiaRayError
@@ -166,7 +167,7 @@ def _init(**options: Any) -> None:
     on_term = signal.getsignal(signal.SIGTERM) if main else None
     level = logging.getLogger("ray").getEffectiveLevel()
     try:
-        with _native_lines_hidden(level >= logging.ERROR):
+        with _native_lines_hidden(level >= logging.ERROR), _without_helper_processes():
             ray.init(log_to_driver=False, logging_level=level, **options)
     except SystemExit:
         # Ray's handler of SIGTERM, which stands while ray.init runs, exits with 1; here that means failed rows.
@@ -242,6 +243,24 @@ _PARENT_LENGTH: Final = (107 if sys.platform == "linux" else 103) - 64 - len(f"/
 def _in_one_line(error: BaseException) -> str:
     text = " ".join(_COLOURS.sub("", str(error)).split()) or type(error).__name__
     return text if len(text) <= 400 else text[:397] + "..."
+
+
+@contextmanager
+def _without_helper_processes() -> Iterator[None]:
+    """Has clusters that this process starts in the block neither Ray's dashboard, nor its monitor, nor its log monitor.
+
+    They serve the state of the cluster, add nodes and send logs to drivers, which nobody here asks for. A start waits a
+    second for the first, `include_dashboard` or not, and there is no setting for any of them (ray 2.60).
+    """
+    names = ("start_api_server", "start_monitor", "start_log_monitor")
+    before = {name: getattr(Node, name) for name in names}
+    for name in names:
+        setattr(Node, name, lambda node, **options: None)
+    try:
+        yield
+    finally:
+        for name, method in before.items():
+            setattr(Node, name, method)
 
 
 @contextmanager
