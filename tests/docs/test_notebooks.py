@@ -1,4 +1,7 @@
-"""The notebooks hold no logic, use public names, are committed without outputs, and run from top to bottom."""
+"""The notebooks hold no logic, use public names, are committed without outputs, and run from top to bottom.
+
+They run for a user whose demo model is quick, so that the tests take less time.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from jupyter_client.manager import KernelManager
 from nbclient import NotebookClient
 
 import pia_ray
+from tests.models import home_of_quick_demo
 
 FOLDER = Path(__file__).parents[2] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
@@ -37,6 +41,7 @@ def run(
 
     `kernel` is one that runs already, and forgets the names of the notebook before; left out: one of its own.
     """
+    monkeypatch.setenv("HOME", str(home_of_quick_demo(folder / "home")))
     monkeypatch.setenv("IPYTHONDIR", str(folder / "ipython"))
     monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(folder / "jupyter"))
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
@@ -72,7 +77,8 @@ def kernel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KernelManager]:
     """A kernel for notebooks that make videos in it: each would import torch for seconds otherwise."""
     folder = tmp_path_factory.mktemp("kernel")
     manager = KernelManager(kernel_name="python3", connection_file=str(folder / "kernel.json"))
-    manager.start_kernel(env={**os.environ, "IPYTHONDIR": str(folder)})
+    cached = {"XDG_CACHE_HOME": str(Path.home() / ".cache"), **os.environ}  # matplotlib's list of fonts
+    manager.start_kernel(env={**cached, "HOME": str(home_of_quick_demo(folder)), "IPYTHONDIR": str(folder)})
     yield manager
     manager.shutdown_kernel()
 
@@ -177,7 +183,7 @@ def test_choosing_motion_runs_and_plots(tmp_path: Path, monkeypatch: pytest.Monk
 def test_the_endpoint_answers_the_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     book = run("04-the-endpoint", tmp_path, monkeypatch)
     printed = "".join(shown(book, "text"))
-    assert re.search(r"video_\w+ completed 80x96 100", printed)
+    assert re.search(r"video_\w+ completed 32x32 100", printed)
     assert "400 bad_parameter - motion_scale must be" in printed
     assert num_videos(book) == 1
     assert shown(book, "text/plain")[-1] == "0"  # the server's exit status

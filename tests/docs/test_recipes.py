@@ -25,6 +25,7 @@ from pia_ray.cli.main import main
 from pia_ray.testing import make_lora
 from pia_ray.webhooks import Poster
 from tests.docs.generated import ROOT
+from tests.models import home_of_quick_demo
 from tests.online.video_server import VideoServer, serve_videos
 from tests.s3_server import S3Server, point_at, s3_server
 
@@ -74,9 +75,15 @@ def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VideoServer]:
         yield up
 
 
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return home_of_quick_demo(tmp_path_factory.mktemp("home"))
+
+
 @pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty working directory but for `pictures/`."""
+def folder(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working directory but for `pictures/`, of a user whose demo model is quick."""
+    monkeypatch.setenv("HOME", str(home))
     (tmp_path / "pictures").mkdir()
     for name in ("mug.png", "moon.png"):
         shutil.copy(str(files("pia_ray") / "demo/catalog/images" / name), tmp_path / "pictures")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+from typing import Any
 
 import pytest
 import schemathesis
@@ -15,6 +16,7 @@ from schemathesis.specs.openapi.checks import negative_data_rejection, positive_
 
 from pia_ray.config.serve import ServeConfig
 from pia_ray.online.rendering.local_renderer import LocalRenderer
+from pia_ray.online.requests.aliases import IMAGE_FIELDS
 from pia_ray.online.requests.request_reader import FormReader
 from pia_ray.online.service import create_endpoint
 from pia_ray.online.video_jobs import JobStore
@@ -24,12 +26,13 @@ pytestmark = pytest.mark.heavy
 
 KEY = "sk-fuzz"
 HEADERS = {"Authorization": f"Bearer {KEY}", "Host": "127.0.0.1"}
-ANIMATIONS = "/v1/animations"
+ANIMATIONS, VIDEOS = "/v1/animations", "/v1/videos"
+SAME_KNOBS = [ANIMATIONS, "/v1/videos/{video_id}/remix"]
 
 # Beside the examples that are drawn, each operation has one for each bound of each knob: thousands for a new video.
 FEW = settings(max_examples=20, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
 FEW_DRAWN = settings(FEW, phases=[Phase.generate])
-MANY_DRAWN = settings(FEW_DRAWN, max_examples=300, derandomize=False, database=None)
+MANY = settings(FEW, max_examples=300, derandomize=False, database=None)
 
 
 def png(*_: object) -> bytes:
@@ -65,6 +68,30 @@ def any_requests(app: FastAPI) -> BaseSchema:
 
 
 @pytest.fixture(scope="module")
+def requests_of_one_picture(app: FastAPI) -> BaseSchema:
+    """The schema with the picture under its first name only: the bounds of knobs come once, not for each name."""
+    found = schemathesis.openapi.from_asgi("/openapi.json", app, headers=HEADERS)
+    for body in bodies_of_videos(found):
+        del body["anyOf"][1:]
+    return found
+
+
+@pytest.fixture(scope="module")
+def requests_of_pictures(app: FastAPI) -> BaseSchema:
+    """The schema whose bodies have a prompt and the picture under any of its names, and no knobs."""
+    found = schemathesis.openapi.from_asgi("/openapi.json", app, headers=HEADERS)
+    for body in bodies_of_videos(found):
+        body["properties"] = {name: body["properties"][name] for name in ("prompt", *IMAGE_FIELDS)}
+    return found
+
+
+def bodies_of_videos(schema: BaseSchema) -> list[dict[str, Any]]:
+    """The schemas of a new video's bodies, in each media type."""
+    content = schema.raw_schema["paths"][VIDEOS]["post"]["requestBody"]["content"]
+    return [each["schema"] for each in content.values()]
+
+
+@pytest.fixture(scope="module")
 def likely_requests(app: FastAPI) -> BaseSchema:
     found = schemathesis.openapi.from_asgi("/openapi.json", app, headers=HEADERS)
     found.hook(map_body)
@@ -82,10 +109,11 @@ def map_body(_: schemathesis.HookContext, body: object) -> object:
 
 
 # From fixtures, so that thousands of cases are made where the tests run, and not in each process that collects them.
-# The knobs of `/v1/animations` are those of `/v1/videos`, whose examples have their bounds.
+# The knobs of a call and of a remix are those of a new video, whose examples have their bounds.
 any_schema = schemathesis.pytest.from_fixture("any_requests")
-schema = any_schema.exclude(path=ANIMATIONS)
-animations = any_schema.include(path=ANIMATIONS)
+schema = schemathesis.pytest.from_fixture("requests_of_one_picture").exclude(path=SAME_KNOBS)
+pictures = schemathesis.pytest.from_fixture("requests_of_pictures").include(path=VIDEOS, method="POST")
+same_knobs = any_schema.include(path=SAME_KNOBS)
 likely = schemathesis.pytest.from_fixture("likely_requests").include(path=ANIMATIONS)
 
 
@@ -103,15 +131,21 @@ def test_every_operation_keeps_to_its_schema(case: schemathesis.Case):
     check(case)
 
 
-@animations.parametrize()
+@pictures.parametrize()
+@FEW
+def test_a_picture_under_each_of_its_names_keeps_to_the_schema(case: schemathesis.Case):
+    check(case)
+
+
+@same_knobs.parametrize()
 @FEW_DRAWN
-def test_a_call_for_a_video_keeps_to_its_schema(case: schemathesis.Case):
+def test_calls_and_remixes_keep_to_their_schemas(case: schemathesis.Case):
     check(case)
 
 
 @pytest.mark.soak
 @any_schema.parametrize()
-@MANY_DRAWN
+@MANY
 def test_every_operation_keeps_to_its_schema_whatever_is_drawn(case: schemathesis.Case):
     check(case)
 

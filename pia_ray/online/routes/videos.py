@@ -308,8 +308,9 @@ def _create_body() -> dict[str, Any]:
     for content in body["content"].values():
         shape = content["schema"]
         shape["properties"] |= webhook_fields.SHAPES
-        for name in IMAGE_FIELDS:
-            shape["properties"][name]["anyOf"].append(_BY_FILE_ID)
+        for name in (*IMAGE_FIELDS, *REFERENCE_KNOBS):
+            field = shape["properties"][name]
+            field["anyOf"] = [*field["anyOf"], _BY_FILE_ID]
         if "patternProperties" in shape:
             shape["patternProperties"][rf"^({'|'.join((*IMAGE_FIELDS, *REFERENCE_KNOBS))})\[file_id\]$"] = {
                 "type": "string"

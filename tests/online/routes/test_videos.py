@@ -17,7 +17,9 @@ from openai import OpenAI
 from openai.types import Video
 from PIL import Image
 
+from pia_ray.config.knobs import REFERENCE_KNOBS
 from pia_ray.media import video
+from pia_ray.online.requests.aliases import IMAGE_FIELDS
 from tests.online.video_server import QUICK, VideoServer, data_url, hash_of, png, serve_videos
 from tests.s3_server import s3, s3_server
 
@@ -306,6 +308,14 @@ def test_what_cannot_be_made_is_refused_at_once(
     assert (error.status_code, error.code) == (status, code)
     if param is not None:
         assert error.param == param
+
+
+def test_the_document_has_each_picture_by_its_file_once(server: VideoServer):
+    document = httpx2.get(f"{server.url}/openapi.json", headers={"Authorization": "Bearer ann"}).json()
+    for body in document["paths"]["/v1/videos"]["post"]["requestBody"]["content"].values():
+        for name in (*IMAGE_FIELDS, *REFERENCE_KNOBS):
+            options = body["schema"]["properties"][name]["anyOf"]
+            assert [option.get("required") for option in options].count(["file_id"]) == 1, name
 
 
 def test_a_video_is_served_in_ranges_and_not_before_it_is_done(server: VideoServer, client: OpenAI):
