@@ -37,6 +37,7 @@ def run(program: str) -> None:
 def test_objects_of_an_import_are_old_ones_after_it_that_are_freed_with_what_holds_them() -> None:
     run("""
 with collector_paused():
+    import wave
     kept = [["an object of an import"]]
     kept.append(kept)
 assert any(each is kept for each in gc.get_objects(generation=2))
@@ -50,6 +51,7 @@ def test_objects_of_an_import_are_left_out_of_collections_for_good_in_a_process_
     run("""
 own_process()
 with collector_paused():
+    import wave
     kept = [["an object of an import"]]
 assert gc.isenabled() and gc.get_freeze_count() > 0
 assert not any(each is kept for each in gc.get_objects())
@@ -60,8 +62,19 @@ def test_what_a_program_has_frozen_itself_stays_frozen() -> None:
     run("""
 gc.freeze()
 with collector_paused():
-    pass
+    import wave
 assert gc.get_freeze_count() > 0
+""")
+
+
+def test_a_block_without_an_import_leaves_garbage_to_the_next_collection() -> None:
+    run("""
+own_process()
+with collector_paused():
+    garbage = [["no object of an import"]]
+    garbage.append(garbage)
+assert any(each is garbage for each in gc.get_objects(generation=0))
+assert gc.get_freeze_count() == 0
 """)
 
 

@@ -156,14 +156,15 @@ def levels(frames: list[Image.Image]) -> np.ndarray[Any, Any]:
 def test_the_documented_example_runs_with_only_its_import_changed(
     example: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    base, adapter, _ = make_split_checkpoint(tmp_path / "weights", vae_factor=4)
+    base, adapter, _ = make_split_checkpoint(tmp_path / "weights", vae_factor=4, sample_size=4)
     monkeypatch.chdir(tmp_path)
     for name in ("cat_6.png", "lighthouse.png"):
         picture(1).save(name)
     names = {"SG161222/Realistic_Vision_V6.0_B1_noVAE": base, "openmmlab/PIA-condition-adapter": adapter}
-    # Float16 takes a CPU half a second a step.
-    text = EXAMPLES[example].replace("(512, 512)", f"({SIZE}, {SIZE})")
-    text = text.replace("prompt=prompt,", "prompt=prompt, num_inference_steps=3,")
+    # Float16 is slow on a CPU.
+    text = EXAMPLES[example].replace("(512, 512)", "(16, 16)")
+    text = text.replace("prompt=prompt,", "prompt=prompt, num_inference_steps=2,")
+    text = text.replace("num_inference_steps=25", "num_inference_steps=2")
     for name, path in names.items():
         text = text.replace(name, str(path))
     # This diffusers offloads nothing where there is no GPU, and has no enable_vae_slicing any more.
@@ -176,7 +177,7 @@ def test_the_documented_example_runs_with_only_its_import_changed(
             values: dict[str, Any] = {}
             exec(f"from {package} import PIAPipeline\n{code}", values)
             frames[package] = levels(values["frames"])
-    assert frames["pia_ray"].shape == (16, SIZE, SIZE, 3)
+    assert frames["pia_ray"].shape == (16, 16, 16, 3)
     assert np.abs(np.diff(frames["pia_ray"].astype(int), axis=0)).mean() > 0.5
     half = "float16" in text
     assert_same(frames["pia_ray"], frames["diffusers"], mean=0.6 if half else 0.02, most=12 if half else 1)
@@ -341,7 +342,7 @@ def test_a_scheduler_of_diffusers_runs_with_its_own_settings(name: str, folder: 
             pipe.scheduler = kind.from_config(pipe.scheduler.config, **settings)
         assert name_of(ours.scheduler) == name
         assert ours.scheduler.config["beta_schedule"] == "scaled_linear", "the checkpoint's own, as in diffusers"
-        assert_same(call(ours, num_inference_steps=5), call(theirs, num_inference_steps=5))
+        assert_same(call(ours), call(theirs))
     finally:
         ours.scheduler, theirs.scheduler = before
 

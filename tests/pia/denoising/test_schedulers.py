@@ -1,6 +1,6 @@
 """Schedulers by name: few steps, step counts that one cannot do, and many of them in one batch.
 
-That each equals diffusers' is in test_engine, where its list of names is.
+That each equals diffusers', in a batch of them, is in test_engine, where its list of names is.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pia_ray.pia.engine import Engine
 from pia_ray.pia.loading.load import assemble
 from pia_ray.testing import make_pipeline_folder
 from pia_ray.weights import resolve
-from tests.pia.test_engine import alone, ask, assert_same, model_of, run
+from tests.pia.test_engine import ask, model_of, run
 
 OWN = {
     "epsilon": {"prediction_type": "epsilon", "steps_offset": 1, "timestep_spacing": "leading"},
@@ -133,8 +133,6 @@ def test_all_of_them_in_one_batch_with_few_steps_give_frames(
     outcomes = run(Engine(components, batch_size=8), requests)
     for request, outcome in zip(requests, outcomes, strict=True):
         assert isinstance(outcome, Animation), (request.params.scheduler, outcome)
-        if steps == 3:
-            assert_same(outcome.frames, alone(components, request).frames)
 
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
