@@ -6,8 +6,6 @@ fast and pulls in neither torch nor ray.
 
 from __future__ import annotations
 
-import sys
-from contextlib import nullcontext
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -232,11 +230,9 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from pia_ray.imports import collector_paused
 
-    home = _HOMES.get(name, "pia_ray.errors")
     try:
-        # A pause counts the objects that the program has frozen: 0.15 s where they are all of torch and its libraries.
-        with nullcontext() if home in sys.modules else collector_paused():
-            return getattr(import_module(home), name)
+        with collector_paused():
+            return getattr(import_module(_HOMES.get(name, "pia_ray.errors")), name)
     except ModuleNotFoundError as error:
         from pia_ray.extras import advice
 
