@@ -44,7 +44,7 @@ def test_an_upgrade_loses_no_video_and_counts_no_attempt(endpoint: Callable[...,
     ends = created(client, num_inference_steps="8")
     given_back = created(client, num_inference_steps="100")  # 25 s
     until(lambda: len(begun(tmp_path)) == 2, seconds=60)
-    endpoint(step_s=0.25, graceful_shutdown_s=12, max_frames=32)
+    endpoint(step_s=0.01, graceful_shutdown_s=12, max_frames=32)
     late = created(client, num_inference_steps="2")
     for job_id in (ends, given_back, late):
         assert ended(client, job_id, seconds=200)["status"] == "completed"
@@ -104,7 +104,9 @@ def test_an_ingress_has_time_for_its_calls_and_then_for_its_videos():
 
 @heavy
 def test_the_command_ends_a_video_that_is_being_made_on_a_signal_and_ends_at_once_on_a_second(tmp_path: Path):
-    command = [Path(sys.executable).parent / "pia-ray", "serve", "--port", "0", "--storage", tmp_path / "jobs"]
+    (tmp_path / "serve.yaml").write_text("max_steps: 1000")
+    command = [Path(sys.executable).parent / "pia-ray", "serve", "--config", tmp_path / "serve.yaml", "--port", "0"]
+    command += ["--storage", tmp_path / "jobs"]
     with (tmp_path / "errors").open("wb") as errors:
         server = subprocess.Popen([*map(str, command)], stdout=subprocess.PIPE, stderr=errors, text=True)
     try:
@@ -113,7 +115,7 @@ def test_the_command_ends_a_video_that_is_being_made_on_a_signal_and_ends_at_onc
             answer = animate(client)  # the model is loaded
             assert (answer.status_code, answer.headers["x-animation-frames"]) == (200, "4")
             assert answer.headers["x-animation-model"].startswith("demo@")
-            long = created(client, num_frames="16", num_inference_steps="100", width="128", height="128")
+            long = created(client, num_frames="16", num_inference_steps="1000")
             until(lambda: client.get(f"/v1/videos/{long}").json()["status"] == "in_progress", seconds=100)
             short = created(client, num_inference_steps="10")
             until(lambda: client.get(f"/v1/videos/{short}").json()["status"] == "in_progress", seconds=100)
