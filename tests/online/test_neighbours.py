@@ -21,7 +21,7 @@ from tests.videos import decode_frames
 
 pytestmark = pytest.mark.heavy
 
-SMALL = {"width": 64, "height": 64, "num_frames": 8}
+SMALL = {"width": 64, "height": 64, "num_frames": 4}
 
 
 def picture(shade: int) -> bytes:
@@ -72,7 +72,7 @@ def test_a_call_gives_the_same_frames_alone_and_among_neighbours():
     with Animator(config.models["demo"], styles=config.models, batch_size=4, cpu_threads=1) as animator:
         (alone, neighbours), still = asyncio.run(work(animator))
     assert still == 3  # the neighbours outlasted the call: it had neighbours at each step
-    assert alone.shape == neighbours.shape == (8, 64, 64, 3)
+    assert alone.shape == neighbours.shape == (4, 64, 64, 3)
     difference = np.abs(alone.astype(int) - neighbours.astype(int))
     assert difference.mean() < 0.1
     assert difference.max() <= 8
