@@ -81,7 +81,7 @@ class Animator:
         """Rows that have been denoised; their frames are decoded while the next rows are denoised."""
         self._blocked = False
         """Whether the first waiting row waits for one of `_finishing` to end."""
-        self._closed = False
+        self._closed = self._closed_by_callback = False
         self._fatal: PiaRayError | None = None
         """The error after which the process cannot animate any more."""
         self._lock = threading.Lock()
@@ -208,11 +208,12 @@ class Animator:
 
         A call by on_step or on_step_end does not wait for that: the running step is the last one.
         """
+        by_callback = threading.current_thread() in (self._thread, self._finisher.thread)
         with self._lock:
             if not self._closed:
-                self._closed = True
+                self._closed, self._closed_by_callback = True, by_callback
                 self._arrivals.put(None)
-        if threading.current_thread() in (self._thread, self._finisher.thread):
+        if by_callback:
             return
         self._thread.join()
         self._finisher.thread.join()
@@ -244,8 +245,8 @@ class Animator:
             raise
         else:
             self._fail_all(Cancelled("the animator is closed"))
-            # A callback that closes the animator cannot wait for this thread, so `close` has not done it.
-            self._cache.close()
+            if self._closed_by_callback:  # which cannot wait for this thread, so `close` has not done it
+                self._cache.close()
         finally:
             self._finisher.stop()  # after the rows that have been denoised
 
