@@ -76,7 +76,7 @@ def alone(checkpoints: dict[str, ModelConfig]) -> dict[str, np.ndarray]:
     return made
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def animator(checkpoints: dict[str, ModelConfig]) -> Iterator[Animator]:
     styles = {style: checkpoints[style] for style in STYLES}
     with Animator(checkpoints["plain"], styles=styles, keep_models=4, batch_size=4) as animator:

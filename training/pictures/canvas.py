@@ -89,10 +89,16 @@ class Canvas:
         """A mask of a line through the points, with round ends."""
         distance = np.full((self.height, self.width), np.inf)
         for (x0, y0), (x1, y1) in itertools.pairwise(points):
-            dx, dy = x1 - x0, y1 - y0
-            along = np.clip(((self.x - x0) * dx + (self.y - y0) * dy) / max(dx * dx + dy * dy, 1e-9), 0, 1)
-            distance = np.minimum(distance, np.hypot(self.x - x0 - along * dx, self.y - y0 - along * dy))
+            near = self._around((x0, x1), (y0, y1), width / 2 + 1)
+            x, y, dx, dy = self.x[near] - x0, self.y[near] - y0, x1 - x0, y1 - y0
+            along = np.clip((x * dx + y * dy) / max(dx * dx + dy * dy, 1e-9), 0, 1)
+            distance[near] = np.minimum(distance[near], np.hypot(x - along * dx, y - along * dy))
         return edge(distance - width / 2)
+
+    def _around(self, x: tuple[float, float], y: tuple[float, float], margin: float) -> tuple[slice, slice]:
+        """The pixels of a rectangle with a margin in px."""
+        rows, columns = (slice(max(0, int(min(ends) - margin)), max(0, int(max(ends) + margin) + 1)) for ends in (y, x))
+        return rows, columns
 
     def curve(self, points: Sequence[tuple[float, float]], width: float) -> Plane:
         """A mask of a smooth line through the points."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import pytest
@@ -94,10 +95,11 @@ RUNS = {
 }
 
 
+@cache
 def copies_of(part: str, *, fastest: str | None) -> list[tuple[str, int]]:
     """The copies of one run, of diffusers' model or of ours on a GPU that is fastest by this way of GroupNorm."""
     make, run = RUNS[part]
-    model: Any = unet() if fastest is None and part == "original" else make()  # diffusers has no original
+    model: Any = make()
     if fastest is not None:
         model = model.to(memory_format=MEMORY_FORMAT)
     with FakeGPU() as gpu, torch.no_grad():
@@ -114,43 +116,42 @@ def copies_of(part: str, *, fastest: str | None) -> list[tuple[str, int]]:
     return gpu.copies
 
 
-def looking(unet: UNetMotionModel, forwards: int) -> None:
-    """The forwards of both sides of guidance with the picture of an IP-Adapter, as steps of one row."""
+def looking(unet: UNetMotionModel) -> Callable[[], object]:
+    """A step of one row: the forward of both sides of guidance with the picture of an IP-Adapter."""
     for layer in _cross_attentions(unet):
         width = layer.to_q.in_features
         layer.set_processor(ImageCrossAttention(random(width, 64), random(width, 64)))
     cross = CrossAttention(unet)
     images = [ImageTokens(random(4, 64), 0.5) for _ in range(2)]
     branches = [Branch(random(77, 64), random(1), random(1), image=image) for image in images]
-    for _ in range(forwards):
-        unet(random(2, 9, FRAMES, SIDE, SIDE), torch.empty(2, device=GPU), cross.states(branches))
+    return lambda: unet(random(2, 9, FRAMES, SIDE, SIDE), torch.empty(2, device=GPU), cross.states(branches))
 
 
-def looking_by_diffusers(unet: UNetMotionModel, forwards: int) -> None:
+def looking_by_diffusers(unet: UNetMotionModel) -> Callable[[], object]:
     for layer in _cross_attentions(unet):
         layer.set_processor(on_gpu(IPAdapterAttnProcessor2_0(layer.to_q.in_features, 64, num_tokens=(4,))))
     states = random(2 * FRAMES, 77, 64), [random(2 * FRAMES, 1, 4, 64)]
-    for _ in range(forwards):
-        unet(random(2, 9, FRAMES, SIDE, SIDE), torch.empty(2, device=GPU), states)
+    return lambda: unet(random(2, 9, FRAMES, SIDE, SIDE), torch.empty(2, device=GPU), states)
 
 
 def _cross_attentions(unet: UNetMotionModel) -> list[Any]:
     return [each for name, each in unet.named_modules() if name.endswith("attn2") and "motion_modules" not in name]
 
 
-def copies_of_a_second_step(run: Callable[[UNetMotionModel, int], None], *, ours: bool) -> list[tuple[str, int]]:
+def copies_of_a_second_step(
+    begin: Callable[[UNetMotionModel], Callable[[], object]], *, ours: bool
+) -> list[tuple[str, int]]:
     """What a step copies that is not the first one of its row."""
-    found = []
-    for forwards in (1, 2):
-        with FakeGPU() as gpu, torch.no_grad():
-            model: Any = on_gpu(unet().to(memory_format=MEMORY_FORMAT) if ours else unet())
-            if ours:
-                restructure_unet(model, Choices(lambda name, way: 0.0 if name == SUMS else 1.0))
-                time_kernels(model, choose_kernels(model))
-            gpu.copies.clear()
-            run(model, forwards)
-        found.append(gpu.copies)
-    return found[1][len(found[0]) :]
+    with FakeGPU() as gpu, torch.no_grad():
+        model: Any = on_gpu(unet().to(memory_format=MEMORY_FORMAT) if ours else unet())
+        if ours:
+            restructure_unet(model, Choices(lambda name, way: 0.0 if name == SUMS else 1.0))
+            time_kernels(model, choose_kernels(model))
+        step = begin(model)
+        step()
+        gpu.copies.clear()
+        step()
+    return gpu.copies
 
 
 def test_a_step_with_the_picture_of_an_ip_adapter_copies_less_than_by_diffusers() -> None:
@@ -201,7 +202,7 @@ def num_and_bytes(copies: list[tuple[str, int]], *, least: int = 0) -> tuple[int
 def test_a_gpu_copies_a_third_at_most_of_what_it_copies_for_diffusers_with_free_u_no_more(
     part: str, share: float
 ) -> None:
-    theirs = copies_of(part, fastest=None)
+    theirs = copies_of("unet" if part == "original" else part, fastest=None)  # diffusers has no original
     ours = copies_of(part, fastest=SUMS)
     # Less is one value for each channel, which is no work to speak of.
     (num, size), (their_num, their_size) = (num_and_bytes(copies, least=2048) for copies in (ours, theirs))
