@@ -38,11 +38,12 @@ from pia_ray.catalog.local import run_local
 from pia_ray.catalog.progress import Progress
 from pia_ray.catalog.rows.outage import NO_OUTAGE, OutageState
 from pia_ray.config.catalog import CatalogConfig
-from pia_ray.config.model import ModelConfig, build
+from pia_ray.config.model import build
 from pia_ray.errors import JobError
 from pia_ray.testing import FakeAnimator, draw_picture, make_catalog, make_fake, make_pipeline_folder
 from pia_ray.types import AnimationRequest
 from tests.chaos_proxy import ChaosProxy, chaos
+from tests.models import DEMO
 from tests.processes import alive
 from tests.ray_head import without_monitors
 from tests.s3_server import s3_server
@@ -60,7 +61,6 @@ pytestmark = [
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # actors import what they use of this module, not all of it
 
-DEMO = ModelConfig.named("demo")
 # The record inside a video holds the timings, so its bytes differ as they do.
 TIMINGS = {"fetch_s", "animate_s", "publish_s", "gpu_s", "finished_at", "run_id", "worker", "sha256", "size_bytes"}
 URIS = ("video_uri", "thumbnail_uri", "input_thumbnail_uri")
@@ -86,7 +86,7 @@ def cluster() -> Iterator[None]:
 
 
 def configure(manifest: Path | str, output: Path, **settings: Any) -> CatalogConfig:
-    values = {"model": "demo", "gpus_per_actor": 0, "defaults": {"num_frames": 4}, **settings}
+    values = {"model": DEMO, "gpus_per_actor": 0, **settings}
     return build(CatalogConfig, {"manifest": str(manifest), "output": str(output), **values})
 
 
@@ -213,7 +213,7 @@ def test_the_genuine_engine_makes_the_same_frames_on_ray_as_without(tmp_path: Pa
 
 
 def test_rows_that_finished_before_their_worker_is_killed_are_not_animated_again(tmp_path: Path) -> None:
-    config = configure(make_catalog(tmp_path, rows=24), tmp_path / "out", batch_size=2, prefetch=1)
+    config = configure(make_catalog(tmp_path, rows=14), tmp_path / "out", batch_size=2, prefetch=1)
     log, killed = tmp_path / "log", dict[str, Any]()
 
     def kill_once(progress: Progress) -> None:
@@ -223,10 +223,10 @@ def test_rows_that_finished_before_their_worker_is_killed_are_not_animated_again
 
     slow = partial(make_fake, log=log, seconds_per_step=0.02)
     summary = run_catalog(config, make_animator=slow, observe=kill_once)
-    assert summary.progress.num_succeeded == 24
+    assert summary.progress.num_succeeded == 14
     assert {row["status"] for row in by_id(config).values()} == {"succeeded"}
     times = Counter(line["id"] for line in begun(log))
-    assert len(times) == 24
+    assert len(times) == 14
     again = {name for name, number in times.items() if number > 1}
     assert len(again) <= config.concurrent_rows(), "only what was in flight begins again"
     # A row may have been in the engine, then finished, but not committed when the kill came: twice, never more.
@@ -236,31 +236,27 @@ def test_rows_that_finished_before_their_worker_is_killed_are_not_animated_again
     assert not ledger.count_attempts(config.output) or ledger.count_attempts(config.output).total() <= 3
 
 
-@pytest.mark.parametrize("max_attempts", [1, 3])
-def test_a_row_that_kills_its_worker_fails_alone_and_its_neighbours_succeed(tmp_path: Path, max_attempts: int) -> None:
-    prompts = {f"n{number}": "sea" for number in range(9)} | {"poison": "die"}
-    # With one attempt in all, a row that dies of itself alone has had it.
-    prompts |= {"unlucky": "die-once", "other-poison": "die now"} if max_attempts > 1 else {}
+def test_a_row_that_kills_its_worker_fails_alone_and_its_neighbours_succeed(tmp_path: Path) -> None:
+    prompts = {f"n{number}": "sea" for number in range(9)} | {"poison": "die", "unlucky": "die-once"}
     # In the first handful of the run, so that they have neighbours when they die.
-    order = ["n0", "poison", "n1", "unlucky", "n2", "other-poison", *(f"n{number}" for number in range(3, 9))]
-    manifest = write(tmp_path, {name: prompts[name] for name in order if name in prompts})
-    config = configure(manifest, tmp_path / "out", batch_size=4, max_attempts=max_attempts)
+    order = ["n0", "poison", "n1", "unlucky", *(f"n{number}" for number in range(2, 9))]
+    manifest = write(tmp_path, {name: prompts[name] for name in order})
+    config = configure(manifest, tmp_path / "out", batch_size=4, max_attempts=3)
     log, marks = tmp_path / "log", tmp_path / "marks"
     marks.mkdir()
     summary = run_catalog(config, make_animator=partial(make_fake, log=log, marks=marks, seconds_per_step=0.01))
     found = by_id(config)
     failed = {name: row["error_code"] for name, row in found.items() if row["status"] == "failed"}
-    assert failed == {name: "worker_died" for name, prompt in prompts.items() if prompt in ("die", "die now")}
+    assert failed == {"poison": "worker_died"}
     assert len(found) == len(prompts)
-    assert summary.progress.errors == {"worker_died": len(failed)}
+    assert summary.progress.errors == {"worker_died": 1}
     times = Counter(line["id"] for line in begun(log))
-    for name in failed:
-        # Once in company, whoever killed the worker then, and alone from the second time on.
-        assert found[name]["attempts"] == max(max_attempts, 2)
-        assert times[name] <= max(max_attempts, 2)
-        assert "--retry worker_died" in found[name]["error_message"]
+    # Once in company, whoever killed the worker then, and alone from the second time on.
+    assert found["poison"]["attempts"] == 3
+    assert times["poison"] <= 3
+    assert "--retry worker_died" in found["poison"]["error_message"]
     # A bystander can be in hand at one death in company; after that it is alone.
-    assert max(times[name] for name in found if name not in failed and name != "unlucky") <= 2
+    assert max(times[name] for name in found if name not in ("poison", "unlucky")) <= 2
     assert run_catalog(config, make_animator=make_fake).progress.num_pending == 0
 
 
@@ -279,28 +275,34 @@ class OneOfTwo(FakeAnimator):
         return super().submit(request, **how)
 
 
-def make_one_of_two(config: CatalogConfig, cpu_threads: int, *, there: Path) -> OneOfTwo:
+def make_one_of_two(config: CatalogConfig, cpu_threads: int, *, there: Path, log: Path | None = None) -> OneOfTwo:
     assert config.model.device == "cuda", "a worker with a GPU must not fall back to its CPU"
-    animator = OneOfTwo(config.model, batch_size=config.batch_size, seconds_per_step=0.02)
+    animator = OneOfTwo(config.model, batch_size=config.batch_size, seconds_per_step=0.02, log=log)
     animator.there = there
     (there / str(os.getpid())).touch()
     return animator
 
 
-def test_an_actor_that_has_no_rows_left_is_released_while_another_goes_on(tmp_path: Path) -> None:
-    manifest = write(tmp_path, {"long": "hang", **{f"n{number}": "sea" for number in range(11)}})
+def test_more_actors_than_there_are_gpus_wait_two_share_the_rows_and_one_that_has_none_left_is_released(
+    tmp_path: Path,
+) -> None:
+    manifest = write(tmp_path, {**{f"n{number}": "sea" for number in range(16)}, "long": "hang"})
     limits = {"row_timeout_s": 20, "max_attempts": 1}
-    config = configure(manifest, tmp_path / "out", actors=2, batch_size=1, prefetch=0, **limits)
+    settings = {"actors": 3, "gpus_per_actor": 1, "batch_size": 1, "prefetch": 0, **limits}
+    config = configure(manifest, tmp_path / "out", **settings)
+    (tmp_path / "there").mkdir()
     log, released = tmp_path / "log", list[bool]()
 
     def observe(progress: Progress) -> None:
         if progress.num_left == 1:
             released.append(not all(alive(line["pid"]) for line in begun(log)))
 
-    make = partial(make_fake, log=log, seconds_per_step=0.02)
+    make = partial(make_one_of_two, there=tmp_path / "there", log=log)
     assert run_catalog(config, make_animator=make, observe=observe).progress.errors == {"timeout": 1}
-    assert len({line["pid"] for line in begun(log)}) == 2
-    assert any(released)
+    shares = Counter(line["pid"] for line in begun(log))
+    assert len(shares) == 2
+    assert min(shares.values()) >= 4
+    assert any(released), "while the other goes on"
 
 
 def test_a_pool_grows_from_its_least_to_its_most_with_a_gpu_that_comes_during_a_run(tmp_path: Path) -> None:
@@ -326,20 +328,6 @@ class Holder:
 
     def hold(self) -> None:
         """Returns once it has it."""
-
-
-def make_on_gpu(config: CatalogConfig, cpu_threads: int) -> FakeAnimator:
-    assert config.model.device == "cuda", "a worker with a GPU must not fall back to its CPU"
-    return make_fake(config, cpu_threads, seconds_per_step=0.05)
-
-
-def test_more_actors_than_there_are_gpus_wait_and_two_that_have_one_share_the_rows(tmp_path: Path) -> None:
-    settings = {"actors": 4, "gpus_per_actor": 1, "batch_size": 1, "prefetch": 1}
-    config = configure(make_catalog(tmp_path, rows=24), tmp_path / "out", **settings)
-    assert run_catalog(config, make_animator=make_on_gpu).exit_code == 0
-    shares = Counter(row["worker"] for row in by_id(config).values())
-    assert len(shares) == 2
-    assert min(shares.values()) >= 4
 
 
 @pytest.mark.parametrize("setting", ["patience_s", "row_timeout_s", "publish_timeout_s"])
@@ -393,7 +381,7 @@ def test_a_deadline_stops_the_actors_of_a_cluster_that_lives_on(tmp_path: Path) 
 
 
 def test_a_run_says_what_its_actors_do_and_a_stop_lets_what_denoises_end_and_begins_nothing_new(tmp_path: Path) -> None:
-    config = configure(make_catalog(tmp_path, rows=24), tmp_path / "out", batch_size=2, prefetch=1, grace_s=60)
+    config = configure(make_catalog(tmp_path, rows=10), tmp_path / "out", batch_size=2, prefetch=1, grace_s=60)
     log, ended_at, starts = tmp_path / "log", time.monotonic() + 300, set()
     stopped: list[int] = []
 
@@ -408,7 +396,7 @@ def test_a_run_says_what_its_actors_do_and_a_stop_lets_what_denoises_end_and_beg
     assert time.monotonic() < ended_at
     assert any(start.startswith("the first row denoises, step ") for start in starts), starts
     assert Counter(line["id"] for line in begun(log)) == dict.fromkeys(by_id(config), 1), "each that began has ended"
-    assert 2 <= summary.progress.num_succeeded <= stopped[0] + 2 < 24, "two may begin while the stop is on its way"
+    assert 2 <= summary.progress.num_succeeded <= stopped[0] + 2 < 10, "two may begin while the stop is on its way"
     assert not ledger.count_attempts(config.output)
     assert run_catalog(config, make_animator=make_fake).exit_code == 0
     assert {row["attempts"] for row in by_id(config).values()} == {1}
@@ -467,7 +455,9 @@ def test_a_processor_animates_rows_of_a_dataset_lazily_and_only_once(tmp_path: P
     }
     assert [made[name]["n"] for name in "abcd"] == [0, 1, 2, 3]
     assert Path(made["a"]["video_uri"]).stat().st_size > 0
-    again = {row["key"]: row for row in process(ray.data.from_items([rows[0], rows[2]])).take_all()}
+    again = {
+        row["key"]: row for row in process(ray.data.from_items([rows[0], rows[2]], override_num_blocks=1)).take_all()
+    }
     assert again["a"]["video_uri"] == made["a"]["video_uri"]
     assert Counter(line["id"] for line in begun(log)) == {"a": 1, "c": 1}
 
@@ -485,7 +475,7 @@ def test_a_processor_keeps_the_columns_of_rows_with_paths_and_their_blocks_thin_
     ]
     strings = dict.fromkeys(("id", "image", "prompt", "style"), pa.string())
     given = pa.Table.from_pylist(rows, pa.schema({**strings, "sku": pa.uint64()}))
-    config = configure(tmp_path, tmp_path / "out", styles={"ink": {"base": "embedded"}})
+    config = configure(tmp_path, tmp_path / "out", styles={"ink": {"base": "embedded", "long_edge": 64}})
     dataset = build_processor(config, make_animator=make_fake)(ray.data.from_arrow(given)).materialize()
     table = pa.concat_tables(ray.get(dataset.to_arrow_refs()))
     assert table["sku"].to_pylist() == [2**63 + 1] * 6
@@ -504,7 +494,7 @@ def configure_two_styles(folder: Path, *, num_rows: int) -> CatalogConfig:
     manifest = write(folder, {str(n): "pan left" for n in range(num_rows)})
     rows = pq.read_table(manifest).append_column("style", pa.array(["ink", "oil", None] * (num_rows // 3)))
     pq.write_table(rows, manifest)
-    ink, oil = ({"base": "embedded", "defaults": {"num_frames": frames}} for frames in (4, 3))
+    ink, oil = ({"base": "embedded", "long_edge": 64, "defaults": {"num_frames": frames}} for frames in (4, 3))
     settings = {"model": ink, "styles": {"ink": ink, "oil": oil}, "keep_models": 1, "batch_size": 1, "prefetch": 0}
     return configure(manifest, folder / "out", defaults={}, **settings)
 
@@ -559,8 +549,12 @@ def test_a_run_exports_each_metric_that_the_dashboard_asks_for_and_logs_json_wit
     wanted = set(re.findall(r"ray_pia_ray_run_\w+", " ".join(queries)))
     (node,) = ray.nodes()
     series: set[tuple[str, str]] = set()
+    scraped_at = [0.0]
 
     def scrape(progress: Progress) -> None:
+        if time.monotonic() < scraped_at[0] + 1:  # an answer takes Ray's agent some time
+            return
+        scraped_at[0] = time.monotonic()
         url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
         with urllib.request.urlopen(url) as answer:
             found = re.findall(r'^(ray_pia_ray_run_\w+)\{.*run_id="([^"]+)"', answer.read().decode(), re.MULTILINE)

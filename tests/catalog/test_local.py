@@ -258,14 +258,20 @@ def test_a_run_past_its_deadline_stops_resumably(tmp_path: Path) -> None:
     assert not ledger.count_attempts(config.output), "a row that was stopped has not killed its worker"
 
 
-def test_a_row_whose_worker_died_each_time_is_failed_as_worker_died_and_can_be_tried_again(tmp_path: Path) -> None:
-    config = configure(make_catalog(tmp_path, rows=2), tmp_path / "out")
+@pytest.mark.parametrize("max_attempts", [1, 3])
+def test_a_row_whose_worker_died_each_time_is_failed_as_worker_died_and_can_be_tried_again(
+    tmp_path: Path, max_attempts: int
+) -> None:
+    config = configure(make_catalog(tmp_path, rows=2), tmp_path / "out", max_attempts=max_attempts)
     items = rows_planned(config)
-    for _ in range(config.max_attempts):
-        ledger.begin_attempt(config.output, items[0]["work_key"], worker="dead", alone=True, state="died")
+    # Once in company, whoever killed the worker then, and alone from the second time on.
+    num_deaths = max(max_attempts, 2)
+    for number in range(num_deaths):
+        ledger.begin_attempt(config.output, items[0]["work_key"], worker="dead", alone=number > 0, state="died")
     with CountingAnimator() as animator:
         run_local(config, animator=animator)
         assert by_id(config)[items[0]["id"]]["error_code"] == "worker_died"
+        assert by_id(config)[items[0]["id"]]["attempts"] == num_deaths
         assert animator.asked == {items[1]["id"]: 1}
         run_local(config.model_copy(update={"retry": ("worker_died",)}), animator=animator)
     assert by_id(config)[items[0]["id"]]["status"] == "succeeded"
@@ -281,7 +287,7 @@ def rows_planned(config: CatalogConfig) -> list[dict[str, Any]]:
 
 
 def test_a_row_tried_before_runs_alone(tmp_path: Path) -> None:
-    config = configure(make_catalog(tmp_path, rows=3), tmp_path / "out")
+    config = configure(make_catalog(tmp_path, rows=3), tmp_path / "out", max_attempts=1)
     suspect = rows_planned(config)[1]
     ledger.begin_attempt(config.output, suspect["work_key"], worker="dead", state="died")
     alone: dict[str, bool] = {}
