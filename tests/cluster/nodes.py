@@ -165,6 +165,7 @@ class Nodes:
             f"--ray-client-server-port={free_port()}",
             "--num-cpus=0",
             "--num-gpus=0",
+            "--no-monitor",  # nothing here adds nodes
             *([f"--redis-password={self.redis.password}"] if self.redis else []),
         ]
         environment = {"RAY_REDIS_ADDRESS": self.redis.address} if self.redis else {}
