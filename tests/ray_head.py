@@ -17,7 +17,8 @@ import sys
 import ray
 from ray._private.node import Node
 
-Node.start_log_monitor = Node.start_monitor = lambda node: None  # nobody reads logs, and no node is added
+# Nobody reads logs or asks for the cluster's state, and no node is added.
+Node.start_log_monitor = Node.start_monitor = Node.start_api_server = lambda node, **options: None
 context = ray.init(
     address="local", num_cpus=8, num_gpus=0, include_dashboard=False, log_to_driver=False,
     object_store_memory=200 * 2**20, logging_level="ERROR",
@@ -58,8 +59,8 @@ class RayHead:
 
 @contextmanager
 def without_monitors() -> Iterator[None]:
-    """Has clusters that this process starts in the block no process that reads their logs, and none that adds nodes."""
+    """Has clusters that this process starts in the block no process that reads logs, adds nodes or shows state."""
     with pytest.MonkeyPatch.context() as changed:
-        for name in ("start_log_monitor", "start_monitor"):
-            changed.setattr(Node, name, lambda node: None)
+        for name in ("start_log_monitor", "start_monitor", "start_api_server"):
+            changed.setattr(Node, name, lambda node, **options: None)
         yield
