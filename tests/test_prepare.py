@@ -8,6 +8,7 @@ from __future__ import annotations
 import pickle
 import warnings
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -73,18 +74,27 @@ def embedding(seed: int, length: int = 77) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal((length, 32)).astype(np.float32)
 
 
+@cache
+def load_pipeline(folder: Path) -> tuple[Any, Any]:
+    """The pipeline, and the config of the scheduler that came with it."""
+    from diffusers import PIAPipeline
+
+    pipe = PIAPipeline.from_pretrained(folder)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe, pipe.scheduler.config
+
+
 def diffusers_of(folder: Path, request: AnimationRequest, model: ModelConfig, **call: Any) -> Any:
     """The same request through diffusers' PIAPipeline, with further arguments of its call."""
-    from diffusers import DDIMScheduler, EulerDiscreteScheduler, PIAPipeline
+    from diffusers import DDIMScheduler, EulerDiscreteScheduler
 
     params = prepare(request, model).params
     kind = {"ddim": DDIMScheduler, "euler": EulerDiscreteScheduler}[params.scheduler]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the pipeline is deprecated upstream, its arithmetic is not
-        pipe = PIAPipeline.from_pretrained(folder)
-        pipe.set_progress_bar_config(disable=True)
+        pipe, scheduler_config = load_pipeline(folder)
         betas = {"beta_schedule": "linear", "beta_start": 0.00085, "beta_end": 0.012, "clip_sample": False}
-        pipe.scheduler = kind.from_config(pipe.scheduler.config, **betas)
+        pipe.scheduler = kind.from_config(scheduler_config, **betas)
         arguments = {
             "image": request.image,
             "prompt": params.prompt,

@@ -22,7 +22,7 @@ def animate():
 
         @cache
         def made(prompt, motion_scale=1):
-            params = AnimationParams(prompt=prompt, seed=1, num_inference_steps=3, motion_scale=motion_scale)
+            params = AnimationParams(prompt=prompt, seed=1, num_inference_steps=2, motion_scale=motion_scale)
             requests = [AnimationRequest(picture(name), params) for name in PICTURES]
             return [each.frames for each in animator.animate(requests)]
 

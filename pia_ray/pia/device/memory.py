@@ -131,8 +131,10 @@ def _free_bytes(components: Components, part: nn.Module) -> int | None:
     """The bytes that activations of a part may take: below the model's bound, and on a GPU what it may take there."""
     device, bound = components.device, components.memory_bytes
     if device.type != "cuda":
+        if bound is None:
+            return None
         taken = weight_bytes(vars(components).values()) + components.variants.num_bytes + _reserved(components)
-        return None if bound is None else max(0, bound - taken)
+        return max(0, bound - taken)
     free = free_gpu_bytes(device) - _reserved(components)  # within the bound, which the process has
     if next(part.parameters()).device.type == "cpu":  # it is offloaded, and moves to the device when it runs
         free -= weight_bytes([part])
