@@ -18,7 +18,7 @@ from typing import Final
 from urllib.parse import SplitResult, urlsplit
 
 from pia_ray.errors import AddressRefused, ConfigError, FetchError, FetchUnavailable
-from pia_ray.storage import https
+from pia_ray.storage.addresses import Resolver, resolve_by_system
 
 TIMEOUT_S: Final = 5.0
 
@@ -42,7 +42,7 @@ class Poster:
         setting: str = "webhook_secret",
         plain_http: bool = False,
         allowed_networks: Sequence[str] = (),
-        resolve: https.Resolver = https.resolve_by_system,
+        resolve: Resolver = resolve_by_system,
         ssl_context: ssl.SSLContext | None = None,
     ) -> None:
         self._key = None if secret is None else _key_of(secret, setting)
@@ -58,6 +58,8 @@ class Poster:
             AddressRefused, FetchError: as `post`.
         """
         if not (self._plain_http and url.startswith("http://")):
+            from pia_ray.storage import https  # brings an HTTP client, which most processes never use
+
             https.check_url(url)
         elif not (parsed := _split(url)).hostname:
             raise FetchError("That is not a valid URL.")
@@ -79,6 +81,8 @@ class Poster:
         if self._plain_http and url.startswith("http://"):
             status = self._post_plain(url, body, headers)
         else:
+            from pia_ray.storage import https
+
             status = https.post(
                 url,
                 body,

@@ -22,6 +22,9 @@ import pytest
 
 from pia_ray import storage
 
+PAGE_KEYS = 100
+"""Objects in an answer to a listing, of which S3 itself gives 1,000."""
+
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing", "AWS_DEFAULT_REGION": "us-east-1"}
 
 
@@ -41,6 +44,7 @@ class S3Server:
 
     def __init__(self, host: str = "127.0.0.1") -> None:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+        environment["MOTO_S3_DEFAULT_MAX_KEYS"] = str(PAGE_KEYS)
         self.process = subprocess.Popen(
             [sys.executable, "-c", SERVE, host],
             env=environment,

@@ -168,7 +168,7 @@ OWNERS = {
     "fsspec": {"pia_ray.storage.other_stores": "reads gs://, az://, hf:// and others"},
     "httpx2": {
         "pia_ray.storage.https": "guarded https:// inputs",
-        "pia_ray.weights.hub": "knows the errors of huggingface_hub's requests",
+        "pia_ray.weights.hub_requests": "knows the errors of huggingface_hub's requests",
     },
     "httpcore2": {"pia_ray.storage.https": "guarded https:// inputs"},
     "pyarrow": {
@@ -432,11 +432,12 @@ def test_storage_without_s3_loads_no_boto3():
     assert "boto3" not in loaded_after("from pia_ray import storage; storage.read_bytes('pyproject.toml')")
 
 
-def test_the_driver_of_a_run_imports_no_torch_and_ray_data_only_beside_rays_start():
+def test_the_driver_of_a_run_imports_no_torch_nor_http_client_and_ray_data_only_beside_rays_start():
     driver = loaded_after("import pia_ray.catalog.cluster_run", "ray.data", "pandas")
     assert "ray" in driver
-    assert not driver & {"ray.data", "pandas", "torch", "diffusers", "transformers"}
-    assert not loaded_after("import pia_ray.catalog.graph") & {"torch", "diffusers", "transformers"}
+    assert not driver & {"ray.data", "pandas", "torch", "diffusers", "transformers", "httpx2"}
+    worker = loaded_after("import pia_ray.catalog.graph")
+    assert not worker & {"torch", "diffusers", "transformers", "httpx2"}
 
 
 def test_an_image_whose_weights_are_missing_is_refused_without_torch_and_ray(tmp_path: Path):

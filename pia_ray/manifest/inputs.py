@@ -27,7 +27,6 @@ from pia_ray.manifest.versions import version_read
 from pia_ray.media import arrays
 from pia_ray.media import image as pictures
 from pia_ray.storage import sources
-from pia_ray.storage.https import fetch as fetch_url
 from pia_ray.storage.web import Web
 
 if TYPE_CHECKING:
@@ -54,7 +53,9 @@ def read_image(
         InputChanged: the file or object has another version than planned.
     """
     if reference.startswith(("https://", "http://")):
-        content = fetch_url(fetched_url(reference), max_bytes=max_bytes, web=web)
+        from pia_ray.storage import https  # brings an HTTP client, which paths need not
+
+        content = https.fetch(fetched_url(reference), max_bytes=max_bytes, web=web)
         storage.count_read(len(content))
         return content
     if reference.startswith("data:"):

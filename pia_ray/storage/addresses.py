@@ -1,12 +1,23 @@
-"""`is_public`, which decides the addresses that a URL in a manifest or request may lead to."""
+"""The addresses of host names, and `is_public`, which decides to which a URL in a manifest or request may lead."""
 
 from __future__ import annotations
 
 import ipaddress
+import socket
+from collections.abc import Callable, Sequence
 from typing import Final
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+Resolver = Callable[[str, int], Sequence[str]]
+"""All addresses of a host name, as text. Raises OSError for a name without an address."""
+
+
+def resolve_by_system(host: str, port: int) -> Sequence[str]:
+    """The addresses the operating system gives for a host name."""
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys(str(entry[4][0]) for entry in found))
 
 
 def is_public(address: Address) -> bool:

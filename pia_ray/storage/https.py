@@ -11,7 +11,6 @@ import functools
 import ipaddress
 import queue
 import re
-import socket
 import ssl
 import threading
 import time
@@ -23,18 +22,9 @@ import httpcore2
 import httpx2
 
 from pia_ray.errors import AddressRefused, FetchDenied, FetchError, FetchUnavailable, ImageNotFound, ImageTooLarge
-from pia_ray.storage.addresses import Network, is_public
+from pia_ray.storage.addresses import Network, Resolver, is_public, resolve_by_system
 from pia_ray.storage.host_rates import pause_of
 from pia_ray.storage.web import Web
-
-Resolver = Callable[[str, int], Sequence[str]]
-"""All addresses of a host name, as text. Raises OSError for a name without an address."""
-
-
-def resolve_by_system(host: str, port: int) -> Sequence[str]:
-    """The addresses the operating system gives for a host name."""
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return list(dict.fromkeys(str(entry[4][0]) for entry in found))
 
 
 def fetch(

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import threading
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
-from huggingface_hub.utils.tqdm import tqdm
+
+class Bar(Protocol):
+    """The transfer of a file."""
+
+    num_bytes: float
+    total: Any
 
 
 class Transfers:
@@ -13,9 +18,9 @@ class Transfers:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._bars: list[CountedBar] = []
+        self._bars: list[Bar] = []
 
-    def begin(self, bar: CountedBar) -> None:
+    def begin(self, bar: Bar) -> None:
         """Counts a bar in."""
         with self._lock:
             self._bars.append(bar)
@@ -30,20 +35,3 @@ class Transfers:
 
 TRANSFERS: Final = Transfers()
 """Of this process."""
-
-
-class CountedBar(tqdm):
-    """The hub's own progress bar, which also counts, whether it is shown or not."""
-
-    def __init__(self, *args: Any, **how: Any) -> None:
-        # Of a snapshot there are two bars of bytes: as they come over the network, and as they are put together.
-        counts = how.get("unit") == "B" and not str(how.get("name") or "").endswith(".transfer")
-        self.num_bytes = how.get("initial") or 0
-        super().__init__(*args, **how)  # type: ignore[no-untyped-call]
-        if counts:
-            TRANSFERS.begin(self)
-
-    def update(self, n: float | None = 1) -> Any:
-        """As tqdm's, which does nothing where the bar is not shown."""
-        self.num_bytes += n or 0
-        return super().update(n)

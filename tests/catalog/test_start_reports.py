@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 
 from pia_ray.catalog.actors.start_reports import start_in_words
-from pia_ray.weights.transfers import TRANSFERS, CountedBar
+from pia_ray.weights.hub_requests import CountedBar
+from pia_ray.weights.transfers import TRANSFERS
 
 
 @pytest.mark.parametrize(

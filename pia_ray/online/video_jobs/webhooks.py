@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from pia_ray.online.video_jobs import VideoJob
-from pia_ray.storage import https
+from pia_ray.storage.addresses import Resolver, resolve_by_system
 from pia_ray.webhooks import Poster
 
 RETRY_DELAYS_S: Final = (5.0, 60.0, 600.0, 3600.0)
@@ -31,7 +31,7 @@ class Webhooks:
         *,
         retry_delays_s: Sequence[float] = RETRY_DELAYS_S,
         allowed_networks: Sequence[str] = (),
-        resolve: https.Resolver = https.resolve_by_system,
+        resolve: Resolver = resolve_by_system,
         ssl_context: ssl.SSLContext | None = None,
     ) -> None:
         self._poster = Poster(secret, allowed_networks=allowed_networks, resolve=resolve, ssl_context=ssl_context)
