@@ -201,17 +201,23 @@ def test_kustomize_builds_the_folder():
     assert images == {"registry.example.com/pia-ray:0.1.0-cuda"}
 
 
-def test_the_serve_config_is_one_that_serve_and_the_builder_take():
+def test_the_serve_config_is_one_that_serve_and_the_builder_take(tmp_path: Path):
+    from ray._common.utils import import_attr
+    from ray.serve import Application
     from ray.serve.schema import DeploymentSchema, ServeApplicationSchema, ServeDeploySchema
 
-    from pia_ray.online.serve.deployments import engine_options, ingress_options
+    from pia_ray.online.serve.deployments import build_app, engine_options, ingress_options
+    from tests.cluster.nodes import ON_CPU
 
     spec = OF_RAY["RayService/pia-ray"]["spec"]
     values = yaml.safe_load(spec["serveConfigV2"])
     assert set(values) <= set(ServeDeploySchema.model_fields)
     (application,) = ServeDeploySchema.model_validate(values).applications
     assert set(values["applications"][0]) <= set(ServeApplicationSchema.model_fields)
-    assert application.import_path == "pia_ray.online.serve:build_app"
+    build = import_attr(application.import_path)
+    assert build is build_app
+    here = {"models": {"demo": ON_CPU}, "storage": str(tmp_path / "storage"), "api_keys": ["0" * 64]}
+    assert isinstance(build({**application.args, **here}), Application)
     config = load_serve(None, application.args)
     for options in (engine_options(config), ingress_options(config)):
         DeploymentSchema.model_validate({"name": "any", **options})
