@@ -42,23 +42,27 @@ async function animate() {
   toResult();
   node("stop").focus({ preventScroll: true }); // the button that was pressed is disabled now
   say("Sending the picture.");
+  const { signal } = sending;
   try {
-    entry.job = await create(body, { key: randomText(), signal: sending.signal });
-    entry.id = entry.job.id;
-    rememberId(entry.id);
-    past.unshift(entry);
-    show(entry);
-    listPast();
-    follow(entry);
-    await keep(entry);
+    entry.job = await create(body, { key: randomText(), signal });
   } catch (error) {
-    if (sending.signal.aborted) say("Stopped.");
+    if (signal.aborted) say("Stopped.");
     else showFault(error.fault ?? { message: `The server cannot be reached or broke off: ${error.message}` });
-  } finally {
-    sending = null;
-    node("go").disabled = false;
-    renderWork();
   }
+  sending = null; // from here on, "stop" ends the job
+  node("go").disabled = false;
+  if (!entry.job) {
+    renderWork();
+    return;
+  }
+  entry.id = entry.job.id;
+  rememberId(entry.id);
+  past.unshift(entry);
+  show(entry);
+  listPast();
+  follow(entry);
+  if (signal.aborted) await stop(entry); // the answer had come by then
+  await keep(entry);
 }
 
 const randomText = () => [...crypto.getRandomValues(new Uint8Array(16))].map((each) => each.toString(16)).join("-");
@@ -486,7 +490,7 @@ function pick(file) {
 
 form.addEventListener("submit", (event) => {
   event.preventDefault();
-  if (!sending) animate();
+  if (!sending) guarded(animate);
 });
 form.addEventListener("change", (event) => {
   if (["kind", "strength"].includes(event.target.name)) explainMotion();
