@@ -1,8 +1,8 @@
 """The phases of the UNet's training: what is shown when, how often, and how fast is learnt.
 
 Motions with little weight stay untrained, and warping by the prompt starts with a plateau that pans leave soonest: so
-pans first, then zoom and rotation, then what is faint, then everything with all frames, then more of stillness, which is
-also asked for with the masks of motion, and at last detail, in larger pictures and at less noise.
+pans first, then zoom and rotation, then what is faint, then everything with all frames, then more of stillness, also
+with the masks of motion, and at last detail, in larger pictures and at less noise.
 """
 
 from __future__ import annotations

@@ -75,7 +75,7 @@ class Training:
         return float(loss.detach())
 
     def _warped(self, latents: torch.Tensor, pictures: torch.Tensor) -> torch.Tensor:
-        """How far pictures decoded from warped latents are from warped pictures: the UNet moves latents, not pictures."""
+        """How far pictures from warped latents are from warped pictures: the UNet moves latents."""
         count = len(latents)
         size, turn = self.draws.uniform(count, low=0.6, high=0.95), self.draws.uniform(count, low=-0.4, high=0.4)
         place = self.draws.uniform(count, 2, low=-0.1, high=0.1)
