@@ -1,8 +1,8 @@
 """The phases of the UNet's training: what is shown when, how often, and how fast is learnt.
 
 Motions with little weight stay untrained, and warping by the prompt starts with a plateau that pans leave soonest: so
-pans first, then zoom and rotation, then what is faint, then everything with all frames, and at last more of stillness,
-which is also asked for with the masks of motion.
+pans first, then zoom and rotation, then what is faint, then everything with all frames, then more of stillness, also
+with the masks of motion, and at last detail, in larger pictures and at less noise.
 """
 
 from __future__ import annotations
@@ -72,6 +72,16 @@ PHASES: Final = {
         sizes={64: 0.45, 96: 0.35, 128: 0.2},
         frames={2: 0.4, 4: 0.4, 0: 0.2},
         hold=0.2,
+        memory=0.99,
+    ),
+    "fine": Phase(
+        1720,
+        1.5e-3,
+        weights(pans=0.9, zooms=1.1, turns=0.9, sway=0.9, waves=1.3, flicker=1.5, pulse=1.0, still=0.6),
+        sizes={64: 0.5, 96: 0.4, 128: 0.1},
+        frames={2: 0.45, 4: 0.4, 0: 0.15},
+        first_step=0.3,
+        hold=0.5,
         memory=0.99,
     ),
 }

@@ -21,8 +21,8 @@ PROMPT_TOKENS: Final = 32
 MOST_FRAMES: Final = 32
 
 
-def make_vae(widths: tuple[int, ...] = (16, 32, 64)) -> Any:
-    """An autoencoder that shrinks by 4 to 4 channels; untrained."""
+def make_vae(widths: tuple[int, ...] = (16, 32)) -> Any:
+    """An autoencoder that shrinks by 2 to 4 channels; untrained."""
     levels = len(widths)
     return AutoencoderKL(
         latent_channels=4,
@@ -37,14 +37,19 @@ def make_vae(widths: tuple[int, ...] = (16, 32, 64)) -> Any:
     )
 
 
-def make_unet(widths: tuple[int, ...] = (32, 64, 96)) -> Any:
-    """PIA's UNet, small: nine input channels, text and motion at every level. It starts by predicting nothing."""
+def make_unet(widths: tuple[int, ...] = (24, 64, 64, 96)) -> Any:
+    """PIA's UNet, small: nine input channels, motion at every level, text and attention at all but the first.
+
+    It starts by predicting nothing. Attention over the latents themselves, a quarter of the pixels, would take most of
+    the time.
+    """
+    inner = len(widths) - 1
     unet = UNetMotionModel(
-        sample_size=16,
+        sample_size=48,
         in_channels=9,
         out_channels=4,
-        down_block_types=("CrossAttnDownBlockMotion",) * len(widths),
-        up_block_types=("CrossAttnUpBlockMotion",) * len(widths),
+        down_block_types=("DownBlockMotion", *("CrossAttnDownBlockMotion",) * inner),
+        up_block_types=(*("CrossAttnUpBlockMotion",) * inner, "UpBlockMotion"),
         block_out_channels=widths,
         layers_per_block=1,
         norm_num_groups=8,

@@ -20,7 +20,7 @@ from pia_ray.media.sizes import fit
 from training.pictures.draw import CATALOG, ENTRIES
 
 SHOWN: Final = ("cat", "balloon", "sailboat", "mug", "candle", "perfume")
-LONG_EDGE: Final = 160
+LONG_EDGE: Final = 128
 """Pixels of the videos, so that a square cut from one fills its tile. The demo itself makes 96."""
 
 TILE, GAP, CAPTION = 132, 10, 34

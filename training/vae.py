@@ -27,6 +27,12 @@ SIZES: Final = {32: 0.35, 64: 0.35, 96: 0.2, 128: 0.1}
 PIXELS: Final = 24 * 32 * 32
 """Pixels of a step at the least; larger views come in smaller batches."""
 
+NOISE: Final = 0.25
+"""Most noise on the latents that are decoded, in their deviations: what the UNet leaves of it shall not be seen."""
+
+WARPED: Final = 0.3
+"""Weight of the loss of warped latents."""
+
 
 class Training:
     """A run: the autoencoder, its average, optimizer and random numbers."""
@@ -52,9 +58,11 @@ class Training:
         pictures = pictures.contiguous(memory_format=torch.channels_last)
         posterior = self.vae.encode(pictures).latent_dist
         latents = posterior.mean + posterior.std * self.draws.normal(*posterior.mean.shape)
-        seen = self.vae.decode(latents).sample
+        spread = NOISE * latents.detach().std((0, 2, 3), keepdim=True) * self.draws.uniform(len(latents), 1, 1, 1)
+        seen = self.vae.decode(latents + spread * self.draws.normal(*latents.shape)).sample
         loss = picture_loss(seen, pictures)
         if not self.decoder:
+            loss = loss + WARPED * self._warped(latents, pictures)
             loss = loss + 2e-4 * posterior.kl().mean() / posterior.mean[0].numel()
         self.optimizer.zero_grad()
         loss.backward()
@@ -65,6 +73,25 @@ class Training:
         self.done += 1
         self.average.follow(self.vae, self.done)
         return float(loss.detach())
+
+    def _warped(self, latents: torch.Tensor, pictures: torch.Tensor) -> torch.Tensor:
+        """How far pictures from warped latents are from warped pictures: the UNet moves latents."""
+        count = len(latents)
+        size, turn = self.draws.uniform(count, low=0.6, high=0.95), self.draws.uniform(count, low=-0.4, high=0.4)
+        place = self.draws.uniform(count, 2, low=-0.1, high=0.1)
+        cos, sin = size * torch.cos(turn), size * torch.sin(turn)
+        maps = torch.stack([cos, -sin, place[:, 0], sin, cos, place[:, 1]], 1).view(count, 2, 3)
+        moved, wanted = (
+            F.grid_sample(
+                each,
+                F.affine_grid(maps, list(each.shape), align_corners=False),
+                mode="bicubic",
+                padding_mode="reflection",
+                align_corners=False,
+            )
+            for each in (latents, pictures)
+        )
+        return picture_loss(self.vae.decode(moved).sample, wanted)
 
     @torch.no_grad()
     def validate(self, size: int) -> float:

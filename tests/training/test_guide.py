@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from training.draws import Draws
-from training.guide import Guide, shares, sources
+from training.guide import Guide, cells_about, shares, sources
 from training.models import make_unet
 from training.motions import Videos, render
 from training.prompts import MOTIONS
@@ -50,9 +51,9 @@ def test_the_shares_of_a_source_inside_the_picture_sum_to_one():
 
 def test_attention_that_points_at_the_sources_has_no_loss_and_gradients_lower_that_of_another(worlds):
     torch.manual_seed(0)
-    unet = make_unet((16, 16, 32))
+    unet = make_unet((8, 16, 16, 32))
     guide, videos = Guide(unet), videos_of(worlds, "pan left")
-    inputs = torch.randn(2, 9, 2, 8, 12)
+    inputs = torch.randn(2, 9, 2, 16, 24)
     text = torch.zeros(4, 3, 96)
     optimizer = torch.optim.Adam([*unet.parameters(), *guide.places.parameters()], lr=3e-3)
     losses = []
@@ -64,8 +65,24 @@ def test_attention_that_points_at_the_sources_has_no_loss_and_gradients_lower_th
         (pointing + placing).backward()
         optimizer.step()
     assert losses[-1][0] < losses[0][0] and losses[-1][1] < losses[0][1]
-    for pointing in guide.pointing:
+    for place, pointing in enumerate(guide.pointing):
         height, width = (8, 12) if pointing.seen.shape[1] == 96 else (4, 6) if pointing.seen.shape[1] == 24 else (2, 3)
-        wanted = shares(sources(videos, FRAMES, 16, height, width).flatten(0, 1), height, width)
-        pointing.logs = wanted.clamp_min(1e-30).log()[:, None].expand(-1, 2, -1, -1)
+        source = sources(videos, FRAMES, 16, height, width).flatten(0, 1)
+        wanted = shares(source, height, width)[:, None].expand(-1, 4, -1, -1)
+        if place == guide.four:
+            wanted = F.one_hot(cells_about(source, height, width), height * width)
+        pointing.logs = wanted.float().clamp_min(1e-30).log()
     assert guide.loss(videos, FRAMES, 16)[0].abs() < 1e-5
+
+
+def test_the_cells_about_a_source_are_those_between_which_it_lies_one_of_each_parity():
+    source = torch.rand(2, 50, 2, generator=torch.Generator().manual_seed(1)) * 1.6 - 0.8
+    cells = cells_about(source, 8, 10)  # [2, 4, 50]
+    rows, columns = cells // 10, cells % 10
+    assert ((rows % 2) * 2 + columns % 2).eq(torch.arange(4)[:, None]).all()
+    assert shares(source, 8, 10).gather(-1, cells.mT).sum(-1).allclose(torch.ones(2, 50), atol=1e-5)
+
+
+def test_the_cells_about_a_source_outside_are_inside_the_picture():
+    cells = cells_about(torch.tensor([[[-3.0, -3.0], [3.0, 3.0]]]), 5, 4)
+    assert cells.min() >= 0 and cells.max() < 20

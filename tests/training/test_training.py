@@ -175,7 +175,7 @@ def test_the_autoencoder_resumes_exactly(tmp_path, vae_folder):
         worlds = vae.kept_worlds(folder, 8, seed=7, device="cpu")
         for number in runs:
             torch.manual_seed(0)
-            training = vae.Training(vae.models.make_vae((8, 8, 16)), worlds, steps=9, rate=1e-3, decoder=False, seed=7)
+            training = vae.Training(vae.models.make_vae((8, 16)), worlds, steps=9, rate=1e-3, decoder=False, seed=7)
             if (folder / "vae.pt").exists():
                 training.restore(vae.checkpoints.load(folder / "vae.pt"))
             for _ in range(number):
@@ -191,7 +191,7 @@ def test_the_autoencoder_resumes_exactly(tmp_path, vae_folder):
 
 def test_latents_are_standardized_without_changing_the_picture(worlds):
     torch.manual_seed(0)
-    autoencoder = vae.models.make_vae((8, 8, 16)).eval()
+    autoencoder = vae.models.make_vae((8, 16)).eval()
     pictures = views(worlds, 2, 32, 32, Draws(8))
     with torch.no_grad():
         before = autoencoder.decode(autoencoder.encode(pictures).latent_dist.mode()).sample
