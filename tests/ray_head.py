@@ -28,7 +28,7 @@ sys.stdin.read()
 """
 
 WITHOUT_METRICS: Final = {"RAY_enable_metrics_collection": "0"}
-"""Then Ray gathers no metrics; with the settings of tests/conftest.py, what is idle takes two thirds of the CPU time."""
+"""Then Ray gathers no metrics. With the settings of tests/conftest.py what is idle takes two thirds of the CPU time."""
 
 
 class RayHead:
