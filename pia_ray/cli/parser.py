@@ -51,7 +51,7 @@ def make_parser() -> Parser:
 def _demo_flags(demo: Parser) -> None:
     demo.add_argument("--output", default="pia-ray-demo", metavar="DIR", help="where to (default: %(default)s)")
     demo.add_argument("--limit", metavar="N", type=int, help="only the first so many rows of the catalogue")
-    preset_help = "how many steps are computed (default: %(default)s, whose videos are at 48 dB or more against exact)"
+    preset_help = "how many steps are computed (default: %(default)s, whose videos are at 44 dB or more against exact)"
     demo.add_argument("--preset", choices=get_args(Preset), default="balanced", help=preset_help)
     demo.add_argument("--open", action="store_true", help=_OPEN_HELP)
 
