@@ -204,6 +204,7 @@ def _run_planned(
         _finish(run_ledger, planned.run, state)  # also their results are worth seeing
         raise
     gallery_uri = _finish(run_ledger, planned.run, state)
+    run_ledger.check_kept()
     progress = replace(state.progress, phase="ended")
     only_now = progress.num_failed_in_all == progress.num_failed
     return RunSummary(

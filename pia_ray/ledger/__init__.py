@@ -19,7 +19,16 @@ from pia_ray.ledger.attempts import (
 )
 from pia_ray.ledger.busy_share import BusyShare
 from pia_ray.ledger.found_rows import keys_of, rows_of
-from pia_ray.ledger.layout import items_uri, poster_uri, results_uri, slug, summary_uri, thumbnail_uris, video_uri
+from pia_ray.ledger.layout import (
+    items_uri,
+    path_in_output,
+    poster_uri,
+    results_uri,
+    slug,
+    summary_uri,
+    thumbnail_uris,
+    video_uri,
+)
 from pia_ray.ledger.lease import Lease
 from pia_ray.ledger.ledger import Ledger
 from pia_ray.ledger.live import (
@@ -94,6 +103,7 @@ __all__ = [
     "live_run",
     "new_run",
     "open_results",
+    "path_in_output",
     "poster_uri",
     "provenance",
     "read_item_file",

@@ -9,6 +9,7 @@ import re
 import unicodedata
 import uuid
 from typing import Final
+from urllib.parse import unquote
 
 from pia_ray import storage
 
@@ -40,6 +41,15 @@ def poster_uri(output: str, row_id: str, *, work_key: str, kind: str) -> str | N
     if kind == "none":
         return None
     return storage.join(output, "thumbnails", work_key[:2], f"{_stem(row_id, work_key)}-poster.{kind}")
+
+
+def path_in_output(uri: str) -> str:
+    """The path of a video or thumbnail within its output: the last three names, which every output has alike.
+
+    So it also fits an output that was moved, or that is named differently now than when the URI was written.
+    """
+    path = unquote(uri[7:]) if uri.startswith("file://") else uri
+    return "/".join(path.replace("\\", "/").split("/")[-3:])
 
 
 def key_prefix(uri: str) -> int | None:

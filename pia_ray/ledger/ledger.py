@@ -65,6 +65,7 @@ class Ledger:
         self.index = index
         self._writer = PartWriter(output, index, patience_s=patience_s)
         self._is_shared = False
+        self._num_deleted = 0
 
     @classmethod
     def open(cls, output: str, *, patience_s: float = PATIENCE_S) -> Self:
@@ -195,9 +196,24 @@ class Ledger:
                 num_rows = writer.write(path)
                 if not writer.num_gone:
                     break
+                num_known = len(self.index.winners)
                 self.index.replace_by(read_index(self.output))  # another process has compacted the ledger
+                if not self._is_shared:
+                    self._num_deleted += max(0, num_known - len(self.index.winners))
             storage.upload_file(path, layout.results_uri(self.output), content_type="application/vnd.apache.parquet")
         return num_rows
+
+    def check_kept(self) -> None:
+        """Nothing, where the rows that this process has read or written are still there.
+
+        Raises:
+            OutputError: something has deleted some meanwhile.
+        """
+        if self._num_deleted:
+            raise OutputError(
+                f"{count_of(self._num_deleted, 'row')} that had ended are no longer in {self.output}: something has "
+                "deleted them during the run. The same command animates them anew."
+            )
 
     def _has_new_parts(self) -> bool:
         """Whether another process has recorded rows that the index lacks."""

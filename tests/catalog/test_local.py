@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,7 +27,7 @@ from pia_ray.catalog.local import run_local
 from pia_ray.catalog.progress import Progress, RunSummary
 from pia_ray.config.catalog import CatalogConfig
 from pia_ray.config.model import build
-from pia_ray.errors import DeviceLost, JobError, LeaseHeld, ManifestError
+from pia_ray.errors import DeviceLost, JobError, LeaseHeld, ManifestError, OutputError
 from pia_ray.media.video import probe
 from pia_ray.testing import FakeAnimator, make_catalog
 from pia_ray.testing.catalogs import draw_picture
@@ -583,6 +584,24 @@ def test_a_damaged_and_a_deleted_video_are_made_again_where_asked_for(tmp_path: 
     assert ledger.verify(config.output, deep=True).ok
     assert {row["status"] for row in rows_of(config)} == {"succeeded"}
     assert probe(damaged.read_bytes()).provenance["id"] == "0"
+
+
+def test_a_run_during_which_the_rows_of_the_one_before_are_deleted_fails_and_keeps_its_own(tmp_path: Path) -> None:
+    rows = [{"id": str(number), "image": f"{number}.png", "prompt": "a boat"} for number in range(2)]
+    config = configure(write(tmp_path, rows[:1]), tmp_path / "out")
+    assert go(config).exit_code == 0
+
+    class Deleting(CountingAnimator):
+        def submit(self, request: AnimationRequest, **how: Any) -> Future[Animation]:
+            shutil.rmtree(Path(config.output) / "_ledger" / "parts", ignore_errors=True)
+            return super().submit(request, **how)
+
+    config = configure(write(tmp_path, rows), tmp_path / "out")
+    with Deleting() as animator, pytest.raises(OutputError, match="1 row that had ended"):
+        run_local(config, animator=animator)
+    assert [row["id"] for row in rows_of(config)] == ["1"]
+    assert go(config).exit_code == 0
+    assert [row["id"] for row in rows_of(config)] == ["0", "1"]
 
 
 def test_a_run_whose_gallery_cannot_be_written_names_none(tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ def fifo(tmp_path: Path) -> Iterator[Path]:
 
 def test_a_picture_that_cannot_be_opened_ends_as_timeout_and_its_neighbours_succeed(tmp_path: Path, fifo: Path) -> None:
     prompts = {"a": "sea", fifo.stem: "sea", "b": "sky"}
-    config = configure(tmp_path, prompts, fetch_timeout_s=0.3, max_attempts=2)
+    config = configure(tmp_path, prompts, fetch_timeout_s=0.8, max_attempts=2)
     with FakeAnimator(DEMO) as animator:
         summary = run_local(config, animator=animator)
     assert codes(config) == {"a": None, "behind": "timeout", "b": None}

@@ -581,6 +581,19 @@ def test_results_are_right_though_another_process_compacts_meanwhile(output: str
         assert opened.write_results() == 4
 
 
+def test_rows_that_something_deletes_meanwhile_are_told_at_the_end_with_their_number(output: str) -> None:
+    run = plan(output, range(6)).run
+    record(output, [row_of(0), row_of(1)])
+    with Ledger.open(output) as opened:
+        opened.check_kept()
+        parts(output)[0].unlink()
+        opened.append([row_of(2)])
+        assert opened.write_results() == 1
+        opened.finish(run)
+        with pytest.raises(OutputError, match=r"2 rows that had ended are no longer in .*/out"):
+            opened.check_kept()
+
+
 def test_parts_and_results_of_a_version_that_had_no_flags_are_read(output: str) -> None:
     write_part(output, ledger.to_table([row_of(0), failed(1)]).drop_columns("flags"))
     with Ledger.open(output) as opened:

@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Final, cast
-from urllib.parse import unquote
 
 import pyarrow.parquet as pq
 
@@ -258,7 +257,7 @@ class _Export:
     def _copy_row(self, row: _Row) -> tuple[_Row, _Files | str]:
         """The row, and the FILES of its line in the feed, or the reason why the output does not have its video."""
         stem = export_name(self._options.name, row)
-        source = _here(self._output, row["video_uri"] or "")
+        source = storage.join(self._output, ledger.path_in_output(row["video_uri"] or ""))
         path = f"{stem}.{_extension(source)}"
         try:
             self._copy(source, path, row, is_video=True)
@@ -268,7 +267,7 @@ class _Export:
         for ending, column in _PICTURES.items():
             if not row.get(column):
                 continue
-            source = _here(self._output, row[column])
+            source = storage.join(self._output, ledger.path_in_output(row[column]))
             path = f"{stem}-{ending}.{_extension(source)}"
             try:
                 self._copy(source, path, row, is_video=False)
@@ -368,13 +367,6 @@ def _check_target(output: str, target: str, options: ExportOptions) -> None:
         raise ConfigError(f"--to {target} is the output itself, or a folder that runs write to: choose another")
     if options.link and (storage.is_s3(output) or storage.is_s3(target)):
         raise ConfigError("--link is for an output and a target on one disk: leave it out, objects of S3 are copied")
-
-
-def _here(output: str, uri: str) -> str:
-    """The URI of a file of the output, which may have been moved, or be named differently, since it was written."""
-    path = unquote(uri[7:]) if uri.startswith("file://") else uri
-    parts = path.replace("\\", "/").split("/")[-3:]
-    return storage.join(output, *parts)
 
 
 def _extension(uri: str) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from datetime import datetime
 from typing import Any, Final, Literal
-from urllib.parse import quote, unquote, urlsplit, urlunsplit
+from urllib.parse import quote, urlsplit, urlunsplit
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from pia_ray.config.knob_types import MOTION_NAMES
 from pia_ray.errors import row_errors
+from pia_ray.ledger import path_in_output
 from pia_ray.result_row import FAILED, JUDGED, ResultRow
 
 Row = Mapping[str, Any]
@@ -154,15 +155,9 @@ def known(value: Any) -> Any:
 
 
 def _link(uri: str | None) -> str | None:
-    """The relative link to a file of the output: its last three names, which every output has alike.
-
-    So the page also fits an output that was moved, or that is named differently now than when it was written.
-    """
-    if not uri:
-        return None
-    path = unquote(uri[7:]) if uri.startswith("file://") else uri
-    parts = path.replace("\\", "/").split("/")[-3:]
-    return quote("/".join(parts)) if parts[0] in ("videos", "thumbnails") else None
+    """The relative link to a file of the output."""
+    path = path_in_output(uri or "")
+    return quote(path) if path.startswith(("videos/", "thumbnails/")) else None
 
 
 def _reference(uri: str | None) -> str | None:

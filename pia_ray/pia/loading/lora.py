@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -119,13 +119,13 @@ def read_lora(path: Path, components: Changeable) -> LoraFile:
     return LoraFile(deltas, unread, len(layers))
 
 
-def _layers_per_block(components: Changeable) -> int:
-    layers = components.unet.config["layers_per_block"]
-    return int(layers if isinstance(layers, int) else layers[0])
+def _layers_per_block(components: Changeable) -> tuple[int, ...]:
+    layers, blocks = components.unet.config["layers_per_block"], components.unet.config["down_block_types"]
+    return (layers,) * len(blocks) if isinstance(layers, int) else tuple(layers)
 
 
 def _by_layer(
-    tensors: Mapping[str, torch.Tensor], layers_per_block: int
+    tensors: Mapping[str, torch.Tensor], layers_per_block: Sequence[int]
 ) -> tuple[dict[Target, dict[str, torch.Tensor]], dict[Target, str], list[str]]:
     """The tensors of each layer by role, a name of each as the file writes it, and the keys that are neither."""
     layers: dict[Target, dict[str, torch.Tensor]] = {}

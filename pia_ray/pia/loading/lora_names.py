@@ -6,7 +6,7 @@ Reads the names of kohya's trainer, LyCORIS, peft, diffusers, AnimateDiff and th
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import torch
@@ -69,8 +69,11 @@ def role_of(key: str) -> tuple[str, str] | None:
     return found["name"], str(role)
 
 
-def target_of(name: str, layers_per_block: int) -> Target:
-    """The part a name belongs to, and its flat form, in which all writers of LoRAs agree."""
+def target_of(name: str, layers_per_block: Sequence[int]) -> Target:
+    """The part a name belongs to, and its flat form, in which all writers of LoRAs agree.
+
+    `layers_per_block` is that of the UNet's downward blocks, by which the original code numbers its modules.
+    """
     flat = _WRAPPERS.sub("", name.replace(".", "_"))
     part: Part = "unet"
     for prefix, owner in _PREFIXES.items():
@@ -93,7 +96,7 @@ def targets_in(components: Changeable) -> Iterator[tuple[Target, str]]:
                 yield (part, name.replace(".", "_").replace("text_model_", "")), name
 
 
-def _from_original(flat: str, layers: int) -> str:
+def _from_original(flat: str, layers: Sequence[int]) -> str:
     """diffusers' flat name of a UNet's module for that of the original code; other names as they are."""
     if flat in _OUTER:
         return _OUTER[flat]
@@ -104,13 +107,22 @@ def _from_original(flat: str, layers: int) -> str:
     if side is None:
         owner = ("mid_block_resnets_0", "mid_block_attentions_0", "mid_block_resnets_1")[min(place, 2)]
     elif side == "input":
-        block, layer = divmod(index - 1, layers + 1)
+        block, layer = _block_and_layer(index - 1, layers)
         if rest == "op":
             return f"down_blocks_{block}_downsamplers_0_conv"
         owner = f"down_blocks_{block}_{('resnets', 'attentions')[min(place, 1)]}_{layer}"
     else:
-        block, layer = divmod(index, layers + 1)
+        block, layer = _block_and_layer(index, layers[::-1])
         if rest == "conv":
             return f"up_blocks_{block}_upsamplers_0_conv"
         owner = f"up_blocks_{block}_{('resnets', 'attentions')[min(place, 1)]}_{layer}"
     return f"{owner}_{_RESNET.get(rest, rest)}"
+
+
+def _block_and_layer(index: int, layers: Sequence[int]) -> tuple[int, int]:
+    """Where a module is by its place among all; each block has one more than its layers, the one that resizes."""
+    for block, count in enumerate(layers):
+        if index <= count:
+            return block, index
+        index -= count + 1
+    return len(layers), index  # behind the last block, so in no model

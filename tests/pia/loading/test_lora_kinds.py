@@ -16,6 +16,7 @@ from pia_ray.config.model import ModelConfig
 from pia_ray.pia.components import Components, Lora
 from pia_ray.pia.loading.load import assemble
 from pia_ray.pia.loading.lora import read_lora, variant
+from pia_ray.pia.loading.lora_names import target_of
 from pia_ray.testing import make_lora, make_pipeline_folder
 from pia_ray.weights import resolve
 
@@ -202,3 +203,19 @@ def test_layers_that_the_model_has_not_are_counted_and_named_and_the_others_merg
         assemble(resolve(model), model)
     assert f"LoRA x: left out: 1 of {found.num_layers} layers, without a place in this model" in caplog.text
     assert "lora_unet_nowhere" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("original", "ours"),
+    [
+        ("input_blocks_1_0_op", "down_blocks_0_downsamplers_0_conv"),
+        ("input_blocks_2_1_proj_in", "down_blocks_1_attentions_0_proj_in"),
+        ("input_blocks_4_0_op", "down_blocks_1_downsamplers_0_conv"),
+        ("input_blocks_5_0_in_layers_2", "down_blocks_2_resnets_0_conv1"),
+        ("output_blocks_2_0_in_layers_2", "up_blocks_0_resnets_2_conv1"),
+        ("output_blocks_4_1_proj_in", "up_blocks_1_attentions_1_proj_in"),
+        ("output_blocks_6_0_in_layers_2", "up_blocks_2_resnets_0_conv1"),
+    ],
+)
+def test_the_original_codes_numbers_follow_the_layers_of_each_block(original: str, ours: str) -> None:
+    assert target_of(f"lora_unet_{original}", (0, 2, 2)) == ("unet", ours)
