@@ -2,7 +2,8 @@
 
 Motions with little weight stay untrained, and warping by the prompt starts with a plateau that pans leave soonest: so
 pans first, then zoom and rotation, then what is faint, then everything with all frames, then more of stillness, also
-with the masks of motion, and at last detail, in larger pictures and at less noise.
+with the masks of motion, then detail, in larger pictures and at less noise, and at last how much of it the last steps
+of sampling leave.
 """
 
 from __future__ import annotations
@@ -32,6 +33,10 @@ class Phase:
     hold: float = 0.4
     memory: float = 0.995  # of the moving average
     guidance: float = 0.05  # weight of the losses that show where pixels come from
+    detail: float = 0.0  # extra weight of errors in what is finer than three latents
+    texture: float = 0.0  # weight of there being as much detail as wanted, at little noise
+    late: float = 0.0  # share of samples at little noise, where detail is made
+    own: float = 0.0  # share of samples at little noise that begin with what the model itself has made of them
 
 
 PHASES: Final = {
@@ -83,5 +88,32 @@ PHASES: Final = {
         first_step=0.3,
         hold=0.5,
         memory=0.99,
+    ),
+    "detail": Phase(
+        2150,
+        2e-3,
+        weights(pans=0.9, zooms=1.1, turns=0.9, sway=0.9, waves=1.3, flicker=1.0, pulse=1.0, still=0.5),
+        sizes={64: 0.5, 96: 0.4, 128: 0.1},
+        frames={2: 0.45, 4: 0.4, 0: 0.15},
+        first_step=0.45,
+        hold=0.5,
+        memory=0.99,
+        guidance=0.4,
+        detail=1.0,
+    ),
+    "texture": Phase(
+        85,
+        5e-4,
+        weights(pans=0.9, zooms=1.1, turns=0.9, sway=0.9, waves=1.3, flicker=1.0, pulse=1.0, still=0.5),
+        sizes={64: 0.45, 96: 0.45, 128: 0.1},
+        frames={2: 0.45, 4: 0.4, 0: 0.15},
+        first_step=0.2,
+        hold=0.4,
+        memory=0.97,
+        guidance=0.02,
+        detail=1.0,
+        texture=120.0,
+        late=0.7,
+        own=1.0,
     ),
 }

@@ -37,24 +37,24 @@ def make_vae(widths: tuple[int, ...] = (16, 32)) -> Any:
     )
 
 
-def make_unet(widths: tuple[int, ...] = (24, 64, 64, 96)) -> Any:
-    """PIA's UNet, small: nine input channels, motion at every level, text and attention at all but the first.
+def make_unet(widths: tuple[int, ...] = (32, 64, 64, 96)) -> Any:
+    """PIA's UNet, small: nine input channels, motion at every level, text and attention where the picture is moved.
 
-    It starts by predicting nothing. Attention over the latents themselves, a quarter of the pixels, would take most of
-    the time.
+    It starts by predicting nothing. Only attention over the latents themselves can move their detail: what comes from
+    coarser cells is the same for the four latents of each. It is the upward half's alone, with the fewest layers.
     """
-    inner = len(widths) - 1
+    inner = len(widths) - 2
     unet = UNetMotionModel(
         sample_size=48,
         in_channels=9,
         out_channels=4,
-        down_block_types=("DownBlockMotion", *("CrossAttnDownBlockMotion",) * inner),
-        up_block_types=(*("CrossAttnUpBlockMotion",) * inner, "UpBlockMotion"),
+        down_block_types=("DownBlockMotion", "DownBlockMotion", *("CrossAttnDownBlockMotion",) * inner),
+        up_block_types=("CrossAttnUpBlockMotion",) * len(widths),
         block_out_channels=widths,
-        layers_per_block=1,
+        layers_per_block=(0, *(1,) * (len(widths) - 1)),
         norm_num_groups=8,
         cross_attention_dim=EMBEDDING,
-        num_attention_heads=4,
+        num_attention_heads=(2, *(4,) * (len(widths) - 1)),
         motion_num_attention_heads=4,
         motion_max_seq_length=MOST_FRAMES,
         use_motion_mid_block=True,

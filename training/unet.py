@@ -17,6 +17,7 @@ from typing import Any, Final
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from diffusers.models.embeddings import SinusoidalPositionalEmbedding
 
 from training import checkpoints, models, processes
@@ -32,6 +33,15 @@ ASPECTS: Final = (1.0, 1.0, 4 / 3, 3 / 4, 3 / 2, 2 / 3, 16 / 9, 9 / 16)
 NUM_FRAMES: Final = (16, 16, 16, 16, 16, 8, 12, 20, 24)
 SIZE_STEP: Final = 16
 """Edges are multiples of it: latents that halve twice."""
+
+STEP: Final = 125
+"""Timesteps between two of the model's eight steps."""
+
+LATE: Final = 300
+"""Timesteps below which detail is made."""
+
+OWN_STEPS: Final = 2
+"""How many steps before them the model takes by itself, where it is shown its own latents."""
 
 EMPTY_PROMPTS: Final = 0.06
 """Share of prompts that are left out, for guidance."""
@@ -92,16 +102,18 @@ class Training:
         sample = self._sample()
         count = len(sample.latents)
         timesteps = self._timesteps(count)
-        noise = self.draws.normal(*sample.latents.shape)
-        keep = self.signal[timesteps].view(-1, 1, 1, 1, 1)
-        noisy = keep.sqrt() * sample.latents + (1 - keep).sqrt() * noise
-        target = keep.sqrt() * noise - (1 - keep).sqrt() * sample.latents
+        noisy = self._noisy(sample, timesteps)
+        keep = self._kept(timesteps)
+        target = (keep.sqrt() * noisy - sample.latents) / (1 - keep).sqrt()
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.device.type != "cpu"):
             velocity = self._predict(0, self.model, noisy, timesteps, sample)
         # min-SNR weights for v-prediction, shifted so that pure noise, where sampling starts, counts too.
         snr = self.signal[timesteps] / (1 - self.signal[timesteps]).clamp_min(1e-8)
         weight = (snr + 1).clamp(max=5) / (snr + 1)
-        error = (weight * (velocity - target).square().mean((1, 2, 3, 4))).mean()
+        error = (weight * detailed_error(velocity - target, self.phase.detail)).mean()
+        if self.phase.texture:
+            found = keep.sqrt() * noisy - (1 - keep).sqrt() * velocity
+            error = error + self.phase.texture * (texture_error(found, sample.latents) * (timesteps < LATE)).mean()
         pointing, placing = self.guide.loss(sample.videos, sample.places, sample.num_frames)
         self.optimizer.zero_grad()
         (error + self.phase.guidance * (pointing + 5 * placing)).backward()
@@ -224,7 +236,41 @@ class Training:
         anywhere = self.draws.integers(most, count)
         late = most - 1 - self.draws.integers(2 * most // 5, count)
         timesteps = torch.where(self.draws.chance(0.3, count), late, anywhere)
-        return torch.where(self.draws.chance(self.phase.first_step, count), most - 1, timesteps)
+        timesteps = torch.where(self.draws.chance(self.phase.first_step, count), most - 1, timesteps)
+        if not self.phase.late:
+            return timesteps
+        return torch.where(self.draws.chance(self.phase.late, count), self.draws.integers(LATE, count), timesteps)
+
+    def _kept(self, timesteps: torch.Tensor) -> torch.Tensor:
+        """The share of the latents' power at the timesteps [n], as [n, 1, 1, 1, 1]."""
+        return self.signal[timesteps].view(-1, 1, 1, 1, 1)
+
+    def _noisy(self, sample: Sample, timesteps: torch.Tensor) -> torch.Tensor:
+        """The latents at the timesteps, with noise; some late ones as the model itself samples them."""
+        noise = self.draws.normal(*sample.latents.shape)
+        keep = self._kept(timesteps)
+        noisy = keep.sqrt() * sample.latents + (1 - keep).sqrt() * noise
+        if not self.phase.own:
+            return noisy
+        own = (self.draws.chance(self.phase.own, len(timesteps)) & (timesteps < LATE)).nonzero()[:, 0]
+        if len(own):
+            noisy[own] = self._sampled(_part(sample, own), timesteps[own], noise[own])
+        return noisy
+
+    @torch.no_grad()
+    def _sampled(self, sample: Sample, timesteps: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """What the model makes of its latents and the noise, from OWN_STEPS before the timesteps up to them."""
+        at = timesteps + OWN_STEPS * STEP
+        keep = self._kept(at)
+        noisy = keep.sqrt() * sample.latents + (1 - keep).sqrt() * noise
+        for _ in range(OWN_STEPS):
+            velocity = self._predict(0, self.model, noisy, at, sample)
+            found = keep.sqrt() * noisy - (1 - keep).sqrt() * velocity
+            left = keep.sqrt() * velocity + (1 - keep).sqrt() * noisy
+            at = at - STEP
+            keep = self._kept(at)
+            noisy = keep.sqrt() * found + (1 - keep).sqrt() * left
+        return noisy
 
     def _predict(
         self, which: int, module: Any, noisy: torch.Tensor, timesteps: torch.Tensor, sample: Sample
@@ -237,6 +283,29 @@ class Training:
         inputs = torch.cat([noisy, mask, picture], 1)  # [n, 9, k, h, w]
         velocity = module["unet"](inputs, timesteps, encoder_hidden_states=embeddings, return_dict=False)[0]
         return torch.as_tensor(velocity).float()
+
+
+def detailed_error(difference: torch.Tensor, detail: float) -> torch.Tensor:
+    """Mean square [n] of differences [n, C, T, H, W], and `detail` times that of what is finer than three latents."""
+    return difference.square().mean((1, 2, 3, 4)) + detail * _fine(difference).square().mean((1, 2, 3, 4))
+
+
+def _part(sample: Sample, which: torch.Tensor) -> Sample:
+    """The videos at these places of a sample."""
+    parts = {name: getattr(sample, name)[which] for name in ("latents", "picture", "masks", "tokens")}
+    return replace(sample, **parts)
+
+
+def texture_error(found: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """Mean square [n] of how much less or more fine detail there is in squares of four latents, wherever it lies."""
+    has, should = (F.avg_pool2d(_fine(each).square().mean(1), 4).add(1e-4).sqrt() for each in (found, wanted))
+    return (has - should).square().mean((1, 2, 3))
+
+
+def _fine(latents: torch.Tensor) -> torch.Tensor:
+    """What of latents [n, C, T, H, W] is finer than three of them."""
+    flat = latents.flatten(0, 2)[:, None]
+    return (flat - F.avg_pool2d(flat, 3, 1, 1, count_include_pad=False)).view_as(latents)
 
 
 def train(training: Training, phase: str, out: Path, *, minutes: float, every: int, save_every: int = 50) -> None:

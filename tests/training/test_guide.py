@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from training.draws import Draws
-from training.guide import Guide, cells_about, shares, sources
+from training.guide import CODE, HARMONICS, Guide, cells_about, cells_between, codes, sources
 from training.models import make_unet
 from training.motions import Videos, render
 from training.prompts import MOTIONS
@@ -24,6 +24,12 @@ def worlds() -> Worlds:
 def videos_of(worlds: Worlds, motion: str, *, height: int = 32, width: int = 48) -> Videos:
     motions = torch.tensor([MOTIONS.index(motion)] * 2)
     return render(worlds, Draws(5), motions=motions, frames=FRAMES, num_frames=16, height=height, width=width)
+
+
+def shares(source: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """How much each cell of the picture is the source of each cell, bilinearly: [N, S, cells]."""
+    cells, parts = cells_between(source, height, width)
+    return torch.zeros(*source.shape[:2], height * width).scatter_add_(-1, cells, parts)
 
 
 def test_the_source_of_a_cell_of_a_still_video_is_the_cell(worlds):
@@ -65,14 +71,37 @@ def test_attention_that_points_at_the_sources_has_no_loss_and_gradients_lower_th
         (pointing + placing).backward()
         optimizer.step()
     assert losses[-1][0] < losses[0][0] and losses[-1][1] < losses[0][1]
+    edges = {384: (16, 24), 96: (8, 12), 24: (4, 6), 6: (2, 3)}  # by the number of cells
     for place, pointing in enumerate(guide.pointing):
-        height, width = (8, 12) if pointing.seen.shape[1] == 96 else (4, 6) if pointing.seen.shape[1] == 24 else (2, 3)
-        source = sources(videos, FRAMES, 16, height, width).flatten(0, 1)
-        wanted = shares(source, height, width)[:, None].expand(-1, 4, -1, -1)
+        height, width = edges[pointing.seen.shape[1]]
+        source = sources(videos, FRAMES, 16, height, width).flatten(0, 1)[:, pointing.asked]
+        wanted = shares(source, height, width)
+        if place == guide.last:
+            wanted = wanted.square() / wanted.square().sum(-1, keepdim=True)
+        wanted = wanted[:, None].expand(-1, pointing.heads, -1, -1)
         if place == guide.four:
             wanted = F.one_hot(cells_about(source, height, width), height * width)
         pointing.logs = wanted.float().clamp_min(1e-30).log()
     assert guide.loss(videos, FRAMES, 16)[0].abs() < 1e-5
+
+
+def test_the_cells_that_are_asked_are_of_every_column_and_row():
+    unet = make_unet((8, 16, 16, 32))
+    guide = Guide(unet)
+    unet(torch.randn(1, 9, 2, 32, 48), torch.tensor([9]), encoder_hidden_states=torch.zeros(2, 3, 96))
+    finest = guide.pointing[guide.last]
+    assert finest.logs.shape == (2, 1, len(finest.asked), 32 * 48)
+    assert set((finest.asked % 48).tolist()) == set(range(48)) and set((finest.asked // 48).tolist()) == set(range(32))
+    assert finest.logs.exp().sum(-1).allclose(torch.ones(()), atol=1e-5)
+
+
+def test_products_of_codes_are_largest_where_the_places_are_the_same():
+    places = torch.stack(torch.meshgrid(*[(torch.arange(32) + 0.5) / 16 - 1] * 2, indexing="xy"), -1).flatten(0, 1)
+    coded = codes(places)
+    assert coded.shape == (1024, CODE) and len(HARMONICS) == 2
+    products = coded @ coded.T
+    assert products.argmax(-1).equal(torch.arange(1024))
+    assert products.diagonal().allclose(torch.full((), CODE / 2))
 
 
 def test_the_cells_about_a_source_are_those_between_which_it_lies_one_of_each_parity():

@@ -262,6 +262,36 @@ def test_training_goes_on_from_an_exported_model(exported, trained):
 
 
 @pytest.mark.heavy
+def test_latents_that_a_perfect_model_samples_are_the_true_ones_with_their_noise(exported, trained):
+    worlds = vae.kept_worlds(trained[0], 8, seed=7, device="cpu")
+    training = unet.Training(unet.PHASES["texture"], exported, worlds, seed=1, device="cpu", pixels=4096)
+    sample = training._sample()
+    timesteps, noise = torch.full((len(sample.latents),), 124), torch.randn(sample.latents.shape)
+
+    def velocity(which, module, noisy, at, sample):
+        keep = training._kept(at)
+        return (keep.sqrt() * noisy - sample.latents) / (1 - keep).sqrt()
+
+    predict, training._predict = training._predict, velocity
+    keep = training._kept(timesteps)
+    wanted = keep.sqrt() * sample.latents + (1 - keep).sqrt() * noise
+    assert training._sampled(sample, timesteps, noise).allclose(wanted, atol=1e-4)
+    training._predict = predict
+    assert all(map(math.isfinite, training.step().values()))
+
+
+def test_errors_of_detail_count_more_and_texture_is_its_amount_wherever_it_lies():
+    flat, fine = torch.ones(1, 2, 3, 8, 8), torch.ones(1, 2, 3, 8, 8)
+    fine[..., ::2] = -1
+    assert unet.detailed_error(flat, 3.0).tolist() == pytest.approx([1.0], abs=1e-6)
+    assert unet.detailed_error(fine, 0.0).tolist() == pytest.approx([1.0], abs=1e-6)
+    assert unet.detailed_error(fine, 3.0)[0] > 2
+    assert unet.texture_error(-fine, fine)[0] == 0
+    less, more = (float(unet.texture_error(size * fine, fine)[0]) for size in (0.5, 1.5))
+    assert less == pytest.approx(more, rel=0.01)
+    assert unet.texture_error(flat, fine)[0] > unet.texture_error(0.5 * fine, fine)[0] > 0.1
+
+
 def test_the_log_has_a_json_line_per_interval(trained):
     lines = [json.loads(line) for line in (trained[0] / "unet.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2]
