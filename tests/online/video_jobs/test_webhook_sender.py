@@ -88,17 +88,13 @@ def test_receivers_that_were_given_up_take_no_memory(jobs: JobStore) -> None:
 
     sender = WebhookSender(jobs, unknown, worker="sender", poll_s=0.05)
 
-    async def given_up(first: int) -> int:
-        """Entries that the sender holds after so many more receivers were given up."""
-        for number in range(first, first + 5):
-            made = cancelled(jobs, f"https://receiver-{number}.test/")
-            assert (await settled(jobs, made)).webhook_state == "failed"
-        return num_entries(sender)
-
     async def work() -> None:
         sending = asyncio.create_task(sender.run())
-        before = await given_up(0)
-        assert await given_up(5) == before
+        for number in range(5):
+            made = cancelled(jobs, f"https://receiver-{number}.test/")
+            assert (await settled(jobs, made)).webhook_state == "failed"
+        while num_entries(sender):  # storage has the last webhook's end before the sender forgets it
+            await asyncio.sleep(0.01)
         sending.cancel()
         await asyncio.wait([sending])
 
