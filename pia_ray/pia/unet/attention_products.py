@@ -13,7 +13,7 @@ from typing import Final
 import torch
 from torch.nn import functional as F
 
-from pia_ray.pia.unet.choices import DEFAULT, TIMED_FLOP, Choices, Way, size_class
+from pia_ray.pia.unet.choices import DEFAULT, Choices, Way, size_class, timed_share
 
 LEAST_SCORES: Final = 100_000
 """Attentions with fewer scores (queries x keys) in all run by torch's kernel: there is nothing to gain."""
@@ -48,7 +48,7 @@ class Products:
 
 def _ways(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> Mapping[str, Way]:
     flop = 4 * query.numel() * key.shape[2]
-    num = max(1, len(query) * TIMED_FLOP // max(flop, TIMED_FLOP))
+    num = max(1, int(len(query) * timed_share(flop)))
     q, k, v = query[:num], key[:num], value[:num]
     return {
         DEFAULT: lambda: F.scaled_dot_product_attention(q, k, v),

@@ -22,8 +22,14 @@ LEAST_GAIN: Final = 0.1
 
 SAMPLES: Final = 2
 
-TIMED_FLOP: Final = 2_000_000_000
-"""Calls with more operations are timed with fewer pictures and rows of pixels, some tenths of a second for a kind."""
+TIMED_FLOP: Final = 250_000_000
+"""Calls with more operations are timed with fewer pictures, rows or heads: some hundredths of a second for a kind."""
+
+MOST_TIMED_FLOP: Final = 2_000_000_000
+"""The same for calls with large weights, whose reading counts for less with more rows."""
+
+TIMED_ROWS: Final = 1000
+"""Rows, or pixels, that are timed with a weight that allows it."""
 
 DEFAULT: Final = "default"
 """The name of the first way, which torch or diffusers would take."""
@@ -105,10 +111,14 @@ def size_class(num: int) -> str:
     return f"4^{num.bit_length() // 2}"
 
 
-def sample_of(pictures: torch.Tensor, flop: int) -> torch.Tensor:
-    """So many of the pictures [N, C, h, w], or rows of the first one, that their share of the operations is timed."""
+def timed_share(flop: int, *, num_weights: int = 0) -> float:
+    """The share of a call's operations that is timed, at most 1; a call with weights has two for each and each row."""
+    return min(1.0, max(TIMED_FLOP, min(MOST_TIMED_FLOP, 2 * TIMED_ROWS * num_weights)) / flop)
+
+
+def sample_of(pictures: torch.Tensor, share: float) -> torch.Tensor:
+    """So many of the pictures [N, C, h, w], or rows of the first one, that this share of the operations is timed."""
     num, height = len(pictures), pictures.shape[2]
-    share = min(1.0, TIMED_FLOP / flop)
     if share * num >= 1:
         return pictures[: int(share * num)]
     return pictures[:1, :, : max(4, int(share * num * height))]

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from pia_ray.pia.device.memory import available_bytes
-from pia_ray.pia.unet.choices import DEFAULT, Choices, Way, sample_of, size_class
+from pia_ray.pia.unet.choices import DEFAULT, Choices, Way, sample_of, size_class, timed_share
 
 LEAST_FLOP: Final = 100_000_000
 """Convolutions with fewer operations run by default."""
@@ -99,7 +99,7 @@ class ChosenConv(nn.Conv2d):
         return self._run(input, self.packed.tensor)
 
     def _ways(self, pictures: torch.Tensor, flop: int) -> Mapping[str, Way]:
-        few = sample_of(pictures, flop)
+        few = sample_of(pictures, timed_share(flop, num_weights=self.weight.numel()))
         ways: dict[str, Way] = {DEFAULT: lambda: F.conv2d(few, self.weight, self.bias, self.stride, self.padding)}
         made: list[torch.Tensor] = []
 

@@ -13,7 +13,7 @@ import torch
 from diffusers.models.activations import GEGLU
 from torch import nn
 
-from pia_ray.pia.unet.choices import DEFAULT, TIMED_FLOP, Choices, Way, size_class
+from pia_ray.pia.unet.choices import DEFAULT, Choices, Way, size_class, timed_share
 
 LEAST_FLOP: Final = 2_000_000
 """Layers with fewer operations run by default."""
@@ -40,7 +40,8 @@ class ChosenGEGLU(GEGLU):
         return super().forward(hidden_states, *args, **kwargs)
 
     def _ways(self, states: torch.Tensor, flop: int) -> Mapping[str, Way]:
-        few = states[: max(1, len(states) * TIMED_FLOP // max(flop, TIMED_FLOP))]
+        share = timed_share(flop, num_weights=self.proj.weight.numel())
+        few = states[: max(1, int(len(states) * share))]
         return {DEFAULT: lambda: GEGLU.forward(self, few), FUSED: lambda: _fused(few, self.proj)}
 
 

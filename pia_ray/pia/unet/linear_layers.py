@@ -13,13 +13,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from pia_ray.pia.unet.choices import DEFAULT, Choices, Way, size_class
+from pia_ray.pia.unet.choices import DEFAULT, Choices, Way, size_class, timed_share
 
 LEAST_FLOP: Final = 2_000_000
 """Products with fewer operations run by default: what they could gain is lost in the call."""
-
-TIMED_FLOP: Final = 1_000_000_000
-"""Larger products are timed with fewer rows, at most this many operations."""
 
 ONEDNN: Final = "oneDNN"
 
@@ -48,7 +45,8 @@ def product(states: torch.Tensor, layer: nn.Linear | nn.Conv2d) -> torch.Tensor:
     rows = states.numel() // inputs
 
     def ways() -> Mapping[str, Way]:
-        few = states.reshape(rows, -1)[: max(1, rows * TIMED_FLOP // max(flop, TIMED_FLOP))]
+        share = timed_share(flop, num_weights=weight.numel())
+        few = states.reshape(rows, -1)[: max(1, int(rows * share))]
         return {DEFAULT: lambda: F.linear(few, weight, bias), ONEDNN: lambda: _by_onednn(few, weight, bias)}
 
     if choices.choose(("linear", size_class(rows), inputs, outputs, states.dtype), ways) == ONEDNN:

@@ -12,7 +12,7 @@ import torch
 from diffusers.models.upsampling import Upsample2D
 from torch.nn import functional as F
 
-from pia_ray.pia.unet.choices import DEFAULT, Choices, Way, sample_of, size_class
+from pia_ray.pia.unet.choices import DEFAULT, Choices, Way, sample_of, size_class, timed_share
 from pia_ray.pia.unet.convolutions import PACKED, Copies, PackedWeight
 
 LEAST_FLOP: Final = 100_000_000
@@ -121,7 +121,7 @@ class SubpixelUpsample(Upsample2D):
         return self._transposed(hidden_states)
 
     def _ways(self, pictures: torch.Tensor, flop: int) -> Mapping[str, Way]:
-        few = sample_of(pictures, flop)
+        few = sample_of(pictures, timed_share(flop, num_weights=self.transposed_weight().numel()))
         ways: dict[str, Way] = {DEFAULT: lambda: self._transposed(few), PLAIN: lambda: Upsample2D.forward(self, few)}
         made: list[torch.Tensor] = []
 

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pia_ray.pia.unet.attention_products import KEYS_LAST, QUERIES_LAST, Products
-from pia_ray.pia.unet.choices import DEFAULT, TIMED_FLOP, Choices, Clock, Way, sample_of
+from pia_ray.pia.unet.choices import DEFAULT, MOST_TIMED_FLOP, TIMED_FLOP, Choices, Clock, Way, sample_of, timed_share
 from pia_ray.pia.unet.convolutions import COPIES_SHARE, MOST_POSITIONS, PACKED, ChosenConv, Copies, choose_weights
 from pia_ray.pia.unet.feed_forward import FUSED, choose_gates
 from pia_ray.pia.unet.linear_layers import ONEDNN, choose_libraries
@@ -241,10 +241,17 @@ def test_a_layer_runs_by_the_fastest_way_also_while_another_thread_compiles(
 
 def test_what_is_timed_is_a_part_of_a_large_call() -> None:
     pictures = torch.empty(8, 2, 64, 64, device="meta")
-    assert sample_of(pictures, TIMED_FLOP).shape == pictures.shape
-    assert sample_of(pictures, 4 * TIMED_FLOP).shape == (2, 2, 64, 64)
-    assert sample_of(pictures, 32 * TIMED_FLOP).shape == (1, 2, 16, 64)
-    assert sample_of(pictures, 10**6 * TIMED_FLOP).shape == (1, 2, 4, 64)
+    assert sample_of(pictures, timed_share(TIMED_FLOP)).shape == pictures.shape
+    assert sample_of(pictures, timed_share(4 * TIMED_FLOP)).shape == (2, 2, 64, 64)
+    assert sample_of(pictures, timed_share(32 * TIMED_FLOP)).shape == (1, 2, 16, 64)
+    assert sample_of(pictures, timed_share(10**6 * TIMED_FLOP)).shape == (1, 2, 4, 64)
+
+
+def test_more_of_a_call_with_a_large_weight_is_timed() -> None:
+    flop = 10 * MOST_TIMED_FLOP
+    assert timed_share(flop, num_weights=32 * 32) * flop == pytest.approx(TIMED_FLOP)
+    assert timed_share(flop, num_weights=640 * 640) * flop == pytest.approx(2 * 1000 * 640 * 640)
+    assert timed_share(flop, num_weights=1280 * 10_240) * flop == pytest.approx(MOST_TIMED_FLOP)
 
 
 @pytest.mark.parametrize("width", [32, 64], ids=["same width", "wider"])
