@@ -6,12 +6,13 @@ step.
 
 from __future__ import annotations
 
+import atexit
 import queue
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import CancelledError, Future
-from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Final, Literal
+from weakref import WeakSet
 
 import numpy as np
 
@@ -33,6 +34,9 @@ from pia_ray.prepare import prepare
 from pia_ray.types import AnimationRequest, PreparedRequest
 from pia_ray.weights import version
 
+EXIT_S: Final = 10.0
+"""Seconds that the end of the program waits for each thread of an animator that is open."""
+
 
 class Animator:
     """PIA models in memory. Use it as a context manager, or call `close`.
@@ -45,6 +49,7 @@ class Animator:
     it is the number that pays. `cpu_threads` bounds the threads of CPU operators (None: torch's own choice). The
     constructor loads `model`: seconds on a CPU, longer from a cold disk. It then animates a row for each of `warm`,
     so that kernels are chosen and code is compiled for rows of that size; with a model that compiles, for minutes.
+    The end of the program ends an animator that is open, after its running step.
 
     Raises:
         WeightsError: the model cannot be loaded.
@@ -73,7 +78,8 @@ class Animator:
         )
         self._cache, components = self._models.cache, self._models.first
         self.model_version = components.version
-        self.batch_size = _most_rows(components.device.type) if batch_size == "auto" else batch_size
+        most = MAX_AUTO_BATCH_SIZE if components.device.type == "cuda" else DEFAULT_BATCH_SIZE
+        self.batch_size = most if batch_size == "auto" else batch_size
         self._engine = Engine(batch_size=self.batch_size, tunes=batch_size == "auto")
         self._queue: AdmissionQueue[Submission | PromptToEncode] = AdmissionQueue()
         self._running: dict[Row, Submission] = {}
@@ -89,6 +95,7 @@ class Animator:
         self._thread = threading.Thread(target=self._run, name=f"animator-{model.name}", daemon=True)
         self._warm_params = tuple(warm)
         self._warmed: Future[None] = Future()
+        _animators.add(self)
         self._thread.start()
         self._warmed.result()
 
@@ -222,9 +229,7 @@ class Animator:
     def __enter__(self) -> Animator:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _run(self) -> None:
@@ -383,5 +388,13 @@ class Animator:
         self._engine.rows.clear()
 
 
-def _most_rows(device_type: str) -> int:
-    return MAX_AUTO_BATCH_SIZE if device_type == "cuda" else DEFAULT_BATCH_SIZE
+_animators: Final[WeakSet[Animator]] = WeakSet()
+
+
+@atexit.register
+def _end_threads() -> None:
+    """A thread that is in torch when the interpreter ends would abort the process."""
+    for animator in list(_animators):
+        animator._arrivals.put(None)
+        animator._thread.join(EXIT_S)
+        animator._finisher.thread.join(EXIT_S)

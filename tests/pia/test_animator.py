@@ -193,9 +193,12 @@ def test_a_callback_may_close_the_animator(model: ModelConfig) -> None:
 
 
 @pytest.mark.heavy
-def test_a_thread_gets_its_animation_also_when_the_main_thread_has_ended(model: ModelConfig) -> None:
+def test_a_thread_gets_its_animation_when_the_main_thread_has_ended_and_none_outlives_the_program(
+    model: ModelConfig,
+) -> None:
     program = """
-import sys, threading
+import atexit, sys, threading
+atexit.register(lambda: print([each.name for each in threading.enumerate() if "-" in each.name]))  # runs last
 from PIL import Image
 from pia_ray import Animator, AnimationParams, AnimationRequest, ModelConfig
 
@@ -205,13 +208,15 @@ def work():
     threading.main_thread().join()
     request = AnimationRequest(Image.new("RGB", (32, 32)), AnimationParams(prompt="a cat"))
     print(animator.submit(request).result().frames.shape)
+    long = AnimationParams(prompt="a cat", num_inference_steps=200)
+    animator.submit(AnimationRequest(Image.new("RGB", (32, 32)), long))
 
 threading.Thread(target=work).start()
 """
     done = subprocess.run(
         [sys.executable, "-c", program, model.model_dump_json()], capture_output=True, text=True, timeout=120
     )
-    assert done.stdout == "(4, 32, 32, 3)\n", done.stderr
+    assert (done.stdout, done.returncode) == ("(4, 32, 32, 3)\n[]\n", 0), done.stderr
 
 
 def test_many_threads_may_submit_at_once_and_each_gets_its_own_answer(animator: Animator) -> None:
