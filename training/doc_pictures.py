@@ -108,7 +108,7 @@ def _with_loras(folder: Path) -> ModelConfig:
     """The bundled model with two LoRAs of random weights, which no row gets unless it names them."""
     checkpoint = Path(str(files("pia_ray"))) / "demo" / "model"
     loras = {
-        name: {"path": str(make_lora(folder / f"{name}.safetensors", checkpoint, seed=seed, strength=2.5)), "weight": 0}
+        name: {"path": str(make_lora(folder / f"{name}.safetensors", checkpoint, seed=seed, strength=1.7)), "weight": 0}
         for seed, name in enumerate(("ink", "fog"), start=1)
     }
     settings = ModelConfig.named("demo").model_dump(exclude_defaults=True)

@@ -35,7 +35,7 @@ SIZE_STEP: Final = 16
 """Edges are multiples of it: latents that halve twice."""
 
 STEP: Final = 125
-"""Timesteps between two of the model's eight steps."""
+"""Timesteps between two of eight steps."""
 
 LATE: Final = 300
 """Timesteps below which detail is made."""

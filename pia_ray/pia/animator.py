@@ -95,7 +95,6 @@ class Animator:
         self._thread = threading.Thread(target=self._run, name=f"animator-{model.name}", daemon=True)
         self._warm_params = tuple(warm)
         self._warmed: Future[None] = Future()
-        _animators.add(self)
         self._thread.start()
         self._warmed.result()
 
@@ -233,6 +232,7 @@ class Animator:
         self.close()
 
     def _run(self) -> None:
+        _animators.add(self)
         try:
             self._warm_up()
             while self._receive():

@@ -23,8 +23,8 @@ _STIFF: Final[dict[str, tuple[tuple[int, int], ...]]] = {
 """From so many steps of a schedule on, the distance of evaluated steps. With fewer, and other presets, all are."""
 
 _CALM: Final[dict[str, tuple[tuple[int, int], ...]]] = {
-    "balanced": ((8, 2), (25, 3), (50, 4)),
-    "fast": ((8, 3), (25, 4), (50, 6)),
+    "balanced": ((6, 2), (25, 3), (50, 4)),
+    "fast": ((6, 3), (25, 4), (50, 6)),
 }
 """The same for rows that are not stiff."""
 

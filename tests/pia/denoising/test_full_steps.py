@@ -26,6 +26,8 @@ def test_presets_evaluate_14_and_10_of_25_guided_steps() -> None:
 
 def test_without_guidance_presets_evaluate_fewer_steps() -> None:
     assert steps_of(preset="balanced", guidance_scale=1) == (0, 3, 6, 9, 12, 15, 18, 21, 24)
+    assert steps_of(6, steps=6, preset="balanced", guidance_scale=1) == (0, 2, 4, 5)
+    assert steps_of(6, steps=6, preset="fast", guidance_scale=1) == (0, 3, 5)
     assert steps_of(8, steps=8, preset="balanced", guidance_scale=1) == (0, 2, 4, 6, 7)
     assert steps_of(8, steps=8, preset="fast", guidance_scale=1) == (0, 3, 6, 7)
 
@@ -37,6 +39,7 @@ def test_without_guidance_presets_evaluate_fewer_steps() -> None:
         *({"scheduler": scheduler} for scheduler in get_args(Scheduler) if scheduler not in SMOOTH),
         {"eta": 0.5},
         {"steps": 8, "count": 8},
+        {"steps": 5, "count": 5, "guidance_scale": 1},
     ],
     ids=str,
 )
