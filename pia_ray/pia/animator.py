@@ -88,8 +88,7 @@ class Animator:
         self._blocked = False
         """Whether the first waiting row waits for one of `_finishing` to end."""
         self._closed = self._closed_by_callback = False
-        self._fatal: PiaRayError | None = None
-        """The error after which the process cannot animate any more."""
+        self._fatal: PiaRayError | None = None  # after it the process cannot animate any more
         self._lock = threading.Lock()
         self._finisher = Finisher(self._engine, self._on_finished, name=f"finisher-{model.name}")
         self._thread = threading.Thread(target=self._run, name=f"animator-{model.name}", daemon=True)
