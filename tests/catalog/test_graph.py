@@ -391,7 +391,7 @@ def test_a_run_says_what_its_actors_do_and_a_stop_lets_what_denoises_end_and_beg
             stopped.append(len(begun(log)))
             raise KeyboardInterrupt
 
-    summary = run_catalog(config, make_animator=partial(make_fake, log=log, seconds_per_step=0.3), observe=stop_once)
+    summary = run_catalog(config, make_animator=partial(make_fake, log=log, seconds_per_step=0.4), observe=stop_once)
     assert summary.exit_code == 130
     assert time.monotonic() < ended_at
     assert any(start.startswith("the first row denoises, step ") for start in starts), starts
@@ -561,7 +561,7 @@ def test_a_run_exports_each_metric_that_the_dashboard_asks_for_and_logs_json_wit
         series.update(found)
 
     config = configure(f"{chaos.bucket}/manifest.jsonl", tmp_path / "out", batch_size=1, log="json")
-    summary = run_catalog(config, observe=scrape, make_animator=partial(make_fake, seconds_per_step=0.4))
+    summary = run_catalog(config, observe=scrape, make_animator=partial(make_fake, seconds_per_step=0.5))
     assert summary.progress.errors == {"unsupported_image": 1}
     assert len(wanted) > 10
     assert wanted - {name for name, run_id in series if run_id == summary.run_id} == set()

@@ -613,7 +613,7 @@ def test_a_run_whose_gallery_cannot_be_written_names_none(tmp_path: Path) -> Non
 
 def test_a_run_at_work_shows_its_rows_with_stage_and_age_and_leaves_no_trace_of_its_workers(tmp_path: Path) -> None:
     config = configure(make_catalog(tmp_path / "catalog", rows=2), tmp_path / "out")
-    with FakeAnimator(DEMO, batch_size=1, seconds_per_step=0.15) as animator:
+    with FakeAnimator(DEMO, batch_size=1, seconds_per_step=0.4) as animator:
         run = threading.Thread(target=run_local, args=(config,), kwargs={"animator": animator})
         run.start()
         while True:

@@ -41,7 +41,7 @@ from pia_ray.testing import FakeAnimator, draw_picture, make_fake
 from pia_ray.types import AnimationRequest, ManifestRow
 from tests.models import DEMO
 
-STEPS = 8
+STEPS = int(DEMO.defaults["num_inference_steps"])
 """Denoising steps of the demo model."""
 
 
@@ -471,7 +471,7 @@ def test_a_deadline_lets_what_denoises_end_and_a_run_that_ends_by_it_has_finishe
     with FakeAnimator(DEMO, batch_size=2, seconds_per_step=0.02) as animator:
         assert run_local(config, animator=animator).exit_code == 4
     last = configure(tmp_path, {"only": "sea"}, grace_s=30)
-    with FakeAnimator(DEMO, seconds_per_step=0.1) as animator:
+    with FakeAnimator(DEMO, seconds_per_step=0.8 / STEPS) as animator:
         assert stopped(last, animator, signal_self).exit_code == 0
 
 
