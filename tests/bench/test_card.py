@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import runpy
+import subprocess
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -107,3 +108,14 @@ def test_the_command_and_its_job_print_a_card_and_one_json_line_last(
     assert all(value > 0 for value in found["ratios"].values())
     assert found["step_tflop"] > 0
     assert found["machine"]["gpu"] or not found["peak_bytes"]
+
+
+@pytest.mark.heavy
+def test_the_command_keeps_what_libraries_tell_developers_off_the_screen() -> None:
+    program = """
+from pia_ray.cli import bench_command
+bench_command._silence_libraries()
+import pia_ray.bench.reference
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
