@@ -150,7 +150,11 @@ OWNERS = {
         "pia_ray.bench": "the pipeline that ours is timed beside",
         "pia_ray.testing": "makes tiny checkpoints, when called",
     },
-    "transformers": {"pia_ray.pia": "the model", "pia_ray.testing": "makes tiny checkpoints, when called"},
+    "transformers": {
+        "pia_ray.pia": "the model",
+        "pia_ray.bench": "keeps its advice off the screen",
+        "pia_ray.testing": "makes tiny checkpoints, when called",
+    },
     "accelerate": {"pia_ray.pia": "offloads the model's parts"},
     "huggingface_hub": {"pia_ray.weights": "fetches from the hub"},
     "filelock": {"pia_ray.weights": "one process per node fetches"},

@@ -21,7 +21,10 @@ def bench_command(args: argparse.Namespace) -> int:
     require("run", purpose="`pia-ray bench`")
     if args.json:
         check_writable(Path(args.json))
-    _silence_libraries()
+
+    from pia_ray.bench.libraries import silence_libraries
+
+    silence_libraries()
     if args.quality:
         return _bench_quality(args)
 
@@ -51,15 +54,6 @@ def bench_command(args: argparse.Namespace) -> int:
         Path(args.json).write_text(card.to_json() + "\n", "utf-8")
     print(card.to_json())
     return 0
-
-
-def _silence_libraries() -> None:
-    """Keeps off the screen what the import of diffusers' pipelines tells developers, such as what they deprecate."""
-    import diffusers
-    import transformers
-
-    for library in (diffusers, transformers):
-        library.logging.set_verbosity_error()
 
 
 def _batches(text: str | None) -> tuple[int, ...] | None:

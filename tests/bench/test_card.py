@@ -113,8 +113,8 @@ def test_the_command_and_its_job_print_a_card_and_one_json_line_last(
 @pytest.mark.heavy
 def test_the_command_keeps_what_libraries_tell_developers_off_the_screen() -> None:
     program = """
-from pia_ray.cli import bench_command
-bench_command._silence_libraries()
+from pia_ray.bench.libraries import silence_libraries
+silence_libraries()
 import pia_ray.bench.reference
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
