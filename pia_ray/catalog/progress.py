@@ -33,6 +33,8 @@ class Progress:
     """Failed rows of this run by error code."""
     first_row_s: float = 0.0
     """Seconds from the start of the run to its first result."""
+    first_video_s: float = 0.0
+    """The same to its first video; 0 before it."""
     start_s: Mapping[str, float] = field(default_factory=dict)
     """Seconds until the first result by phase: planning, Ray, workers, imports, model, first row. Empty before it."""
     animating_s: float = 0.0
@@ -69,8 +71,17 @@ class Progress:
     @property
     def rows_per_s(self) -> float:
         """Results per second since the first one; 0 before the second."""
-        done = self.num_succeeded + self.num_failed
-        return (done - 1) / self.animating_s if done > 1 and self.animating_s > 0 else 0.0
+        return _rate(self.num_succeeded + self.num_failed, self.animating_s)
+
+    @property
+    def videos_per_s(self) -> float:
+        """Videos per second since the first one; 0 before the second. Rows that fail are none."""
+        return _rate(self.num_succeeded, self.first_row_s + self.animating_s - self.first_video_s)
+
+
+def _rate(num: int, seconds: float) -> float:
+    """Per second, where the first of them came at the beginning of these seconds."""
+    return (num - 1) / seconds if num > 1 and seconds > 0 else 0.0
 
 
 @dataclass(frozen=True)
@@ -124,6 +135,7 @@ def counted(
         num_failed=progress.num_failed + failed,
         errors=errors,
         first_row_s=first_s,
+        first_video_s=progress.first_video_s or (since_start_s if failed < len(rows) else 0.0),
         animating_s=since_start_s - first_s,
         gpu_s=progress.gpu_s + sum(row.gpu_s or 0.0 for row in made),
         busy_share=share.value,

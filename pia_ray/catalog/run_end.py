@@ -145,7 +145,7 @@ def _facts(config: CatalogConfig, run_id: str | None, progress: Progress, *, sec
         "num_left": progress.num_left,
         "num_succeeded_now": progress.num_succeeded,
         "num_failed_now": progress.num_failed,
-        "videos_per_hour": round(3600 * progress.rows_per_s, 3),
+        "videos_per_hour": round(3600 * progress.videos_per_s, 3),
         "gpu_s": round(progress.gpu_s, 3),
         "busy_share": None if progress.busy_share is None else round(progress.busy_share, 4),
         **dataclasses.asdict(dataclasses.replace(takes, retake_gpu_s=round(takes.retake_gpu_s, 3))),

@@ -230,9 +230,11 @@ def _counts(progress: Progress) -> Text:
 def _times(summary: RunSummary) -> str:
     """The line of a run's duration and speed."""
     progress = summary.progress
-    parts = [f"{duration(summary.seconds)} in all", f"{duration(progress.first_row_s)} to the first video"]
-    if progress.animating_s >= RATE_S:
-        parts.append(f"then {videos_rate(progress.rows_per_s)}")
+    parts = [f"{duration(summary.seconds)} in all"]
+    if progress.first_video_s:
+        parts.append(f"{duration(progress.first_video_s)} to the first video")
+    if progress.animating_s >= RATE_S and progress.videos_per_s:
+        parts.append(f"then {videos_rate(progress.videos_per_s)}")
     if progress.busy_share is not None:
         parts.append(f"engine busy {progress.busy_share:.0%}")
     return "time      " + ", ".join(parts)
@@ -243,10 +245,15 @@ def _facts(progress: Progress) -> str:
     if progress.phase != "animating":
         return "".join(parts)
     parts += [f"[red]{progress.num_failed} failed[/red]"] if progress.num_failed else []
-    if progress.animating_s >= RATE_S and progress.rows_per_s:
-        parts.append(videos_rate(progress.rows_per_s))
-        parts.append(f"{duration(progress.num_left / progress.rows_per_s)} left")
-    return " · ".join(parts)
+    return " · ".join(parts + _speed(progress, "left"))
+
+
+def _speed(progress: Progress, end: str) -> list[str]:
+    """The speed of a run, and the time to its end with that word; nothing in its first seconds."""
+    if progress.animating_s < RATE_S or not progress.rows_per_s:
+        return []
+    rate = [videos_rate(progress.videos_per_s)] if progress.videos_per_s else []
+    return [*rate, f"{duration(progress.num_left / progress.rows_per_s)} {end}"]
 
 
 def _outage(progress: Progress) -> str:
@@ -267,8 +274,5 @@ def _line(progress: Progress) -> str:
             return f"{progress.num_pending} of {count_of(progress.num_items, 'work item')} to do: {_PHASES['starting']}"
         return _PHASES[progress.phase]
     done = progress.num_succeeded + progress.num_failed
-    line = f"{done} of {progress.num_pending} done, {progress.num_failed} failed, {progress.num_left} left"
-    if progress.animating_s >= RATE_S and progress.rows_per_s:
-        rate = progress.rows_per_s
-        line += f", {videos_rate(rate)}, {duration(progress.num_left / rate)} to go"
-    return line
+    counts = f"{done} of {progress.num_pending} done", f"{progress.num_failed} failed", f"{progress.num_left} left"
+    return ", ".join([*counts, *_speed(progress, "to go")])

@@ -1007,7 +1007,7 @@ def test_on_a_terminal_there_is_one_live_bar_that_goes_away() -> None:
     text = console.file.getvalue()
     assert "7/8" in text
     assert "1 failed" in text
-    assert "6.0 videos/min" in text
+    assert "5.0 videos/min" in text, "the row that failed is no video"
     assert max(len(piece.splitlines()) for piece in re.split(r"\r", text)) <= 2, "the bar is one line"
     assert text.endswith("\x1b[2K"), "the bar leaves no trace"
 
@@ -1020,12 +1020,12 @@ def test_a_summary_names_no_gallery_that_could_not_be_written() -> None:
 
 
 def test_the_summary_tells_counts_by_error_code_and_where_things_are_and_how_to_retry() -> None:
-    progress = replace(PROGRESS, num_succeeded=5, num_failed=3, first_row_s=4.0, animating_s=42.0)
+    progress = replace(PROGRESS, num_succeeded=5, num_failed=3, first_row_s=4.0, first_video_s=10.0, animating_s=42.0)
     errors = {"timeout": 1, "image_not_found": 2, "bad_parameter": 2}
     text = told(Console(file=StringIO(), width=40), summary_of(progress, errors=errors))
     lines = text.splitlines()
     assert lines[0] == "7 of 12 work items succeeded (5 now, 2 before), 5 failed (3 now, 2 bad rows)"
-    assert "1 min 30 s in all" in cells(text)
+    assert "1 min 30 s in all, 10.0 s to the first video, then 6.7 videos/min" in cells(text)
     assert [cells(line) for line in lines if " x " in line] == [
         "2 x bad_parameter",
         "2 x image_not_found",
@@ -1035,6 +1035,14 @@ def test_the_summary_tells_counts_by_error_code_and_where_things_are_and_how_to_
     assert "gallery   out [1]/index.html" in lines
     assert "retry     pia-ray animate --retry failed m.csv" in lines
     assert "pia-ray validate" in text
+
+
+def test_the_summary_of_a_run_without_a_video_tells_of_none() -> None:
+    progress = replace(PROGRESS, num_failed=8, first_row_s=4.0, animating_s=42.0)
+    text = cells(told(Console(file=StringIO()), summary_of(progress, errors={"timeout": 8})))
+    assert "time 1 min 30 s in all" in text
+    assert "to the first video" not in text
+    assert "videos/" not in text
 
 
 def test_the_summary_of_a_run_with_nothing_to_do_says_so_and_offers_no_retry() -> None:

@@ -112,7 +112,7 @@ class _RunMetrics:
         self._rows = Counter("pia_ray_run_rows", "Ended rows, by outcome.", ("run_id", "outcome"))
         self._gpu_seconds = _Total("pia_ray_run_gpu_seconds", "Engine time of finished videos.", self._tags)
         self._left = Gauge("pia_ray_run_rows_left", "Rows that the run has still to do.", ("run_id",))
-        self._per_hour = Gauge("pia_ray_run_videos_per_hour", "Rows per hour, since the first one.", ("run_id",))
+        self._per_hour = Gauge("pia_ray_run_videos_per_hour", "Videos per hour, since the first one.", ("run_id",))
         self._away = Gauge("pia_ray_run_away", "Whether the run waits for a store, hub or host.", ("run_id",))
         self._storage = StorageMetrics(run_id, before=before)
         self._counted: Counts[str] = Counts()
@@ -124,7 +124,7 @@ class _RunMetrics:
         self._counted = outcomes
         self._gpu_seconds.reach(progress.gpu_s)
         self._left.set(progress.num_left, self._tags)
-        self._per_hour.set(3600 * progress.rows_per_s, self._tags)
+        self._per_hour.set(3600 * progress.videos_per_s, self._tags)
         self._away.set(1 if progress.away else 0, self._tags)
         self._storage.count()
 
