@@ -76,7 +76,12 @@ class Progress:
     @property
     def videos_per_s(self) -> float:
         """Videos per second since the first one; 0 before the second. Rows that fail are none."""
-        return _rate(self.num_succeeded, self.first_row_s + self.animating_s - self.first_video_s)
+        return _rate(self.num_succeeded, self.since_first_video_s)
+
+    @property
+    def since_first_video_s(self) -> float:
+        """Seconds from the first video to the latest result."""
+        return self.first_row_s + self.animating_s - self.first_video_s if self.first_video_s else 0.0
 
 
 def _rate(num: int, seconds: float) -> float:

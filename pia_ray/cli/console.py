@@ -233,7 +233,7 @@ def _times(summary: RunSummary) -> str:
     parts = [f"{duration(summary.seconds)} in all"]
     if progress.first_video_s:
         parts.append(f"{duration(progress.first_video_s)} to the first video")
-    if progress.animating_s >= RATE_S and progress.videos_per_s:
+    if progress.since_first_video_s >= RATE_S and progress.videos_per_s:
         parts.append(f"then {videos_rate(progress.videos_per_s)}")
     if progress.busy_share is not None:
         parts.append(f"engine busy {progress.busy_share:.0%}")
@@ -252,7 +252,8 @@ def _speed(progress: Progress, end: str) -> list[str]:
     """The speed of a run, and the time to its end with that word; nothing in its first seconds."""
     if progress.animating_s < RATE_S or not progress.rows_per_s:
         return []
-    rate = [videos_rate(progress.videos_per_s)] if progress.videos_per_s else []
+    is_known = progress.since_first_video_s >= RATE_S and progress.videos_per_s
+    rate = [videos_rate(progress.videos_per_s)] if is_known else []
     return [*rate, f"{duration(progress.num_left / progress.rows_per_s)} {end}"]
 
 

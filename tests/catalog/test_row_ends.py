@@ -19,9 +19,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from pia_ray import ledger, manifest, read_results, weights
-from pia_ray.animation import Animation
+from pia_ray.animation import Animation, RowAnimator
 from pia_ray.catalog.actors.block_calls import BlockCalls
 from pia_ray.catalog.actors.blocks import Received, blocks_of
 from pia_ray.catalog.actors.kept_results import KeptResults
@@ -35,6 +36,7 @@ from pia_ray.catalog.rows.stages import Stages
 from pia_ray.catalog.stopping import CONTAINER_GRACE_S, GRACE_S, grace_of
 from pia_ray.catalog.worker import CatalogWorker
 from pia_ray.config.catalog import CatalogConfig
+from pia_ray.config.knobs import AnimationParams
 from pia_ray.config.model import build
 from pia_ray.errors import DeviceLost, PiaRayError
 from pia_ray.testing import FakeAnimator, draw_picture, make_fake
@@ -531,9 +533,39 @@ def test_others_have_no_room_while_the_first_row_has_the_engine_and_have_it_afte
     rows = InFlightRows(hang_timeout_s=60, first_alone=True)
     with FakeAnimator(DEMO, batch_size=3) as animator:
         first, second = InFlight(rows, "a", "ka"), InFlight(rows, "b", "kb")
-        assert rows.first.claim()
-        assert not rows.first.claim()
+        with rows.first.turn() as is_first:
+            assert is_first
+        with rows.first.turn() as is_first:
+            assert not is_first
         first.has_room = True
         assert (rows.take_room(first, animator), rows.take_room(second, animator)) == (True, False)
         rows.first.end()
         assert rows.take_room(second, animator)
+
+
+def test_no_row_comes_to_the_engine_while_the_first_one_is_on_its_way() -> None:
+    on_its_way, go_on = threading.Event(), threading.Event()
+    asked: list[bool] = []
+
+    class Watching(FakeAnimator):
+        def submit(self, request: AnimationRequest, *, alone: bool = False, **how: Any) -> Future[Animation]:
+            asked.append(alone)
+            return super().submit(request, alone=alone, **how)
+
+    class Recorded(InFlightRows):
+        def take_room(self, entry: InFlight, animator: RowAnimator) -> bool:
+            if entry.row_id == "a":  # its record is written
+                on_its_way.set()
+                go_on.wait(60)
+            return super().take_room(entry, animator)
+
+    rows = Recorded(hang_timeout_s=60, first_alone=True)
+    request = AnimationRequest(Image.new("RGB", (64, 64)), AnimationParams(prompt="sea"))
+    with Watching(DEMO, batch_size=2) as animator, ThreadPoolExecutor(2) as pool:
+        first = pool.submit(InFlight(rows, "a", "ka").submit, animator, request, alone=False)
+        assert on_its_way.wait(60)
+        second = pool.submit(InFlight(rows, "b", "kb").submit, animator, request, alone=False)
+        time.sleep(0.2)  # the second row would be there by now
+        go_on.set()
+        assert [each.result(60).result(60).frames.shape[0] for each in (first, second)] == [4, 4]
+    assert asked == [True, False]

@@ -1003,7 +1003,8 @@ def test_on_a_terminal_there_is_one_live_bar_that_goes_away() -> None:
     console = Console(file=StringIO(), force_terminal=True, width=120, color_system=None)
     with RunDisplay(console) as display:
         for done in range(1, 8):
-            display.show(replace(PROGRESS, num_succeeded=done - 1, num_failed=1, animating_s=60.0))
+            times = {"first_row_s": 1.0, "first_video_s": 1.0, "animating_s": 60.0}
+            display.show(replace(PROGRESS, num_succeeded=done - 1, num_failed=1, **times))
     text = console.file.getvalue()
     assert "7/8" in text
     assert "1 failed" in text

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class FirstRow:
@@ -13,6 +15,8 @@ class FirstRow:
 
     def __init__(self, *, alone: bool) -> None:
         self._lock = threading.Lock()
+        self._turn = threading.Lock()
+        """Held while the first row is submitted."""
         self._is_free = alone
         self._is_running = False
 
@@ -23,8 +27,19 @@ class FirstRow:
                 return 0
             return 1 if self._is_free else places
 
-    def claim(self) -> bool:
-        """Whether the calling row is the first one and is to be alone; true once."""
+    @contextmanager
+    def turn(self) -> Iterator[bool]:
+        """Whether the row that is submitted in the block is the first one and is to be alone; true once.
+
+        Others wait for the first one's block: one that came to the engine before it would run with its likes.
+        """
+        with self._turn:
+            if self._claim():
+                yield True
+                return
+        yield False
+
+    def _claim(self) -> bool:
         with self._lock:
             is_first, self._is_free = self._is_free, False
             self._is_running = self._is_running or is_first

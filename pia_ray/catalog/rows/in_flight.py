@@ -82,7 +82,12 @@ class InFlight:
 
     def submit(self, animator: RowAnimator, request: AnimationRequest, *, alone: bool) -> Future[Animation]:
         """The future animation. A row that starts at once is recorded as animating first: it may end the process."""
-        is_first = self._rows.first.claim()
+        with self._rows.first.turn() as is_first:
+            return self._submit(animator, request, alone=alone, is_first=is_first)
+
+    def _submit(
+        self, animator: RowAnimator, request: AnimationRequest, *, alone: bool, is_first: bool
+    ) -> Future[Animation]:
         self.has_room = self.has_room or is_first
         if self._rows.take_room(self, animator) and self.record is not None and self.record.state == "waiting":
             self.record = self._rows.set_state(self.record, "animating")
