@@ -630,19 +630,6 @@ def test_a_run_at_work_shows_its_rows_with_stage_and_age_and_leaves_no_trace_of_
     assert ledger.live_run(config.output) is None
 
 
-def test_rows_that_fail_are_neither_the_first_video_nor_a_part_of_the_speed(tmp_path: Path) -> None:
-    config = configure(make_catalog(tmp_path / "catalog", rows=4), tmp_path / "out", batch_size=1)
-    rows = pq.read_table(config.manifest).to_pylist()
-    rows[0]["image"] = rows[1]["image"] = "gone.png"
-    pq.write_table(pa.Table.from_pylist(rows), config.manifest)
-    with FakeAnimator(DEMO, batch_size=1, seconds_per_step=0.1) as animator:
-        progress = run_local(config, animator=animator).progress
-    row_s = 0.1 * DEMO.defaults["num_inference_steps"]
-    assert (progress.num_succeeded, progress.num_failed) == (2, 2)
-    assert progress.first_video_s > progress.first_row_s + row_s / 2
-    assert 0 < progress.videos_per_s < 1.25 / row_s < progress.rows_per_s
-
-
 def test_a_report_tells_the_share_of_the_time_in_which_the_engines_computed(tmp_path: Path) -> None:
     config = configure(make_catalog(tmp_path / "catalog", rows=3), tmp_path / "out")
     with FakeAnimator(DEMO, batch_size=1, seconds_per_step=0.01) as animator:
