@@ -7,8 +7,8 @@ from typing import Final
 FULL_ROW_TFLOP: Final = 870.0
 """25 steps with guidance, 16 frames of 512 x 512 px, and the decoding of the frames (docs/sizing.md)."""
 
-TFLOP_PER_S_A_CORE: Final = 0.051
-"""Useful work of one core in float32: 0.102 TFLOP/s on 2 cores (benchmarks/cards/2-cpus-x86-64-demo.json)."""
+TFLOP_PER_S_A_CORE: Final = 0.044
+"""Useful work of one core in float32: 0.087 TFLOP/s on 2 cores (benchmarks/cards/2-cpus-x86-64-demo.json)."""
 
 
 def full_row_s(cores: int) -> float:

@@ -19,7 +19,7 @@ def test_the_time_of_a_row_on_a_cpu_is_by_the_speed_on_the_card() -> None:
     card = json.loads(CARD.read_text())
     assert pytest.approx(card["useful_tflop_per_s"] / card["machine"]["cpus"], rel=0.03) == TFLOP_PER_S_A_CORE
     assert full_row_s(2) == pytest.approx(2 * full_row_s(4))
-    assert "some 2.4 hours with a full-size model on 2 cores" in slow_on_cpu(2)
+    assert "some 2.7 hours with a full-size model on 2 cores" in slow_on_cpu(2)
 
 
 def test_models_of_the_hub_and_of_a_gigabyte_are_full_size_and_the_demo_is_not(tmp_path: Path) -> None:
