@@ -84,7 +84,7 @@ docs: $(READY)
 
 bench: $(READY)
 	@set -e; for program in benchmarks/*.py; do echo "== $$program"; $(BIN)/python "$$program"; done
-	@echo "== pia-ray bench"; $(BIN)/pia-ray bench --size demo --steps 8 --batches 1,2,4 --against benchmarks/cards
+	@echo "== pia-ray bench"; $(BIN)/pia-ray bench --size demo --steps 6 --batches 1,2,4 --against benchmarks/cards
 
 gpu: $(READY)
 	@$(BIN)/python -m benchmarks.gpu $(ARGS)
