@@ -67,7 +67,7 @@ def test_a_command_in_a_folder_that_is_gone_is_one_line_and_exit_code_2(tmp_path
         "from pia_ray.cli.main import main; sys.exit(main(['report', 'out']))"
     )
     ended = subprocess.run(
-        [sys.executable, "-c", script],
+        [sys.executable, "-P", "-c", script],  # as the installed command, which imports nothing of its folder
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
         capture_output=True,

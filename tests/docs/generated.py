@@ -100,7 +100,8 @@ def below(root: type[errors.PiaRayError]) -> Iterator[type[errors.PiaRayError]]:
 
 def meaning_of(kind: type[errors.PiaRayError]) -> tuple[str, str]:
     """The first sentence of its docstring, and the advice that follows."""
-    first, _, rest = (kind.__doc__ or "").partition("Arguments:")[0].strip().partition(". ")
+    text = (kind.__doc__ or "").partition("Arguments:")[0]
+    first, _, rest = " ".join(text.split()).partition(". ")  # a row of a table is one line
     return f"{first.removesuffix('.')}.", rest
 
 

@@ -28,7 +28,9 @@ from tests.models import home_of_quick_demo
 __all__ = ["pia"]  # fixture
 
 DOCUMENTS = sorted(
-    path for path in ROOT.rglob("*.md") if not {".venv", "build", "out"} & set(path.relative_to(ROOT).parts[:-1])
+    path
+    for path in ROOT.rglob("*.md")
+    if not any(name in ("build", "out") or name.startswith(".") for name in path.relative_to(ROOT).parts[:-1])
 )
 
 

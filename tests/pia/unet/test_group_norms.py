@@ -128,6 +128,7 @@ def test_the_kernels_give_the_numbers_of_torch_in_the_interpreter_of_triton() ->
     assert ran.returncode == 0, ran.stderr
 
 
+@pytest.mark.filterwarnings("ignore:AnnAssign:DeprecationWarning")  # Triton 3.9 on Python 3.13
 @pytest.mark.parametrize("name", ["_moments", "_fold", "_scale"])
 def test_the_kernels_compile_for_a_gpu_without_one(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_DEFAULT_FP_FUSION", "1")  # its default, about which Triton 3.9 warns
