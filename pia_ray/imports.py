@@ -44,7 +44,7 @@ def collector_paused() -> Iterator[None]:
 def _make_old() -> None:
     if _is_own.is_set():
         gc.freeze()
-    elif not gc.get_freeze_count():  # else objects that the program has frozen would thaw
+    elif not gc.get_freeze_count():  # else what the program, or Python 3.12 itself, has frozen would thaw
         gc.freeze()
         gc.unfreeze()  # puts them into the oldest generation
 

@@ -6,6 +6,8 @@ import gc
 import subprocess
 import sys
 
+import pytest
+
 from pia_ray.imports import begin_import, collector_paused
 
 
@@ -34,6 +36,7 @@ def run(program: str) -> None:
     subprocess.run([sys.executable, "-c", begin + program], check=True)
 
 
+@pytest.mark.skipif(sys.version_info[:2] == (3, 12), reason="Python 3.12 begins with frozen objects, which stay so")
 def test_objects_of_an_import_are_old_ones_after_it_that_are_freed_with_what_holds_them() -> None:
     run("""
 with collector_paused():
@@ -61,20 +64,22 @@ assert not any(each is kept for each in gc.get_objects())
 def test_what_a_program_has_frozen_itself_stays_frozen() -> None:
     run("""
 gc.freeze()
+num_frozen = gc.get_freeze_count()
 with collector_paused():
     import wave
-assert gc.get_freeze_count() > 0
+assert gc.get_freeze_count() >= num_frozen > 1000
 """)
 
 
 def test_a_block_without_an_import_leaves_garbage_to_the_next_collection() -> None:
     run("""
 own_process()
+num_frozen = gc.get_freeze_count()
 with collector_paused():
     garbage = [["no object of an import"]]
     garbage.append(garbage)
 assert any(each is garbage for each in gc.get_objects(generation=0))
-assert gc.get_freeze_count() == 0
+assert gc.get_freeze_count() == num_frozen
 """)
 
 
